@@ -1,0 +1,64 @@
+"""Model architectures: one file each, used by every source and target."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from converters.architectures.llama import LLAMA, Weight
+from converters.checkpoint import Checkpoint, Tensor
+from edge_llama.errors import CheckpointError
+from edge_llama.gguf import Header, Value
+from quant.recipe import Model
+
+__all__ = ["ARCHITECTURES", "Architecture", "Weight", "for_config", "for_gguf"]
+
+
+class Architecture(Protocol):
+    """What is particular to a family: names and roles, row order, hyperparameters."""
+
+    @property
+    def gguf_name(self) -> str:
+        """``general.architecture``."""
+
+    @property
+    def config_names(self) -> tuple[str, ...]:
+        """Entries of ``architectures`` in config.json."""
+
+    def weights(self, checkpoint: Checkpoint) -> list[Weight]:
+        """Every tensor of the GGUF file, checked for shape, in llama.cpp's order of rows. Reads nothing."""
+
+    def metadata(self, checkpoint: Checkpoint) -> dict[str, Value]:
+        """The hyperparameters under GGUF's keys."""
+
+    def recipe_model(self, checkpoint: Checkpoint) -> Model:
+        """What a recipe's rules ask."""
+
+    def config_from_gguf(self, header: Header) -> dict[str, Any]:
+        """A config.json's content from GGUF metadata."""
+
+    def tensors_from_gguf(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+        """GGUF's tensors under Hugging Face's names and in its order of rows."""
+
+
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA,)
+
+
+def for_config(checkpoint: Checkpoint) -> Architecture:
+    """The architecture that the checkpoint's config names; CheckpointError lists those supported."""
+    named = checkpoint.config.get("architectures") or [None]
+    for architecture in ARCHITECTURES:
+        if isinstance(named, list) and named[0] in architecture.config_names:
+            return architecture
+    supported = ", ".join(name for architecture in ARCHITECTURES for name in architecture.config_names)
+    raise CheckpointError(f"{checkpoint.path}: architecture {named} is not supported", remedy=f"supported: {supported}")
+
+
+def for_gguf(header: Header) -> Architecture:
+    """The architecture of a GGUF source."""
+    for architecture in ARCHITECTURES:
+        if architecture.gguf_name == header.architecture:
+            return architecture
+    supported = ", ".join(architecture.gguf_name for architecture in ARCHITECTURES)
+    raise CheckpointError(
+        f"{header.path}: architecture {header.architecture!r} can't be converted", remedy=f"supported: {supported}"
+    )

