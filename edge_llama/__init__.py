@@ -1,1 +1,49 @@
-"""edge-llama."""
+"""Run Llama models on the device in front of you.
+
+    import edge_llama
+
+    with edge_llama.open() as model:
+        chat = model.chat(system="Answer briefly.")
+        for piece in chat.send("What is the capital of Japan?"):
+            print(piece.text, end="", flush=True)
+
+Importing this loads no native library; opening a model does.
+"""
+
+from edge_llama.chat import Chat
+from edge_llama.errors import (
+    ArtifactError,
+    CheckpointError,
+    ContextFullError,
+    EdgeLlamaError,
+    EngineError,
+    InputError,
+    OptionError,
+    OutputError,
+    TemplateError,
+)
+from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.messages import Message
+from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.sampling import SamplingParams
+
+__all__ = [
+    "Answer",
+    "ArtifactError",
+    "Chat",
+    "CheckpointError",
+    "ContextFullError",
+    "EdgeLlamaError",
+    "EngineError",
+    "Generation",
+    "InputError",
+    "Message",
+    "Model",
+    "OptionError",
+    "OutputError",
+    "Piece",
+    "SamplingParams",
+    "TemplateError",
+    "Timings",
+    "open",
+]

@@ -1,0 +1,1 @@
+"""Engines that run a tower. Each keeps the Protocols of :mod:`edge_llama.backends.base`."""

@@ -1,0 +1,71 @@
+"""The seam between the runtime and its engines: two Protocols, one per tower."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.sampling import SamplingParams
+from edge_llama.tokenizer import Tokenizer
+
+
+class AbortedError(Exception):
+    """``decode`` was stopped by ``abort``; the cache is as it was before the call."""
+
+
+class Sampler(Protocol):
+    """Chooses tokens for one answer, remembering those that it chose."""
+
+    def sample(self) -> int:
+        """A token by the logits of the last decoded position."""
+
+    def close(self) -> None:
+        """Give back the engine's memory."""
+
+
+class TextTower(Protocol):
+    """Tokens in, logits out, with a KV cache of one sequence. Only one thread may use it, ``abort`` excepted."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that the cache holds."""
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens that one ``decode`` takes at most."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended."""
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
+
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` positions of the cache."""
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
+        """A sampler that has already seen the tokens of ``history``."""
+
+    def use_threads(self, count: int) -> None:
+        """How many threads the next ``decode`` uses."""
+
+    def abort(self) -> None:
+        """Stop the ``decode`` that is running, and refuse others until ``resume``. Any thread may call it."""
+
+    def resume(self) -> None:
+        """Take work again after ``abort``."""
+
+    def close(self) -> None:
+        """Give back the engine's memory."""
+
+
+class VisionTower(Protocol):
+    """Tiles in, embeddings out."""
+
+    def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``(n_tiles, 3, side, side)`` normalised pixels to ``(n_tiles, tokens, n_embd)`` embeddings."""

@@ -1,0 +1,154 @@
+"""A model that is open: the runtime's front door."""
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from edge_llama import devices
+from edge_llama.artifact import locate, read_artifact
+from edge_llama.chat import Chat
+from edge_llama.engine import Engine
+from edge_llama.errors import ContextFullError, OptionError, TemplateError
+from edge_llama.fit import context_size
+from edge_llama.formats import FORMATS
+from edge_llama.generation import Answer, Generation
+from edge_llama.messages import Message, check_text
+from edge_llama.prompts import ChatTemplate
+from edge_llama.sampling import SamplingParams
+
+_log = logging.getLogger("edge_llama")
+_KV_FORMATS = ("f16", "f32")
+
+
+class Model:
+    """A model file, loaded. Threads may share it; their work is done in turn."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        flash_attention: bool = False,
+        kv_format: str = "f16",
+        chat_template: str | None = None,
+    ) -> None:
+        """See :func:`open`."""
+        from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415 - loads native code
+
+        if kv_format not in _KV_FORMATS:
+            raise OptionError(f"kv_format is {kv_format!r}", remedy=f"known: {', '.join(_KV_FORMATS)}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 512):
+            raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 512")
+        self.artifact = read_artifact(locate(model))
+        self.context = context_size(self.artifact, n_ctx, FORMATS[kv_format], devices.available_memory())
+        self._template_source = chat_template or self.artifact.chat_template
+        tower = LlamaCppTower(
+            self.artifact,
+            n_ctx=self.context.n_ctx,
+            threads=threads or devices.cpu_threads(),
+            flash_attention=flash_attention,
+            kv_format=kv_format,
+        )
+        self.tokenizer = tower.tokenizer
+        self._engine = Engine(tower, (lambda: threads) if threads else devices.free_threads)
+        self._finalizer = weakref.finalize(self, self._engine.close)
+        _log.info("%s: %s", self.artifact.path, self.context)
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        return self.context.n_ctx
+
+    def chat(self, *, system: str | None = None) -> Chat:
+        """A new conversation. Raises TemplateError if the model has no chat template."""
+        _ = self.template
+        return Chat(self, system=system)
+
+    def generate(self, prompt: str, **params: Any) -> Generation:
+        """Continue ``prompt`` as it stands, without a chat template; ``params`` are those of SamplingParams.
+
+        Raises OptionError or ContextFullError at once.
+        """
+        check_text(prompt, "the prompt")
+        bos = self.tokenizer.bos
+        tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
+        if not tokens:
+            raise OptionError("the prompt is empty", remedy="give some text to continue")
+        return self._generate(tokens, params)
+
+    def answer(
+        self, messages: Sequence[Message], *, on_finish: Callable[[Answer], None] | None = None, **params: Any
+    ) -> Generation:
+        """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
+        return self._generate(self.template.tokens(messages), params, on_finish)
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """How many tokens the conversation takes, rendered for an answer."""
+        return len(self.template.tokens(messages))
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template; TemplateError if there is none or it is not valid."""
+        if not self._template_source:
+            raise TemplateError(
+                f"{self.artifact.path}: the model has no chat template",
+                remedy="pass one (--chat-template FILE), or continue plain text (run --raw, Model.generate)",
+            )
+        return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
+
+    def _generate(
+        self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
+    ) -> Generation:
+        try:
+            sampling = SamplingParams(**params)
+        except TypeError as error:
+            known = ", ".join(SamplingParams.__slots__)
+            raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
+        if len(tokens) >= self.n_ctx:
+            raise ContextFullError(len(tokens), self.n_ctx)
+        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self)
+
+    def close(self) -> None:
+        """Cancel what is running and free the memory. May be called twice."""
+        self._finalizer()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(  # noqa: A001 - as in io.open; used as edge_llama.open
+    model: str | os.PathLike[str] | None = None,
+    *,
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    flash_attention: bool = False,
+    kv_format: str = "f16",
+    chat_template: str | None = None,
+) -> Model:
+    """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
+
+    ``n_ctx`` None takes what the model was trained for as far as it is useful and fits the memory
+    (``Model.context`` says); ``threads`` None takes the cores that are free when an answer begins.
+    ``flash_attention`` is off because generation on a CPU is faster without (prompts are faster with).
+    ``kv_format`` is f16 or f32. ``chat_template`` is Jinja text in place of the model's own.
+
+    Raises ArtifactError, OptionError or EngineError.
+    """
+    return Model(
+        model,
+        n_ctx=n_ctx,
+        threads=threads,
+        flash_attention=flash_attention,
+        kv_format=kv_format,
+        chat_template=chat_template,
+    )

@@ -1,0 +1,48 @@
+"""A KV cache and the tokens in it."""
+
+from collections.abc import Sequence
+
+from edge_llama.backends.base import TextTower
+from edge_llama.errors import ContextFullError
+
+
+class Session:
+    """Reads prompts into a tower's cache, and reads nothing twice that the cache already holds."""
+
+    def __init__(self, tower: TextTower) -> None:
+        self._tower = tower
+        self.tokens: list[int] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token fits."""
+        return len(self.tokens) >= self._tower.n_ctx
+
+    def read(self, prompt: Sequence[int]) -> int:
+        """Bring the cache to hold exactly ``prompt``, its last position's logits ready; the number of tokens reused.
+
+        Raises ContextFullError before any work; AbortedError leaves what was read so far in the cache.
+        """
+        if len(prompt) >= self._tower.n_ctx:
+            raise ContextFullError(len(prompt), self._tower.n_ctx)
+        reused = min(self._shared(prompt), len(prompt) - 1)
+        self.rewind(reused)
+        step = self._tower.n_batch
+        for start in range(reused, len(prompt), step):
+            self.append(*prompt[start : start + step])
+        return reused
+
+    def append(self, *tokens: int) -> None:
+        """Decode at most ``n_batch`` tokens after those in the cache."""
+        self._tower.decode(tokens)
+        self.tokens += tokens
+
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` tokens."""
+        if length < len(self.tokens):
+            self._tower.rewind(length)
+            del self.tokens[length:]
+
+    def _shared(self, prompt: Sequence[int]) -> int:
+        pairs = enumerate(zip(self.tokens, prompt, strict=False))
+        return next((at for at, (ours, theirs) in pairs if ours != theirs), min(len(self.tokens), len(prompt)))

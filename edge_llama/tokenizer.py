@@ -1,0 +1,29 @@
+"""Text to token ids and back: what every backend's tokenizer offers."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """A model's vocabulary at work."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by their text: what only a chat template may write."""
+
+    @property
+    def special_texts(self) -> Mapping[str, str]:
+        """``bos_token``, ``eos_token``, ... as chat templates name them."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a raw prompt, or None where the model wants none."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of plain text; nothing in it becomes a control token."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether the model ends its turn with this token."""
