@@ -71,7 +71,7 @@ def convert(
     with _destination(Path(output), work, force) as file:
         file.write(work.layout.header)
         for entry, data, is_last in _recoded(work.layout, threads or _cpu_count()):
-            file.write(data)
+            file.write(data.data)
             if is_last:
                 file.write(bytes(work.layout.padding(entry)))
             if on_progress:
@@ -146,12 +146,14 @@ def _destination(output: Path, work: Plan, force: bool) -> Iterator[BinaryIO]:
 
 def _check_output(output: Path, work: Plan, force: bool) -> None:
     source = work.checkpoint.path.resolve()
-    if output.resolve() == source or source in output.resolve().parents and output.name in os.listdir(source):
+    if output.resolve() == source:
         raise OutputError(f"{output}: output and source are the same", remedy="give another name")
     if output.exists() and not force:
         raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
     if output.is_dir() != bool(work.layout.stream) and output.exists():
-        raise OutputError(f"{output}: is a {'folder' if output.is_dir() else 'file'}, the output is not", remedy="give another name")
+        raise OutputError(
+            f"{output}: is a {'folder' if output.is_dir() else 'file'}, the output is not", remedy="give another name"
+        )
     existing = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < work.layout.output_bytes:

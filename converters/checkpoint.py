@@ -5,16 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
-
-if TYPE_CHECKING:
-    from converters.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What every source gives: a Hugging Face ``config.json``'s content, tensors under Hugging Face's names, a vocabulary.
+    """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
     ``generation`` is generation_config.json's content, empty if there is none.
     """
@@ -62,7 +60,7 @@ class Checkpoint:
     name: str
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
-    vocabulary: "Vocabulary"
+    vocabulary: Vocabulary
     generation: Mapping[str, Any]
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -30,7 +30,8 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
         return _only_gguf(path)
     if not path.exists():
         raise ArtifactError(
-            f"{path}: no such file or folder", remedy=f"give a .gguf file, or the name {BUILT_IN!r} for the built-in model"
+            f"{path}: no such file or folder",
+            remedy=f"give a .gguf file, or the name {BUILT_IN!r} for the built-in model",
         )
     return path
 
@@ -65,7 +66,8 @@ def _only_gguf(folder: Path) -> Path:
         return files[0]
     if (folder / "config.json").is_file():
         raise ArtifactError(
-            f"{folder}: this is a full-precision checkpoint", remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf"
+            f"{folder}: this is a full-precision checkpoint",
+            remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf",
         )
     found = ", ".join(file.name for file in files) or "none"
     raise ArtifactError(f"{folder}: expected exactly one .gguf file, found {found}", remedy="name the file itself")
@@ -147,7 +149,9 @@ def _is_number(header: Header, key: str) -> bool:
 def _check_vocabulary(header: Header) -> None:
     tokens = header.fields.get("tokenizer.ggml.tokens")
     if tokens is None:
-        raise ArtifactError(f"{header.path}: tokenizer.ggml.tokens is missing", remedy="convert the model again with its tokenizer")
+        raise ArtifactError(
+            f"{header.path}: tokenizer.ggml.tokens is missing", remedy="convert the model again with its tokenizer"
+        )
     for key in ("scores", "token_type"):
         value = header.fields.get(f"tokenizer.ggml.{key}")
         if value is not None and len(value.data) != len(tokens.data):
@@ -157,4 +161,6 @@ def _check_vocabulary(header: Header) -> None:
     for key in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         token = header.get(f"tokenizer.ggml.{key}_token_id", int, 0)
         if not 0 <= token < len(tokens.data):
-            raise ArtifactError(f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens")
+            raise ArtifactError(
+                f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens"
+            )

@@ -23,7 +23,7 @@ def free_threads() -> int:
 
 
 def _runnable() -> int:
-    """Threads that are running or ready to, machine-wide, at this moment (Linux); elsewhere the load of the last minute."""
+    """Threads that are running or ready to, machine-wide, now (Linux); elsewhere the load of the last minute."""
     try:
         return int(Path("/proc/loadavg").read_text("ascii").split()[3].partition("/")[0])
     except (OSError, ValueError, IndexError):

@@ -35,7 +35,9 @@ def context_size(artifact: Artifact, requested: int | None, kv_format: Format, a
     trained = artifact.n_ctx_train
     if requested is None:
         # Half of what is free: the rest is for others, and for the pages of the model's own file.
-        n_ctx, reason = min((trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, "what fits"))
+        n_ctx, reason = min(
+            (trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, "what fits")
+        )
         if n_ctx < min(_STEP, trained):
             raise OptionError(
                 f"{artifact.path}: not enough memory: the model takes {artifact.weight_bytes:,} bytes, "
@@ -44,7 +46,9 @@ def context_size(artifact: Artifact, requested: int | None, kv_format: Format, a
             )
         return ContextSize(n_ctx, n_ctx * per_token, reason)
     if isinstance(requested, bool) or not isinstance(requested, int) or not 1 < requested <= trained:
-        raise OptionError(f"n_ctx is {requested!r}, expected a whole number from 2 to {trained:,}, what the model was trained for")
+        raise OptionError(
+            f"n_ctx is {requested!r}, expected a whole number from 2 to {trained:,}, what the model was trained for"
+        )
     if requested > largest:
         raise OptionError(
             f"n_ctx {requested:,} needs {requested * per_token:,} bytes beside the model's {artifact.weight_bytes:,}, "

@@ -75,7 +75,7 @@ FORMATS: dict[str, Format] = {
         ("q2_0", 42, 64, 18),
     ]
 }
-BY_GGML_ID: dict[int, Format] = {format.ggml_id: format for format in FORMATS.values()}
+BY_GGML_ID: dict[int, Format] = {entry.ggml_id: entry for entry in FORMATS.values()}
 
 F32 = FORMATS["f32"]
 F16 = FORMATS["f16"]

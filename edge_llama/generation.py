@@ -174,7 +174,7 @@ class _Work:
             self._emit("", self._generate())
         except AbortedError:
             self._emit("", "cancelled")
-        except Exception as error:  # noqa: BLE001 - it belongs to the caller, not to this thread
+        except Exception as error:
             self.out.put(error)
 
     def _generate(self) -> FinishReason:

@@ -93,7 +93,7 @@ def array(item: ValueType, values: Sequence[Any]) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One row of the tensor table. ``shape`` is numpy's order: rows first, columns last; ``offset`` counts from the file's start."""
+    """One row of the tensor table. ``shape``: rows first, columns last; ``offset`` counts from the file's start."""
 
     name: str
     shape: tuple[int, ...]

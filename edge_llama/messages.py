@@ -41,5 +41,6 @@ def check_text(text: object, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise OptionError(
-            f"{what} has a lone surrogate, {text[error.start]!a}, at character {error.start}", remedy="give valid Unicode"
+            f"{what} has a lone surrogate, {text[error.start]!a}, at character {error.start}",
+            remedy="give valid Unicode",
         ) from error

@@ -21,6 +21,13 @@ from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams
 
 _log = logging.getLogger("edge_llama")
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 _KV_FORMATS = ("f16", "f32")
 
 
@@ -42,7 +49,9 @@ class Model:
 
         if kv_format not in _KV_FORMATS:
             raise OptionError(f"kv_format is {kv_format!r}", remedy=f"known: {', '.join(_KV_FORMATS)}")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 512):
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 512
+        ):
             raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 512")
         self.artifact = read_artifact(locate(model))
         self.context = context_size(self.artifact, n_ctx, FORMATS[kv_format], devices.available_memory())
@@ -101,11 +110,19 @@ class Model:
             )
         return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
 
+    @cached_property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """The sampling settings that the model's publisher recommends, as far as the file carries them."""
+        fields = (
+            (name, self.artifact.header.fields.get(f"general.sampling.{key}")) for key, name in _SAMPLING_KEYS.items()
+        )
+        return {name: value.data for name, value in fields if value is not None}
+
     def _generate(
         self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
     ) -> Generation:
         try:
-            sampling = SamplingParams(**params)
+            sampling = SamplingParams(**{**self.sampling_defaults, **params})
         except TypeError as error:
             known = ", ".join(SamplingParams.__slots__)
             raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error

@@ -61,7 +61,15 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._tokenizer.special_texts,
             )
-        except (JinjaError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            JinjaError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise TemplateError(f"{self._where}: the chat template failed: {error}") from error
 
 
@@ -120,11 +128,9 @@ def _compile(source: str, where: str) -> "Template":
 
 
 def _to_json(value: Any, **options: Any) -> str:
-    """transformers' ``tojson``: plain JSON, without Jinja's HTML escapes."""
+    """Transformers' ``tojson``: plain JSON, without Jinja's HTML escapes."""
     return json.dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
 
 
 def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
-
-

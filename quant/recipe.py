@@ -4,8 +4,9 @@ The rules are those of ``llama-quant.cpp`` (ggml 0.25); a file converted by them
 They know roles, not names: ``attn_v`` of layer 3 of 32.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from edge_llama.formats import F16, F32, FORMATS, Format
 
@@ -31,6 +32,13 @@ class Model:
     n_head: int
     n_head_kv: int
     n_expert: int = 0
+
+
+class Choice(NamedTuple):
+    """The format that a tensor gets; ``wanted`` differs where its rows are no multiple of that one's block."""
+
+    format: Format
+    wanted: Format
 
 
 Rule = Callable[[int, Model], str | None]
@@ -64,21 +72,20 @@ RECIPES: dict[str, Recipe] = {
         Recipe("bf16", 32, FORMATS["bf16"]),
         Recipe("q8_0", 7, FORMATS["q8_0"]),
         Recipe("q4_0", 2, FORMATS["q4_0"]),
-        Recipe(
-            "q4_k_m", 15, FORMATS["q4_k"], {"attn_v": _q6_k_where_it_counts, "ffn_down": _q6_k_where_it_counts}
-        ),
+        Recipe("q4_k_m", 15, FORMATS["q4_k"], {"attn_v": _q6_k_where_it_counts, "ffn_down": _q6_k_where_it_counts}),
     ]
 }
 
 
-def assign(recipe: Recipe, slots: Sequence[Slot], model: Model) -> list[Format]:
-    """The format of each slot. The order counts: rules go by a tensor's index among its kind."""
+def assign(recipe: Recipe, slots: Sequence[Slot], model: Model) -> list[Choice]:
+    """A format for each slot. The order counts: rules go by a tensor's index among its kind."""
     tied = all(slot.role != "output" for slot in slots)
     seen: dict[str, int] = {}
-    return [_choose(recipe, slot, model, tied, seen) for slot in slots]
+    wanted = [_wanted(recipe, slot, model, tied, seen) for slot in slots]
+    return [Choice(_fallback(format_, slot.columns), format_) for format_, slot in zip(wanted, slots, strict=True)]
 
 
-def _choose(recipe: Recipe, slot: Slot, model: Model, tied: bool, seen: dict[str, int]) -> Format:
+def _wanted(recipe: Recipe, slot: Slot, model: Model, tied: bool, seen: dict[str, int]) -> Format:
     if slot.n_dims < 2:
         return F32
     if slot.role in ("norm", "router", "bias"):
@@ -86,7 +93,7 @@ def _choose(recipe: Recipe, slot: Slot, model: Model, tied: bool, seen: dict[str
     if not recipe.default.is_quantized:
         return recipe.default
     if slot.role == "output" or (tied and slot.role == "token_embd"):
-        return _fallback(_head(recipe.default, slot.columns), slot.columns)
+        return _head(recipe.default, slot.columns)
     index = seen.get(slot.role, 0)
     seen[slot.role] = index + 1
     if slot.role == "ffn_down" and model.n_expert > 1:
@@ -94,7 +101,7 @@ def _choose(recipe: Recipe, slot: Slot, model: Model, tied: bool, seen: dict[str
     rule = recipe.rules.get(slot.role)
     name = rule(index, model) if rule else None
     chosen = FORMATS[name] if name else recipe.default
-    return _fallback(_for_large_models(chosen, slot.role, model), slot.columns)
+    return _for_large_models(chosen, slot.role, model)
 
 
 def _head(default: Format, columns: int) -> Format:
@@ -119,8 +126,3 @@ def _fallback(format_: Format, columns: int) -> Format:
         return format_
     format_ = FORMATS[_FALLBACKS.get(format_.name, format_.name)]
     return format_ if columns % format_.block_size == 0 else F16
-
-
-def names(recipes: Iterable[Recipe] = RECIPES.values()) -> str:
-    """The recipes' names, for help texts and errors."""
-    return ", ".join(recipe.name for recipe in recipes)

@@ -36,7 +36,9 @@ class Architecture(Protocol):
     def config_from_gguf(self, header: Header) -> dict[str, Any]:
         """A config.json's content from GGUF metadata."""
 
-    def tensors_from_gguf(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    def tensors_from_gguf(
+        self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
+    ) -> dict[str, Tensor]:
         """GGUF's tensors under Hugging Face's names and in its order of rows."""
 
 

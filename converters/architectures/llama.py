@@ -113,7 +113,9 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     """Read a Llama config.json; CheckpointError names the field that is missing, of a wrong type or unsupported."""
     fields = _Config(config, path)
     if config.get("quantization_config"):
-        raise fields.fail("quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint")
+        raise fields.fail(
+            "quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint"
+        )
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise fields.fail("hidden_act", f"is {activation!r}, expected 'silu'")
     n_embd, n_head = fields.size("hidden_size"), fields.size("num_attention_heads")
@@ -273,7 +275,8 @@ class Llama:
         names = {tensor.name for tensor in header.tensors}
         if _ROPE_FREQS in names or "llama.rope.scaling.type" in header.fields:
             raise CheckpointError(
-                f"{header.path}: rotary scaling can't be read back from GGUF yet", remedy="convert the original checkpoint"
+                f"{header.path}: rotary scaling can't be read back from GGUF yet",
+                remedy="convert the original checkpoint",
             )
 
         def number(key: str, default: int = 0) -> int:
@@ -299,7 +302,9 @@ class Llama:
             "mlp_bias": "blk.0.ffn_up.bias" in names,
         }
 
-    def tensors_from_gguf(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    def tensors_from_gguf(
+        self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
+    ) -> dict[str, Tensor]:
         """GGUF's tensors under Hugging Face's names, Q and K rows in halves again."""
         hp = hyperparameters(config, path)
         found = {}
@@ -308,10 +313,9 @@ class Llama:
             source = (_layer_names(hp) if layer else _OUTSIDE).get(rest)
             if source is None:
                 raise CheckpointError(f"{path}: tensor {name!r} is not part of a Llama")
-            if rest.startswith(("attn_q.", "attn_k.")):
-                tensor = halved(tensor, hp.head_dim)
+            is_rotary = rest.startswith(("attn_q.", "attn_k."))
             full_name = prefix + source[0]
-            found[full_name] = tensor.renamed(full_name)
+            found[full_name] = (halved(tensor, hp.head_dim) if is_rotary else tensor).renamed(full_name)
         return found
 
 

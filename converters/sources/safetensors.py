@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint, Tensor, read_json
-from converters.vocabulary import from_folder
+from converters.tokenizer_files import read_folder
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import BF16, F16, F32, Format
 
@@ -29,12 +29,14 @@ def open_folder(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``; headers, config and tokenizer are read, weights are not."""
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise CheckpointError(f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint")
+        raise CheckpointError(
+            f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint"
+        )
     config = read_json(config_path)
     tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
-    return Checkpoint(folder, _name(folder, config), config, tensors, from_folder(folder, config), generation)
+    return Checkpoint(folder, _name(folder, config), config, tensors, read_folder(folder, config), generation)
 
 
 def _name(folder: Path, config: Mapping[str, Any]) -> str:
@@ -52,8 +54,12 @@ def _single_file(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if files:
-        raise CheckpointError(f"{folder}: {len(files)} safetensors files but no {INDEX}", remedy="download the index too")
-    remedy = "convert .bin or .pth weights to safetensors first" if any(folder.glob("*.bin")) else "download the weights too"
+        raise CheckpointError(
+            f"{folder}: {len(files)} safetensors files but no {INDEX}", remedy="download the index too"
+        )
+    remedy = (
+        "convert .bin or .pth weights to safetensors first" if any(folder.glob("*.bin")) else "download the weights too"
+    )
     raise CheckpointError(f"{folder}: no *.safetensors file", remedy=remedy)
 
 
@@ -140,10 +146,13 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     format_ = _DTYPES.get(dtype)
     if format_ is None:
         raise CheckpointError(
-            f"{path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16", remedy="give full-precision weights"
+            f"{path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16",
+            remedy="give full-precision weights",
         )
     if prod(shape) * format_.block_bytes != end - begin:
-        raise CheckpointError(f"{path}: tensor {name!r} of {shape} {dtype} can't take the {end - begin:,} bytes it claims")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of {shape} {dtype} can't take the {end - begin:,} bytes it claims"
+        )
     shape = tuple(shape) or (1,)
     return Tensor(name, shape, format_, reader(path, data_start + begin, format_.row_bytes(shape[-1])))
 
@@ -158,7 +167,8 @@ def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int
         at = end
     if at != data_size:
         raise CheckpointError(
-            f"{path}: tensors take {at:,} bytes but the file holds {data_size:,}", remedy="the file is cut short or damaged"
+            f"{path}: tensors take {at:,} bytes but the file holds {data_size:,}",
+            remedy="the file is cut short or damaged",
         )
 
 

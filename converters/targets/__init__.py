@@ -14,7 +14,9 @@ def choose(output: Path, to: str | None, quant: str | None) -> tuple[ModuleType,
     """The target module and the recipe for ``--to`` and ``--quant``; OptionError lists what there is."""
     name = to or ("gguf" if output.suffix == ".gguf" else None)
     if name is None:
-        raise OptionError(f"{output}: what shall be written?", remedy="end the name in .gguf, or say --to gguf|safetensors")
+        raise OptionError(
+            f"{output}: what shall be written?", remedy="end the name in .gguf, or say --to gguf|safetensors"
+        )
     target = TARGETS.get(name)
     if target is None:
         raise OptionError(f"--to {name}: unknown", remedy=f"known: {', '.join(TARGETS)}")

@@ -3,7 +3,6 @@
 Only ``general.*`` naming keys and ``edge_llama.*`` differ.
 """
 
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -36,8 +35,8 @@ def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
         for weight in weights
     ]
-    formats = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint))
-    entries = tuple(Entry(weight.tensor, format_) for weight, format_ in zip(weights, formats, strict=True))
+    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint))
+    entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
         "general.architecture": string(architecture.gguf_name),
         "general.type": string("model"),
@@ -64,7 +63,6 @@ def _generation_defaults(checkpoint: Checkpoint) -> dict[str, Value]:
 
 def _number(checkpoint: Checkpoint, key: str, kind: ValueType) -> Value:
     number: Any = checkpoint.generation[key]
-    expected: Mapping[ValueType, type] = {ValueType.INT32: int, ValueType.FLOAT32: float}
-    if isinstance(number, bool) or not isinstance(number, int | expected[kind]):
+    if isinstance(number, bool) or not isinstance(number, int if kind is ValueType.INT32 else int | float):
         raise CheckpointError(f"{checkpoint.path}: generation_config.json: {key} is {number!r}, expected a number")
     return f32(number) if kind is ValueType.FLOAT32 else Value(kind, number)

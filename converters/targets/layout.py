@@ -14,6 +14,8 @@ class Entry:
 
     tensor: Tensor
     format: Format
+    wanted: Format | None = None
+    """What the recipe would have chosen if the rows were whole blocks of it."""
 
     @property
     def nbytes(self) -> int:

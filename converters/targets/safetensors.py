@@ -7,7 +7,7 @@ from converters.architectures import for_config
 from converters.architectures.llama import hyperparameters
 from converters.checkpoint import Checkpoint
 from converters.targets.layout import Entry, Layout
-from converters.vocabulary import to_tokenizer_files
+from converters.tokenizer_files import write_files
 from edge_llama.formats import FORMATS, Format
 
 QUANTS = ("f32", "f16", "bf16")
@@ -27,7 +27,7 @@ def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
     files = {
         "config.json": config,
         "generation_config.json": {**checkpoint.generation, **ids},
-        **to_tokenizer_files(checkpoint.vocabulary, checkpoint.path),
+        **write_files(checkpoint.vocabulary, checkpoint.path),
     }
     return Layout(
         header=_header(entries, format_),

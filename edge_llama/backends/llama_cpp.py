@@ -34,7 +34,7 @@ def _engine() -> Any:
         import llama_cpp  # noqa: PLC0415 - loads native code, only when a model is opened
     except (ImportError, RuntimeError, OSError) as error:
         raise EngineError(f"llama-cpp-python cannot be loaded: {error}", remedy="reinstall it") from error
-    llama_cpp.llama_log_set(_native_log, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_NATIVE_LOG, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
 
@@ -42,7 +42,6 @@ def _engine() -> Any:
 _last_lines: deque[str] = deque(maxlen=4)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def _native_log(level: int, text: bytes, _data: int | None) -> None:
     line = text.decode("utf-8", "replace").strip()
     if level == max(_LEVELS):
@@ -50,6 +49,9 @@ def _native_log(level: int, text: bytes, _data: int | None) -> None:
     if line and level in _LEVELS:
         # What the engine calls a warning is about its own choices; our callers see an error when work fails.
         _log.debug("%s: %s", logging.getLevelName(_LEVELS[level]), line)
+
+
+_NATIVE_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_native_log)
 
 
 def _why() -> str:
@@ -96,7 +98,8 @@ class LlamaCppTower:
         if not self._context:
             lib.llama_model_free(self._model)
             raise EngineError(
-                f"{artifact.path}: llama.cpp cannot make a context of {n_ctx:,} tokens{_why()}", remedy="use a smaller n_ctx"
+                f"{artifact.path}: llama.cpp cannot make a context of {n_ctx:,} tokens{_why()}",
+                remedy="use a smaller n_ctx",
             )
         self._memory: Any = lib.llama_get_memory(self._context)
         self._n_ctx = n_ctx
@@ -169,9 +172,7 @@ class LlamaCppTower:
 
 
 class _NativeSampler:
-    def __init__(
-        self, lib: Any, context: Any, n_vocab: int, params: SamplingParams, history: Sequence[int]
-    ) -> None:
+    def __init__(self, lib: Any, context: Any, n_vocab: int, params: SamplingParams, history: Sequence[int]) -> None:
         self._lib = lib
         self._context = context
         self._chain = chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())

@@ -1,0 +1,41 @@
+# The two commands: `make chat` and `make test`. Both install what they need into .venv.
+
+PYTHON ?= python3
+ENV := .venv
+BIN := $(ENV)/bin
+# The built-in model belongs to the environment: edge-llama looks here when no model is named.
+SHARE := $(ENV)/share/edge-llama
+CHECKPOINT := $(SHARE)/smollm2
+MODEL := $(SHARE)/smollm2-q4_k_m.gguf
+
+.PHONY: chat test lint clean
+.DELETE_ON_ERROR:
+
+chat: $(MODEL)
+	@$(BIN)/edge-llama chat
+
+# Converted once: the environment may be renewed without doing it again.
+$(MODEL): | $(CHECKPOINT)/model.safetensors
+	@$(BIN)/edge-llama convert $(CHECKPOINT) $@ --force
+
+$(CHECKPOINT)/model.safetensors: | $(ENV)/.installed
+	@$(BIN)/edge-llama convert smollm2 $(CHECKPOINT) --to safetensors --force
+
+$(ENV)/.installed: pyproject.toml scripts/install.py
+	@$(PYTHON) scripts/install.py $(ENV) convert,demo
+	@touch $@
+
+$(ENV)/.installed-dev: pyproject.toml scripts/install.py
+	@$(PYTHON) scripts/install.py $(ENV) dev
+	@touch $@ $(ENV)/.installed
+
+lint: $(ENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint $(MODEL)
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf $(ENV) dist build

@@ -1,0 +1,350 @@
+"""Tokenizer files (tokenizer.model, tokenizer.json and the like) to and from a Vocabulary.
+
+What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Two differences
+are deliberate: a byte-level BPE is recognised by its splitting regex, not by a hash of one encoded text (an edited
+or retrained tokenizer works); and a sentencepiece vocabulary that comes as tokenizer.json alone gets scores by the
+order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from converters.checkpoint import read_json
+from converters.vocabulary import TokenType, Vocabulary
+from edge_llama.errors import CheckpointError
+
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL | {"use_regex": True}],
+    "gpt-2": [_BYTE_LEVEL | {"use_regex": True}],
+    "llama-bpe": [
+        {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False},
+        _BYTE_LEVEL | {"use_regex": False},
+    ],
+}
+_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_CODE_LLAMA_SIZE = 32016
+_CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+
+
+def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a Hugging Face folder, padded to config's vocab_size as the embedding is.
+
+    A ``tokenizer.model`` (sentencepiece) comes first, as in llama.cpp's converter. Raises CheckpointError.
+    """
+    tokenizer_path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokenizer = read_json(tokenizer_path) if tokenizer_path.is_file() else {}
+    settings = read_json(config_path) if config_path.is_file() else {}
+    n_vocab = config.get("vocab_size")
+    if type(n_vocab) is not int or n_vocab < 1:
+        raise CheckpointError(f"{folder}: config.json: vocab_size is {n_vocab!r}, expected a positive integer")
+    if (folder / "tokenizer.model").is_file():
+        vocabulary = _sentencepiece(folder, settings, n_vocab)
+    elif not tokenizer:
+        raise CheckpointError(
+            f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
+        )
+    elif tokenizer.get("model", {}).get("byte_fallback"):
+        vocabulary = _sentencepiece_json(tokenizer_path, tokenizer, settings, n_vocab)
+    else:
+        vocabulary = _byte_level(tokenizer_path, tokenizer, settings, n_vocab)
+    special, add = _special_tokens(tokenizer, settings, config, n_vocab)
+    if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
+        add["bos"] = False
+    return replace(
+        vocabulary,
+        special=special,
+        add=add,
+        add_space_prefix=settings.get("add_prefix_space"),
+        chat_templates=_chat_templates(folder, settings),
+    )
+
+
+def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
+
+    path = folder / "tokenizer.model"
+    try:
+        pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+        pieces.vocab_size()
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error
+    size = pieces.vocab_size()
+    if size > n_vocab:
+        raise CheckpointError(f"{path}: {size:,} tokens but the embedding has {n_vocab:,} rows (vocab_size)")
+    table = _Table(path, n_vocab, padding_score=-10000.0)
+    for index in range(size):
+        table.put(index, pieces.id_to_piece(index), _piece_type(pieces, index), pieces.get_score(index))
+    added = folder / "added_tokens.json"
+    for text, index in (read_json(added) if added.is_file() else {}).items():
+        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
+    for index, entry in (settings.get("added_tokens_decoder") or {}).items():
+        table.put(int(index), *_added(entry["content"], bool(entry.get("special"))), -1000.0)
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+
+
+def _piece_type(pieces: Any, index: int) -> TokenType:
+    if pieces.is_unknown(index):
+        return TokenType.UNKNOWN
+    if pieces.is_control(index):
+        return TokenType.CONTROL
+    if pieces.is_unused(index):
+        return TokenType.UNUSED
+    return TokenType.BYTE if pieces.is_byte(index) else TokenType.NORMAL
+
+
+def _sentencepiece_json(
+    path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int
+) -> Vocabulary:
+    """A sentencepiece vocabulary given as tokenizer.json: the rank of a token's first merge is its score."""
+    model = tokenizer["model"]
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(_merges(path, model)):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    table = _Table(path, n_vocab, padding_score=-10000.0)
+    for text, index in model["vocab"].items():
+        is_byte = len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+        kind = TokenType.BYTE if is_byte else TokenType.NORMAL
+        if text == model.get("unk_token"):
+            kind = TokenType.UNKNOWN
+        # Characters that no merge makes: they only need to be worse than all that merges make.
+        table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
+    for index, text, special in _added_tokens(path, tokenizer, settings):
+        if table.types[index] != TokenType.UNKNOWN:
+            table.put(index, *_added(text, special), -1000.0)
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+
+
+def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    model = tokenizer.get("model", {})
+    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise CheckpointError(
+            f"{path}: tokenizer model {model.get('type')!r} is not supported", remedy="supported: BPE"
+        )
+    pre = pre_tokenizer_name(path, tokenizer)
+    table = _Table(path, n_vocab)
+    for text, index in model["vocab"].items():
+        table.put(index, text, TokenType.NORMAL)
+    for index, text, special in _added_tokens(path, tokenizer, settings):
+        table.put(index, *_added(text, special))
+    merges = list(_merges(path, model))
+    known = set(table.tokens)
+    for merge in merges:
+        if merge.count(" ") != 1 or not known.issuperset(merge.split(" ")):
+            raise CheckpointError(f"{path}: merge {merge!r} names a token that is not in the vocabulary")
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+
+
+def pre_tokenizer_name(path: Path, tokenizer: Mapping[str, Any]) -> str:
+    """llama.cpp's name for the rule by which tokenizer.json splits text before merging."""
+    steps = list(_steps(tokenizer.get("pre_tokenizer") or {}))
+    regexes = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]
+    digits = any(step.get("type") == "Digits" and step.get("individual_digits") for step in steps)
+    own_regex = any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps)
+    if not tokenizer.get("normalizer"):
+        if regexes == [LLAMA3_REGEX] and not digits:
+            return "llama-bpe" if tokenizer["model"].get("ignore_merges") else "smaug-bpe"
+        if not regexes and own_regex:
+            return "smollm" if digits else "gpt-2"
+    raise CheckpointError(
+        f"{path}: unknown pre-tokenizer: {json.dumps(tokenizer.get('pre_tokenizer'))[:300]}",
+        remedy="supported: those of Llama 3, SmolLM and GPT-2",
+    )
+
+
+def _steps(pre_tokenizer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if pre_tokenizer.get("type") == "Sequence":
+        for step in pre_tokenizer.get("pretokenizers", []):
+            yield from _steps(step)
+    else:
+        yield pre_tokenizer
+
+
+class _Table:
+    """Tokens by id, filled with unused ones up to the embedding's size."""
+
+    def __init__(self, path: Path, n_vocab: int, padding_score: float = 0.0) -> None:
+        self.path = path
+        self.tokens = [f"[PAD{index}]" for index in range(n_vocab)]
+        self.types = [int(TokenType.UNUSED)] * n_vocab
+        self.scores = [padding_score] * n_vocab
+
+    def put(self, index: Any, text: str, kind: TokenType, score: float = 0.0) -> None:
+        if type(index) is not int or not 0 <= index < len(self.tokens):
+            raise CheckpointError(
+                f"{self.path}: token {text!r} has id {index}, but the embedding has {len(self.tokens):,} rows (vocab_size)"
+            )
+        self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
+
+
+def _added(text: str, special: bool) -> tuple[str, TokenType]:
+    """An added token's text and type; some models forget to mark control tokens as special."""
+    if special or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or (text.startswith("<|") and text.endswith("|>")):
+        return text, TokenType.CONTROL
+    return text.replace("\u2581", " "), TokenType.USER_DEFINED
+
+
+def _added_tokens(
+    path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[tuple[int, str, bool]]:
+    """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
+    roles = {_content(settings.get(f"{kind}_token")) for kind in _KINDS}
+    roles |= {_content(token) for token in settings.get("additional_special_tokens") or []}
+    seen: dict[int, str] = {}
+    for entry in tokenizer.get("added_tokens") or []:
+        index, text = entry["id"], entry["content"]
+        if seen.setdefault(index, text) != text:
+            raise CheckpointError(f"{path}: added tokens {seen[index]!r} and {text!r} share the id {index}")
+        yield index, text, bool(entry.get("special")) or text in roles
+
+
+def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    """Merges as ``a b``; spaces inside a part (newer tokenizer.json files) in GPT-2's byte alphabet."""
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise CheckpointError(f"{path}: the tokenizer has no merges")
+    for merge in merges:
+        yield merge if isinstance(merge, str) else " ".join(part.replace(" ", "\u0120") for part in merge)
+
+
+def _content(token: Any) -> str | None:
+    """A token given as text or as an object with ``content``."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _special_tokens(
+    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int
+) -> tuple[dict[str, int], dict[str, bool]]:
+    """Ids by kind and which are added: tokenizer files first, then config.json."""
+    texts = {kind: _content(settings.get(f"{kind}_token")) for kind in _KINDS}
+    add = _added_by_post_processor(tokenizer, texts) if tokenizer else {}
+    ids = {_content(entry): entry["id"] for entry in reversed(tokenizer.get("added_tokens") or [])}
+    special: dict[str, int] = {}
+    for kind, text in texts.items():
+        flag = settings.get(f"add_{kind}_token")
+        if isinstance(flag, bool):
+            add.setdefault(kind, flag)
+        for index in (ids.get(text) if text else None, config.get(f"{kind}_token_id")):
+            if type(index) is int and 0 <= index < n_vocab:
+                special.setdefault(kind, index)
+    if n_vocab == _CODE_LLAMA_SIZE:
+        special |= _CODE_LLAMA
+    return special, {kind: flag for kind, flag in add.items() if kind in ("bos", "eos", "sep")}
+
+
+def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str | None]) -> dict[str, bool]:
+    """Whether BOS and EOS surround a text, by tokenizer.json's post-processor; ``texts`` may be renamed by it."""
+    post = tokenizer.get("post_processor") or {}
+    add: dict[str, bool] = {}
+    for step in post.get("processors", [post]):
+        if step.get("type") == "ByteLevel":
+            add.setdefault("bos", False)
+            add.setdefault("eos", False)
+        elif step.get("type") == "TemplateProcessing" and len(step.get("single", [])) > 1:
+            first = step["single"][0].get("SpecialToken", {}).get("id")
+            last = step["single"][-1].get("SpecialToken", {}).get("id")
+            if first:
+                texts["bos"] = texts.get("bos") or first
+                add["bos"] = first in (texts["bos"], texts.get("cls"))
+            if last:
+                if texts.get("eos") not in (None, last):
+                    texts["eot"] = texts["eos"]
+                texts["eos"] = last
+                add["eos"] = True
+    return add
+
+
+def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name: in tokenizer_config.json, or in files of their own as newer checkpoints have them."""
+    given = settings.get("chat_template")
+    if isinstance(given, list):
+        return {entry["name"]: entry["template"] for entry in given if "name" in entry and "template" in entry}
+    if isinstance(given, str):
+        return {"default": given}
+    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
+    if jinja.is_file():
+        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        return {"default": jinja.read_text("utf-8")} | {file.stem: file.read_text("utf-8") for file in more}
+    template = read_json(older).get("chat_template") if older.is_file() else None
+    return {"default": template} if isinstance(template, str) else {}
+
+
+def write_files(vocabulary: Vocabulary, where: Path) -> dict[str, Any]:
+    """tokenizer.json and tokenizer_config.json for ``tokenizers`` and transformers, as JSON values by file name.
+
+    Byte-level BPE only; CheckpointError for others.
+    """
+    if vocabulary.model != "gpt2" or vocabulary.pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{where}: a tokenizer.json can't be written yet for vocabulary {vocabulary.model!r}, {vocabulary.pre!r}",
+            remedy=f"supported: gpt2 with {', '.join(_PRE_TOKENIZERS)}",
+        )
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": bool(vocabulary.add_space_prefix),
+    }
+    settings |= {f"{kind}_token": vocabulary.tokens[index] for kind, index in vocabulary.special.items()}
+    settings |= {f"add_{kind}_token": flag for kind, flag in vocabulary.add.items()}
+    if "default" in vocabulary.chat_templates:
+        settings["chat_template"] = vocabulary.chat_templates["default"]
+    return {"tokenizer.json": _tokenizer_json(vocabulary), "tokenizer_config.json": settings}
+
+
+def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    used = [
+        (index, text) for index, text in enumerate(vocabulary.tokens) if vocabulary.types[index] != TokenType.UNUSED
+    ]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": index, "content": text, **flags, "special": vocabulary.types[index] == TokenType.CONTROL}
+        for index, text in used
+        if vocabulary.types[index] in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[vocabulary.pre]},
+        "post_processor": _post_processor(vocabulary),
+        "decoder": _BYTE_LEVEL | {"use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": vocabulary.pre == "llama-bpe",
+            "vocab": {text: index for index, text in used},
+            "merges": [merge.split(" ") for merge in vocabulary.merges or []],
+        },
+    }
+
+
+def _post_processor(vocabulary: Vocabulary) -> dict[str, Any]:
+    """ByteLevel, and the BOS token where the vocabulary adds one."""
+    if not vocabulary.add.get("bos") or "bos" not in vocabulary.special:
+        return _BYTE_LEVEL | {"use_regex": True}
+    index = vocabulary.special["bos"]
+    bos = vocabulary.tokens[index]
+    one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    two = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    template = {
+        "type": "TemplateProcessing",
+        "single": one,
+        "pair": one + two,
+        "special_tokens": {bos: {"id": bos, "ids": [index], "tokens": [bos]}},
+    }
+    return {"type": "Sequence", "processors": [_BYTE_LEVEL | {"use_regex": True}, template]}

@@ -1,0 +1,54 @@
+"""Options that have one name everywhere, and what they open."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_llama.errors import OptionError
+from edge_llama.model import Model
+
+NCtx = Annotated[
+    int | None, typer.Option("--n-ctx", help="Tokens of context. Default: what is useful and fits the memory.")
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads. Default: the cores that are free when an answer begins.")
+]
+FlashAttn = Annotated[
+    str, typer.Option(metavar="on|off", help="Flash attention: faster prompts, slower answers on a CPU.")
+]
+ChatTemplate = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own.")
+]
+System = Annotated[str | None, typer.Option(help="The system message.")]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")]
+TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
+MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+MaxTokens = Annotated[int | None, typer.Option(help="End the answer after so many tokens.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
+
+
+def open_model(
+    model: str | None, n_ctx: int | None, threads: int | None, flash_attn: str, chat_template: Path | None
+) -> Model:
+    """Open the model with the common options."""
+    if flash_attn not in ("on", "off"):
+        raise OptionError(f"--flash-attn {flash_attn}: unknown", remedy="on or off")
+    template = _read_template(chat_template) if chat_template else None
+    return Model(model, n_ctx=n_ctx, threads=threads, flash_attention=flash_attn == "on", chat_template=template)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--chat-template {path}: cannot be read: {error}") from error
+
+
+def given(**params: Any) -> dict[str, Any]:
+    """The sampling options that the user gave."""
+    return {name: value for name, value in params.items() if value is not None}

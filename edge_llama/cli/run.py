@@ -1,0 +1,77 @@
+"""``edge-llama run``: one answer."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from edge_llama.cli import options
+from edge_llama.cli.console import ended, note, speed, stream
+from edge_llama.errors import OptionError
+from edge_llama.messages import Message
+
+
+def run(
+    words: Annotated[list[str], typer.Argument(metavar="[MODEL] PROMPT", help="The prompt, or - for stdin.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
+    ] = False,
+    system: options.System = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")] = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    max_tokens: options.MaxTokens = None,
+    n_ctx: options.NCtx = None,
+    threads: options.Threads = None,
+    flash_attn: options.FlashAttn = "off",
+    chat_template: options.ChatTemplate = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Answer one prompt; the answer streams to stdout, and nothing else goes there.
+
+    Example: edge-llama run llama-3.2-1b-q4_k_m.gguf "Why is the sky blue?" --max-tokens 200
+    """
+    if len(words) > 2:
+        raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
+    model_name = words[0] if len(words) == 2 else None
+    prompt = _read_stdin() if words[-1] == "-" else words[-1]
+    params = options.given(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+    with options.open_model(model_name, n_ctx, threads, flash_attn, chat_template) as model:
+        if raw and system is not None:
+            raise OptionError("--system has no place in a --raw prompt", remedy="leave one of them out")
+        messages = ([Message("system", system)] if system is not None else []) + [Message("user", prompt)]
+        generation = model.generate(prompt, **params) if raw else model.answer(messages, **params)
+        if not as_json:
+            stream(generation)
+        answer = generation.result()
+        if as_json:
+            print(json.dumps(asdict(answer), ensure_ascii=False))  # noqa: T201
+        total = answer.timings.prompt_tokens + len(answer.tokens)
+        if why := ended(answer.finish_reason, is_full=total >= model.n_ctx):
+            note(f"[{why}]")
+        if sys.stderr.isatty():
+            note(speed(answer.timings), quiet=quiet)
+
+
+def _read_stdin() -> str:
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise OptionError(f"stdin: byte {error.start:,} (0x{data[error.start]:02x}) is not UTF-8") from error
