@@ -179,7 +179,7 @@ class _Table:
     def put(self, index: Any, text: str, kind: TokenType, score: float = 0.0) -> None:
         if type(index) is not int or not 0 <= index < len(self.tokens):
             raise CheckpointError(
-                f"{self.path}: token {text!r} has id {index}, but the embedding has {len(self.tokens):,} rows (vocab_size)"
+                f"{self.path}: token {text!r} has id {index}, the embedding has {len(self.tokens):,} rows (vocab_size)"
             )
         self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
 

