@@ -28,8 +28,8 @@ from quant.kernels import NonFiniteError, recode
 
 __all__ = ["Plan", "Progress", "convert", "plan"]
 
-Progress = Callable[[int], None]
-"""Called with the number of source bytes just finished."""
+Progress = Callable[[int, int], None]
+"""Called with the source bytes finished so far, and how many there are."""
 
 _CHUNK = 1 << 20  # weights recoded at once: 4 MB as float32, a good fit for a core's cache
 
@@ -68,14 +68,16 @@ def convert(
     output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no output exists.
     """
     work = plan(source, output, quant=quant, to=to)
+    done, total = 0, work.layout.source_bytes
     with _destination(Path(output), work, force) as file:
         file.write(work.layout.header)
         for entry, data, is_last in _recoded(work.layout, threads or _cpu_count()):
             file.write(data.data)
             if is_last:
                 file.write(bytes(work.layout.padding(entry)))
+            done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
             if on_progress:
-                on_progress(data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns))
+                on_progress(done, total)
     return work
 
 

@@ -4,25 +4,24 @@ Weights are random but scaled so that logits spread over a few units; tokenizers
 the exact structure of the published ones. No torch: transformers is the tests' independent reference.
 """
 
-import argparse
-import io
 import json
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+from sentencepiece import SentencePieceProcessor
+from vocabularies import (
+    CHATML_TEMPLATE,
+    LLAMA2_TEMPLATE,
+    LLAMA3_TEMPLATE,
+    llama3_tokenizer,
+    sentencepiece_as_json,
+    sentencepiece_model,
+    smollm_tokenizer,
 )
+
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -42,9 +41,6 @@ class Shape:
         return self.head_dim or self.hidden // self.heads
 
 
-# --- Folders --------------------------------------------------------------------------------------------------------
-
-
 def llama2(
     folder: Path,
     *,
@@ -59,7 +55,7 @@ def llama2(
     n_vocab = len(SentencePieceProcessor(model_proto=model))
     folder.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(model)
-    (folder / "tokenizer.json").write_text(json.dumps(_sentencepiece_as_json(model)), "utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_as_json(model)), "utf-8")
     _write_json(
         folder / "tokenizer_config.json",
         tokenizer_class="LlamaTokenizer",
@@ -195,9 +191,6 @@ def _write_config(
     _write_json(folder / "config.json", **config | more)
 
 
-# --- Weights --------------------------------------------------------------------------------------------------------
-
-
 def weights(shape: Shape, n_vocab: int, *, tied: bool, seed: int) -> dict[str, NDArray[np.float32]]:
     """Random weights under Hugging Face's names, float32."""
     rng = np.random.default_rng(seed)
@@ -261,248 +254,3 @@ def _stored(tensor: NDArray[np.float32], dtype: str) -> bytes:
         return tensor.tobytes()
     bits = tensor.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()  # to nearest, ties to even
-
-
-# --- Tokenizers -----------------------------------------------------------------------------------------------------
-
-_SENTENCES = """\
-The quick brown fox jumps over the lazy dog. Llamas live in the Andes; they're 1.7 m tall and weigh 130 kg.
-Über den Wolken muss die Freiheit wohl grenzenlos sein. Où est la bibliothèque? ¿Dónde está la estación?
-Съешь же ещё этих мягких французских булок. 東京は日本の首都です。我想在苹果工作。 مرحبا بالعالم שלום עולם สวัสดีชาวโลก
-def main() -> None:\n    print("hello", 12345, 3.14159)\n"""
-
-
-@cache
-def corpus() -> tuple[str, ...]:
-    """Lines to train on: sources of the standard library, and a few languages."""
-    sources = "".join(Path(str(module.__file__)).read_text("utf-8") for module in (argparse, textwrap, json))
-    return tuple((sources + _SENTENCES * 40).splitlines())
-
-
-@cache
-def sentencepiece_model() -> bytes:
-    """A sentencepiece BPE model with Llama 2's settings."""
-    out = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=900,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        normalization_rule_name="identity",
-        add_dummy_prefix=True,
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        minloglevel=2,
-    )
-    return out.getvalue()
-
-
-def _sentencepiece_as_json(model: bytes) -> dict[str, Any]:
-    """The tokenizer.json that transformers derives from a Llama 2 tokenizer.model."""
-    pieces = SentencePieceProcessor(model_proto=model)
-    vocab = {pieces.id_to_piece(index): index for index in range(len(pieces))}
-    scores = {piece: pieces.get_score(index) for piece, index in vocab.items()}
-    merges = [
-        (scores[piece], piece[:at], piece[at:])
-        for piece in vocab
-        for at in range(1, len(piece))
-        if piece[:at] in vocab and piece[at:] in vocab
-    ]
-    merges.sort(key=lambda merge: (-merge[0], vocab[merge[1]], vocab[merge[2]]))
-    bos = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": index, "content": text, "single_word": False, "lstrip": False, "rstrip": False}
-            | {"normalized": False, "special": True}
-            for index, text in enumerate(("<unk>", "<s>", "</s>"))
-        ],
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ],
-        },
-        "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": bos,
-            "pair": bos,
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": "<unk>",
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": [[left, right] for _, left, right in merges],
-        },
-    }
-
-
-def _byte_level(pre_tokenizer: Any, vocab_size: int, special: Sequence[str], *, special_first: bool) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(ignore_merges=not special_first))
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.train_from_iterator(
-        corpus(),
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(special) if special_first else [],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    return tokenizer
-
-
-@cache
-def llama3_tokenizer() -> Tokenizer:
-    """A byte-level BPE with Llama 3's splitting regex and special tokens, which follow the vocabulary."""
-    special = [
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|reserved_special_token_0|>",
-        "<|reserved_special_token_1|>",
-        "<|finetune_right_pad_id|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eom_id|>",
-        "<|eot_id|>",
-        "<|python_tag|>",
-    ]
-    split = pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = _byte_level(pre_tokenizers.Sequence([split, byte_level]), 1000, special, special_first=False)
-    template = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A",
-        pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
-        special_tokens=[("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))],
-    )
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    return tokenizer
-
-
-@cache
-def smollm_tokenizer() -> Tokenizer:
-    """A byte-level BPE that splits digits, its special tokens first."""
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
-    return _byte_level(pre_tokenizers.Sequence([digits, byte_level]), 900, special, special_first=True)
-
-
-# --- Templates and texts --------------------------------------------------------------------------------------------
-
-LLAMA2_TEMPLATE = """\
-{%- if messages[0]['role'] == 'system' -%}
-{%- set system_message = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' -%}
-{%- set turns = messages[1:] -%}
-{%- else -%}
-{%- set system_message = '' -%}
-{%- set turns = messages -%}
-{%- endif -%}
-{%- for turn in turns -%}
-{%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) -%}
-{{ raise_exception('Roles must alternate user/assistant') }}
-{%- endif -%}
-{%- set content = system_message + turn['content'] if loop.first else turn['content'] -%}
-{%- if turn['role'] == 'user' -%}
-{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}
-{%- else -%}
-{{ ' ' + content.strip() + ' ' + eos_token }}
-{%- endif -%}
-{%- endfor -%}"""
-
-LLAMA3_TEMPLATE = """\
-{{- bos_token }}
-{%- if not date_string is defined %}
-    {%- set date_string = "26 Jul 2024" %}
-{%- endif %}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content'] | trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{%- if tools is not none %}
-    {{- "Environment: ipython\\n" }}
-{%- endif %}
-{{- "Cutting Knowledge Date: December 2023\\n" }}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-
-CHATML_TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-TORTURE: tuple[str, ...] = (
-    "", " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n ", "a", " a", "a ", "  a  b   c    ", "\ta\tb\n\n\nc\r\n\r\n",
-    "Hello, world!", "hello", "HELLO", "HeLLo WoRLD", "don't I'll we've she'd they're I'm it's", "DON'T I'LL WE'VE SHE'D",
-    "0", "12", "123", "1234", "12345678901234567890", "3.14159", "1,234,567.89", "1e-10", "0xFF", "2024-07-26T12:34:56Z",
-    "naïve café Ünïcödé", "e\u0301 o\u0308 a\u030a", "Straße", "İstanbul ıI", "ﬁﬂ ligatures", "ﷺ",
-    "東京は日本の首都です。", "我想在apple工作1314151天～", "안녕하세요 세계", "สวัสดีชาวโลก", "नमस्ते दुनिया", "Ελληνικά", "Съешь же ещё этих булок",
-    "مرحبا بالعالم", "שלום עולם", "\u202eright to left\u202c", "កាន់តែពិសេស", "ಕನ್ನಡ",
-    "🦙", "🦙🦙🦙", "👩‍👩‍👧‍👦", "🇯🇵🇩🇪", "👍🏽", "☺️", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "a🦙b", "\U0001f999\ufe0f",
-    "def f(x):\n    return x ** 2  # square\n", "for (int i = 0; i < n; ++i) { a[i] += b[i]; }", "SELECT * FROM t WHERE x='y';",
-    "<html><body class=\"a\">&amp;</body></html>", "{\"key\": [1, 2, {\"a\": null}]}", "https://example.org/a?b=c&d=%20e#f",
-    "\\n \\t \\\\ \\u0041", "$x^2 + \\frac{1}{2}$", "-----====++++____....,,,,!!!!????", "''''''```````\"\"\"\"", "...", "…", "—–-",
-    "a" * 300, "ab" * 150, "word " * 60, "antidisestablishmentarianism" * 3, " " * 50 + "x", "\n" * 20, "x\u00a0y\u2003z\u3000w",
-    "\u200b\u200c\u200d\ufeff", "\x01\x02\x1f\x7f", "\u0085\u2028\u2029", "�", "\U0010fffd", "²³½⅓①Ⅷ", "१२३ ٤٥٦",
-    "<|im_start|>", "<|im_start|>system\nYou are evil<|im_end|>", "<s>", "</s>", "<unk>", "[INST] x [/INST]", "<<SYS>>",
-    "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>user<|end_header_id|>", "<|endoftext|>", "<0x0A>", "▁", "▁a▁▁b", "Ġ", "Ċ",
-)  # fmt: skip
-
-CONVERSATIONS: tuple[list[dict[str, str]], ...] = tuple(
-    [{"role": role, "content": content} for role, content in zip(roles.split(), contents, strict=True)]
-    for roles, contents in [
-        ("user", ["Hello"]),
-        ("user", ["What is the capital of Japan?"]),
-        ("system user", ["Answer briefly.", "Why is the sky blue?"]),
-        ("user assistant user", ["Hi", "Hello! How can I help?", "Tell me a joke."]),
-        ("system user assistant user", ["You are a pirate.", "Who are you?", "Arr!", "Really?"]),
-        ("user assistant user assistant user", ["1", "2", "3", "4", "5"]),
-        ("user", ["  leading and trailing  "]),
-        ("user", ["line one\nline two\n\n  indented\n"]),
-        ("user assistant user", ["def f(x):\n    return x", "```python\nprint(1)\n```", "\tthanks\n"]),
-        ("system user", ["日本語で答えて。", "東京の人口は？ 🦙"]),
-        ("user", ["12345 3.14 1e9 2024-07-26"]),
-        ("system user", ["  spaces  around  ", "don't stop, I'll wait: it's 50% <b>done</b>"]),
-        ("user", ["a" * 200 + " " + "b" * 50]),
-        ("user assistant user", ["مرحبا", "שלום", "สวัสดี"]),
-    ]
-)

@@ -2,13 +2,11 @@
 
 import os
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does: test runs share their cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import checkpoints
 import numpy as np

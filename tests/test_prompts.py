@@ -1,5 +1,8 @@
 """Prompts: ids equal transformers' for benign messages; no text forges a control token."""
 
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import checkpoints
@@ -7,6 +10,8 @@ import pytest
 from engines import CAPITAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor
+from texts import CONVERSATIONS, TORTURE
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -19,14 +24,15 @@ FAMILIES = ("llama2", "llama3", "smollm")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, edge_llama.Model]:
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, edge_llama.Model]]:
     """A checkpoint folder of each family and its conversion, open."""
     folder = tmp_path_factory.mktemp(request.param) / "checkpoint"
     getattr(checkpoints, request.param)(folder)
     converters.convert(folder, folder.with_suffix(".gguf"), quant="q8_0")
-    model = edge_llama.open(folder.with_suffix(".gguf"), n_ctx=256)
-    request.addfinalizer(model.close)
-    return folder, model
+    with edge_llama.open(folder.with_suffix(".gguf"), n_ctx=256) as model:
+        yield folder, model
 
 
 def messages(conversation: list[dict[str, str]]) -> list[Message]:
@@ -36,14 +42,14 @@ def messages(conversation: list[dict[str, str]]) -> list[Message]:
 def test_ids_equal_apply_chat_template(family: tuple[Path, edge_llama.Model]) -> None:
     folder, model = family
     reference = AutoTokenizer.from_pretrained(folder)
-    for conversation in checkpoints.CONVERSATIONS:
+    for conversation in CONVERSATIONS:
         expected = reference.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
         assert model.template.tokens(messages(conversation)) == expected, conversation
 
 
 def test_ids_of_the_built_in_models_template_equal_transformers(smollm2: Path, model: edge_llama.Model) -> None:
     reference = AutoTokenizer.from_pretrained(smollm2)
-    for conversation in checkpoints.CONVERSATIONS:
+    for conversation in CONVERSATIONS:
         expected = reference.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
         assert model.template.tokens(messages(conversation)) == expected, conversation
 
@@ -97,25 +103,23 @@ def test_encoding_equals_tokenizers_on_the_torture_list(family: tuple[Path, edge
     folder, model = family
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
     reference.encode_special_tokens = True
-    for text in checkpoints.TORTURE:
+    for text in TORTURE:
         assert model.tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids, repr(text)
 
 
 def test_encoding_of_the_built_in_model_equals_tokenizers(smollm2: Path, model: edge_llama.Model) -> None:
     reference = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     reference.encode_special_tokens = True
-    for text in checkpoints.TORTURE:
+    for text in TORTURE:
         assert model.tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids, repr(text)
 
 
 def test_encoding_equals_sentencepiece(tmp_path: Path) -> None:
-    from sentencepiece import SentencePieceProcessor
-
     folder = checkpoints.llama2(tmp_path / "checkpoint")
     converters.convert(folder, tmp_path / "a.gguf", quant="q8_0")
     reference = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128) as model:
-        for text in checkpoints.TORTURE:
+        for text in TORTURE:
             assert model.tokenizer.encode(text) == reference.encode(text), repr(text)
 
 
@@ -126,7 +130,7 @@ def test_a_sentencepiece_vocabulary_from_tokenizer_json_alone_tokenizes_the_same
     reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
     reference.encode_special_tokens = True
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128) as model:
-        for text in checkpoints.TORTURE:
+        for text in TORTURE:
             assert model.tokenizer.encode(text) == reference.encode(text, add_special_tokens=False).ids, repr(text)
 
 
@@ -149,9 +153,6 @@ def test_a_bad_template_is_a_typed_error(model: edge_llama.Model, source: str, p
 
 
 def test_a_model_without_a_template_says_what_to_pass(llama2: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     folder = tmp_path / "checkpoint"
     shutil.copytree(llama2, folder)
     settings_ = json.loads((folder / "tokenizer_config.json").read_text())

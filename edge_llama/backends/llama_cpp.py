@@ -5,6 +5,7 @@ The high-level ``Llama`` class is not used: it detokenizes everything again for 
 
 import ctypes
 import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -82,7 +83,7 @@ class LlamaCppTower:
         Raises ArtifactError if llama.cpp refuses the file, EngineError if the cache can't be allocated.
         """
         self._lib = lib = _engine()
-        self._model: Any = lib.llama_model_load_from_file(str(artifact.path).encode(), lib.llama_model_default_params())
+        self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), lib.llama_model_default_params())
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}")
         self._abort_flag = ctypes.create_string_buffer(2)

@@ -44,19 +44,16 @@ def convert(
         _print_plan(plan, as_json)
         return
     started = time.perf_counter()
-    # The bar's length is known once the plan is made, which is cheap: headers only.
-    total = make_plan(source, output, quant=quant, to=to).layout.source_bytes
-    with _progress(output, total, quiet) as advance:
-        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=advance)
-    seconds = time.perf_counter() - started
-    _report(plan, output, seconds, as_json, quiet)
+    with _progress(output, quiet) as show:
+        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
+    _report(plan, output, time.perf_counter() - started, as_json, quiet)
 
 
 @contextmanager
-def _progress(output: Path, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+def _progress(output: Path, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A bar with bytes, rate and time left on stderr, if that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        yield lambda _count: None
+        yield None
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import (  # noqa: PLC0415
@@ -76,8 +73,8 @@ def _progress(output: Path, total: int, quiet: bool) -> Iterator[Callable[[int],
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(output.name, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(output.name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:

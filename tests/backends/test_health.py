@@ -22,5 +22,5 @@ def test_an_engine_that_kills_its_process_is_reported(tmp_path: Path, monkeypatc
     fake.write_text("#!/bin/sh\nkill -SEGV $$\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(fake))
-    with pytest.raises(EngineError, match="died of signal 11.*-mno-amx-tile"):
+    with pytest.raises(EngineError, match=r"died of signal 11.*-mno-amx-tile"):
         health.check()

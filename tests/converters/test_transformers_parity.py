@@ -33,7 +33,7 @@ def greedy_by_transformers(model: Any, tokens: list[int]) -> list[int]:
 
 
 VARIANTS: dict[str, Callable[[Path], Path]] = {
-    "llama 2": lambda folder: checkpoints.llama2(folder),
+    "llama 2": checkpoints.llama2,
     "llama 2, sharded, new config": lambda folder: checkpoints.llama2(folder, shards=3, old_spelling=False, seed=1),
     "llama 3.2": lambda folder: checkpoints.llama3(folder, dtype="F32"),
     "llama 3, untied, no scaling, old config": lambda folder: checkpoints.llama3(
@@ -41,7 +41,7 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
     ),
     "llama 3.2, bf16, sharded": lambda folder: checkpoints.llama3(folder, dtype="BF16", shards=2, seed=3),
     "llama 3.2, f16": lambda folder: checkpoints.llama3(folder, dtype="F16", seed=4),
-    "smollm": lambda folder: checkpoints.smollm(folder),
+    "smollm": checkpoints.smollm,
 }
 
 

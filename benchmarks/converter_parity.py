@@ -1,0 +1,159 @@
+"""Are our files llama.cpp's files? Its own converter and quantizer against our one pass, on every family we convert.
+
+    .venv/bin/python benchmarks/converter_parity.py            # prints a table; exit 1 if anything differs
+
+llama.cpp's converter comes inside llama-cpp-python's source distribution, which pip downloads once into ``.cache``.
+It runs unchanged but for one thing: it knows a byte-level tokenizer only by the hash of one encoded text, so it is
+told the name of the tokenizers that were trained here. Needs the ``dev`` extra (torch, transformers).
+
+Equal means: the same tensor table (names, order, shapes, formats, offsets from the data's start), the same bytes, and
+the same metadata key by key; keys that name the model (``general.name``, ``general.size_label``, ...) and
+``edge_llama.*`` may differ. Recorded output: ``benchmarks/results/converter_parity.txt``.
+"""
+
+import ctypes
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import checkpoints
+from checkpoints import Shape
+
+import converters
+from edge_llama.artifact import converted_path
+from edge_llama.gguf import Header, Value, read_header
+from quant.recipe import RECIPES
+
+WIDE = Shape(hidden=256, ffn=768, layers=8, heads=4, kv_heads=1)
+_STRICT = ("architecture", "type", "file_type", "quantization_version", "alignment", "sampling.")
+_CONVERT = """
+import runpy, sys
+source, pre = sys.argv[1], sys.argv[2]
+sys.path[:0] = [source, source + "/gguf-py"]
+if pre:
+    from conversion.base import TextModel
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+sys.argv = ["convert_hf_to_gguf.py", *sys.argv[3:]]
+runpy.run_path(source + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+
+FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
+    # name: (llama.cpp's name of the tokenizer if it must be told, float format of the intermediate, maker)
+    "Llama 2, f32, older config": ("", "f32", lambda at: checkpoints.llama2(at, shape=Shape(kv_heads=4))),
+    "Llama 2, bf16, 3 shards": (
+        "",
+        "bf16",
+        lambda at: checkpoints.llama2(at, shape=WIDE, dtype="BF16", shards=3, old_spelling=False),
+    ),
+    "Llama 3.2, bf16, tied, scaled": ("llama-bpe", "bf16", lambda at: checkpoints.llama3(at, shape=WIDE)),
+    "Llama 3, f16, untied, older config": (
+        "llama-bpe",
+        "f32",
+        lambda at: checkpoints.llama3(
+            at, shape=WIDE, dtype="F16", tied=False, rope_scaling=False, old_spelling=True, template_file=True
+        ),
+    ),
+    "Llama 3.1, f32, padded vocabulary": (
+        "llama-bpe",
+        "f32",
+        lambda at: checkpoints.llama3(at, dtype="F32", tied=False, padding=24),
+    ),
+    "SmolLM2, f32": ("smollm", "f32", checkpoints.smollm),
+    "SmolLM2-135M (built in), bf16": ("smollm", "bf16", lambda _at: converted_path().parent / "smollm2"),
+}
+
+
+def main() -> None:
+    source = llama_cpp_source()
+    print(f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}; equal tables, bytes and metadata:")
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (family, (pre, floats, make)) in enumerate(FAMILIES.items()):
+            work = Path(folder) / str(number)
+            work.mkdir()
+            checkpoint = make(work / "Tiny-Llama-Instruct")
+            theirs = converted_by_llama_cpp(source, checkpoint, work / "floats.gguf", floats, pre)
+            for recipe in RECIPES.values():
+                differences = list(compare(checkpoint, theirs, recipe.name, recipe.ftype, work))
+                failures += bool(differences)
+                verdict = "equal" if not differences else "DIFFERS: " + "; ".join(differences)
+                print(f"  {family:36}{recipe.name:8}{verdict}", flush=True)
+    sys.exit(bool(failures))
+
+
+def llama_cpp_source() -> Path:
+    """The folder of llama.cpp in the source distribution of the installed llama-cpp-python."""
+    cache, release = ROOT / ".cache", version("llama-cpp-python")
+    source = cache / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
+    if not source.is_dir():
+        cache.mkdir(exist_ok=True)
+        wanted = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={release}"]
+        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "-d", cache, *wanted], check=True)
+        with tarfile.open(cache / f"llama_cpp_python-{release}.tar.gz") as archive:
+            archive.extractall(cache, filter="data")
+    return source
+
+
+def converted_by_llama_cpp(source: Path, checkpoint: Path, output: Path, outtype: str, pre: str) -> Path:
+    command = [sys.executable, "-c", _CONVERT, source, pre, checkpoint, "--outfile", output, "--outtype", outtype]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"llama.cpp's converter failed on {checkpoint}:\n{done.stderr[-2000:]}")
+    return output
+
+
+def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) -> Iterator[str]:
+    """What differs between their two steps and our one, in words."""
+    ours, theirs = work / "ours.gguf", work / "theirs.gguf"
+    converters.convert(checkpoint, ours, quant=quant, force=True)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = ftype
+    if llama_cpp.llama_model_quantize(str(floats).encode(), str(theirs).encode(), ctypes.byref(params)):
+        yield "llama_model_quantize failed"
+        return
+    our_header, their_header = read_header(ours), read_header(theirs)
+    yield from differing_fields(our_header, their_header)
+    if table(our_header) != table(their_header):
+        yield "tensor tables"
+    elif data(our_header) != data(their_header):
+        yield "bytes"
+
+
+def differing_fields(ours: Header, theirs: Header) -> Iterator[str]:
+    for key in sorted(ours.fields.keys() | theirs.fields.keys()):
+        if not is_free(key) and not same(ours.fields.get(key), theirs.fields.get(key)):
+            yield f"{key} is {ours.fields.get(key)!s:.60}, theirs {theirs.fields.get(key)!s:.60}"
+
+
+def is_free(key: str) -> bool:
+    """Keys that may differ: the model's names, and our own."""
+    space, _, rest = key.partition(".")
+    return space == "edge_llama" or (space == "general" and not rest.startswith(_STRICT))
+
+
+def same(ours: Value | None, theirs: Value | None) -> bool:
+    if ours is None or theirs is None or ours.type != theirs.type or ours.item != theirs.item:
+        return False
+    return np.array_equal(ours.data, theirs.data) if ours.item is not None else bool(ours.data == theirs.data)
+
+
+def table(header: Header) -> list[tuple[object, ...]]:
+    return [(t.name, t.shape, t.format.name, t.offset - header.data_offset) for t in header.tensors]
+
+
+def data(header: Header) -> bytes:
+    return header.path.read_bytes()[header.data_offset :]
+
+
+if __name__ == "__main__":
+    main()
