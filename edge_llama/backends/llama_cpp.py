@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge_llama.artifact import Artifact
 from edge_llama.backends.base import AbortedError
-from edge_llama.errors import ArtifactError, EngineError
+from edge_llama.errors import ArtifactError, EngineError, OptionError
 from edge_llama.formats import FORMATS
 from edge_llama.sampling import SamplingParams
 
@@ -206,6 +206,13 @@ class _NativeSampler:
         self._lib.llama_sampler_free(self._chain)
 
 
+def _byte_letters() -> str:
+    """The letter that stands for each byte in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
 class GGUFTokenizer:
     """The vocabulary inside a GGUF file. Keeps the Protocol :class:`edge_llama.tokenizer.Tokenizer`.
 
@@ -245,8 +252,17 @@ class GGUFTokenizer:
             return int(self._lib.llama_vocab_bos(self._vocab)) if is_added else None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text; nothing in it becomes a control token."""
+        """The ids of plain text; nothing in it becomes a control token.
+
+        OptionError for a character that the vocabulary can't express: llama.cpp would drop it in silence.
+        """
         data = text.encode()
+        if len(data.translate(None, self._missing_bytes)) < len(data):
+            at = next(at for at, char in enumerate(text) if set(char.encode()).intersection(self._missing_bytes))
+            raise OptionError(
+                f"the model's vocabulary can't express {text[at]!a}, character {at:,} of the text",
+                remedy="leave it out",
+            )
         room = len(data) + 8
         while True:
             out = (ctypes.c_int32 * room)()
@@ -255,6 +271,14 @@ class GGUFTokenizer:
             if count >= 0:
                 return out[:count]
             room = -count
+
+    @cached_property
+    def _missing_bytes(self) -> bytes:
+        """Bytes that a byte-level vocabulary has no token for: those that its training text never held."""
+        if self._header.get("tokenizer.ggml.model", str, "") != "gpt2":
+            return b""
+        tokens = set(self._header.fields["tokenizer.ggml.tokens"].data)
+        return bytes(byte for byte, letter in enumerate(_byte_letters()) if letter not in tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from terminals import Terminal
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+EDGE_LLAMA = str(Path(sys.executable).with_name("edge-llama"))
 
 
 @pytest.fixture(scope="session")
@@ -17,13 +19,27 @@ def environment(converted: Path) -> dict[str, str]:
     return {**os.environ, "EDGE_LLAMA_MODEL": str(converted), "NO_COLOR": "1", "COLUMNS": "120"}
 
 
+@pytest.fixture
+def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    """Start ``edge-llama`` with arguments in a terminal of its own."""
+    started: list[Terminal] = []
+
+    def start(*arguments: object) -> Terminal:
+        started.append(Terminal(EDGE_LLAMA, arguments, environment))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.close()
+
+
 @pytest.fixture(scope="session")
 def cli(environment: dict[str, str]) -> Cli:
     """Run ``edge-llama`` with arguments and text on stdin; its outputs and exit code."""
 
     def run(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
         data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        command = [sys.executable, "-c", "from edge_llama.cli import main; main()", *map(str, arguments)]
+        command = [EDGE_LLAMA, *map(str, arguments)]
         done = subprocess.run(command, input=data, capture_output=True, env=environment, check=False, timeout=300)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 

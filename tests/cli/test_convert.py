@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pexpect
+from terminals import Terminal
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -55,26 +55,19 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["existing.gguf"]
 
 
-def test_a_terminal_sees_a_bar_with_bytes_and_rate(environment: dict[str, str], smollm2: Path, tmp_path: Path) -> None:
-    command = f"edge-llama convert '{smollm2}' '{tmp_path / 'a.gguf'}' --quant q8_0"
-    child = pexpect.spawn(
-        "/bin/sh", ["-c", command], env=environment | {"TERM": "xterm"}, dimensions=(24, 120), timeout=120
-    )
-    child.expect(r"[0-9.]+/269.0 MB")
-    child.expect(r"[0-9.]+ MB/s")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+def test_a_terminal_sees_a_bar_with_bytes_and_rate(
+    terminal: Callable[..., Terminal], smollm2: Path, tmp_path: Path
+) -> None:
+    screen = terminal("convert", smollm2, tmp_path / "a.gguf", "--quant", "q8_0")
+    screen.see(r"a.gguf ━.* [0-9.]+/269.0 MB [0-9.]+ MB/s")
+    assert screen.exit_code() == 0
 
 
-def test_ctrl_c_leaves_nothing_and_exits_with_130(environment: dict[str, str], smollm2: Path, tmp_path: Path) -> None:
-    command = f"exec edge-llama convert '{smollm2}' '{tmp_path / 'a.gguf'}' --quant q4_k_m"
-    child = pexpect.spawn(
-        "/bin/sh", ["-c", command], env=environment | {"TERM": "xterm"}, dimensions=(24, 120), timeout=120
-    )
-    child.expect(r"[1-9][0-9.]*/269.0 MB")
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 130
+def test_ctrl_c_leaves_nothing_and_exits_with_130(
+    terminal: Callable[..., Terminal], smollm2: Path, tmp_path: Path
+) -> None:
+    screen = terminal("convert", smollm2, tmp_path / "a.gguf", "--quant", "q4_k_m")
+    screen.see(r"[1-9][0-9.]*/269.0 MB")
+    screen.interrupt()
+    assert screen.exit_code() == 130
     assert not list(tmp_path.iterdir())
