@@ -249,8 +249,7 @@ def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str 
             add.setdefault("bos", False)
             add.setdefault("eos", False)
         elif step.get("type") == "TemplateProcessing" and len(step.get("single", [])) > 1:
-            first = step["single"][0].get("SpecialToken", {}).get("id")
-            last = step["single"][-1].get("SpecialToken", {}).get("id")
+            first, last = _special(step["single"][0]), _special(step["single"][-1])
             if first:
                 texts["bos"] = texts.get("bos") or first
                 add["bos"] = first in (texts["bos"], texts.get("cls"))
@@ -259,7 +258,25 @@ def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str 
                     texts["eot"] = texts["eos"]
                 texts["eos"] = last
                 add["eos"] = True
+            between = _between(step.get("pair") or [], first, last)
+            if between:
+                ends = {texts.get("sep"), texts.get("eos")} - {None}
+                add["sep"] = (between[0] in ends and not last) or (len(between) == 2 and between[1] in ends)
     return add
+
+
+def _between(pair: list[dict[str, Any]], first: str | None, last: str | None) -> list[str | None]:
+    """What a post-processor puts between two texts, A and B."""
+    inner = pair[1:] if first and pair and _special(pair[0]) == first else pair
+    inner = inner[:-1] if last and inner and _special(inner[-1]) == last else inner
+    names = [step.get("Sequence", {}).get("id") for step in inner]
+    return [_special(step) for step in inner[1:-1]] if names[:1] == ["A"] and names[-1:] == ["B"] else []
+
+
+def _special(step: Mapping[str, Any]) -> str | None:
+    """The special token that a step of a post-processor's template writes."""
+    text = step.get("SpecialToken", {}).get("id")
+    return text if isinstance(text, str) else None
 
 
 def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -258,11 +258,8 @@ class GGUFTokenizer:
         """
         data = text.encode()
         if len(data.translate(None, self._missing_bytes)) < len(data):
-            at = next(at for at, char in enumerate(text) if set(char.encode()).intersection(self._missing_bytes))
-            raise OptionError(
-                f"the model's vocabulary can't express {text[at]!a}, character {at:,} of the text",
-                remedy="leave it out",
-            )
+            lost = next(char for char in text if set(char.encode()).intersection(self._missing_bytes))
+            raise OptionError(f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out")
         room = len(data) + 8
         while True:
             out = (ctypes.c_int32 * room)()
