@@ -52,6 +52,18 @@ def model(converted: Path) -> Iterator[edge_llama.Model]:
 
 
 @pytest.fixture(scope="session")
+def exact(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[edge_llama.Model]:
+    """The built-in model in float32: its answers don't depend on how many tokens are read at once.
+
+    Quantized kernels round differently for other batch sizes, which moves logits by up to 1 on some processors.
+    """
+    path = tmp_path_factory.mktemp("exact") / "smollm2-f32.gguf"
+    converters.convert(smollm2, path, quant="f32")
+    with edge_llama.open(path, n_ctx=2048, kv_format="f32") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def llama2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama 2 checkpoint: sentencepiece, untied, f32."""
     return checkpoints.llama2(tmp_path_factory.mktemp("llama2") / "Llama-2-tiny-chat")
