@@ -1,0 +1,193 @@
+"""Formats and bytes equal llama.cpp's quantizer on model shapes that no source gives yet, drawn anew each run.
+
+The GGUF files here have the metadata and names that the quantizer asks for, and rows as few as will do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from quantizer import quantized_by_llama_cpp
+
+from edge_llama.errors import OptionError
+from edge_llama.formats import F32, FORMATS, Format
+from edge_llama.gguf import encode_header, f32, read_header, string, u32
+from quant import ggml
+from quant.kernels import recode
+from quant.recipe import RECIPES, ROLES, WRITTEN, Model, Slot, assign
+
+# Whole super-blocks; rows that fall back to blocks of 32; rows that no block divides.
+COLUMNS = (256, 288, 72)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    role: str
+    layer: int
+    shape: tuple[int, ...]
+    format: Format
+    raw: np.ndarray  # uint8 (rows, row_bytes)
+
+    @property
+    def slot(self) -> Slot:
+        return Slot(self.role, self.layer, self.shape[-1], len(self.shape), self.format)
+
+
+def drawn_model(kind: str, rng: np.random.Generator) -> Model:
+    heads = int(rng.choice([8, 16]))
+    kv_heads = heads // int(rng.choice([1, 2, 4, 8]))
+    layers = int(rng.integers(1, 34))
+    return {
+        "dense": Model(layers, heads, kv_heads),
+        "8 experts": Model(layers, heads, kv_heads, n_expert=8),
+        "16 experts": Model(layers, heads, kv_heads, n_expert=16),
+        "80 layers": Model(80, heads, heads // 2),
+        "80 layers, no groups": Model(80, heads, heads),
+    }[kind]
+
+
+def shapes(model: Model, hidden: int, ffn: int, tied: bool) -> Iterator[tuple[str, str, int, tuple[int, ...]]]:
+    """(name, role, layer, shape) of every tensor."""
+    yield "token_embd.weight", "token_embd", -1, (8, hidden)
+    yield "output_norm.weight", "norm", -1, (hidden,)
+    if not tied:
+        yield "output.weight", "output", -1, (8, hidden)
+    experts = (model.n_expert,) if model.n_expert else ()
+    suffixes = ("_exps", "_shexp") if model.n_expert else ("",)
+    for layer in range(model.n_layer):
+        yield f"blk.{layer}.attn_norm.weight", "norm", layer, (hidden,)
+        yield f"blk.{layer}.attn_v.bias", "bias", layer, (4,)
+        for role in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield f"blk.{layer}.{role}.weight", role, layer, (4, hidden)
+        if experts:
+            yield f"blk.{layer}.ffn_gate_inp.weight", "router", layer, (*experts, hidden)
+        for role, columns in (("ffn_gate", hidden), ("ffn_up", hidden), ("ffn_down", ffn)):
+            for suffix in suffixes:
+                shape = (*(experts if suffix == "_exps" else ()), 2, columns)
+                yield f"blk.{layer}.{role}{suffix}.weight", role, layer, shape
+
+
+def drawn_tensors(model: Model, rng: np.random.Generator) -> list[Tensor]:
+    """In the quantizer's order: by layer, then by name."""
+    hidden, ffn, tied = int(rng.choice(COLUMNS)), int(rng.choice(COLUMNS)), bool(rng.integers(2))
+    print(f"{model} hidden={hidden} ffn={ffn} tied={tied}")
+    dtype = FORMATS[str(rng.choice(["f32", "f16", "bf16"]))]
+    tensors = []
+    for name, role, layer, shape in sorted(shapes(model, hidden, ffn, tied), key=lambda row: (row[2], row[0])):
+        format_ = dtype if len(shape) > 1 and role != "router" else F32
+        rows = rng.standard_normal((int(np.prod(shape[:-1])), shape[-1])).astype(np.float32)
+        tensors.append(Tensor(name, role, layer, shape, format_, ggml.quantize(rows, format_)))
+    return tensors
+
+
+def write(path: Path, model: Model, tensors: list[Tensor]) -> Path:
+    """A GGUF file with what the quantizer asks for."""
+    fields = {
+        "general.architecture": string("llama"),
+        "llama.block_count": u32(model.n_layer),
+        "llama.context_length": u32(64),
+        "llama.embedding_length": u32(tensors[0].shape[-1]),
+        "llama.feed_forward_length": u32(64),
+        "llama.attention.head_count": u32(model.n_head),
+        "llama.attention.head_count_kv": u32(model.n_head_kv),
+        "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+        "llama.vocab_size": u32(8),
+    }
+    if model.n_expert:
+        fields |= {"llama.expert_count": u32(model.n_expert), "llama.expert_used_count": u32(2)}
+    header, offsets = encode_header(fields, [(tensor.name, tensor.shape, tensor.format) for tensor in tensors])
+    with path.open("wb") as file:
+        file.write(header)
+        for tensor, offset in zip(tensors, offsets, strict=True):
+            file.seek(offset)
+            file.write(tensor.raw.tobytes())
+        file.write(bytes(-file.tell() % 32))
+    return path
+
+
+def contents(path: Path) -> dict[str, tuple[str, bytes]]:
+    data = path.read_bytes()
+    return {
+        info.name: (info.format.name, data[info.offset : info.offset + info.nbytes])
+        for info in read_header(path).tensors
+    }
+
+
+def check_against_llama_cpp(
+    quant: str, model: Model, tensors: list[Tensor], folder: Path, tensor_types: dict[str, str] | None = None
+) -> None:
+    choices = assign(RECIPES[quant], [tensor.slot for tensor in tensors], model, tensor_types)
+    ours = {
+        tensor.name: (choice.format.name, recode(tensor.raw, tensor.format, choice.format).tobytes())
+        for tensor, choice in zip(tensors, choices, strict=True)
+    }
+    source = write(folder / "floats.gguf", model, tensors)
+    theirs = contents(quantized_by_llama_cpp(source, folder / "theirs.gguf", RECIPES[quant].ftype, tensor_types))
+    assert {name: format_ for name, (format_, _) in ours.items()} == {
+        name: format_ for name, (format_, _) in theirs.items()
+    }
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("quant", RECIPES)
+@pytest.mark.parametrize("kind", ["dense", "8 experts", "16 experts", "80 layers", "80 layers, no groups"])
+def test_formats_and_bytes_equal_llama_cpps(kind: str, quant: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    model = drawn_model(kind, rng)
+    check_against_llama_cpp(quant, model, drawn_tensors(model, rng), tmp_path)
+
+
+@pytest.mark.parametrize("quant", [name for name, recipe in RECIPES.items() if recipe.default.is_quantized])
+def test_overridden_roles_equal_llama_cpps_also_where_rows_fall_back(
+    quant: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    model = drawn_model(str(rng.choice(["dense", "8 experts"])), rng)
+    tensors = drawn_tensors(model, rng)
+    roles = sorted({tensor.role for tensor in tensors} & set(ROLES))
+    chosen = [str(role) for role in rng.choice(roles, 3, replace=False)]
+    tensor_types = {role: str(rng.choice(WRITTEN)) for role in chosen}
+    print(tensor_types)
+    check_against_llama_cpp(quant, model, tensors, tmp_path, tensor_types)
+
+
+def slots(columns: int = 256, *roles: str) -> list[Slot]:
+    return [Slot(role, 0, columns, 2, F32) for role in roles or ("token_embd", "attn_v")]
+
+
+def test_an_override_holds_in_a_recipe_of_floats_where_llama_cpp_ignores_it() -> None:
+    choices = assign(RECIPES["bf16"], slots(), Model(1, 4, 4), {"attn_v": "q8_0"})
+    assert [choice.format.name for choice in choices] == ["bf16", "q8_0"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "columns", "used"), [("q4_k", 288, "q5_0"), ("iq4_xs", 288, "iq4_nl"), ("q8_0", 40, "f16")]
+)
+def test_an_override_that_falls_back_still_tells_what_was_wanted(wanted: str, columns: int, used: str) -> None:
+    choice = assign(RECIPES["q8_0"], slots(columns), Model(1, 4, 4), {"attn_v": wanted})[1]
+    assert (choice.wanted.name, choice.format.name) == (wanted, used)
+
+
+def test_vectors_norms_and_routers_are_not_overridden() -> None:
+    given = [Slot("attn_v", 0, 256, 1, F32), Slot("norm", 0, 256, 2, F32), Slot("router", 0, 256, 2, F32)]
+    choices = assign(RECIPES["q4_0"], given, Model(1, 4, 4), {"attn_v": "q8_0"})
+    assert [choice.format for choice in choices] == [F32, F32, F32]
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "expected"),
+    [
+        ("attn", "q8_0", "attn=q8_0: no such role; known: token_embd, output, attn_q"),
+        ("norm", "q8_0", "norm=q8_0: no such role"),
+        ("attn_v", "q9", "attn_v=q9: no such format; known: f32, f16, bf16, q8_0"),
+        ("attn_v", "iq1_s", "no such format"),
+        ("ffn_up", "q8_0", "ffn_up=q8_0: the model has no such tensor; there are: token_embd, attn_v"),
+        ("output", "q8_0", r"no such tensor \(its head is token_embd\)"),
+    ],
+)
+def test_an_override_that_says_nothing_is_an_error_that_lists_what_is_known(
+    role: str, name: str, expected: str
+) -> None:
+    with pytest.raises(OptionError, match=expected):
+        assign(RECIPES["q4_0"], slots(), Model(1, 4, 4), {role: name})
