@@ -9,10 +9,10 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,15 +41,22 @@ class Plan:
     checkpoint: Checkpoint
     layout: Layout
     quant: str
+    tensor_types: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], *, quant: str | None = None, to: str | None = None
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    quant: str | None = None,
+    to: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
 ) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; raises what :func:`convert` would raise before it starts."""
     target, quant = choose(Path(output), to, quant)
     checkpoint = open_checkpoint(Path(source))
-    return Plan(checkpoint, target.lay_out(checkpoint, quant), quant)
+    given = dict(tensor_types or {})
+    return Plan(checkpoint, target.lay_out(checkpoint, quant, given), quant, given)
 
 
 def convert(
@@ -58,16 +65,19 @@ def convert(
     *,
     quant: str | None = None,
     to: str | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Plan:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass.
 
-    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). An existing
-    output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no output exists.
+    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). ``tensor_types``
+    gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles: ``quant.recipe.ROLES``.
+    An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
+    output exists.
     """
-    work = plan(source, output, quant=quant, to=to)
+    work = plan(source, output, quant=quant, to=to, tensor_types=tensor_types)
     done, total = 0, work.layout.source_bytes
     with _destination(Path(output), work, force) as file:
         file.write(work.layout.header)

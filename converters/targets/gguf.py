@@ -3,6 +3,7 @@
 Only ``general.*`` naming keys and ``edge_llama.*`` differ.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -26,8 +27,11 @@ _SAMPLING = {
 }
 
 
-def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
-    """The GGUF file of ``checkpoint`` by recipe ``quant``; CheckpointError if the checkpoint is not whole."""
+def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str]) -> Layout:
+    """The GGUF file of ``checkpoint`` by recipe ``quant``, but with ``tensor_types`` (role -> format).
+
+    CheckpointError if the checkpoint is not whole, OptionError if ``tensor_types`` does not fit it.
+    """
     architecture = for_config(checkpoint)
     chosen = recipe.RECIPES[quant]
     weights = architecture.weights(checkpoint)
@@ -35,7 +39,7 @@ def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
         for weight in weights
     ]
-    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint))
+    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), tensor_types)
     entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
         "general.architecture": string(architecture.gguf_name),

@@ -1,6 +1,7 @@
 """A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from converters.architectures import for_config
@@ -8,6 +9,7 @@ from converters.architectures.llama import hyperparameters
 from converters.checkpoint import Checkpoint
 from converters.targets.layout import Entry, Layout
 from converters.tokenizer_files import write_files
+from edge_llama.errors import OptionError
 from edge_llama.formats import FORMATS, Format
 
 QUANTS = ("f32", "f16", "bf16")
@@ -15,8 +17,13 @@ DEFAULT_QUANT = "bf16"
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 
 
-def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
-    """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads."""
+def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str]) -> Layout:
+    """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads; no ``tensor_types`` here."""
+    for role, format_name in tensor_types.items():
+        raise OptionError(
+            f"--tensor-type {role}={format_name}: not for safetensors, whose weights have one format",
+            remedy="leave it out, or write a .gguf file",
+        )
     for_config(checkpoint)
     hyperparameters(checkpoint.config, checkpoint.path)
     format_ = FORMATS[quant]

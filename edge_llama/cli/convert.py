@@ -13,9 +13,14 @@ import typer
 
 from edge_llama.cli import options
 from edge_llama.cli.console import note
+from edge_llama.errors import OptionError
 
 if TYPE_CHECKING:
     from converters import Plan
+
+_RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
+    "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
+)
 
 
 def convert(
@@ -23,7 +28,11 @@ def convert(
     output: Annotated[Path, typer.Argument(help="The file to write (.gguf), or with --to safetensors the folder.")],
     quant: Annotated[
         str | None,
-        typer.Option(help="q4_k_m (default), q8_0, q4_0, bf16, f16, f32. With --to safetensors: bf16, f16, f32."),
+        typer.Option(metavar="RECIPE", help=f"{_RECIPES}. Default: q4_k_m. With --to safetensors: bf16, f16, f32."),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=FORMAT", help="All tensors of a role in another format: attn_v=q8_0. Repeatable."),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
@@ -39,14 +48,37 @@ def convert(
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
 
+    types = _tensor_types(tensor_type or [])
     if dry_run:
-        plan = make_plan(source, output, quant=quant, to=to)
+        plan = make_plan(source, output, quant=quant, to=to, tensor_types=types)
         _print_plan(plan, as_json)
         return
     started = time.perf_counter()
     with _progress(output, quiet) as show:
-        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
+        plan = run_conversion(
+            source,
+            output,
+            quant=quant,
+            to=to,
+            tensor_types=types,
+            force=force,
+            threads=threads,
+            on_progress=show,
+        )
     _report(plan, output, time.perf_counter() - started, as_json, quiet)
+
+
+def _tensor_types(options: list[str]) -> dict[str, str]:
+    """``ROLE=FORMAT`` options as a mapping; what the names mean is the recipe's to say."""
+    types: dict[str, str] = {}
+    for option in options:
+        role, _, name = option.partition("=")
+        if not role or not name:
+            raise OptionError(f"--tensor-type {option}: expected ROLE=FORMAT", remedy="for example attn_v=q8_0")
+        if role in types:
+            raise OptionError(f"--tensor-type {option}: {role} is {types[role]} already", remedy="give each role once")
+        types[role] = name
+    return types
 
 
 @contextmanager
@@ -109,6 +141,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
     return {
         "source": str(plan.checkpoint.path),
         "quant": plan.quant,
+        "tensor_types": dict(plan.tensor_types),
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
     }
@@ -119,7 +152,8 @@ def _summary(plan: "Plan") -> str:
     counts = Counter(entry.format.name for entry in layout.entries)
     formats = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     sizes = f"{layout.source_bytes:,} bytes to {layout.output_bytes:,}"
-    text = f"{plan.quant}: {sizes}; {len(layout.entries)} tensors: {formats}"
+    recipe = ", ".join([plan.quant, *(f"{role}={name}" for role, name in plan.tensor_types.items())])
+    text = f"{recipe}: {sizes}; {len(layout.entries)} tensors: {formats}"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)
     )
