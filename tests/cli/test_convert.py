@@ -7,6 +7,8 @@ from pathlib import Path
 
 from terminals import Terminal
 
+from quant.recipe import RECIPES
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -35,6 +37,21 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, llama3: Path, tm
     assert sum(tensor["bytes"] for tensor in plan["tensors"]) <= plan["output_bytes"]
 
 
+def test_help_lists_every_recipe(cli: Cli) -> None:
+    words = cli("convert", "--help").stdout.replace(".", " ").split()
+    assert [word for word in words if word in RECIPES][: len(RECIPES)] == list(RECIPES)
+
+
+def test_a_role_can_be_given_another_format(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    types = ["--tensor-type", "attn_v=q5_1", "--tensor-type", "token_embd=q4_k"]
+    done = cli("convert", llama3, tmp_path / "a.gguf", "--quant", "q8_0", *types, "--json")
+    report = json.loads(done.stdout)
+    assert report["tensor_types"] == {"attn_v": "q5_1", "token_embd": "q4_k"}
+    done = cli("convert", llama3, tmp_path / "b.gguf", "--quant", "q8_0", *types)
+    assert "q8_0, attn_v=q5_1, token_embd=q4_k: " in done.stderr
+    assert "1 tensors take q5_0 instead of q4_k: their rows are no multiple of 256" in done.stderr
+
+
 def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
     existing = tmp_path / "existing.gguf"
     existing.write_bytes(b"mine")
@@ -42,6 +59,12 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
         ((llama3, existing), "already exists"),
         ((llama3, tmp_path / "x"), "end the name in .gguf"),
         ((llama3, tmp_path / "x.gguf", "--quant", "q9"), "known: f32"),
+        ((llama3, tmp_path / "x.gguf", "--tensor-type", "attn_v"), "expected ROLE=FORMAT"),
+        ((llama3, tmp_path / "x.gguf", "--tensor-type", "v=q8_0"), "known: token_embd, output"),
+        ((llama3, tmp_path / "x.gguf", "--tensor-type", "attn_v=q9"), "known: f32"),
+        ((llama3, tmp_path / "x.gguf", "--tensor-type", "output=q8_0"), "its head is token_embd"),
+        ((llama3, tmp_path / "x.gguf", *("--tensor-type", "attn_v=q8_0") * 2), "give each role once"),
+        ((llama3, tmp_path / "x", "--to", "safetensors", "--tensor-type", "attn_v=q8_0"), "not for safetensors"),
         ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "known: gguf"),
         ((tmp_path / "none", tmp_path / "x.gguf"), "no such file"),
         ((tmp_path, tmp_path / "x.gguf"), "config.json is missing"),
