@@ -6,8 +6,9 @@ from typing import Any
 from converters.architectures import for_config
 from converters.architectures.llama import hyperparameters
 from converters.checkpoint import Checkpoint
-from converters.targets.layout import Entry, Layout
+from converters.targets.layout import Entry, Layout, Part
 from converters.tokenizer_files import write_files
+from edge_llama.errors import OptionError
 from edge_llama.formats import FORMATS, Format
 
 QUANTS = ("f32", "f16", "bf16")
@@ -15,8 +16,10 @@ DEFAULT_QUANT = "bf16"
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 
 
-def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
+def lay_out(checkpoint: Checkpoint, quant: str, _name: str, max_shard_bytes: int | None = None) -> Layout:
     """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads."""
+    if max_shard_bytes is not None:
+        raise OptionError("--max-shard-size is for GGUF only", remedy="leave it out")
     for_config(checkpoint)
     hyperparameters(checkpoint.config, checkpoint.path)
     format_ = FORMATS[quant]
@@ -29,12 +32,8 @@ def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
         "generation_config.json": {**checkpoint.generation, **ids},
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
-    return Layout(
-        header=_header(entries, format_),
-        entries=entries,
-        stream="model.safetensors",
-        files={name: _json(content) for name, content in files.items()},
-    )
+    part = Part("model.safetensors", _header(entries, format_), entries)
+    return Layout((part,), {name: _json(content) for name, content in files.items()}, is_folder=True)
 
 
 def _header(entries: tuple[Entry, ...], format_: Format) -> bytes:

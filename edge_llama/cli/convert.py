@@ -1,10 +1,11 @@
 """``edge-llama convert``: a checkpoint into a small file."""
 
 import json
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.console import note
+from edge_llama.cli.console import note, progress
+from edge_llama.errors import OptionError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 if TYPE_CHECKING:
-    from converters import Plan
+    from converters import Conversion, Plan
 
 
 def convert(
@@ -26,6 +30,9 @@ def convert(
         typer.Option(help="q4_k_m (default), q8_0, q4_0, bf16, f16, f32. With --to safetensors: bf16, f16, f32."),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -39,42 +46,51 @@ def convert(
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
 
+    max_shard_bytes = None if max_shard_size is None else _bytes(max_shard_size)
     if dry_run:
-        plan = make_plan(source, output, quant=quant, to=to)
-        _print_plan(plan, as_json)
+        _print_plan(make_plan(source, output, quant=quant, to=to, max_shard_bytes=max_shard_bytes), as_json)
         return
     started = time.perf_counter()
-    with _progress(output, quiet) as show:
-        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
-    _report(plan, output, time.perf_counter() - started, as_json, quiet)
+    with _resumable(output), progress(output.name, quiet=quiet) as show:
+        done = run_conversion(
+            source,
+            output,
+            quant=quant,
+            to=to,
+            max_shard_bytes=max_shard_bytes,
+            force=force,
+            threads=threads,
+            on_progress=show,
+        )
+    _report(done, time.perf_counter() - started, as_json, quiet)
+
+
+def _bytes(text: str) -> int:
+    """``500M`` or ``2G``, in thousands as llama.cpp counts, or a plain number."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or int(digits) == 0 or unit not in _UNITS:
+        raise OptionError(f"--max-shard-size {text}: expected a size such as 500M or 2G")
+    return int(digits) * _UNITS[unit]
 
 
 @contextmanager
-def _progress(output: Path, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _resumable(output: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM both stop the work where it is, and say how it goes on."""
+    from converters import partial_folder  # noqa: PLC0415
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(output.name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def terminated(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        partial = partial_folder(output)
+        if partial.is_dir():
+            note(f"stopped: the same command goes on from here; to give it up, remove the folder {partial}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
@@ -128,10 +144,12 @@ def _summary(plan: "Plan") -> str:
     return text
 
 
-def _report(plan: "Plan", output: Path, seconds: float, as_json: bool, quiet: bool) -> None:
+def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print(json.dumps(_described(plan) | {"output": str(output), "seconds": round(seconds, 3)}))  # noqa: T201
+        took = {"output": str(done.output), "seconds": round(seconds, 3), "sync_seconds": round(done.sync_seconds, 3)}
+        print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
-    note(_summary(plan), quiet=quiet)
-    rate = plan.layout.source_bytes / seconds / 1e6
-    note(f"{output}: written in {seconds:.1f} s ({rate:,.0f} MB/s)", quiet=quiet)
+    note(_summary(done.plan), quiet=quiet)
+    rate = done.plan.layout.source_bytes / seconds / 1e6
+    resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
+    note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)
