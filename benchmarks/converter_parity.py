@@ -11,7 +11,6 @@ the same metadata key by key; keys that name the model (``general.name``, ``gene
 ``edge_llama.*`` may differ. Recorded output: ``benchmarks/results/converter_parity.txt``.
 """
 
-import ctypes
 import subprocess
 import sys
 import tarfile
@@ -19,9 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-
-import llama_cpp
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -31,11 +27,10 @@ from checkpoints import Shape
 
 import converters
 from edge_llama.artifact import converted_path
-from edge_llama.gguf import Header, Value, read_header
+from edge_llama.gguf import read_header
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=768, layers=8, heads=4, kv_heads=1)
-_STRICT = ("architecture", "type", "file_type", "quantization_version", "alignment", "sampling.")
 _CONVERT = """
 import runpy, sys
 source, pre = sys.argv[1], sys.argv[2]
@@ -116,43 +111,8 @@ def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) 
     """What differs between their two steps and our one, in words."""
     ours, theirs = work / "ours.gguf", work / "theirs.gguf"
     converters.convert(checkpoint, ours, quant=quant, force=True)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = ftype
-    if llama_cpp.llama_model_quantize(str(floats).encode(), str(theirs).encode(), ctypes.byref(params)):
-        yield "llama_model_quantize failed"
-        return
-    our_header, their_header = read_header(ours), read_header(theirs)
-    yield from differing_fields(our_header, their_header)
-    if table(our_header) != table(their_header):
-        yield "tensor tables"
-    elif data(our_header) != data(their_header):
-        yield "bytes"
-
-
-def differing_fields(ours: Header, theirs: Header) -> Iterator[str]:
-    for key in sorted(ours.fields.keys() | theirs.fields.keys()):
-        if not is_free(key) and not same(ours.fields.get(key), theirs.fields.get(key)):
-            yield f"{key} is {ours.fields.get(key)!s:.60}, theirs {theirs.fields.get(key)!s:.60}"
-
-
-def is_free(key: str) -> bool:
-    """Keys that may differ: the model's names, and our own."""
-    space, _, rest = key.partition(".")
-    return space == "edge_llama" or (space == "general" and not rest.startswith(_STRICT))
-
-
-def same(ours: Value | None, theirs: Value | None) -> bool:
-    if ours is None or theirs is None or ours.type != theirs.type or ours.item != theirs.item:
-        return False
-    return np.array_equal(ours.data, theirs.data) if ours.item is not None else bool(ours.data == theirs.data)
-
-
-def table(header: Header) -> list[tuple[object, ...]]:
-    return [(t.name, t.shape, t.format.name, t.offset - header.data_offset) for t in header.tensors]
-
-
-def data(header: Header) -> bytes:
-    return header.path.read_bytes()[header.data_offset :]
+    quantized_by_llama_cpp(floats, theirs, ftype)
+    yield from differences(read_header(ours), read_header(theirs))
 
 
 if __name__ == "__main__":

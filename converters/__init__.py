@@ -2,31 +2,33 @@
 
 ``convert`` opens the source, lays out the whole output (every size is known from shapes and formats), writes the
 header and then streams the tensors after it: rows are read, recoded and written in chunks, on all cores, with a few
-chunks in memory. The output appears complete or not at all.
+chunks in memory. The output appears complete or not at all; what an earlier run of the same left is not made again.
 """
 
+import hashlib
+import json
 import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
-from converters.sources import open_checkpoint
+from converters.options import Options
+from converters.output import growing, partial_folder
+from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
 from converters.targets.layout import Entry, Layout
-from edge_llama.errors import CheckpointError, OutputError
+from edge_llama.errors import CheckpointError
 from quant.kernels import NonFiniteError, recode
 
-__all__ = ["Plan", "Progress", "convert", "plan"]
+__all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
 Progress = Callable[[int, int], None]
 """Called with the source bytes finished so far, and how many there are."""
@@ -41,62 +43,82 @@ class Plan:
     checkpoint: Checkpoint
     layout: Layout
     quant: str
-    tensor_types: Mapping[str, str] = field(default_factory=dict)
+    options: Options
+    source_state: str
+    """Names, sizes and times of the source's files: a change while they are read is noticed by it."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the conversion: another source, other options or another version have another."""
+        digest = hashlib.sha256(f"{version('edge-llama')} {self.source_state} {self.layout.is_folder}".encode())
+        for part in self.layout.parts:
+            digest.update(f"{part.name} {part.alignment}".encode() + part.header)
+        for name, content in self.layout.files.items():
+            digest.update(name.encode() + content)
+        return digest.hexdigest()
 
 
-def plan(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    quant: str | None = None,
-    to: str | None = None,
-    tensor_types: Mapping[str, str] | None = None,
-) -> Plan:
-    """Lay out the conversion of ``source`` to ``output``; raises what :func:`convert` would raise before it starts."""
-    target, quant = choose(Path(output), to, quant)
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was done: the plan, the file to open (or the folder), and what it took."""
+
+    plan: Plan
+    output: Path
+    resumed_bytes: int
+    """Bytes of the output that an earlier run, which was stopped, had left."""
+    sync_seconds: float
+    """Time that the file system took to make the data safe on its disk."""
+
+
+def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Plan:
+    """Lay out the conversion of ``source`` to ``output``; ``options`` are those of :class:`Options`.
+
+    Raises what :func:`convert` would raise before it starts.
+    """
+    chosen = Options(**options)
+    target, quant = choose(Path(output), chosen.to, chosen.quant)
     checkpoint = open_checkpoint(Path(source))
-    given = dict(tensor_types or {})
-    return Plan(checkpoint, target.lay_out(checkpoint, quant, given), quant, given)
+    state = json.dumps(fingerprint(checkpoint.path))
+    return Plan(checkpoint, target.lay_out(checkpoint, quant, Path(output).name, chosen), quant, chosen, state)
 
 
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    quant: str | None = None,
-    to: str | None = None,
-    tensor_types: Mapping[str, str] | None = None,
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
-) -> Plan:
-    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass.
+    **options: Any,
+) -> Conversion:
+    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; ``options``: see :class:`Options`.
 
-    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). ``tensor_types``
-    gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles: ``quant.recipe.ROLES``.
     An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
-    output exists.
+    output exists and nothing is left behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the
+    same call goes on from there.
     """
-    work = plan(source, output, quant=quant, to=to, tensor_types=tensor_types)
-    done, total = 0, work.layout.source_bytes
-    with _destination(Path(output), work, force) as file:
-        file.write(work.layout.header)
-        for entry, data, is_last in _recoded(work.layout, threads or _cpu_count()):
-            file.write(data.data)
-            if is_last:
-                file.write(bytes(work.layout.padding(entry)))
+    work = plan(source, output, **options)
+    output = Path(output)
+    with growing(output, work.layout, work.key, work.checkpoint.path, force=force) as grown:
+        total = work.layout.source_bytes
+        done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
+        for entry, data, is_last in _recoded(grown.remaining, threads or _cpu_count()):
+            grown.write(data, ends_entry=is_last)
             done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
             if on_progress:
                 on_progress(done, total)
-    return work
+        if json.dumps(fingerprint(work.checkpoint.path)) != work.source_state:
+            raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
+    opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
+    return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds)
 
 
-def _recoded(layout: Layout, threads: int) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
+def _recoded(entries: Sequence[Entry], threads: int) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
     """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
     try:
-        for entry in layout.entries:
+        for entry in entries:
             for start, stop in _chunks(entry):
                 ahead.append((entry, pool.submit(_recode, entry, start, stop), stop == entry.tensor.rows))
                 if len(ahead) > 2 * threads:
@@ -125,53 +147,6 @@ def _recode(entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
-
-
-@contextmanager
-def _destination(output: Path, work: Plan, force: bool) -> Iterator[BinaryIO]:
-    """The stream to write; on leaving without an error it is synced and takes its place, otherwise nothing remains."""
-    output = output.absolute()
-    _check_output(output, work, force)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise OutputError(f"{output.parent}: cannot be written: {error.strerror}") from error
-    try:
-        new = partial / output.name
-        if work.layout.stream:
-            new.mkdir()
-        for name, content in work.layout.files.items():
-            (new / name).write_bytes(content)
-        with (new / work.layout.stream).open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if output.is_dir():
-            output.replace(partial / "replaced")
-        new.replace(output)
-    except OSError as error:
-        raise OutputError(f"{output}: writing failed: {error.strerror}", remedy="nothing was left behind") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_output(output: Path, work: Plan, force: bool) -> None:
-    source = work.checkpoint.path.resolve()
-    if output.resolve() == source:
-        raise OutputError(f"{output}: output and source are the same", remedy="give another name")
-    if output.exists() and not force:
-        raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
-    if output.is_dir() != bool(work.layout.stream) and output.exists():
-        raise OutputError(
-            f"{output}: is a {'folder' if output.is_dir() else 'file'}, the output is not", remedy="give another name"
-        )
-    existing = next(parent for parent in output.parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < work.layout.output_bytes:
-        raise OutputError(
-            f"{existing}: {free:,} bytes are free but the output needs {work.layout.output_bytes:,}", remedy="make room"
-        )
 
 
 def _cpu_count() -> int:

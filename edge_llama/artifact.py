@@ -4,16 +4,19 @@ Today an artifact is one GGUF file with a text tower. This file will also read O
 """
 
 import os
+import re
 import sysconfig
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.errors import ArtifactError
-from edge_llama.gguf import Header, ValueType, read_header
+from edge_llama.gguf import Header, TensorInfo, ValueType, read_header
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+_NOT_TOGETHER = "the files don't belong together: download or convert all of them again"
 
 
 def locate(model: str | os.PathLike[str] | None = None) -> Path:
@@ -61,7 +64,7 @@ def _built_in() -> Path:
 
 
 def _only_gguf(folder: Path) -> Path:
-    files = sorted(folder.glob("*.gguf"))
+    files = [file for file in sorted(folder.glob("*.gguf")) if not _LATER_PART.search(file.name)]
     if len(files) == 1:
         return files[0]
     if (folder / "config.json").is_file():
@@ -78,7 +81,8 @@ class Artifact:
     """A model file whose header was read and found sound."""
 
     path: Path
-    header: Header
+    headers: tuple[Header, ...]
+    """One for each file; the metadata is in the first."""
     name: str
     architecture: str
     chat_template: str | None
@@ -88,14 +92,28 @@ class Artifact:
     """Numbers that the KV cache holds per token, over all layers, keys and values."""
 
     @property
+    def header(self) -> Header:
+        """The metadata, and the tensors of the first file."""
+        return self.headers[0]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors of all files."""
+        return tuple(tensor for header in self.headers for tensor in header.tensors)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors' data."""
-        return sum(tensor.nbytes for tensor in self.header.tensors)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Read the header at ``path`` and check what a text tower needs; ArtifactError names what is wrong."""
-    header = read_header(path)
+    """Read the header at ``path`` and check what a text tower needs; ArtifactError names what is wrong.
+
+    A model that was written in several files is read from the first of them.
+    """
+    headers = _read_parts(path)
+    header = headers[0]
     architecture = header.architecture
     if not architecture:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
@@ -106,7 +124,7 @@ def read_artifact(path: Path) -> Artifact:
     n_layer = _positive(header, "block_count")
     return Artifact(
         path=path,
-        header=header,
+        headers=headers,
         name=header.get("general.name", str, path.stem),
         architecture=architecture,
         chat_template=template or None,
@@ -114,6 +132,41 @@ def read_artifact(path: Path) -> Artifact:
         n_ctx_train=_positive(header, "context_length"),
         kv_values_per_token=_kv_values(header, n_layer),
     )
+
+
+def _read_parts(path: Path) -> tuple[Header, ...]:
+    """The headers of all files of the model, by llama.cpp's naming: NAME-00001-of-00003.gguf."""
+    first = read_header(path)
+    count = first.get("split.count", int, 0)
+    if count <= 1:
+        return (first,)
+    number = first.get("split.no", int, 0)
+    ending = f"-{number + 1:05}-of-{count:05}.gguf"
+    if not path.name.endswith(ending):
+        raise ArtifactError(
+            f"{path}: part {number + 1} of {count} by its header", remedy=f"its name must end in {ending}"
+        )
+    stem = path.name.removesuffix(ending)
+    paths = [path.with_name(f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+    if number:
+        raise ArtifactError(f"{path}: this is part {number + 1} of {count}", remedy=f"open the first: {paths[0]}")
+    if missing := [part for part in paths if not part.is_file()]:
+        raise ArtifactError(f"{missing[0]}: this part is missing", remedy="download all parts, or convert again")
+    headers = (first, *map(read_header, paths[1:]))
+    _check_parts(headers, count)
+    return headers
+
+
+def _check_parts(headers: tuple[Header, ...], count: int) -> None:
+    for number, header in enumerate(headers):
+        if (header.get("split.no", int, -1), header.get("split.count", int, 0)) != (number, count):
+            raise ArtifactError(f"{header.path}: is no part {number + 1} of {count}", remedy=_NOT_TOGETHER)
+    total = headers[0].get("split.tensors.count", int, 0)
+    names = [tensor.name for header in headers for tensor in header.tensors]
+    if total != len(names) or len(set(names)) != len(names):
+        raise ArtifactError(
+            f"{headers[0].path}: {len(names):,} tensors in {count} parts, {total:,} announced", remedy=_NOT_TOGETHER
+        )
 
 
 def _positive(header: Header, key: str) -> int:

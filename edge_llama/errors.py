@@ -2,6 +2,7 @@
 
     EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
     ├── EngineError                   the engine failed at work that should have succeeded
+    ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── OptionError               an argument or option outside its range
         ├── CheckpointError           a source checkpoint that can't be converted
@@ -32,6 +33,10 @@ class EdgeLlamaError(Exception):
 
 class EngineError(EdgeLlamaError):
     """The engine failed at work that should have succeeded."""
+
+
+class NotVerifiableError(EdgeLlamaError):
+    """A model file is sound in structure but carries no hashes to verify its contents."""
 
 
 class InputError(EdgeLlamaError, ValueError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_llama.errors import ArtifactError
 from edge_llama.formats import BY_GGML_ID, Format
@@ -86,7 +87,7 @@ def string(text: str) -> Value:
     return Value(ValueType.STRING, text)
 
 
-def array(item: ValueType, values: Sequence[Any]) -> Value:
+def array(item: ValueType, values: Sequence[Any] | NDArray[Any]) -> Value:
     """An array of ``item``: strings as a list, numbers as anything numpy takes."""
     return Value(ValueType.ARRAY, values, item)
 

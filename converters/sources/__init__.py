@@ -7,6 +7,8 @@ from converters.sources import gguf, safetensors
 from edge_llama.artifact import BUILT_IN, packaged_path
 from edge_llama.errors import CheckpointError
 
+_READ = {".safetensors", ".json", ".jinja", ".model", ".pth"}
+
 
 def open_checkpoint(source: Path) -> Checkpoint:
     """The checkpoint at ``source``: a Hugging Face folder, a GGUF file, or the name ``smollm2``.
@@ -24,3 +26,13 @@ def open_checkpoint(source: Path) -> Checkpoint:
     raise CheckpointError(
         f"{source}: not a checkpoint", remedy="give a folder with config.json and *.safetensors, or a .gguf file"
     )
+
+
+def fingerprint(source: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file that a checkpoint at ``source`` is read from."""
+    try:
+        files = sorted(path for path in source.iterdir() if path.suffix in _READ) if source.is_dir() else [source]
+        stats = [(path, path.stat()) for path in files]
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from error
+    return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]

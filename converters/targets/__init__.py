@@ -7,7 +7,7 @@ from converters.targets import gguf, safetensors
 from edge_llama.errors import OptionError
 
 TARGETS: dict[str, ModuleType] = {"gguf": gguf, "safetensors": safetensors}
-"""Each has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, quant, tensor_types) -> Layout``."""
+"""Each has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, quant, name, options) -> Layout``."""
 
 
 def choose(output: Path, to: str | None, quant: str | None) -> tuple[ModuleType, str]:

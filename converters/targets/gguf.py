@@ -3,16 +3,18 @@
 Only ``general.*`` naming keys and ``edge_llama.*`` differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
-from converters.targets.layout import Entry, Layout
+from converters.options import Options
+from converters.targets.layout import Entry, Layout, Part
 from converters.vocabulary import to_gguf
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import ALIGNMENT, Value, ValueType, encode_header, f32, string, u32
+from edge_llama.gguf import ALIGNMENT, Value, ValueType, f32, string, u32
+from edge_llama.integrity import sealed_header
 from quant import recipe
 
 QUANTS = tuple(recipe.RECIPES)
@@ -27,10 +29,10 @@ _SAMPLING = {
 }
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str]) -> Layout:
-    """The GGUF file of ``checkpoint`` by recipe ``quant``, but with ``tensor_types`` (role -> format).
+def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> Layout:
+    """The GGUF file ``name`` of ``checkpoint`` by recipe ``quant``.
 
-    CheckpointError if the checkpoint is not whole, OptionError if ``tensor_types`` does not fit it.
+    CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
     architecture = for_config(checkpoint)
     chosen = recipe.RECIPES[quant]
@@ -39,7 +41,7 @@ def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str])
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
         for weight in weights
     ]
-    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), tensor_types)
+    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), options.tensor_types)
     entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
         "general.architecture": string(architecture.gguf_name),
@@ -48,12 +50,56 @@ def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str])
         **_generation_defaults(checkpoint),
         **architecture.metadata(checkpoint),
         **to_gguf(checkpoint.vocabulary),
-        "edge_llama.version": string(version("edge-llama")),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
-    header, _ = encode_header(fields, [(entry.tensor.name, entry.tensor.shape, entry.format) for entry in entries])
-    return Layout(header, entries, ALIGNMENT)
+    groups = _grouped(entries, options.max_shard_bytes)
+    return Layout(
+        tuple(
+            _part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group)
+            for number, group in enumerate(groups)
+        )
+    )
+
+
+def _grouped(entries: tuple[Entry, ...], max_bytes: int | None) -> list[tuple[Entry, ...]]:
+    """Entries in parts of at most ``max_bytes``; one that is larger has a part of its own."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        stored = entry.nbytes + -entry.nbytes % ALIGNMENT
+        if groups[-1] and max_bytes is not None and size + stored > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += stored
+    return [tuple(group) for group in groups]
+
+
+def _part_name(name: str, number: int, count: int) -> str:
+    """llama.cpp's naming: it finds the other parts by it."""
+    return name if count == 1 else f"{name.removesuffix('.gguf')}-{number + 1:05}-of-{count:05}.gguf"
+
+
+def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tuple[Entry, ...]]) -> dict[str, Value]:
+    """All metadata is in the first part; the others say only which they are."""
+    own = dict(fields) if number == 0 else {}
+    if len(groups) > 1:
+        own["split.no"] = Value(ValueType.UINT16, number)
+        own["split.tensors.count"] = Value(ValueType.INT32, sum(map(len, groups)))
+        own["split.count"] = Value(ValueType.UINT16, len(groups))
+    return own | {"edge_llama.version": string(version("edge-llama"))}
+
+
+def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...]) -> Part:
+    table = [(entry.tensor.name, entry.tensor.shape, entry.format) for entry in entries]
+    return Part(
+        name=name,
+        header=sealed_header(fields, table, ALIGNMENT, None),
+        entries=entries,
+        alignment=ALIGNMENT,
+        seal=lambda hashes: sealed_header(fields, table, ALIGNMENT, hashes),
+    )
 
 
 def _generation_defaults(checkpoint: Checkpoint) -> dict[str, Value]:

@@ -1,6 +1,6 @@
 """The plan of an output: every size is known from shapes and formats alone."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -24,17 +24,43 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """``header``, then each entry's data padded to ``alignment``, go to ``stream``; ``files`` are small ones beside it.
+class Part:
+    """A file of the output: ``header``, then each entry's data padded to ``alignment``.
 
-    With ``stream`` empty the output is a single file; otherwise it is a folder and ``stream`` a file in it.
+    ``seal`` gives the final header, of the same length, from the SHA-256 of each entry's data.
     """
 
+    name: str
     header: bytes
     entries: tuple[Entry, ...]
     alignment: int = 1
-    stream: str = ""
+    seal: Callable[[Sequence[bytes]], bytes] | None = None
+
+    def stored_bytes(self, entry: Entry) -> int:
+        """Bytes of an entry's data and the zeros after it."""
+        return entry.nbytes + -entry.nbytes % self.alignment
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(map(self.stored_bytes, self.entries))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """``parts`` in the order in which they are written, and small ``files`` beside them, by name.
+
+    ``is_folder``: all of these go into a folder, the output; otherwise the parts lie where the output is named.
+    """
+
+    parts: tuple[Part, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    is_folder: bool = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The entries of all parts."""
+        return tuple(entry for part in self.parts for entry in part.entries)
 
     @property
     def source_bytes(self) -> int:
@@ -44,9 +70,4 @@ class Layout:
     @property
     def output_bytes(self) -> int:
         """Bytes to be written."""
-        data = sum(entry.nbytes + self.padding(entry) for entry in self.entries)
-        return len(self.header) + data + sum(map(len, self.files.values()))
-
-    def padding(self, entry: Entry) -> int:
-        """Zero bytes after an entry's data."""
-        return -entry.nbytes % self.alignment
+        return sum(part.nbytes for part in self.parts) + sum(map(len, self.files.values()))

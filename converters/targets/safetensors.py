@@ -1,13 +1,13 @@
 """A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from converters.architectures import for_config
 from converters.architectures.llama import hyperparameters
 from converters.checkpoint import Checkpoint
-from converters.targets.layout import Entry, Layout
+from converters.options import Options
+from converters.targets.layout import Entry, Layout, Part
 from converters.tokenizer_files import write_files
 from edge_llama.errors import OptionError
 from edge_llama.formats import FORMATS, Format
@@ -17,13 +17,15 @@ DEFAULT_QUANT = "bf16"
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str]) -> Layout:
-    """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads; no ``tensor_types`` here."""
-    for role, format_name in tensor_types.items():
+def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) -> Layout:
+    """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads."""
+    for role, format_name in options.tensor_types.items():
         raise OptionError(
             f"--tensor-type {role}={format_name}: not for safetensors, whose weights have one format",
             remedy="leave it out, or write a .gguf file",
         )
+    if options.max_shard_bytes is not None:
+        raise OptionError("--max-shard-size: not for safetensors", remedy="leave it out, or write a .gguf file")
     for_config(checkpoint)
     hyperparameters(checkpoint.config, checkpoint.path)
     format_ = FORMATS[quant]
@@ -36,12 +38,8 @@ def lay_out(checkpoint: Checkpoint, quant: str, tensor_types: Mapping[str, str])
         "generation_config.json": {**checkpoint.generation, **ids},
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
-    return Layout(
-        header=_header(entries, format_),
-        entries=entries,
-        stream="model.safetensors",
-        files={name: _json(content) for name, content in files.items()},
-    )
+    part = Part("model.safetensors", _header(entries, format_), entries)
+    return Layout((part,), {name: _json(content) for name, content in files.items()}, is_folder=True)
 
 
 def _header(entries: tuple[Entry, ...], format_: Format) -> bytes:

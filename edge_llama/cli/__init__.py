@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from edge_llama.cli import chat, convert, inspect, run
+from edge_llama.cli import chat, convert, inspect, run, verify
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(
@@ -15,12 +15,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (chat, run, convert, inspect):
+for verb in (chat, run, convert, inspect, verify):
     app.command()(verb.__dict__[verb.__name__.rpartition(".")[2]])
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 bad input (one line), 130 on Ctrl-C, 143 on SIGTERM."""
     # Threads of llama.cpp that wait should soon sleep: by default they spin and starve each other on a busy machine.
     # libgomp reads this when it is loaded, so it is set here, in our own process, and never by the library.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -1,10 +1,11 @@
 """``edge-llama convert``: a checkpoint into a small file."""
 
 import json
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.console import note
+from edge_llama.cli.console import note, progress
 from edge_llama.errors import OptionError
 
-if TYPE_CHECKING:
-    from converters import Plan
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
     "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
 )
+
+if TYPE_CHECKING:
+    from converters import Conversion, Plan
 
 
 def convert(
@@ -35,6 +38,9 @@ def convert(
         typer.Option(metavar="ROLE=FORMAT", help="All tensors of a role in another format: attn_v=q8_0. Repeatable."),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -48,24 +54,27 @@ def convert(
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
 
-    types = _tensor_types(tensor_type or [])
+    asked = options.given(
+        quant=quant,
+        to=to,
+        tensor_types=_tensor_types(tensor_type or []),
+        max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
+    )
     if dry_run:
-        plan = make_plan(source, output, quant=quant, to=to, tensor_types=types)
-        _print_plan(plan, as_json)
+        _print_plan(make_plan(source, output, **asked), as_json)
         return
     started = time.perf_counter()
-    with _progress(output, quiet) as show:
-        plan = run_conversion(
-            source,
-            output,
-            quant=quant,
-            to=to,
-            tensor_types=types,
-            force=force,
-            threads=threads,
-            on_progress=show,
-        )
-    _report(plan, output, time.perf_counter() - started, as_json, quiet)
+    with _resumable(output), progress(output.name, quiet=quiet) as show:
+        done = run_conversion(source, output, force=force, threads=threads, on_progress=show, **asked)
+    _report(done, time.perf_counter() - started, as_json, quiet)
+
+
+def _bytes(text: str) -> int:
+    """``500M`` or ``2G``, in thousands as llama.cpp counts, or a plain number."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or int(digits) == 0 or unit not in _UNITS:
+        raise OptionError(f"--max-shard-size {text}: expected a size such as 500M or 2G")
+    return int(digits) * _UNITS[unit]
 
 
 def _tensor_types(options: list[str]) -> dict[str, str]:
@@ -82,31 +91,23 @@ def _tensor_types(options: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _progress(output: Path, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _resumable(output: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM both stop the work where it is, and say how it goes on."""
+    from converters import partial_folder  # noqa: PLC0415
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(output.name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    def terminated(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        partial = partial_folder(output)
+        if partial.is_dir():
+            note(f"stopped: the same command goes on from here; to give it up, remove the folder {partial}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
@@ -141,7 +142,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
     return {
         "source": str(plan.checkpoint.path),
         "quant": plan.quant,
-        "tensor_types": dict(plan.tensor_types),
+        "tensor_types": dict(plan.options.tensor_types),
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
     }
@@ -152,7 +153,7 @@ def _summary(plan: "Plan") -> str:
     counts = Counter(entry.format.name for entry in layout.entries)
     formats = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     sizes = f"{layout.source_bytes:,} bytes to {layout.output_bytes:,}"
-    recipe = ", ".join([plan.quant, *(f"{role}={name}" for role, name in plan.tensor_types.items())])
+    recipe = ", ".join([plan.quant, *(f"{role}={name}" for role, name in plan.options.tensor_types.items())])
     text = f"{recipe}: {sizes}; {len(layout.entries)} tensors: {formats}"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)
@@ -162,10 +163,12 @@ def _summary(plan: "Plan") -> str:
     return text
 
 
-def _report(plan: "Plan", output: Path, seconds: float, as_json: bool, quiet: bool) -> None:
+def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> None:
     if as_json:
-        print(json.dumps(_described(plan) | {"output": str(output), "seconds": round(seconds, 3)}))  # noqa: T201
+        took = {"output": str(done.output), "seconds": round(seconds, 3), "sync_seconds": round(done.sync_seconds, 3)}
+        print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
-    note(_summary(plan), quiet=quiet)
-    rate = plan.layout.source_bytes / seconds / 1e6
-    note(f"{output}: written in {seconds:.1f} s ({rate:,.0f} MB/s)", quiet=quiet)
+    note(_summary(done.plan), quiet=quiet)
+    rate = done.plan.layout.source_bytes / seconds / 1e6
+    resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
+    note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)

@@ -31,7 +31,7 @@ def inspect(
     from rich.table import Table  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    weights = sum(prod(tensor.shape) for tensor in artifact.header.tensors)
+    weights = sum(prod(tensor.shape) for tensor in artifact.tensors)
     bits = 8 * artifact.weight_bytes / max(weights, 1)
     console.print(
         escape(
@@ -44,7 +44,7 @@ def inspect(
         fields.add_row(escape(key), _type(value), escape(_short(value)))
     console.print(fields)
     tensors = Table("tensor", "shape", "format", "bytes", box=None)
-    for tensor in artifact.header.tensors:
+    for tensor in artifact.tensors:
         shape = " x ".join(f"{size:,}" for size in tensor.shape)
         tensors.add_row(escape(tensor.name), shape, tensor.format.name, f"{tensor.nbytes:,}")
     console.print()
@@ -57,12 +57,12 @@ def _described(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.path),
         "name": artifact.name,
         "towers": {"text": {"engine": "llama.cpp", "architecture": artifact.architecture}},
-        "file_bytes": header.file_size,
+        "file_bytes": sum(part.file_size for part in artifact.headers),
         "weight_bytes": artifact.weight_bytes,
         "metadata": {key: _plain(value) for key, value in header.fields.items()},
         "tensors": [
             {"name": tensor.name, "shape": list(tensor.shape), "format": tensor.format.name, "bytes": tensor.nbytes}
-            for tensor in header.tensors
+            for tensor in artifact.tensors
         ],
     }
 

@@ -50,5 +50,5 @@ def _read_template(path: Path) -> str:
 
 
 def given(**params: Any) -> dict[str, Any]:
-    """The sampling options that the user gave."""
+    """The options that the user gave."""
     return {name: value for name, value in params.items() if value is not None}

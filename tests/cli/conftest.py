@@ -2,15 +2,13 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from terminals import Terminal
+from terminals import EDGE_LLAMA, Terminal
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-EDGE_LLAMA = str(Path(sys.executable).with_name("edge-llama"))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 import re
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pexpect
 import pyte
 
+EDGE_LLAMA = str(Path(sys.executable).with_name("edge-llama"))
 ROWS = 200  # so tall that nothing scrolls away
 
 

@@ -1,11 +1,14 @@
 """``edge-llama convert``."""
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from terminals import Terminal
+import pytest
+from terminals import EDGE_LLAMA, Terminal
 
 from quant.recipe import RECIPES
 
@@ -86,11 +89,32 @@ def test_a_terminal_sees_a_bar_with_bytes_and_rate(
     assert screen.exit_code() == 0
 
 
-def test_ctrl_c_leaves_nothing_and_exits_with_130(
-    terminal: Callable[..., Terminal], smollm2: Path, tmp_path: Path
+def test_ctrl_c_says_how_to_go_on_and_the_next_run_does(
+    terminal: Callable[..., Terminal], cli: Cli, smollm2: Path, converted: Path, tmp_path: Path
 ) -> None:
-    screen = terminal("convert", smollm2, tmp_path / "a.gguf", "--quant", "q4_k_m")
-    screen.see(r"[1-9][0-9.]*/269.0 MB")
+    screen = terminal("convert", smollm2, tmp_path / "a.gguf")
+    screen.see(r"1[0-9.]{4}/269.0 MB")
     screen.interrupt()
     assert screen.exit_code() == 130
-    assert not list(tmp_path.iterdir())
+    assert "the same command goes on from here" in screen.text()
+    assert [path.name for path in tmp_path.iterdir()] == [".a.gguf.partial"]
+    done = cli("convert", smollm2, tmp_path / "a.gguf")
+    assert "bytes were there from an earlier run" in done.stderr
+    assert (tmp_path / "a.gguf").read_bytes() == converted.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_sigterm_is_as_gentle(environment: dict[str, str], smollm2: Path, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [EDGE_LLAMA, "convert", smollm2, tmp_path / "a.gguf"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / ".a.gguf.partial" / "journal").exists():
+        assert child.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    child.terminate()
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert told.count("\n") == 1
+    assert ".a.gguf.partial" in told
+    assert not (tmp_path / "a.gguf").exists()

@@ -34,7 +34,7 @@ def test_sharding_does_not_change_the_bytes(tmp_path: Path) -> None:
 
 def test_progress_counts_every_source_byte(llama3: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    plan = converters.convert(llama3, tmp_path / GGUF, on_progress=lambda done, total: seen.append((done, total)))
+    plan = converters.convert(llama3, tmp_path / GGUF, on_progress=lambda done, total: seen.append((done, total))).plan
     assert {total for _, total in seen} == {plan.layout.source_bytes}
     assert seen == sorted(seen)
     assert seen[-1][0] == plan.layout.source_bytes

@@ -1,0 +1,20 @@
+"""What a conversion may be asked for, beyond its source and its output."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The keyword arguments of :func:`converters.plan` and :func:`converters.convert`.
+
+    ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
+    name). ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
+    ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
+    names them.
+    """
+
+    quant: str | None = None
+    to: str | None = None
+    tensor_types: Mapping[str, str] = field(default_factory=dict)
+    max_shard_bytes: int | None = None

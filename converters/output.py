@@ -1,0 +1,222 @@
+"""Where an output grows until it is complete: the folder ``.OUTPUT.partial`` beside it.
+
+It holds the output's files so far, a lock, and a journal: a first line that says of which conversion (source, plan
+and version), then the SHA-256 of each finished tensor's data. A process that dies, however it dies, leaves it there;
+the next run of the same conversion believes of it what the hashes confirm, and goes on. The output itself appears
+only complete: synced, sealed, renamed.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from converters.targets.layout import Entry, Layout, Part
+from edge_llama.errors import EdgeLlamaError, OutputError
+
+_READ = 1 << 22
+
+
+def partial_folder(output: Path) -> Path:
+    """Where an unfinished ``output`` lies."""
+    return output.parent / f".{output.name}.partial"
+
+
+@contextmanager
+def growing(output: Path, layout: Layout, key: str, source: Path, *, force: bool) -> Iterator["Growing"]:
+    """The output to write to; on leaving without an error it takes its place.
+
+    ``key`` identifies the conversion: only the same one is resumed. A typed error or one of the file system removes
+    what was written; anything else (Ctrl-C, a signal) keeps it for the next run. Raises OutputError.
+    """
+    output = output.absolute()
+    folder = partial_folder(output)
+    _check_names(output, layout, source, force)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{output}: another conversion is writing it", remedy="wait, or give another name") from error
+    except OSError as error:
+        raise OutputError(f"{output.parent}: cannot be written: {error.strerror}") from error
+    try:
+        with closing(Growing(folder, layout, key)) as grown:
+            _check_space(output, layout.output_bytes - grown.resumed_bytes)
+            yield grown
+            grown.seal()
+        _publish(folder, output, layout)
+        shutil.rmtree(folder)
+    except EdgeLlamaError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(
+            f"{output}: writing failed: {error.strerror}; it needs {layout.output_bytes:,} bytes",
+            remedy="make room; nothing was left behind",
+        ) from error
+    finally:
+        lock.release()
+
+
+class Growing:
+    """Takes the data of ``remaining`` entries in order, in pieces of any size."""
+
+    def __init__(self, folder: Path, layout: Layout, key: str) -> None:
+        self._layout = layout
+        self._folder = folder / "output"
+        self._journal_path = folder / "journal"
+        self._hashes = self._believed(key)
+        self.remaining: Sequence[Entry] = layout.entries[len(self._hashes) :]
+        self.resumed_bytes = sum(entry.nbytes for entry in layout.entries[: len(self._hashes)])
+        """Bytes of the output that an earlier run left."""
+        self.sync_seconds = 0.0
+        """Time that the file system took to make the data safe."""
+        self._folder.mkdir(exist_ok=True)
+        self._journal = self._journal_path.open("w", encoding="ascii")
+        self._journal.write("".join(f"{line}\n" for line in (key, *map(bytes.hex, self._hashes))))
+        self._journal.flush()
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def write(self, data: NDArray[np.uint8], *, ends_entry: bool) -> None:
+        """Append ``data`` to the entry whose turn it is."""
+        part, at = self._turn()
+        if self._file is None:
+            self._file = self._continued(part, at)
+        self._file.write(data.data)
+        self._digest.update(data.data)
+        if ends_entry:
+            entry = part.entries[at]
+            self._file.write(bytes(part.stored_bytes(entry) - entry.nbytes))
+            self._finish_entry(self._file)
+            if at + 1 == len(part.entries):
+                self._file.close()
+                self._file = None
+
+    def _finish_entry(self, file: IO[bytes]) -> None:
+        file.flush()  # what the journal promises is in the kernel's hands
+        self._hashes.append(self._digest.digest())
+        self._digest = hashlib.sha256()
+        self._journal.write(self._hashes[-1].hex() + "\n")
+        self._journal.flush()
+
+    def _turn(self) -> tuple[Part, int]:
+        """The part whose turn it is, and the entry's index in it."""
+        at = len(self._hashes)
+        for part in self._layout.parts:
+            if at < len(part.entries):
+                return part, at
+            at -= len(part.entries)
+        raise ValueError("the output is complete")
+
+    def _continued(self, part: Part, n_entries: int) -> IO[bytes]:
+        """The part's file, cut back to its header and the first entries."""
+        path = self._folder / part.name
+        file = path.open("r+b" if path.exists() else "w+b", buffering=1 << 20)
+        file.write(part.header)
+        file.seek(sum(map(part.stored_bytes, part.entries[:n_entries])), os.SEEK_CUR)
+        file.truncate()
+        return file
+
+    def seal(self) -> None:
+        """Write the final headers and the small files, and wait until everything is on the disk."""
+        hashes = iter(self._hashes)
+        for part in self._layout.parts:
+            own = [next(hashes) for _ in part.entries]
+            path = self._folder / part.name
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                file.write(part.seal(own) if part.seal else part.header)
+                self._sync(file)
+        for name, content in self._layout.files.items():
+            with (self._folder / name).open("wb") as file:
+                file.write(content)
+                self._sync(file)
+
+    def close(self) -> None:
+        """Close the files; what was written stays."""
+        self._journal.close()
+        if self._file:
+            self._file.close()
+
+    def _sync(self, file: IO[bytes]) -> None:
+        started = time.perf_counter()
+        file.flush()
+        os.fsync(file.fileno())
+        self.sync_seconds += time.perf_counter() - started
+
+    def _believed(self, key: str) -> list[bytes]:
+        """The hashes of the entries that an earlier run of this conversion finished, and left as they still are."""
+        try:
+            first, *lines = self._journal_path.read_text("ascii").splitlines()
+        except (OSError, ValueError):
+            first, lines = "", []
+        if first != key:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            return []
+        hashes: list[bytes] = []
+        found = iter(lines)
+        for part in self._layout.parts:
+            offset = len(part.header)
+            for entry in part.entries:
+                actual = _hash_of(self._folder / part.name, offset, entry.nbytes)
+                if actual is None or next(found, None) != actual.hex():
+                    return hashes
+                hashes.append(actual)
+                offset += part.stored_bytes(entry)
+        return hashes
+
+
+def _hash_of(path: Path, offset: int, nbytes: int) -> bytes | None:
+    """The SHA-256 of a stretch of a file; None if it is not there whole."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            while nbytes and (data := file.read(min(nbytes, _READ))):
+                digest.update(data)
+                nbytes -= len(data)
+    except OSError:
+        return None
+    return None if nbytes else digest.digest()
+
+
+def _publish(folder: Path, output: Path, layout: Layout) -> None:
+    """Move what is complete to where it belongs; of several parts the first, by which a model is opened, comes last."""
+    grown = folder / "output"
+    if layout.is_folder:
+        if output.is_dir():
+            output.replace(folder / "replaced")
+        grown.replace(output)
+        return
+    for name in [*layout.files, *(part.name for part in reversed(layout.parts))]:
+        (grown / name).replace(output.parent / name)
+
+
+def _check_names(output: Path, layout: Layout, source: Path, force: bool) -> None:
+    if output.resolve() == source.resolve():
+        raise OutputError(f"{output}: output and source are the same", remedy="give another name")
+    targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
+    for target in (target for target in targets if target.exists()):
+        if target.is_dir() != layout.is_folder:
+            kind = "folder" if target.is_dir() else "file"
+            raise OutputError(f"{target}: is a {kind}, the output is not", remedy="give another name")
+        if not force:
+            raise OutputError(f"{target}: already exists", remedy="give another name, or --force to replace it")
+
+
+def _check_space(output: Path, needed: int) -> None:
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise OutputError(
+            f"{output.parent}: {free:,} bytes are free but the output needs {needed:,}", remedy="make room"
+        )

@@ -1,0 +1,104 @@
+"""Is a file, bit for bit, what was written? Hashes inside the header, and their verification. No native code.
+
+``edge_llama.tensor_sha256`` holds the SHA-256 of each tensor's data, in the table's order; ``edge_llama.sha256`` that
+of the header with its own digits as zeros. So the one covers the other, and both together the whole file with every
+byte hashed once: padding must be zero, and nothing may follow the last tensor. ``edge_llama.certificate`` is room for
+what a later step proves about the weights.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import IO
+
+import numpy as np
+
+from edge_llama.errors import ArtifactError, NotVerifiableError
+from edge_llama.formats import Format
+from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, string
+
+ROOT = "edge_llama.sha256"
+TENSORS = "edge_llama.tensor_sha256"
+CERTIFICATE = "edge_llama.certificate"
+_UNKNOWN = "0" * 64
+_CERTIFICATE_BYTES = 1 << 16
+_READ = 1 << 22
+
+
+def sealed_header(
+    fields: dict[str, Value],
+    tensors: Sequence[tuple[str, tuple[int, ...], Format]],
+    alignment: int,
+    hashes: Sequence[bytes] | None,
+) -> bytes:
+    """The header with the hashes in it; of the same length with none yet (``hashes`` None), so it can be replaced.
+
+    ``hashes`` are the SHA-256 digests of the tensors' data, 32 bytes each, in order.
+    """
+    digests = bytes(32 * len(tensors)) if hashes is None else b"".join(hashes)
+    fields = fields | {
+        TENSORS: array(ValueType.UINT8, np.frombuffer(digests, np.uint8)),
+        CERTIFICATE: array(ValueType.UINT8, np.zeros(_CERTIFICATE_BYTES, np.uint8)),
+        ROOT: string(_UNKNOWN),
+    }
+    header, _ = encode_header(fields, tensors, alignment)
+    if hashes is None:
+        return header
+    return encode_header(fields | {ROOT: string(hashlib.sha256(header).hexdigest())}, tensors, alignment)[0]
+
+
+def verify(header: Header, on_progress: Callable[[int], None] | None = None) -> None:
+    """Check every bit of the file that ``header`` was read from; ``on_progress`` is told the bytes just checked.
+
+    Raises ArtifactError, naming what is damaged, or NotVerifiableError for a file that carries no hashes.
+    """
+    if not any(key.startswith("edge_llama.") for key in header.fields):
+        raise NotVerifiableError(
+            f"{header.path}: its structure is sound, but it carries no hashes to verify its contents",
+            remedy="convert the original checkpoint with edge-llama to have them",
+        )
+    try:
+        with header.path.open("rb") as file:
+            _check_root(header, file)
+            _check_tensors(header, file, on_progress)
+    except OSError as error:
+        raise ArtifactError(f"{header.path}: cannot be read: {error.strerror}") from error
+
+
+def _check_root(header: Header, file: IO[bytes]) -> None:
+    raw = file.read(header.data_offset)
+    claimed = header.get(ROOT, str, "").encode("utf-8", "surrogateescape")
+    unsealed = raw.replace(claimed, _UNKNOWN.encode(), 1) if len(claimed) == len(_UNKNOWN) else b""
+    if hashlib.sha256(unsealed).hexdigest().encode() != claimed:
+        raise _damaged(header, "its header")
+
+
+def _check_tensors(header: Header, file: IO[bytes], on_progress: Callable[[int], None] | None) -> None:
+    hashes = header.fields[TENSORS].data.tobytes()
+    end = header.data_offset
+    for at, tensor in enumerate(header.tensors):
+        if _hash_of(file, tensor, on_progress) != hashes[32 * at : 32 * at + 32]:
+            raise _damaged(header, f"tensor {tensor.name!r}")
+        end = tensor.offset + tensor.nbytes
+        padding = file.read(-end % header.alignment)
+        if any(padding):
+            raise _damaged(header, f"the padding after tensor {tensor.name!r}")
+        end += len(padding)
+    if end != header.file_size:
+        raise _damaged(header, f"its length: {header.file_size:,} bytes instead of {end:,}")
+
+
+def _hash_of(file: IO[bytes], tensor: TensorInfo, on_progress: Callable[[int], None] | None) -> bytes:
+    digest, left = hashlib.sha256(), tensor.nbytes
+    file.seek(tensor.offset)
+    while left and (data := file.read(min(left, _READ))):
+        digest.update(data)
+        left -= len(data)
+        if on_progress:
+            on_progress(len(data))
+    return digest.digest()
+
+
+def _damaged(header: Header, what: str) -> ArtifactError:
+    return ArtifactError(
+        f"{header.path}: {what} is not as it was written", remedy="the file is damaged: copy or convert it again"
+    )

@@ -1,0 +1,52 @@
+"""Kill conversions with SIGKILL at random moments, resume each, and compare the results with an undisturbed one.
+
+    python crashes.py SOURCE FOLDER ROUNDS SEED        prints one line of JSON
+
+A process of its own: children are forked from it, already warm, so that a kill falls into the work and not into
+imports.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import converters
+
+
+def main() -> None:
+    source, folder, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    rng = random.Random(int(sys.argv[4]))
+    started = time.perf_counter()
+    converters.convert(source, folder / "undisturbed.gguf")
+    duration = time.perf_counter() - started
+    expected = (folder / "undisturbed.gguf").read_bytes()
+    output = folder / "killed.gguf"
+    identical = killed = resumed = 0
+    for _ in range(rounds):
+        killed += killed_at(source, output, duration * rng.random())
+        if not output.exists():
+            resumed += converters.convert(source, output).resumed_bytes > 0
+        identical += output.read_bytes() == expected and not converters.partial_folder(output).exists()
+        output.unlink()
+        shutil.rmtree(converters.partial_folder(output), ignore_errors=True)
+    print(json.dumps({"rounds": rounds, "identical": identical, "killed": killed, "resumed": resumed}))
+
+
+def killed_at(source: Path, output: Path, moment: float) -> bool:
+    """Whether the conversion was killed before its end."""
+    child = os.fork()
+    if child == 0:
+        converters.convert(source, output)
+        os._exit(0)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+if __name__ == "__main__":
+    main()
