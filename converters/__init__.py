@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.chat_templates import with_template
 from converters.checkpoint import Checkpoint
 from converters.sources import open_checkpoint
 from converters.targets import choose
@@ -44,11 +45,16 @@ class Plan:
 
 
 def plan(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], *, quant: str | None = None, to: str | None = None
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    quant: str | None = None,
+    to: str | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; raises what :func:`convert` would raise before it starts."""
     target, quant = choose(Path(output), to, quant)
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = with_template(open_checkpoint(Path(source)), chat_template)
     return Plan(checkpoint, target.lay_out(checkpoint, quant), quant)
 
 
@@ -58,16 +64,19 @@ def convert(
     *,
     quant: str | None = None,
     to: str | None = None,
+    chat_template: str | os.PathLike[str] | None = None,
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Plan:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass.
 
-    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). An existing
-    output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no output exists.
+    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). ``chat_template``
+    is a family (``llama3.1``), a Jinja file or ``none``; if None the source's own stays, or what its name suggests.
+    An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
+    output exists.
     """
-    work = plan(source, output, quant=quant, to=to)
+    work = plan(source, output, quant=quant, to=to, chat_template=chat_template)
     done, total = 0, work.layout.source_bytes
     with _destination(Path(output), work, force) as file:
         file.write(work.layout.header)

@@ -53,7 +53,8 @@ class Tensor:
 class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
-    ``generation`` is generation_config.json's content, empty if there is none.
+    ``generation`` is generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
+    left open and what was chosen: for the conversion's report.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name``, which must have ``shape``."""

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face folder, a .gguf file, or smollm2.")],
+    source: Annotated[Path, typer.Argument(help="A folder from Hugging Face or Meta, a .gguf file, or smollm2.")],
     output: Annotated[Path, typer.Argument(help="The file to write (.gguf), or with --to safetensors the folder.")],
     quant: Annotated[
         str | None,
         typer.Option(help="q4_k_m (default), q8_0, q4_0, bf16, f16, f32. With --to safetensors: bf16, f16, f32."),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY|FILE|none",
+            help="llama2, llama3, llama3.1, a Jinja file, or none. Default: the source's own, or by its name.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -40,12 +47,22 @@ def convert(
     from converters import plan as make_plan  # noqa: PLC0415
 
     if dry_run:
-        plan = make_plan(source, output, quant=quant, to=to)
+        plan = make_plan(source, output, quant=quant, to=to, chat_template=chat_template)
         _print_plan(plan, as_json)
+        _print_notes(plan, quiet or as_json)
         return
     started = time.perf_counter()
     with _progress(output, quiet) as show:
-        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
+        plan = run_conversion(
+            source,
+            output,
+            quant=quant,
+            to=to,
+            chat_template=chat_template,
+            force=force,
+            threads=threads,
+            on_progress=show,
+        )
     _report(plan, output, time.perf_counter() - started, as_json, quiet)
 
 
@@ -111,6 +128,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
         "quant": plan.quant,
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
+        "notes": dict(plan.checkpoint.notes),
     }
 
 
@@ -133,5 +151,11 @@ def _report(plan: "Plan", output: Path, seconds: float, as_json: bool, quiet: bo
         print(json.dumps(_described(plan) | {"output": str(output), "seconds": round(seconds, 3)}))  # noqa: T201
         return
     note(_summary(plan), quiet=quiet)
+    _print_notes(plan, quiet)
     rate = plan.layout.source_bytes / seconds / 1e6
     note(f"{output}: written in {seconds:.1f} s ({rate:,.0f} MB/s)", quiet=quiet)
+
+
+def _print_notes(plan: "Plan", quiet: bool) -> None:
+    for topic, text in plan.checkpoint.notes.items():
+        note(f"{topic}: {text}", quiet=quiet)
