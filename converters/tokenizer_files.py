@@ -91,7 +91,10 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
 
     try:
-        pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+        content = path.read_bytes()
+        if not content:  # sentencepiece takes it for no argument at all
+            raise RuntimeError("empty")
+        pieces = SentencePieceProcessor(model_proto=content)
         pieces.vocab_size()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error

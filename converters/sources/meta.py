@@ -84,7 +84,11 @@ def _n_vocab(params: Params, folder: Path, shards: Sequence[Mapping[str, Tensor]
     whole_rows = all(len(part.shape) == 2 and part.columns == params.dim for part in parts)
     n_vocab = sum(part.rows for part in parts) if whole_rows else parts[0].rows
     if params.n_vocab not in (None, n_vocab):
-        raise params.fields.fail("vocab_size", f"is {params.n_vocab}, the embedding has {n_vocab} rows")
+        raise params.fields.fail(
+            "vocab_size",
+            f"is {params.n_vocab}, the embedding has {n_vocab} rows",
+            "a shard is missing or too many, or dim is wrong",
+        )
     return n_vocab
 
 

@@ -50,6 +50,7 @@ class _Name:
 
 
 _MARK = object()
+_MAX_INSTRUCTIONS = 200_000  # Llama 3.1 405B's take 30,000
 
 
 @dataclass(slots=True)
@@ -157,8 +158,10 @@ def read_pickle(data: bytes) -> dict[str, Any]:
     """The dictionary that ``data`` describes, its tensors as :class:`View`; PickleError for anything else."""
     machine = _Machine()
     try:
-        for opcode, argument, position in pickletools.genops(data):
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
             action = _ACTIONS.get(opcode.name)
+            if count > _MAX_INSTRUCTIONS:
+                raise PickleError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
             if action is None:
                 raise PickleError(f"instruction {opcode.name} at byte {position} is none that torch.save writes")
             action(machine, argument)
