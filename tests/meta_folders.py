@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,17 @@ def small_ranks() -> bytes:
     }
     tokens = (bytes(letters[letter] for letter in text) for text in sorted(vocab, key=vocab.__getitem__))
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+
+
+def edited_ranks(edit: Callable[[list[bytes]], object]) -> Callable[[Path], object]:
+    """What puts a rank file with edited lines into a folder."""
+
+    def rewrite(folder: Path) -> None:
+        lines = small_ranks().splitlines()
+        edit(lines)
+        (folder / "tokenizer.model").write_bytes(b"\n".join(lines))
+
+    return rewrite
 
 
 def meta_tensors(tensors: dict[str, NDArray[np.float32]], shape: Shape) -> dict[str, NDArray[np.float32]]:

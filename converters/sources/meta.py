@@ -22,7 +22,7 @@ from converters.checkpoint import Checkpoint, Tensor, read_json
 from converters.sources.torch_file import read_file
 from converters.tiktoken_ranks import is_ranks, read_ranks
 from converters.tokenizer_files import read_sentencepiece
-from converters.vocabulary import Vocabulary
+from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
@@ -32,7 +32,7 @@ _SLICE = 4 << 20  # bytes compared at once
 
 def is_folder(folder: Path) -> bool:
     """Whether ``folder`` holds a model in Meta's format."""
-    return (folder / "params.json").is_file() or any(_SHARD.fullmatch(path.name) for path in folder.iterdir())
+    return (folder / "params.json").is_file() or bool(_shard_names(folder))
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -55,16 +55,20 @@ def open_folder(folder: Path) -> Checkpoint:
     if tied:
         del merged[OUTPUT]
     config = llama_meta.config(params, n_vocab, is_llama3=is_llama3, tied=tied)
-    notes = _rope_note(params, config["rope_scaling"])
+    notes = _rope_note(params, config["rope_scaling"]) | _padding_note(path, vocabulary)
     name = _name(folder)
     tensors = {tensor.name: tensor for tensor in merged.values()}
     checkpoint = Checkpoint(folder, name, config, tensors, vocabulary, generation={}, notes=notes)
     return _with_default_template(checkpoint, is_llama3, params.scaled_rope)
 
 
+def _shard_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("consolidated.*.pth") if _SHARD.fullmatch(path.name))
+
+
 def _shards(folder: Path) -> list[dict[str, Tensor]]:
     """The tensors of consolidated.00.pth, .01.pth, ...: the same names in each."""
-    names = sorted(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+    names = _shard_names(folder)
     expected = [f"consolidated.{index:02}.pth" for index in range(max(len(names), 1))]
     if missing := [name for name in expected if name not in names]:
         raise CheckpointError(f"{folder}: {missing[0]} is missing", remedy="download it too")
@@ -181,7 +185,10 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
         if path.is_file():
             if path.stat().st_size > _MAX_TOKENIZER:
                 raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")
-            return path, path.read_bytes()
+            try:
+                return path, path.read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 
@@ -209,6 +216,11 @@ def _rope_note(params: Params, scaling: Mapping[str, object] | None) -> dict[str
         return {}
     which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
     return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
+
+
+def _padding_note(path: Path, vocabulary: Vocabulary) -> dict[str, str]:
+    unused = sum(kind == TokenType.UNUSED for kind in vocabulary.types)
+    return {"vocabulary": f"{path} has {unused:,} tokens less than the embedding has rows"} if unused else {}
 
 
 def _with_default_template(checkpoint: Checkpoint, is_llama3: bool, scaled_rope: bool) -> Checkpoint:

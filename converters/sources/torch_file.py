@@ -21,6 +21,7 @@ from converters.checkpoint import Tensor
 from converters.sources.safetensors import DTYPES, impostor, reader
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import CheckpointError
+from edge_llama.formats import Format
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB
 _MAX_MEMBERS = 100_000
@@ -150,29 +151,35 @@ def _tensor(path: Path, file: BinaryIO, directory: Mapping[str, ZipInfo], prefix
     def fail(problem: str, remedy: str = _DOWNLOAD) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name[:200]!r} {problem}", remedy=remedy)
 
-    storage = view.storage
-    numbers = (view.shape, view.strides, (view.offset, storage.count if isinstance(storage, Storage) else None))
-    if not all(isinstance(part, tuple) and len(part) <= 8 and all(type(n) is int for n in part) for part in numbers):
-        raise fail("is malformed")
-    format_ = DTYPES.get(storage.dtype)
-    if format_ is None:
-        raise fail(f"has dtype {storage.dtype}, expected F32, F16 or BF16", "give full-precision weights")
-    shape, pitch = view.shape or (1,), _pitch(view.shape or (1,), view.strides or (1,))
+    format_ = _format(view, fail)
+    shape, strides, item = view.shape or (1,), view.strides or (1,), format_.block_bytes
+    pitch = _pitch(shape, strides)
     if view.offset < 0 or min(shape) < 1 or pitch is None:
-        raise fail(f"of shape {list(shape)} has strides {list(view.strides)}: its rows can't be read", _RESAVE)
-    rows, columns, item = prod(shape[:-1]), shape[-1], format_.block_bytes
-    info = directory.get(f"{prefix}/data/{storage.key}") if type(storage.key) is str else None
+        raise fail(f"of shape {list(shape)} has strides {list(strides)}: its rows can't be read", _RESAVE)
+    key, count, columns = view.storage.key, view.storage.count, shape[-1]
+    info = directory.get(f"{prefix}/data/{key}") if type(key) is str else None
     if info is None:
         raise fail("has no numbers in the archive")
-    if storage.count * item != info.file_size:
-        raise fail(f"claims a storage of {storage.count:,} x {item} bytes, the file has {info.file_size:,}")
-    if (end := view.offset + (rows - 1) * pitch + columns) > storage.count:
-        raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {storage.count:,}")
+    if count * item != info.file_size:
+        raise fail(f"claims a storage of {count:,} x {item} bytes, the file has {info.file_size:,}")
+    if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
+        raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
     read = reader(path, start, columns * item)
     return Tensor(
         name, shape, format_, read if pitch == columns else _spaced(path, start, columns * item, pitch * item)
     )
+
+
+def _format(view: View, fail: Callable[..., CheckpointError]) -> Format:
+    """The format of a view's numbers, once all that describes it is known to be numbers."""
+    storage = view.storage
+    parts = (view.shape, view.strides, (view.offset, storage.count if isinstance(storage, Storage) else None))
+    if not all(isinstance(part, tuple) and len(part) <= 8 and all(type(n) is int for n in part) for part in parts):
+        raise fail("is malformed")
+    if storage.dtype not in DTYPES:
+        raise fail(f"has dtype {storage.dtype}, expected F32, F16 or BF16", "give full-precision weights")
+    return DTYPES[storage.dtype]
 
 
 def _pitch(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
