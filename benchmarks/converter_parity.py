@@ -11,13 +11,14 @@ the same metadata key by key; keys that name the model (``general.name``, ``gene
 ``edge_llama.*`` may differ. Recorded output: ``benchmarks/results/converter_parity.txt``.
 """
 
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+
+from peers import converted_by_llama_cpp
+from quantizer import differences, quantized_by_llama_cpp
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -31,17 +32,6 @@ from edge_llama.gguf import read_header
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=768, layers=8, heads=4, kv_heads=1)
-_CONVERT = """
-import runpy, sys
-source, pre = sys.argv[1], sys.argv[2]
-sys.path[:0] = [source, source + "/gguf-py"]
-if pre:
-    from conversion.base import TextModel
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-sys.argv = ["convert_hf_to_gguf.py", *sys.argv[3:]]
-runpy.run_path(source + "/convert_hf_to_gguf.py", run_name="__main__")
-"""
-
 FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     # name: (llama.cpp's name of the tokenizer if it must be told, float format of the intermediate, maker)
     "Llama 2, f32, older config": ("", "f32", lambda at: checkpoints.llama2(at, shape=Shape(kv_heads=4))),
@@ -69,7 +59,6 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
 
 
 def main() -> None:
-    source = llama_cpp_source()
     print(f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}; equal tables, bytes and metadata:")
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -77,34 +66,13 @@ def main() -> None:
             work = Path(folder) / str(number)
             work.mkdir()
             checkpoint = make(work / "Tiny-Llama-Instruct")
-            theirs = converted_by_llama_cpp(source, checkpoint, work / "floats.gguf", floats, pre)
+            theirs = converted_by_llama_cpp(checkpoint, work / "floats.gguf", floats, pre)
             for recipe in RECIPES.values():
                 differences = list(compare(checkpoint, theirs, recipe.name, recipe.ftype, work))
                 failures += bool(differences)
                 verdict = "equal" if not differences else "DIFFERS: " + "; ".join(differences)
                 print(f"  {family:36}{recipe.name:8}{verdict}", flush=True)
     sys.exit(bool(failures))
-
-
-def llama_cpp_source() -> Path:
-    """The folder of llama.cpp in the source distribution of the installed llama-cpp-python."""
-    cache, release = ROOT / ".cache", version("llama-cpp-python")
-    source = cache / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
-    if not source.is_dir():
-        cache.mkdir(exist_ok=True)
-        wanted = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={release}"]
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "-d", cache, *wanted], check=True)
-        with tarfile.open(cache / f"llama_cpp_python-{release}.tar.gz") as archive:
-            archive.extractall(cache, filter="data")
-    return source
-
-
-def converted_by_llama_cpp(source: Path, checkpoint: Path, output: Path, outtype: str, pre: str) -> Path:
-    command = [sys.executable, "-c", _CONVERT, source, pre, checkpoint, "--outfile", output, "--outtype", outtype]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"llama.cpp's converter failed on {checkpoint}:\n{done.stderr[-2000:]}")
-    return output
 
 
 def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.chat_templates import with_template
 from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.output import growing, partial_folder
@@ -77,7 +78,7 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     """
     chosen = Options(**options)
     target, quant = choose(Path(output), chosen.to, chosen.quant)
-    checkpoint = open_checkpoint(Path(source))
+    checkpoint = with_template(open_checkpoint(Path(source)), chosen.chat_template)
     state = json.dumps(fingerprint(checkpoint.path))
     return Plan(checkpoint, target.lay_out(checkpoint, quant, Path(output).name, chosen), quant, chosen, state)
 

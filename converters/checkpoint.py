@@ -53,7 +53,8 @@ class Tensor:
 class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
-    ``generation`` is generation_config.json's content, empty if there is none.
+    ``generation`` is generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
+    left open and what was chosen: for the conversion's report.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name``, which must have ``shape``."""
@@ -75,13 +77,51 @@ class Checkpoint:
         return tensor
 
 
+class Fields:
+    """Typed access to a config file's content: an error names the file, the field and the value."""
+
+    def __init__(self, config: Mapping[str, Any], path: Path, file: str = "config.json") -> None:
+        self.config = config
+        self.path = path
+        self.file = file
+
+    def fail(self, key: str, problem: str, remedy: str = "") -> CheckpointError:
+        """The error about the field ``key``."""
+        return CheckpointError(f"{self.path}: {self.file}: {key} {problem}", remedy=remedy)
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive integer."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.fail(key, "is missing")
+        if type(value) is not int or value < 1:
+            raise self.fail(key, f"is {value!r}, expected a positive integer")
+        return value
+
+    def real(self, key: str, default: float, within: Mapping[str, Any] | None = None) -> float:
+        """A positive number."""
+        value = (self.config if within is None else within).get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+            raise self.fail(key, f"is {value!r}, expected a positive number")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """True or false; false if it is not there."""
+        value = self.config.get(key) or False
+        if not isinstance(value, bool):
+            raise self.fail(key, f"is {value!r}, expected true or false")
+        return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; CheckpointError names the file and the place."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}", remedy="download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")

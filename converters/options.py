@@ -1,5 +1,6 @@
 """What a conversion may be asked for, beyond its source and its output."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,10 +12,12 @@ class Options:
     ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
     name). ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
-    names them.
+    names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
+    what its name suggests.
     """
 
     quant: str | None = None
     to: str | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
+    chat_template: str | os.PathLike[str] | None = None

@@ -67,12 +67,34 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     )
 
 
+def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
+    """The vocabulary of a sentencepiece model that stands alone, padded to ``n_vocab`` tokens; its text gets a BOS."""
+    table, pieces = _pieces(path, n_vocab)
+    ids = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
+    special = {kind: index for kind, index in ids.items() if index >= 0}
+    add = {"bos": "bos" in special, "eos": False}
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, special=special, add=add)
+
+
 def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    table, _ = _pieces(folder / "tokenizer.model", n_vocab)
+    added = folder / "added_tokens.json"
+    for text, index in (read_json(added) if added.is_file() else {}).items():
+        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
+    for index, entry in (settings.get("added_tokens_decoder") or {}).items():
+        table.put(int(index), *_added(entry["content"], bool(entry.get("special"))), -1000.0)
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+
+
+def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
+    """A sentencepiece model's tokens, and the loaded model."""
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
 
-    path = folder / "tokenizer.model"
     try:
-        pieces = SentencePieceProcessor(model_proto=path.read_bytes())
+        content = path.read_bytes()
+        if not content:  # sentencepiece takes it for no argument at all
+            raise RuntimeError("empty")
+        pieces = SentencePieceProcessor(model_proto=content)
         pieces.vocab_size()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error
@@ -82,12 +104,7 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> V
     table = _Table(path, n_vocab, padding_score=-10000.0)
     for index in range(size):
         table.put(index, pieces.id_to_piece(index), _piece_type(pieces, index), pieces.get_score(index))
-    added = folder / "added_tokens.json"
-    for text, index in (read_json(added) if added.is_file() else {}).items():
-        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    for index, entry in (settings.get("added_tokens_decoder") or {}).items():
-        table.put(int(index), *_added(entry["content"], bool(entry.get("special"))), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+    return table, pieces
 
 
 def _piece_type(pieces: Any, index: int) -> TokenType:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, Tensor
+from converters.checkpoint import Checkpoint, Fields, Tensor
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, f32, string, u32
@@ -76,42 +76,9 @@ class Hyperparameters:
     mlp_bias: bool
 
 
-class _Config:
-    """Typed access to config.json: an error names the file, the field and the value."""
-
-    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
-        self.config = config
-        self.path = path
-
-    def fail(self, key: str, problem: str, remedy: str = "") -> CheckpointError:
-        return CheckpointError(f"{self.path}: config.json: {key} {problem}", remedy=remedy)
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise self.fail(key, "is missing")
-        if type(value) is not int or value < 1:
-            raise self.fail(key, f"is {value!r}, expected a positive integer")
-        return value
-
-    def real(self, key: str, default: float, within: Mapping[str, Any] | None = None) -> float:
-        value = (self.config if within is None else within).get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise self.fail(key, f"is {value!r}, expected a positive number")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.config.get(key) or False
-        if not isinstance(value, bool):
-            raise self.fail(key, f"is {value!r}, expected true or false")
-        return value
-
-
 def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     """Read a Llama config.json; CheckpointError names the field that is missing, of a wrong type or unsupported."""
-    fields = _Config(config, path)
+    fields = Fields(config, path)
     if config.get("quantization_config"):
         raise fields.fail(
             "quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint"
@@ -146,7 +113,7 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     )
 
 
-def _rope(fields: _Config) -> tuple[float, dict[str, Any]]:
+def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
     """The base and the scaling, empty if there is none. transformers 5 keeps both in ``rope_parameters``."""
     parameters = fields.config.get("rope_parameters") or fields.config.get("rope_scaling") or {}
     if not isinstance(parameters, dict):

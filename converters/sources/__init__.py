@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
-from converters.sources import gguf, safetensors
+from converters.sources import gguf, meta, safetensors
 from edge_llama.artifact import BUILT_IN, packaged_path
 from edge_llama.errors import CheckpointError
 
@@ -11,12 +11,14 @@ _READ = {".safetensors", ".json", ".jinja", ".model", ".pth"}
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """The checkpoint at ``source``: a Hugging Face folder, a GGUF file, or the name ``smollm2``.
+    """The checkpoint at ``source``: a folder as Hugging Face or Meta makes it, a GGUF file, or the name ``smollm2``.
 
     Raises CheckpointError if it is none of these or is not sound; no weight is read yet.
     """
     packaged = packaged_path() if str(source) == BUILT_IN and not source.exists() else None
     source = packaged or source
+    if source.is_dir() and not (source / "config.json").is_file() and meta.is_folder(source):
+        return meta.open_folder(source)
     if source.is_dir():
         return safetensors.open_folder(source)
     if source.suffix == ".gguf" and source.is_file():
@@ -24,7 +26,8 @@ def open_checkpoint(source: Path) -> Checkpoint:
     if not source.exists():
         raise CheckpointError(f"{source}: no such file or folder")
     raise CheckpointError(
-        f"{source}: not a checkpoint", remedy="give a folder with config.json and *.safetensors, or a .gguf file"
+        f"{source}: not a checkpoint",
+        remedy="give a folder with config.json and *.safetensors, or with params.json and *.pth, or a .gguf file",
     )
 
 

@@ -21,7 +21,7 @@ from edge_llama.formats import BF16, F16, F32, Format
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
+DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
 _MAX_HEADER = 100_000_000  # the reference implementation's own limit
 
 
@@ -105,15 +105,20 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _not_safetensors(path: Path, start: bytes, size: int) -> CheckpointError:
+def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
+    """The error for what stands in for weights when a download went wrong, known by its first bytes."""
     if size == 0:
         return CheckpointError(f"{path}: the file is empty", remedy="download it again")
-    if start == b"version ":
+    if start.startswith(b"version "):
         return CheckpointError(f"{path}: this is a Git LFS pointer, not the weights", remedy="run `git lfs pull`")
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return CheckpointError(f"{path}: this is an HTML page, not weights", remedy="download the file itself")
+    return None
+
+
+def _not_safetensors(path: Path, start: bytes, size: int) -> CheckpointError:
     length = struct.unpack("<Q", start.ljust(8, b"\0"))[0]
-    return CheckpointError(
+    return impostor(path, start, size) or CheckpointError(
         f"{path}: not a safetensors file, or cut short: it announces a header of {length:,} bytes in {size:,}",
         remedy="download it again",
     )
@@ -143,7 +148,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
         well_formed = False
     if not well_formed:
         raise CheckpointError(f"{path}: tensor {name!r} has a malformed header entry: {str(entry)[:200]}")
-    format_ = _DTYPES.get(dtype)
+    format_ = DTYPES.get(dtype)
     if format_ is None:
         raise CheckpointError(
             f"{path}: tensor {name!r} has dtype {dtype}, expected F32, F16 or BF16",

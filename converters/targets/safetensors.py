@@ -32,10 +32,11 @@ def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) ->
     entries = tuple(Entry(tensor, format_) for _, tensor in sorted(checkpoint.tensors.items()))
     special = checkpoint.vocabulary.special
     ids = {f"{kind}_token_id": special[kind] for kind in ("bos", "eos", "pad") if kind in special}
+    ends = list(dict.fromkeys(special[kind] for kind in ("eos", "eom", "eot") if kind in special))
     config = {**checkpoint.config, **ids, "dtype": _DTYPES[quant][1], "torch_dtype": _DTYPES[quant][1]}
     files = {
         "config.json": config,
-        "generation_config.json": {**checkpoint.generation, **ids},
+        "generation_config.json": {**checkpoint.generation, **ids} | ({"eos_token_id": ends} if len(ends) > 1 else {}),
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
     part = Part("model.safetensors", _header(entries, format_), entries)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Hugging Face folder, a .gguf file, or smollm2.")],
+    source: Annotated[Path, typer.Argument(help="A folder from Hugging Face or Meta, a .gguf file, or smollm2.")],
     output: Annotated[Path, typer.Argument(help="The file to write (.gguf), or with --to safetensors the folder.")],
     quant: Annotated[
         str | None,
@@ -40,6 +40,13 @@ def convert(
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
+    ] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FAMILY|FILE|none",
+            help="llama2, llama3, llama3.1, a Jinja file, or none. Default: the source's own, or by its name.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -59,9 +66,12 @@ def convert(
         to=to,
         tensor_types=_tensor_types(tensor_type or []),
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
+        chat_template=chat_template,
     )
     if dry_run:
-        _print_plan(make_plan(source, output, **asked), as_json)
+        plan = make_plan(source, output, **asked)
+        _print_plan(plan, as_json)
+        _print_notes(plan, quiet or as_json)
         return
     started = time.perf_counter()
     with _resumable(output), progress(output.name, quiet=quiet) as show:
@@ -145,6 +155,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
         "tensor_types": dict(plan.options.tensor_types),
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
+        "notes": dict(plan.checkpoint.notes),
     }
 
 
@@ -169,6 +180,12 @@ def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> N
         print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
     note(_summary(done.plan), quiet=quiet)
+    _print_notes(done.plan, quiet)
     rate = done.plan.layout.source_bytes / seconds / 1e6
     resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
     note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)
+
+
+def _print_notes(plan: "Plan", quiet: bool) -> None:
+    for topic, text in plan.checkpoint.notes.items():
+        note(f"{topic}: {text}", quiet=quiet)

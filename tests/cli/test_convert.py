@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import meta_folders
 import pytest
 from terminals import EDGE_LLAMA, Terminal
 
@@ -79,6 +80,18 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
         assert done.stderr.count("\n") == 1
     assert existing.read_bytes() == b"mine"
     assert [path.name for path in tmp_path.iterdir()] == ["existing.gguf"]
+
+
+def test_it_tells_what_it_chose_where_the_source_says_nothing(cli: Cli, tmp_path: Path) -> None:
+    folder = meta_folders.llama3(tmp_path / "Llama-3.2-tiny-Instruct", shards=2)
+    done = cli("convert", folder, tmp_path / "a.gguf")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "rotary scaling: factor 32, as in Llama 3.2" in done.stderr
+    assert "chat template: llama3.1, by the name 'Llama-3.2-tiny-Instruct'" in done.stderr
+    asked = cli("convert", folder, tmp_path / "b.gguf", "--chat-template", "none", "--json")
+    assert json.loads(asked.stdout)["notes"]["chat template"] == "none, as asked"
+    bad = cli("convert", folder, tmp_path / "c.gguf", "--chat-template", "llama9")
+    assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
 
 
 def test_a_terminal_sees_a_bar_with_bytes_and_rate(

@@ -1,0 +1,61 @@
+"""llama.cpp's own converter and quantizer, of the installed llama-cpp-python. Needs the ``dev`` extra."""
+
+import subprocess
+import sys
+import tarfile
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_CONVERT = """
+import runpy, sys
+source, pre = sys.argv[1], sys.argv[2]
+sys.path[:0] = [source, source + "/gguf-py"]
+if pre:
+    from conversion.base import TextModel
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+sys.argv = ["convert_hf_to_gguf.py", *sys.argv[3:]]
+runpy.run_path(source + "/convert_hf_to_gguf.py", run_name="__main__")
+"""
+_QUANTIZE = """
+import ctypes, sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype, params.nthread = int(sys.argv[3]), int(sys.argv[4])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+"""
+
+
+@cache
+def llama_cpp_source() -> Path:
+    """The folder of llama.cpp in the source distribution of the installed llama-cpp-python."""
+    cache, release = ROOT / ".cache", version("llama-cpp-python")
+    source = cache / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
+    if not source.is_dir():
+        cache.mkdir(exist_ok=True)
+        wanted = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={release}"]
+        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "-d", cache, *wanted], check=True)
+        with tarfile.open(cache / f"llama_cpp_python-{release}.tar.gz") as archive:
+            archive.extractall(cache, filter="data")
+    return source
+
+
+def convert_command(checkpoint: Path, output: Path, outtype: str, pre: str = "") -> list[str]:
+    """llama.cpp's converter; ``pre`` tells it the tokenizer's name where it can't know it."""
+    source = llama_cpp_source()
+    command = [sys.executable, "-c", _CONVERT, source, pre, checkpoint, "--outfile", output, "--outtype", outtype]
+    return list(map(str, command))
+
+
+def quantize_command(source: Path, output: Path, ftype: int, threads: int) -> list[str]:
+    """llama.cpp's quantizer, which writes what its program ``llama-quantize`` writes."""
+    return [sys.executable, "-c", _QUANTIZE, str(source), str(output), str(ftype), str(threads)]
+
+
+def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: str) -> Path:
+    done = subprocess.run(
+        convert_command(checkpoint, output, outtype, pre), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"llama.cpp's converter failed on {checkpoint}:\n{done.stderr[-2000:]}")
+    return output

@@ -1,0 +1,236 @@
+"""Folders as Meta publishes them: consolidated.00.pth and on, params.json, tokenizer.model.
+
+Several .pth files are the shares of as many GPUs (tensor parallel): matrices are cut by rows or by columns, norms are
+whole in each. How one was cut follows from its shape and its shares', so shares are joined while rows are read.
+Meta's rotary embedding pairs neighbouring rows of Q and K; a Checkpoint has Hugging Face's halves.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.architectures import llama_meta
+from converters.architectures.llama import halved
+from converters.architectures.llama_families import LLAMA3_KINDS, LLAMA3_SPECIAL
+from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT, Params
+from converters.chat_templates import TOPIC, with_family
+from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.sources.torch_file import read_file
+from converters.tiktoken_ranks import is_ranks, read_ranks
+from converters.tokenizer_files import read_sentencepiece
+from converters.vocabulary import TokenType, Vocabulary
+from edge_llama.errors import CheckpointError
+
+_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_MAX_TOKENIZER = 64 << 20
+_SLICE = 4 << 20  # bytes compared at once
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether ``folder`` holds a model in Meta's format."""
+    return (folder / "params.json").is_file() or bool(_shard_names(folder))
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """The checkpoint in ``folder``, in Hugging Face's terms.
+
+    Weights are not read, but for the beginning of the output matrix: while it equals the embedding, it is compared.
+    Raises CheckpointError naming file and tensor or field.
+    """
+    if not (folder / "params.json").is_file():
+        raise CheckpointError(f"{folder}: params.json is missing", remedy="download it too")
+    params = llama_meta.read_params(read_json(folder / "params.json"), folder)
+    path, content = _tokenizer(folder)
+    shards = _shards(folder)
+    n_vocab = _n_vocab(params, folder, shards)
+    _check_width(params, folder, shards)
+    merged = {name: _merged(name, params, n_vocab, folder, shards) for name in shards[0]}
+    vocabulary = _vocabulary(path, content, n_vocab)
+    is_llama3 = vocabulary.merges is not None
+    tied = _is_tied(merged)
+    if tied:
+        del merged[OUTPUT]
+    config = llama_meta.config(params, n_vocab, is_llama3=is_llama3, tied=tied)
+    notes = _rope_note(params, config["rope_scaling"]) | _padding_note(path, vocabulary)
+    name = _name(folder)
+    tensors = {tensor.name: tensor for tensor in merged.values()}
+    checkpoint = Checkpoint(folder, name, config, tensors, vocabulary, generation={}, notes=notes)
+    return _with_default_template(checkpoint, is_llama3, params.scaled_rope)
+
+
+def _shard_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("consolidated.*.pth") if _SHARD.fullmatch(path.name))
+
+
+def _shards(folder: Path) -> list[dict[str, Tensor]]:
+    """The tensors of consolidated.00.pth, .01.pth, ...: the same names in each."""
+    names = _shard_names(folder)
+    expected = [f"consolidated.{index:02}.pth" for index in range(max(len(names), 1))]
+    if missing := [name for name in expected if name not in names]:
+        raise CheckpointError(f"{folder}: {missing[0]} is missing", remedy="download it too")
+    shards = [read_file(folder / name, llama_meta.IGNORED) for name in names]
+    for name, shard in zip(names, shards, strict=True):
+        if odd := sorted(shards[0].keys() ^ shard.keys()):
+            has, lacks = (names[0], name) if odd[0] in shards[0] else (name, names[0])
+            raise CheckpointError(
+                f"{folder / lacks}: tensor {odd[0]!r} is missing, {has} has it", remedy="download it again"
+            )
+    return shards
+
+
+def _n_vocab(params: Params, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> int:
+    """Rows of the whole embedding: cut by columns in Llama 2, by rows since Llama 3."""
+    parts = _parts(EMBEDDING, folder, shards)
+    whole_rows = all(len(part.shape) == 2 and part.columns == params.dim for part in parts)
+    n_vocab = sum(part.rows for part in parts) if whole_rows else parts[0].rows
+    if params.n_vocab not in (None, n_vocab):
+        raise params.fields.fail(
+            "vocab_size",
+            f"is {params.n_vocab}, the embedding has {n_vocab} rows",
+            "a shard is missing or too many, or dim is wrong",
+        )
+    return n_vocab
+
+
+def _check_width(params: Params, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    width = sum(part.shape[0] for part in _parts(GATE, folder, shards))
+    if width != params.n_ff:
+        raise params.fields.fail(
+            "dim, multiple_of and ffn_dim_multiplier",
+            f"give a feed-forward width of {params.n_ff}, the weights have {width}",
+            "one of them is missing or wrong, or a shard is missing",
+        )
+
+
+def _parts(name: str, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    if name not in shards[0]:
+        raise CheckpointError(f"{folder}: tensor {name!r} is missing", remedy="the download may be incomplete")
+    return [shard[name] for shard in shards]
+
+
+def _merged(name: str, params: Params, n_vocab: int, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """A tensor whole and under Hugging Face's name, read from all its shares."""
+    parts = _parts(name, folder, shards)
+    new_name = llama_meta.hugging_face_name(name, folder)
+    shape = llama_meta.shape(name, params, n_vocab)
+    if len({part.format for part in parts}) > 1:
+        raise CheckpointError(f"{folder}: tensor {name!r} has several dtypes", remedy="download it again")
+    tensor = _joined(parts[:: llama_meta.copies(name, params, len(parts))], shape)
+    if tensor is None:
+        found = ", ".join(str(list(part.shape)) for part in parts)
+        raise CheckpointError(
+            f"{folder}: tensor {name!r} has the shapes {found} in {len(parts)} shards, "
+            f"params.json implies {list(shape)} together",
+            remedy="a shard is missing, or of another model",
+        )
+    return (halved(tensor, params.head_dim) if llama_meta.is_rotary(name) else tensor).renamed(new_name)
+
+
+def _joined(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor | None:
+    """The tensor of ``shape`` that the shares make; None if they don't."""
+    shapes = [part.shape for part in parts]
+    if len(shape) == 1 or len(parts) == 1:
+        return parts[0] if set(shapes) == {shape} else None
+    if any(len(part) != 2 for part in shapes):
+        return None
+    if {columns for _, columns in shapes} == {shape[1]} and sum(rows for rows, _ in shapes) == shape[0]:
+        return replace(parts[0], shape=shape, read=_Rows(parts).read)
+    if {rows for rows, _ in shapes} == {shape[0]} and sum(columns for _, columns in shapes) == shape[1]:
+        return replace(
+            parts[0], shape=shape, read=lambda start, stop: np.hstack([part.read(start, stop) for part in parts])
+        )
+    return None
+
+
+class _Rows:
+    """Shares one below the other."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop`` of the whole."""
+        found, first = [], 0
+        for part in self._parts:
+            begin, end = max(start - first, 0), min(stop - first, part.rows)
+            if begin < end:
+                found.append(part.read(begin, end))
+            first += part.rows
+        return found[0] if len(found) == 1 else np.vstack(found)
+
+
+def _is_tied(merged: Mapping[str, Tensor]) -> bool:
+    """Whether the output matrix is the embedding, which Llama 3.2 1B and 3B hold twice.
+
+    Compared until the first difference: at once where they differ.
+    """
+    embedding, output = merged.get(EMBEDDING), merged.get(OUTPUT)
+    if embedding is None or output is None or embedding.format != output.format:
+        return False
+    rows = max(_SLICE // embedding.format.row_bytes(embedding.columns), 1)
+    for start in range(0, embedding.rows, rows):
+        stop = min(start + rows, embedding.rows)
+        if not np.array_equal(embedding.read(start, stop), output.read(start, stop)):
+            return False
+    return True
+
+
+def _tokenizer(folder: Path) -> tuple[Path, bytes]:
+    """tokenizer.model: in the folder, or beside it as Llama 2's download puts it."""
+    for path in (folder / "tokenizer.model", folder.absolute().parent / "tokenizer.model"):
+        if path.is_file():
+            if path.stat().st_size > _MAX_TOKENIZER:
+                raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")
+            try:
+                return path, path.read_bytes()
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
+
+
+def _vocabulary(path: Path, content: bytes, n_vocab: int) -> Vocabulary:
+    """Sentencepiece's pieces (Llama 2) or tiktoken's ranks (Llama 3), padded as the embedding is."""
+    if not is_ranks(content):
+        return read_sentencepiece(path, n_vocab)
+    vocabulary = read_ranks(content, path, "llama-bpe", LLAMA3_SPECIAL, n_vocab)
+    special = {kind: vocabulary.tokens.index(text) for kind, text in LLAMA3_KINDS.items()}
+    return replace(vocabulary, special=special, add={"bos": True})
+
+
+def _name(folder: Path) -> str:
+    """The model's name: the folder's, or in a Hugging Face repository (``.../original``) that of the repository."""
+    for part in (folder.absolute(), *folder.absolute().parents):
+        if part.name.startswith("models--"):
+            return part.name.rpartition("--")[2]
+        if part.name not in ("original", "snapshots", "") and not re.fullmatch(r"[0-9a-f]{40}", part.name):
+            return part.name
+    return "llama"
+
+
+def _rope_note(params: Params, scaling: Mapping[str, object] | None) -> dict[str, str]:
+    if scaling is None or params.fields.config.get("rope_scaling_factor") is not None:
+        return {}
+    which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
+    return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
+
+
+def _padding_note(path: Path, vocabulary: Vocabulary) -> dict[str, str]:
+    unused = sum(kind == TokenType.UNUSED for kind in vocabulary.types)
+    return {"vocabulary": f"{path} has {unused:,} tokens less than the embedding has rows"} if unused else {}
+
+
+def _with_default_template(checkpoint: Checkpoint, is_llama3: bool, scaled_rope: bool) -> Checkpoint:
+    """The family's chat template if the folder's name says that the model is made for chatting."""
+    family = ("llama3.1" if scaled_rope else "llama3") if is_llama3 else "llama2"
+    if not re.search(r"chat|instruct", checkpoint.name, re.IGNORECASE):
+        note = (
+            f"none, as the name {checkpoint.name!r} says neither chat nor instruct (--chat-template {family} adds one)"
+        )
+        return replace(checkpoint, notes={**checkpoint.notes, TOPIC: note})
+    note = f"{family}, by the name {checkpoint.name!r} (--chat-template changes it)"
+    vocabulary = with_family(checkpoint.vocabulary, family)
+    return replace(checkpoint, vocabulary=vocabulary, notes={**checkpoint.notes, TOPIC: note})

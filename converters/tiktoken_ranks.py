@@ -1,0 +1,97 @@
+"""tiktoken's rank files (Meta's tokenizer.model since Llama 3) as a byte-level BPE vocabulary.
+
+A line holds a token's bytes in base64 and its rank. tiktoken merges the adjacent pair whose union has the lowest
+rank; llama.cpp and ``tokenizers`` want pairs. Merging a token's own bytes by lower ranks alone leaves the one pair
+that tiktoken joins to make it: whatever surrounds it, the same merges happen inside, so one merge per token says
+all. A token that ends in more than two parts comes only from a whole word (``ignore_merges``).
+"""
+
+import base64
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from converters.vocabulary import TokenType, Vocabulary
+from edge_llama.errors import CheckpointError
+
+_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
+_MAX_BYTES = 256  # of a token; Llama 3's longest has 128, all spaces
+_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_ALPHABET = [chr(byte) if byte in _PRINTABLE else chr(256 + _OTHERS.index(byte)) for byte in range(256)]
+"""GPT-2's letters for bytes."""
+
+
+def is_ranks(content: bytes) -> bool:
+    """Whether a tokenizer.model is a rank file (sentencepiece models begin with a binary field)."""
+    return bool(_LINE.fullmatch(content.partition(b"\n")[0].rstrip()))
+
+
+def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_vocab: int | None) -> Vocabulary:
+    """The vocabulary of a rank file with ``special`` control tokens after it.
+
+    It is padded to ``n_vocab`` tokens if given. Raises CheckpointError naming ``path`` and the line.
+    """
+    ranks = _ranks(content, path)
+    tokens = [_letters(token) for token in ranks] + list(special)
+    if n_vocab is not None and len(tokens) > n_vocab:
+        raise CheckpointError(
+            f"{path}: {len(ranks):,} tokens and {len(special):,} special ones but the embedding has {n_vocab:,} rows",
+            remedy="give the tokenizer.model that came with these weights",
+        )
+    types = [int(TokenType.NORMAL)] * len(ranks) + [int(TokenType.CONTROL)] * len(special)
+    padding = range(len(tokens), n_vocab or len(tokens))
+    tokens += [f"[PAD{index}]" for index in padding]
+    types += [int(TokenType.UNUSED)] * len(padding)
+    return Vocabulary("gpt2", pre, tokens, types, merges=list(_merges(ranks)))
+
+
+def _ranks(content: bytes, path: Path) -> dict[bytes, int]:
+    """Ranks by token, in order: 0, 1, 2, ... without a gap."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        if not _LINE.fullmatch(line.rstrip()):
+            raise CheckpointError(f"{path}: line {number:,} is {line[:80]!r}, expected a token in base64 and its rank")
+        text, rank = line.split()
+        try:
+            token = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: line {number:,} is {line[:80]!r}: {error}") from error
+        if int(rank) != len(ranks) or not 0 < len(token) <= _MAX_BYTES or token in ranks:
+            raise CheckpointError(
+                f"{path}: line {number:,} gives {token[:80]!r} the rank {int(rank):,}, expected a new token of rank "
+                f"{len(ranks):,}",
+                remedy="download it again",
+            )
+        ranks[token] = len(ranks)
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise CheckpointError(f"{path}: no token for the byte {missing[0]:#04x}", remedy="download it again")
+    return ranks
+
+
+def _merges(ranks: Mapping[bytes, int]) -> Iterator[str]:
+    """For each token the pair that makes it, as ``a b``, the lowest rank first."""
+    for token, rank in ranks.items():
+        parts = _parts(token, ranks, rank) if len(token) > 1 else []
+        if len(parts) == 2:
+            yield f"{_letters(parts[0])} {_letters(parts[1])}"
+
+
+def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
+    """What merging by ranks below ``limit`` leaves of ``token``."""
+    parts = [token[at : at + 1] for at in range(len(token))]
+    pairs = [ranks.get(token[at : at + 2], limit) for at in range(len(token) - 1)]
+    while len(parts) > 2 and (best := min(pairs)) < limit:
+        at = pairs.index(best)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del pairs[at]
+        for changed in (at - 1, at):
+            if 0 <= changed < len(pairs):
+                pairs[changed] = ranks.get(parts[changed] + parts[changed + 1], limit)
+    return parts
+
+
+def _letters(token: bytes) -> str:
+    return "".join([_ALPHABET[byte] for byte in token])
