@@ -8,7 +8,7 @@ chunks in memory. The output appears complete or not at all.
 import os
 import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +41,8 @@ class Plan:
     checkpoint: Checkpoint
     layout: Layout
     quant: str
+    warnings: tuple[str, ...] = ()
+    """What a person should know before using the output, a sentence each."""
 
 
 def plan(
@@ -49,7 +51,19 @@ def plan(
     """Lay out the conversion of ``source`` to ``output``; raises what :func:`convert` would raise before it starts."""
     target, quant = choose(Path(output), to, quant)
     checkpoint = open_checkpoint(Path(source))
-    return Plan(checkpoint, target.lay_out(checkpoint, quant), quant)
+    layout = target.lay_out(checkpoint, quant)
+    return Plan(checkpoint, layout, quant, _warnings(layout))
+
+
+def _warnings(layout: Layout) -> tuple[str, ...]:
+    """Rounding what was already rounded to another grid loses quality twice."""
+    pairs = [(entry.tensor.format, entry.format) for entry in layout.entries]
+    twice = Counter(f"{old} to {new}" for old, new in pairs if old.is_quantized and new.is_quantized and old is not new)
+    if not twice:
+        return ()
+    counts = ", ".join(f"{count} from {pair}" for pair, count in twice.most_common())
+    tensors = f"{twice.total()} of {len(pairs)} tensors are quantized a second time ({counts})"
+    return (f"{tensors}: quality is lost twice; convert the full-precision checkpoint if you can get it",)
 
 
 def convert(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from converters.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
+from edge_llama.gguf import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class Tensor:
 class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
-    ``generation`` is generation_config.json's content, empty if there is none.
+    ``generation`` is generation_config.json's content, empty if there is none. ``metadata`` is a GGUF source's own,
+    which a GGUF output keeps; empty for other sources.
     """
 
     path: Path
@@ -62,6 +64,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
+    metadata: Mapping[str, Value] = field(default_factory=dict)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name``, which must have ``shape``."""
@@ -73,6 +76,11 @@ class Checkpoint:
                 f"{self.path}: tensor {name!r} has shape {list(tensor.shape)}, config.json implies {list(shape)}"
             )
         return tensor
+
+
+def shortest(number: float) -> float:
+    """The decimal that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

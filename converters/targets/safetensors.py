@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from converters.architectures import for_config
-from converters.architectures.llama import hyperparameters
 from converters.checkpoint import Checkpoint
 from converters.targets.layout import Entry, Layout
 from converters.tokenizer_files import write_files
@@ -17,8 +16,7 @@ _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16"
 
 def lay_out(checkpoint: Checkpoint, quant: str) -> Layout:
     """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads."""
-    for_config(checkpoint)
-    hyperparameters(checkpoint.config, checkpoint.path)
+    for_config(checkpoint).check_for_folder(checkpoint)
     format_ = FORMATS[quant]
     entries = tuple(Entry(tensor, format_) for _, tensor in sorted(checkpoint.tensors.items()))
     special = checkpoint.vocabulary.special

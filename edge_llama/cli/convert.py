@@ -41,12 +41,19 @@ def convert(
 
     if dry_run:
         plan = make_plan(source, output, quant=quant, to=to)
+        _warn(plan, quiet)
         _print_plan(plan, as_json)
         return
     started = time.perf_counter()
     with _progress(output, quiet) as show:
         plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
+    _warn(plan, quiet)
     _report(plan, output, time.perf_counter() - started, as_json, quiet)
+
+
+def _warn(plan: "Plan", quiet: bool) -> None:
+    for warning in plan.warnings:
+        note(f"warning: {warning}", quiet=quiet)
 
 
 @contextmanager
@@ -111,6 +118,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
         "quant": plan.quant,
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
+        "warnings": list(plan.warnings),
     }
 
 
