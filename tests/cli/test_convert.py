@@ -35,6 +35,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, llama3: Path, tm
     assert sum(tensor["bytes"] for tensor in plan["tensors"]) <= plan["output_bytes"]
 
 
+def test_quality_lost_twice_is_a_warning_on_stderr_once(cli: Cli, packaged: Path, tmp_path: Path) -> None:
+    for more in ((), ("--dry-run",)):
+        done = cli("convert", packaged, tmp_path / "a.gguf", "--quant", "q4_0", *more)
+        assert done.returncode == 0
+        assert done.stderr.count("warning: ") == 1
+        assert "from q4_1 to q4_0" in done.stderr
+    plan = json.loads(cli("convert", packaged, tmp_path / "a.gguf", "--dry-run", "--json").stdout)
+    assert len(plan["warnings"]) == 1
+
+
 def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
     existing = tmp_path / "existing.gguf"
     existing.write_bytes(b"mine")
