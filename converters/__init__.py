@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from converters import lora as adapters
 from converters.checkpoint import Checkpoint
 from converters.sources import open_checkpoint
 from converters.targets import choose
@@ -46,13 +47,28 @@ class Plan:
 
 
 def plan(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], *, quant: str | None = None, to: str | None = None
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    quant: str | None = None,
+    to: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; raises what :func:`convert` would raise before it starts."""
     target, quant = choose(Path(output), to, quant)
-    checkpoint = open_checkpoint(Path(source))
+    base = open_checkpoint(Path(source))
+    checkpoint = adapters.merge(base, Path(lora)) if lora is not None else base
     layout = target.lay_out(checkpoint, quant)
-    return Plan(checkpoint, layout, quant, _warnings(layout))
+    return Plan(checkpoint, layout, quant, _warnings(layout) + _merge_warnings(base, checkpoint))
+
+
+def _merge_warnings(base: Checkpoint, merged: Checkpoint) -> tuple[str, ...]:
+    """An adapter was trained on one set of weights; a quantized base is another."""
+    changed = [tensor for name, tensor in base.tensors.items() if merged.tensors[name] is not tensor]
+    quantized = sum(tensor.format.is_quantized for tensor in changed)
+    if not quantized:
+        return ()
+    return (f"the adapter is merged into {quantized} quantized tensors; the full-precision base would be more exact",)
 
 
 def _warnings(layout: Layout) -> tuple[str, ...]:
@@ -72,17 +88,21 @@ def convert(
     *,
     quant: str | None = None,
     to: str | None = None,
+    lora: str | os.PathLike[str] | None = None,
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> Plan:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass.
 
-    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None). An existing
-    output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no output exists.
+    ``quant`` names a recipe (``q4_k_m`` if None), ``to`` a target (from the output's name if None), ``lora`` the
+    folder of a peft adapter to merge on the way. An existing output is replaced only with ``force``. Raises
+    CheckpointError, OptionError or OutputError; then no output exists.
     """
-    work = plan(source, output, quant=quant, to=to)
+    work = plan(source, output, quant=quant, to=to, lora=lora)
     done, total = 0, work.layout.source_bytes
+    if lora is not None and Path(lora).resolve() == Path(output).resolve():
+        raise OutputError(f"{output}: output and adapter are the same", remedy="give another name")
     with _destination(Path(output), work, force) as file:
         file.write(work.layout.header)
         for entry, data, is_last in _recoded(work.layout, threads or _cpu_count()):
@@ -127,6 +147,8 @@ def _recode(entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
         raise CheckpointError(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})", remedy="the checkpoint is damaged"
         ) from error
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
 

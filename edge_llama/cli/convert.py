@@ -26,6 +26,9 @@ def convert(
         typer.Option(help="q4_k_m (default), q8_0, q4_0, bf16, f16, f32. With --to safetensors: bf16, f16, f32."),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="PEFT_DIR", help="Merge the LoRA adapter in this folder on the way.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -40,13 +43,15 @@ def convert(
     from converters import plan as make_plan  # noqa: PLC0415
 
     if dry_run:
-        plan = make_plan(source, output, quant=quant, to=to)
+        plan = make_plan(source, output, quant=quant, to=to, lora=lora)
         _warn(plan, quiet)
         _print_plan(plan, as_json)
         return
     started = time.perf_counter()
     with _progress(output, quiet) as show:
-        plan = run_conversion(source, output, quant=quant, to=to, force=force, threads=threads, on_progress=show)
+        plan = run_conversion(
+            source, output, quant=quant, to=to, lora=lora, force=force, threads=threads, on_progress=show
+        )
     _warn(plan, quiet)
     _report(plan, output, time.perf_counter() - started, as_json, quiet)
 
