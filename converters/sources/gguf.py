@@ -16,6 +16,7 @@ from quant.kernels import can_read
 def open_file(path: Path) -> Checkpoint:
     """The checkpoint that the GGUF file at ``path`` holds; quantized weights stay as they are until written."""
     header = read_artifact(path).header
+    _check_whole(header)
     _check_formats(header)
     architecture = for_gguf(header)
     tensors = {
@@ -34,6 +35,15 @@ def open_file(path: Path) -> Checkpoint:
         generation=sampling.from_gguf(header),
         metadata=header.fields,
     )
+
+
+def _check_whole(header: Header) -> None:
+    count = header.get("split.count", int, 0)
+    if count > 1:
+        raise CheckpointError(
+            f"{header.path}: part {header.get('split.no', int, 0) + 1} of {count} of a split model",
+            remedy="join the parts first: llama-gguf-split --merge",
+        )
 
 
 def _check_formats(header: Header) -> None:

@@ -1,6 +1,7 @@
 """GGUF written back as a Hugging Face folder: the same weights, settings, tokens and answers."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from engines import last_logits
 from ggufs import all_in, rewritten
 from ggufs import weights as gguf_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from sentencepiece import SentencePieceProcessor
 from texts import TORTURE
@@ -73,16 +76,41 @@ def test_transformers_answers_as_llama_cpp_does(trip: Trip) -> None:
 
 def test_ids_of_the_torture_list_are_the_sources(trip: Trip) -> None:
     """llama.cpp on the source, and the original's own tokenizer, against the tokenizer.json that was written."""
-    written = Tokenizer.from_file(str(trip.back / "tokenizer.json"))
-    written.encode_special_tokens = True
+    written = tokenizer_of(trip.back / "tokenizer.json")
     with edge_llama.open(trip.gguf, n_ctx=64) as model:
         for text in TORTURE:
             ids = written.encode(text, add_special_tokens=False).ids
             assert ids == model.tokenizer.encode(text), text
     if (trip.back / "tokenizer.model").exists():
-        pieces = SentencePieceProcessor(model_file=str(trip.back / "tokenizer.model"))
+        pieces = pieces_of(trip.back / "tokenizer.model")
         for text in TORTURE:
             assert written.encode(text, add_special_tokens=False).ids == pieces.encode(text), text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from("abcdeilmnorst  .,-=_\n\t(){}AÜéя東🦙▁0123"), max_size=80))
+def test_a_sentencepiece_vocabulary_splits_any_text_alike(text: str, sentencepiece_trip: Trip) -> None:
+    """tokenizer.json's ranked merges against sentencepiece itself, on the tokenizer.model that was trained."""
+    back, original = sentencepiece_trip.back, sentencepiece_trip.folder
+    written = tokenizer_of(back / "tokenizer.json")
+    assert written.encode(text, add_special_tokens=False).ids == pieces_of(original / "tokenizer.model").encode(text)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_trip(tmp_path_factory: pytest.TempPathFactory) -> Trip:
+    return Trip("Llama 2", tmp_path_factory.mktemp("trip"))
+
+
+@cache
+def tokenizer_of(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@cache
+def pieces_of(path: Path) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_file=str(path))
 
 
 def test_transformers_finds_tokens_templates_and_ends(trip: Trip) -> None:
@@ -144,6 +172,14 @@ def test_factors_that_no_scaling_explains_are_refused_for_a_folder_and_kept_in_g
         converters.convert(odd, tmp_path / "folder", to="safetensors")
     converters.convert(odd, tmp_path / "again.gguf", quant="q8_0")
     assert np.array_equal(gguf_weights(tmp_path / "again.gguf")["rope_freqs.weight"], factors)
+
+
+def test_a_folder_of_a_folder_keeps_its_settings(llama3: Path, tmp_path: Path) -> None:
+    """As a LoRA merge writes it: the lists of end tokens are the publisher's."""
+    converters.convert(llama3, tmp_path / "folder", to="safetensors", quant="f32")
+    for name in ("config.json", "generation_config.json"):
+        before, after = (json.loads((folder / name).read_text("utf-8")) for folder in (llama3, tmp_path / "folder"))
+        assert before.items() <= after.items()
 
 
 def test_a_quantized_file_gives_its_own_numbers(llama3_gguf: Path, tmp_path: Path) -> None:
