@@ -85,6 +85,8 @@ class _Config:
             raise self.fail("peft_type", f"is {self.fields.get('peft_type')!r}", "supported: LORA")
         if self.fields.get("bias", "none") != "none":
             raise self.fail("bias", f"is {self.fields['bias']!r}: trained biases can't be merged", "supported: none")
+        if self.fields.get("use_rslora") not in (None, True, False):
+            raise self.fail("use_rslora", f"is {self.fields['use_rslora']!r}, expected true or false")
         if self.fields.get("init_lora_weights") not in _PLAIN_INITS:
             raise self.fail(
                 "init_lora_weights",

@@ -198,6 +198,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "trained tokens": (fields(trainable_token_indices=[1, 2]), "trainable_token_indices"),
     "replicated layers": (fields(layer_replication=[[0, 2], [1, 3]]), "layer_replication"),
     "a field of the future": (fields(use_xyz={"a": 1}), "use_xyz"),
+    "a flag of a wrong type": (fields(use_rslora="false"), "use_rslora is 'false'"),
     "no rank": (fields(r=0), "r is 0, expected a positive integer"),
     "a rank of a wrong type": (fields(r="8"), "r is '8'"),
     "alpha that is no number": (fields(lora_alpha=float("nan")), "lora_alpha is nan"),
