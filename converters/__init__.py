@@ -6,7 +6,6 @@ chunks in memory. The output appears complete or not at all; what an earlier run
 """
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters import lora
 from converters.chat_templates import with_template
 from converters.checkpoint import Checkpoint
 from converters.options import Options
@@ -45,8 +45,14 @@ class Plan:
     layout: Layout
     quant: str
     options: Options
+    inputs: tuple[Path, ...]
     source_state: str
-    """Names, sizes and times of the source's files: a change while they are read is noticed by it."""
+    """Names, sizes and times of the inputs' files: a change while they are read is noticed by it."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before using the output, a sentence each."""
+        return self.layout.warnings + self.checkpoint.warnings
 
     @property
     def key(self) -> str:
@@ -79,8 +85,12 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     chosen = Options(**options)
     target, quant = choose(Path(output), chosen.to, chosen.quant)
     checkpoint = with_template(open_checkpoint(Path(source)), chosen.chat_template)
-    state = json.dumps(fingerprint(checkpoint.path))
-    return Plan(checkpoint, target.lay_out(checkpoint, quant, Path(output).name, chosen), quant, chosen, state)
+    inputs: tuple[Path, ...] = (checkpoint.path,)
+    if chosen.lora is not None:
+        checkpoint = lora.merge(checkpoint, Path(chosen.lora))
+        inputs += (Path(chosen.lora),)
+    layout = target.lay_out(checkpoint, quant, Path(output).name, chosen)
+    return Plan(checkpoint, layout, quant, chosen, inputs, fingerprint(inputs))
 
 
 def convert(
@@ -100,7 +110,7 @@ def convert(
     """
     work = plan(source, output, **options)
     output = Path(output)
-    with growing(output, work.layout, work.key, work.checkpoint.path, force=force) as grown:
+    with growing(output, work.layout, work.key, work.inputs, force=force) as grown:
         total = work.layout.source_bytes
         done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
         for entry, data, is_last in _recoded(grown.remaining, threads or _cpu_count()):
@@ -108,7 +118,7 @@ def convert(
             done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
             if on_progress:
                 on_progress(done, total)
-        if json.dumps(fingerprint(work.checkpoint.path)) != work.source_state:
+        if fingerprint(work.inputs) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
     return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds)
@@ -146,6 +156,8 @@ def _recode(entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
         raise CheckpointError(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})", remedy="the checkpoint is damaged"
         ) from error
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
 

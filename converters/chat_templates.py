@@ -1,13 +1,15 @@
 """The chat template that goes into the output: the source's own, a family's, a file's, or none."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from converters.architectures.llama_families import FAMILIES, Family
 from converters.checkpoint import Checkpoint
-from converters.vocabulary import Vocabulary
+from converters.vocabulary import Vocabulary, to_gguf
 from edge_llama.errors import OptionError
+from edge_llama.gguf import Value
 
 TOPIC = "chat template"
 _MAX_FILE = 1 << 20
@@ -28,7 +30,16 @@ def with_template(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) 
     else:
         vocabulary = replace(checkpoint.vocabulary, chat_templates={"default": _read(Path(name))})
         note = f"from {name}"
-    return replace(checkpoint, vocabulary=vocabulary, notes={**checkpoint.notes, TOPIC: note})
+    metadata = _with_vocabulary(checkpoint.metadata, vocabulary)
+    return replace(checkpoint, vocabulary=vocabulary, metadata=metadata, notes={**checkpoint.notes, TOPIC: note})
+
+
+def _with_vocabulary(metadata: Mapping[str, Value], vocabulary: Vocabulary) -> Mapping[str, Value]:
+    """A GGUF source's own metadata, which a GGUF output keeps, with the new template in place of the old ones."""
+    if not metadata:
+        return metadata
+    others = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.chat_template")}
+    return others | to_gguf(vocabulary)
 
 
 def with_family(vocabulary: Vocabulary, name: str) -> Vocabulary:

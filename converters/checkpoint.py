@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from converters.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
+from edge_llama.gguf import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
     ``generation`` is generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
-    left open and what was chosen: for the conversion's report.
+    left open and what was chosen: for the conversion's report. ``metadata`` is a GGUF source's own, which a GGUF output
+    keeps; empty for other sources.
     """
 
     path: Path
@@ -64,6 +66,8 @@ class Checkpoint:
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
     notes: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name``, which must have ``shape``."""
@@ -113,6 +117,11 @@ class Fields:
         if not isinstance(value, bool):
             raise self.fail(key, f"is {value!r}, expected true or false")
         return value
+
+
+def shortest(number: float) -> float:
+    """The decimal that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

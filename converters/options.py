@@ -13,7 +13,7 @@ class Options:
     name). ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
-    what its name suggests.
+    what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
     """
 
     quant: str | None = None
@@ -21,3 +21,4 @@ class Options:
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
+    lora: str | os.PathLike[str] | None = None

@@ -31,7 +31,7 @@ def partial_folder(output: Path) -> Path:
 
 
 @contextmanager
-def growing(output: Path, layout: Layout, key: str, source: Path, *, force: bool) -> Iterator["Growing"]:
+def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, force: bool) -> Iterator["Growing"]:
     """The output to write to; on leaving without an error it takes its place.
 
     ``key`` identifies the conversion: only the same one is resumed. A typed error or one of the file system removes
@@ -39,7 +39,7 @@ def growing(output: Path, layout: Layout, key: str, source: Path, *, force: bool
     """
     output = output.absolute()
     folder = partial_folder(output)
-    _check_names(output, layout, source, force)
+    _check_names(output, layout, inputs, force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -202,9 +202,9 @@ def _publish(folder: Path, output: Path, layout: Layout) -> None:
         (grown / name).replace(output.parent / name)
 
 
-def _check_names(output: Path, layout: Layout, source: Path, force: bool) -> None:
-    if output.resolve() == source.resolve():
-        raise OutputError(f"{output}: output and source are the same", remedy="give another name")
+def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], force: bool) -> None:
+    if output.resolve() in [path.resolve() for path in inputs]:
+        raise OutputError(f"{output}: output and input are the same", remedy="give another name")
     targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
     for target in (target for target in targets if target.exists()):
         if target.is_dir() != layout.is_folder:

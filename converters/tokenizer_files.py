@@ -1,4 +1,4 @@
-"""Tokenizer files (tokenizer.model, tokenizer.json and the like) to and from a Vocabulary.
+"""Tokenizer files (tokenizer.model, tokenizer.json and the like) to a Vocabulary; the way back is ``tokenizer_writer``.
 
 What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Two differences
 are deliberate: a byte-level BPE is recognised by its splitting regex, not by a hash of one encoded text (an edited
@@ -20,15 +20,6 @@ LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL | {"use_regex": True}],
-    "gpt-2": [_BYTE_LEVEL | {"use_regex": True}],
-    "llama-bpe": [
-        {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False},
-        _BYTE_LEVEL | {"use_regex": False},
-    ],
-}
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -309,76 +300,3 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
         return {"default": jinja.read_text("utf-8")} | {file.stem: file.read_text("utf-8") for file in more}
     template = read_json(older).get("chat_template") if older.is_file() else None
     return {"default": template} if isinstance(template, str) else {}
-
-
-def write_files(vocabulary: Vocabulary, where: Path) -> dict[str, Any]:
-    """tokenizer.json and tokenizer_config.json for ``tokenizers`` and transformers, as JSON values by file name.
-
-    Byte-level BPE only; CheckpointError for others.
-    """
-    if vocabulary.model != "gpt2" or vocabulary.pre not in _PRE_TOKENIZERS:
-        raise CheckpointError(
-            f"{where}: a tokenizer.json can't be written yet for vocabulary {vocabulary.model!r}, {vocabulary.pre!r}",
-            remedy=f"supported: gpt2 with {', '.join(_PRE_TOKENIZERS)}",
-        )
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": bool(vocabulary.add_space_prefix),
-    }
-    settings |= {f"{kind}_token": vocabulary.tokens[index] for kind, index in vocabulary.special.items()}
-    settings |= {f"add_{kind}_token": flag for kind, flag in vocabulary.add.items()}
-    if "default" in vocabulary.chat_templates:
-        settings["chat_template"] = vocabulary.chat_templates["default"]
-    return {"tokenizer.json": _tokenizer_json(vocabulary), "tokenizer_config.json": settings}
-
-
-def _tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    used = [
-        (index, text) for index, text in enumerate(vocabulary.tokens) if vocabulary.types[index] != TokenType.UNUSED
-    ]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": index, "content": text, **flags, "special": vocabulary.types[index] == TokenType.CONTROL}
-        for index, text in used
-        if vocabulary.types[index] in (TokenType.CONTROL, TokenType.USER_DEFINED)
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[vocabulary.pre]},
-        "post_processor": _post_processor(vocabulary),
-        "decoder": _BYTE_LEVEL | {"use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": vocabulary.pre == "llama-bpe",
-            "vocab": {text: index for index, text in used},
-            "merges": [merge.split(" ") for merge in vocabulary.merges or []],
-        },
-    }
-
-
-def _post_processor(vocabulary: Vocabulary) -> dict[str, Any]:
-    """ByteLevel, and the BOS token where the vocabulary adds one."""
-    if not vocabulary.add.get("bos") or "bos" not in vocabulary.special:
-        return _BYTE_LEVEL | {"use_regex": True}
-    index = vocabulary.special["bos"]
-    bos = vocabulary.tokens[index]
-    one = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    two = [{"SpecialToken": {"id": bos, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
-    template = {
-        "type": "TemplateProcessing",
-        "single": one,
-        "pair": one + two,
-        "special_tokens": {bos: {"id": bos, "ids": [index], "tokens": [bos]}},
-    }
-    return {"type": "Sequence", "processors": [_BYTE_LEVEL | {"use_regex": True}, template]}

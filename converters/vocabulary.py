@@ -22,6 +22,9 @@ _ID_KEYS = {
 }
 
 
+_DEFAULT_IDS = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's, for sentencepiece vocabularies that don't say
+
+
 class TokenType(IntEnum):
     """``tokenizer.ggml.token_type``."""
 
@@ -101,16 +104,27 @@ def from_gguf(header: Header) -> Vocabulary:
     ids = {kind: header.fields.get(f"{prefix}{key}_token_id") for kind, key in _ID_KEYS.items()}
     flags = {kind: header.fields.get(f"{prefix}add_{kind}_token") for kind in ("bos", "eos", "sep")}
     space_prefix = header.fields.get(prefix + "add_space_prefix")
-    template = header.get("tokenizer.chat_template", str, "")
+    model = header.get(prefix + "model", str, "")
+    special = _DEFAULT_IDS if model == "llama" else {}
     return Vocabulary(
-        model=header.get(prefix + "model", str, ""),
+        model=model,
         pre=header.get(prefix + "pre", str, "default"),
         tokens=tokens,
         types=[int(kind) for kind in items("token_type") or [TokenType.NORMAL] * len(tokens)],
         scores=items("scores"),
         merges=items("merges"),
-        special={kind: int(value.data) for kind, value in ids.items() if value is not None},
+        special={
+            **{kind: index for kind, index in special.items() if index < len(tokens)},
+            **{kind: int(value.data) for kind, value in ids.items() if value is not None},
+        },
         add={kind: bool(value.data) for kind, value in flags.items() if value is not None},
         add_space_prefix=None if space_prefix is None else bool(space_prefix.data),
-        chat_templates={"default": template} if template else {},
+        chat_templates=_templates_from_gguf(header),
     )
+
+
+def _templates_from_gguf(header: Header) -> dict[str, str]:
+    key = "tokenizer.chat_template"
+    default = header.get(key, str, "")
+    named = {name.removeprefix(key + "."): name for name in header.fields if name.startswith(key + ".")}
+    return ({"default": default} if default else {}) | {name: header.get(full, str, "") for name, full in named.items()}

@@ -134,6 +134,14 @@ def read_artifact(path: Path) -> Artifact:
     )
 
 
+def parts(path: Path) -> list[Path]:
+    """The files of the model whose first, or only, file is ``path``: NAME-00001-of-00003.gguf and so on."""
+    match = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name)
+    if not match:
+        return [path]
+    return [path.with_name(f"{match[1]}-{part:05}-of-{match[2]}.gguf") for part in range(1, int(match[2]) + 1)]
+
+
 def _read_parts(path: Path) -> tuple[Header, ...]:
     """The headers of all files of the model, by llama.cpp's naming: NAME-00001-of-00003.gguf."""
     first = read_header(path)
@@ -146,10 +154,10 @@ def _read_parts(path: Path) -> tuple[Header, ...]:
         raise ArtifactError(
             f"{path}: part {number + 1} of {count} by its header", remedy=f"its name must end in {ending}"
         )
-    stem = path.name.removesuffix(ending)
-    paths = [path.with_name(f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+    first_path = path.with_name(f"{path.name.removesuffix(ending)}-00001-of-{count:05}.gguf")
     if number:
-        raise ArtifactError(f"{path}: this is part {number + 1} of {count}", remedy=f"open the first: {paths[0]}")
+        raise ArtifactError(f"{path}: this is part {number + 1} of {count}", remedy=f"open the first: {first_path}")
+    paths = parts(path)
     if missing := [part for part in paths if not part.is_file()]:
         raise ArtifactError(f"{missing[0]}: this part is missing", remedy="download all parts, or convert again")
     headers = (first, *map(read_header, paths[1:]))

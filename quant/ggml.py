@@ -66,6 +66,12 @@ def quantize(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
     return out
 
 
+def can_read(format_: Format) -> bool:
+    """Whether :func:`dequantize` knows ``format_``."""
+    has_kernel = bool(_library().ggml_get_type_traits(format_.ggml_id).contents.to_float)
+    return format_ in (F32, F16, BF16) or has_kernel
+
+
 def dequantize(raw: NDArray[np.uint8], format_: Format) -> NDArray[np.float32]:
     """``(n_rows, row_bytes)`` bytes of ``format_``, C-contiguous, as ``(n_rows, columns)`` float32."""
     n_rows, row_bytes = raw.shape

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from edge_llama.formats import BF16, F16, Format
 from quant import ggml
+from quant.ggml import can_read
+
+__all__ = ["NonFiniteError", "can_read", "recode"]
 
 
 class NonFiniteError(ValueError):

@@ -18,7 +18,7 @@ def quantized_by_llama_cpp(
 ) -> Path:
     """What ``llama-quantize`` makes of ``source``; ``tensor_types`` (role -> format) are its ``--tensor-type``."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = ftype
+    params.ftype, params.allow_requantize = ftype, True
     overrides = [(pattern(role).encode(), FORMATS[name].ggml_id) for role, name in (tensor_types or {}).items()]
     table = (llama_cpp.llama_model_tensor_override * (len(overrides) + 1))(*overrides, (None, 0))
     params.tt_overrides = table if overrides else None

@@ -84,7 +84,7 @@ def sentencepiece_as_json(model: bytes) -> dict[str, Any]:
         "post_processor": {
             "type": "TemplateProcessing",
             "single": bos,
-            "pair": bos,
+            "pair": [*bos, {"SpecialToken": {"id": "<s>", "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
         },
         "decoder": {

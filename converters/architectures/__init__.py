@@ -33,8 +33,11 @@ class Architecture(Protocol):
     def recipe_model(self, checkpoint: Checkpoint) -> Model:
         """What a recipe's rules ask."""
 
-    def config_from_gguf(self, header: Header) -> dict[str, Any]:
-        """A config.json's content from GGUF metadata."""
+    def check_for_folder(self, checkpoint: Checkpoint) -> None:
+        """CheckpointError unless the checkpoint is whole and a Hugging Face folder can express it."""
+
+    def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A config.json's content from GGUF metadata, and from tensors that hold settings."""
 
     def tensors_from_gguf(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path

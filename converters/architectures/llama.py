@@ -4,7 +4,6 @@ Sources: transformers' ``modeling_llama.py`` for what a checkpoint means, llama.
 and ``conversion/llama.py`` for what a GGUF file must hold.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, Fields, Tensor
+from converters.architectures.rotary import llama3_factors, llama3_scaling
+from converters.checkpoint import Checkpoint, Fields, Tensor, shortest
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, f32, string, u32
@@ -44,6 +44,7 @@ _OUTSIDE = {
     "output.weight": ("lm_head.weight", "output"),
 }
 _ROPE_FREQS = "rope_freqs.weight"
+_EXPLICIT = "explicit"  # our name for a scaling that only a GGUF file's own rope_freqs tensor tells
 _IGNORED = re.compile(r"rope\.freqs$|\.rotary_emb\.inv_freq$")  # recomputed by every runtime
 
 
@@ -122,6 +123,8 @@ def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return theta, {}
+    if kind == _EXPLICIT:
+        return theta, {"rope_type": kind}
     if kind not in ("linear", "llama3"):
         raise fields.fail("rope_scaling", f"has type {kind!r}", "supported: default, linear, llama3")
     scaling: dict[str, Any] = {"rope_type": kind, "factor": fields.real("factor", 8.0, parameters)}
@@ -130,25 +133,6 @@ def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
         scaling["high_freq_factor"] = fields.real("high_freq_factor", 4.0, parameters)
         scaling["original"] = fields.real("original_max_position_embeddings", 8192, parameters)
     return theta, scaling
-
-
-def rope_factors(hp: Hyperparameters) -> NDArray[np.float32]:
-    """By what each rotary frequency is divided: float32 ``(head_dim / 2,)``, Llama 3.1's scaling.
-
-    Every step is in float32 and a number divided by an array is its reciprocal times the number: so torch computes
-    what llama.cpp's converter writes, and so the bytes are equal.
-    """
-    scaling, one = hp.rope_scaling, np.float32(1)
-    exponents = np.arange(0, hp.head_dim, 2, dtype=np.float32) / np.float32(hp.head_dim)
-    frequencies = one / np.power(np.float64(hp.rope_theta), exponents.astype(np.float64)).astype(np.float32)
-    wavelengths = one / frequencies * np.float32(2 * math.pi)
-    low, high = np.float32(scaling["low_freq_factor"]), np.float32(scaling["high_freq_factor"])
-    original, factor = np.float32(scaling["original"]), np.float32(scaling["factor"])
-    # Equal bounds leave no band between them (Llama 4's config has them so): nothing to blend.
-    smooth = (one / wavelengths * original - low) / np.float32(high - low or 1)
-    blended = one / ((one - smooth) / factor + smooth)
-    factors = np.where(wavelengths > original / low, factor, blended)
-    return np.where(wavelengths < original / high, one, factors).astype(np.float32)
 
 
 def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
@@ -191,8 +175,12 @@ class Llama:
             if role == "output" and hp.tied and source not in checkpoint.tensors:
                 continue
             yield Weight(checkpoint.tensor(source, _shape(name, hp)).renamed(name), role, -1)
-        if hp.rope_scaling.get("rope_type") == "llama3":
-            yield Weight(_constant(_ROPE_FREQS, rope_factors(hp)), "norm", -1)
+        kind = hp.rope_scaling.get("rope_type")
+        if kind == "llama3":
+            factors = llama3_factors(hp.head_dim, hp.rope_theta, hp.rope_scaling)
+            yield Weight(_constant(_ROPE_FREQS, factors), "norm", -1)
+        elif kind == _EXPLICIT:
+            yield Weight(checkpoint.tensor(_ROPE_FREQS, (hp.head_dim // 2,)), "norm", -1)
         for layer in range(hp.n_layer):
             for name, (source, role) in _layer_names(hp).items():
                 tensor = checkpoint.tensor(f"model.layers.{layer}.{source}", _shape(name, hp))
@@ -203,6 +191,7 @@ class Llama:
     def _check_leftovers(self, checkpoint: Checkpoint, hp: Hyperparameters) -> None:
         """A tensor that nothing reads would be dropped in silence: an error instead."""
         known = {source for source, _ in _OUTSIDE.values()}
+        known |= {_ROPE_FREQS} if hp.rope_scaling.get("rope_type") == _EXPLICIT else set()
         known |= {f"model.layers.{i}.{source}" for i in range(hp.n_layer) for source, _ in _layer_names(hp).values()}
         left = sorted(name for name in checkpoint.tensors if name not in known and not _IGNORED.search(name))
         if left:
@@ -237,32 +226,40 @@ class Llama:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.n_layer, hp.n_head, hp.n_head_kv)
 
-    def config_from_gguf(self, header: Header) -> dict[str, Any]:
-        """A config.json's content from GGUF metadata."""
-        names = {tensor.name for tensor in header.tensors}
-        if _ROPE_FREQS in names or "llama.rope.scaling.type" in header.fields:
+    def check_for_folder(self, checkpoint: Checkpoint) -> None:
+        """CheckpointError unless the checkpoint is whole and config.json can express it."""
+        hp = hyperparameters(checkpoint.config, checkpoint.path)
+        self.weights(checkpoint)
+        if hp.rope_scaling.get("rope_type") == _EXPLICIT:
             raise CheckpointError(
-                f"{header.path}: rotary scaling can't be read back from GGUF yet",
-                remedy="convert the original checkpoint",
+                f"{checkpoint.path}: tensor {_ROPE_FREQS!r}: no llama3 rope scaling reproduces its values",
+                remedy="convert to GGUF, which keeps the tensor, or start from the original checkpoint",
             )
+
+    def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """A config.json's content from GGUF metadata; the scaling of rotary frequencies from their tensor."""
+        names = tensors.keys()
 
         def number(key: str, default: int = 0) -> int:
             return header.get(f"llama.{key}", int, default)
 
         heads = number("attention.head_count")
+        head_dim = number("attention.key_length", number("embedding_length") // max(heads, 1))
+        theta = shortest(header.get("llama.rope.freq_base", float, 10000.0))
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "vocab_size": len(header.fields["tokenizer.ggml.tokens"].data),
+            "vocab_size": _n_vocab(header, tensors),
             "hidden_size": number("embedding_length"),
             "intermediate_size": number("feed_forward_length"),
             "num_hidden_layers": number("block_count"),
             "num_attention_heads": heads,
             "num_key_value_heads": number("attention.head_count_kv", heads),
-            "head_dim": number("attention.key_length", number("embedding_length") // max(heads, 1)),
+            "head_dim": head_dim,
             "max_position_embeddings": number("context_length"),
-            "rms_norm_eps": _shortest(header.get("llama.attention.layer_norm_rms_epsilon", float, 1e-6)),
-            "rope_theta": _shortest(header.get("llama.rope.freq_base", float, 10000.0)),
+            "rms_norm_eps": shortest(header.get("llama.attention.layer_norm_rms_epsilon", float, 1e-6)),
+            "rope_theta": theta,
+            "rope_scaling": _scaling_from_gguf(header, tensors.get(_ROPE_FREQS), head_dim, theta),
             "hidden_act": "silu",
             "tie_word_embeddings": "output.weight" not in names,
             "attention_bias": "blk.0.attn_q.bias" in names,
@@ -274,8 +271,11 @@ class Llama:
     ) -> dict[str, Tensor]:
         """GGUF's tensors under Hugging Face's names, Q and K rows in halves again."""
         hp = hyperparameters(config, path)
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
+            if name == _ROPE_FREQS:
+                found |= {name: tensor} if hp.rope_scaling.get("rope_type") == _EXPLICIT else {}
+                continue
             prefix, layer, rest = _split(name)
             source = (_layer_names(hp) if layer else _OUTSIDE).get(rest)
             if source is None:
@@ -284,6 +284,32 @@ class Llama:
             full_name = prefix + source[0]
             found[full_name] = (halved(tensor, hp.head_dim) if is_rotary else tensor).renamed(full_name)
         return found
+
+
+def _n_vocab(header: Header, tensors: Mapping[str, Tensor]) -> int:
+    """Rows of the embedding; a vocabulary may be shorter, never longer."""
+    n_tokens = len(header.fields["tokenizer.ggml.tokens"].data)
+    embedding = tensors.get("token_embd.weight")
+    rows = embedding.rows if embedding else n_tokens
+    if n_tokens > rows:
+        raise CheckpointError(f"{header.path}: {n_tokens:,} tokens but token_embd.weight has {rows:,} rows")
+    return rows
+
+
+def _scaling_from_gguf(header: Header, freqs: Tensor | None, head_dim: int, theta: float) -> dict[str, Any] | None:
+    """config.json's ``rope_scaling``, None if frequencies are as trained."""
+    if freqs is not None:
+        scaling = llama3_scaling(freqs.read(0, 1).view(np.float32)[0], head_dim, theta) if freqs.format is F32 else None
+        if scaling is None:
+            return {"rope_type": _EXPLICIT}
+        return {key: value for key, value in scaling.items() if key != "original"} | {
+            "original_max_position_embeddings": round(scaling["original"])
+        }
+    factor = header.get("llama.rope.scaling.factor", float, 0.0) or header.get("llama.rope.scale_linear", float, 0.0)
+    kind = header.get("llama.rope.scaling.type", str, "linear")
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return None
+    return {"rope_type": kind, "factor": shortest(factor) or 1.0}
 
 
 def _layer_names(hp: Hyperparameters) -> dict[str, tuple[str, str]]:
@@ -320,11 +346,6 @@ def _split(name: str) -> tuple[str, bool, str]:
 def _constant(name: str, values: NDArray[np.float32]) -> Tensor:
     raw = values.view(np.uint8).reshape(1, -1)
     return Tensor(name, values.shape, F32, lambda start, stop: raw[start:stop])
-
-
-def _shortest(number: float) -> float:
-    """The decimal that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(number)))
 
 
 LLAMA = Llama()

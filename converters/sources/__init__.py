@@ -1,13 +1,15 @@
 """Where checkpoints come from: one file per kind."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.sources import gguf, meta, safetensors
-from edge_llama.artifact import BUILT_IN, packaged_path
+from edge_llama.artifact import BUILT_IN, packaged_path, parts
 from edge_llama.errors import CheckpointError
 
-_READ = {".safetensors", ".json", ".jinja", ".model", ".pth"}
+_READ = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
@@ -31,11 +33,11 @@ def open_checkpoint(source: Path) -> Checkpoint:
     )
 
 
-def fingerprint(source: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file that a checkpoint at ``source`` is read from."""
+def fingerprint(inputs: Sequence[Path]) -> str:
+    """Names, sizes and times of change of the files that a conversion reads at ``inputs``, files or folders."""
     try:
-        files = sorted(path for path in source.iterdir() if path.suffix in _READ) if source.is_dir() else [source]
-        stats = [(path, path.stat()) for path in files]
+        files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else parts(path))]
+        stats = [(str(file.resolve()), file.stat()) for file in files if file.suffix in _READ]
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from error
-    return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        raise CheckpointError(f"{inputs[0]}: cannot be read: {error.strerror}") from error
+    return json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

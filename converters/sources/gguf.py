@@ -2,29 +2,41 @@
 
 from pathlib import Path
 
+from converters import sampling
 from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
 from converters.sources.safetensors import reader
 from converters.vocabulary import from_gguf
 from edge_llama.artifact import read_artifact
+from edge_llama.errors import CheckpointError
+from edge_llama.gguf import Header, TensorInfo
+from quant.kernels import can_read
 
 
 def open_file(path: Path) -> Checkpoint:
     """The checkpoint that the GGUF file at ``path`` holds; quantized weights stay as they are until written."""
-    header = read_artifact(path).header
+    artifact = read_artifact(path)
+    header = artifact.header
     architecture = for_gguf(header)
-    tensors = {
-        info.name: Tensor(
-            info.name, info.shape, info.format, reader(path, info.offset, info.format.row_bytes(info.shape[-1]))
-        )
-        for info in header.tensors
-    }
-    config = architecture.config_from_gguf(header)
+    tensors = {info.name: _tensor(part, info) for part in artifact.headers for info in part.tensors}
+    config = architecture.config_from_gguf(header, tensors)
     return Checkpoint(
         path=path,
         name=header.get("general.name", str, path.stem),
         config=config,
         tensors=architecture.tensors_from_gguf(tensors, config, path),
         vocabulary=from_gguf(header),
-        generation={},
+        generation=sampling.from_gguf(header),
+        metadata=header.fields,
     )
+
+
+def _tensor(part: Header, info: TensorInfo) -> Tensor:
+    """Formats for use inside a computation (q8_1, q8_k) or for other things than weights (i32) have no way back."""
+    if not can_read(info.format):
+        raise CheckpointError(
+            f"{part.path}: tensor {info.name!r} is stored as {info.format}, which ggml cannot dequantize",
+            remedy="give a file in another format",
+        )
+    row_bytes = info.format.row_bytes(info.shape[-1])
+    return Tensor(info.name, info.shape, info.format, reader(part.path, info.offset, row_bytes))

@@ -1,32 +1,26 @@
 """GGUF v3, as llama.cpp's converter followed by its quantizer writes it: tables, bytes and metadata are equal.
 
-Only ``general.*`` naming keys and ``edge_llama.*`` differ.
+Only ``general.*`` naming keys and ``edge_llama.*`` differ. A GGUF source keeps its metadata, as in that quantizer.
 """
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
 
-from converters.architectures import for_config
+from converters import sampling
+from converters.architectures import Architecture, for_config
 from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
 from converters.vocabulary import to_gguf
-from edge_llama.errors import CheckpointError
-from edge_llama.gguf import ALIGNMENT, Value, ValueType, f32, string, u32
+from edge_llama.gguf import ALIGNMENT, Value, ValueType, string, u32
 from edge_llama.integrity import sealed_header
 from quant import recipe
 
 QUANTS = tuple(recipe.RECIPES)
 DEFAULT_QUANT = "q4_k_m"
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-_SAMPLING = {
-    "top_k": ("top_k", ValueType.INT32),
-    "top_p": ("top_p", ValueType.FLOAT32),
-    "min_p": ("min_p", ValueType.FLOAT32),
-    "temperature": ("temp", ValueType.FLOAT32),
-    "repetition_penalty": ("penalty_repeat", ValueType.FLOAT32),
-}
+_NOT_KEPT = ("general.file_type", "general.quantization_version", "general.alignment", "split.", "edge_llama.")
+"""What describes a source file, and not the model in it."""
 
 
 def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> Layout:
@@ -44,12 +38,7 @@ def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> 
     choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), options.tensor_types)
     entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
-        "general.architecture": string(architecture.gguf_name),
-        "general.type": string("model"),
-        "general.name": string(checkpoint.name),
-        **_generation_defaults(checkpoint),
-        **architecture.metadata(checkpoint),
-        **to_gguf(checkpoint.vocabulary),
+        **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
@@ -102,17 +91,18 @@ def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...]) -> Pa
     )
 
 
-def _generation_defaults(checkpoint: Checkpoint) -> dict[str, Value]:
-    """generation_config.json's sampling settings, under llama.cpp's keys."""
+def _kept(checkpoint: Checkpoint) -> dict[str, Value]:
+    """A GGUF source's own metadata: licence, base model and whatever else its author wrote stay with the model."""
+    return {key: value for key, value in checkpoint.metadata.items() if not key.startswith(_NOT_KEPT)}
+
+
+def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Value]:
+    """Metadata from config.json, generation_config.json and the tokenizer's files, as llama.cpp's converter has it."""
     return {
-        f"general.sampling.{name}": _number(checkpoint, key, kind)
-        for key, (name, kind) in _SAMPLING.items()
-        if checkpoint.generation.get(key) is not None
+        "general.architecture": string(architecture.gguf_name),
+        "general.type": string("model"),
+        "general.name": string(checkpoint.name),
+        **sampling.to_gguf(checkpoint.generation, checkpoint.path),
+        **architecture.metadata(checkpoint),
+        **to_gguf(checkpoint.vocabulary),
     }
-
-
-def _number(checkpoint: Checkpoint, key: str, kind: ValueType) -> Value:
-    number: Any = checkpoint.generation[key]
-    if isinstance(number, bool) or not isinstance(number, int if kind is ValueType.INT32 else int | float):
-        raise CheckpointError(f"{checkpoint.path}: generation_config.json: {key} is {number!r}, expected a number")
-    return f32(number) if kind is ValueType.FLOAT32 else Value(kind, number)

@@ -1,5 +1,6 @@
 """The plan of an output: every size is known from shapes and formats alone."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -61,6 +62,19 @@ class Layout:
     def entries(self) -> tuple[Entry, ...]:
         """The entries of all parts."""
         return tuple(entry for part in self.parts for entry in part.entries)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Rounding what was already rounded to another grid loses quality twice."""
+        pairs = [(entry.tensor.format, entry.format) for entry in self.entries]
+        twice = Counter(
+            f"{old} to {new}" for old, new in pairs if old.is_quantized and new.is_quantized and old is not new
+        )
+        if not twice:
+            return ()
+        counts = ", ".join(f"{count} from {pair}" for pair, count in twice.most_common())
+        tensors = f"{twice.total()} of {len(pairs)} tensors are quantized a second time ({counts})"
+        return (f"{tensors}: quality is lost twice; convert the full-precision checkpoint if you can get it",)
 
     @property
     def source_bytes(self) -> int:

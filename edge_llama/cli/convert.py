@@ -48,6 +48,9 @@ def convert(
             help="llama2, llama3, llama3.1, a Jinja file, or none. Default: the source's own, or by its name.",
         ),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="PEFT_DIR", help="Merge the LoRA adapter in this folder on the way.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -67,11 +70,12 @@ def convert(
         tensor_types=_tensor_types(tensor_type or []),
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
+        lora=lora,
     )
     if dry_run:
         plan = make_plan(source, output, **asked)
         _print_plan(plan, as_json)
-        _print_notes(plan, quiet or as_json)
+        _tell(plan, quiet or as_json)
         return
     started = time.perf_counter()
     with _resumable(output), progress(output.name, quiet=quiet) as show:
@@ -156,6 +160,7 @@ def _described(plan: "Plan") -> dict[str, Any]:
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
         "notes": dict(plan.checkpoint.notes),
+        "warnings": list(plan.warnings),
     }
 
 
@@ -180,12 +185,15 @@ def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> N
         print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
     note(_summary(done.plan), quiet=quiet)
-    _print_notes(done.plan, quiet)
+    _tell(done.plan, quiet)
     rate = done.plan.layout.source_bytes / seconds / 1e6
     resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
     note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)
 
 
-def _print_notes(plan: "Plan", quiet: bool) -> None:
+def _tell(plan: "Plan", quiet: bool) -> None:
+    """What was chosen for the user, and what they should know."""
+    for warning in plan.warnings:
+        note(f"warning: {warning}", quiet=quiet)
     for topic, text in plan.checkpoint.notes.items():
         note(f"{topic}: {text}", quiet=quiet)

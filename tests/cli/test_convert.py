@@ -56,6 +56,22 @@ def test_a_role_can_be_given_another_format(cli: Cli, llama3: Path, tmp_path: Pa
     assert "1 tensors take q5_0 instead of q4_k: their rows are no multiple of 256" in done.stderr
 
 
+def test_quality_lost_twice_is_a_warning_on_stderr_once(cli: Cli, packaged: Path, tmp_path: Path) -> None:
+    for more in ((), ("--dry-run",)):
+        done = cli("convert", packaged, tmp_path / "a.gguf", "--quant", "q4_0", *more)
+        assert done.returncode == 0
+        assert done.stderr.count("warning: ") == 1
+        assert "from q4_1 to q4_0" in done.stderr
+    plan = json.loads(cli("convert", packaged, tmp_path / "a.gguf", "--dry-run", "--json").stdout)
+    assert len(plan["warnings"]) == 1
+
+
+def test_an_adapter_that_is_none_is_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    done = cli("convert", llama3, tmp_path / "a.gguf", "--lora", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "adapter_config.json: cannot be read" in done.stderr
+
+
 def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
     existing = tmp_path / "existing.gguf"
     existing.write_bytes(b"mine")
