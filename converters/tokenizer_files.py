@@ -63,7 +63,7 @@ def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
     table, pieces = _pieces(path, n_vocab)
     ids = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     special = {kind: index for kind, index in ids.items() if index >= 0}
-    add = {"bos": "bos" in special, "eos": False}
+    add = {"bos": "bos" in special, "eos": False, "sep": False}
     return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, special=special, add=add)
 
 

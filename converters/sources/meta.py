@@ -198,7 +198,7 @@ def _vocabulary(path: Path, content: bytes, n_vocab: int) -> Vocabulary:
         return read_sentencepiece(path, n_vocab)
     vocabulary = read_ranks(content, path, "llama-bpe", LLAMA3_SPECIAL, n_vocab)
     special = {kind: vocabulary.tokens.index(text) for kind, text in LLAMA3_KINDS.items()}
-    return replace(vocabulary, special=special, add={"bos": True})
+    return replace(vocabulary, special=special, add={"bos": True, "eos": False, "sep": False})
 
 
 def _name(folder: Path) -> str:

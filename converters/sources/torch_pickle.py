@@ -8,8 +8,10 @@ instruction, ends the reading. Nothing from the file is ever imported, called, h
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 STORAGES = {"torch.FloatStorage": "F32", "torch.HalfStorage": "F16", "torch.BFloat16Storage": "BF16"} | {
@@ -154,14 +156,21 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
+def _instructions(data: bytes) -> list[tuple[Any, Any, int | None]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pickletools remarks on odd escapes in strings, which torch.save never writes
+        found = list(islice(pickletools.genops(data), _MAX_INSTRUCTIONS + 1))
+    if len(found) > _MAX_INSTRUCTIONS:
+        raise PickleError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
+    return found
+
+
 def read_pickle(data: bytes) -> dict[str, Any]:
     """The dictionary that ``data`` describes, its tensors as :class:`View`; PickleError for anything else."""
     machine = _Machine()
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+        for opcode, argument, position in _instructions(data):
             action = _ACTIONS.get(opcode.name)
-            if count > _MAX_INSTRUCTIONS:
-                raise PickleError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
             if action is None:
                 raise PickleError(f"instruction {opcode.name} at byte {position} is none that torch.save writes")
             action(machine, argument)

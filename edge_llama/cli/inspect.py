@@ -68,7 +68,13 @@ def _described(artifact: Artifact) -> dict[str, Any]:
 
 
 def _plain(value: Value) -> Any:
-    return list(value.data) if value.item is ValueType.STRING else value.data.tolist() if value.item else value.data
+    return (
+        list(value.data)
+        if value.item is ValueType.STRING
+        else value.data.tolist()
+        if value.item is not None
+        else value.data
+    )
 
 
 def _type(value: Value) -> str:

@@ -122,7 +122,7 @@ def test_a_bf16_merge_is_within_one_bf16_step_of_pefts(seed: int, tmp_path: Path
 def test_the_gguf_of_a_merge_answers_as_pefts_merge_does(base: Path, tmp_path: Path) -> None:
     """Q and K rows are merged before they are reordered."""
     adapter = trained(base, tmp_path / "adapter", **ADAPTERS["every linear layer"])
-    plan = converters.convert(base, tmp_path / "merged.gguf", quant="f32", lora=adapter)
+    plan = converters.convert(base, tmp_path / "merged.gguf", quant="f32", lora=adapter).plan
     assert plan.warnings == ()
     tokens = [int(token) for token in np.random.default_rng(0).integers(3, 500, 40)]
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_a_quantized_gguf_is_a_base_too_and_that_is_said(base: Path, tmp_path: P
     converters.convert(base, tmp_path / "f32.gguf", quant="f32")
     quantized = all_in(tmp_path / "f32.gguf", tmp_path / "q8_0.gguf", "q8_0")
     adapter = trained(base, tmp_path / "adapter", **ADAPTERS["queries and values"])
-    plan = converters.convert(quantized, tmp_path / "merged.gguf", quant="f32", lora=adapter)
+    plan = converters.convert(quantized, tmp_path / "merged.gguf", quant="f32", lora=adapter).plan
     assert "merged into 6 quantized tensors" in plan.warnings[0]
     before, after = gguf_weights(quantized), gguf_weights(tmp_path / "merged.gguf")
     direct = gguf_weights(tmp_path / "f32.gguf")

@@ -190,7 +190,7 @@ def test_written_out_for_transformers_it_is_the_same_model(tmp_path: Path) -> No
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0, -1].numpy()
     assert np.abs(last_logits(header.path, tokens) - expected).max() < 1e-3
-    assert model.generation_config.eos_token_id == [1001, 1008, 1009]
+    assert model.generation_config.eos_token_id == [1001, 1009, 1008]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     with edge_llama.open(header.path, n_ctx=256) as ours:
         for conversation in CONVERSATIONS:
