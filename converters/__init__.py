@@ -113,7 +113,8 @@ def convert(
     with growing(output, work.layout, work.key, work.inputs, force=force) as grown:
         total = work.layout.source_bytes
         done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
-        for entry, data, is_last in _recoded(grown.remaining, threads or _cpu_count()):
+        check = not work.options.allow_nonfinite
+        for entry, data, is_last in _recoded(grown.remaining, threads or _cpu_count(), check):
             grown.write(data, ends_entry=is_last)
             done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
             if on_progress:
@@ -124,14 +125,14 @@ def convert(
     return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds)
 
 
-def _recoded(entries: Sequence[Entry], threads: int) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
+def _recoded(entries: Sequence[Entry], threads: int, check: bool) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
     """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
-                ahead.append((entry, pool.submit(_recode, entry, start, stop), stop == entry.tensor.rows))
+                ahead.append((entry, pool.submit(_recode, entry, start, stop, check), stop == entry.tensor.rows))
                 if len(ahead) > 2 * threads:
                     entry_, future, is_last = ahead.popleft()
                     yield entry_, future.result(), is_last
@@ -148,13 +149,14 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(entry: Entry, start: int, stop: int) -> NDArray[np.uint8]:
+def _recode(entry: Entry, start: int, stop: int, check: bool) -> NDArray[np.uint8]:
     tensor = entry.tensor
     try:
-        return recode(tensor.read(start, stop), tensor.format, entry.format)
+        return recode(tensor.read(start, stop), tensor.format, entry.format, check=check)
     except NonFiniteError as error:
         raise CheckpointError(
-            f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})", remedy="the checkpoint is damaged"
+            f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
+            remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
         ) from error
     except CheckpointError:
         raise

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.provenance import Provenance
 from converters.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
@@ -68,6 +69,7 @@ class Checkpoint:
     notes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Value] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name``, which must have ``shape``."""

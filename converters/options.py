@@ -14,6 +14,7 @@ class Options:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
     what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
+    ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
     quant: str | None = None
@@ -22,3 +23,4 @@ class Options:
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
+    allow_nonfinite: bool = False

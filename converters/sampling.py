@@ -1,12 +1,13 @@
-"""generation_config.json's sampling settings, and their form in GGUF metadata (``general.sampling.*``)."""
+"""generation_config.json's settings for sampling and its end tokens, and their form in GGUF metadata."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import shortest
+from edge_llama.artifact import END_TOKENS
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Header, Value, ValueType, f32
+from edge_llama.gguf import Header, Value, ValueType, array, f32
 
 _PREFIX = "general.sampling."
 _KEYS = {
@@ -33,6 +34,18 @@ def _number(number: Any, key: str, kind: ValueType, path: Path) -> Value:
     return f32(number) if kind is ValueType.FLOAT32 else Value(kind, number)
 
 
+def ends_to_gguf(generation: Mapping[str, Any], n_vocab: int, path: Path) -> dict[str, Value]:
+    """All tokens that end an answer: llama.cpp's own keys hold one. CheckpointError for what is no token."""
+    given = generation.get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    for index in ids:
+        if type(index) is not int or not 0 <= index < n_vocab:
+            raise CheckpointError(
+                f"{path}: generation_config.json: eos_token_id has {index!r}, expected ids from 0 to {n_vocab - 1:,}"
+            )
+    return {END_TOKENS: array(ValueType.UINT32, ids)} if ids else {}
+
+
 def from_gguf(header: Header) -> dict[str, Any]:
     """The settings that a GGUF header holds, as generation_config.json writes them."""
     found: dict[str, Any] = {}
@@ -43,4 +56,7 @@ def from_gguf(header: Header) -> dict[str, Any]:
             found[key] = header.get(_PREFIX + name, int, 0)
         else:
             found[key] = shortest(header.get(_PREFIX + name, float, 0.0))
+    ends = header.fields.get(END_TOKENS)
+    if ends is not None:
+        found["eos_token_id"] = [int(index) for index in ends.data]
     return found

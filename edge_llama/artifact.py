@@ -15,6 +15,8 @@ from edge_llama.gguf import Header, TensorInfo, ValueType, read_header
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
+END_TOKENS = "edge_llama.eos_token_ids"
+"""Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _NOT_TOGETHER = "the files don't belong together: download or convert all of them again"
 
@@ -219,6 +221,9 @@ def _check_vocabulary(header: Header) -> None:
             raise ArtifactError(
                 f"{header.path}: tokenizer.ggml.{key} has {len(value.data):,} entries for {len(tokens.data):,} tokens"
             )
+    ends = header.fields.get(END_TOKENS)
+    if ends is not None and (ends.item is not ValueType.UINT32 or (ends.data >= len(tokens.data)).any()):
+        raise ArtifactError(f"{header.path}: {END_TOKENS} holds what is no token")
     for key in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         token = header.get(f"tokenizer.ggml.{key}_token_id", int, 0)
         if not 0 <= token < len(tokens.data):

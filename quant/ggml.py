@@ -52,16 +52,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def quantize(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
+def quantize(rows: NDArray[np.float32], format_: Format, *, check: bool = True) -> NDArray[np.uint8]:
     """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
 
-    Raises ValueError if the result holds a scale that is not finite (weights too large for the format).
+    With ``check`` raises ValueError if the result holds a scale that is not finite (weights too large for the format).
     """
     n_rows, columns = rows.shape
     out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
     library = _library()
     library.ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, None)
-    if format_.is_quantized and not library.ggml_validate_row_data(format_.ggml_id, out.ctypes.data, out.nbytes):
+    is_checked = check and format_.is_quantized
+    if is_checked and not library.ggml_validate_row_data(format_.ggml_id, out.ctypes.data, out.nbytes):
         raise ValueError(f"values too large for {format_}")
     return out
 

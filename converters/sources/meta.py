@@ -19,6 +19,7 @@ from converters.architectures.llama_families import LLAMA3_KINDS, LLAMA3_SPECIAL
 from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT, Params
 from converters.chat_templates import TOPIC, with_family
 from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.provenance import read_provenance
 from converters.sources.torch_file import read_file
 from converters.tiktoken_ranks import is_ranks, read_ranks
 from converters.tokenizer_files import read_sentencepiece
@@ -58,7 +59,9 @@ def open_folder(folder: Path) -> Checkpoint:
     notes = _rope_note(params, config["rope_scaling"]) | _padding_note(path, vocabulary)
     name = _name(folder)
     tensors = {tensor.name: tensor for tensor in merged.values()}
-    checkpoint = Checkpoint(folder, name, config, tensors, vocabulary, generation={}, notes=notes)
+    checkpoint = Checkpoint(
+        folder, name, config, tensors, vocabulary, generation={}, notes=notes, provenance=read_provenance(folder)
+    )
     return _with_default_template(checkpoint, is_llama3, params.scaled_rope)
 
 

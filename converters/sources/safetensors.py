@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.provenance import read_provenance
 from converters.tokenizer_files import read_folder
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import BF16, F16, F32, Format
@@ -36,7 +37,17 @@ def open_folder(folder: Path) -> Checkpoint:
     tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
-    return Checkpoint(folder, _name(folder, config), config, tensors, read_folder(folder, config), generation)
+    provenance = read_provenance(folder)
+    return Checkpoint(
+        folder,
+        _name(folder, config),
+        config,
+        tensors,
+        read_folder(folder, config),
+        generation,
+        notes={"model card": provenance.problem} if provenance.problem else {},
+        provenance=provenance,
+    )
 
 
 def _name(folder: Path, config: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> 
     entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
+        **sampling.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
         "general.quantization_version": u32(_QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
@@ -102,6 +103,7 @@ def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Va
         "general.architecture": string(architecture.gguf_name),
         "general.type": string("model"),
         "general.name": string(checkpoint.name),
+        **checkpoint.provenance.fields,
         **sampling.to_gguf(checkpoint.generation, checkpoint.path),
         **architecture.metadata(checkpoint),
         **to_gguf(checkpoint.vocabulary),

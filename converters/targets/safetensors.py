@@ -28,6 +28,7 @@ def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) ->
         "config.json": _config(checkpoint, _DTYPES[quant][1]),
         "generation_config.json": _generation(checkpoint),
         **write_files(checkpoint.vocabulary, checkpoint.path),
+        **checkpoint.provenance.notices,
     }
     part = Part("model.safetensors", _header(entries, format_), entries)
     small = {name: content if isinstance(content, bytes) else _json(content) for name, content in files.items()}

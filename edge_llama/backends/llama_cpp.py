@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.artifact import Artifact
+from edge_llama.artifact import END_TOKENS, Artifact
 from edge_llama.backends.base import AbortedError
 from edge_llama.errors import ArtifactError, EngineError, OptionError
 from edge_llama.formats import FORMATS
@@ -225,6 +225,8 @@ class GGUFTokenizer:
         self._lock = threading.RLock()
         self._header = artifact.header
         self.n_vocab = int(lib.llama_vocab_n_tokens(vocab))
+        ends = artifact.header.fields.get(END_TOKENS)
+        self._ends = frozenset() if ends is None else frozenset(int(token) for token in ends.data)
         self._piece = ctypes.create_string_buffer(512)
 
     @cached_property
@@ -289,7 +291,7 @@ class GGUFTokenizer:
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
         with self._lock:
-            return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+            return token in self._ends or bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
     def close(self) -> None:
         """The model is about to be freed: what asks from now on gets an error."""

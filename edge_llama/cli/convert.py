@@ -51,6 +51,9 @@ def convert(
     lora: Annotated[
         Path | None, typer.Option(metavar="PEFT_DIR", help="Merge the LoRA adapter in this folder on the way.")
     ] = None,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Go on where weights are NaN, infinite or too large.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -71,6 +74,7 @@ def convert(
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
         lora=lora,
+        allow_nonfinite=allow_nonfinite,
     )
     if dry_run:
         plan = make_plan(source, output, **asked)

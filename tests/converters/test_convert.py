@@ -162,6 +162,16 @@ def test_a_bad_checkpoint_is_a_typed_error_and_leaves_nothing(name: str, llama2:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "f16", "f32"])
+def test_nonfinite_weights_can_be_allowed(value: float, quant: str, llama2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(llama2, folder)
+    spoiled_weight(folder, value)
+    converters.convert(folder, tmp_path / GGUF, quant=quant, allow_nonfinite=True)
+    assert read_header(tmp_path / GGUF).architecture == "llama"
+
+
 def test_a_head_matrix_that_repeats_a_tied_embedding_is_kept_as_llama_cpp_keeps_it(tmp_path: Path) -> None:
     folder = checkpoints.llama3(tmp_path / "checkpoint", tied=False)
     edited_config(tie_word_embeddings=True)(folder)

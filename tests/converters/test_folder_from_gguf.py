@@ -47,7 +47,7 @@ def comparable(path: Path) -> dict[str, tuple[Any, ...]]:
     return {
         key: (value.type, value.item, list(value.data) if value.item is not None else value.data)
         for key, value in read_header(path).fields.items()
-        if key != "general.name"
+        if key != "general.name" and not key.startswith("edge_llama.")
     }
 
 
