@@ -21,8 +21,8 @@ from converters.chat_templates import TOPIC, with_family
 from converters.checkpoint import Checkpoint, Tensor, read_json
 from converters.provenance import read_provenance
 from converters.sources.torch_file import read_file
-from converters.tiktoken_ranks import is_ranks, read_ranks
-from converters.tokenizer_files import read_sentencepiece
+from converters.tokenizers.reader import read_sentencepiece
+from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 

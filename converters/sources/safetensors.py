@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint, Tensor, read_json
 from converters.provenance import read_provenance
-from converters.tokenizer_files import read_folder
+from converters.tokenizers.reader import read_folder
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import BF16, F16, F32, Format
 

@@ -7,7 +7,7 @@ from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
-from converters.tokenizer_writer import write_files
+from converters.tokenizers.writer import write_files
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import OptionError
 from edge_llama.formats import FORMATS, Format

@@ -1,4 +1,4 @@
-"""Tokenizer files (tokenizer.model, tokenizer.json and the like) to a Vocabulary; the way back is ``tokenizer_writer``.
+"""Tokenizer files (tokenizer.model, tokenizer.json and the like) to a Vocabulary; the way back is ``writer``.
 
 What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Two differences
 are deliberate: a byte-level BPE is recognised by its splitting regex, not by a hash of one encoded text (an edited

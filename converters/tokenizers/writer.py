@@ -1,14 +1,14 @@
 """A Vocabulary to the files of a Hugging Face folder: tokenizer.json, tokenizer_config.json, tokenizer.model.
 
-The way back from :mod:`converters.tokenizer_files`: read again, they give the same Vocabulary.
+The way back from :mod:`converters.tokenizers.reader`: read again, they give the same Vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converters import sentencepiece_model
-from converters.tokenizer_files import LLAMA3_REGEX
+from converters.tokenizers import sentencepiece_model
+from converters.tokenizers.reader import LLAMA3_REGEX
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
