@@ -3,6 +3,7 @@
 Today an artifact is one GGUF file with a text tower. This file will also read ONNX folders and bundles.
 """
 
+import math
 import os
 import re
 import sysconfig
@@ -124,7 +125,8 @@ def read_artifact(path: Path) -> Artifact:
     _check_vocabulary(header)
     template = header.get("tokenizer.chat_template", str, "")
     n_layer = _positive(header, "block_count")
-    return Artifact(
+    _check_numbers(header)
+    artifact = Artifact(
         path=path,
         headers=headers,
         name=header.get("general.name", str, path.stem),
@@ -134,6 +136,8 @@ def read_artifact(path: Path) -> Artifact:
         n_ctx_train=_positive(header, "context_length"),
         kv_values_per_token=_kv_values(header, n_layer),
     )
+    _check_blocks(headers, n_layer)
+    return artifact
 
 
 def parts(path: Path) -> list[Path]:
@@ -176,6 +180,25 @@ def _check_parts(headers: tuple[Header, ...], count: int) -> None:
     if total != len(names) or len(set(names)) != len(names):
         raise ArtifactError(
             f"{headers[0].path}: {len(names):,} tensors in {count} parts, {total:,} announced", remedy=_NOT_TOGETHER
+        )
+
+
+def _check_numbers(header: Header) -> None:
+    """llama.cpp ends the process on some of these, and computes nonsense with others."""
+    for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"):
+        number = header.get(f"{header.architecture}.{key}", float, 1.0)
+        if not 0 <= number < math.inf:
+            raise ArtifactError(f"{header.path}: {header.architecture}.{key} is {number}, expected a positive number")
+
+
+def _check_blocks(headers: tuple[Header, ...], n_layer: int) -> None:
+    names = (tensor.name.split(".") for header in headers for tensor in header.tensors)
+    blocks = {name[1] for name in names if name[0] == "blk" and len(name) > 1}
+    if n_layer > len(blocks):
+        raise ArtifactError(
+            f"{headers[0].path}: {headers[0].architecture}.block_count is {n_layer:,}, but there are tensors of "
+            f"{len(blocks):,} blocks",
+            remedy="the file is incomplete: download or convert it again",
         )
 
 
