@@ -135,7 +135,7 @@ class Growing:
             own = [next(hashes) for _ in part.entries]
             path = self._folder / part.name
             with path.open("r+b" if path.exists() else "w+b") as file:
-                file.write(part.seal(own) if part.seal else part.header)
+                file.write(part.seal(part.header, own) if part.seal else part.header)
                 self._sync(file)
         for name, content in self._layout.files.items():
             with (self._folder / name).open("wb") as file:

@@ -7,7 +7,7 @@ what a later step proves about the weights.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -22,28 +22,30 @@ CERTIFICATE = "edge_llama.certificate"
 _UNKNOWN = "0" * 64
 _CERTIFICATE_BYTES = 1 << 16
 _READ = 1 << 22
+_ARRAY_HEAD, _STRING_HEAD = 4 + 4 + 8, 4 + 8  # what stands between a key and its value's data
 
 
-def sealed_header(
-    fields: dict[str, Value],
-    tensors: Sequence[tuple[str, tuple[int, ...], Format]],
-    alignment: int,
-    hashes: Sequence[bytes] | None,
+def header_with_room(
+    fields: Mapping[str, Value], tensors: Sequence[tuple[str, tuple[int, ...], Format]], alignment: int
 ) -> bytes:
-    """The header with the hashes in it; of the same length with none yet (``hashes`` None), so it can be replaced.
-
-    ``hashes`` are the SHA-256 digests of the tensors' data, 32 bytes each, in order.
-    """
-    digests = bytes(32 * len(tensors)) if hashes is None else b"".join(hashes)
-    fields = fields | {
-        TENSORS: array(ValueType.UINT8, np.frombuffer(digests, np.uint8)),
+    """A header with zeros where :func:`seal` will put the hashes: its length is final, so data may follow it."""
+    room = {
+        TENSORS: array(ValueType.UINT8, np.zeros(32 * len(tensors), np.uint8)),
         CERTIFICATE: array(ValueType.UINT8, np.zeros(_CERTIFICATE_BYTES, np.uint8)),
         ROOT: string(_UNKNOWN),
     }
-    header, _ = encode_header(fields, tensors, alignment)
-    if hashes is None:
-        return header
-    return encode_header(fields | {ROOT: string(hashlib.sha256(header).hexdigest())}, tensors, alignment)[0]
+    return encode_header({**fields, **room}, tensors, alignment)[0]
+
+
+def seal(header: bytes, hashes: Sequence[bytes]) -> bytes:
+    """The header with the hashes in it: ``hashes`` are the SHA-256 of the tensors' data, 32 bytes each, in order."""
+    sealed = bytearray(header)
+    at = header.rindex(TENSORS.encode()) + len(TENSORS) + _ARRAY_HEAD
+    sealed[at : at + 32 * len(hashes)] = b"".join(hashes)
+    root = hashlib.sha256(sealed).hexdigest().encode()
+    at = header.rindex(ROOT.encode()) + len(ROOT) + _STRING_HEAD
+    sealed[at : at + len(root)] = root
+    return bytes(sealed)
 
 
 def verify(header: Header, on_progress: Callable[[int], None] | None = None) -> None:

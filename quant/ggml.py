@@ -52,19 +52,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def quantize(rows: NDArray[np.float32], format_: Format, *, check: bool = True) -> NDArray[np.uint8]:
-    """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
-
-    With ``check`` raises ValueError if the result holds a scale that is not finite (weights too large for the format).
-    """
+def quantize(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
+    """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``."""
     n_rows, columns = rows.shape
     out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
-    library = _library()
-    library.ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, None)
-    is_checked = check and format_.is_quantized
-    if is_checked and not library.ggml_validate_row_data(format_.ggml_id, out.ctypes.data, out.nbytes):
-        raise ValueError(f"values too large for {format_}")
+    _library().ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, None)
     return out
+
+
+def is_finite(raw: NDArray[np.uint8], format_: Format) -> bool:
+    """Whether all scales and numbers in ``raw``, C-contiguous bytes of ``format_``, are finite."""
+    return bool(_library().ggml_validate_row_data(format_.ggml_id, raw.ctypes.data, raw.nbytes))
 
 
 def can_read(format_: Format) -> bool:

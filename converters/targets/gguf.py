@@ -13,7 +13,7 @@ from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
 from converters.vocabulary import to_gguf
 from edge_llama.gguf import ALIGNMENT, Value, ValueType, string, u32
-from edge_llama.integrity import sealed_header
+from edge_llama.integrity import header_with_room, seal
 from quant import recipe
 
 QUANTS = tuple(recipe.RECIPES)
@@ -83,13 +83,7 @@ def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tupl
 
 def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...]) -> Part:
     table = [(entry.tensor.name, entry.tensor.shape, entry.format) for entry in entries]
-    return Part(
-        name=name,
-        header=sealed_header(fields, table, ALIGNMENT, None),
-        entries=entries,
-        alignment=ALIGNMENT,
-        seal=lambda hashes: sealed_header(fields, table, ALIGNMENT, hashes),
-    )
+    return Part(name, header_with_room(fields, table, ALIGNMENT), entries, ALIGNMENT, seal)
 
 
 def _kept(checkpoint: Checkpoint) -> dict[str, Value]:

@@ -28,14 +28,14 @@ class Entry:
 class Part:
     """A file of the output: ``header``, then each entry's data padded to ``alignment``.
 
-    ``seal`` gives the final header, of the same length, from the SHA-256 of each entry's data.
+    ``seal(header, hashes)`` is the final header, of the same length, once the SHA-256 of each entry's data is known.
     """
 
     name: str
     header: bytes
     entries: tuple[Entry, ...]
     alignment: int = 1
-    seal: Callable[[Sequence[bytes]], bytes] | None = None
+    seal: Callable[[bytes, Sequence[bytes]], bytes] | None = None
 
     def stored_bytes(self, entry: Entry) -> int:
         """Bytes of an entry's data and the zeros after it."""
