@@ -10,6 +10,7 @@ MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
 .PHONY: chat test lint clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 chat: $(MODEL)
 	@$(BIN)/edge-llama chat

@@ -34,6 +34,7 @@ __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_fold
 Progress = Callable[[int, int], None]
 """Called with the source bytes finished so far, and how many there are."""
 
+_MAX_THREADS = 64  # each has two chunks in memory
 _CHUNK = 1 << 20  # weights recoded at once: 4 MB as float32, a good fit for a core's cache
 
 
@@ -114,7 +115,7 @@ def convert(
         total = work.layout.source_bytes
         done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
         check = not work.options.allow_nonfinite
-        for entry, data, is_last in _recoded(grown.remaining, threads or _cpu_count(), check):
+        for entry, data, is_last in _recoded(grown.remaining, min(threads or _cpu_count(), _MAX_THREADS), check):
             grown.write(data, ends_entry=is_last)
             done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
             if on_progress:

@@ -16,6 +16,9 @@ from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
 from edge_llama.gguf import Value
 
+INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
+"""Of the files that a checkpoint is read from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

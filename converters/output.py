@@ -19,10 +19,15 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.errors import EdgeLlamaError, OutputError
 
 _READ = 1 << 22
+_USUAL_FILES = {
+    *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+}
 
 
 def partial_folder(output: Path) -> Path:
@@ -53,6 +58,7 @@ def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, f
             _check_space(output, layout.output_bytes - grown.resumed_bytes)
             yield grown
             grown.seal()
+        _check_names(output, layout, inputs, force)  # once more: somebody may have put a file there meanwhile
         _publish(folder, output, layout)
         shutil.rmtree(folder)
     except EdgeLlamaError:
@@ -194,24 +200,70 @@ def _publish(folder: Path, output: Path, layout: Layout) -> None:
     """Move what is complete to where it belongs; of several parts the first, by which a model is opened, comes last."""
     grown = folder / "output"
     if layout.is_folder:
-        if output.is_dir():
-            output.replace(folder / "replaced")
+        _replace_folder(grown, output, folder / "replaced")
+    else:
+        for part in reversed(layout.parts):
+            (grown / part.name).replace(output.parent / part.name)
+    _sync_folder(output.parent)
+
+
+def _replace_folder(grown: Path, output: Path, aside: Path) -> None:
+    if output.is_dir():
+        output.replace(aside)
+    try:
         grown.replace(output)
+    except OSError:
+        if aside.is_dir():
+            aside.replace(output)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is safe when its folder is on the disk; Windows has no way to say so, and needs none."""
+    if os.name == "nt":
         return
-    for name in [*layout.files, *(part.name for part in reversed(layout.parts))]:
-        (grown / name).replace(output.parent / name)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], force: bool) -> None:
-    if output.resolve() in [path.resolve() for path in inputs]:
-        raise OutputError(f"{output}: output and input are the same", remedy="give another name")
+    """Nothing that is read, and nothing that was not asked for, may be replaced."""
     targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
-    for target in (target for target in targets if target.exists()):
+    for target in targets:
+        _check_inputs(target, inputs)
+        if not target.exists():
+            continue
         if target.is_dir() != layout.is_folder:
             kind = "folder" if target.is_dir() else "file"
             raise OutputError(f"{target}: is a {kind}, the output is not", remedy="give another name")
         if not force:
             raise OutputError(f"{target}: already exists", remedy="give another name, or --force to replace it")
+        if layout.is_folder:
+            _check_contents(target, layout)
+
+
+def _check_inputs(target: Path, inputs: Sequence[Path]) -> None:
+    resolved = target.resolve()
+    for path in (path.resolve() for path in inputs):
+        if resolved == path:
+            raise OutputError(f"{target}: output and input are the same", remedy="give another name")
+        if resolved in path.parents:
+            raise OutputError(f"{target}: the input lies in the output: {path}", remedy="give another name")
+        if path in resolved.parents and resolved.suffix in INPUT_SUFFIXES and resolved.exists():
+            raise OutputError(f"{target}: is one of the input's files", remedy="give another name")
+
+
+def _check_contents(folder: Path, layout: Layout) -> None:
+    """A folder is replaced as a whole: not if it holds what no conversion writes."""
+    written = {*layout.files, *(part.name for part in layout.parts), *_USUAL_FILES}
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in written:
+            raise OutputError(
+                f"{folder}: holds {entry.name!r}, which --force would delete", remedy="give another name, or remove it"
+            )
 
 
 def _check_space(output: Path, needed: int) -> None:

@@ -28,10 +28,13 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
     A path to a ``.gguf`` file, a folder that holds exactly one, or the name ``smollm2``. None means
     ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
     """
-    model = model or os.environ.get(MODEL_VARIABLE) or BUILT_IN
-    if str(model) == BUILT_IN and not Path(BUILT_IN).exists():
+    model = model or os.environ.get(MODEL_VARIABLE)
+    if model is None or (str(model) == BUILT_IN and not Path(BUILT_IN).exists()):
         return _built_in()
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise ArtifactError(f"{model}: {error}", remedy="give the whole path") from error
     if path.is_dir():
         return _only_gguf(path)
     if not path.exists():

@@ -28,7 +28,14 @@ class EdgeLlamaError(Exception):
     def __str__(self) -> str:
         """One line, whatever the parts contain."""
         text = f"{self.message}; {self.remedy}" if self.remedy else self.message
-        return " ".join(text.split())
+        return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """``text`` without what could command a terminal or can't be printed: such characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class EngineError(EdgeLlamaError):

@@ -53,7 +53,7 @@ def verify(header: Header, on_progress: Callable[[int], None] | None = None) -> 
 
     Raises ArtifactError, naming what is damaged, or NotVerifiableError for a file that carries no hashes.
     """
-    if not any(key.startswith("edge_llama.") for key in header.fields):
+    if not header.fields.keys() & {ROOT, TENSORS, CERTIFICATE}:
         raise NotVerifiableError(
             f"{header.path}: its structure is sound, but it carries no hashes to verify its contents",
             remedy="convert the original checkpoint with edge-llama to have them",

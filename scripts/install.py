@@ -23,10 +23,10 @@ def main() -> None:
     folder, extras = Path(sys.argv[1]), sys.argv[2]
     if sys.version_info < (3, 11):  # noqa: UP036 - said here before pip says it less kindly
         sys.exit(f"edge-llama needs Python 3.11 or newer, not {platform.python_version()}: try make PYTHON=python3.12")
-    if not (folder / "pyvenv.cfg").is_file():
-        print(f"making {folder}", flush=True)
-        venv.create(folder, with_pip=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not has_pip(python):  # none yet, half-made, or its Python is gone
+        print(f"making {folder}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
     print(
         f"installing edge-llama[{extras}]; llama.cpp is compiled the first time, which takes 3 to 7 minutes", flush=True
     )
@@ -34,10 +34,23 @@ def main() -> None:
     if not works(python):
         print("llama.cpp does not run on this processor as it was built: building it again", flush=True)
         engine = "llama-cpp-python"
-        pip(python, "--no-cache-dir", "--force-reinstall", "--no-deps", "--no-binary", engine, engine)
+        version = output_of(python, f"from importlib.metadata import version; print(version('{engine}'))")
+        wanted = f"{engine}=={version.strip()}"
+        pip(python, "--no-cache-dir", "--force-reinstall", "--no-deps", "--no-binary", engine, wanted)
         if not works(python):
             sys.exit("llama.cpp does not run on this processor; the messages above say how it failed")
     print("llama.cpp works on this processor", flush=True)
+
+
+def has_pip(python: Path) -> bool:
+    try:
+        return subprocess.run([str(python), "-m", "pip", "--version"], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def output_of(python: Path, code: str) -> str:
+    return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout
 
 
 def pip(python: Path, *arguments: str) -> None:

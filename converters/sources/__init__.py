@@ -4,12 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import INPUT_SUFFIXES, Checkpoint
 from converters.sources import gguf, meta, safetensors
 from edge_llama.artifact import BUILT_IN, packaged_path, parts
 from edge_llama.errors import CheckpointError
-
-_READ = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
@@ -37,7 +35,7 @@ def fingerprint(inputs: Sequence[Path]) -> str:
     """Names, sizes and times of change of the files that a conversion reads at ``inputs``, files or folders."""
     try:
         files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else parts(path))]
-        stats = [(str(file.resolve()), file.stat()) for file in files if file.suffix in _READ]
+        stats = [(str(file.resolve()), file.stat()) for file in files if file.suffix in INPUT_SUFFIXES]
     except OSError as error:
         raise CheckpointError(f"{inputs[0]}: cannot be read: {error.strerror}") from error
     return json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])

@@ -1,7 +1,9 @@
 """The command line: one file per verb. The only place that joins the runtime and the converter."""
 
+import io
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -24,14 +26,27 @@ def main() -> None:
     # Threads of llama.cpp that wait should soon sleep: by default they spin and starve each other on a busy machine.
     # libgomp reads this when it is loaded, so it is set here, in our own process, and never by the library.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    _prepare_streams()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except EdgeLlamaError as error:
         _fail(str(error), error.exit_code)
+    except OSError as error:  # a name that is too long, an output that is full: no bug of ours
+        _fail(f"{error.filename or 'input or output'}: {error.strerror}", 2 if error.filename else 1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _prepare_streams() -> None:
+    """Streams that were closed become empty ones; characters that the terminal's encoding lacks become escapes."""
+    sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, exit_code: int) -> None:

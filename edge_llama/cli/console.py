@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, printable
 from edge_llama.generation import FinishReason, Generation, Timings
 
 _UNSAFE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -29,6 +29,7 @@ def stream(generation: Generation) -> None:
 def note(text: str, *, quiet: bool = False) -> None:
     """A notice for people, on stderr, dim on a terminal."""
     if not quiet:
+        text = "\n".join(map(printable, text.split("\n")))
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m\n" if _has_colour() else f"{text}\n")
         sys.stderr.flush()
 

@@ -1,6 +1,7 @@
 """``edge-llama inspect``: what is inside a model file."""
 
 import json
+import math
 import sys
 from math import prod
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 
 from edge_llama.artifact import Artifact, locate, read_artifact
 from edge_llama.cli import options
+from edge_llama.errors import printable
 from edge_llama.gguf import Value, ValueType
 
 _SHOWN = 72  # characters of a value that a table shows
@@ -35,18 +37,19 @@ def inspect(
     bits = 8 * artifact.weight_bytes / max(weights, 1)
     console.print(
         escape(
-            f"{artifact.path}\n{artifact.name}: text tower ({artifact.architecture}), GGUF {artifact.header.version}"
+            f"{printable(str(artifact.path))}\n{printable(artifact.name)}: text tower "
+            f"({printable(artifact.architecture)}), GGUF {artifact.header.version}"
         )
     )
     console.print(f"{weights:,} weights in {artifact.weight_bytes:,} bytes ({bits:.2f} bits each)\n")
     fields = Table("field", "type", "value", box=None)
     for key, value in artifact.header.fields.items():
-        fields.add_row(escape(key), _type(value), escape(_short(value)))
+        fields.add_row(escape(printable(key)), _type(value), escape(_short(value)))
     console.print(fields)
     tensors = Table("tensor", "shape", "format", "bytes", box=None)
     for tensor in artifact.tensors:
         shape = " x ".join(f"{size:,}" for size in tensor.shape)
-        tensors.add_row(escape(tensor.name), shape, tensor.format.name, f"{tensor.nbytes:,}")
+        tensors.add_row(escape(printable(tensor.name)), shape, tensor.format.name, f"{tensor.nbytes:,}")
     console.print()
     console.print(tensors)
 
@@ -68,13 +71,10 @@ def _described(artifact: Artifact) -> dict[str, Any]:
 
 
 def _plain(value: Value) -> Any:
-    return (
-        list(value.data)
-        if value.item is ValueType.STRING
-        else value.data.tolist()
-        if value.item is not None
-        else value.data
-    )
+    """As JSON has it: no NaN and no infinities there."""
+    if value.item is not None:
+        return list(value.data) if value.item is ValueType.STRING else value.data.tolist()
+    return str(value.data) if isinstance(value.data, float) and not math.isfinite(value.data) else value.data
 
 
 def _type(value: Value) -> str:
@@ -84,5 +84,5 @@ def _type(value: Value) -> str:
 def _short(value: Value) -> str:
     data = list(value.data[:6]) if value.item is not None else value.data
     text = ", ".join(map(str, data)) if isinstance(data, list) else str(data)
-    text = text.encode("unicode_escape", "backslashreplace").decode("ascii") if not text.isprintable() else text
+    text = printable(text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -2,11 +2,16 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engines import CAPITAL
+from ggufs import rewritten
+from terminals import EDGE_LLAMA
+
+from edge_llama.gguf import string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,3 +103,49 @@ def test_a_bare_call_prints_help(cli: Cli) -> None:
     done = cli()
     assert done.returncode == 2
     assert "Commands:" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("redirection", "expected", "said"),
+    [
+        ("run - --quiet <&-", 2, "the prompt is empty"),
+        ("inspect >&-", 0, ""),
+        ("inspect > /dev/full", 1, "No space left on device"),
+        (f"run {'x' * 300} hello", 2, "File name too long"),
+        ("run ~nobody-has-this-name/x.gguf hello", 2, "no such file"),
+        ("run '~nobody-has-this-name/x.gguf' hello", 2, "Could not determine home directory"),
+    ],
+)
+def test_odd_streams_and_names_are_one_line_and_no_traceback(
+    environment: dict[str, str], redirection: str, expected: int, said: str
+) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {EDGE_LLAMA} {redirection}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == expected, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") <= 1
+
+
+def test_text_that_the_terminals_encoding_lacks_is_escaped(environment: dict[str, str]) -> None:
+    command = [EDGE_LLAMA, "run", "🦙 日本 🦙 日本 🦙 日本 🦙", "--raw", "--temperature", "0", "--max-tokens", "12"]
+    env = environment | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+def test_a_files_own_words_cannot_command_the_terminal(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    evil = "pwn\x1b]0;TITLE\x07\x1b[2J"
+    path = rewritten(converted, tmp_path / "evil.gguf", fields={"general.name": string(evil), evil: string(evil)})
+    for arguments in (("inspect", path), ("chat", path, "--max-tokens", 1)):
+        done = cli(*arguments, stdin="Hello")
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "\\x1b" in done.stdout + done.stderr

@@ -68,11 +68,15 @@ def test_an_existing_output_is_replaced_only_by_force(llama3: Path, tmp_path: Pa
 def test_an_existing_folder_is_replaced_only_by_force(packaged: Path, tmp_path: Path) -> None:
     output = tmp_path / "folder"
     output.mkdir()
-    (output / "mine").touch()
+    (output / "config.json").touch()
     with pytest.raises(OutputError, match="--force"):
         converters.convert(packaged, output, to="safetensors")
+    (output / "thesis.txt").touch()
+    with pytest.raises(OutputError, match=r"holds 'thesis.txt', which --force would delete"):
+        converters.convert(packaged, output, to="safetensors", force=True)
+    (output / "thesis.txt").unlink()
     converters.convert(packaged, output, to="safetensors", force=True)
-    assert not (output / "mine").exists()
+    assert (output / "config.json").stat().st_size > 100
     assert (output / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
@@ -84,6 +88,26 @@ def test_output_and_source_may_not_be_the_same(packaged: Path, tmp_path: Path) -
     with pytest.raises(OutputError, match="same"):
         converters.convert(copy, copy, force=True)
     assert copy.read_bytes() == before
+
+
+def test_an_output_that_holds_or_is_part_of_the_input_is_refused_even_by_force(llama3: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(llama3, folder / "checkpoint")
+    with pytest.raises(OutputError, match="the input lies in the output"):
+        converters.convert(folder / "checkpoint", folder, to="safetensors", force=True)
+    with pytest.raises(OutputError, match="is one of the input's files"):
+        converters.convert(folder / "checkpoint", folder / "checkpoint" / "model.safetensors", to="gguf", force=True)
+    assert (folder / "checkpoint" / "model.safetensors").read_bytes() == (llama3 / "model.safetensors").read_bytes()
+    converters.convert(folder / "checkpoint", folder / "checkpoint" / "model.gguf")
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(llama3: Path, tmp_path: Path) -> None:
+    def appear(_done: int, _total: int) -> None:
+        (tmp_path / GGUF).write_bytes(b"mine")
+
+    with pytest.raises(OutputError, match="already exists"):
+        converters.convert(llama3, tmp_path / GGUF, on_progress=appear)
+    assert (tmp_path / GGUF).read_bytes() == b"mine"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file system that can be too small")
