@@ -34,7 +34,7 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
     try:
         path = Path(model).expanduser()
     except RuntimeError as error:  # ~nobody
-        raise ArtifactError(f"{model}: {error}", remedy="give the whole path") from error
+        raise ArtifactError(f"{model}: its owner's home is not known", remedy="give the whole path") from error
     if path.is_dir():
         return _only_gguf(path)
     if not path.exists():

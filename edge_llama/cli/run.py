@@ -71,6 +71,8 @@ def run(
 
 def _read_stdin() -> str:
     data = sys.stdin.buffer.read()
+    if not data.strip():
+        raise OptionError("stdin: the prompt is empty", remedy="pipe some text in")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
