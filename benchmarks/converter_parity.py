@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from peers import converted_by_llama_cpp
-from quantizer import differences, quantized_by_llama_cpp
+from peers import ROOT, converted_by_llama_cpp
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import checkpoints
 from checkpoints import Shape
+from quantizer import differences, quantized_by_llama_cpp
 
 import converters
 from edge_llama.artifact import converted_path
