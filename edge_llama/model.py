@@ -83,6 +83,7 @@ class Model:
 
         Raises OptionError or ContextFullError at once.
         """
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
@@ -94,6 +95,7 @@ class Model:
         self, messages: Sequence[Message], *, on_finish: Callable[[Answer], None] | None = None, **params: Any
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
+        self._engine.check_process()
         return self._generate(self.template.tokens(messages), params, on_finish)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
