@@ -116,11 +116,21 @@ class Model:
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
-        """The sampling settings that the model's publisher recommends, as far as the file carries them."""
-        fields = (
-            (name, self.artifact.header.fields.get(f"general.sampling.{key}")) for key, name in _SAMPLING_KEYS.items()
-        )
-        return {name: value.data for name, value in fields if value is not None}
+        """The sampling settings that the model's publisher recommends, as far as the file carries them.
+
+        One that can't be used is left out with a warning in the log: the model runs without it.
+        """
+        defaults: dict[str, Any] = {}
+        for key, name in _SAMPLING_KEYS.items():
+            field = self.artifact.header.fields.get(f"general.sampling.{key}")
+            if field is None:
+                continue
+            value: Any = 0 if key == "top_k" and _is_all(field.data) else field.data
+            try:
+                defaults[name] = getattr(SamplingParams(**{name: value}), name)
+            except OptionError as error:
+                _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
+        return defaults
 
     def _generate(
         self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
@@ -145,6 +155,11 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_all(top_k: object) -> bool:
+    """Whether a file's ``top_k`` means all tokens: publishers write -1 as well as 0."""
+    return isinstance(top_k, int) and not isinstance(top_k, bool) and top_k <= 0
 
 
 def _path(model: object) -> str | None:
