@@ -94,7 +94,7 @@ class Generation(Iterator[Piece]):
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
     ) -> None:
-        """``owner`` is kept alive as long as the generation; ``on_finish`` is called once, where pieces are taken."""
+        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken."""
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
@@ -134,10 +134,13 @@ class Generation(Iterator[Piece]):
             if self._is_finished:
                 raise StopIteration
             self._is_finished = True
-            on_finish, self._on_finish = self._on_finish, None
+            self._owner = None
             if isinstance(end, EdgeLlamaError):
+                # Its traceback will refer to this object and this frame, in a circle: neither may hold more.
+                self._on_finish = None
                 raise end
             self.taken.append(end)
+            on_finish, self._on_finish = self._on_finish, None
             if on_finish:
                 on_finish(self._made.answer(self.timings))
             return end

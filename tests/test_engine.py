@@ -4,8 +4,10 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +199,21 @@ def test_a_finish_is_told_once(engine: Engine) -> None:
     assert told == ["aaa"] * 50
 
 
-def test_a_finished_generation_keeps_no_callback_alive(engine: Engine) -> None:
-    done = Generation(engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer: None)
-    in_time(done.result)
-    assert done._on_finish is None
+@pytest.mark.parametrize("error", [None, EngineError("odd")])
+def test_a_finished_generation_keeps_nothing_alive(engine: Engine, tower: Letters, error: Exception | None) -> None:
+    class Owner: ...
+
+    owner = Owner()
+    freed = weakref.ref(owner)
+    tower.error = error
+    done = Generation(
+        engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer, owner=owner: None, owner=owner
+    )
+    del owner
+    assert freed() is not None
+    with pytest.raises(EngineError) if error else nullcontext():
+        done.result()
+    assert freed() is None
 
 
 FORKED = """
