@@ -1,6 +1,7 @@
 """An answer as it is made: pieces of text, and the whole in the end."""
 
 import codecs
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Literal
 
 from edge_llama.backends.base import AbortedError
 from edge_llama.engine import Engine, Job
+from edge_llama.errors import EdgeLlamaError
 from edge_llama.sampling import SamplingParams, StopStrings
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -61,9 +63,17 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _Made:
+    """What the engine's thread made so far. It alone writes here."""
+
     pieces: list[Piece] = field(default_factory=list)
-    is_done: bool = False
+    end: Piece | EdgeLlamaError | None = None
+    """The last piece or what ended the work instead; set before it is put into the queue."""
+
+    def answer(self, timings: Timings) -> Answer:
+        tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
+        reason = self.pieces[-1].finish_reason if self.pieces else None
+        return Answer("".join(piece.text for piece in self.pieces), tokens, timings, reason or "cancelled")
 
 
 class Generation(Iterator[Piece]):
@@ -71,6 +81,8 @@ class Generation(Iterator[Piece]):
 
     The work runs in the model's own thread from the start. It stops at once, also within a long prompt, on
     :meth:`cancel`, :meth:`close`, Ctrl-C while waiting, or when the object is no longer referenced.
+
+    Threads may share it: each piece is given to one of them, :meth:`result` is the whole for all.
     """
 
     def __init__(
@@ -82,59 +94,85 @@ class Generation(Iterator[Piece]):
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
     ) -> None:
-        """``owner`` is kept alive as long as the generation; ``on_finish`` is called once, where pieces are taken."""
+        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken."""
         self.timings = Timings(prompt_tokens=len(prompt))
-        self._queue: SimpleQueue[Piece | BaseException] = SimpleQueue()
-        self._outcome = _Outcome()
+        self.taken: list[Piece] = []
+        """The pieces that were iterated so far."""
+        self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
+        self._made = _Made()
+        self._lock = threading.RLock()
+        self._is_finished = False
         self._on_finish = on_finish
         self._owner = owner
-        work = _Work(engine, tuple(prompt), params, self.timings, self._queue)
-        self._job = engine.submit(work.run)
+        work = _Work(engine, tuple(prompt), params, self.timings, self._made, self._queue)
+        self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
-        if self._outcome.is_done:
+        if self._is_finished:
             raise StopIteration
+        self._job.engine.check_process()
+        piece = self._take()
+        if piece is self._made.end:
+            return self._finish(piece)
+        assert isinstance(piece, Piece)  # noqa: S101 - an error is always the end
+        self.taken.append(piece)
+        return piece
+
+    def _take(self) -> Piece | EdgeLlamaError:
+        # A Ctrl-C may have come between an earlier taking of the end and its handling.
+        if (end := self._made.end) is not None and self._queue.empty():
+            return end
         try:
-            piece = self._queue.get()
+            return self._queue.get()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
             self._job.cancel()
             raise
-        if isinstance(piece, BaseException):
-            self._outcome.is_done = True
-            raise piece
-        self._outcome.pieces.append(piece)
-        if piece.finish_reason:
-            self._outcome.is_done = True
-            if self._on_finish:
-                self._on_finish(self._answer())
-        return piece
+
+    def _finish(self, end: Piece | EdgeLlamaError) -> Piece:
+        self._queue.put(end)  # for whoever else waits: another thread, or the code that a signal interrupted
+        with self._lock:
+            if self._is_finished:
+                raise StopIteration
+            self._is_finished = True
+            self._owner = None
+            if isinstance(end, EdgeLlamaError):
+                # Its traceback will refer to this object and this frame, in a circle: neither may hold more.
+                self._on_finish = None
+                raise end
+            self.taken.append(end)
+            on_finish, self._on_finish = self._on_finish, None
+            if on_finish:
+                on_finish(self._made.answer(self.timings))
+            return end
 
     def result(self) -> Answer:
         """Wait for the end; the whole answer, also what was iterated before. Raises what the work raised."""
         for _ in self:
             pass
-        return self._answer()
+        with self._lock:  # another thread may be in on_finish
+            if isinstance(self._made.end, EdgeLlamaError):
+                raise self._made.end
+            return self._made.answer(self.timings)
 
     def cancel(self) -> None:
         """Stop the work; the pieces made so far can still be taken. Any thread may call it, any number of times."""
         self._job.cancel()
 
     def close(self) -> None:
-        """Stop the work and take what remains, so that the answer so far is settled."""
+        """Stop the work and take what remains, so that the answer so far is settled. Any thread may call it."""
         self._job.cancel()
-        if not self._outcome.is_done:
+        if not self._is_finished:
             self.result()
 
     @property
     def is_finished(self) -> bool:
         """Whether all pieces were taken."""
-        return self._outcome.is_done
+        return self._is_finished
 
-    def _answer(self) -> Answer:
-        pieces = self._outcome.pieces
-        reason = pieces[-1].finish_reason if pieces else None
-        tokens = tuple(token for piece in pieces for token in piece.token_ids)
-        return Answer("".join(piece.text for piece in pieces), tokens, self.timings, reason or "cancelled")
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the work was told to stop."""
+        return self._job.is_cancelled
 
     def __enter__(self) -> "Generation":
         return self
@@ -158,12 +196,14 @@ class _Work:
         prompt: tuple[int, ...],
         params: SamplingParams,
         timings: Timings,
-        out: "SimpleQueue[Piece | BaseException]",
+        made: _Made,
+        out: "SimpleQueue[Piece | EdgeLlamaError]",
     ) -> None:
         self.engine = engine
         self.prompt = prompt
         self.params = params
         self.timings = timings
+        self.made = made
         self.out = out
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -171,11 +211,18 @@ class _Work:
 
     def run(self, _job: Job) -> None:
         try:
-            self._emit("", self._generate())
+            reason = self._generate()
         except AbortedError:
-            self._emit("", "cancelled")
-        except Exception as error:
-            self.out.put(error)
+            reason = "cancelled"
+        # What was held back as the beginning of a stop string, and an unfinished character's mark.
+        text = self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
+        last = Piece(text, tuple(self.pending), reason)
+        self.made.pieces.append(last)
+        self.end(last)
+
+    def end(self, end: Piece | EdgeLlamaError) -> None:
+        self.made.end = end
+        self.out.put(end)
 
     def _generate(self) -> FinishReason:
         started = time.perf_counter()
@@ -211,10 +258,7 @@ class _Work:
             session.append(token)
 
     def _put(self, text: str) -> None:
-        self.out.put(Piece(text, tuple(self.pending)))
+        piece = Piece(text, tuple(self.pending))
         self.pending.clear()
-
-    def _emit(self, text: str, reason: FinishReason) -> None:
-        """The last piece: what was held back as the beginning of a stop string, and an unfinished character's mark."""
-        text += self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
-        self.out.put(Piece(text, tuple(self.pending), reason))
+        self.made.pieces.append(piece)
+        self.out.put(piece)

@@ -1,6 +1,6 @@
 """What people and models say to each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,9 +28,28 @@ class Message:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Message":
         """The inverse of :meth:`to_json`; OptionError for anything else."""
+        if not isinstance(data, Mapping):
+            raise OptionError(f"a message is an object with role and content, not {type(data).__name__}")
         if set(data) != {"role", "content"}:
-            raise OptionError(f"a message has role and content, not {sorted(data)}")
+            raise OptionError(f"a message has role and content, not {', '.join(map(repr, data)) or 'nothing'}")
         return cls(data["role"], data["content"])
+
+
+def check_messages(messages: object) -> tuple[Message, ...]:
+    """The messages of a conversation; OptionError unless it is a sequence or other iterable of them."""
+    if not isinstance(messages, Iterable) or isinstance(messages, str | bytes | Mapping):
+        raise OptionError(
+            f"a conversation is {type(messages).__name__}, expected a list of Message",
+            remedy='for one question: [Message("user", text)]',
+        )
+    checked = tuple(messages)
+    for at, message in enumerate(checked):
+        if not isinstance(message, Message):
+            raise OptionError(
+                f"message {at} of the conversation is {type(message).__name__}, expected Message",
+                remedy="Message.from_json makes one of a dict",
+            )
+    return checked
 
 
 def check_text(text: object, what: str) -> None:

@@ -16,9 +16,9 @@ from edge_llama.errors import ContextFullError, OptionError, TemplateError
 from edge_llama.fit import context_size
 from edge_llama.formats import FORMATS
 from edge_llama.generation import Answer, Generation
-from edge_llama.messages import Message, check_text
+from edge_llama.messages import Message, check_messages, check_text
 from edge_llama.prompts import ChatTemplate
-from edge_llama.sampling import SamplingParams
+from edge_llama.sampling import SamplingParams, check_whole
 
 _log = logging.getLogger("edge_llama")
 _SAMPLING_KEYS = {
@@ -49,11 +49,13 @@ class Model:
 
         if kv_format not in _KV_FORMATS:
             raise OptionError(f"kv_format is {kv_format!r}", remedy=f"known: {', '.join(_KV_FORMATS)}")
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 512
-        ):
-            raise OptionError(f"threads is {threads!r}, expected a whole number from 1 to 512")
-        self.artifact = read_artifact(locate(model))
+        if threads is not None:
+            threads = check_whole("threads", threads, 1, 512)
+        if n_ctx is not None:
+            n_ctx = check_whole("n_ctx", n_ctx, 2, 2**31 - 1)
+        if chat_template is not None:
+            check_text(chat_template, "chat_template")
+        self.artifact = read_artifact(locate(_path(model)))
         self.context = context_size(self.artifact, n_ctx, FORMATS[kv_format], devices.available_memory())
         self._template_source = chat_template or self.artifact.chat_template
         tower = LlamaCppTower(
@@ -83,6 +85,7 @@ class Model:
 
         Raises OptionError or ContextFullError at once.
         """
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
@@ -94,11 +97,12 @@ class Model:
         self, messages: Sequence[Message], *, on_finish: Callable[[Answer], None] | None = None, **params: Any
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
-        return self._generate(self.template.tokens(messages), params, on_finish)
+        self._engine.check_process()
+        return self._generate(self.template.tokens(check_messages(messages)), params, on_finish)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the conversation takes, rendered for an answer."""
-        return len(self.template.tokens(messages))
+        return len(self.template.tokens(check_messages(messages)))
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -112,11 +116,21 @@ class Model:
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
-        """The sampling settings that the model's publisher recommends, as far as the file carries them."""
-        fields = (
-            (name, self.artifact.header.fields.get(f"general.sampling.{key}")) for key, name in _SAMPLING_KEYS.items()
-        )
-        return {name: value.data for name, value in fields if value is not None}
+        """The sampling settings that the model's publisher recommends, as far as the file carries them.
+
+        One that can't be used is left out with a warning in the log: the model runs without it.
+        """
+        defaults: dict[str, Any] = {}
+        for key, name in _SAMPLING_KEYS.items():
+            field = self.artifact.header.fields.get(f"general.sampling.{key}")
+            if field is None:
+                continue
+            value: Any = 0 if key == "top_k" and _is_all(field.data) else field.data
+            try:
+                defaults[name] = getattr(SamplingParams(**{name: value}), name)
+            except OptionError as error:
+                _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
+        return defaults
 
     def _generate(
         self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
@@ -141,6 +155,18 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_all(top_k: object) -> bool:
+    """Whether a file's ``top_k`` means all tokens: publishers write -1 as well as 0."""
+    return isinstance(top_k, int) and not isinstance(top_k, bool) and top_k <= 0
+
+
+def _path(model: object) -> str | None:
+    path = os.fspath(model) if isinstance(model, os.PathLike) else model
+    if path is None or isinstance(path, str):
+        return path
+    raise OptionError(f"the model is {type(path).__name__}, expected a path as text", remedy="os.fsdecode makes one")
 
 
 def open(  # noqa: A001 - as in io.open; used as edge_llama.open

@@ -1,5 +1,10 @@
 """Chats: messages join as answers end, and nothing is lost or invented."""
 
+import gc
+import os
+import signal
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -56,6 +61,99 @@ def test_a_second_message_while_an_answer_runs_is_refused(model: edge_llama.Mode
     assert chat.send(CAPITAL, temperature=0, max_tokens=4).result().text
 
 
+def test_an_answer_that_was_dropped_stays_as_far_as_it_was_taken(model: edge_llama.Model) -> None:
+    chat = model.chat()
+    seen = ""
+    for piece in chat.send("Tell me a long story.", temperature=0):
+        seen += piece.text
+        if len(seen) > 5:
+            break
+    del piece
+    assert chat.send(CAPITAL, temperature=0, max_tokens=4).result().text
+    assert chat.messages[:2] == [Message("user", "Tell me a long story."), Message("assistant", seen)]
+    assert len(chat.messages) == 4
+
+
+def test_a_dropped_answer_of_which_nothing_was_taken_leaves_no_trace(model: edge_llama.Model) -> None:
+    chat = model.chat()
+    chat.send("Tell me a long story.")
+    answer = chat.send(CAPITAL, temperature=0, max_tokens=4).result()
+    assert chat.messages == [Message("user", CAPITAL), Message("assistant", answer.text)]
+
+
+def test_a_cancelled_answer_is_settled_by_the_next_message(model: edge_llama.Model) -> None:
+    chat = model.chat()
+    running = chat.send("Tell me a long story.", temperature=0)
+    first = next(running)
+    chat.cancel()
+    assert chat.send(CAPITAL, temperature=0, max_tokens=4).result().text
+    assert running.is_finished
+    assert chat.messages[1].content == running.result().text
+    assert chat.messages[1].content.startswith(first.text)
+
+
+def test_a_chat_goes_on_after_ctrl_c(model: edge_llama.Model) -> None:
+    chat = model.chat()
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+
+    def iterate() -> None:
+        timer.start()
+        for _piece in chat.send("Tell me a very long story.", temperature=1.5):
+            pass
+        timer.join()
+
+    with pytest.raises(KeyboardInterrupt):
+        iterate()
+    assert chat.send(CAPITAL, temperature=0, max_tokens=4).result().text
+
+
+def test_retry_after_a_dropped_answer_answers_the_same_message(model: edge_llama.Model) -> None:
+    chat = model.chat()
+    for _piece in chat.send(CAPITAL, temperature=0):
+        break
+    answer = chat.retry(temperature=0).result()
+    assert chat.messages == [Message("user", CAPITAL), Message("assistant", answer.text)]
+
+
+def test_what_was_cleared_while_an_answer_was_made_does_not_come_back(model: edge_llama.Model) -> None:
+    chat = model.chat(system="Be brief.")
+    chat.send("Hello", max_tokens=4).result()
+    with chat.send("Tell me a story.", temperature=0, max_tokens=8) as running:
+        next(running)
+        chat.clear()
+        assert running.result().text
+    assert chat.messages == [Message("system", "Be brief.")]
+
+
+@pytest.mark.parametrize("is_retry", [False, True])
+def test_a_system_message_that_was_set_while_an_answer_was_made_stays(model: edge_llama.Model, is_retry: bool) -> None:
+    chat = model.chat(system="Be brief.")
+    chat.send("Hello", max_tokens=4).result()
+    with chat.retry(max_tokens=4) if is_retry else chat.send("Hello", max_tokens=4) as running:
+        next(running)
+        chat.system = "Be loud."
+        answer = running.result()
+    roles = ["system", "user", "assistant"] if is_retry else ["system", "user", "assistant", "user", "assistant"]
+    assert [message.role for message in chat.messages] == roles
+    assert chat.messages[0].content == "Be loud."
+    assert chat.messages[-1].content == answer.text
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_dropped_chat_is_freed_without_the_collector(model: edge_llama.Model, is_taken: bool) -> None:
+    gc.disable()
+    try:
+        chat = model.chat()
+        running = chat.send("Hello", max_tokens=4)
+        if is_taken:
+            running.result()
+        freed = [weakref.ref(chat), weakref.ref(running)]
+        del chat, running
+        assert [ref() for ref in freed] == [None, None]
+    finally:
+        gc.enable()
+
+
 def test_retry_without_a_message_is_an_error(model: edge_llama.Model) -> None:
     with pytest.raises(edge_llama.OptionError, match="nothing to answer"):
         model.chat(system="x").retry()
@@ -74,3 +172,24 @@ def test_messages_survive_json() -> None:
         Message("robot", "x")  # type: ignore[arg-type]
     with pytest.raises(edge_llama.OptionError):
         Message.from_json({"role": "user"})
+
+
+@pytest.mark.parametrize("bad", [None, 5, "x", ["role", "content"], {}, {1: 2, "role": "user"}])
+def test_json_that_is_no_message_is_an_error(bad: object) -> None:
+    with pytest.raises(edge_llama.OptionError, match="a message"):
+        Message.from_json(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["x", None, 5, b"x", {"role": "user", "content": "x"}, [{"role": "user"}], ["x"]])
+def test_a_conversation_that_is_none_is_an_error(model: edge_llama.Model, bad: object) -> None:
+    with pytest.raises(edge_llama.OptionError, match="conversation"):
+        model.answer(bad)  # type: ignore[arg-type]
+    with pytest.raises(edge_llama.OptionError, match="conversation"):
+        model.count_tokens(bad)  # type: ignore[arg-type]
+
+
+def test_messages_may_come_from_a_generator(model: edge_llama.Model) -> None:
+    messages = [Message("user", CAPITAL)]
+    expected = model.answer(messages, temperature=0, max_tokens=2).result().timings.prompt_tokens
+    answer = model.answer(iter(messages), temperature=0, max_tokens=2).result()  # type: ignore[arg-type]
+    assert answer.timings.prompt_tokens == expected

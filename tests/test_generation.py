@@ -1,6 +1,8 @@
 """Answers of the real built-in model: streaming, ends, cancelling, threads, reuse."""
 
 import gc
+import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -10,11 +12,13 @@ import llama_cpp
 import numpy as np
 import pytest
 from engines import CAPITAL, on_engine
+from ggufs import rewritten
 
 import converters
 import edge_llama
 from edge_llama import Message
 from edge_llama.backends.base import TextTower
+from edge_llama.gguf import Value, ValueType
 from edge_llama.session import Session
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 300  # about 3,000 tokens
@@ -247,3 +251,50 @@ def test_a_prompt_that_is_no_text_is_an_error(model: edge_llama.Model, bad: obje
 def test_an_unknown_option_is_an_error_that_lists_the_known(model: edge_llama.Model) -> None:
     with pytest.raises(edge_llama.OptionError, match="temperature, top_k"):
         model.generate("x", temprature=1)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 3.4e38, np.float32(0.7)])
+def test_temperatures_at_the_ends_of_the_range_work(model: edge_llama.Model, temperature: float) -> None:
+    assert model.generate("Once upon a time", temperature=temperature, seed=1, max_tokens=4).result().tokens
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"model": b"model.gguf"},
+        {"model": 5},
+        {"chat_template": 5},
+        {"chat_template": "\ud800"},
+        {"threads": 1.5},
+        {"threads": 10**5000},
+        {"n_ctx": 10**5000},
+        {"n_ctx": True},
+    ],
+)
+def test_opening_with_what_cannot_be_used_is_an_error_that_names_it(packaged: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(edge_llama.OptionError, match=next(iter(bad))):
+        edge_llama.open(**{"model": packaged, **bad})
+
+
+def test_sizes_may_be_numpys(packaged: Path) -> None:
+    with edge_llama.open(packaged, n_ctx=np.int64(64), threads=np.uint8(1)) as opened:  # type: ignore[arg-type]
+        assert opened.generate("x", max_tokens=np.int32(2)).result().tokens
+
+
+def test_a_files_own_defaults_that_cannot_be_used_are_ignored_and_named(
+    packaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {
+        "temp": Value(ValueType.FLOAT32, math.nan),
+        "top_k": Value(ValueType.INT32, -1),
+        "top_p": Value(ValueType.STRING, "much"),
+        "min_p": Value(ValueType.FLOAT32, 0.25),
+    }
+    path = rewritten(
+        packaged, tmp_path / "odd.gguf", fields={f"general.sampling.{key}": value for key, value in fields.items()}
+    )
+    with edge_llama.open(path, n_ctx=64) as odd, caplog.at_level(logging.WARNING):
+        assert odd.generate("x", max_tokens=2).result().tokens
+        assert odd.sampling_defaults == {"top_k": 0, "min_p": 0.25}
+    for parts in (("general.sampling.temp ", "nan"), ("general.sampling.top_p ", "'much'")):
+        assert [all(part in text for part in (str(path), *parts)) for text in caplog.messages].count(True) == 1

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,11 +30,39 @@ from edge_llama.sampling import SamplingParams, StopStrings
         {"stop": [""]},
         {"stop": "text"},
         {"stop": ["\ud800"]},
+        {"stop": 5},
+        {"stop": b"text"},
+        {"temperature": 10**400},
+        {"temperature": -(10**5000)},
+        {"temperature": 1e39},
+        {"temperature": 1e-39},
+        {"temperature": np.float32("nan")},
+        {"temperature": np.bool_(True)},
+        {"top_k": 10**400},
+        {"top_k": np.float64(3)},
+        {"seed": np.int64(-1)},
     ],
 )
 def test_a_value_outside_its_range_is_an_error_that_names_it(bad: dict) -> None:
     with pytest.raises(OptionError, match=next(iter(bad)).replace("_", ".")):
         SamplingParams(**bad)
+
+
+def test_numbers_of_numpy_are_kept_as_pythons() -> None:
+    given = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.int8(1), seed=np.uint32(2**32 - 1))
+    assert given == SamplingParams(temperature=0.5, top_k=3, top_p=1.0, seed=2**32 - 1)
+    assert [type(value) for value in (given.temperature, given.top_k, given.top_p, given.seed)] == [
+        float,
+        int,
+        float,
+        int,
+    ]
+
+
+def test_stop_strings_may_come_from_any_iterable() -> None:
+    assert SamplingParams(stop=(text for text in "ab")).stop == ("a", "b")
+    assert SamplingParams(stop=["a"]).stop == ("a",)
+    assert SamplingParams(stop=None).stop == ()
 
 
 text = st.text(alphabet="abc", max_size=30)

@@ -26,7 +26,13 @@ TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tok
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
 MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="The same seed gives the same answer with the same model file, on the same machine, "
+        "after the same text was read before."
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(help="End the answer after so many tokens.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
