@@ -99,28 +99,28 @@ class Fields:
         return CheckpointError(f"{self.path}: {self.file}: {key} {problem}", remedy=remedy)
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+        """A positive integer that GGUF can hold."""
         value = self.config.get(key)
         value = default if value is None else value
         if value is None:
             raise self.fail(key, "is missing")
-        if type(value) is not int or value < 1:
-            raise self.fail(key, f"is {value!r}, expected a positive integer")
+        if type(value) is not int or not 1 <= value < 1 << 32:
+            raise self.fail(key, f"is {value!r:.100}, expected a positive integer below 2**32")
         return value
 
     def real(self, key: str, default: float, within: Mapping[str, Any] | None = None) -> float:
-        """A positive number."""
+        """A positive number that float32 can hold."""
         value = (self.config if within is None else within).get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-            raise self.fail(key, f"is {value!r}, expected a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-38 < value < 3e38:
+            raise self.fail(key, f"is {value!r:.100}, expected a positive number")
         return float(value)
 
     def flag(self, key: str) -> bool:
         """True or false; false if it is not there."""
         value = self.config.get(key) or False
         if not isinstance(value, bool):
-            raise self.fail(key, f"is {value!r}, expected true or false")
+            raise self.fail(key, f"is {value!r:.100}, expected true or false")
         return value
 
 

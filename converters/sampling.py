@@ -30,7 +30,10 @@ def to_gguf(generation: Mapping[str, Any], path: Path) -> dict[str, Value]:
 
 def _number(number: Any, key: str, kind: ValueType, path: Path) -> Value:
     if isinstance(number, bool) or not isinstance(number, int if kind is ValueType.INT32 else int | float):
-        raise CheckpointError(f"{path}: generation_config.json: {key} is {number!r}, expected a number")
+        raise CheckpointError(f"{path}: generation_config.json: {key} is {number!r:.100}, expected a number")
+    limit = 3e38 if kind is ValueType.FLOAT32 else 1 << 31
+    if not -limit < number < limit:  # nor NaN
+        raise CheckpointError(f"{path}: generation_config.json: {key} is {number!r:.100}, which GGUF cannot hold")
     return f32(number) if kind is ValueType.FLOAT32 else Value(kind, number)
 
 
@@ -41,7 +44,8 @@ def ends_to_gguf(generation: Mapping[str, Any], n_vocab: int, path: Path) -> dic
     for index in ids:
         if type(index) is not int or not 0 <= index < n_vocab:
             raise CheckpointError(
-                f"{path}: generation_config.json: eos_token_id has {index!r}, expected ids from 0 to {n_vocab - 1:,}"
+                f"{path}: generation_config.json: eos_token_id has {index!r:.100}, expected ids from 0 to "
+                f"{n_vocab - 1:,}"
             )
     return {END_TOKENS: array(ValueType.UINT32, ids)} if ids else {}
 

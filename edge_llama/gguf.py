@@ -321,11 +321,12 @@ def encode_header(
 ) -> tuple[bytes, list[int]]:
     """The bytes of a version 3 header, padded, and each tensor's offset from the file's start.
 
-    ``tensors`` gives name, shape (rows first) and format in the order in which their data follows.
+    ``tensors`` gives name, shape (rows first) and format in the order in which their data follows. ValueError names
+    the key whose value its type cannot hold.
     """
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(fields))]
     for key, value in fields.items():
-        parts += [_encode_text(key), struct.pack("<I", value.type), _encode(value)]
+        parts.append(_encode_field(key, value))
     offsets, offset = [], 0
     for name, shape, format_ in tensors:
         offsets.append(offset)
@@ -336,6 +337,14 @@ def encode_header(
     header = b"".join(parts)
     header += bytes(-len(header) % alignment)
     return header, [len(header) + offset for offset in offsets]
+
+
+def _encode_field(key: str, value: Value) -> bytes:
+    try:
+        return _encode_text(key) + struct.pack("<I", value.type) + _encode(value)
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        kind = value.type.name if value.item is None else f"array of {value.item.name}"
+        raise ValueError(f"{key} is {value.data!r:.100}, no {kind.lower()}: {error}") from error
 
 
 def _encode_text(text: str) -> bytes:

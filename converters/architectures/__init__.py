@@ -55,7 +55,9 @@ def for_config(checkpoint: Checkpoint) -> Architecture:
         if isinstance(named, list) and named[0] in architecture.config_names:
             return architecture
     supported = ", ".join(name for architecture in ARCHITECTURES for name in architecture.config_names)
-    raise CheckpointError(f"{checkpoint.path}: architecture {named} is not supported", remedy=f"supported: {supported}")
+    raise CheckpointError(
+        f"{checkpoint.path}: architecture {named!r:.100} is not supported", remedy=f"supported: {supported}"
+    )
 
 
 def for_gguf(header: Header) -> Architecture:

@@ -135,6 +135,15 @@ def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
     return theta, scaling
 
 
+def _factors(hp: Hyperparameters, path: Path) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):
+        factors = llama3_factors(hp.head_dim, hp.rope_theta, hp.rope_scaling)
+    if not np.isfinite(factors).all():
+        numbers = {"rope_theta": hp.rope_theta, **hp.rope_scaling}
+        raise CheckpointError(f"{path}: config.json: rope_scaling makes no finite frequencies of {numbers}")
+    return factors
+
+
 def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
     """Q or K rows from Hugging Face's order (halves) to llama.cpp's (pairs)."""
     return _reordered(tensor, head_dim, (2, head_dim // 2))
@@ -175,18 +184,18 @@ class Llama:
             if role == "output" and hp.tied and source not in checkpoint.tensors:
                 continue
             yield Weight(checkpoint.tensor(source, _shape(name, hp)).renamed(name), role, -1)
-        kind = hp.rope_scaling.get("rope_type")
-        if kind == "llama3":
-            factors = llama3_factors(hp.head_dim, hp.rope_theta, hp.rope_scaling)
-            yield Weight(_constant(_ROPE_FREQS, factors), "norm", -1)
-        elif kind == _EXPLICIT:
-            yield Weight(checkpoint.tensor(_ROPE_FREQS, (hp.head_dim // 2,)), "norm", -1)
         for layer in range(hp.n_layer):
             for name, (source, role) in _layer_names(hp).items():
                 tensor = checkpoint.tensor(f"model.layers.{layer}.{source}", _shape(name, hp))
                 if name.startswith(("attn_q.", "attn_k.")):
                     tensor = interleaved(tensor, hp.head_dim)
                 yield Weight(tensor.renamed(f"blk.{layer}.{name}"), role, layer)
+        # Last: the Q projection has shown by now that head_dim is a size to make something of.
+        kind = hp.rope_scaling.get("rope_type")
+        if kind == "llama3":
+            yield Weight(_constant(_ROPE_FREQS, _factors(hp, checkpoint.path)), "norm", -1)
+        elif kind == _EXPLICIT:
+            yield Weight(checkpoint.tensor(_ROPE_FREQS, (hp.head_dim // 2,)), "norm", -1)
 
     def _check_leftovers(self, checkpoint: Checkpoint, hp: Hyperparameters) -> None:
         """A tensor that nothing reads would be dropped in silence: an error instead."""

@@ -6,6 +6,7 @@ shrinks meanwhile is an error and not a crash.
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -35,6 +36,7 @@ def open_folder(folder: Path) -> Checkpoint:
         )
     config = read_json(config_path)
     tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
+    _check_vocab_size(folder, config, tensors)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
     provenance = read_provenance(folder)
@@ -48,6 +50,16 @@ def open_folder(folder: Path) -> Checkpoint:
         notes={"model card": provenance.problem} if provenance.problem else {},
         provenance=provenance,
     )
+
+
+def _check_vocab_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """The vocabulary is padded to this size, and a number in config.json may be anything: tensors lie in files."""
+    embedding = tensors.get("model.embed_tokens.weight")
+    rows = max((tensor.shape[0] for tensor in ([embedding] if embedding else tensors.values())), default=0)
+    n_vocab = config.get("vocab_size")
+    if type(n_vocab) is int and n_vocab > rows:
+        where = "the embedding has" if embedding else "no tensor has more than"
+        raise CheckpointError(f"{folder}: config.json: vocab_size is {n_vocab!r:.100}, {where} {rows:,} rows")
 
 
 def _name(folder: Path, config: Mapping[str, Any]) -> str:
@@ -82,7 +94,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     tensors: dict[str, Tensor] = {}
     for shard in sorted({str(name) for name in weight_map.values()}):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or not shard.isprintable():
             raise CheckpointError(f"{index}: weight_map names {shard!r}, which is no file of this folder")
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder}: shard {shard} is missing", remedy="download it too")
@@ -137,14 +149,17 @@ def _not_safetensors(path: Path, start: bytes, size: int) -> CheckpointError:
 
 def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            raise CheckpointError(f"{path}: the header names {max(keys, key=keys.count)!r} twice")
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise CheckpointError(f"{path}: the header names {twice!r} twice")
+        return found
 
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number of 5,000 digits
         raise CheckpointError(f"{path}: its header is not valid JSON: {error}", remedy="download it again") from error
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: its header is no JSON object")
@@ -154,7 +169,9 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        well_formed = type(dtype) is str and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        # No weight is empty; [2**60, 0] would claim rows that take no bytes.
+        well_formed &= 0 not in shape
     except (TypeError, KeyError, ValueError):
         well_formed = False
     if not well_formed:

@@ -5,6 +5,7 @@ Only ``general.*`` naming keys and ``edge_llama.*`` differ. A GGUF source keeps 
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from converters import sampling
 from converters.architectures import Architecture, for_config
@@ -12,6 +13,7 @@ from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
 from converters.vocabulary import to_gguf
+from edge_llama.errors import CheckpointError
 from edge_llama.gguf import ALIGNMENT, Value, ValueType, string, u32
 from edge_llama.integrity import header_with_room, seal
 from quant import recipe
@@ -46,7 +48,7 @@ def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> 
     groups = _grouped(entries, options.max_shard_bytes)
     return Layout(
         tuple(
-            _part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group)
+            _part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
             for number, group in enumerate(groups)
         )
     )
@@ -81,9 +83,13 @@ def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tupl
     return own | {"edge_llama.version": string(version("edge-llama"))}
 
 
-def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...]) -> Part:
+def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...], source: Path) -> Part:
     table = [(entry.tensor.name, entry.tensor.shape, entry.format) for entry in entries]
-    return Part(name, header_with_room(fields, table, ALIGNMENT), entries, ALIGNMENT, seal)
+    try:
+        header = header_with_room(fields, table, ALIGNMENT)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: metadata that GGUF cannot hold: {error}") from error
+    return Part(name, header, entries, ALIGNMENT, seal)
 
 
 def _kept(checkpoint: Checkpoint) -> dict[str, Value]:

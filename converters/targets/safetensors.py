@@ -9,7 +9,7 @@ from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
 from converters.tokenizers.writer import write_files
 from converters.vocabulary import TokenType, Vocabulary
-from edge_llama.errors import OptionError
+from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.formats import FORMATS, Format
 
 QUANTS = ("f32", "f16", "bf16")
@@ -31,7 +31,10 @@ def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) ->
         **checkpoint.provenance.notices,
     }
     part = Part("model.safetensors", _header(entries, format_), entries)
-    small = {name: content if isinstance(content, bytes) else _json(content) for name, content in files.items()}
+    small = {
+        name: content if isinstance(content, bytes) else _json(content, name, checkpoint)
+        for name, content in files.items()
+    }
     return Layout((part,), small, is_folder=True)
 
 
@@ -92,5 +95,11 @@ def _header(entries: tuple[Entry, ...], format_: Format) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _json(content: Any) -> bytes:
-    return json.dumps(content, indent=2, ensure_ascii=False).encode()
+def _json(content: Any, name: str, checkpoint: Checkpoint) -> bytes:
+    try:
+        return json.dumps(content, indent=2, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        damaged = error.object[error.start : error.end]
+        raise CheckpointError(f"{checkpoint.path}: {name} holds {damaged!r}, which is not valid Unicode") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{checkpoint.path}: {name} is nested too deeply") from error

@@ -6,20 +6,18 @@ or retrained tokenizer works); and a sentencepiece vocabulary that comes as toke
 order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently).
 """
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import read_json
+from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
+from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -30,22 +28,29 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
     A ``tokenizer.model`` (sentencepiece) comes first, as in llama.cpp's converter. Raises CheckpointError.
     """
-    tokenizer_path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    tokenizer = read_json(tokenizer_path) if tokenizer_path.is_file() else {}
-    settings = read_json(config_path) if config_path.is_file() else {}
     n_vocab = config.get("vocab_size")
     if type(n_vocab) is not int or n_vocab < 1:
         raise CheckpointError(f"{folder}: config.json: vocab_size is {n_vocab!r}, expected a positive integer")
+    try:
+        vocabulary = _read(folder, config, n_vocab)
+    except RecursionError as error:
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: nested too deeply", remedy="download it again") from error
+    _check_text(folder, vocabulary)
+    return vocabulary
+
+
+def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    path = folder / "tokenizer.json"
+    tokenizer = read_checked(path, TOKENIZER)
+    settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
     if (folder / "tokenizer.model").is_file():
         vocabulary = _sentencepiece(folder, settings, n_vocab)
     elif not tokenizer:
         raise CheckpointError(
             f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
         )
-    elif tokenizer.get("model", {}).get("byte_fallback"):
-        vocabulary = _sentencepiece_json(tokenizer_path, tokenizer, settings, n_vocab)
     else:
-        vocabulary = _byte_level(tokenizer_path, tokenizer, settings, n_vocab)
+        vocabulary = _bpe(path, tokenizer, settings, n_vocab)
     special, add = _special_tokens(tokenizer, settings, config, n_vocab)
     if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
         add["bos"] = False
@@ -56,6 +61,20 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
         add_space_prefix=settings.get("add_prefix_space"),
         chat_templates=_chat_templates(folder, settings),
     )
+
+
+def _check_text(folder: Path, vocabulary: Vocabulary) -> None:
+    """JSON may escape half of a surrogate pair, which is no character and has no UTF-8."""
+    texts = [*vocabulary.tokens, *(vocabulary.merges or ())]
+    texts += [text for item in vocabulary.chat_templates.items() for text in item]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        damaged = next(text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text))
+        raise CheckpointError(
+            f"{folder}: the tokenizer's files hold {damaged[:100]!r}, which is not valid Unicode",
+            remedy="download the tokenizer again",
+        ) from None
 
 
 def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
@@ -72,15 +91,20 @@ def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> V
     added = folder / "added_tokens.json"
     for text, index in (read_json(added) if added.is_file() else {}).items():
         table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    for index, entry in (settings.get("added_tokens_decoder") or {}).items():
-        table.put(int(index), *_added(entry["content"], bool(entry.get("special"))), -1000.0)
+    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
+        index = int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key
+        table.put(index, *_added(entry["content"], bool(entry.get("special"))), -1000.0)
     return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
 
 
 def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
     """A sentencepiece model's tokens, and the loaded model."""
-    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
-
+    try:
+        from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: reading it needs the package sentencepiece", remedy='pip install "edge-llama[convert]"'
+        ) from error
     try:
         content = path.read_bytes()
         if not content:  # sentencepiece takes it for no argument at all
@@ -108,6 +132,18 @@ def _piece_type(pieces: Any, index: int) -> TokenType:
     return TokenType.BYTE if pieces.is_byte(index) else TokenType.NORMAL
 
 
+def _bpe(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.json that stands alone."""
+    check_fields(path, tokenizer, MODEL)
+    model = tokenizer["model"]
+    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise CheckpointError(
+            f"{path}: tokenizer model {model.get('type')!r} is not supported", remedy="supported: BPE"
+        )
+    read = _sentencepiece_json if model.get("byte_fallback") else _byte_level
+    return read(path, tokenizer, settings, n_vocab)
+
+
 def _sentencepiece_json(
     path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int
 ) -> Vocabulary:
@@ -125,17 +161,14 @@ def _sentencepiece_json(
         # Characters that no merge makes: they only need to be worse than all that merges make.
         table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
     for index, text, special in _added_tokens(path, tokenizer, settings):
+        table.check(index, text)
         if table.types[index] != TokenType.UNKNOWN:
             table.put(index, *_added(text, special), -1000.0)
     return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
 
 
 def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
-    model = tokenizer.get("model", {})
-    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise CheckpointError(
-            f"{path}: tokenizer model {model.get('type')!r} is not supported", remedy="supported: BPE"
-        )
+    model = tokenizer["model"]
     pre = pre_tokenizer_name(path, tokenizer)
     table = _Table(path, n_vocab)
     for text, index in model["vocab"].items():
@@ -150,31 +183,6 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str,
     return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
 
 
-def pre_tokenizer_name(path: Path, tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the rule by which tokenizer.json splits text before merging."""
-    steps = list(_steps(tokenizer.get("pre_tokenizer") or {}))
-    regexes = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]
-    digits = any(step.get("type") == "Digits" and step.get("individual_digits") for step in steps)
-    own_regex = any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps)
-    if not tokenizer.get("normalizer"):
-        if regexes == [LLAMA3_REGEX] and not digits:
-            return "llama-bpe" if tokenizer["model"].get("ignore_merges") else "smaug-bpe"
-        if not regexes and own_regex:
-            return "smollm" if digits else "gpt-2"
-    raise CheckpointError(
-        f"{path}: unknown pre-tokenizer: {json.dumps(tokenizer.get('pre_tokenizer'))[:300]}",
-        remedy="supported: those of Llama 3, SmolLM and GPT-2",
-    )
-
-
-def _steps(pre_tokenizer: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    if pre_tokenizer.get("type") == "Sequence":
-        for step in pre_tokenizer.get("pretokenizers", []):
-            yield from _steps(step)
-    else:
-        yield pre_tokenizer
-
-
 class _Table:
     """Tokens by id, filled with unused ones up to the embedding's size."""
 
@@ -184,11 +192,15 @@ class _Table:
         self.types = [int(TokenType.UNUSED)] * n_vocab
         self.scores = [padding_score] * n_vocab
 
-    def put(self, index: Any, text: str, kind: TokenType, score: float = 0.0) -> None:
+    def check(self, index: Any, text: str) -> None:
         if type(index) is not int or not 0 <= index < len(self.tokens):
             raise CheckpointError(
-                f"{self.path}: token {text!r} has id {index}, the embedding has {len(self.tokens):,} rows (vocab_size)"
+                f"{self.path}: token {text[:100]!r} has id {index!r:.100}, the embedding has {len(self.tokens):,} rows "
+                "(vocab_size)"
             )
+
+    def put(self, index: Any, text: str, kind: TokenType, score: float = 0.0) -> None:
+        self.check(index, text)
         self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
 
 
@@ -218,8 +230,13 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise CheckpointError(f"{path}: the tokenizer has no merges")
-    for merge in merges:
-        yield merge if isinstance(merge, str) else " ".join(part.replace(" ", "\u0120") for part in merge)
+    for at, merge in enumerate(merges):
+        if isinstance(merge, str):
+            yield merge
+        elif isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
+            yield " ".join(part.replace(" ", "\u0120") for part in merge)
+        else:
+            raise CheckpointError(f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts")
 
 
 def _content(token: Any) -> str | None:
@@ -252,12 +269,13 @@ def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str 
     """Whether BOS and EOS surround a text, by tokenizer.json's post-processor; ``texts`` may be renamed by it."""
     post = tokenizer.get("post_processor") or {}
     add: dict[str, bool] = {}
-    for step in post.get("processors", [post]):
+    for step in post.get("processors") or [post]:
+        single = step.get("single") or []
         if step.get("type") == "ByteLevel":
             add.setdefault("bos", False)
             add.setdefault("eos", False)
-        elif step.get("type") == "TemplateProcessing" and len(step.get("single", [])) > 1:
-            first, last = _special(step["single"][0]), _special(step["single"][-1])
+        elif step.get("type") == "TemplateProcessing" and len(single) > 1:
+            first, last = _special(single[0]), _special(single[-1])
             if first:
                 texts["bos"] = texts.get("bos") or first
                 add["bos"] = first in (texts["bos"], texts.get("cls"))
@@ -277,13 +295,13 @@ def _between(pair: list[dict[str, Any]], first: str | None, last: str | None) ->
     """What a post-processor puts between two texts, A and B."""
     inner = pair[1:] if first and pair and _special(pair[0]) == first else pair
     inner = inner[:-1] if last and inner and _special(inner[-1]) == last else inner
-    names = [step.get("Sequence", {}).get("id") for step in inner]
+    names = [(step.get("Sequence") or {}).get("id") for step in inner]
     return [_special(step) for step in inner[1:-1]] if names[:1] == ["A"] and names[-1:] == ["B"] else []
 
 
 def _special(step: Mapping[str, Any]) -> str | None:
     """The special token that a step of a post-processor's template writes."""
-    text = step.get("SpecialToken", {}).get("id")
+    text = (step.get("SpecialToken") or {}).get("id")
     return text if isinstance(text, str) else None
 
 
@@ -291,12 +309,20 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
     """Chat templates by name: in tokenizer_config.json, or in files of their own as newer checkpoints have them."""
     given = settings.get("chat_template")
     if isinstance(given, list):
-        return {entry["name"]: entry["template"] for entry in given if "name" in entry and "template" in entry}
+        named = {entry.get("name"): entry.get("template") for entry in given}
+        return {name: template for name, template in named.items() if name is not None and template is not None}
     if isinstance(given, str):
         return {"default": given}
     jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
     if jinja.is_file():
         more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        return {"default": jinja.read_text("utf-8")} | {file.stem: file.read_text("utf-8") for file in more}
+        return {"default": _template(jinja)} | {file.stem: _template(file) for file in more}
     template = read_json(older).get("chat_template") if older.is_file() else None
     return {"default": template} if isinstance(template, str) else {}
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}", remedy="download it again") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.tokenizers import sentencepiece_model
-from converters.tokenizers.reader import LLAMA3_REGEX
+from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
