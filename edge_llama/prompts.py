@@ -16,7 +16,7 @@ from edge_llama.messages import Message
 from edge_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from edge_llama.sandbox import LimitedTemplate
 
 _ESCAPES = "&%{\\"  # what a filter may turn into another character: "&lt;", "%c", "{}", "\x3c"
 # Plain signs, so that nothing escapes them; a vocabulary whose control tokens hold these has ideographs left.
@@ -107,7 +107,7 @@ class ChatTemplate:
         return text
 
 
-def _compile(source: str, where: str) -> "Template":
+def _compile(source: str, where: str) -> "LimitedTemplate":
     from edge_llama.sandbox import compiled  # noqa: PLC0415 - Jinja costs 40 ms, paid by chats only
 
     try:
