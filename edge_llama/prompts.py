@@ -89,7 +89,8 @@ class ChatTemplate:
         return bool((right[left != right] == ord(self._stand_in)).all())
 
     def _swap(self, chars: Iterable[str]) -> dict[int, str]:
-        return {ord(char): self._stand_in for char in chars}
+        cases = {case for char in chars for case in (char, char.lower(), char.upper()) if len(case) == 1}
+        return {ord(char): self._stand_in for char in cases}
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
