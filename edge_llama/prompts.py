@@ -1,24 +1,26 @@
 """Messages to token ids through the model's chat template, so that no text can forge a control token.
 
-Look-alikes of control tokens inside messages are swapped for private placeholders before the template renders and
-put back after. The rendered text is split only at control tokens that the template itself wrote; each run between
-them is tokenized as plain text. For benign messages the ids equal transformers' ``apply_chat_template``.
+The template renders twice: as transformers renders it, and with contents in which no character can be part of a
+control token. What is a control token in the second text is the template's own; the first text is split there, and
+each run between is tokenized as plain text. For benign messages the ids equal transformers' ``apply_chat_template``.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edge_llama.errors import TemplateError
 from edge_llama.messages import Message
 from edge_llama.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from edge_llama.sandbox import LimitedTemplate
 
-_PRIVATE = range(0x100000, 0x10FFFE)  # Unicode's private plane 16
+_ESCAPES = "&%{\\"  # what a filter may turn into another character: "&lt;", "%c", "{}", "\x3c"
+# Plain signs, so that nothing escapes them; a vocabulary whose control tokens hold these has ideographs left.
+_STAND_INS = (*"~^`$;", *map(chr, range(0x4E00, 0x9FFF)))
 
 
 class ChatTemplate:
@@ -28,109 +30,89 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._where = where
         self._template = _compile(source, where)
-        tokens = sorted(tokenizer.control_tokens, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        self._control = tokenizer.control_tokens_of(source)
+        tokens = sorted(self._control, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+        letters = {char for char in "".join(tokens) if not char.isspace()}
+        self._stand_in = next((char for char in _STAND_INS if char not in letters), "")
+        if not self._stand_in:
+            raise TemplateError(f"{where}: control tokens use every character", remedy="convert the model again")
+        self._swaps = (self._swap(letters), self._swap({*_ESCAPES, *(token[0] for token in tokens)}))
 
     def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The ids of the rendered conversation, ready for the model to answer.
 
-        Raises TemplateError if the template refuses the messages (``raise_exception``) or fails.
+        Raises TemplateError if the template refuses the messages (``raise_exception``), fails, takes too much, or
+        forms control tokens of contents in a way that can't be told from its own.
         """
-        swap = _Swap(self._control, (message.content for message in messages))
-        hidden = [{"role": message.role, "content": swap.hide(message.content)} for message in messages]
-        rendered = self._render(hidden, add_generation_prompt)
+        rendered = self._render(messages, add_generation_prompt)
         ids: list[int] = []
         at = 0
-        for match in self._control.finditer(rendered):
-            ids += self._plain(rendered[at : match.start()], swap)
-            ids.append(self._tokenizer.control_tokens[match[0]])
+        for match in self._own(rendered, messages, add_generation_prompt):
+            ids += self._plain(rendered[at : match.start()])
+            ids.append(self._control[match[0]])
             at = match.end()
-        return ids + self._plain(rendered[at:], swap)
+        return ids + self._plain(rendered[at:])
 
-    def _plain(self, text: str, swap: "_Swap") -> list[int]:
-        return self._tokenizer.encode(swap.show(text)) if text else []
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, self._control) if text else []
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError as JinjaError  # noqa: PLC0415 - costs 40 ms, paid by chats only
+    def _own(self, rendered: str, messages: Sequence[Message], add_generation_prompt: bool) -> Iterable[re.Match[str]]:
+        """The control tokens that the template wrote, as matches whose places hold for ``rendered``.
 
+        Without any letter of control tokens nothing can be forged; but a template that looks for a word in contents
+        (``'/no_think' in content``) then writes something else. Without their first characters few take offence.
+        """
+        other: str | None = None
+        for swap in self._swaps:
+            swapped = [Message(message.role, message.content.translate(swap)) for message in messages]
+            if swapped == list(messages):
+                return self._pattern.finditer(rendered)
+            try:
+                other = self._render(swapped, add_generation_prompt)
+            except TemplateError:  # the template wants something of contents that they now lack
+                other = None
+            if other is not None and self._differ_in_contents(rendered, other):
+                return self._pattern.finditer(other)
+        if other is not None and self._pattern.findall(rendered) == self._pattern.findall(other):
+            return self._pattern.finditer(rendered)
+        raise TemplateError(
+            f"{self._where}: the chat template makes a control token of a message's text",
+            remedy="leave out what looks like a control token, or pass another template",
+        )
+
+    def _differ_in_contents(self, rendered: str, other: str) -> bool:
+        """Whether the texts are the same but for characters that stand in for others."""
+        if len(rendered) != len(other):
+            return False
+        left, right = (np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in (rendered, other))
+        return bool((right[left != right] == ord(self._stand_in)).all())
+
+    def _swap(self, chars: Iterable[str]) -> dict[int, str]:
+        cases = {case for char in chars for case in (char, char.lower(), char.upper()) if len(case) == 1}
+        return {ord(char): self._stand_in for char in cases}
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         try:
-            return self._template.render(
-                messages=messages,
+            text = self._template.render(
+                messages=[{"role": message.role, "content": message.content} for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._tokenizer.special_texts,
             )
-        except (
-            JinjaError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            raise TemplateError(f"{self._where}: the chat template failed: {error}") from error
+            text.encode()
+        except Exception as error:  # a template is a program: nothing says how it fails
+            why = str(error) or type(error).__name__
+            raise TemplateError(f"{self._where}: the chat template failed: {why}") from error
+        return text
 
 
-class _Swap:
-    """Control-token look-alikes for private characters, and back."""
+def _compile(source: str, where: str) -> "LimitedTemplate":
+    from edge_llama.sandbox import compiled  # noqa: PLC0415 - Jinja costs 40 ms, paid by chats only
 
-    def __init__(self, control: re.Pattern[str], texts: Iterable[str]) -> None:
-        texts = list(texts)
-        taken = set("".join(texts)) if any(char >= "\U00100000" for text in texts for char in text) else set()
-        free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
-        self._control = control
-        self._hidden: dict[str, str] = {}
-        for text in texts:
-            for token in control.findall(text):
-                if token not in self._hidden:
-                    self._hidden[token] = next(free)
-        self._shown = str.maketrans({private: token for token, private in self._hidden.items()})
-
-    def hide(self, text: str) -> str:
-        return self._control.sub(lambda match: self._hidden[match[0]], text) if self._hidden else text
-
-    def show(self, text: str) -> str:
-        return text.translate(self._shown) if self._hidden else text
-
-
-def _compile(source: str, where: str) -> "Template":
-    """The environment that transformers gives to chat templates: sandboxed, without access to anything."""
-    from jinja2 import TemplateError as JinjaError  # noqa: PLC0415
-    from jinja2 import nodes  # noqa: PLC0415
-    from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
-
-    class Generation(Extension):
-        """``{% generation %}`` marks the assistant's text for training; here its body is all that counts."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
-
-        def parse(self, parser: Any) -> list[nodes.Node]:
-            next(parser.stream)
-            body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return body
-
-    def raise_exception(message: str) -> None:
-        raise JinjaError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
-    except (JinjaError, RecursionError) as error:
-        raise TemplateError(f"{where}: the chat template is not valid: {error}", remedy="pass another one") from error
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Transformers' ``tojson``: plain JSON, without Jinja's HTML escapes."""
-    return json.dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+        return compiled(source)
+    except Exception as error:  # the compiler computes what is constant: that fails as variously as rendering
+        why = str(error) or type(error).__name__
+        raise TemplateError(f"{where}: the chat template is not valid: {why}", remedy="pass another one") from error

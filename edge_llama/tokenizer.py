@@ -11,6 +11,9 @@ class Tokenizer(Protocol):
     def control_tokens(self) -> Mapping[str, int]:
         """Ids of the control tokens by their text: what only a chat template may write."""
 
+    def control_tokens_of(self, template: str) -> Mapping[str, int]:
+        """``control_tokens``, and others that a chat template of this source writes as one token each."""
+
     @property
     def special_texts(self) -> Mapping[str, str]:
         """``bos_token``, ``eos_token``, ... as chat templates name them."""
@@ -19,8 +22,8 @@ class Tokenizer(Protocol):
     def bos(self) -> int | None:
         """The token that begins a raw prompt, or None where the model wants none."""
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of plain text; nothing in it becomes a control token."""
+    def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
+        """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
