@@ -3,6 +3,8 @@
 import gc
 import logging
 import math
+import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -298,3 +300,14 @@ def test_a_files_own_defaults_that_cannot_be_used_are_ignored_and_named(
         assert odd.sampling_defaults == {"top_k": 0, "min_p": 0.25}
     for parts in (("general.sampling.temp ", "nan"), ("general.sampling.top_p ", "'much'")):
         assert [all(part in text for part in (str(path), *parts)) for text in caplog.messages].count(True) == 1
+
+
+def test_a_model_file_that_is_cut_short_while_open_does_no_harm(converted: Path, tmp_path: Path) -> None:
+    """A mapped file would end the process here, with SIGBUS."""
+    copy = tmp_path / "copy.gguf"
+    shutil.copy(converted, copy)
+    with edge_llama.open(copy, n_ctx=256) as opened:
+        os.truncate(copy, 4096)
+        assert "Tokyo" in opened.chat().send(CAPITAL, temperature=0).result().text
+    with pytest.raises(edge_llama.ArtifactError, match=r"cut short|can hold"):
+        edge_llama.open(copy)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,14 @@ def test_a_disk_that_is_too_small_is_told_before_starting(
     with pytest.raises(OutputError, match=r"1,000 bytes are free but the output needs [\d,]+"):
         converters.convert(llama3, tmp_path / GGUF)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs places where nobody may write")
+@pytest.mark.parametrize("place", ["/proc", "/proc/self/cmdline", "{file}"])
+def test_a_place_where_nothing_can_be_written_is_an_error(place: str, llama3: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        converters.convert(llama3, Path(place.format(file=tmp_path / "file")) / GGUF)
 
 
 def spoiled_weight(folder: Path, value: float) -> None:
