@@ -120,7 +120,7 @@ def test_odd_streams_and_names_are_one_line_and_no_traceback(
     environment: dict[str, str], redirection: str, expected: int, said: str
 ) -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"exec {EDGE_LLAMA} {redirection}"],
+        ["/bin/sh", "-c", f"exec '{EDGE_LLAMA}' {redirection}"],
         env=environment,
         capture_output=True,
         text=True,
