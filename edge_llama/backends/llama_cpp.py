@@ -85,7 +85,7 @@ class LlamaCppTower:
         options = lib.llama_model_default_params()
         # Read, not mapped: a mapped file that is cut short or overwritten while it is open ends the process (SIGBUS).
         # That the weights fit the memory was checked when the context's size was chosen.
-        options.use_mmap = False
+        options.load_mode = lib.LLAMA_LOAD_MODE_NONE
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}")
