@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.errors import EdgeLlamaError, OutputError
+from edge_llama.integrity import hash_of
 
-_READ = 1 << 22
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
@@ -184,16 +184,12 @@ class Growing:
 
 def _hash_of(path: Path, offset: int, nbytes: int) -> bytes | None:
     """The SHA-256 of a stretch of a file; None if it is not there whole."""
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            while nbytes and (data := file.read(min(nbytes, _READ))):
-                digest.update(data)
-                nbytes -= len(data)
+            digest = hash_of(file, offset, nbytes)
+            return digest if file.tell() == offset + nbytes else None
     except OSError:
         return None
-    return None if nbytes else digest.digest()
 
 
 def _publish(folder: Path, output: Path, layout: Layout) -> None:

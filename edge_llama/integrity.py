@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.formats import Format
-from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, string
+from edge_llama.gguf import Header, Value, ValueType, array, encode_header, string
 
 ROOT = "edge_llama.sha256"
 TENSORS = "edge_llama.tensor_sha256"
@@ -79,7 +79,7 @@ def _check_tensors(header: Header, file: IO[bytes], on_progress: Callable[[int],
     hashes = given.data.tobytes() if given is not None and given.item is ValueType.UINT8 else b""
     end = header.data_offset
     for at, tensor in enumerate(header.tensors):
-        if _hash_of(file, tensor, on_progress) != hashes[32 * at : 32 * at + 32]:
+        if hash_of(file, tensor.offset, tensor.nbytes, on_progress) != hashes[32 * at : 32 * at + 32]:
             raise _damaged(header, f"tensor {tensor.name!r}")
         end = tensor.offset + tensor.nbytes
         padding = file.read(-end % header.alignment)
@@ -90,12 +90,13 @@ def _check_tensors(header: Header, file: IO[bytes], on_progress: Callable[[int],
         raise _damaged(header, f"its length: {header.file_size:,} bytes instead of {end:,}")
 
 
-def _hash_of(file: IO[bytes], tensor: TensorInfo, on_progress: Callable[[int], None] | None) -> bytes:
-    digest, left = hashlib.sha256(), tensor.nbytes
-    file.seek(tensor.offset)
-    while left and (data := file.read(min(left, _READ))):
+def hash_of(file: IO[bytes], offset: int, nbytes: int, on_progress: Callable[[int], None] | None = None) -> bytes:
+    """The SHA-256 of ``nbytes`` bytes from ``offset``, or of those that the file has; it is left at their end."""
+    digest = hashlib.sha256()
+    file.seek(offset)
+    while nbytes and (data := file.read(min(nbytes, _READ))):
         digest.update(data)
-        left -= len(data)
+        nbytes -= len(data)
         if on_progress:
             on_progress(len(data))
     return digest.digest()

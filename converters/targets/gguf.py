@@ -59,7 +59,7 @@ def _grouped(entries: tuple[Entry, ...], max_bytes: int | None) -> list[tuple[En
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
-        stored = entry.nbytes + -entry.nbytes % ALIGNMENT
+        stored = entry.stored_bytes(ALIGNMENT)
         if groups[-1] and max_bytes is not None and size + stored > max_bytes:
             groups.append([])
             size = 0

@@ -18,6 +18,10 @@ class Entry:
     wanted: Format | None = None
     """What the recipe would have chosen if the rows were whole blocks of it."""
 
+    def stored_bytes(self, alignment: int) -> int:
+        """Bytes of its data and the zeros after it."""
+        return self.nbytes + -self.nbytes % alignment
+
     @property
     def nbytes(self) -> int:
         """Bytes of its data, padding excluded."""
@@ -39,7 +43,7 @@ class Part:
 
     def stored_bytes(self, entry: Entry) -> int:
         """Bytes of an entry's data and the zeros after it."""
-        return entry.nbytes + -entry.nbytes % self.alignment
+        return entry.stored_bytes(self.alignment)
 
     @property
     def nbytes(self) -> int:
