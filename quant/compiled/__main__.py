@@ -1,4 +1,4 @@
-"""``python -m quant.compiled [--importance] q4_k q6_k``: compile kernels, so that they lie ready for other processes."""
+"""``python -m quant.compiled [--importance] q4_k q6_k``: compile kernels; they lie ready for other processes."""
 
 import sys
 
