@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import BF16, FORMATS, Format
+from edge_llama.formats import BF16, F16, FORMATS, Format
 from quant import compiled, ggml
 from quant.ggml import can_read
 
@@ -205,11 +205,14 @@ def load(format_: Format, *, has_importance: bool = False) -> bool:
 
 
 def _dequantize(raw: NDArray[np.uint8], source: Format) -> NDArray[np.float32]:
-    if source is not BF16 or not _rows:
+    if source not in (BF16, F16) or not _rows:
         return ggml.dequantize(raw, source)
-    wide = np.empty((raw.shape[0], raw.shape[1] // 2), np.uint32)
-    _rows[-1].widen(raw.view(np.uint16).reshape(-1), wide.reshape(-1))
-    return wide.view(np.float32)
+    bits, wide = raw.view(np.uint16), np.empty((raw.shape[0], raw.shape[1] // 2), np.float32)
+    if source is BF16:
+        _rows[-1].widen(bits.reshape(-1), wide.view(np.uint32).reshape(-1))
+    else:
+        _rows[-1].widen_half(bits.reshape(-1), wide.reshape(-1))
+    return wide
 
 
 def _largest(rows: NDArray[np.float32]) -> float:

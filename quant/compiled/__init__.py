@@ -70,6 +70,7 @@ class RowTools(NamedTuple):
     """Functions of :mod:`quant.compiled.rows`."""
 
     widen: Callable[[NDArray[np.uint16], NDArray[np.uint32]], None]
+    widen_half: Callable[[NDArray[np.uint16], NDArray[np.float32]], None]
     largest_bits: Callable[[NDArray[np.float32]], int]
 
 
@@ -77,8 +78,9 @@ def load_rows() -> RowTools:
     """What reads rows, compiled if need be."""
     rows: Any = import_module("quant.compiled.rows")
     rows.widen(np.zeros(1, np.uint16), np.zeros(1, np.uint32))
+    rows.widen_half(np.zeros(1, np.uint16), np.zeros(1, np.float32))
     rows.largest_bits(np.zeros(1, np.float32))
-    return RowTools(rows.widen, rows.largest_bits)
+    return RowTools(rows.widen, rows.widen_half, rows.largest_bits)
 
 
 def _agrees(kernel: Kernel, has_importance: bool) -> bool:

@@ -108,6 +108,24 @@ def away_from_zero(_context, value):
     return types.int32(types.float32), build
 
 
+@intrinsic
+def half_to_float(_context, bits):
+    """The float that float16's bits are, without a branch: the exponent is moved by a product, which is exact."""
+
+    def build(_context, builder, _signature, args):
+        i32, f32 = ir.IntType(32), ir.FloatType()
+        number = lambda value: ir.Constant(i32, value)  # noqa: E731
+        bits = builder.zext(args[0], i32)
+        moved = builder.shl(builder.and_(bits, number(0x7FFF)), number(13))
+        scaled = builder.bitcast(builder.fmul(builder.bitcast(moved, f32), ir.Constant(f32, 2.0**112)), i32)
+        is_special = builder.icmp_unsigned(">=", moved, number(0x7C00 << 13))
+        magnitude = builder.select(is_special, builder.or_(moved, number(0x7F800000)), scaled)
+        sign = builder.shl(builder.and_(bits, number(0x8000)), number(16))
+        return builder.bitcast(builder.or_(magnitude, sign), f32)
+
+    return types.float32(types.uint16), build
+
+
 @jit
 def rounded(value):
     """``nearest`` as a float, for values that are known to lie below 2^22."""

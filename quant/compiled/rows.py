@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from quant.compiled.arithmetic import larger, magnitude_bits
+from quant.compiled.arithmetic import half_to_float, larger, magnitude_bits
 from quant.compiled.jit import jit
 
 
@@ -11,6 +11,13 @@ def widen(bits, out):
     """bfloat16, as ``uint16``, to float32, as ``uint32``: its high half."""
     for i in range(bits.size):
         out[i] = np.uint32(bits[i]) << np.uint32(16)
+
+
+@jit
+def widen_half(bits, out):
+    """float16, as ``uint16``, to float32."""
+    for i in range(bits.size):
+        out[i] = half_to_float(bits[i])
 
 
 @jit

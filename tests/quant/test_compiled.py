@@ -208,3 +208,26 @@ def test_recoding_by_compiled_kernels_is_recoding_by_ggmls(rng: np.random.Genera
         expected = ggml.quantize(ggml.dequantize(raw, source), FORMATS["q6_k"])
         assert kernels.load(FORMATS["q6_k"])
         assert np.array_equal(kernels.recode(raw, source, FORMATS["q6_k"]), expected)
+
+
+def test_every_half_and_every_bfloat_becomes_the_float_that_it_is() -> None:
+    tools, bits = compiled.load_rows(), np.arange(1 << 16, dtype=np.uint16)
+    halves, bfloats = np.empty(bits.size, np.float32), np.empty(bits.size, np.uint32)
+    tools.widen_half(bits, halves)
+    tools.widen(bits, bfloats)
+    np.testing.assert_array_equal(halves, bits.view(np.float16).astype(np.float32))
+    assert np.array_equal(halves.view(np.uint32) >> 31, bits.astype(np.uint32) >> 15)
+    assert np.array_equal(bfloats, bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_counted_with_compiled_kernels_too(bad: float, rng: np.random.Generator) -> None:
+    assert kernels.load(FORMATS["q4_k"])
+    rows = rng.standard_normal((700, 256)).astype(np.float32)
+    rows[1, 7] = rows[699, 250] = bad
+    for source in (F32, BF16, FORMATS["f16"]):
+        raw = ggml.quantize(rows, source)
+        with pytest.raises(kernels.NonFiniteError, match="2 weights"):
+            kernels.recode(raw, source, FORMATS["q4_k"])
+        unchecked = kernels.recode(raw, source, FORMATS["q4_k"], check=False)
+        assert np.array_equal(unchecked, ggml.quantize(ggml.dequantize(raw, source), FORMATS["q4_k"]))
