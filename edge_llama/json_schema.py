@@ -9,7 +9,6 @@ fits it is valid by the original.
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,7 +43,7 @@ def checked(schema: object) -> dict[str, Any]:
         raise _error("#", "the schema is false", "nothing fits it")
     if schema is True:
         schema = {}
-    _check_json(schema, "#", _Budget())
+    _Reader().check(schema, "#")
     if not isinstance(schema, dict):
         raise _error("#", f"a schema is an object, not {type(schema).__name__}")
     return _Rebuilder(schema).rebuild()
@@ -54,40 +53,43 @@ def _error(where: str, problem: str, remedy: str = "") -> OptionError:
     return OptionError(f"json_schema: {where}: {problem}", remedy=remedy)
 
 
-@dataclass(slots=True)
-class _Budget:
-    left: int = _MAX_SIZE
+class _Reader:
+    """Whether something is plain JSON, of a size that costs little: a value may contain itself."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_SIZE
+
+    def check(self, value: object, where: str, depth: int = 0) -> None:
+        self._left -= 1 + (len(value) // 64 if isinstance(value, str) else 0)
+        if self._left < 0 or depth > 2 * _MAX_DEPTH:
+            what = f"too large: it has {_MAX_SIZE:,} values" if self._left < 0 else f"{depth} values deep"
+            raise _error(where, f"the schema is {what}", "simplify it")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise _error(where, f"the key {key!r:.60} is no text")
+                self.check(key, where, depth + 1)
+                self.check(item, _within(where, key), depth + 1)
+        elif isinstance(value, list | tuple):
+            for at, item in enumerate(value):
+                self.check(item, _within(where, at), depth + 1)
+        else:
+            _check_scalar(value, where)
 
 
-def _check_json(value: object, where: str, budget: _Budget, depth: int = 0) -> None:
-    """Whether these are plain JSON values, not too many and not too deep (a value may contain itself)."""
-    budget.left -= 1
-    if budget.left < 0 or depth > _MAX_DEPTH * 2:
-        limit = f"more than {_MAX_SIZE:,} values" if budget.left < 0 else f"more than {_MAX_DEPTH * 2} values deep"
-        raise _error(where[:80], f"the schema has {limit}", "simplify it")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_text(key, where)
-            _check_json(item, f"{where}/{key}", budget, depth + 1)
-    elif isinstance(value, list | tuple):
-        for at, item in enumerate(value):
-            _check_json(item, f"{where}/{at}", budget, depth + 1)
-    elif isinstance(value, str):
-        _check_text(value, where)
+def _within(where: str, part: str | int) -> str:
+    return f"{where}/{part}"[:200]
+
+
+def _check_scalar(value: object, where: str) -> None:
+    if isinstance(value, str):
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise _error(where, f"{value!r:.60} holds a lone surrogate")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value) or (value == int(value) and abs(value) > _MAX_EXACT):
             raise _error(where, f"{value!r:.60} is a number that not every reader of JSON holds exactly")
     elif value is not None and not isinstance(value, bool):
         raise _error(where, f"{type(value).__name__} is no JSON value")
-
-
-def _check_text(text: object, where: str) -> None:
-    if not isinstance(text, str):
-        raise _error(where, f"the key {text!r:.60} is no text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _error(where[:80], f"{text!r:.60} holds a lone surrogate") from error
 
 
 class _Rebuilder:

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_llama.errors import OptionError
 
-_MAX_DEPTH = 64  # rules within rules, brackets counted: llguidance recurses on the native stack
+_MAX_DEPTH = 160  # names, alternatives and brackets within each other: llguidance recurses on the native stack
 _MAX_RULES = 1000
 _TOKEN = re.compile(  # as in llguidance's lark/lexer.rs
     r"""(?P<skip>[ \t]+|(?:\#|//)[^\n]*)

@@ -66,10 +66,8 @@ class Constraint:
     def accept(self, token: int) -> None:
         """Go on by a token that was not refused."""
         if not self._matcher.consume_token(token):
-            raise EngineError(
-                f"the sampler chose token {token}, which {self._what} refused: {self._matcher.get_error():.200}"
-            )
-        self._check()
+            self._check()
+            raise EngineError(f"the sampler chose token {token}, which {self._what} had refused")
 
     def _check(self) -> None:
         if self._matcher.is_error():
