@@ -5,6 +5,7 @@ llama.cpp's own grammars are not used: they end the process on a token, or a gra
 """
 
 import json
+import re
 import weakref
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from edge_llama.tokenizer import Tokenizer
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 # Text that must come is not cut into tokens by llguidance, which would need a tokenizer that begins in mid-text: the
 # model chooses among all tokens that begin it.
 _NO_FORCING = '%llguidance {"no_forcing": true}'
@@ -136,7 +138,10 @@ def _matcher(vocabulary: Any, grammar: str, what: str) -> Any:
             raise
         raise OptionError(f"{what}: llguidance failed: {_gist(str(error))}") from error  # its panics are no Exceptions
     if matcher.is_error():
-        raise OptionError(f"{what}: {_gist(matcher.get_error())}")
+        report = _gist(matcher.get_error())
+        if what in ("json_schema", "regex"):  # the place in the grammar that we made of it tells nobody anything
+            report = _PLACE.sub("", report)
+        raise OptionError(f"{what}: {report}")
     return matcher
 
 

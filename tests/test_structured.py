@@ -163,12 +163,11 @@ def test_the_models_answers_are_whole_and_valid(model: edge_llama.Model, name: s
 
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_an_answer_that_max_tokens_cuts_says_so_and_others_are_valid(model: edge_llama.Model, name: str) -> None:
-    for seed in range(2):
-        answer = model.answer(QUESTION, json_schema=UNBOUNDED[name], temperature=1, seed=seed, max_tokens=40).result()
-        if answer.finish_reason == "stop":
-            check(answer.text, UNBOUNDED[name])
-        else:
-            assert (answer.finish_reason, len(answer.tokens)) == ("length", 40)
+    answer = model.answer(QUESTION, json_schema=UNBOUNDED[name], temperature=1, seed=1, max_tokens=24).result()
+    if answer.finish_reason == "stop":
+        check(answer.text, UNBOUNDED[name])
+    else:
+        assert (answer.finish_reason, len(answer.tokens)) == ("length", 24)
 
 
 @pytest.mark.parametrize("name", [*BOUNDED, *UNBOUNDED])
