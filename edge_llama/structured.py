@@ -54,7 +54,7 @@ class Constraint:
 
         OptionError if there is none, or the grammar takes too much time or memory here.
         """
-        logits[self.refused()] = -np.inf
+        np.copyto(logits, -np.inf, where=self.refused())
 
     def refused(self) -> NDArray[np.bool_]:
         """``(n_vocab,)``: the tokens that can't come now. End tokens can where the answer so far is whole."""
