@@ -1,13 +1,14 @@
-"""JSON schemas as a grammar can enforce them: checked, and put into a form that leaves llguidance nothing to ignore.
+r"""JSON schemas as a grammar can enforce them: checked, and put into a form that leaves llguidance nothing to ignore.
 
 llguidance ignores unknown keywords, reads ``$ref`` in ways of its own, and dies of deep chains of them. So each schema
 is rebuilt here with the keywords that are enforced, and everything else is an error. Where enforcing is looser than
 the meaning (a 29th of February in any year, integers that no float holds), the rebuilt schema is narrower: all that
-fits it is valid by the original.
+fits it is valid by the original. Patterns are read as ECMA-262 says: ``\w`` and ``\d`` are ASCII.
 """
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -169,10 +170,17 @@ class _Rebuilder:
         if not isinstance(target, dict):
             raise _error(where, f"{value} is no schema")
         if id(target) not in self._names:
-            self._names[id(target)] = name = f"s{len(self._names)}"
+            self._names[id(target)] = name = self._new_name(value)
             self._references[name] = value
             self._definitions[name] = self._schema(target, value, depth)
         return f"#/$defs/{self._names[id(target)]}"
+
+    def _new_name(self, reference: str) -> str:
+        """The reference's last part where that can stand in a URI as it is: errors of llguidance's name it."""
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", reference.rpartition("/")[2])
+        while name in self._references:
+            name += "-"
+        return name
 
     def _resolve(self, reference: Any, where: str) -> Any:
         if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):

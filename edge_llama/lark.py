@@ -21,7 +21,7 @@ _TOKEN = re.compile(  # as in llguidance's lark/lexer.rs
     |(?P<regex>/(?:\\.|[^/\\])+/[imslux]*)
     |(?P<directive>%[a-z]+)
     |(?P<special><[^<>\s]+>|@[\w-]+|::)
-    |(?P<name>[!?_]*[A-Za-z][\w-]*)
+    |(?P<name>!?[_?]?[a-z][_a-z0-9-]*|_?[A-Z][_A-Z0-9-]*)
     |(?P<number>[+-]?\d+(?:\.\d*(?![.]))?)
     |(?P<sign>\.\.|->|.)""",
     re.VERBOSE | re.DOTALL,
@@ -148,9 +148,7 @@ class _Reader:
         part = Part()
         while self._at < len(self._tokens):
             token = self._take()
-            if token.kind == "newline":
-                if self._at < len(self._tokens) and self._peek().text == "|":
-                    continue
+            if token.kind == "newline" and self._next_line() != "|":
                 return part
             if token.text in (")", "]"):
                 return part
@@ -161,6 +159,12 @@ class _Reader:
             elif token.kind == "name":
                 self._add(part, token.text)
         return part
+
+    def _next_line(self) -> str:
+        """The first token of the next line that has one, which is then to come; "" at the end."""
+        while self._at < len(self._tokens) and self._peek().kind == "newline":
+            self._at += 1
+        return self._peek().text if self._at < len(self._tokens) else ""
 
     def _group(self, part: Part, bracket: str, depth: int) -> None:
         if depth >= _MAX_DEPTH:

@@ -20,6 +20,9 @@ from edge_llama.tokenizer import Tokenizer
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
+_OVERLAP = (
+    "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
+)
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 # Text that must come is not cut into tokens by llguidance, which would need a tokenizer that begins in mid-text: the
 # model chooses among all tokens that begin it.
@@ -94,6 +97,8 @@ def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | Non
     if found is None:
         return None
     what, grammar = found
+    if tokenizer not in _vocabularies:  # making it takes a second or more: what can't be is told before
+        Constraint(_matcher(_bytes(), grammar, what), what, _bytes().vocab_size)
     return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
 
 
@@ -128,19 +133,12 @@ def _checked_lark(text: str) -> str:
 
 
 def _matcher(vocabulary: Any, grammar: str, what: str) -> Any:
-    try:
-        module = _llguidance()
-        matcher = module.LLMatcher(
-            vocabulary, module.LLMatcher.grammar_from_lark(f"{grammar}\n{_NO_FORCING}"), log_level=0
-        )
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise OptionError(f"{what}: llguidance failed: {_gist(str(error))}") from error  # its panics are no Exceptions
+    matcher_type = _llguidance().LLMatcher
+    matcher = matcher_type(vocabulary, matcher_type.grammar_from_lark(f"{grammar}\n{_NO_FORCING}"), log_level=0)
     if matcher.is_error():
         report = _gist(matcher.get_error())
         if what in ("json_schema", "regex"):  # the place in the grammar that we made of it tells nobody anything
-            report = _PLACE.sub("", report)
+            report = _OVERLAP if "coerce_one_of" in report else _PLACE.sub("", report)
         raise OptionError(f"{what}: {report}")
     return matcher
 

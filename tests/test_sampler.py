@@ -165,6 +165,20 @@ def test_logits_are_left_as_they_were(real: list[Logits]) -> None:
     assert (real[0] == before).all()
 
 
+def test_an_engine_without_a_sampler_answers_by_ours(exact: edge_llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(**params: Any) -> edge_llama.Answer:
+        return exact.generate("My favourite colour is", max_tokens=24, **params).result()
+
+    settings = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "logit_bias": {28: 1.5}}
+    by_llama_cpp = answer(**settings)
+    tower = exact._engine.tower
+    monkeypatch.setattr(tower, "sampler", lambda *given: NumpySampler(tower.logits_view, *given))
+    assert answer(**settings).tokens == by_llama_cpp.tokens
+    assert answer(seed=3).tokens == answer(seed=3).tokens
+    assert answer(seed=3, temperature=1.5).tokens != answer(seed=4, temperature=1.5).tokens
+    assert answer(seed=3, regex="(red|blue), (a|b){3}", temperature=1.5).text[-3:].strip("ab") == ""
+
+
 def test_equal_logits_leave_exactly_top_k() -> None:
     params = SamplingParams(top_k=7, top_p=1.0, min_p=0.0, seed=1)
     tokens, probabilities = NumpySampler(lambda: np.ones(1000, np.float32), params, ()).distribution()

@@ -211,7 +211,7 @@ def test_a_regex_holds_for_the_whole_answer(model: edge_llama.Model, regex: str)
 
 def test_a_grammar_holds_for_the_whole_answer(model: edge_llama.Model) -> None:
     grammar = """
-        start: sum "=" NUM      // a comment: with "quotes"
+        start: sum "=" NUM      // a comment: with "quotes" | start
         sum: NUM ("+" NUM){1,3} | "(" NUM "-" NUM ")" "*" NUM
         NUM: /[1-9][0-9]?/
     """
@@ -348,7 +348,8 @@ def referring(count: int) -> Any:
         ({"type": "string", "pattern": "^a$", "minLength": 2}, "nsatisfiable"),
         (closed({"a": False}), "nsatisfiable"),
         ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "nsatisfiable"),
-        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "a oneOf may overlap"),
+        ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object", "allOf": [{"$ref": "#/$defs/x"}]}}}, "without end"),
         ({"type": "object", "minProperties": 3}, "#/minProperties"),
         (deep(2000), "deep"),
         (itself(), "deep"),
