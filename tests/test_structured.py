@@ -15,7 +15,7 @@ from edge_llama import Message
 from edge_llama.sampling import SamplingParams
 
 QUESTION = [Message("user", "Make up an entry of an address book, as JSON.")]
-MAX_TOKENS = 160
+MAX_TOKENS = 400
 
 
 @pytest.mark.parametrize("name", BOUNDED)
