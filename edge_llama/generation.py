@@ -262,8 +262,11 @@ class _Work:
 
         def fitting() -> int:
             assert fits  # noqa: S101 - used only then
-            fits.mask(tower.logits_view())
+            logits = tower.logits_view()
+            whole = logits.copy()
+            fits.mask(logits)
             token = sampler.sample()
+            logits[:] = whole  # who answers the same prompt next may find them here
             if not tower.tokenizer.is_end(token):
                 fits.accept(token)
             return token
