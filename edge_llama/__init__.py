@@ -24,11 +24,13 @@ from edge_llama.errors import (
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.logprobs import Alternative, TokenLogprobs
 from edge_llama.messages import Message
 from edge_llama.model import Model, open  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
 
 __all__ = [
+    "Alternative",
     "Answer",
     "ArtifactError",
     "Chat",
@@ -47,5 +49,6 @@ __all__ = [
     "SamplingParams",
     "TemplateError",
     "Timings",
+    "TokenLogprobs",
     "open",
 ]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_llama.artifact import Artifact
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
+from edge_llama.backends.llama_cpp_sampler import NativeSampler
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
 from edge_llama.sampling import SamplingParams
@@ -140,8 +141,12 @@ class LlamaCppTower:
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
+        return self.logits_view().copy()
+
+    def logits_view(self) -> NDArray[np.float32]:
+        """llama.cpp's own logits of the last decoded position, which its samplers read; good until the next decode."""
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` positions of the cache."""
@@ -152,9 +157,9 @@ class LlamaCppTower:
                 raise EngineError("this model's memory can't be rewound", remedy="start a new chat")
         self._length = length
 
-    def sampler(self, params: SamplingParams, history: Sequence[int]) -> "_NativeSampler":
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> NativeSampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
-        return _NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        return NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
@@ -175,35 +180,3 @@ class LlamaCppTower:
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
-
-
-class _NativeSampler:
-    def __init__(self, lib: Any, context: Any, n_vocab: int, params: SamplingParams, history: Sequence[int]) -> None:
-        self._lib = lib
-        self._context = context
-        self._chain = chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-
-        def add(link: Any) -> None:
-            lib.llama_sampler_chain_add(chain, link)
-
-        window = params.penalty_window if params.repetition_penalty != 1 else 0
-        if window:
-            add(lib.llama_sampler_init_penalties(n_vocab, window, params.repetition_penalty, 0.0, 0.0))
-        if params.temperature == 0:
-            add(lib.llama_sampler_init_greedy())
-        else:
-            if params.top_k:
-                add(lib.llama_sampler_init_top_k(params.top_k))
-            add(lib.llama_sampler_init_top_p(params.top_p, 1))
-            add(lib.llama_sampler_init_min_p(params.min_p, 1))
-            add(lib.llama_sampler_init_temp(params.temperature))
-            seed = params.seed if params.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
-            add(lib.llama_sampler_init_dist(seed))
-        for token in history[-window:] if window else ():
-            lib.llama_sampler_accept(chain, token)
-
-    def sample(self) -> int:
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
-
-    def close(self) -> None:
-        self._lib.llama_sampler_free(self._chain)
