@@ -24,7 +24,7 @@ from edge_llama.errors import (
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
-from edge_llama.messages import Message
+from edge_llama.messages import Message, ToolCall
 from edge_llama.model import Model, open  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
 
@@ -47,5 +47,6 @@ __all__ = [
     "SamplingParams",
     "TemplateError",
     "Timings",
+    "ToolCall",
     "open",
 ]

@@ -12,15 +12,18 @@ from typing import Literal
 from edge_llama.backends.base import AbortedError
 from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.messages import ToolCall
 from edge_llama.sampling import SamplingParams, StopStrings
+from edge_llama.tool_reader import Read, ToolCallReader
 
-FinishReason = Literal["stop", "length", "cancelled"]
-"""``stop``: the model ended or a stop string was reached; ``length``: max_tokens or a full context; or cancelled."""
+FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
+"""``stop``: the model ended or a stop string was reached; ``tool_calls``: the same, and it wants tools to be called;
+``length``: max_tokens or a full context; or cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer: whole characters, and the tokens since the last piece.
+    """A part of the answer: whole characters, tool calls that are complete, and the tokens since the last piece.
 
     The last piece has a ``finish_reason`` and perhaps no text.
     """
@@ -28,6 +31,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True)
@@ -54,12 +58,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer."""
+    """A finished answer. ``notes`` say why a part of ``text`` that looks like a tool call is none."""
 
     text: str
     tokens: tuple[int, ...]
     timings: Timings
     finish_reason: FinishReason
+    tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,11 +75,15 @@ class _Made:
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
+    reader: ToolCallReader | None = None
 
     def answer(self, timings: Timings) -> Answer:
+        text = "".join(piece.text for piece in self.pieces)
         tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
+        calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
-        return Answer("".join(piece.text for piece in self.pieces), tokens, timings, reason or "cancelled")
+        notes = tuple(self.reader.notes) if self.reader else ()
+        return Answer(text, tokens, timings, reason or "cancelled", calls, notes)
 
 
 class Generation(Iterator[Piece]):
@@ -91,15 +101,19 @@ class Generation(Iterator[Piece]):
         prompt: Sequence[int],
         params: SamplingParams,
         *,
+        reader: ToolCallReader | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
     ) -> None:
-        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken."""
+        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
+
+        ``reader`` takes the tool calls out of the text; None: all is text.
+        """
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
         self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._made = _Made()
+        self._made = _Made(reader=reader)
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
@@ -214,9 +228,13 @@ class _Work:
             reason = self._generate()
         except AbortedError:
             reason = "cancelled"
-        # What was held back as the beginning of a stop string, and an unfinished character's mark.
-        text = self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
-        last = Piece(text, tuple(self.pending), reason)
+        # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
+        rest = self._read(self._flushed())
+        end = self.made.reader.finish() if self.made.reader else Read()
+        calls = rest.calls + end.calls
+        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.made.pieces)):
+            reason = "tool_calls"
+        last = Piece(rest.text + end.text, tuple(self.pending), reason, calls)
         self.made.pieces.append(last)
         self.end(last)
 
@@ -246,19 +264,31 @@ class _Work:
                 return "stop"
             self.timings.generated_tokens += 1
             self.pending.append(token)
-            text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
+            if self.made.reader and token in self.made.reader.tags:
+                self._put(self._read(self._flushed()))
+                self._put(self.made.reader.tag(token))
+                text, is_stopped = "", False
+            else:
+                text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
+            self._put(self._read(text))
             if is_stopped:
-                self._put(text)
                 self.decoder.reset()
                 return "stop"
-            if text:
-                self._put(text)
             if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
                 return "length"
             session.append(token)
 
-    def _put(self, text: str) -> None:
-        piece = Piece(text, tuple(self.pending))
+    def _flushed(self) -> str:
+        """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
+        return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
+
+    def _read(self, text: str) -> Read:
+        return self.made.reader.feed(text) if self.made.reader else Read(text)
+
+    def _put(self, read: Read) -> None:
+        if not read.text and not read.calls:
+            return
+        piece = Piece(read.text, tuple(self.pending), tool_calls=read.calls)
         self.pending.clear()
         self.made.pieces.append(piece)
         self.out.put(piece)
