@@ -9,6 +9,7 @@ Calls are read as data, never run: JSON by json, Python by ast, of which only li
 
 import ast
 import json
+import keyword
 import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _BUILTIN = re.compile(rf"\s*({_NAME})\.call\(")
 # What ast would warn of, on the host's stderr: "\d" within a string, and "1if" outside of one.
 _STRINGS = r"""'{3}(?:[^\\]|\\.)*?'{3}|"{3}(?:[^\\]|\\.)*?"{3}"""
 _STRING = re.compile(rf"""(\w*)({_STRINGS}|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+_KEYWORD = re.compile(rf"{_STRING.pattern}|\b({'|'.join(keyword.kwlist)})(?=\s*=)", re.DOTALL)
+_ESCAPED = "escaped_keyword_"
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
 _GLUED = re.compile(r"\d(?:and|else|for|if|in|is|not|or)\b")
 _WORDS = {"true": True, "false": False, "null": None}
@@ -42,7 +45,7 @@ class Form:
     opening: re.Pattern[str]
     """The character that a call begins with."""
     lexeme: re.Pattern[str]
-    """A string, a bracket, or a run of anything else."""
+    """A string, a bracket that is ``open`` or ``close`` by the group's name, or a run of anything else."""
     wrong: Callable[[str, Set[str]], str | None]
     """Why a text that begins so can't become a call of one of these tools ("": that is plain); None if it can."""
     parse: Callable[[str], list[tuple[str, dict[str, Any]]]]
@@ -150,7 +153,7 @@ def _refuse(constant: str) -> None:
 
 
 def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
-    tree = ast.parse(_without_warnings(text), mode="eval").body
+    tree = ast.parse(_for_python(text), mode="eval").body
     if not isinstance(tree, ast.List) or not tree.elts:
         raise ValueError("it is no list of calls")
     return [_python_call(node) for node in tree.elts]
@@ -159,35 +162,47 @@ def _parse_python(text: str) -> list[tuple[str, dict[str, Any]]]:
 def _python_call(node: ast.expr) -> tuple[str, dict[str, Any]]:
     if not isinstance(node, ast.Call) or not re.fullmatch(_NAME, name := ast.unparse(node.func)):
         raise ValueError("it is no list of calls")
-    if node.args or any(keyword.arg is None for keyword in node.keywords):
+    if node.args or any(given.arg is None for given in node.keywords):
         raise ValueError(f"the arguments of {name} have no names")
-    return name, {str(keyword.arg): _literal(keyword.value) for keyword in node.keywords}
+    return name, {str(given.arg).removeprefix(_ESCAPED): _literal(given.value) for given in node.keywords}
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal's value, JSON's ``true``, ``false`` and ``null`` included; ValueError for any other expression."""
+    """A literal's value, JSON's words and escapes included; ValueError for any other expression."""
     try:
-        return ast.literal_eval(_JsonWords().visit(node))
+        return ast.literal_eval(_LikeJson().visit(node))
     except ValueError as error:  # its text has an address in it
         raise ValueError("an argument is no literal") from error
 
 
-class _JsonWords(ast.NodeTransformer):
+class _LikeJson(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(_WORDS[node.id]) if node.id in _WORDS else node
 
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if not isinstance(node.value, str):
+            return node
+        data = node.value.encode("utf-16-le", "surrogatepass")  # "\ud83e\udd99" is one character in JSON
+        return ast.Constant(data.decode("utf-16-le", "surrogatepass"))
 
-def _without_warnings(text: str) -> str:
-    """``text`` of the same meaning, of which Python's parser does not warn; ValueError for what has no such form."""
+
+def _for_python(text: str) -> str:
+    """``text`` as Python's parser takes it: arguments may be called ``from``, and it has nothing to warn of.
+
+    ValueError for what has no such form.
+    """
     if _GLUED.search(_STRING.sub('""', text)):
         raise ValueError("a number runs into a word")
-    return _STRING.sub(_plain_string, text)
+    return _KEYWORD.sub(_plain_part, text)
 
 
-def _plain_string(match: re.Match[str]) -> str:
-    if match[1]:
-        raise ValueError(f"a string begins with {match[1]}")
-    return _ESCAPE.sub(_plain_escape, match[2])
+def _plain_part(match: re.Match[str]) -> str:
+    prefix, string, word = match.groups()
+    if word:
+        return f"{_ESCAPED}{word}"
+    if prefix:
+        raise ValueError(f"a string begins with {prefix}")
+    return _ESCAPE.sub(_plain_escape, string)
 
 
 def _plain_escape(match: re.Match[str]) -> str:
@@ -203,7 +218,7 @@ FORMS: Mapping[str, Form] = {
         Form(
             "json",
             re.compile(r"[{\[]"),
-            re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|[^"\[\]{}]+', re.DOTALL),
+            re.compile(r'"(?:[^"\\]|\\.)*"|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]+', re.DOTALL),
             _wrong_json,
             _parse_json,
         ),
@@ -213,7 +228,7 @@ FORMS: Mapping[str, Form] = {
             # An empty string ends where no third quote follows, which takes one character more to know.
             re.compile(
                 rf"""{_STRINGS}|''(?=[^'])|'(?!')(?:[^'\\]|\\.)+'|""(?=[^"])|"(?!")(?:[^"\\]|\\.)+\""""
-                r"|[\[\](){}]|[^'\"\[\](){}]+",
+                r"|(?P<open>[\[({])|(?P<close>[\])}])|[^'\"\[\](){}]+",
                 re.DOTALL,
             ),
             _wrong_python,

@@ -9,7 +9,6 @@ from edge_llama.tool_forms import TAGS, Form, calls_of, tagged_calls
 
 _SPACES = re.compile(r"\s+")
 _BETWEEN = re.compile(r"[\s;,]+")
-_OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +83,20 @@ class ToolCallReader:
 
     def _step_candidate(self, *, is_end: bool) -> bool:
         """The same, for what begins as a call does."""
-        why = self._form.wrong(self._held, self._names)
-        size = 1 if why is not None else self._scan.end(self._held)
+        if (why := self._form.wrong(self._held, self._names)) is not None:
+            self._note(why)
+            self._show(1)
+            return True
+        size = self._scan.end(self._held)
         if size is None and not is_end:
             return False
         if size is None:
-            is_likely = any(name in self._held for name in self._names)
-            why, size = "the answer ends within it" if is_likely else "", len(self._held)
-        if why is None:
+            size = len(self._held)
+            why = "the answer ends within it" if any(name in self._held for name in self._names) else ""
+        else:
             why = self._take_calls(size)
         if why is not None:
-            self._note(why, size)
+            self._note(why, self._held[:size])
             self._show(size)
         return True
 
@@ -116,17 +118,16 @@ class ToolCallReader:
             self._call(tagged_calls(self._held, self._names))
             self._go_past(len(self._held))
         except ValueError as error:
-            self._note(str(error), len(self._held))
+            self._note(str(error), self._held)
             self._show(len(self._held))
 
     def _call(self, calls: Iterable[ToolCall]) -> None:
         self._calls += calls
         self._gap, self._has_calls = "", True
 
-    def _note(self, why: str, size: int) -> None:
+    def _note(self, why: str, text: str = "") -> None:
         if why and not self._is_tagged:
-            text = self._held[:size]
-            quoted = f"{text[:60]!r}{'…' if len(text) > 60 else ''}: " if size > 1 else ""
+            quoted = f"{text[:60]!r}{'…' if len(text) > 60 else ''}: " if text else ""
             self.notes.append(f"no tool call: {quoted}{why}")
 
     def _show(self, size: int) -> None:
@@ -155,7 +156,7 @@ class _Scan:
         """Where the closing bracket ends, or None if it isn't there yet."""
         while match := self._lexeme.match(text, self._at):
             self._at = match.end()
-            self._depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
+            self._depth += (match.lastgroup == "open") - (match.lastgroup == "close")
             if not self._depth:
                 return self._at
         return None
