@@ -29,7 +29,7 @@ _PYTHON_BEGUN = re.compile(r"\[\s*([\w.]*)\s*")
 _BUILTIN = re.compile(rf"\s*({_NAME})\.call\(")
 # What ast would warn of, on the host's stderr: "\d" within a string, and "1if" outside of one.
 _STRINGS = r"""'{3}(?:[^\\]|\\.)*?'{3}|"{3}(?:[^\\]|\\.)*?"{3}"""
-_STRING = re.compile(rf"""(\w*)({_STRINGS}|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+_STRING = re.compile(rf"""(\w*)({_STRINGS}|'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")""", re.DOTALL)
 _KEYWORD = re.compile(rf"{_STRING.pattern}|\b({'|'.join(keyword.kwlist)})(?=\s*=)", re.DOTALL)
 _ESCAPED = "escaped_keyword_"
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)", re.DOTALL)
@@ -91,7 +91,7 @@ def tagged_calls(text: str, names: Set[str]) -> list[ToolCall]:
     begun = _BUILTIN.match(text)
     if begun and begun[1] in names:
         return calls_of(FORMS["pythonic"], f"[{begun[1]}{text[begun.end() - 1 :]}]", names)
-    form = FORMS["json" if text.lstrip()[:1] == "{" else "pythonic"]
+    form = FORMS["json" if re.match(r"[\s\[]*\{", text) else "pythonic"]
     try:
         return calls_of(form, text, names)
     except ValueError:
@@ -218,7 +218,7 @@ FORMS: Mapping[str, Form] = {
         Form(
             "json",
             re.compile(r"[{\[]"),
-            re.compile(r'"(?:[^"\\]|\\.)*"|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]+', re.DOTALL),
+            re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]+', re.DOTALL),
             _wrong_json,
             _parse_json,
         ),
@@ -227,7 +227,8 @@ FORMS: Mapping[str, Form] = {
             re.compile(r"\["),
             # An empty string ends where no third quote follows, which takes one character more to know.
             re.compile(
-                rf"""{_STRINGS}|''(?=[^'])|'(?!')(?:[^'\\]|\\.)+'|""(?=[^"])|"(?!")(?:[^"\\]|\\.)+\""""
+                rf"""{_STRINGS}|''(?=[^'])|'(?!')[^'\\]*+(?:\\.[^'\\]*+)*+'"""
+                r"""|""(?=[^"])|"(?!")[^"\\]*+(?:\\.[^"\\]*+)*+\""""
                 r"|(?P<open>[\[({])|(?P<close>[\])}])|[^'\"\[\](){}]+",
                 re.DOTALL,
             ),

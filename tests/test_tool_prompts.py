@@ -9,7 +9,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from texts import CONVERSATIONS
-from tokenizers import AddedToken, Tokenizer
 from tools import (
     DIALOGUES,
     LLAMA4_SPECIAL,
@@ -23,6 +22,7 @@ from tools import (
     official_template,
     result,
 )
+from trained import with_llama4_tokens
 from transformers import AutoTokenizer
 
 import converters
@@ -47,11 +47,8 @@ SINGLE = ("Llama 3.1", "Llama 3.2", "Llama 3.3")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose vocabulary has the control tokens of Llama 3 and 4."""
-    path = checkpoints.llama3(tmp_path_factory.mktemp("tools") / "checkpoint", padding=len(LLAMA4_SPECIAL))
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in LLAMA4_SPECIAL])
-    tokenizer.save(str(path / "tokenizer.json"))
-    return path
+    path = tmp_path_factory.mktemp("tools") / "checkpoint"
+    return with_llama4_tokens(checkpoints.llama3(path, padding=len(LLAMA4_SPECIAL)))
 
 
 @pytest.fixture(scope="module")
