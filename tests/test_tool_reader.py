@@ -175,7 +175,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     parts=st.lists(FRAGMENTS, max_size=14), form=st.sampled_from(list(FORMS)), cuts=st.randoms(use_true_random=False)
 )
