@@ -25,7 +25,7 @@ from edge_llama.errors import (
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.logprobs import Alternative, TokenLogprobs
-from edge_llama.messages import Message
+from edge_llama.messages import Message, ToolCall
 from edge_llama.model import Model, open  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
 
@@ -50,5 +50,6 @@ __all__ = [
     "TemplateError",
     "Timings",
     "TokenLogprobs",
+    "ToolCall",
     "open",
 ]

@@ -3,7 +3,7 @@
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,8 @@ from edge_llama.generation import Answer, Generation
 from edge_llama.messages import Message, check_messages, check_text
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
+from edge_llama.tool_reader import ToolCallReader
+from edge_llama.tools import Tool, Tools, tools_of, trained_tools
 
 _log = logging.getLogger("edge_llama")
 _SAMPLING_KEYS = {
@@ -75,10 +77,13 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
-    def chat(self, *, system: str | None = None) -> Chat:
-        """A new conversation. Raises TemplateError if the model has no chat template."""
+    def chat(self, *, system: str | None = None, **options: Any) -> Chat:
+        """A new conversation; ``options`` are :meth:`answer`'s, for all its answers.
+
+        Raises TemplateError if the model has no chat template.
+        """
         _ = self.template
-        return Chat(self, system=system)
+        return Chat(self, system=system, **options)
 
     def generate(self, prompt: str, **params: Any) -> Generation:
         """Continue ``prompt`` as it stands, without a chat template; ``params`` are those of SamplingParams.
@@ -94,15 +99,41 @@ class Model:
         return self._generate(tokens, params)
 
     def answer(
-        self, messages: Sequence[Message], *, on_finish: Callable[[Answer], None] | None = None, **params: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        tool_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        on_finish: Callable[[Answer], None] | None = None,
+        **params: Any,
     ) -> Generation:
-        """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
-        self._engine.check_process()
-        return self._generate(self.template.tokens(check_messages(messages)), params, on_finish)
+        """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
+        ``tools`` are functions or JSON schemas (:data:`edge_llama.tools.Tool`). The model is told of them, and calls
+        that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
+        model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+        ``tools_in_user_message``, ``builtin_tools``, ... ; ``params`` are those of SamplingParams.
+        """
+        self._engine.check_process()
+        described, variables = tools_of(tools), template_variables or {}
+        tokens = self._prompt(messages, described, variables)
+        names = described.names | trained_tools(variables)
+        reader = self.template.call_reader(names, tool_format) if names or tool_format else None
+        return self._generate(tokens, params, on_finish, reader)
+
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> int:
         """How many tokens the conversation takes, rendered for an answer."""
-        return len(self.template.tokens(check_messages(messages)))
+        return len(self._prompt(messages, tools_of(tools), template_variables or {}))
+
+    def _prompt(self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any]) -> list[int]:
+        return self.template.tokens(check_messages(messages), tools=tools.schemas, variables=variables)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -133,7 +164,11 @@ class Model:
         return defaults
 
     def _generate(
-        self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
+        self,
+        tokens: Sequence[int],
+        params: dict[str, Any],
+        on_finish: Callable[[Answer], None] | None = None,
+        reader: ToolCallReader | None = None,
     ) -> Generation:
         try:
             sampling = SamplingParams(**{**self.sampling_defaults, **params})
@@ -142,7 +177,7 @@ class Model:
             raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
         if len(tokens) >= self.n_ctx:
             raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self)
+        return Generation(self._engine, tokens, sampling, reader=reader, on_finish=on_finish, owner=self)
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
