@@ -99,13 +99,13 @@ def check() -> Verdict:
         child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603 - this interpreter, this module
     except subprocess.TimeoutExpired as error:
         raise EngineError(
-            f"llama.cpp does not work on this processor: a test decode took more than {_SECONDS} s", remedy=REBUILD
+            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s", remedy=REBUILD
         ) from error
     if child.returncode:
         how = f"died of signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
         lines = child.stderr.strip().splitlines()
         raise EngineError(
-            f"llama.cpp does not work on this processor: a test decode {how}{': ' + lines[-1] if lines else ''}",
+            f"llama.cpp does not work here: a test decode {how}{': ' + lines[-1] if lines else ''}",
             remedy=REBUILD,
         )
     said = json.loads(child.stdout.strip().splitlines()[-1])
