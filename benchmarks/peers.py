@@ -7,6 +7,7 @@ import sys
 import tarfile
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,7 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
 
 @cache
 def llama_bench() -> Path:
-    """llama.cpp's program ``llama-bench``, built once from the same source with the flags of the installed engine."""
+    """llama.cpp's program ``llama-bench``, built once from the same source. See :func:`llama_bench_environment`."""
     source, build = llama_cpp_source(), ROOT / ".cache" / f"llama-bench-{version('llama-cpp-python')}"
     program = build / "bin" / "llama-bench"
     if not program.is_file():
@@ -73,10 +74,20 @@ def llama_bench() -> Path:
         if platform.machine().lower() in ("x86_64", "amd64"):  # as scripts/install.py builds the engine
             environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
-        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", *(f"-D{name}=OFF" for name in off)]
+        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+        flags += [f"-D{name}=OFF" for name in off]
         for command in (
             ["cmake", "-S", source, "-B", build, *flags],
             ["nice", "cmake", "--build", build, "--target", "llama-bench", "--parallel", "2"],
         ):
             subprocess.run(list(map(str, command)), env=environment, check=True)
     return program
+
+
+def llama_bench_environment() -> dict[str, str]:
+    """Makes ``llama-bench`` load the libraries of the installed llama-cpp-python: the same engine, byte for byte."""
+    spec = find_spec("llama_cpp")
+    assert spec
+    assert spec.origin
+    libraries = [Path(spec.origin).parent / "lib", llama_bench().parent]
+    return {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
