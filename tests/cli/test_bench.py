@@ -54,3 +54,25 @@ def test_ctrl_c_ends_a_run(terminal: Callable[..., Terminal]) -> None:
     running.see("pp4000, run 1")
     running.interrupt()
     assert running.exit_code() == 130
+
+
+@pytest.mark.parametrize("verb", ["bench", "devices"])
+def test_help_has_an_example(cli: Cli, verb: str) -> None:
+    assert f"Example: edge-llama {verb}" in cli(verb, "--help").stdout
+
+
+def test_verbose_tells_the_settings_and_why(cli: Cli) -> None:
+    done = cli("run", "Hello", "--max-tokens", 1, "-v", "--threads", 1)
+    said = done.stderr.splitlines()[0]
+    for text in ("flash attention o", "KV f", "measured", "ms a token written", "threads 1 (as asked)", "CPU ("):
+        assert text in said
+    assert said == cli("run", "Hello", "--max-tokens", 1, "-v", "--threads", 1).stderr.splitlines()[0]  # remembered
+
+
+def test_options_fix_the_settings(cli: Cli) -> None:
+    fixed = ("--kv", "f32", "--flash-attn", "off", "--batch", 64)
+    done = cli("run", "Hello", "--max-tokens", 1, "-v", *fixed)
+    assert "flash attention off, KV f32, batch 64 (as asked)" in done.stderr
+    refused = cli("run", "Hello", "--kv", "q8_0", "--flash-attn", "off")
+    assert refused.returncode == 2
+    assert "needs flash attention" in refused.stderr
