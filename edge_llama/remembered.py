@@ -18,23 +18,25 @@ CACHE_VARIABLE = "EDGE_LLAMA_CACHE"
 
 
 def folder() -> Path:
-    """``$EDGE_LLAMA_CACHE``, else the system's cache folder for the user."""
+    """``$EDGE_LLAMA_CACHE``, else the system's cache folder for the user. OSError if the user has no home."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     import platformdirs  # noqa: PLC0415 - only when a model is opened
 
-    return platformdirs.user_cache_path("edge-llama")
+    try:
+        return platformdirs.user_cache_path("edge-llama")
+    except RuntimeError as error:  # as in a container that runs under a number nobody has
+        raise OSError(str(error)) from error
 
 
 def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """The finding of this ``kind`` that was remembered under exactly this ``key``, or None."""
-    path = _path(kind, key)
     try:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = json.loads(_path(kind, key).read_text("utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        _log.debug("%s: not used: %s", path, error)
+        _log.debug("a finding of kind %s is not used: %s", kind, error)
         return None
     if not isinstance(kept, dict) or kept.get("key") != _plain(key) or not isinstance(kept.get("found"), dict):
         return None
@@ -43,8 +45,8 @@ def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Keep ``found`` under ``key`` (both as JSON has them), complete or not at all; only its owner may read it."""
-    path = _path(kind, key)
     try:
+        path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
         try:
@@ -55,7 +57,7 @@ def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> Non
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        _log.debug("%s: not remembered: %s", path, error)
+        _log.debug("a finding of kind %s is not remembered: %s", kind, error)
 
 
 def _path(kind: str, key: Mapping[str, Any]) -> Path:

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,19 @@ def test_without_the_variable_it_is_the_systems_folder(monkeypatch: pytest.Monke
     monkeypatch.delenv(CACHE_VARIABLE)
     assert folder().is_absolute()
     assert folder().name == "edge-llama" or "edge-llama" in folder().parts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how Linux finds a home")
+def test_a_user_without_a_home_gets_no_folder_in_the_current_one(tmp_path: Path) -> None:
+    code = (
+        "import pwd, sys\n"
+        "pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError())\n"
+        "from edge_llama.remembered import recall, remember\n"
+        "remember('speed', {}, {'best': 1})\n"
+        "sys.exit(recall('speed', {}) is not None)"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in (CACHE_VARIABLE, "HOME", "XDG_CACHE_HOME")}
+    env["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
