@@ -1,10 +1,13 @@
-"""llama.cpp's own converter and quantizer, of the installed llama-cpp-python. Needs the ``dev`` extra."""
+"""llama.cpp's own converter, quantizer and llama-bench, of the installed llama-cpp-python. Needs the ``dev`` extra."""
 
+import os
+import platform
 import subprocess
 import sys
 import tarfile
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,3 +62,32 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
     if done.returncode:
         sys.exit(f"llama.cpp's converter failed on {checkpoint}:\n{done.stderr[-2000:]}")
     return output
+
+
+@cache
+def llama_bench() -> Path:
+    """llama.cpp's program ``llama-bench``, built once from the same source. See :func:`llama_bench_environment`."""
+    source, build = llama_cpp_source(), ROOT / ".cache" / f"llama-bench-{version('llama-cpp-python')}"
+    program = build / "bin" / "llama-bench"
+    if not program.is_file():
+        environment = dict(os.environ)
+        if platform.machine().lower() in ("x86_64", "amd64"):  # as scripts/install.py builds the engine
+            environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
+        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+        flags += [f"-D{name}=OFF" for name in off]
+        for command in (
+            ["cmake", "-S", source, "-B", build, *flags],
+            ["nice", "cmake", "--build", build, "--target", "llama-bench", "--parallel", "2"],
+        ):
+            subprocess.run(list(map(str, command)), env=environment, check=True)
+    return program
+
+
+def llama_bench_environment() -> dict[str, str]:
+    """Makes ``llama-bench`` load the libraries of the installed llama-cpp-python: the same engine, byte for byte."""
+    spec = find_spec("llama_cpp")
+    assert spec
+    assert spec.origin
+    libraries = [Path(spec.origin).parent / "lib", llama_bench().parent]
+    return {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
