@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.errors import ArtifactError
-from edge_llama.gguf import Header, TensorInfo, ValueType, read_header
+from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
@@ -191,7 +191,9 @@ def _check_numbers(header: Header) -> None:
     for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"):
         number = header.get(f"{header.architecture}.{key}", float, 1.0)
         if not 0 <= number < math.inf:
-            raise ArtifactError(f"{header.path}: {header.architecture}.{key} is {number}, expected a positive number")
+            raise ArtifactError(
+                f"{header.path}: {header.architecture}.{key} is {number}, expected a positive number", remedy=DAMAGED
+            )
 
 
 def _check_blocks(headers: tuple[Header, ...], n_layer: int) -> None:
@@ -210,7 +212,7 @@ def _positive(header: Header, key: str) -> int:
     number = header.get(key, int, 0)
     if number < 1:
         problem = f"is {number}, expected a positive number" if key in header.fields else "is missing"
-        raise ArtifactError(f"{header.path}: {key} {problem}")
+        raise ArtifactError(f"{header.path}: {key} {problem}", remedy=DAMAGED)
     return number
 
 
@@ -226,7 +228,9 @@ def _kv_values(header: Header, n_layer: int) -> int:
         return int(sum(int(count) for count in counts.data)) * (key + value)
     kv_heads = header.get(prefix + "head_count_kv", int, heads)
     if heads and (kv_heads < 1 or heads % kv_heads):
-        raise ArtifactError(f"{header.path}: {prefix}head_count_kv is {kv_heads}, which does not divide {heads} heads")
+        raise ArtifactError(
+            f"{header.path}: {prefix}head_count_kv is {kv_heads}, which does not divide {heads} heads", remedy=DAMAGED
+        )
     return n_layer * kv_heads * (key + value)
 
 
@@ -245,14 +249,16 @@ def _check_vocabulary(header: Header) -> None:
         value = header.fields.get(f"tokenizer.ggml.{key}")
         if value is not None and len(value.data) != len(tokens.data):
             raise ArtifactError(
-                f"{header.path}: tokenizer.ggml.{key} has {len(value.data):,} entries for {len(tokens.data):,} tokens"
+                f"{header.path}: tokenizer.ggml.{key} has {len(value.data):,} entries for {len(tokens.data):,} tokens",
+                remedy=DAMAGED,
             )
     ends = header.fields.get(END_TOKENS)
     if ends is not None and (ends.item is not ValueType.UINT32 or (ends.data >= len(tokens.data)).any()):
-        raise ArtifactError(f"{header.path}: {END_TOKENS} holds what is no token")
+        raise ArtifactError(f"{header.path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
     for key in ("bos", "eos", "eot", "eom", "unknown", "padding"):
         token = header.get(f"tokenizer.ggml.{key}_token_id", int, 0)
         if not 0 <= token < len(tokens.data):
             raise ArtifactError(
-                f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens"
+                f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens",
+                remedy=DAMAGED,
             )

@@ -5,6 +5,7 @@ The files that people download are made by many tools. Whatever stands in them, 
 
 import copy
 import json
+import re
 import resource
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+from refusals import refusal
 
 import converters
 from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, pre_tokenizer_name
@@ -142,11 +144,10 @@ def test_a_bad_field_is_named(name: str, folders: dict[str, Path], tmp_path: Pat
     _write(target, _edited(json.loads(text), path, value))
     to = "safetensors" if "config.json holds" in expected else "gguf"
     try:
-        with pytest.raises(CheckpointError) as raised:
+        with refusal(CheckpointError, re.escape(expected), folders[which]):
             converters.plan(folders[which], tmp_path / "x.gguf", to=to)
     finally:
         target.write_text(text)
-    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+from refusals import refusal
 from safetensors.numpy import load_file
 
 import converters
@@ -190,7 +191,7 @@ def test_a_bad_checkpoint_is_a_typed_error_and_leaves_nothing(name: str, llama2:
     folder = tmp_path / "checkpoint"
     shutil.copytree(llama2, folder)
     spoil(folder)
-    with pytest.raises(CheckpointError, match=expected):
+    with refusal(CheckpointError, expected, *([] if "ffn_up" in expected else [folder])):
         converters.convert(folder, tmp_path / GGUF)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
