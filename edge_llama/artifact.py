@@ -220,7 +220,12 @@ def _kv_values(header: Header, n_layer: int) -> int:
     """Values per token over all layers; head counts may be given per layer."""
     prefix = f"{header.architecture}.attention."
     heads = _positive(header, "attention.head_count") if _is_number(header, prefix + "head_count") else 0
-    head_dim = _positive(header, "embedding_length") // heads if heads else 0
+    width = _positive(header, "embedding_length")
+    if heads and width % heads and prefix + "key_length" not in header.fields:
+        raise ArtifactError(
+            f"{header.path}: {prefix}head_count is {heads:,}, which does not divide {width:,}", remedy=DAMAGED
+        )
+    head_dim = width // heads if heads else 0
     key = header.get(prefix + "key_length", int, head_dim)
     value = header.get(prefix + "value_length", int, head_dim)
     counts = header.fields.get(prefix + "head_count_kv")

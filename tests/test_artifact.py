@@ -58,6 +58,7 @@ BAD = {
     "block count as a float": (changed("llama.block_count", f32(30.0)), "block_count is 30.0"),
     "no context length": (removed("llama.context_length"), "context_length is missing"),
     "heads 0": (changed("llama.attention.head_count", u32(0)), "head_count is 0"),
+    "heads that do not divide": (changed("llama.attention.head_count", u32(7)), "head_count is 7, .* divide 576"),
     "KV heads that do not divide": (changed("llama.attention.head_count_kv", u32(2)), "does not divide"),
     "NaN eps": (changed("llama.attention.layer_norm_rms_epsilon", f32(math.nan)), "rms_epsilon is nan"),
     "negative eps": (changed("llama.attention.layer_norm_rms_epsilon", f32(-1.0)), "rms_epsilon is -1.0"),
@@ -65,6 +66,7 @@ BAD = {
     "more blocks than tensors": (changed("llama.block_count", u32(31)), "block_count is 31, but there are tensors of"),
     "no tokens": (removed(PREFIX + "tokens"), "tokens is missing"),
     "token types of another length": (changed(PREFIX + "token_type", array(ValueType.INT32, [1])), "1 entries"),
+    "scores of another length": (changed(PREFIX + "scores", array(ValueType.FLOAT32, [0.5])), "scores has 1 entries"),
     "a bos id past the vocabulary": (changed(PREFIX + "bos_token_id", u32(49152)), "bos_token_id is 49152"),
 }
 

@@ -119,6 +119,10 @@ BAD = {
     "cut in the tensor table": (lambda data: data[: info_at("offset")], "cut short"),
     "cut in the data": (lambda data: data[:-4], "cut short"),
     "string past the end": (patched(24, "Q", 2**62), "announces"),
+    "array past the end": (
+        lambda data: data.replace(struct.pack("<IIQ", 9, 5, 3), struct.pack("<IIQ", 9, 5, 2**61), 1),
+        "announces .* values",
+    ),
     "unknown value type": (patched(24 + 8 + 20, "I", 99), "unknown type 99"),
     "array of arrays": (
         lambda data: data.replace(struct.pack("<II", 9, 8), struct.pack("<II", 9, 9), 1),

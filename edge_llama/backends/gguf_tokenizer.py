@@ -5,6 +5,7 @@ Which tokens are control tokens is asked of the file, of llama.cpp and of the ch
 
 import ctypes
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -131,6 +132,19 @@ class GGUFTokenizer:
             lost = next(char for char in text if set(char.encode()).intersection(self._missing_bytes))
             raise OptionError(f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out")
         return self._encode_without(self.control_tokens if control is None else control, text, is_first=True)
+
+    def least_tokens(self, text: str) -> int:
+        """By the longest token: texts of megabytes take seconds to encode, and most fit no context."""
+        return len(text.encode()) // self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of text that one token stands for at most; no bound where text is normalized or unknown."""
+        if self._header.get("tokenizer.ggml.model", str, "") not in ("llama", "gpt2"):
+            return sys.maxsize
+        return max(
+            len(text.encode("utf-8", "surrogateescape")) for text in self._header.fields["tokenizer.ggml.tokens"].data
+        )
 
     def _encode_without(self, control: Mapping[str, int], text: str, *, is_first: bool) -> list[int]:
         """llama.cpp finds user-defined tokens in plain text, too: text that has one is cut inside of it."""

@@ -11,10 +11,13 @@ from typing import Any
 import checkpoints
 import numpy as np
 import pytest
+import variants
+from ggufs import weights
 from refusals import refusal
 from safetensors.numpy import load_file
 
 import converters
+import edge_llama
 from edge_llama import CheckpointError, OutputError
 from edge_llama.gguf import read_header
 
@@ -194,6 +197,63 @@ def test_a_bad_checkpoint_is_a_typed_error_and_leaves_nothing(name: str, llama2:
     with refusal(CheckpointError, expected, *([] if "ffn_up" in expected else [folder])):
         converters.convert(folder, tmp_path / GGUF)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def edited_tensors(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    return lambda folder: variants.edit_tensors(folder, edit)
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+GOOD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "rows of zeros": (edited_tensors(lambda tensors: tensors[UP].__setitem__(slice(2, 5), 0)), "q4_k_m"),
+    "a matrix of zeros": (edited_tensors(lambda tensors: tensors[UP].fill(0)), "q6_k"),
+    "denormals": (edited_tensors(lambda tensors: tensors[UP].fill(1e-42)), "q8_0"),
+    "outside float16, to bf16": (lambda folder: spoiled_weight(folder, 1e30), "bf16"),
+    "outside float16, to f32": (lambda folder: spoiled_weight(folder, 1e30), "f32"),
+    "outside float16, to blocks whose scale copes": (lambda folder: spoiled_weight(folder, 1e5), "q8_0"),
+    "frequencies that every runtime computes": (
+        edited_tensors(
+            lambda tensors: tensors.update(
+                {
+                    "rope.freqs": np.ones(16, np.float32),
+                    "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(16, np.float32),
+                }
+            )
+        ),
+        "q8_0",
+    ),
+    "tied, with lm_head": (edited_config(tie_word_embeddings=True), "q8_0"),
+    "tied, without lm_head": (
+        lambda folder: [
+            edited_config(tie_word_embeddings=True)(folder),
+            edited_tensors(lambda tensors: tensors.pop("lm_head.weight"))(folder),
+        ],
+        "q8_0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_odd_checkpoint_converts_and_runs(name: str, llama2: Path, tmp_path: Path) -> None:
+    spoil, quant = GOOD[name]
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(llama2, folder)
+    spoil(folder)
+    converters.convert(folder, tmp_path / GGUF, quant=quant)
+    assert all(np.isfinite(rows).all() for rows in weights(tmp_path / GGUF).values())
+    with edge_llama.open(tmp_path / GGUF, n_ctx=64, threads=1) as model:
+        assert len(model.generate("Hello", max_tokens=2).result().tokens) > 0
+
+
+@pytest.mark.parametrize(("value", "quant"), [(70000.0, "f16"), (1e30, "q8_0")])
+def test_a_weight_outside_float16_is_refused_where_the_format_cannot_cope(
+    value: float, quant: str, llama2: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(llama2, folder)
+    spoiled_weight(folder, value)
+    with refusal(CheckpointError, rf"blk\.1\.ffn_up\.weight.* too large for {quant}"):
+        converters.convert(folder, tmp_path / GGUF, quant=quant)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
