@@ -78,7 +78,8 @@ class ContextFullError(InputError):
     def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
         """``is_bound``: it needs ``needed`` tokens or more."""
         super().__init__(
-            f"the prompt needs {'at least ' if is_bound else ''}{needed:,} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
+            f"the prompt needs {'at least ' if is_bound else ''}{needed:,} tokens but the context holds {n_ctx:,} "
+            "(one is kept for the answer)",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed

@@ -58,7 +58,10 @@ BAD = {
     "block count as a float": (changed("llama.block_count", f32(30.0)), "block_count is 30.0"),
     "no context length": (removed("llama.context_length"), "context_length is missing"),
     "heads 0": (changed("llama.attention.head_count", u32(0)), "head_count is 0"),
-    "heads that do not divide": (changed("llama.attention.head_count", u32(7)), "head_count is 7, .* divide 576"),
+    "heads that do not divide": (
+        changed("llama.attention.head_count", u32(7)),
+        "head_count is 7, expected a divisor of 576",
+    ),
     "KV heads that do not divide": (changed("llama.attention.head_count_kv", u32(2)), "does not divide"),
     "NaN eps": (changed("llama.attention.layer_norm_rms_epsilon", f32(math.nan)), "rms_epsilon is nan"),
     "negative eps": (changed("llama.attention.layer_norm_rms_epsilon", f32(-1.0)), "rms_epsilon is -1.0"),
