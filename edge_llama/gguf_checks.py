@@ -18,6 +18,7 @@ from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType
 _MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _WITHOUT_TEXT = ("none", "no_vocab", "test")  # vocabularies that turn no text into tokens
+_WITHOUT_BYTES, _BYTE = ("bert", "rwkv", "plamo2"), 6
 _WHOLE = {ValueType.UINT8, ValueType.INT8, ValueType.UINT16, ValueType.INT16}
 _WHOLE |= {ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64}
 # q8_1 and q8_k are for use inside a product, the rest for other things than weights: no kernel multiplies them.
@@ -75,6 +76,11 @@ def _check_vocabulary(header: Header) -> None:
                 f"{header.path}: tokenizer.ggml.{key} has {len(values):,} entries for {len(tokens):,} tokens",
                 remedy=DAMAGED,
             )
+    if kind in _WITHOUT_BYTES and _BYTE in items(header, prefix + "token_type", ValueType.INT32, default=()):
+        raise ArtifactError(
+            f"{header.path}: tokenizer.ggml.token_type has tokens for bytes, which a {kind!r} vocabulary has not",
+            remedy=DAMAGED,
+        )
     _check_unique(header, tokens)
     _check_ids(header, len(tokens))
 
@@ -164,7 +170,7 @@ def _check_head_sizes(header: Header) -> None:
 
 
 def _check_formats(tensors: Sequence[TensorInfo], header: Header) -> None:
-    """A Llama's vectors (norms, biases, frequencies, scales) are added and multiplied as f32, its matrices multiplied."""
+    """A Llama's vectors (norms, biases, frequencies, scales) are taken as f32; its matrices are multiplied."""
     for tensor in tensors:
         is_vector = math.prod(tensor.shape[:-1]) == 1
         if (is_vector and tensor.format is not F32) or tensor.format in _NOT_MULTIPLIED:

@@ -94,7 +94,7 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A file in which one thing is odd. ``cut``: the stretch of the data that is left out; ``tail``: what follows it."""
+    """A file in which one thing is odd. ``cut``: data that are left out; ``tail``: how many bytes follow them."""
 
     label: str
     fields: Sequence[_Field]
@@ -104,7 +104,7 @@ class Case:
 
 
 def small(source: Path, output: Path, *, layers: int = 2, n_vocab: int = 1024) -> Path:
-    """The built-in model with its first layers and tokens alone: every field that it has, in a hundredth of the time."""
+    """The built-in model with its first layers and tokens alone: all of its fields, in a hundredth of the time."""
     header = read_header(source)
     tokens = list(header.fields["tokenizer.ggml.tokens"].data[:n_vocab])
     known = set(tokens)

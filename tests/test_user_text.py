@@ -1,5 +1,6 @@
 """Whatever a person types is plain text, or an error that says what is wrong with it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,26 @@ def test_a_character_that_the_vocabulary_lacks_is_named(model: edge_llama.Model)
     for char in missing:
         with refusal(OptionError, "can't express the character", ascii(char)):
             model.generate(f"a{char}b")
+
+
+@pytest.fixture(scope="module")
+def without_bytes(llama2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[edge_llama.Model]:
+    """A sentencepiece vocabulary without byte fallback: llama.cpp ends the process on a character that is no token."""
+    folder = tmp_path_factory.mktemp("without-bytes")
+    converters.convert(llama2, folder / "whole.gguf", quant="f16")
+    tokens = read_header(folder / "whole.gguf").fields["tokenizer.ggml.tokens"].data
+    renamed = [f"unused{at}" if text.startswith("<0x") else text for at, text in enumerate(tokens)]
+    fields = {"tokenizer.ggml.tokens": array(ValueType.STRING, renamed)}
+    with edge_llama.open(rewritten(folder / "whole.gguf", folder / "a.gguf", fields=fields), n_ctx=256) as opened:
+        yield opened
+
+
+def test_what_a_vocabulary_without_byte_fallback_cannot_write_is_named(without_bytes: edge_llama.Model) -> None:
+    for text, lost in (("a\nb", "\n"), ("Hello 🦙", "🦙"), ("\0", "\0")):
+        with refusal(OptionError, "can't express the character", ascii(lost)):
+            without_bytes.generate(text)
+    assert without_bytes.generate("Hello there", max_tokens=2).result().tokens
+    assert without_bytes.tokenizer._continue("Hello")
 
 
 @pytest.mark.parametrize("text", ["\ud800", "good \udfff bad", "a\udcffb"])
