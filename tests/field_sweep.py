@@ -1,15 +1,21 @@
 """One field of a GGUF header edited at a time: the cases, from the file itself, and the process that opens each.
 
-    python tests/field_sweep.py MODEL.gguf FIRST
+    python tests/field_sweep.py MODEL.gguf
 
-opens the cases from number FIRST on, generates two tokens with each, and prints a line when it begins one and a line
-when it ends. If the process dies, the last line says of which case.
+opens each of some thousand files, generates two tokens with it, and prints what came of it: it runs, it is refused by
+a typed error, or the process died. A child does the work and tells when it begins a case and when it ends one: so it
+is known which case killed it, and another child goes on.
 """
 
+import json
 import math
+import os
+import re
 import struct
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +46,7 @@ _ABSENT = {  # what llama.cpp reads for a Llama if it is there: by key a value t
     "llama.rope.scale_linear": f32(1),
     "llama.rope.dimension_sections": array(ValueType.INT32, [16, 16, 16, 16]),
     "llama.classifier.output_labels": array(ValueType.STRING, ["x"]),
-    "tokenizer.ggml.scores": array(ValueType.FLOAT32, np.zeros(1024, np.float32)),
+    "tokenizer.ggml.scores": array(ValueType.FLOAT32, np.zeros(512, np.float32)),
     "tokenizer.ggml.token_type_count": u32(0),
     "tokenizer.ggml.remove_extra_whitespaces": Value(ValueType.BOOL, False),
     "tokenizer.ggml.precompiled_charsmap": array(ValueType.UINT8, np.zeros(8, np.uint8)),
@@ -57,7 +63,7 @@ _ABSENT = {  # what llama.cpp reads for a Llama if it is there: by key a value t
 }
 _MORE_TENSORS = {
     "rope_freqs.weight": (32,),
-    "output.weight": (576, 1024),
+    "output.weight": (576, 512),
     "blk.0.attn_q.bias": (576,),
     "blk.0.attn_k.bias": (192,),
     "blk.0.attn_output.bias": (576,),
@@ -103,7 +109,7 @@ class Case:
     tail: int = 0
 
 
-def small(source: Path, output: Path, *, layers: int = 2, n_vocab: int = 1024) -> Path:
+def small(source: Path, output: Path, *, layers: int = 1, n_vocab: int = 512) -> Path:
     """The built-in model with its first layers and tokens alone: all of its fields, in a hundredth of the time."""
     header = read_header(source)
     tokens = list(header.fields["tokenizer.ggml.tokens"].data[:n_vocab])
@@ -145,11 +151,10 @@ def cases(header: Header) -> list[Case]:
             if put:
                 found.append(Case(f"{key} added {label}", [*fields, *put], tensors))
     for at, info in enumerate(header.tensors):
-        if not info.name.startswith("blk.1."):  # as those of the first layer
-            for label, edited in _rows(tensors, at):
-                found.append(Case(f"{info.name} {label}", fields, [*tensors[:at], *edited, *tensors[at + 1 :]]))
-            cut = slice(tensors[at].offset, tensors[at].offset + -(-info.nbytes // 32) * 32)
-            found += _moved(info.name, tensors[at], fields, _closed_up(tensors, cut), cut)
+        for label, edited in _rows(tensors, at):
+            found.append(Case(f"{info.name} {label}", fields, [*tensors[:at], *edited, *tensors[at + 1 :]]))
+        cut = slice(tensors[at].offset, tensors[at].offset + -(-info.nbytes // 32) * 32)
+        found += _moved(info.name, tensors[at], fields, _closed_up(tensors, cut), cut)
     for name, sizes in _MORE_TENSORS.items():
         found += _moved(f"{name} added", RawTensor(name, sizes, 0, 0), fields, tensors, slice(0, 0))
     return found
@@ -315,16 +320,52 @@ def verdict(path: Path) -> str:
         return f"{type(error).__name__}: {error}".replace(str(path), "FILE")
 
 
-def main() -> None:
-    source, first = Path(sys.argv[1]), int(sys.argv[2])
-    header = read_header(source)
+def sweep(source: Path, numbers: Sequence[int]) -> dict[int, str]:
+    """The verdicts of these cases by number, found in another process; ``died ...`` where that did not survive."""
+    verdicts: dict[int, str] = {}
+    left = list(numbers)
+    while left:
+        command = [sys.executable, __file__, str(source), "-"]
+        env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        asked = json.dumps(left)
+        child = subprocess.run(
+            command, input=asked, capture_output=True, text=True, errors="replace", env=env, check=False
+        )
+        lines = [line.split("\t") for line in child.stdout.splitlines() if "\t" in line]
+        verdicts |= {int(number): text for what, number, text in lines if what == "end"}
+        begun = [int(number) for what, number, _ in lines if what == "begin"]
+        if not begun:
+            raise RuntimeError(f"the sweep did not begin: {child.stderr}")
+        if child.returncode:
+            last = (child.stderr.strip().splitlines() or [""])[-1]
+            verdicts[begun[-1]] = f"died {child.returncode}: {last}"
+        left = left[left.index(begun[-1]) + 1 :]
+    return verdicts
+
+
+def _serve(source: Path, header: Header, found: list[Case], numbers: Sequence[int]) -> None:
+    """The child's part: a line before and after each case."""
     data = source.read_bytes()[header.data_offset :]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.gguf"
-        for number, case in enumerate(cases(header)[first:], first):
-            print(f"begin\t{number}\t{case.label}", flush=True)
-            written(case, data, path)
-            print(f"end\t{number}\t{verdict(path)}", flush=True)
+        for number in numbers:
+            print("begin", number, "", sep="\t", flush=True)
+            written(found[number], data, path)
+            print("end", number, verdict(path), sep="\t", flush=True)
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    header = read_header(source)
+    found = cases(header)
+    if sys.argv[2:] == ["-"]:
+        _serve(source, header, found, json.load(sys.stdin))
+        return
+    verdicts = sweep(source, range(len(found)))
+    for number, text in sorted(verdicts.items()):
+        print(found[number].label, text, sep=": ")
+    counts = Counter(re.split(r"[: ]", text)[0] for text in verdicts.values())
+    print(f"{len(verdicts):,} cases:", ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common()))
 
 
 if __name__ == "__main__":
