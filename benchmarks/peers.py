@@ -1,5 +1,7 @@
-"""llama.cpp's own converter and quantizer, of the installed llama-cpp-python. Needs the ``dev`` extra."""
+"""llama.cpp's own converter, quantizer and llama-bench, of the installed llama-cpp-python. Needs the ``dev`` extra."""
 
+import os
+import platform
 import subprocess
 import sys
 import tarfile
@@ -59,3 +61,22 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
     if done.returncode:
         sys.exit(f"llama.cpp's converter failed on {checkpoint}:\n{done.stderr[-2000:]}")
     return output
+
+
+@cache
+def llama_bench() -> Path:
+    """llama.cpp's program ``llama-bench``, built once from the same source with the flags of the installed engine."""
+    source, build = llama_cpp_source(), ROOT / ".cache" / f"llama-bench-{version('llama-cpp-python')}"
+    program = build / "bin" / "llama-bench"
+    if not program.is_file():
+        environment = dict(os.environ)
+        if platform.machine().lower() in ("x86_64", "amd64"):  # as scripts/install.py builds the engine
+            environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
+        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", *(f"-D{name}=OFF" for name in off)]
+        for command in (
+            ["cmake", "-S", source, "-B", build, *flags],
+            ["nice", "cmake", "--build", build, "--target", "llama-bench", "--parallel", "2"],
+        ):
+            subprocess.run(list(map(str, command)), env=environment, check=True)
+    return program

@@ -13,10 +13,9 @@ from edge_llama.artifact import locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.engine import Engine
 from edge_llama.errors import ContextFullError, OptionError, TemplateError
-from edge_llama.fit import context_size
-from edge_llama.formats import FORMATS
 from edge_llama.generation import Answer, Generation
 from edge_llama.messages import Message, check_messages, check_text
+from edge_llama.plan import plan_engine
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
 
@@ -29,7 +28,6 @@ _SAMPLING_KEYS = {
     "penalty_repeat": "repetition_penalty",
 }
 _LONG = 1 << 20  # characters; up to here their tokens are counted within half a second
-_KV_FORMATS = ("f16", "f32")
 
 
 class Model:
@@ -41,35 +39,39 @@ class Model:
         *,
         n_ctx: int | None = None,
         threads: int | None = None,
-        flash_attention: bool = False,
-        kv_format: str = "f16",
+        n_batch: int | None = None,
+        flash_attention: bool | None = None,
+        kv_format: str | None = None,
+        device: str = "auto",
+        tune: bool = False,
         chat_template: str | None = None,
     ) -> None:
         """See :func:`open`."""
-        from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415 - loads native code
-
-        if kv_format not in _KV_FORMATS:
-            raise OptionError(f"kv_format is {kv_format!r}", remedy=f"known: {', '.join(_KV_FORMATS)}")
         if threads is not None:
             threads = check_whole("threads", threads, 1, 512)
+        if n_batch is not None:
+            n_batch = check_whole("n_batch", n_batch, 1, 4096)
         if n_ctx is not None:
             n_ctx = check_whole("n_ctx", n_ctx, 2, 2**31 - 1)
         if chat_template is not None:
             check_text(chat_template, "chat_template")
-        self.artifact = read_artifact(locate(_path(model)))
-        self.context = context_size(self.artifact, n_ctx, FORMATS[kv_format], devices.available_memory())
-        self._template_source = chat_template or self.artifact.chat_template
-        tower = LlamaCppTower(
-            self.artifact,
-            n_ctx=self.context.n_ctx,
-            threads=threads or devices.cpu_threads(),
+        self.artifact = artifact = read_artifact(locate(_path(model)))
+        self._template_source = chat_template or artifact.chat_template
+        plan = plan_engine(
+            artifact,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
             flash_attention=flash_attention,
             kv_format=kv_format,
+            device=device,
+            tune=tune,
         )
+        self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
+        tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         self._engine = Engine(tower, (lambda: threads) if threads else devices.free_threads)
         self._finalizer = weakref.finalize(self, self._engine.close)
-        _log.info("%s: %s", self.artifact.path, self.context)
+        _log.info("%s: %s; %s; %s", artifact.path, self.context, self.choice, self.placement)
 
     @property
     def n_ctx(self) -> int:
@@ -184,24 +186,35 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     *,
     n_ctx: int | None = None,
     threads: int | None = None,
-    flash_attention: bool = False,
-    kv_format: str = "f16",
+    n_batch: int | None = None,
+    flash_attention: bool | None = None,
+    kv_format: str | None = None,
+    device: str = "auto",
+    tune: bool = False,
     chat_template: str | None = None,
 ) -> Model:
     """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
 
     ``n_ctx`` None takes what the model was trained for as far as it is useful and fits the memory
     (``Model.context`` says); ``threads`` None takes the cores that are free when an answer begins.
-    ``flash_attention`` is off because generation on a CPU is faster without (prompts are faster with).
-    ``kv_format`` is f16 or f32. ``chat_template`` is Jinja text in place of the model's own.
+    ``flash_attention`` None is off, because generation on a CPU is faster without (prompts are faster with); on a GPU
+    it is on. ``kv_format`` is f16 (None), f32 or q8_0; ``n_batch`` tokens of a prompt are computed together (512).
+    ``tune`` lets a measurement choose these three where they are None: half a second once for a model file, then
+    remembered in the user's cache folder (``Model.choice`` says). Without it nothing outside the call decides.
+    ``device`` auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu.
+    ``chat_template`` is Jinja text in place of the model's own.
 
-    Raises ArtifactError, OptionError or EngineError.
+    Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
+    which a child process finds out once for each build of it.
     """
     return Model(
         model,
         n_ctx=n_ctx,
         threads=threads,
+        n_batch=n_batch,
         flash_attention=flash_attention,
         kv_format=kv_format,
+        device=device,
+        tune=tune,
         chat_template=chat_template,
     )

@@ -15,6 +15,15 @@ import pytest
 import converters
 import edge_llama
 from edge_llama.artifact import converted_path, packaged_path
+from edge_llama.remembered import CACHE_VARIABLE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where findings about this machine are kept: a folder of the test run, also for its child processes."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ[CACHE_VARIABLE] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

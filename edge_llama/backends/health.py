@@ -1,48 +1,116 @@
 """Proof that the installed llama.cpp works on this processor: a few tokens decoded in a child process.
 
 Some virtual machines announce AMX and fault on its first instruction; a build made elsewhere may use instructions
-that this processor lacks. Either kills the process in the first ``llama_decode``: so a child goes first.
+that this processor lacks. Either kills the process in the first ``llama_decode``: so a child goes first. A good verdict
+is remembered for this build on this processor; a bad one is never: the check is made again each time.
 
     python -m edge_llama.backends.health
 """
 
+import json
+import logging
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edge_llama import devices, remembered
+from edge_llama.backends.tiny import VOCABULARY, tiny_model
 from edge_llama.errors import EngineError
-from edge_llama.formats import F32, FORMATS, Format
-from edge_llama.gguf import encode_header, f32, string, u32
 
-_WIDTH, _VOCABULARY = 256, 512
-_Q4_0, _Q8_0 = FORMATS["q4_0"], FORMATS["q8_0"]
-_TENSORS: dict[str, tuple[tuple[int, ...], Format]] = {
-    "token_embd.weight": ((_VOCABULARY, _WIDTH), _Q8_0),
-    "output_norm.weight": ((_WIDTH,), F32),
-    "output.weight": ((_VOCABULARY, _WIDTH), _Q8_0),
-    "blk.0.attn_norm.weight": ((_WIDTH,), F32),
-    "blk.0.ffn_norm.weight": ((_WIDTH,), F32),
-    **{f"blk.0.attn_{name}.weight": ((_WIDTH, _WIDTH), _Q4_0) for name in ("q", "k", "v", "output")},
-    **{f"blk.0.ffn_{name}.weight": ((_WIDTH, _WIDTH), _Q8_0) for name in ("gate", "up", "down")},
-}
+_log = logging.getLogger(__name__)
+_KIND = "engine-health"
+_SECONDS = 120  # half a second when quiet
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from edge_llama.backends.health import main
+main()
+"""
+REBUILD = (
+    "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
+    "llama-cpp-python llama-cpp-python; on x86-64 with CFLAGS and CXXFLAGS set to "
+    "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
+)
 
 
-def check() -> None:
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A sound engine: its version, what llama.cpp says of its build, its devices, and when that was found."""
+
+    version: str
+    system_info: str
+    devices: tuple[devices.Device, ...]
+    checked: str
+    """Local time, ISO 8601."""
+
+
+def build() -> dict[str, Any] | None:
+    """What tells one installed llama.cpp from another, without loading it; None if there is none."""
+    spec = find_spec("llama_cpp")
+    if spec is None or not spec.origin:
+        return None
+    package = Path(spec.origin).parent
+    files = [Path(spec.origin), *sorted((package / "lib").glob("*"))]
+    return {"package": str(package), "files": [(file.name, *_stamp(file)) for file in files]}
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def require() -> None:
+    """EngineError unless the engine is known to work here; once in a process.
+
+    In a frozen application there is no interpreter to run a child with: its maker is trusted.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        _log.debug("the engine is not checked: this process has no interpreter for a child")
+        return
+    verdict()
+
+
+def verdict(*, again: bool = False) -> Verdict:
+    """The remembered verdict for this build and processor, else (or ``again``) that of :func:`check`."""
+    key = {"build": build(), "cpu": asdict(devices.cpu())}
+    if not again and (found := remembered.recall(_KIND, key)):
+        try:
+            return Verdict(**{**found, "devices": tuple(devices.Device(**device) for device in found["devices"])})
+        except (TypeError, KeyError):
+            _log.debug("a remembered verdict has another form: checking again")
+    good = check()
+    remembered.remember(_KIND, key, asdict(good))
+    return good
+
+
+def check() -> Verdict:
     """Decode in a child process; EngineError with what to do if it dies or fails."""
-    command = [sys.executable, "-m", "edge_llama.backends.health"]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this interpreter, this module
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603 - this interpreter, this module
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s", remedy=REBUILD
+        ) from error
     if child.returncode:
         how = f"died of signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
         lines = child.stderr.strip().splitlines()
         raise EngineError(
-            f"llama.cpp does not work on this processor: a test decode {how}{': ' + lines[-1] if lines else ''}",
-            remedy="build llama-cpp-python again on this machine; on x86-64 with CFLAGS and CXXFLAGS set to "
-            "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'",
+            f"llama.cpp does not work here: a test decode {how}{': ' + lines[-1] if lines else ''}",
+            remedy=REBUILD,
         )
+    said = json.loads(child.stdout.strip().splitlines()[-1])
+    found = tuple(devices.Device(**device) for device in said["devices"])
+    return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
 
 
 def decode() -> None:
@@ -53,44 +121,32 @@ def decode() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
-        path.write_bytes(_tiny_model())
+        path.write_bytes(tiny_model())
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = 256
+        params.n_threads = params.n_threads_batch = 1  # more would wait for each other on a busy machine
         context = llama_cpp.llama_init_from_model(model, params)
         for count in (64, 1):
             tokens = (ctypes.c_int32 * count)(*range(count))
             if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, count)):
                 raise EngineError("llama_decode failed")
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(_VOCABULARY,))
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(VOCABULARY,))
         if not np.isfinite(logits).all() or not logits.any():
             raise EngineError("llama_decode gave no sound logits")
 
 
-def _tiny_model() -> bytes:
-    fields = {
-        "general.architecture": string("llama"),
-        "llama.block_count": u32(1),
-        "llama.context_length": u32(256),
-        "llama.embedding_length": u32(_WIDTH),
-        "llama.feed_forward_length": u32(_WIDTH),
-        "llama.attention.head_count": u32(4),
-        "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
-        "llama.vocab_size": u32(_VOCABULARY),
-        "tokenizer.ggml.model": string("none"),
-    }
-    random = np.random.default_rng(0)
-    header, _ = encode_header(fields, [(name, shape, format_) for name, (shape, format_) in _TENSORS.items()])
-    return header + b"".join(_random_data(random, shape, format_).tobytes() for shape, format_ in _TENSORS.values())
+def main() -> None:
+    """Decode; then tell on stdout, as one line of JSON, what :class:`Verdict` holds."""
+    decode()
+    import llama_cpp  # noqa: PLC0415
 
+    from edge_llama.backends.ggml_devices import engine_devices  # noqa: PLC0415
 
-def _random_data(random: np.random.Generator, shape: tuple[int, ...], format_: Format) -> NDArray[np.uint8]:
-    if format_ is F32:
-        return np.ones(shape, np.float32).view(np.uint8)
-    blocks = random.integers(0, 256, (int(np.prod(shape)) // format_.block_size, format_.block_bytes), np.uint8)
-    blocks[:, :2] = np.array([0.005], np.float16).view(np.uint8)  # both formats begin with the block's scale
-    return blocks
+    info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |")
+    found = [asdict(device) for device in engine_devices()]
+    print(json.dumps({"version": llama_cpp.__version__, "system_info": info, "devices": found}))  # noqa: T201
 
 
 if __name__ == "__main__":
-    decode()
+    main()

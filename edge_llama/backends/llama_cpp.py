@@ -16,21 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.artifact import Artifact
+from edge_llama.backends import health
 from edge_llama.backends.base import AbortedError
+from edge_llama.backends.ggml_devices import engine_devices
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
+from edge_llama.devices import Device
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
 from edge_llama.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
-_N_BATCH = 512
 _ABORTED = 2
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_*; what is below is noise
 
 
 @cache
 def _engine() -> Any:
-    """The ``llama_cpp`` module, loaded once: its library, its log sent to ours."""
+    """The ``llama_cpp`` module, loaded once: its library, its log sent to ours. EngineError if it does not work."""
+    health.require()
     try:
         import llama_cpp  # noqa: PLC0415 - loads native code, only when a model is opened
     except (ImportError, RuntimeError, OSError) as error:
@@ -38,6 +41,12 @@ def _engine() -> Any:
     llama_cpp.llama_log_set(_NATIVE_LOG, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def available_devices() -> list[Device]:
+    """The devices that this build can use, with the memory that is free on each now."""
+    _engine()
+    return engine_devices()
 
 
 _last_lines: deque[str] = deque(maxlen=4)
@@ -76,8 +85,18 @@ def _strlen() -> int:
 class LlamaCppTower:
     """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
 
-    def __init__(self, artifact: Artifact, *, n_ctx: int, threads: int, flash_attention: bool, kv_format: str) -> None:
-        """Load the weights and allocate a KV cache of ``n_ctx`` positions in ``kv_format`` (f16 or f32).
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        n_ctx: int,
+        threads: int,
+        flash_attention: bool,
+        kv_format: str,
+        n_batch: int = 512,
+        gpu_layers: int = 0,
+    ) -> None:
+        """Load the weights and allocate a KV cache of ``n_ctx`` positions in ``kv_format``: f16, f32 or q8_0.
 
         Raises ArtifactError if llama.cpp refuses the file, EngineError if the cache can't be allocated.
         """
@@ -86,13 +105,15 @@ class LlamaCppTower:
         # Read, not mapped: a mapped file that is cut short or overwritten while it is open ends the process (SIGBUS).
         # That the weights fit the memory was checked when the context's size was chosen.
         options.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        options.n_gpu_layers = gpu_layers
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}")
         self._abort_flag = ctypes.create_string_buffer(2)
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = _N_BATCH
+        params.n_batch = params.n_ubatch = n_batch
+        params.offload_kqv = params.op_offload = gpu_layers > 0
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash_attention)
         params.type_k = params.type_v = FORMATS[kv_format].ggml_id
@@ -109,7 +130,7 @@ class LlamaCppTower:
         self._memory: Any = lib.llama_get_memory(self._context)
         self._n_ctx = n_ctx
         self._length = 0
-        self._tokens = np.empty(_N_BATCH, np.int32)
+        self._tokens = np.empty(n_batch, np.int32)
         self._token_pointer = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact)
 
@@ -121,7 +142,7 @@ class LlamaCppTower:
     @property
     def n_batch(self) -> int:
         """Tokens that one ``decode`` takes at most."""
-        return _N_BATCH
+        return len(self._tokens)
 
     def decode(self, tokens: Sequence[int]) -> None:
         """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""

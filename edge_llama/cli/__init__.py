@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from edge_llama.cli import chat, convert, inspect, run, verify
+from edge_llama.cli import bench, chat, convert, devices, inspect, run, verify
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (chat, run, convert, inspect, verify):
+for verb in (chat, run, convert, inspect, verify, bench, devices):
     app.command()(verb.__dict__[verb.__name__.rpartition(".")[2]])
 
 

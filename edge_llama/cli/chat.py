@@ -38,8 +38,12 @@ def chat(
     max_tokens: options.MaxTokens = None,
     n_ctx: options.NCtx = None,
     threads: options.Threads = None,
-    flash_attn: options.FlashAttn = "off",
+    batch: options.Batch = None,
+    flash_attn: options.FlashAttn = None,
+    kv: options.Kv = None,
+    device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
+    verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Chat with a model, offline. Ctrl-C stops an answer, Ctrl-D leaves, /help shows the commands.
@@ -57,7 +61,17 @@ def chat(
         seed=seed,
         max_tokens=max_tokens,
     )
-    with options.open_model(model, n_ctx, threads, flash_attn, chat_template) as opened:
+    with options.open_model(
+        model,
+        n_ctx=n_ctx,
+        threads=threads,
+        batch=batch,
+        flash_attn=flash_attn,
+        kv=kv,
+        device=device,
+        chat_template=chat_template,
+        verbose=verbose,
+    ) as opened:
         note(f"{opened.artifact.name}: {opened.context}", quiet=quiet)
         conversation = _Conversation(opened, opened.chat(system=system), params)
         if sys.stdin.isatty():

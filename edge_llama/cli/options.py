@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_llama.cli.console import note
+from edge_llama.devices import cpu_threads
 from edge_llama.errors import OptionError
 from edge_llama.model import Model
 
@@ -14,9 +16,28 @@ NCtx = Annotated[
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads. Default: the cores that are free when an answer begins.")
 ]
-FlashAttn = Annotated[
-    str, typer.Option(metavar="on|off", help="Flash attention: faster prompts, slower answers on a CPU.")
+Batch = Annotated[
+    int | None,
+    typer.Option(help="Tokens of a prompt that are computed together. Default: as measured once, mostly 512."),
 ]
+FlashAttn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="on|off",
+        help="Flash attention: faster prompts, slower answers on most CPUs. Default: as measured once.",
+    ),
+]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="f16|f32|q8_0",
+        help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|gpu", help="auto takes a GPU if llama.cpp is built for one and the model fits.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which settings the model runs, and why.")]
 ChatTemplate = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own.")
 ]
@@ -39,13 +60,43 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but re
 
 
 def open_model(
-    model: str | None, n_ctx: int | None, threads: int | None, flash_attn: str, chat_template: Path | None
+    model: str | None,
+    *,
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    batch: int | None = None,
+    flash_attn: str | None = None,
+    kv: str | None = None,
+    device: str = "auto",
+    chat_template: Path | None = None,
+    verbose: bool = False,
 ) -> Model:
-    """Open the model with the common options."""
-    if flash_attn not in ("on", "off"):
+    """Open the model with the common options; settings that are not given are measured once and remembered."""
+    opened = Model(
+        model,
+        n_ctx=n_ctx,
+        threads=threads,
+        n_batch=batch,
+        flash_attention=flash_attention(flash_attn),
+        kv_format=kv,
+        device=device,
+        tune=True,
+        chat_template=_read_template(chat_template) if chat_template else None,
+    )
+    if verbose:
+        note(f"{opened.choice}; {_threads(threads)}; {opened.placement}")
+    return opened
+
+
+def flash_attention(flash_attn: str | None) -> bool | None:
+    """The option's meaning; None leaves it open. OptionError for another word than on or off."""
+    if flash_attn not in (None, "on", "off"):
         raise OptionError(f"--flash-attn {flash_attn}: unknown", remedy="on or off")
-    template = _read_template(chat_template) if chat_template else None
-    return Model(model, n_ctx=n_ctx, threads=threads, flash_attention=flash_attn == "on", chat_template=template)
+    return None if flash_attn is None else flash_attn == "on"
+
+
+def _threads(threads: int | None) -> str:
+    return f"threads {threads} (as asked)" if threads else f"threads up to {cpu_threads()} (as many as are free)"
 
 
 def _read_template(path: Path) -> str:

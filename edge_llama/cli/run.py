@@ -29,9 +29,13 @@ def run(
     max_tokens: options.MaxTokens = None,
     n_ctx: options.NCtx = None,
     threads: options.Threads = None,
-    flash_attn: options.FlashAttn = "off",
+    batch: options.Batch = None,
+    flash_attn: options.FlashAttn = None,
+    kv: options.Kv = None,
+    device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
     as_json: options.Json = False,
+    verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Answer one prompt; the answer streams to stdout, and nothing else goes there.
@@ -52,7 +56,17 @@ def run(
         max_tokens=max_tokens,
         stop=stop,
     )
-    with options.open_model(model_name, n_ctx, threads, flash_attn, chat_template) as model:
+    with options.open_model(
+        model_name,
+        n_ctx=n_ctx,
+        threads=threads,
+        batch=batch,
+        flash_attn=flash_attn,
+        kv=kv,
+        device=device,
+        chat_template=chat_template,
+        verbose=verbose,
+    ) as model:
         if raw and system is not None:
             raise OptionError("--system has no place in a --raw prompt", remedy="leave one of them out")
         messages = ([Message("system", system)] if system is not None else []) + [Message("user", prompt)]

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,18 +10,93 @@ import pytest
 
 from edge_llama import EngineError
 from edge_llama.backends import health
+from edge_llama.remembered import CACHE_VARIABLE
+
+ABORTING = """
+import os
+__version__ = "0.3.36"
+def llama_model_default_params(): pass
+def llama_model_load_from_file(*_): os.abort()
+"""
 
 
-def test_the_installed_engine_decodes() -> None:
-    health.check()
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    return folder
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
-def test_an_engine_that_kills_its_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def broken_interpreter(tmp_path: Path) -> str:
     """A real child that dies of SIGSEGV, as a build for another processor does."""
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\nkill -SEGV $$\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(sys, "executable", str(fake))
+    return str(fake)
+
+
+def test_the_installed_engine_decodes() -> None:
+    verdict = health.check()
+    assert verdict.version.startswith("0.3.")
+    assert "CPU" in verdict.system_info
+    assert "cpu" in {device.kind for device in verdict.devices}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
+def test_an_engine_that_kills_its_process_is_reported(broken_interpreter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", broken_interpreter)
     with pytest.raises(EngineError, match=r"died of signal 11.*-mno-amx-tile"):
         health.check()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
+def test_a_good_verdict_is_remembered_and_a_bad_one_is_not(
+    empty_cache: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", broken_interpreter)
+        with pytest.raises(EngineError):
+            health.verdict()
+    good = health.verdict()
+    monkeypatch.setattr(sys, "executable", broken_interpreter)
+    assert health.verdict() == good
+    with pytest.raises(EngineError):
+        health.verdict(again=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
+def test_another_build_is_checked_anew(
+    empty_cache: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health.verdict()
+    other = {**(health.build() or {}), "files": [("libllama.so", 1, 2)]}
+    monkeypatch.setattr(health, "build", lambda: other)
+    monkeypatch.setattr(sys, "executable", broken_interpreter)
+    with pytest.raises(EngineError):
+        health.verdict()
+
+
+@pytest.mark.parametrize(
+    ("source", "how"),
+    [(ABORTING, "died of signal 6"), ("raise ImportError('libgomp is missing')", "libgomp is missing")],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_broken_engine_is_refused_and_the_process_lives(
+    packaged: Path, empty_cache: Path, tmp_path: Path, source: str, how: str
+) -> None:
+    package = tmp_path / "broken" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(source)
+    code = (
+        "import sys, edge_llama\n"
+        f"sys.path.insert(0, {str(package.parent)!r})\n"
+        f"try: edge_llama.open({str(packaged)!r})\n"
+        "except edge_llama.EngineError as error: print(error)\n"
+        "else: sys.exit('it was opened')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "llama.cpp does not work here" in done.stdout
+    assert how in done.stdout
+    assert "build llama-cpp-python again" in done.stdout

@@ -1,0 +1,100 @@
+"""``edge-llama devices``: what is here, what would be used, what is missing and why."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from edge_llama import devices as machine
+from edge_llama.cli import options
+from edge_llama.engines import EngineState, engines
+from edge_llama.errors import printable
+
+# What llama.cpp's kernels make use of, on x86-64 and on ARM; the whole list is in --json.
+_USEFUL = {
+    *("sse3", "ssse3", "avx", "avx2", "f16c", "fma", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni"),
+    *("avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2"),
+}
+
+
+def devices(
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the engines again, also where a verdict is remembered.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show engines and devices: versions, whether they work here, what would be used and why, what is missing.
+
+    Exit code 1: llama.cpp cannot be used.
+
+    Example: edge-llama devices --json
+    """
+    found = engines(again=check)
+    if as_json:
+        print(json.dumps(_described(found), ensure_ascii=False))  # noqa: T201
+    else:
+        print("\n".join(printable(line) for line in _lines(found)))  # noqa: T201
+    if found[0].problem:
+        raise typer.Exit(1)
+
+
+def _described(found: list[EngineState]) -> dict[str, Any]:
+    return {
+        "cpu": {**asdict(machine.cpu()), "threads": machine.cpu_threads(), "free_threads": machine.free_threads()},
+        "memory": {"total": psutil.virtual_memory().total, "available": machine.available_memory()},
+        "engines": [asdict(engine) for engine in found],
+        "used": _used(found[0]),
+        "missing": _missing(found[0]),
+    }
+
+
+def _lines(found: list[EngineState]) -> list[str]:
+    cpu, memory = machine.cpu(), psutil.virtual_memory().total
+    features = " ".join(feature for feature in cpu.features if feature in _USEFUL)
+    lines = [
+        f"CPU      {cpu.name} ({cpu.machine}), {machine.cpu_threads()} cores for us, {machine.free_threads()} free now",
+        f"         {features or 'features unknown'}",
+        f"memory   {memory / 1e9:.1f} GB, {machine.available_memory() / 1e9:.1f} GB available",
+    ]
+    for engine in found:
+        lines += _engine_lines(engine)
+    lines.append(f"used     {_used(found[0])}")
+    lines += [f"missing  {line}" for line in _missing(found[0])]
+    return lines
+
+
+def _engine_lines(engine: EngineState) -> list[str]:
+    lines = [f"engine   {engine.name} {engine.version or ''}: {engine.runs}"]
+    if engine.problem:
+        lines.append(f"         {engine.problem}; {engine.remedy}")
+    if engine.checked:
+        lines.append(f"         works here: it decoded in a child process ({engine.checked})")
+    if engine.build:
+        lines.append(f"         {engine.build}")
+    for device in engine.devices:
+        memory = f"{device.free_bytes / 1e9:.1f} of {device.total_bytes / 1e9:.1f} GB free"
+        lines.append(f"         {device.kind} {device.name}: {device.description}, {memory} when it was checked")
+    return lines
+
+
+def _used(engine: EngineState) -> str:
+    if engine.problem:
+        return f"nothing: {engine.name} cannot be used"
+    gpus = [device.name for device in engine.devices if device.kind == "gpu"]
+    if gpus:
+        return f"{', '.join(gpus)} for models that fit there whole, else the CPU"
+    return "the CPU: the engine's build has no GPU"
+
+
+def _missing(engine: EngineState) -> list[str]:
+    """Kinds of GPU that the build can't use; those whose driver is here first, and said so."""
+    if any(device.kind == "gpu" for device in engine.devices):
+        return []
+    possible = [kind for kind in machine.ACCELERATORS if sys.platform in kind.systems]
+    return [
+        f"{'its driver is here: ' if kind.is_here() else ''}{kind.remedy}"
+        for kind in sorted(possible, key=lambda kind: not kind.is_here())
+    ]

@@ -1,0 +1,59 @@
+"""The engines that are installed: their versions, whether they work here, and what would be used."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from edge_llama.devices import Device
+from edge_llama.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """An engine. ``problem`` says why it can't be used, "" if it can; ``remedy`` what to do about that."""
+
+    name: str
+    runs: str
+    """Which files it is for."""
+    version: str | None
+    build: str = ""
+    """What the engine says of its own build."""
+    devices: tuple[Device, ...] = ()
+    checked: str = ""
+    """When it decoded in a child process, ISO 8601."""
+    problem: str = ""
+    remedy: str = ""
+
+
+def engines(*, again: bool = False) -> list[EngineState]:
+    """Every engine that edge-llama knows; llama.cpp's check is made ``again`` even if a verdict is remembered."""
+    return [_llama_cpp(again=again), _onnx_runtime()]
+
+
+def _llama_cpp(*, again: bool) -> EngineState:
+    from edge_llama.backends import health  # noqa: PLC0415 - imports numpy
+
+    runs = "GGUF files"
+    if health.build() is None:
+        return EngineState("llama.cpp", runs, None, problem="not installed", remedy="pip install llama-cpp-python")
+    try:
+        verdict = health.verdict(again=again)
+    except EngineError as error:
+        installed = _version("llama-cpp-python")
+        return EngineState("llama.cpp", runs, installed, problem=error.message, remedy=error.remedy)
+    return EngineState("llama.cpp", runs, verdict.version, verdict.system_info, verdict.devices, verdict.checked)
+
+
+def _onnx_runtime() -> EngineState:
+    """Found, not loaded: no model file that edge-llama opens today needs it."""
+    name, runs = "ONNX Runtime", "ONNX folders (not opened yet)"
+    if find_spec("onnxruntime") is None:
+        return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
+    return EngineState(name, runs, _version("onnxruntime") or "of another distribution")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

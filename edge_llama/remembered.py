@@ -1,0 +1,67 @@
+"""What was found out about this machine, kept in the user's cache folder: one small JSON file per finding.
+
+A finding is looked up by all that it depends on, so what no longer applies is never found again. Losing the folder
+loses nothing but time: a file that can't be read is as one that is not there, a folder that can't be written is left.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+CACHE_VARIABLE = "EDGE_LLAMA_CACHE"
+
+
+def folder() -> Path:
+    """``$EDGE_LLAMA_CACHE``, else the system's cache folder for the user."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    import platformdirs  # noqa: PLC0415 - only when a model is opened
+
+    return platformdirs.user_cache_path("edge-llama")
+
+
+def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The finding of this ``kind`` that was remembered under exactly this ``key``, or None."""
+    path = _path(kind, key)
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.debug("%s: not used: %s", path, error)
+        return None
+    if not isinstance(kept, dict) or kept.get("key") != _plain(key) or not isinstance(kept.get("found"), dict):
+        return None
+    return dict(kept["found"])
+
+
+def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Keep ``found`` under ``key`` (both as JSON has them), complete or not at all; only its owner may read it."""
+    path = _path(kind, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"key": key, "found": found}, file, indent=1)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        _log.debug("%s: not remembered: %s", path, error)
+
+
+def _path(kind: str, key: Mapping[str, Any]) -> Path:
+    text = json.dumps(key, sort_keys=True)
+    return folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(key))
