@@ -75,11 +75,9 @@ class TemplateError(InputError):
 class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``."""
 
-    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
-        """``is_bound``: it needs ``needed`` tokens or more."""
+    def __init__(self, needed: int, n_ctx: int, *, remedy: str = "") -> None:
         super().__init__(
-            f"the prompt needs {'at least ' if is_bound else ''}{needed:,} tokens but the context holds {n_ctx:,} "
-            "(one is kept for the answer)",
+            f"the prompt needs {needed:,} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed

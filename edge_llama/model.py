@@ -27,7 +27,6 @@ _SAMPLING_KEYS = {
     "min_p": "min_p",
     "penalty_repeat": "repetition_penalty",
 }
-_LONG = 1 << 20  # characters; up to here their tokens are counted within half a second
 
 
 class Model:
@@ -90,7 +89,6 @@ class Model:
         """
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
-        self._check_length(prompt)
         bos = self.tokenizer.bos
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
         if not tokens:
@@ -102,9 +100,7 @@ class Model:
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
         self._engine.check_process()
-        messages = check_messages(messages)
-        self._check_length(messages[-1].content)
-        return self._generate(self.template.tokens(messages), params, on_finish)
+        return self._generate(self.template.tokens(check_messages(messages)), params, on_finish)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the conversation takes, rendered for an answer."""
@@ -137,12 +133,6 @@ class Model:
             except OptionError as error:
                 _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
         return defaults
-
-    def _check_length(self, text: str) -> None:
-        """ContextFullError for text that can't fit, without the seconds that it would take to encode it."""
-        least = self.tokenizer.least_tokens(text) if len(text) > _LONG else 0
-        if least >= self.n_ctx:
-            raise ContextFullError(least, self.n_ctx, is_bound=True)
 
     def _generate(
         self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None

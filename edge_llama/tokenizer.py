@@ -25,9 +25,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 
-    def least_tokens(self, text: str) -> int:
-        """At least so many tokens ``text`` takes, by its length alone: 0 where that says nothing."""
-
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
 

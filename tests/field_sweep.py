@@ -24,6 +24,7 @@ import numpy as np
 from ggufs import read_tensor
 
 import edge_llama
+from edge_llama.backends import first_run
 from edge_llama.formats import BY_GGML_ID
 from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, f32, read_header, string, u32
 
@@ -346,6 +347,7 @@ def sweep(source: Path, numbers: Sequence[int]) -> dict[int, str]:
 def _serve(source: Path, header: Header, found: list[Case], numbers: Sequence[int]) -> None:
     """The child's part: a line before and after each case."""
     data = source.read_bytes()[header.data_offset :]
+    first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.gguf"
         for number in numbers:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from ggufs import rewritten
 from refusals import refusal
-from texts import TORTURE
 
 import converters
 import edge_llama
@@ -46,16 +45,8 @@ def test_ten_megabytes_work_if_the_context_holds_them(patient: Path) -> None:
 def test_ten_megabytes_that_do_not_fit_are_refused_with_both_numbers(model: edge_llama.Model) -> None:
     text = "The quick brown fox. " * (MEGABYTES // 21 + 1)
     for use in (model.generate, model.chat().send):
-        with refusal(ContextFullError, r"needs at least [\d,]{6,} tokens but the context holds 4,096"):
+        with refusal(ContextFullError, r"needs (at least )?[\d,]{6,} tokens but the context holds 4,096"):
             use(text)
-
-
-def test_the_least_number_of_tokens_is_never_more_than_there_are(model: edge_llama.Model, patient: Path) -> None:
-    with edge_llama.open(patient, n_ctx=64, threads=1) as other:
-        for tokenizer in (model.tokenizer, other.tokenizer):
-            for text in (*TORTURE, LONG_WORD, LONG_WORD[:-1], "".join(TORTURE)):
-                assert tokenizer.least_tokens(text) <= len(tokenizer.encode(text))
-            assert tokenizer.least_tokens(LONG_WORD * 9) >= 9
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\0" * 2000, "\0\n\0 <|im_end|>\0"])

@@ -5,7 +5,6 @@ Which tokens are control tokens is asked of the file, of llama.cpp and of the ch
 
 import ctypes
 import re
-import sys
 import threading
 from collections.abc import Container, Iterator, Mapping
 from functools import cached_property
@@ -132,19 +131,6 @@ class GGUFTokenizer:
         if self._missing_bytes and (lost := self._lost(text)):
             raise OptionError(f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out")
         return self._encode_without(self.control_tokens if control is None else control, text, is_first=True)
-
-    def least_tokens(self, text: str) -> int:
-        """By the longest token: texts of megabytes take seconds to encode, and most fit no context."""
-        return len(text.encode()) // self._longest_token
-
-    @cached_property
-    def _longest_token(self) -> int:
-        """Bytes of text that one token stands for at most; no bound where text is normalized or unknown."""
-        if self._model not in ("llama", "gpt2"):
-            return sys.maxsize
-        return max(
-            len(text.encode("utf-8", "surrogateescape")) for text in self._header.fields["tokenizer.ggml.tokens"].data
-        )
 
     def _encode_without(self, control: Mapping[str, int], text: str, *, is_first: bool) -> list[int]:
         """llama.cpp finds user-defined tokens in plain text, too: text that has one is cut inside of it."""

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import architectures
+import field_sweep
 import pytest
 from engines import CAPITAL
 from ggufs import rewritten
 from terminals import EDGE_LLAMA
 
-from edge_llama.gguf import string
+from edge_llama.gguf import read_header, string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -112,6 +114,15 @@ def test_a_template_file_that_is_none_is_one_line_and_exit_code_2(
     done = cli("run", "x", "--chat-template", tmp_path / "bad.jinja")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert expected in done.stderr
+
+
+def test_a_model_that_ends_the_engines_process_is_one_line_and_exit_code_2(
+    cli: Cli, packaged: Path, tmp_path: Path
+) -> None:
+    vocabulary = read_header(field_sweep.small(packaged, tmp_path / "small.gguf"))
+    done = cli("run", architectures.deadly(tmp_path / "bad.gguf", vocabulary), "Hello")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "died of signal 6" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["chat", "run", "convert", "inspect"])
