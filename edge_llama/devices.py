@@ -156,6 +156,11 @@ def free_threads() -> int:
     return max(1, cpu_threads() - max(0, others))
 
 
+def free_now() -> int:
+    """:func:`free_threads` by one look, which takes 20 microseconds and counts what is about to sleep too."""
+    return max(1, cpu_threads() - max(0, _runnable() - 1))
+
+
 def _lasting() -> int:
     """The least of 4 samples of :func:`_runnable`, 1 ms apart.
 

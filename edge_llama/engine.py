@@ -8,6 +8,7 @@ from queue import SimpleQueue
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError, EngineError
+from edge_llama.pace import Pace
 from edge_llama.session import Session
 
 _log = logging.getLogger(__name__)
@@ -43,10 +44,10 @@ class Job:
 class Engine:
     """A tower, its session, and the thread in which both are used."""
 
-    def __init__(self, tower: TextTower, choose_threads: Callable[[], int]) -> None:
-        """``choose_threads`` is asked before each job how many threads the tower shall use."""
+    def __init__(self, tower: TextTower, choose_threads: Callable[[], int], pace: Pace | None = None) -> None:
+        """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it."""
         self.tower = tower
-        self.session = Session(tower)
+        self.session = Session(tower, pace)
         self._choose_threads = choose_threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.

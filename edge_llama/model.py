@@ -15,6 +15,7 @@ from edge_llama.engine import Engine
 from edge_llama.errors import ContextFullError, OptionError, TemplateError
 from edge_llama.generation import Answer, Generation
 from edge_llama.messages import Message, check_messages, check_text
+from edge_llama.pace import Pace
 from edge_llama.plan import plan_engine
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
@@ -68,7 +69,9 @@ class Model:
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
-        self._engine = Engine(tower, (lambda: threads) if threads else devices.free_threads)
+        # While a GPU works its thread sleeps: that says nothing about others.
+        pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
+        self._engine = Engine(tower, pace.begin if pace else lambda: threads or devices.free_threads(), pace)
         self._finalizer = weakref.finalize(self, self._engine.close)
         _log.info("%s: %s; %s; %s", artifact.path, self.context, self.choice, self.placement)
 
@@ -186,7 +189,8 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
 
     ``n_ctx`` None takes what the model was trained for as far as it is useful and fits the memory
-    (``Model.context`` says); ``threads`` None takes the cores that are free when an answer begins.
+    (``Model.context`` says); ``threads`` None takes the cores that are free, from token to token: with flash attention
+    on, and only then, their number changes how numbers are rounded.
     ``flash_attention`` None is off, because generation on a CPU is faster without (prompts are faster with); on a GPU
     it is on. ``kv_format`` is f16 (None), f32 or q8_0; ``n_batch`` tokens of a prompt are computed together (512).
     ``tune`` lets a measurement choose these three where they are None: half a second once for a model file, then

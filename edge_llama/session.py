@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import ContextFullError
+from edge_llama.pace import Pace, Stopwatch
 
 
 class Session:
     """Reads prompts into a tower's cache, and reads nothing twice that the cache already holds."""
 
-    def __init__(self, tower: TextTower) -> None:
+    def __init__(self, tower: TextTower, pace: Pace | None = None) -> None:
+        """With a ``pace`` the number of threads follows the machine's load from token to token."""
         self._tower = tower
+        self._pace = pace
         self.tokens: list[int] = []
 
     @property
@@ -34,12 +37,15 @@ class Session:
 
     def append(self, *tokens: int) -> None:
         """Decode at most ``n_batch`` tokens after those in the cache."""
+        watch = Stopwatch()
         try:
             self._tower.decode(tokens)
         except BaseException:
             del self.tokens[self._tower.length :]  # a recurrent state is lost with what failed
             raise
         self.tokens += tokens
+        if self._pace:
+            self._tower.use_threads(self._pace.after(*watch.read(), len(tokens)))
 
     def rewind(self, length: int) -> int:
         """Keep the first ``length`` tokens, or none where the engine can't go back; how many are kept."""

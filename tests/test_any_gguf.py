@@ -69,7 +69,7 @@ def test_an_answer_that_was_stopped_leaves_a_recurrent_model_usable(vocabulary: 
     with edge_llama.open(tmp_path / "model.gguf", kv_format="f32", threads=1) as model:
         expected = model.generate(_PROMPT, temperature=0, max_tokens=6).result().tokens
         for taken in range(6):
-            running = model.generate(_PROMPT * 40, temperature=0, max_tokens=200)
+            running = model.generate(_PROMPT * 30, temperature=0, max_tokens=200)
             for _ in range(taken):
                 next(running)
             running.close()

@@ -14,7 +14,7 @@ NCtx = Annotated[
     int | None, typer.Option("--n-ctx", help="Tokens of context. Default: what is useful and fits the memory.")
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads. Default: the cores that are free when an answer begins.")
+    int | None, typer.Option(help="CPU threads. Default: as many as there are free cores, from token to token.")
 ]
 Batch = Annotated[
     int | None,
