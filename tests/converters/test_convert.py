@@ -63,7 +63,7 @@ def current_umask() -> int:
 def test_an_existing_output_is_replaced_only_by_force(llama3: Path, tmp_path: Path) -> None:
     output = tmp_path / GGUF
     output.write_bytes(b"mine")
-    with pytest.raises(OutputError, match="--force"):
+    with refusal(OutputError, "--force"):
         converters.convert(llama3, output)
     assert output.read_bytes() == b"mine"
     converters.convert(llama3, output, force=True)
@@ -74,10 +74,10 @@ def test_an_existing_folder_is_replaced_only_by_force(packaged: Path, tmp_path: 
     output = tmp_path / "folder"
     output.mkdir()
     (output / "config.json").touch()
-    with pytest.raises(OutputError, match="--force"):
+    with refusal(OutputError, "--force"):
         converters.convert(packaged, output, to="safetensors")
     (output / "thesis.txt").touch()
-    with pytest.raises(OutputError, match=r"holds 'thesis.txt', which --force would delete"):
+    with refusal(OutputError, r"holds 'thesis.txt', which --force would delete"):
         converters.convert(packaged, output, to="safetensors", force=True)
     (output / "thesis.txt").unlink()
     converters.convert(packaged, output, to="safetensors", force=True)
@@ -90,7 +90,7 @@ def test_output_and_source_may_not_be_the_same(packaged: Path, tmp_path: Path) -
     copy = tmp_path / GGUF
     shutil.copy(packaged, copy)
     before = copy.read_bytes()
-    with pytest.raises(OutputError, match="same"):
+    with refusal(OutputError, "same"):
         converters.convert(copy, copy, force=True)
     assert copy.read_bytes() == before
 
@@ -98,9 +98,9 @@ def test_output_and_source_may_not_be_the_same(packaged: Path, tmp_path: Path) -
 def test_an_output_that_holds_or_is_part_of_the_input_is_refused_even_by_force(llama3: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     shutil.copytree(llama3, folder / "checkpoint")
-    with pytest.raises(OutputError, match="the input lies in the output"):
+    with refusal(OutputError, "the input lies in the output"):
         converters.convert(folder / "checkpoint", folder, to="safetensors", force=True)
-    with pytest.raises(OutputError, match="is one of the input's files"):
+    with refusal(OutputError, "is one of the input's files"):
         converters.convert(folder / "checkpoint", folder / "checkpoint" / "model.safetensors", to="gguf", force=True)
     assert (folder / "checkpoint" / "model.safetensors").read_bytes() == (llama3 / "model.safetensors").read_bytes()
     converters.convert(folder / "checkpoint", folder / "checkpoint" / "model.gguf")
@@ -110,7 +110,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(llama3: Path, tmp_path
     def appear(_done: int, _total: int) -> None:
         (tmp_path / GGUF).write_bytes(b"mine")
 
-    with pytest.raises(OutputError, match="already exists"):
+    with refusal(OutputError, "already exists"):
         converters.convert(llama3, tmp_path / GGUF, on_progress=appear)
     assert (tmp_path / GGUF).read_bytes() == b"mine"
 
@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_small_is_told_before_starting(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-    with pytest.raises(OutputError, match=r"1,000 bytes are free but the output needs [\d,]+"):
+    with refusal(OutputError, r"1,000 bytes are free but the output needs [\d,]+"):
         converters.convert(llama3, tmp_path / GGUF)
     assert not list(tmp_path.iterdir())
 
@@ -130,7 +130,7 @@ def test_a_disk_that_is_too_small_is_told_before_starting(
 @pytest.mark.parametrize("place", ["/proc", "/proc/self/cmdline", "{file}"])
 def test_a_place_where_nothing_can_be_written_is_an_error(place: str, llama3: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with refusal(OutputError, "cannot be written"):
         converters.convert(llama3, Path(place.format(file=tmp_path / "file")) / GGUF)
 
 
