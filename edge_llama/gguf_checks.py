@@ -100,9 +100,12 @@ def items(header: Header, key: str, *kinds: ValueType, default: Any = None) -> A
 
 def _check_unique(header: Header, tokens: Sequence[str]) -> None:
     """llama.cpp asserts that no text has two ids; it calls an empty one ``[EMPTY_n]``."""
+    texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)] if "" in tokens else tokens
+    if len(set(texts)) == len(texts):
+        return
     seen: dict[str, int] = {}
-    for index, text in enumerate(tokens):
-        first = seen.setdefault(text or f"[EMPTY_{index}]", index)
+    for index, text in enumerate(texts):
+        first = seen.setdefault(text, index)
         if first != index:
             raise ArtifactError(
                 f"{header.path}: tokenizer.ggml.tokens gives {text[:100]!r} the ids {first:,} and {index:,}",

@@ -17,7 +17,7 @@ from ggufs import rewritten
 from refusals import refusal
 
 import edge_llama
-from edge_llama import ArtifactError
+from edge_llama import ArtifactError, EngineError
 from edge_llama.artifact import read_artifact
 from edge_llama.backends import first_run
 from edge_llama.gguf import Header, read_header
@@ -146,4 +146,21 @@ def test_where_no_child_can_run_the_model_opens_all_the_same(
     with caplog.at_level(logging.INFO):
         first_run.require(artifact, SETTINGS)
     assert "not tried out" in caplog.text
+    assert not (tmp_path / "cache" / "first-run").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as interpreter")
+@pytest.mark.parametrize(("signal", "blamed"), [("KILL", "want of memory"), ("SEGV", "llama.cpp does not work here")])
+def test_a_death_that_is_not_the_files_fault_is_not_put_on_it(
+    signal: str, blamed: str, vocabulary: Header, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real children that die after they began: for want of memory, and by an engine that dies of everything."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    architectures.written(tmp_path / "model.gguf", "qwen2", vocabulary)
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\necho began\nkill -{signal} $$\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    with pytest.raises(EngineError, match=blamed):
+        first_run.require(read_artifact(tmp_path / "model.gguf"), SETTINGS)
     assert not (tmp_path / "cache" / "first-run").exists()
