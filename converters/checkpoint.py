@@ -18,6 +18,7 @@ from edge_llama.gguf import Value
 
 INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
 """Of the files that a checkpoint is read from."""
+NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: tensor {name!r} is missing", remedy="the download may be incomplete")
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{self.path}: tensor {name!r} has shape {list(tensor.shape)}, config.json implies {list(shape)}"
+                f"{self.path}: tensor {name!r} has shape {list(tensor.shape)}, config.json implies {list(shape)}",
+                remedy=NOT_TOGETHER,
             )
         return tensor
 
@@ -96,6 +98,7 @@ class Fields:
 
     def fail(self, key: str, problem: str, remedy: str = "") -> CheckpointError:
         """The error about the field ``key``."""
+        remedy = remedy or "correct it, or download the file again"
         return CheckpointError(f"{self.path}: {self.file}: {key} {problem}", remedy=remedy)
 
     def size(self, key: str, default: int | None = None) -> int:
@@ -138,5 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}", remedy="download it again") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a JSON object, found {type(data).__name__}", remedy="download it again"
+        )
     return data

@@ -52,7 +52,9 @@ def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, f
     except Timeout as error:
         raise OutputError(f"{output}: another conversion is writing it", remedy="wait, or give another name") from error
     except OSError as error:
-        raise OutputError(f"{output.parent}: cannot be written: {error.strerror}") from error
+        raise OutputError(
+            f"{output.parent}: cannot be written: {error.strerror}", remedy="give another folder"
+        ) from error
     try:
         with closing(Growing(folder, layout, key)) as grown:
             _check_space(output, layout.output_bytes - grown.resumed_bytes)

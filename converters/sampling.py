@@ -9,6 +9,7 @@ from edge_llama.artifact import END_TOKENS
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Header, Value, ValueType, array, f32
 
+_CORRECT = "correct it, or remove it"
 _PREFIX = "general.sampling."
 _KEYS = {
     "top_k": ("top_k", ValueType.INT32),
@@ -30,10 +31,14 @@ def to_gguf(generation: Mapping[str, Any], path: Path) -> dict[str, Value]:
 
 def _number(number: Any, key: str, kind: ValueType, path: Path) -> Value:
     if isinstance(number, bool) or not isinstance(number, int if kind is ValueType.INT32 else int | float):
-        raise CheckpointError(f"{path}: generation_config.json: {key} is {number!r:.100}, expected a number")
+        raise CheckpointError(
+            f"{path}: generation_config.json: {key} is {number!r:.100}, expected a number", remedy=_CORRECT
+        )
     limit = 3e38 if kind is ValueType.FLOAT32 else 1 << 31
     if not -limit < number < limit:  # nor NaN
-        raise CheckpointError(f"{path}: generation_config.json: {key} is {number!r:.100}, which GGUF cannot hold")
+        raise CheckpointError(
+            f"{path}: generation_config.json: {key} is {number!r:.100}, which GGUF cannot hold", remedy=_CORRECT
+        )
     return f32(number) if kind is ValueType.FLOAT32 else Value(kind, number)
 
 
@@ -45,7 +50,8 @@ def ends_to_gguf(generation: Mapping[str, Any], n_vocab: int, path: Path) -> dic
         if type(index) is not int or not 0 <= index < n_vocab:
             raise CheckpointError(
                 f"{path}: generation_config.json: eos_token_id has {index!r:.100}, expected ids from 0 to "
-                f"{n_vocab - 1:,}"
+                f"{n_vocab - 1:,}",
+                remedy=_CORRECT,
             )
     return {END_TOKENS: array(ValueType.UINT32, ids)} if ids else {}
 

@@ -3,7 +3,6 @@
 Today an artifact is one GGUF file with a text tower. This file will also read ONNX folders and bundles.
 """
 
-import math
 import os
 import re
 import sysconfig
@@ -12,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.errors import ArtifactError
-from edge_llama.gguf import Header, TensorInfo, ValueType, read_header
+from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
+from edge_llama.gguf_checks import check_model, items, numbers
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
@@ -125,10 +125,8 @@ def read_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
     if architecture == "clip":
         raise ArtifactError(f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model")
-    _check_vocabulary(header)
     template = header.get("tokenizer.chat_template", str, "")
     n_layer = _positive(header, "block_count")
-    _check_numbers(header)
     artifact = Artifact(
         path=path,
         headers=headers,
@@ -139,7 +137,10 @@ def read_artifact(path: Path) -> Artifact:
         n_ctx_train=_positive(header, "context_length"),
         kv_values_per_token=_kv_values(header, n_layer),
     )
-    _check_blocks(headers, n_layer)
+    check_model(headers)
+    n_tokens = len(header.fields["tokenizer.ggml.tokens"].data)
+    if any(token >= n_tokens for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
+        raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
     return artifact
 
 
@@ -186,73 +187,34 @@ def _check_parts(headers: tuple[Header, ...], count: int) -> None:
         )
 
 
-def _check_numbers(header: Header) -> None:
-    """llama.cpp ends the process on some of these, and computes nonsense with others."""
-    for key in ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"):
-        number = header.get(f"{header.architecture}.{key}", float, 1.0)
-        if not 0 <= number < math.inf:
-            raise ArtifactError(f"{header.path}: {header.architecture}.{key} is {number}, expected a positive number")
-
-
-def _check_blocks(headers: tuple[Header, ...], n_layer: int) -> None:
-    names = (tensor.name.split(".") for header in headers for tensor in header.tensors)
-    blocks = {name[1] for name in names if name[0] == "blk" and len(name) > 1}
-    if n_layer > len(blocks):
-        raise ArtifactError(
-            f"{headers[0].path}: {headers[0].architecture}.block_count is {n_layer:,}, but there are tensors of "
-            f"{len(blocks):,} blocks",
-            remedy="the file is incomplete: download or convert it again",
-        )
-
-
 def _positive(header: Header, key: str) -> int:
     key = f"{header.architecture}.{key}"
     number = header.get(key, int, 0)
     if number < 1:
         problem = f"is {number}, expected a positive number" if key in header.fields else "is missing"
-        raise ArtifactError(f"{header.path}: {key} {problem}")
+        raise ArtifactError(f"{header.path}: {key} {problem}", remedy=DAMAGED)
     return number
 
 
 def _kv_values(header: Header, n_layer: int) -> int:
     """Values per token over all layers; head counts may be given per layer."""
     prefix = f"{header.architecture}.attention."
-    heads = _positive(header, "attention.head_count") if _is_number(header, prefix + "head_count") else 0
-    head_dim = _positive(header, "embedding_length") // heads if heads else 0
-    key = header.get(prefix + "key_length", int, head_dim)
-    value = header.get(prefix + "value_length", int, head_dim)
-    counts = header.fields.get(prefix + "head_count_kv")
-    if counts is not None and counts.type is ValueType.ARRAY:
-        return int(sum(int(count) for count in counts.data)) * (key + value)
-    kv_heads = header.get(prefix + "head_count_kv", int, heads)
-    if heads and (kv_heads < 1 or heads % kv_heads):
-        raise ArtifactError(f"{header.path}: {prefix}head_count_kv is {kv_heads}, which does not divide {heads} heads")
-    return n_layer * kv_heads * (key + value)
-
-
-def _is_number(header: Header, key: str) -> bool:
-    value = header.fields.get(key)
-    return value is None or value.type is not ValueType.ARRAY
-
-
-def _check_vocabulary(header: Header) -> None:
-    tokens = header.fields.get("tokenizer.ggml.tokens")
-    if tokens is None:
+    heads = numbers(header, prefix + "head_count")
+    width = _positive(header, "embedding_length")
+    if len(heads) == 1 and heads[0] == 0 and header.architecture != "llama":
+        return 0  # recurrent: no attention, no cache that grows
+    if len(heads) == 1 and (heads[0] < 1 or (width % heads[0] and prefix + "key_length" not in header.fields)):
         raise ArtifactError(
-            f"{header.path}: tokenizer.ggml.tokens is missing", remedy="convert the model again with its tokenizer"
+            f"{header.path}: {prefix}head_count is {heads[0]:,}, expected a divisor of {width:,}", remedy=DAMAGED
         )
-    for key in ("scores", "token_type"):
-        value = header.fields.get(f"tokenizer.ggml.{key}")
-        if value is not None and len(value.data) != len(tokens.data):
-            raise ArtifactError(
-                f"{header.path}: tokenizer.ggml.{key} has {len(value.data):,} entries for {len(tokens.data):,} tokens"
-            )
-    ends = header.fields.get(END_TOKENS)
-    if ends is not None and (ends.item is not ValueType.UINT32 or (ends.data >= len(tokens.data)).any()):
-        raise ArtifactError(f"{header.path}: {END_TOKENS} holds what is no token")
-    for key in ("bos", "eos", "eot", "eom", "unknown", "padding"):
-        token = header.get(f"tokenizer.ggml.{key}_token_id", int, 0)
-        if not 0 <= token < len(tokens.data):
-            raise ArtifactError(
-                f"{header.path}: tokenizer.ggml.{key}_token_id is {token}, past the {len(tokens.data):,} tokens"
-            )
+    head_dim = width // max(max(heads, default=0), 1)
+    values = header.get(prefix + "key_length", int, head_dim) + header.get(prefix + "value_length", int, head_dim)
+    kv_heads = numbers(header, prefix + "head_count_kv") or heads
+    if len(kv_heads) != 1:
+        return sum(kv_heads) * values
+    if len(heads) == 1 and (kv_heads[0] < 1 or heads[0] % kv_heads[0]):
+        raise ArtifactError(
+            f"{header.path}: {prefix}head_count_kv is {kv_heads[0]:,}, which does not divide {heads[0]:,} heads",
+            remedy=DAMAGED,
+        )
+    return n_layer * kv_heads[0] * values

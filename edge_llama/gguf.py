@@ -22,6 +22,7 @@ MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+DAMAGED = "the file is damaged: download or convert it again"
 _MAX_NAME = 63  # ggml.h: GGML_MAX_NAME is 64 with its terminator
 _T = TypeVar("_T")
 
@@ -126,7 +127,9 @@ class Header:
             return default
         data = float(value.data) if kind is float and isinstance(value.data, int) else value.data
         if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-            raise ArtifactError(f"{self.path}: {key} is {value.data!r}, expected a value of type {kind.__name__}")
+            raise ArtifactError(
+                f"{self.path}: {key} is {value.data!r:.100}, expected a value of type {kind.__name__}", remedy=DAMAGED
+            )
         return data
 
     @property
@@ -157,7 +160,7 @@ class _Parser:
         self.at = 0
         self.field = "the header"
 
-    def fail(self, what: str, remedy: str = "") -> ArtifactError:
+    def fail(self, what: str, remedy: str = DAMAGED) -> ArtifactError:
         return ArtifactError(f"{self.path}: {self.field}: {what}", remedy=remedy)
 
     def take(self, count: int) -> bytes:
@@ -219,12 +222,12 @@ class _Parser:
 
     def _not_gguf(self, magic: bytes) -> ArtifactError:
         if self.size == 0:
-            return self.fail("the file is empty")
+            return self.fail("the file is empty", "download or convert it again")
         if self.data.startswith(b"version https://git-lfs"):
             return self.fail("this is a Git LFS pointer, not the file itself", "run `git lfs pull`")
         if self.data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
             return self.fail("this is an HTML page saved as a model", "download the file itself")
-        return self.fail(f"not a GGUF file: it starts with {magic!r}")
+        return self.fail(f"not a GGUF file: it starts with {magic!r}", "give a .gguf file")
 
     def _type(self) -> ValueType:
         number = self.number("I")

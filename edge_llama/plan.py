@@ -22,17 +22,17 @@ class EnginePlan:
 
     def open(self, threads: int) -> TextTower:
         """Load the model so. Raises ArtifactError or EngineError."""
-        from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415 - loads native code
+        from edge_llama.backends import first_run  # noqa: PLC0415 - loads native code
+        from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415
 
-        return LlamaCppTower(
-            self.artifact,
-            n_ctx=self.context.n_ctx,
-            threads=threads,
-            flash_attention=self.choice.setting.flash_attention,
-            kv_format=self.choice.setting.kv_format,
-            n_batch=self.choice.setting.n_batch,
-            gpu_layers=self.placement.gpu_layers,
-        )
+        settings: dict[str, Any] = {
+            "flash_attention": self.choice.setting.flash_attention,
+            "kv_format": self.choice.setting.kv_format,
+            "n_batch": self.choice.setting.n_batch,
+            "gpu_layers": self.placement.gpu_layers,
+        }
+        first_run.require(self.artifact, settings)
+        return LlamaCppTower(self.artifact, n_ctx=self.context.n_ctx, threads=threads, **settings)
 
 
 def plan_engine(

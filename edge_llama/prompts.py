@@ -179,7 +179,10 @@ class ChatTemplate:
             text.encode()
         except Exception as error:  # a template is a program: nothing says how it fails
             why = str(error) or type(error).__name__
-            raise TemplateError(f"{self._where}: the chat template failed: {why}") from error
+            raise TemplateError(
+                f"{self._where}: the chat template failed: {why}",
+                remedy="if the conversation is in order, pass another one",
+            ) from error
         return text
 
 

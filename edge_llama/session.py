@@ -29,7 +29,7 @@ class Session:
         if len(prompt) >= self._tower.n_ctx:
             raise ContextFullError(len(prompt), self._tower.n_ctx)
         reused = min(self._shared(prompt), len(prompt) - 1)
-        self.rewind(reused)
+        reused = self.rewind(reused)
         step = self._tower.n_batch
         for start in range(reused, len(prompt), step):
             self.append(*prompt[start : start + step])
@@ -38,16 +38,20 @@ class Session:
     def append(self, *tokens: int) -> None:
         """Decode at most ``n_batch`` tokens after those in the cache."""
         watch = Stopwatch()
-        self._tower.decode(tokens)
+        try:
+            self._tower.decode(tokens)
+        except BaseException:
+            del self.tokens[self._tower.length :]  # a recurrent state is lost with what failed
+            raise
         self.tokens += tokens
         if self._pace:
             self._tower.use_threads(self._pace.after(*watch.read(), len(tokens)))
 
-    def rewind(self, length: int) -> None:
-        """Keep the first ``length`` tokens."""
+    def rewind(self, length: int) -> int:
+        """Keep the first ``length`` tokens, or none where the engine can't go back; how many are kept."""
         if length < len(self.tokens):
-            self._tower.rewind(length)
-            del self.tokens[length:]
+            del self.tokens[self._tower.rewind(length) :]
+        return len(self.tokens)
 
     def _shared(self, prompt: Sequence[int]) -> int:
         pairs = enumerate(zip(self.tokens, prompt, strict=False))

@@ -25,7 +25,7 @@ SECONDS = 20
 class Letters:
     """A tower that says "a" for ever; ``go`` cleared holds it within decode."""
 
-    n_ctx, n_batch = 10_000, 512
+    n_ctx, n_batch, length = 10_000, 512, 10_000
 
     def __init__(self) -> None:
         self.tokenizer: Any = self
@@ -57,7 +57,8 @@ class Letters:
     def sample(self) -> int:
         return 1
 
-    def rewind(self, length: int) -> None: ...
+    def rewind(self, length: int) -> int:
+        return length
 
     def use_threads(self, count: int) -> None:
         if count < 1:

@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from ggufs import rewritten
+from refusals import refusal
 
+import edge_llama
 from edge_llama.artifact import read_artifact
 from edge_llama.errors import OptionError
 from edge_llama.fit import context_size
 from edge_llama.formats import F16, F32
+from edge_llama.gguf import encode_header, read_header, u32
 
 GIB = 1 << 30
 
@@ -43,6 +47,23 @@ def test_a_request_that_does_not_fit_names_the_largest_that_does(packaged: Path)
         context_size(artifact, 8192, F16, GIB // 2)
     largest = int(str(caught.value).split("at most ")[1].split(" ")[0].replace(",", ""))
     assert context_size(artifact, largest, F16, GIB // 2).n_ctx == largest
+
+
+def test_a_model_or_a_context_larger_than_the_memory_is_refused_before_it_is_loaded(
+    packaged: Path, tmp_path: Path
+) -> None:
+    """A file with a hole of a terabyte, and a model that was trained for two billion tokens."""
+    long = rewritten(packaged, tmp_path / "long.gguf", fields={"llama.context_length": u32(2**31 - 1)})
+    with refusal(OptionError, r"n_ctx 1,000,000,000 needs 23,040,000,000,000 bytes .* at most [\d,]+ fit"):
+        edge_llama.open(long, n_ctx=10**9)
+    large = tmp_path / "large.gguf"
+    header = read_header(packaged)
+    tensors = [(info.name, info.shape, info.format) for info in header.tensors]
+    large.write_bytes(encode_header(header.fields, [*tensors, ("hole.weight", (2**20, 2**18), F32)])[0])
+    with large.open("r+b") as file:
+        file.truncate(2**40 + 2**30)
+    with refusal(OptionError, r"not enough memory: the model takes 1,099,6[\d,]+ bytes, [\d,]+ are available", large):
+        edge_llama.open(large)
 
 
 @pytest.mark.parametrize("bad", [0, 1, -5, 8193, 1 << 40, 2.5, True])

@@ -12,6 +12,7 @@ from engines import CAPITAL, on_engine
 from ggufs import rewritten
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from sentencepiece import SentencePieceProcessor
 from texts import CONVERSATIONS, TORTURE
 from tokenizers import Tokenizer
@@ -290,6 +291,9 @@ def test_a_sentencepiece_vocabulary_from_tokenizer_json_alone_tokenizes_the_same
         ("{{ messages | nonsense }}", "not valid"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages.__class__.__mro__ }}", "failed"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "failed"),
+        ("{% set x = messages.append(1) %}", "failed"),
+        ("{% include '/etc/passwd' %}", "failed"),
         ("{{ ''.__class__.__base__.__subclasses__() }}", "failed"),
         ("{% for i in range(10**9) %}x{% endfor %}", "failed"),
         ("{{ messages[9].content }}", "failed"),
@@ -297,8 +301,15 @@ def test_a_sentencepiece_vocabulary_from_tokenizer_json_alone_tokenizes_the_same
     ],
 )
 def test_a_bad_template_is_a_typed_error(model: edge_llama.Model, source: str, problem: str) -> None:
-    with pytest.raises(TemplateError, match=problem):
+    with refusal(TemplateError, problem, "here"):
         ChatTemplate(source, model.tokenizer, "here").tokens([Message("user", "x")])
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ '{0.__class__}'.format(messages) }}", "{{ messages | map(attribute='__class__') | join }}"]
+)
+def test_an_attribute_that_would_lead_out_is_not_there(model: edge_llama.Model, source: str) -> None:
+    assert ChatTemplate(source, model.tokenizer, "here").tokens([Message("user", "x")]) == []
 
 
 def test_a_model_without_a_template_says_what_to_pass(llama2: Path, tmp_path: Path) -> None:

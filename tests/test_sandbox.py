@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from refusals import refusal
 
 import edge_llama
 from edge_llama import Message, TemplateError
@@ -52,7 +53,7 @@ DOUBLING = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(99) %}{% set
 )
 def test_a_template_that_takes_too_much_is_a_typed_error_soon(model: edge_llama.Model, source: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(TemplateError, match="chat template"):
+    with refusal(TemplateError, "chat template", "here"):
         ChatTemplate(source, model.tokenizer, "here").tokens([Message("user", "x")])
     assert time.perf_counter() - began < 5
 

@@ -17,7 +17,7 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes, ensure_ascii=False), "utf-8")
 
 
-def edit_tensors(folder: Path, edit: Callable[[dict[str, NDArray[np.float32]]], None]) -> None:
+def edit_tensors(folder: Path, edit: Callable[[dict[str, NDArray[np.float32]]], object]) -> None:
     """Change the tensors of an f32 checkpoint in one file."""
     tensors = {name: np.asarray(tensor, np.float32) for name, tensor in load_file(folder / "model.safetensors").items()}
     edit(tensors)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.architectures.rotary import llama3_factors, llama3_scaling
-from converters.checkpoint import Checkpoint, Fields, Tensor, shortest
+from converters.checkpoint import NOT_TOGETHER, Checkpoint, Fields, Tensor, shortest
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, f32, string, u32
@@ -85,7 +85,7 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
             "quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint"
         )
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise fields.fail("hidden_act", f"is {activation!r}, expected 'silu'")
+        raise fields.fail("hidden_act", f"is {activation!r}, expected 'silu'", "only Llama's own is supported")
     n_embd, n_head = fields.size("hidden_size"), fields.size("num_attention_heads")
     n_head_kv = fields.size("num_key_value_heads", n_head)
     if n_head % n_head_kv:
@@ -140,7 +140,10 @@ def _factors(hp: Hyperparameters, path: Path) -> NDArray[np.float32]:
         factors = llama3_factors(hp.head_dim, hp.rope_theta, hp.rope_scaling)
     if not np.isfinite(factors).all():
         numbers = {"rope_theta": hp.rope_theta, **hp.rope_scaling}
-        raise CheckpointError(f"{path}: config.json: rope_scaling makes no finite frequencies of {numbers}")
+        raise CheckpointError(
+            f"{path}: config.json: rope_scaling makes no finite frequencies of {numbers}",
+            remedy="download config.json again",
+        )
     return factors
 
 
@@ -205,7 +208,10 @@ class Llama:
         left = sorted(name for name in checkpoint.tensors if name not in known and not _IGNORED.search(name))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(f"{checkpoint.path}: tensor {left[0]!r}{more} is not part of a Llama of this config")
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {left[0]!r}{more} is not part of a Llama of this config",
+                remedy=NOT_TOGETHER,
+            )
 
     def metadata(self, checkpoint: Checkpoint) -> dict[str, Value]:
         """The hyperparameters under llama.cpp's keys."""
@@ -288,7 +294,9 @@ class Llama:
             prefix, layer, rest = _split(name)
             source = (_layer_names(hp) if layer else _OUTSIDE).get(rest)
             if source is None:
-                raise CheckpointError(f"{path}: tensor {name!r} is not part of a Llama")
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is not part of a Llama", remedy="start from the original checkpoint"
+                )
             is_rotary = rest.startswith(("attn_q.", "attn_k."))
             full_name = prefix + source[0]
             found[full_name] = (halved(tensor, hp.head_dim) if is_rotary else tensor).renamed(full_name)
@@ -301,7 +309,10 @@ def _n_vocab(header: Header, tensors: Mapping[str, Tensor]) -> int:
     embedding = tensors.get("token_embd.weight")
     rows = embedding.rows if embedding else n_tokens
     if n_tokens > rows:
-        raise CheckpointError(f"{header.path}: {n_tokens:,} tokens but token_embd.weight has {rows:,} rows")
+        raise CheckpointError(
+            f"{header.path}: {n_tokens:,} tokens but token_embd.weight has {rows:,} rows",
+            remedy="the file is damaged: download or convert it again",
+        )
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json
 from converters.provenance import read_provenance
 from converters.tokenizers.reader import read_folder
 from edge_llama.errors import CheckpointError
@@ -25,6 +25,8 @@ INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
 _MAX_HEADER = 100_000_000  # the reference implementation's own limit
+_DAMAGED = "the file is damaged: download it again"
+_DOWNLOAD_INDEX = "download the index and all its files again"
 
 
 def open_folder(folder: Path) -> Checkpoint:
@@ -59,7 +61,10 @@ def _check_vocab_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[
     n_vocab = config.get("vocab_size")
     if type(n_vocab) is int and n_vocab > rows:
         where = "the embedding has" if embedding else "no tensor has more than"
-        raise CheckpointError(f"{folder}: config.json: vocab_size is {n_vocab!r:.100}, {where} {rows:,} rows")
+        raise CheckpointError(
+            f"{folder}: config.json: vocab_size is {n_vocab!r:.100}, {where} {rows:,} rows",
+            remedy=NOT_TOGETHER,
+        )
 
 
 def _name(folder: Path, config: Mapping[str, Any]) -> str:
@@ -91,19 +96,24 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty")
+        raise CheckpointError(f"{index}: weight_map is missing or empty", remedy=_DOWNLOAD_INDEX)
     tensors: dict[str, Tensor] = {}
     for shard in sorted({str(name) for name in weight_map.values()}):
         if Path(shard).name != shard or not shard.isprintable():
-            raise CheckpointError(f"{index}: weight_map names {shard!r}, which is no file of this folder")
+            raise CheckpointError(
+                f"{index}: weight_map names {shard!r}, which is no file of this folder", remedy=_DOWNLOAD_INDEX
+            )
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder}: shard {shard} is missing", remedy="download it too")
         found = read_file(folder / shard)
         for name in (name for name, file in weight_map.items() if file == shard):
             if name not in found:
-                raise CheckpointError(f"{folder / shard}: tensor {name!r} is missing, though {INDEX} places it here")
+                raise CheckpointError(
+                    f"{folder / shard}: tensor {name!r} is missing, though {INDEX} places it here",
+                    remedy=_DOWNLOAD_INDEX,
+                )
         if extra := sorted(found.keys() - weight_map.keys()):
-            raise CheckpointError(f"{folder / shard}: tensor {extra[0]!r} is not in {INDEX}")
+            raise CheckpointError(f"{folder / shard}: tensor {extra[0]!r} is not in {INDEX}", remedy=_DOWNLOAD_INDEX)
         tensors |= found
     return tensors
 
@@ -142,7 +152,8 @@ def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
 def _not_safetensors(path: Path, start: bytes, size: int) -> CheckpointError:
     length = struct.unpack("<Q", start.ljust(8, b"\0"))[0]
     return impostor(path, start, size) or CheckpointError(
-        f"{path}: not a safetensors file, or cut short: it announces a header of {length:,} bytes in {size:,}",
+        f"{path}: not a safetensors file, or cut short: it announces a header of {length:,} bytes in {size:,}, at most "
+        f"{_MAX_HEADER:,} are read",
         remedy="download it again",
     )
 
@@ -152,7 +163,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise CheckpointError(f"{path}: the header names {twice!r} twice")
+            raise CheckpointError(f"{path}: the header names {twice!r} twice", remedy=_DAMAGED)
         return found
 
     try:
@@ -162,7 +173,7 @@ def _parse_header(path: Path, header: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, a number of 5,000 digits
         raise CheckpointError(f"{path}: its header is not valid JSON: {error}", remedy="download it again") from error
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: its header is no JSON object")
+        raise CheckpointError(f"{path}: its header is no JSON object", remedy=_DAMAGED)
     return entries
 
 
@@ -175,7 +186,9 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     except (TypeError, KeyError, ValueError):
         well_formed = False
     if not well_formed:
-        raise CheckpointError(f"{path}: tensor {name!r} has a malformed header entry: {str(entry)[:200]}")
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has a malformed header entry: {str(entry)[:200]}", remedy=_DAMAGED
+        )
     format_ = DTYPES.get(dtype)
     if format_ is None:
         raise CheckpointError(
@@ -184,7 +197,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
         )
     if prod(shape) * format_.block_bytes != end - begin:
         raise CheckpointError(
-            f"{path}: tensor {name!r} of {shape} {dtype} can't take the {end - begin:,} bytes it claims"
+            f"{path}: tensor {name!r} of {shape} {dtype} can't take the {end - begin:,} bytes it claims",
+            remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
     return Tensor(name, shape, format_, reader(path, data_start + begin, format_.row_bytes(shape[-1])))
@@ -196,7 +210,7 @@ def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int
     for name, (begin, end) in sorted(offsets.items(), key=lambda item: item[1]):
         if begin != at:
             problem = "overlaps another" if begin < at else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {name!r} at byte {begin:,} {problem}")
+            raise CheckpointError(f"{path}: tensor {name!r} at byte {begin:,} {problem}", remedy=_DAMAGED)
         at = end
     if at != data_size:
         raise CheckpointError(

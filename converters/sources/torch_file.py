@@ -69,7 +69,9 @@ def _directory(path: Path, file: BinaryIO) -> dict[str, ZipInfo]:
     except (BadZipFile, NotImplementedError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path}: cut short or damaged: {error}", remedy=_DOWNLOAD) from error
     if len(members) > _MAX_MEMBERS:
-        raise CheckpointError(f"{path}: {len(members):,} members in the archive, at most {_MAX_MEMBERS:,} are read")
+        raise CheckpointError(
+            f"{path}: {len(members):,} members in the archive, at most {_MAX_MEMBERS:,} are read", remedy=_RESAVE
+        )
     found: dict[str, ZipInfo] = {}
     for member in members:
         if member.filename in found:
@@ -124,7 +126,9 @@ def _check_byte_order(path: Path, file: BinaryIO, info: ZipInfo | None) -> None:
 
 def _content(path: Path, file: BinaryIO, info: ZipInfo, limit: int) -> bytes:
     if info.file_size > limit:
-        raise CheckpointError(f"{path}: {info.filename} has {info.file_size:,} bytes, at most {limit:,} are read")
+        raise CheckpointError(
+            f"{path}: {info.filename} has {info.file_size:,} bytes, at most {limit:,} are read", remedy=_RESAVE
+        )
     member = _member(path, file, info)
     file.seek(member.start)
     return file.read(member.size)

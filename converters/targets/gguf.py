@@ -88,7 +88,9 @@ def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...], sourc
     try:
         header = header_with_room(fields, table, ALIGNMENT)
     except ValueError as error:
-        raise CheckpointError(f"{source}: metadata that GGUF cannot hold: {error}") from error
+        raise CheckpointError(
+            f"{source}: metadata that GGUF cannot hold: {error}", remedy="download it again"
+        ) from error
     return Part(name, header, entries, ALIGNMENT, seal)
 
 

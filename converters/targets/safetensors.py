@@ -100,6 +100,8 @@ def _json(content: Any, name: str, checkpoint: Checkpoint) -> bytes:
         return json.dumps(content, indent=2, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         damaged = error.object[error.start : error.end]
-        raise CheckpointError(f"{checkpoint.path}: {name} holds {damaged!r}, which is not valid Unicode") from error
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} holds {damaged!r}, which is not valid Unicode", remedy="download it again"
+        ) from error
     except RecursionError as error:
-        raise CheckpointError(f"{checkpoint.path}: {name} is nested too deeply") from error
+        raise CheckpointError(f"{checkpoint.path}: {name} is nested too deeply", remedy="download it again") from error

@@ -7,7 +7,8 @@ order of its merges (llama.cpp's converter writes -1000 for every token, which t
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fi
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
+_NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -30,12 +32,16 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     """
     n_vocab = config.get("vocab_size")
     if type(n_vocab) is not int or n_vocab < 1:
-        raise CheckpointError(f"{folder}: config.json: vocab_size is {n_vocab!r}, expected a positive integer")
+        raise CheckpointError(
+            f"{folder}: config.json: vocab_size is {n_vocab!r}, expected a positive integer",
+            remedy="download config.json again",
+        )
     try:
         vocabulary = _read(folder, config, n_vocab)
     except RecursionError as error:
         raise CheckpointError(f"{folder / 'tokenizer.json'}: nested too deeply", remedy="download it again") from error
     _check_text(folder, vocabulary)
+    _check_unique(folder, vocabulary)
     return vocabulary
 
 
@@ -61,6 +67,17 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         add_space_prefix=settings.get("add_prefix_space"),
         chat_templates=_chat_templates(folder, settings),
     )
+
+
+def _check_unique(folder: Path, vocabulary: Vocabulary) -> None:
+    """llama.cpp ends the process on a vocabulary that has a text twice."""
+    text, times = Counter(filter(None, vocabulary.tokens)).most_common(1)[0]
+    if times > 1:
+        ids = [index for index, token in enumerate(vocabulary.tokens) if token == text]
+        raise CheckpointError(
+            f"{folder}: the tokenizer's files give the token {text[:100]!r} the ids {ids[0]} and {ids[1]}",
+            remedy=_NOT_TOGETHER,
+        )
 
 
 def _check_text(folder: Path, vocabulary: Vocabulary) -> None:
@@ -115,7 +132,9 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
         raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error
     size = pieces.vocab_size()
     if size > n_vocab:
-        raise CheckpointError(f"{path}: {size:,} tokens but the embedding has {n_vocab:,} rows (vocab_size)")
+        raise CheckpointError(
+            f"{path}: {size:,} tokens but the embedding has {n_vocab:,} rows (vocab_size)", remedy=_NOT_TOGETHER
+        )
     table = _Table(path, n_vocab, padding_score=-10000.0)
     for index in range(size):
         table.put(index, pieces.id_to_piece(index), _piece_type(pieces, index), pieces.get_score(index))
@@ -149,8 +168,10 @@ def _sentencepiece_json(
 ) -> Vocabulary:
     """A sentencepiece vocabulary given as tokenizer.json: the rank of a token's first merge is its score."""
     model = tokenizer["model"]
+    merges = list(_merges(path, model))
+    _check_merges(path, merges, model["vocab"])
     ranks: dict[str, int] = {}
-    for rank, merge in enumerate(_merges(path, model)):
+    for rank, merge in enumerate(merges):
         ranks.setdefault(merge.replace(" ", ""), rank)
     table = _Table(path, n_vocab, padding_score=-10000.0)
     for text, index in model["vocab"].items():
@@ -159,9 +180,10 @@ def _sentencepiece_json(
         if text == model.get("unk_token"):
             kind = TokenType.UNKNOWN
         # Characters that no merge makes: they only need to be worse than all that merges make.
+        table.claim(index, text)
         table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
-    for index, text, special in _added_tokens(path, tokenizer, settings):
-        table.check(index, text)
+    for index, text, special in _added_tokens(tokenizer, settings):
+        table.claim(index, text)
         if table.types[index] != TokenType.UNKNOWN:
             table.put(index, *_added(text, special), -1000.0)
     return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
@@ -172,15 +194,23 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str,
     pre = pre_tokenizer_name(path, tokenizer)
     table = _Table(path, n_vocab)
     for text, index in model["vocab"].items():
+        table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
-    for index, text, special in _added_tokens(path, tokenizer, settings):
+    for index, text, special in _added_tokens(tokenizer, settings):
+        table.claim(index, text)
         table.put(index, *_added(text, special))
     merges = list(_merges(path, model))
-    known = set(table.tokens)
+    _check_merges(path, merges, table.tokens)
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+
+
+def _check_merges(path: Path, merges: Iterable[str], tokens: Iterable[str]) -> None:
+    known = set(tokens)
     for merge in merges:
         if merge.count(" ") != 1 or not known.issuperset(merge.split(" ")):
-            raise CheckpointError(f"{path}: merge {merge!r} names a token that is not in the vocabulary")
-    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+            raise CheckpointError(
+                f"{path}: merge {merge!r} names a token that is not in the vocabulary", remedy=_NOT_TOGETHER
+            )
 
 
 class _Table:
@@ -196,7 +226,17 @@ class _Table:
         if type(index) is not int or not 0 <= index < len(self.tokens):
             raise CheckpointError(
                 f"{self.path}: token {text[:100]!r} has id {index!r:.100}, the embedding has {len(self.tokens):,} rows "
-                "(vocab_size)"
+                "(vocab_size)",
+                remedy=_NOT_TOGETHER,
+            )
+
+    def claim(self, index: Any, text: str) -> None:
+        """CheckpointError unless the id is free, or has this text already."""
+        self.check(index, text)
+        if self.types[index] != TokenType.UNUSED and self.tokens[index] != text:
+            raise CheckpointError(
+                f"{self.path}: tokens {self.tokens[index][:100]!r} and {text[:100]!r} share the id {index}",
+                remedy=_NOT_TOGETHER,
             )
 
     def put(self, index: Any, text: str, kind: TokenType, score: float = 0.0) -> None:
@@ -211,17 +251,12 @@ def _added(text: str, special: bool) -> tuple[str, TokenType]:
     return text.replace("\u2581", " "), TokenType.USER_DEFINED
 
 
-def _added_tokens(
-    path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Iterator[tuple[int, str, bool]]:
+def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
     roles = {_content(settings.get(f"{kind}_token")) for kind in _KINDS}
     roles |= {_content(token) for token in settings.get("additional_special_tokens") or []}
-    seen: dict[int, str] = {}
     for entry in tokenizer.get("added_tokens") or []:
         index, text = entry["id"], entry["content"]
-        if seen.setdefault(index, text) != text:
-            raise CheckpointError(f"{path}: added tokens {seen[index]!r} and {text!r} share the id {index}")
         yield index, text, bool(entry.get("special")) or text in roles
 
 
@@ -229,14 +264,16 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
     """Merges as ``a b``; spaces inside a part (newer tokenizer.json files) in GPT-2's byte alphabet."""
     merges = model.get("merges")
     if not isinstance(merges, list):
-        raise CheckpointError(f"{path}: the tokenizer has no merges")
+        raise CheckpointError(f"{path}: the tokenizer has no merges", remedy=_NOT_TOGETHER)
     for at, merge in enumerate(merges):
         if isinstance(merge, str):
             yield merge
         elif isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
             yield " ".join(part.replace(" ", "\u0120") for part in merge)
         else:
-            raise CheckpointError(f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts")
+            raise CheckpointError(
+                f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts", remedy=_NOT_TOGETHER
+            )
 
 
 def _content(token: Any) -> str | None:

@@ -53,12 +53,17 @@ def _ranks(content: bytes, path: Path) -> dict[bytes, int]:
         if not line.strip():
             continue
         if not _LINE.fullmatch(line.rstrip()):
-            raise CheckpointError(f"{path}: line {number:,} is {line[:80]!r}, expected a token in base64 and its rank")
+            raise CheckpointError(
+                f"{path}: line {number:,} is {line[:80]!r}, expected a token in base64 and its rank",
+                remedy="download it again",
+            )
         text, rank = line.split()
         try:
             token = base64.b64decode(text, validate=True)
         except ValueError as error:
-            raise CheckpointError(f"{path}: line {number:,} is {line[:80]!r}: {error}") from error
+            raise CheckpointError(
+                f"{path}: line {number:,} is {line[:80]!r}: {error}", remedy="download it again"
+            ) from error
         if int(rank) != len(ranks) or not 0 < len(token) <= _MAX_BYTES or token in ranks:
             raise CheckpointError(
                 f"{path}: line {number:,} gives {token[:80]!r} the rank {int(rank):,}, expected a new token of rank "

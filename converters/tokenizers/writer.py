@@ -57,10 +57,14 @@ def _check_tokens(vocabulary: Vocabulary, where: Path) -> None:
         first = seen.setdefault(text, index)
         if first != index:
             raise CheckpointError(
-                f"{where}: tokens {first} and {index} are both {text!r}: no tokenizer.json holds that"
+                f"{where}: tokens {first} and {index} are both {text!r}: no tokenizer.json holds that",
+                remedy="convert to GGUF, or start from the original checkpoint",
             )
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise CheckpointError(f"{where}: token {index} is {text!r}, which is not valid UTF-8")
+            raise CheckpointError(
+                f"{where}: token {index} is {text!r}, which is not valid UTF-8",
+                remedy="convert to GGUF, or start from the original checkpoint",
+            )
 
 
 def _used(vocabulary: Vocabulary) -> Iterator[tuple[int, str]]:

@@ -44,7 +44,10 @@ class TextTower(Protocol):
         """The model's vocabulary."""
 
     def decode(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended."""
+        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended.
+
+        A cache that can't be cut is empty after that: see ``length``.
+        """
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
@@ -55,8 +58,12 @@ class TextTower(Protocol):
         Good until the next ``decode``.
         """
 
-    def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache."""
+    @property
+    def length(self) -> int:
+        """Positions that are in the cache."""
+
+    def rewind(self, length: int) -> int:
+        """Keep the first ``length`` positions of the cache, or none where it can't be cut; how many are kept."""
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """A sampler that has already seen the tokens of ``history``."""

@@ -6,7 +6,7 @@ Which tokens are control tokens is asked of the file, of llama.cpp and of the ch
 import ctypes
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -49,6 +49,7 @@ class GGUFTokenizer:
         self._open_vocab = vocab
         self._lock = threading.RLock()
         self._header = artifact.header
+        self._model = artifact.header.get("tokenizer.ggml.model", str, "")
         self.n_vocab = int(lib.llama_vocab_n_tokens(vocab))
         ends = artifact.header.fields.get(END_TOKENS)
         self._ends = frozenset() if ends is None else frozenset(int(token) for token in ends.data)
@@ -124,11 +125,10 @@ class GGUFTokenizer:
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``).
 
-        OptionError for a character that the vocabulary can't express: llama.cpp would drop it in silence.
+        OptionError for a character that the vocabulary can't express: llama.cpp would drop it in silence, or end the
+        process.
         """
-        data = text.encode()
-        if len(data.translate(None, self._missing_bytes)) < len(data):
-            lost = next(char for char in text if set(char.encode()).intersection(self._missing_bytes))
+        if self._missing_bytes and (lost := self._lost(text)):
             raise OptionError(f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out")
         return self._encode_without(self.control_tokens if control is None else control, text, is_first=True)
 
@@ -151,7 +151,7 @@ class GGUFTokenizer:
 
     def _continue(self, text: str) -> list[int]:
         """The ids of text inside a word: without the space that sentencepiece vocabularies put before all text."""
-        if self._header.get("tokenizer.ggml.model", str, "") != "llama":
+        if self._model != "llama" or self._lost("\n"):
             return self._tokenize(text)
         before, ids = self._tokenize("\n"), self._tokenize("\n" + text)
         return ids[len(before) :] if ids[: len(before)] == before else self._tokenize(text)
@@ -167,13 +167,39 @@ class GGUFTokenizer:
                 return out[:count]
             room = -count
 
+    def _lost(self, text: str) -> str:
+        """The first character that would have to be written by bytes that have no token; empty if there is none."""
+        if self._model == "llama":  # a character that is a token needs none; spaces become one, also before the text
+            letters = "\u2581" + text.replace(" ", "\u2581")
+            known: Container[str] = self._known
+        else:
+            letters, known = text, ()
+        data = letters.encode()
+        if len(data.translate(None, self._missing_bytes)) == len(data):
+            return ""
+        missing = set(self._missing_bytes)
+        return next(
+            (char for char in letters if char not in known and not missing.isdisjoint(char.encode())), ""
+        ).replace("\u2581", " ")
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._header.fields["tokenizer.ggml.tokens"].data)
+
     @cached_property
     def _missing_bytes(self) -> bytes:
-        """Bytes that a byte-level vocabulary has no token for: those that its training text never held."""
-        if self._header.get("tokenizer.ggml.model", str, "") != "gpt2":
+        """Bytes that the vocabulary has no token for.
+
+        In a byte-level one those that its training text never held, in one of sentencepiece all if it was made without
+        byte fallback.
+        """
+        if self._model == "gpt2":
+            letters = list(_byte_letters())
+        elif self._model == "llama":
+            letters = [f"<0x{byte:02X}>" for byte in range(256)]
+        else:
             return b""
-        tokens = set(self._header.fields["tokenizer.ggml.tokens"].data)
-        return bytes(byte for byte, letter in enumerate(_byte_letters()) if letter not in tokens)
+        return bytes(byte for byte, letter in enumerate(letters) if letter not in self._known)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""

@@ -28,6 +28,7 @@ from edge_llama.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
 _ABORTED = 2
+_REFUSED = "the file is damaged, or newer than this llama.cpp: download it again, or update llama-cpp-python"
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_*; what is below is noise
 
 
@@ -109,7 +110,7 @@ class LlamaCppTower:
         options.n_gpu_layers = gpu_layers
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
-            raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}")
+            raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}", remedy=_REFUSED)
         self._abort_flag = ctypes.create_string_buffer(2)
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
@@ -141,6 +142,11 @@ class LlamaCppTower:
         return self._n_ctx
 
     @property
+    def length(self) -> int:
+        """Positions that are in the cache."""
+        return self._length
+
+    @property
     def n_batch(self) -> int:
         """Tokens that one ``decode`` takes at most."""
         return len(self._tokens)
@@ -169,14 +175,13 @@ class LlamaCppTower:
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
 
-    def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache."""
+    def rewind(self, length: int) -> int:
+        """Keep the first ``length`` positions of the cache; how many are kept: none of a recurrent state."""
         if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            # Some memories (recurrent states) can't be cut: begin anew.
             self._lib.llama_memory_clear(self._memory, True)
-            if length:
-                raise EngineError("this model's memory can't be rewound", remedy="start a new chat")
+            length = 0
         self._length = length
+        return length
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> NativeSampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""

@@ -31,7 +31,7 @@ def tiny_model(*, heads: int = 4, kv_heads: int = 4, head_dim: int = 64, n_ctx: 
         "llama.rope.dimension_count": u32(head_dim),
         "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
         "llama.vocab_size": u32(VOCABULARY),
-        "tokenizer.ggml.model": string("none"),
+        "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.tokens": array(ValueType.STRING, [f"{token}" for token in range(VOCABULARY)]),
     }
     tensors = _tensors(heads * head_dim, kv_heads * head_dim)

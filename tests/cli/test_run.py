@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import architectures
+import field_sweep
 import pytest
 from engines import CAPITAL
 from ggufs import rewritten
 from terminals import EDGE_LLAMA
 
-from edge_llama.gguf import string
+from edge_llama.gguf import read_header, string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -177,6 +179,37 @@ def test_a_file_that_is_no_model_is_one_line_and_exit_code_2(cli: Cli, tmp_path:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert str(path) in done.stderr
+
+
+def test_a_model_without_a_template_says_what_to_pass_and_raw_works(cli: Cli, converted: Path, tmp_path: Path) -> None:
+    bare = rewritten(converted, tmp_path / "bare.gguf", fields={"tokenizer.chat_template": None})
+    for verb in ("run", "chat"):
+        done = cli(verb, bare, *(["Hello"] if verb == "run" else []), stdin="Hello")
+        assert done.returncode == 2
+        assert "pass one (--chat-template FILE)" in done.stderr
+    done = cli("run", bare, "Hello", "--raw", "--max-tokens", 3)
+    assert (done.returncode, bool(done.stdout.strip())) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"), [("{% for %}", "not valid"), ("{{ x | nonsense }}", "nonsense"), ("{{ 1 / 0 }}", "failed")]
+)
+def test_a_template_file_that_is_none_is_one_line_and_exit_code_2(
+    cli: Cli, tmp_path: Path, source: str, expected: str
+) -> None:
+    (tmp_path / "bad.jinja").write_text(source)
+    done = cli("run", "x", "--chat-template", tmp_path / "bad.jinja")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert expected in done.stderr
+
+
+def test_a_model_that_ends_the_engines_process_is_one_line_and_exit_code_2(
+    cli: Cli, packaged: Path, tmp_path: Path
+) -> None:
+    vocabulary = read_header(field_sweep.small(packaged, tmp_path / "small.gguf"))
+    done = cli("run", architectures.deadly(tmp_path / "bad.gguf", vocabulary), "Hello")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "died of signal 6" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["chat", "run", "convert", "inspect"])

@@ -13,6 +13,7 @@ from ggufs import all_in, rewritten
 from ggufs import weights as gguf_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refusal
 from safetensors.numpy import load_file
 from sentencepiece import SentencePieceProcessor
 from texts import TORTURE
@@ -22,7 +23,8 @@ from variants import CODE_LLAMA_TOKENS, VARIANTS
 
 import converters
 import edge_llama
-from edge_llama import CheckpointError
+from edge_llama import ArtifactError, CheckpointError
+from edge_llama.errors import InputError
 from edge_llama.gguf import Value, ValueType, read_header, string
 
 
@@ -210,11 +212,19 @@ def test_what_a_folder_cannot_hold_is_a_typed_error(name: str, llama3_gguf: Path
         converters.plan(source, tmp_path / "folder", to="safetensors")
 
 
-@pytest.mark.parametrize("text", ["a", "\udcff"])
-def test_tokens_that_json_cannot_hold_are_named(text: str, llama3_gguf: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("a", ArtifactError, r"tokens gives 'a' the ids 64 and 500"),
+        ("\udcff", CheckpointError, r"token 500 is .* not valid UTF-8"),
+    ],
+)
+def test_tokens_that_json_cannot_hold_are_named(
+    text: str, kind: type[InputError], expected: str, llama3_gguf: Path, tmp_path: Path
+) -> None:
     """Two tokens of one text, and a token that is no UTF-8."""
     tokens = read_header(llama3_gguf).fields["tokenizer.ggml.tokens"]
     changed = Value(tokens.type, [*tokens.data[:500], text, *tokens.data[501:]], tokens.item)
     source = rewritten(llama3_gguf, tmp_path / "bad.gguf", fields={"tokenizer.ggml.tokens": changed})
-    with pytest.raises(CheckpointError, match=r"token.* 500 .*(are both|not valid UTF-8)"):
+    with refusal(kind, expected, source):
         converters.plan(source, tmp_path / "folder", to="safetensors")

@@ -75,6 +75,16 @@ def test_hyperparameters_and_vocabulary_of_llama_2_equal_those_from_hugging_face
     assert different == {"tokenizer.chat_template", "general.sampling.temp", "general.sampling.top_p"}
 
 
+def test_a_vocab_size_of_minus_1_is_the_tokenizers_and_rope_freqs_are_ignored(tmp_path: Path) -> None:
+    """As in Meta's Llama 2."""
+    folder = meta_folders.llama2(tmp_path / "llama-2")
+    assert json.loads((folder / "params.json").read_text())["vocab_size"] == -1
+    assert "rope.freqs" in torch.load(folder / "consolidated.00.pth")
+    header = converted(folder)
+    assert header.fields["llama.vocab_size"].data == len(header.fields["tokenizer.ggml.tokens"].data)
+    assert not any("freqs" in tensor.name for tensor in header.tensors)
+
+
 @pytest.fixture(scope="module")
 def model_parallel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Meta's model code wants a group of processes: here of one."""

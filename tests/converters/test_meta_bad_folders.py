@@ -11,6 +11,7 @@ import meta_folders
 import pytest
 import torch
 from meta_folders import edited_ranks
+from refusals import refusal
 
 import converters
 from edge_llama import CheckpointError
@@ -129,7 +130,6 @@ def test_a_bad_folder_is_a_typed_error_and_leaves_nothing(name: str, two_shards:
     folder = tmp_path / "meta"
     shutil.copytree(two_shards, folder)
     spoil(folder)
-    with pytest.raises(CheckpointError, match=expected) as caught:
+    with refusal(CheckpointError, expected, *([] if "blk" in expected else [folder])):
         converters.convert(folder, tmp_path / "x.gguf")
-    assert str(folder) in str(caught.value) or "blk." in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["meta"]

@@ -1,14 +1,19 @@
 """Safetensors headers: whatever is not well-formed is a typed error that names the file."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import numpy as np
 import pytest
+from ggufs import weights
+from refusals import refusal
 from safetensors.numpy import save_file
 
+import converters
 from converters.sources.safetensors import open_folder, read_file
 from edge_llama import CheckpointError
 
@@ -26,7 +31,7 @@ DATA = bytes(24)
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
     "header length past the end": (struct.pack("<Q", 10**9) + b"{}", "header of 1,000,000,000 bytes"),
-    "header length over the limit": (struct.pack("<Q", 10**18) + b"{}", "cut short"),
+    "header length that overflows": (struct.pack("<Q", 2**64 - 1) + b"{}", "cut short"),
     "header length zero": (struct.pack("<Q", 0), "header of 0 bytes"),
     "not UTF-8": (build(b'{"a\xff": 1}', b""), "not valid JSON"),
     "not JSON": (build(b"{{{{", b""), "not valid JSON"),
@@ -49,14 +54,29 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 
+def with_weights(folder: Path, checkpoint: Path, data: bytes) -> Path:
+    """``checkpoint`` again, with ``data`` as the file of its weights."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "model.safetensors").write_bytes(data)
+    return folder
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_a_malformed_file_is_a_typed_error_that_names_it(name: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_refused_and_nothing_is_left(name: str, llama3: Path, tmp_path: Path) -> None:
     data, expected = BAD[name]
+    folder = with_weights(tmp_path / "checkpoint", llama3, data)
+    with refusal(CheckpointError, expected, folder / "model.safetensors"):
+        converters.convert(folder, tmp_path / "x.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_header_over_100_mb_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=expected) as caught:
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001) + b"{")
+        file.truncate(200_000_000)
+    with refusal(CheckpointError, "header of 100,000,001 bytes in 200,000,000, at most 100,000,000", path):
         read_file(path)
-    assert str(path) in str(caught.value)
 
 
 def test_rows_read_in_slices_are_what_was_saved(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -97,12 +117,24 @@ BAD_INDEX: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", BAD_INDEX)
 def test_a_bad_index_is_a_typed_error(name: str, tmp_path: Path) -> None:
     weight_map, expected = BAD_INDEX[name]
-    with pytest.raises(CheckpointError, match=expected):
+    with refusal(CheckpointError, expected, tmp_path):
         open_folder(sharded(tmp_path, weight_map))
 
 
-def test_shards_may_be_links_out_of_the_folder(llama3: Path, tmp_path: Path) -> None:
-    """As in the snapshots of a Hugging Face cache."""
-    for path in llama3.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    assert open_folder(tmp_path).tensors.keys() == open_folder(llama3).tensors.keys()
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_snapshot_of_a_hugging_face_cache_is_a_checkpoint(shards: int, tmp_path: Path) -> None:
+    """Its files are links to blobs that lie out of the folder, under names of their own."""
+    plain = checkpoints.llama3(tmp_path / "tiny", shards=shards)
+    cache = tmp_path / "models--someone--tiny"
+    snapshot = cache / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for number, path in enumerate(plain.iterdir()):
+        shutil.copy(path, cache / "blobs" / f"{number:064}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:064}")
+    settings = {"chat_template": "none", "quant": "q8_0"}
+    converters.convert(plain, tmp_path / "plain.gguf", **settings)
+    converters.convert(snapshot, tmp_path / "cached.gguf", **settings)
+    assert weights(tmp_path / "cached.gguf").keys() == weights(tmp_path / "plain.gguf").keys()
+    for name, rows in weights(tmp_path / "plain.gguf").items():
+        assert np.array_equal(weights(tmp_path / "cached.gguf")[name], rows)
