@@ -21,12 +21,14 @@ from edge_llama.errors import (
     NotVerifiableError,
     OptionError,
     OutputError,
+    SessionError,
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.messages import Message
-from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
+from edge_llama.shortening import Shortened
 
 __all__ = [
     "Answer",
@@ -45,7 +47,10 @@ __all__ = [
     "OutputError",
     "Piece",
     "SamplingParams",
+    "SessionError",
+    "Shortened",
     "TemplateError",
     "Timings",
     "open",
+    "session_settings",
 ]

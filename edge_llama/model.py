@@ -3,22 +3,28 @@
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_llama import devices
+from edge_llama import devices, session_file
 from edge_llama.artifact import locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.engine import Engine
-from edge_llama.errors import ContextFullError, OptionError, TemplateError
+from edge_llama.errors import ContextFullError, EngineError, OptionError, SessionError, TemplateError
 from edge_llama.fit import context_size
 from edge_llama.formats import FORMATS
 from edge_llama.generation import Answer, Generation
+from edge_llama.integrity import identity
 from edge_llama.messages import Message, check_messages, check_text
+from edge_llama.parking import Reader
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
+from edge_llama.session_file import SavedChat
+from edge_llama.shortening import Shortened, WhenFull
+from edge_llama.tokenizer import check_length
 
 _log = logging.getLogger("edge_llama")
 _SAMPLING_KEYS = {
@@ -43,6 +49,7 @@ class Model:
         flash_attention: bool = False,
         kv_format: str = "f16",
         chat_template: str | None = None,
+        session_bytes: int | None = None,
     ) -> None:
         """See :func:`open`."""
         from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415 - loads native code
@@ -55,6 +62,8 @@ class Model:
             n_ctx = check_whole("n_ctx", n_ctx, 2, 2**31 - 1)
         if chat_template is not None:
             check_text(chat_template, "chat_template")
+        if session_bytes is not None:
+            session_bytes = check_whole("session_bytes", session_bytes, 0, 2**63 - 1)
         self.artifact = read_artifact(locate(_path(model)))
         self.context = context_size(self.artifact, n_ctx, FORMATS[kv_format], devices.available_memory())
         self._template_source = chat_template or self.artifact.chat_template
@@ -66,7 +75,17 @@ class Model:
             kv_format=kv_format,
         )
         self.tokenizer = tower.tokenizer
-        self._engine = Engine(tower, (lambda: threads) if threads else devices.free_threads)
+        limit = self.context.bytes if session_bytes is None else session_bytes
+        self._engine = Engine(
+            tower,
+            (lambda: threads) if threads else devices.free_threads,
+            lambda used: min(limit, used + devices.available_memory() // 2),
+        )
+        try:
+            self.identity = identity(self.artifact.headers)
+        except BaseException:
+            self._engine.close()
+            raise
         self._finalizer = weakref.finalize(self, self._engine.close)
         _log.info("%s: %s", self.artifact.path, self.context)
 
@@ -75,10 +94,52 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
-    def chat(self, *, system: str | None = None) -> Chat:
-        """A new conversation. Raises TemplateError if the model has no chat template."""
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        when_full: WhenFull = "error",
+        on_shortened: Callable[[Shortened], None] | None = None,
+    ) -> Chat:
+        """A new conversation.
+
+        ``when_full`` says what happens when a message leaves no room for an answer: ``error`` refuses it once it
+        does not fit at all, ``drop-oldest`` leaves out the oldest exchanges, ``compact`` has the model summarise
+        them; never the system message. ``on_shortened`` is called with what was done, which ``Chat.shortened`` keeps.
+
+        Raises TemplateError if the model has no chat template.
+        """
         _ = self.template
-        return Chat(self, system=system)
+        return Chat(self, system=system, when_full=when_full, on_shortened=on_shortened)
+
+    def load_chat(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        when_full: WhenFull = "error",
+        on_shortened: Callable[[Shortened], None] | None = None,
+    ) -> Chat:
+        """A conversation that :meth:`Chat.save` wrote, with all that the model had read of it.
+
+        If the engine, its version or its settings are others than those that made the file's KV cache, the
+        conversation is read again by the next message: ``Chat.reread_reason`` and a warning in the log say why.
+        :func:`session_settings` gives the settings to open the model with.
+
+        Raises SessionError if the file is damaged, no session, of a newer version or of another model.
+        """
+        saved = session_file.read(_session_path(path))
+        if saved.identity != self.identity:
+            raise SessionError(
+                f"{path}: a session of {saved.model} ({saved.identity}), the open model is {self.artifact.name} "
+                f"({self.identity})",
+                remedy="open the model that it was saved with",
+            )
+        chat = self.chat(when_full=when_full, on_shortened=on_shortened)
+        chat.messages = list(saved.messages)
+        chat.reread_reason = self._adopt(saved, chat)
+        if chat.reread_reason:
+            _log.warning("%s: the conversation will be read again: %s", path, chat.reread_reason)
+        return chat
 
     def generate(self, prompt: str, **params: Any) -> Generation:
         """Continue ``prompt`` as it stands, without a chat template; ``params`` are those of SamplingParams.
@@ -88,17 +149,27 @@ class Model:
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
+        check_length(prompt, self.tokenizer, self.n_ctx)
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
         if not tokens:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
         return self._generate(tokens, params)
 
     def answer(
-        self, messages: Sequence[Message], *, on_finish: Callable[[Answer], None] | None = None, **params: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        on_finish: Callable[[Answer], None] | None = None,
+        reader: Reader | None = None,
+        **params: Any,
     ) -> Generation:
-        """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken."""
+        """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
+
+        While ``reader`` lives, what was read is kept as long as there is memory; without one, until others read.
+        """
         self._engine.check_process()
-        return self._generate(self.template.tokens(check_messages(messages)), params, on_finish)
+        tokens = self.template.tokens(check_messages(messages), n_ctx=self.n_ctx)
+        return self._generate(tokens, params, on_finish, reader)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the conversation takes, rendered for an answer."""
@@ -113,6 +184,42 @@ class Model:
                 remedy="pass one (--chat-template FILE), or continue plain text (run --raw, Model.generate)",
             )
         return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
+
+    def share(self, reader: Reader, other: Reader) -> None:
+        """Keep for ``other`` what is kept for ``reader`` at this point of the engine's work."""
+        self._engine.submit(lambda job: job.engine.session.share(reader, other))
+
+    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], reader: Reader) -> None:
+        """Write ``messages`` and what is kept for ``reader``: see :meth:`Chat.save`."""
+        target = _session_path(path)
+        state = self._engine.call(lambda session: session.state(reader))
+        settings = {**self._engine.tower.settings, "n_ctx": self.n_ctx}
+        session_file.write(
+            target, SavedChat(self.artifact.name, self.identity, settings, check_messages(messages), state)
+        )
+
+    def _adopt(self, saved: SavedChat, chat: Chat) -> str | None:
+        """Have the engine take over the cache of a saved chat; why it can't, if so."""
+        state = saved.state
+        if state is None:
+            return "its KV cache was not kept when it was saved" if saved.messages else None
+        if reason := self._difference(saved.settings):
+            return reason
+        if len(state.tokens) > self.n_ctx:
+            return f"its {len(state.tokens):,} tokens don't fit the context of {self.n_ctx:,}"
+        try:
+            self._engine.call(lambda session: session.adopt(state, chat.reader))
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def _difference(self, saved: Mapping[str, Any]) -> str | None:
+        """What differs between the settings that made a KV cache and those here, if it matters."""
+        here = dict(self._engine.tower.settings)
+        if any(tensor.name.startswith("rope_factors_long") for tensor in self.artifact.tensors):
+            here["n_ctx"] = self.n_ctx  # such models turn keys by other angles in a longer context
+        odd = [f"{key} {saved.get(key)} there, {value} here" for key, value in here.items() if saved.get(key) != value]
+        return ", ".join(odd) or None
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -132,17 +239,25 @@ class Model:
                 _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
         return defaults
 
-    def _generate(
-        self, tokens: Sequence[int], params: dict[str, Any], on_finish: Callable[[Answer], None] | None = None
-    ) -> Generation:
+    def sampling(self, params: Mapping[str, Any]) -> SamplingParams:
+        """``params`` on top of the model's own defaults. OptionError for one that is unknown or out of range."""
         try:
-            sampling = SamplingParams(**{**self.sampling_defaults, **params})
+            return SamplingParams(**{**self.sampling_defaults, **params})
         except TypeError as error:
             known = ", ".join(SamplingParams.__slots__)
             raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
+
+    def _generate(
+        self,
+        tokens: Sequence[int],
+        params: dict[str, Any],
+        on_finish: Callable[[Answer], None] | None = None,
+        reader: Reader | None = None,
+    ) -> Generation:
+        sampling = self.sampling(params)
         if len(tokens) >= self.n_ctx:
             raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self)
+        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self, reader=reader)
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
@@ -155,6 +270,21 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def session_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings that a saved chat was made with, to give to :func:`open`: only so is nothing read again.
+
+    Raises SessionError if the file is damaged, no session or of a newer version.
+    """
+    saved = session_file.read(_session_path(path)).settings
+    return {key: saved[key] for key in ("n_ctx", "flash_attention", "kv_format") if key in saved}
+
+
+def _session_path(path: object) -> Path:
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+        return Path(name)
+    raise OptionError(f"a session's path is {path!r}, expected text", remedy="os.fsdecode makes one of bytes")
 
 
 def _is_all(top_k: object) -> bool:
@@ -177,6 +307,7 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     flash_attention: bool = False,
     kv_format: str = "f16",
     chat_template: str | None = None,
+    session_bytes: int | None = None,
 ) -> Model:
     """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
 
@@ -184,6 +315,8 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     (``Model.context`` says); ``threads`` None takes the cores that are free when an answer begins.
     ``flash_attention`` is off because generation on a CPU is faster without (prompts are faster with).
     ``kv_format`` is f16 or f32. ``chat_template`` is Jinja text in place of the model's own.
+    ``session_bytes`` of memory may keep what chats have read while others read; None: as much as the KV cache takes.
+    Never more than half of what is free.
 
     Raises ArtifactError, OptionError or EngineError.
     """
@@ -194,4 +327,5 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
         flash_attention=flash_attention,
         kv_format=kv_format,
         chat_template=chat_template,
+        session_bytes=session_bytes,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_llama.errors import TemplateError
 from edge_llama.messages import Message
-from edge_llama.tokenizer import Tokenizer
+from edge_llama.tokenizer import Tokenizer, check_length
 
 if TYPE_CHECKING:
     from edge_llama.sandbox import LimitedTemplate
@@ -39,13 +39,18 @@ class ChatTemplate:
             raise TemplateError(f"{where}: control tokens use every character", remedy="convert the model again")
         self._swaps = (self._swap(letters), self._swap({*_ESCAPES, *(token[0] for token in tokens)}))
 
-    def tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def tokens(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, n_ctx: int | None = None
+    ) -> list[int]:
         """The ids of the rendered conversation, ready for the model to answer.
 
+        ContextFullError, without making them, if they are clearly more than ``n_ctx``.
         Raises TemplateError if the template refuses the messages (``raise_exception``), fails, takes too much, or
         forms control tokens of contents in a way that can't be told from its own.
         """
         rendered = self._render(messages, add_generation_prompt)
+        if n_ctx is not None:
+            check_length(rendered, self._tokenizer, n_ctx)
         ids: list[int] = []
         at = 0
         for match in self._own(rendered, messages, add_generation_prompt):

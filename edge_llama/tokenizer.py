@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from edge_llama.errors import ContextFullError
+
+_COUNTED = 100_000  # bytes of text that any tokenizer counts in no time
+
 
 class Tokenizer(Protocol):
     """A model's vocabulary at work."""
@@ -25,8 +29,25 @@ class Tokenizer(Protocol):
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 
+    @property
+    def longest_piece(self) -> int | None:
+        """Bytes of text that one token stands for at most; None where the tokenizer may leave some out."""
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
+
+
+def check_length(text: str, tokenizer: Tokenizer, n_ctx: int) -> None:
+    """ContextFullError for a text so long that its tokens can't fit, without making them.
+
+    llama.cpp's sentencepiece takes half a minute for a million newlines, and can't be stopped.
+    """
+    longest = tokenizer.longest_piece
+    if len(text) * 4 < _COUNTED or longest is None:
+        return
+    size = len(text.encode())
+    if size > _COUNTED and (least := -(-size // longest)) >= n_ctx:
+        raise ContextFullError(least, n_ctx, is_least=True)

@@ -1,7 +1,7 @@
 """The seam between the runtime and its engines: two Protocols, one per tower."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,20 @@ class TextTower(Protocol):
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` positions of the cache."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the bytes of :meth:`save` depend on, besides the model: JSON values, ``engine`` names it."""
+
+    def save(self) -> NDArray[np.uint8]:
+        """A copy of the whole cache, in the engine's own format."""
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        """Have the cache of ``length`` positions that :meth:`save` gave, and the logits of its last, if known.
+
+        EngineError if the engine refuses it: the cache is then empty. The bytes are not checked: native code reads
+        them as they are.
+        """
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """A sampler that has already seen the tokens of ``history``."""

@@ -175,6 +175,15 @@ class GGUFTokenizer:
         tokens = set(self._header.fields["tokenizer.ggml.tokens"].data)
         return bytes(byte for byte, letter in enumerate(_byte_letters()) if letter not in tokens)
 
+    @cached_property
+    def longest_piece(self) -> int | None:
+        """Bytes of text that one token stands for at most; None for kinds that may normalize text away."""
+        tokens = self._header.fields["tokenizer.ggml.tokens"].data
+        kind = self._header.get("tokenizer.ggml.model", str, "")
+        if kind == "gpt2":  # a letter is a byte, but for tokens that were added as plain text
+            return max(len(text.encode()) for text in tokens)
+        return max(4, *(len(text.replace("\u2581", " ").encode()) for text in tokens)) if kind == "llama" else None
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""
         with self._lock:

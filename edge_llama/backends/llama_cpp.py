@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.artifact import Artifact
-from edge_llama.backends.base import AbortedError
+from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
@@ -73,6 +73,10 @@ def _strlen() -> int:
     return ctypes.cast(library.strlen, ctypes.c_void_p).value or 0
 
 
+def _bytes_pointer(data: NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
 class LlamaCppTower:
     """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
 
@@ -109,6 +113,12 @@ class LlamaCppTower:
         self._memory: Any = lib.llama_get_memory(self._context)
         self._n_ctx = n_ctx
         self._length = 0
+        self._loaded_logits: NDArray[np.float32] | None = None
+        self.settings = {
+            "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
+            "flash_attention": bool(flash_attention),
+            "kv_format": kv_format,
+        }
         self._tokens = np.empty(_N_BATCH, np.int32)
         self._token_pointer = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact)
@@ -130,6 +140,7 @@ class LlamaCppTower:
             raise AbortedError
         self._tokens[:count] = tokens
         status = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(self._token_pointer, count))
+        self._loaded_logits = None
         if status == 0:
             self._length += count
             return
@@ -139,7 +150,9 @@ class LlamaCppTower:
         raise EngineError(f"llama.cpp failed at position {self._length:,} with status {status}{_why()}")
 
     def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
+        """A copy of the logits of the last position, float32 ``(n_vocab,)``."""
+        if self._loaded_logits is not None:
+            return self._loaded_logits.copy()
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,)).copy()
 
@@ -150,11 +163,33 @@ class LlamaCppTower:
             self._lib.llama_memory_clear(self._memory, True)
             if length:
                 raise EngineError("this model's memory can't be rewound", remedy="start a new chat")
-        self._length = length
+        self._length, self._loaded_logits = length, None
 
-    def sampler(self, params: SamplingParams, history: Sequence[int]) -> "_NativeSampler":
+    def save(self) -> NDArray[np.uint8]:
+        """A copy of the cache: what ``llama_state_seq_get_data`` writes."""
+        data = np.empty(self._lib.llama_state_seq_get_size(self._context, 0), np.uint8)
+        written = self._lib.llama_state_seq_get_data(self._context, _bytes_pointer(data), data.nbytes, 0)
+        if written != data.nbytes:
+            raise EngineError(f"llama.cpp wrote {written:,} of {data.nbytes:,} bytes of its cache{_why()}")
+        return data
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        """Have the cache that :meth:`save` gave. EngineError if llama.cpp refuses it; the cache is then empty."""
+        self._lib.llama_memory_clear(self._memory, False)
+        self._length, self._loaded_logits = 0, None
+        read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, 0)
+        last = self._lib.llama_memory_seq_pos_max(self._memory, 0)
+        if read != kv.nbytes or last != length - 1:  # it may take nothing of it and yet not complain
+            self._lib.llama_memory_clear(self._memory, True)
+            raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
+        self._length = length
+        # llama.cpp keeps the logits elsewhere, and gives no way to put them back.
+        self._loaded_logits = logits
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
-        return _NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        sampler = _NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        return sampler if self._loaded_logits is None else _AfterLoad(sampler, self._loaded_logits)
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
@@ -205,5 +240,35 @@ class _NativeSampler:
     def sample(self) -> int:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
 
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """A token by logits that are not the context's."""
+        lib = self._lib
+        data = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+        data["id"] = np.arange(len(logits))
+        data["logit"] = logits
+        pointer = data.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+        candidates = lib.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        token = int(candidates.data[candidates.selected].id)
+        lib.llama_sampler_accept(self._chain, token)
+        return token
+
     def close(self) -> None:
         self._lib.llama_sampler_free(self._chain)
+
+
+class _AfterLoad:
+    """A sampler whose first token is chosen by logits that came with a loaded cache."""
+
+    def __init__(self, sampler: _NativeSampler, logits: NDArray[np.float32]) -> None:
+        self._sampler = sampler
+        self._logits: NDArray[np.float32] | None = logits
+
+    def sample(self) -> int:
+        if self._logits is None:
+            return self._sampler.sample()
+        logits, self._logits = self._logits, None
+        return self._sampler.choose(logits)
+
+    def close(self) -> None:
+        self._sampler.close()
