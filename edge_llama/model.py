@@ -130,10 +130,12 @@ class Model:
         saved = session_file.read(_session_path(path))
         if saved.identity != self.identity:
             raise SessionError(
-                f"{path}: a session of {saved.model} ({saved.identity}), the open model is {self.artifact.name} "
-                f"({self.identity})",
+                f"{path}: a session of {saved.model} (identity {saved.identity[:12]}), the open model is "
+                f"{self.artifact.name} ({self.identity[:12]}, {self.artifact.path})",
                 remedy="open the model that it was saved with",
             )
+        if saved.images:
+            raise SessionError(f"{path}: it has {len(saved.images)} images, which can't be read yet")
         chat = self.chat(when_full=when_full, on_shortened=on_shortened)
         chat.messages = list(saved.messages)
         chat.reread_reason = self._adopt(saved, chat)
@@ -203,6 +205,11 @@ class Model:
         state = saved.state
         if state is None:
             return "its KV cache was not kept when it was saved" if saved.messages else None
+        n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
+        if ((state.tokens < 0) | (state.tokens >= n_vocab)).any() or (
+            state.logits is not None and len(state.logits) != n_vocab
+        ):
+            raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
         if reason := self._difference(saved.settings):
             return reason
         if len(state.tokens) > self.n_ctx:

@@ -177,6 +177,7 @@ class LlamaCppTower:
         """Have the cache that :meth:`save` gave. EngineError if llama.cpp refuses it; the cache is then empty."""
         self._lib.llama_memory_clear(self._memory, False)
         self._length, self._loaded_logits = 0, None
+        _last_lines.clear()
         read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, 0)
         last = self._lib.llama_memory_seq_pos_max(self._memory, 0)
         if read != kv.nbytes or last != length - 1:  # it may take nothing of it and yet not complain

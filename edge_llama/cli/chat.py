@@ -40,6 +40,7 @@ def chat(
     threads: options.Threads = None,
     flash_attn: options.FlashAttn = "off",
     chat_template: options.ChatTemplate = None,
+    when_full: options.WhenFull = "error",
     quiet: options.Quiet = False,
 ) -> None:
     """Chat with a model, offline. Ctrl-C stops an answer, Ctrl-D leaves, /help shows the commands.
@@ -57,9 +58,12 @@ def chat(
         seed=seed,
         max_tokens=max_tokens,
     )
+    policy = options.when_full(when_full)
     with options.open_model(model, n_ctx, threads, flash_attn, chat_template) as opened:
         note(f"{opened.artifact.name}: {opened.context}", quiet=quiet)
-        conversation = _Conversation(opened, opened.chat(system=system), params)
+        # Told also with --quiet: what the model no longer knows is no progress report.
+        new = opened.chat(system=system, when_full=policy, on_shortened=lambda told: note(f"[{told}]"))
+        conversation = _Conversation(opened, new, params)
         if sys.stdin.isatty():
             note("/help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves", quiet=quiet)
             conversation.talk()
