@@ -48,7 +48,7 @@ class Chat:
         """See :meth:`edge_llama.Model.chat`."""
         self.when_full = check_when_full(when_full)
         self.reread_reason: str | None = None
-        """Why a chat that was loaded will be read again; None if it need not be, or was not loaded."""
+        """Why the model has to read a loaded conversation again, with the first message; None if it has not."""
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
         self._model = model

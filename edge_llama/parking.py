@@ -7,7 +7,7 @@ about 3 us per token of the built-in model; reading the token again takes a thou
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,10 +39,10 @@ class State:
         return self.tokens.nbytes + self.kv.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
 
-def shared(ours: Sequence[int] | NDArray[np.int32], theirs: Sequence[int] | NDArray[np.int32]) -> int:
+def shared(ours: NDArray[np.int32], theirs: NDArray[np.int32]) -> int:
     """How many tokens both begin with."""
     length = min(len(ours), len(theirs))
-    differs = np.asarray(ours[:length], np.int32) != np.asarray(theirs[:length], np.int32)
+    differs = ours[:length] != theirs[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
@@ -72,7 +72,7 @@ class Parking:
             gone = self._places.pop(0).state
             _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
 
-    def best(self, prompt: Sequence[int]) -> tuple[State | None, int]:
+    def best(self, prompt: NDArray[np.int32]) -> tuple[State | None, int]:
         """The state that begins as ``prompt`` for the most tokens, and how many these are."""
         found: tuple[State | None, int] = (None, 0)
         for place in self._alive():

@@ -86,8 +86,9 @@ class Session:
 
     def _turn_to(self, prompt: Sequence[int], reader: Reader | None) -> int:
         """Have the cache that begins as ``prompt`` for the most tokens; the number of these."""
-        here = shared(self.tokens, prompt)
-        waiting, there = self._parking.best(prompt)
+        wanted = np.array(prompt, np.int32)
+        here = shared(np.array(self.tokens, np.int32), wanted)
+        waiting, there = self._parking.best(wanted)
         others = self._others(reader)
         if reader:
             self._parking.leave(reader)  # before parking: it makes room

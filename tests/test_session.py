@@ -160,9 +160,9 @@ def test_what_nobody_waits_for_is_freed() -> None:
     parking, readers = Parking(lambda used: 10**6), [Reader(), Reader()]
     parking.put(state([1, 2, 3]), readers)
     parking.leave(readers[0])
-    assert parking.best([1, 2, 9])[1] == 2
+    assert parking.best(np.array([1, 2, 9], np.int32))[1] == 2
     del readers
-    assert parking.best([1, 2, 9]) == (None, 0)
+    assert parking.best(np.array([1, 2, 9], np.int32)) == (None, 0)
     assert parking.nbytes == 0
 
 
@@ -182,7 +182,7 @@ def test_a_dropped_chats_cache_is_freed(model: edge_llama.Model) -> None:
     [([], [], 0), ([1], [], 0), ([1, 2], [1, 2, 3], 2), ([1, 5], [1, 2], 1), ([5], [1], 0)],
 )
 def test_the_shared_beginning(ours: list[int], theirs: list[int], length: int) -> None:
-    assert shared(ours, theirs) == shared(np.array(ours, np.int32), theirs) == length
+    assert shared(np.array(ours, np.int32), np.array(theirs, np.int32)) == length
 
 
 @pytest.mark.parametrize("flash_attention", [False, True])
