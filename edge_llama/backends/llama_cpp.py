@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_llama.artifact import Artifact
 from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
+from edge_llama.backends.llama_cpp_loaded import AfterLoad
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
 from edge_llama.sampling import SamplingParams
@@ -190,7 +191,7 @@ class LlamaCppTower:
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
         sampler = _NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
-        return sampler if self._loaded_logits is None else _AfterLoad(sampler, self._loaded_logits)
+        return sampler if self._loaded_logits is None else AfterLoad(self._lib, sampler, self._loaded_logits)
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
@@ -241,35 +242,5 @@ class _NativeSampler:
     def sample(self) -> int:
         return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """A token by logits that are not the context's."""
-        lib = self._lib
-        data = np.zeros(len(logits), [("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-        data["id"] = np.arange(len(logits))
-        data["logit"] = logits
-        pointer = data.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-        candidates = lib.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
-        token = int(candidates.data[candidates.selected].id)
-        lib.llama_sampler_accept(self._chain, token)
-        return token
-
     def close(self) -> None:
         self._lib.llama_sampler_free(self._chain)
-
-
-class _AfterLoad:
-    """A sampler whose first token is chosen by logits that came with a loaded cache."""
-
-    def __init__(self, sampler: _NativeSampler, logits: NDArray[np.float32]) -> None:
-        self._sampler = sampler
-        self._logits: NDArray[np.float32] | None = logits
-
-    def sample(self) -> int:
-        if self._logits is None:
-            return self._sampler.sample()
-        logits, self._logits = self._logits, None
-        return self._sampler.choose(logits)
-
-    def close(self) -> None:
-        self._sampler.close()
