@@ -225,7 +225,7 @@ class Model:
         here = dict(self._engine.tower.settings)
         if any(tensor.name.startswith("rope_factors_long") for tensor in self.artifact.tensors):
             here["n_ctx"] = self.n_ctx  # such models turn keys by other angles in a longer context
-        odd = [f"{key} {saved.get(key)} there, {value} here" for key, value in here.items() if saved.get(key) != value]
+        odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
         return ", ".join(odd) or None
 
     @cached_property

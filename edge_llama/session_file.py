@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import struct
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ MAGIC = b"edgelses"
 VERSION = 1
 _PREFIX = struct.Struct("<8sII")
 _HASH_BYTES = 32
+_ABANDONED = 3600  # seconds
 _DAMAGED = "the file is damaged or incomplete: use a copy, or begin a new chat"
 
 
@@ -60,9 +62,10 @@ def write(path: Path, saved: SavedChat) -> None:
     _check_place(path)
     parts = _encode(saved)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
         try:
-            with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
@@ -72,6 +75,7 @@ def write(path: Path, saved: SavedChat) -> None:
                 partial.unlink()
             raise
         _sync_folder(path.parent)
+        _tidy(path)
     except OSError as error:
         raise OutputError(f"{path}: the session can't be written: {error.strerror or error}") from error
 
@@ -162,6 +166,16 @@ def _check_place(path: Path) -> None:
         raise OutputError(f"{path}: the session can't be written there: {error.strerror or error}") from error
     if not is_session:
         raise OutputError(f"{path}: exists and is no session", remedy="choose another name, or remove it")
+
+
+def _tidy(path: Path) -> None:
+    """Remove what writers of the same file left that were killed: parts that nobody has written to for an hour."""
+    for name in os.listdir(path.parent):  # noqa: PTH208 - a name may hold what glob takes for a pattern
+        if name.startswith(f".{path.name}.") and name.endswith(".partial"):
+            left = path.with_name(name)
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,44 @@ def test_a_write_that_fails_leaves_the_older_session(
     with pytest.raises(edge_llama.OutputError, match="No space left"):
         model.load_chat(saved).save(path)
     assert path.read_bytes() == saved.read_bytes()
+
+
+SAVING = """
+import sys
+import numpy as np
+from edge_llama import Message, session_file
+from pathlib import Path
+number = 0
+while True:
+    state = session_file.State(np.full(9, number, np.int32), np.full(3_000_000, number % 256, np.uint8), None)
+    saved = session_file.SavedChat("m", "0", {}, (Message("user", str(number)),), state)
+    session_file.write(Path(sys.argv[1]), saved)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+def test_a_process_killed_while_it_saves_leaves_the_last_session_whole(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "a[1].session"
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", SAVING, path], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        with process, process.stdout as out:
+            told = int(out.readline())
+            time.sleep(float(rng.random()) * 0.05)
+            process.kill()
+            told = int(([told, *out.read().split()])[-1])
+        saved = session_file.read(path)
+        assert saved.state is not None
+        number = int(saved.messages[0].content)
+        assert number >= told
+        assert (saved.state.kv == number % 256).all()
+    for left in tmp_path.glob("*.partial"):
+        os.utime(left, (0, 0))
+    session_file.write(path, saved)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_empty_chat_can_be_saved(model: edge_llama.Model, tmp_path: Path) -> None:
@@ -345,7 +384,7 @@ def test_another_version_of_the_engine_is_an_announced_reread(
         fields["settings"]["engine"] = "llama.cpp 0.4.0"
 
     chat = model.load_chat(sealed(tmp_path / "old.session", saved, older))
-    assert "llama.cpp 0.4.0 there" in str(chat.reread_reason)
+    assert "engine was llama.cpp 0.4.0 and is llama.cpp" in str(chat.reread_reason)
 
 
 def test_a_session_longer_than_the_context_is_an_announced_reread(model: edge_llama.Model, saved: Path) -> None:
