@@ -43,8 +43,8 @@ class Session:
         reused = self._turn_to(prompt, reader)
         if reused == len(prompt) == len(self.tokens) and self._has_logits:
             return reused
-        reused = min(reused, len(prompt) - 1)
-        self.rewind(reused)
+        self.rewind(min(reused, len(prompt) - 1))
+        reused = len(self.tokens)
         step = self._tower.n_batch
         for start in range(reused, len(prompt), step):
             self.append(*prompt[start : start + step])
@@ -53,16 +53,20 @@ class Session:
     def append(self, *tokens: int) -> None:
         """Decode at most ``n_batch`` tokens after those in the cache."""
         self._has_logits = False
-        self._tower.decode(tokens)
+        try:
+            self._tower.decode(tokens)
+        except BaseException:
+            del self.tokens[self._tower.length :]
+            raise
         self._has_logits = True
         self.tokens += tokens
 
     def rewind(self, length: int) -> None:
-        """Keep the first ``length`` tokens."""
+        """Keep the first ``length`` tokens, or none where the model's memory can't be cut there."""
         if length < len(self.tokens):
             self._has_logits = False
             self._tower.rewind(length)
-            del self.tokens[length:]
+            del self.tokens[self._tower.length :]
 
     def share(self, reader: Reader, other: Reader) -> None:
         """``other`` goes on where ``reader`` is: a fork, which copies nothing."""

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +243,43 @@ def test_an_answer_to_messages_is_kept_for_its_reader(model: edge_llama.Model, r
     model.generate("Once upon a time", max_tokens=2).result()
     again = model.answer(messages, temperature=0, max_tokens=4, reader=reader).result()
     assert new_tokens(again) < 10 if reader else new_tokens(again) > 100
+
+
+class Recurrent:
+    """A tower whose memory holds only the last position: it can't be cut."""
+
+    n_ctx, n_batch = 100, 8
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+        self.fails = False
+
+    @property
+    def length(self) -> int:
+        return len(self.read)
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        if self.fails:
+            self.read = []
+            raise edge_llama.EngineError("odd")
+        self.read += tokens
+
+    def rewind(self, length: int) -> None:
+        if length < len(self.read):
+            self.read = []
+
+
+def test_a_memory_that_cannot_be_cut_is_read_again_as_a_whole() -> None:
+    tower = Recurrent()
+    session = Session(tower)  # type: ignore[arg-type]
+    assert session.read(range(20)) == 0
+    assert session.read(range(20)) == 20
+    assert session.read(range(30)) == 20
+    assert session.read(range(25)) == 0
+    assert tower.read == session.tokens == list(range(25))
+    tower.fails = True
+    with pytest.raises(edge_llama.EngineError):
+        session.read(range(40))
+    tower.fails = False
+    assert session.read(range(40)) == 0
+    assert tower.read == session.tokens == list(range(40))

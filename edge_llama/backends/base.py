@@ -11,7 +11,7 @@ from edge_llama.tokenizer import Tokenizer
 
 
 class AbortedError(Exception):
-    """``decode`` was stopped by ``abort``; the cache is as it was before the call."""
+    """``decode`` was stopped by ``abort``; nothing was appended."""
 
 
 class Sampler(Protocol):
@@ -39,14 +39,24 @@ class TextTower(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
 
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+
     def decode(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended."""
+        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended.
+
+        A memory that can't be cut (see :meth:`rewind`) is empty after an error.
+        """
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
 
     def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache."""
+        """Keep the first ``length`` positions of the cache; none where its memory can't be cut there: recurrent states.
+
+        :attr:`length` tells.
+        """
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -113,7 +113,7 @@ class LlamaCppTower:
             )
         self._memory: Any = lib.llama_get_memory(self._context)
         self._n_ctx = n_ctx
-        self._length = 0
+        self.length = 0
         self._loaded_logits: NDArray[np.float32] | None = None
         self.settings = {
             "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
@@ -143,12 +143,12 @@ class LlamaCppTower:
         status = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(self._token_pointer, count))
         self._loaded_logits = None
         if status == 0:
-            self._length += count
+            self.length += count
             return
-        self.rewind(self._length)
+        self.rewind(self.length)
         if status == _ABORTED:
             raise AbortedError
-        raise EngineError(f"llama.cpp failed at position {self._length:,} with status {status}{_why()}")
+        raise EngineError(f"llama.cpp failed at position {self.length:,} with status {status}{_why()}")
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last position, float32 ``(n_vocab,)``."""
@@ -158,13 +158,12 @@ class LlamaCppTower:
         return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,)).copy()
 
     def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache."""
+        """Keep the first ``length`` positions of the cache, or none if it can't be cut there."""
         if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            # Some memories (recurrent states) can't be cut: begin anew.
+            # Some memories (recurrent states) hold only the last position: begin anew.
             self._lib.llama_memory_clear(self._memory, True)
-            if length:
-                raise EngineError("this model's memory can't be rewound", remedy="start a new chat")
-        self._length, self._loaded_logits = length, None
+            length = 0
+        self.length, self._loaded_logits = length, None
 
     def save(self) -> NDArray[np.uint8]:
         """A copy of the cache: what ``llama_state_seq_get_data`` writes."""
@@ -177,14 +176,14 @@ class LlamaCppTower:
     def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
         """Have the cache that :meth:`save` gave. EngineError if llama.cpp refuses it; the cache is then empty."""
         self._lib.llama_memory_clear(self._memory, False)
-        self._length, self._loaded_logits = 0, None
+        self.length, self._loaded_logits = 0, None
         _last_lines.clear()
         read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, 0)
         last = self._lib.llama_memory_seq_pos_max(self._memory, 0)
         if read != kv.nbytes or last != length - 1:  # it may take nothing of it and yet not complain
             self._lib.llama_memory_clear(self._memory, True)
             raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
-        self._length = length
+        self.length = length
         # llama.cpp keeps the logits elsewhere, and gives no way to put them back.
         self._loaded_logits = logits
 
