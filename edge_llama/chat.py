@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
 from edge_llama.messages import Message
-from edge_llama.parking import Reader
+from edge_llama.parking import Keeper
 from edge_llama.sampling import check_whole
 from edge_llama.shortening import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
 
@@ -52,7 +52,7 @@ class Chat:
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
         self._model = model
-        self.reader = Reader()
+        self.keeper = Keeper()
         """For whom the engine keeps what it has read."""
         self._on_shortened = on_shortened
         self._summary: Generation | None = None
@@ -106,7 +106,7 @@ class Chat:
             self._check_idle()
             other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened)
             other.messages = list(self.messages)
-            self._model.share(self.reader, other.reader)
+            self._model.share(self.keeper, other.keeper)
         return other
 
     def rewind(self, exchanges: int = 1) -> None:
@@ -129,7 +129,7 @@ class Chat:
         self._end_last()
         with self._lock:
             self._check_idle()
-            self._model.save_chat(path, self.messages, self.reader)
+            self._model.save_chat(path, self.messages, self.keeper)
 
     def compact(self) -> Shortened | None:
         """Have the model summarise all exchanges but the last, in their place; None if there are none.
@@ -167,7 +167,7 @@ class Chat:
         def settle(answer: Answer) -> None:
             self._settle(exchange, answer.text, is_whole=answer.finish_reason != "cancelled")
 
-        generation = self._model.answer(messages, on_finish=settle, reader=self.reader, **params)
+        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **params)
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
         return generation
 
@@ -194,7 +194,7 @@ class Chat:
         return Shortening(self._model.n_ctx, self._model.count_tokens, self._summarize)
 
     def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
-        self._summary = summary = self._model.answer(messages, reader=self.reader, temperature=0, max_tokens=max_tokens)
+        self._summary = summary = self._model.answer(messages, keeper=self.keeper, temperature=0, max_tokens=max_tokens)
         try:
             answer = summary.result()
         finally:

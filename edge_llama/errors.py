@@ -80,15 +80,15 @@ class TemplateError(InputError):
 class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
-    ``is_least`` says that it needs at least so many: the text is so long that they were not counted.
+    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted.
     """
 
-    def __init__(self, needed: int, n_ctx: int, *, is_least: bool = False, remedy: str = "") -> None:
-        count = f"at least {needed:,}" if is_least else f"{needed:,}"
+    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
+        count = f"at least {needed:,}" if is_bound else f"{needed:,}"
         super().__init__(
             f"the prompt needs {count} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed
         self.n_ctx = n_ctx
-        self.is_least = is_least
+        self.is_bound = is_bound

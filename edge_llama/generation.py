@@ -12,7 +12,7 @@ from typing import Literal
 from edge_llama.backends.base import AbortedError
 from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.parking import Reader
+from edge_llama.parking import Keeper
 from edge_llama.sampling import SamplingParams, StopStrings
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -94,11 +94,11 @@ class Generation(Iterator[Piece]):
         *,
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
-        reader: Reader | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
-        For ``reader`` the KV cache of this prompt and answer is kept when others displace it.
+        For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
@@ -109,7 +109,7 @@ class Generation(Iterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._owner = owner
-        work = _Work(engine, tuple(prompt), params, self.timings, self._made, self._queue, reader)
+        work = _Work(engine, tuple(prompt), params, self.timings, self._made, self._queue, keeper)
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -203,7 +203,7 @@ class _Work:
         timings: Timings,
         made: _Made,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
-        reader: Reader | None,
+        keeper: Keeper | None,
     ) -> None:
         self.engine = engine
         self.prompt = prompt
@@ -211,7 +211,7 @@ class _Work:
         self.timings = timings
         self.made = made
         self.out = out
-        self.reader = reader
+        self.keeper = keeper
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
@@ -234,7 +234,7 @@ class _Work:
     def _generate(self) -> FinishReason:
         started = time.perf_counter()
         try:
-            self.timings.cached_tokens = self.engine.session.read(self.prompt, self.reader)
+            self.timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper)
         finally:
             self.timings.prompt_seconds = time.perf_counter() - started
         sampler = self.engine.tower.sampler(self.params, self.prompt)

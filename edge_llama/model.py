@@ -19,9 +19,10 @@ from edge_llama.formats import FORMATS
 from edge_llama.generation import Answer, Generation
 from edge_llama.integrity import identity
 from edge_llama.messages import Message, check_messages, check_text
-from edge_llama.parking import Reader
+from edge_llama.parking import Keeper
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
+from edge_llama.session import Session
 from edge_llama.session_file import SavedChat
 from edge_llama.shortening import Shortened, WhenFull
 from edge_llama.tokenizer import check_length
@@ -162,16 +163,16 @@ class Model:
         messages: Sequence[Message],
         *,
         on_finish: Callable[[Answer], None] | None = None,
-        reader: Reader | None = None,
+        keeper: Keeper | None = None,
         **params: Any,
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
-        While ``reader`` lives, what was read is kept as long as there is memory; without one, until others read.
+        While ``keeper`` lives, what was read is kept as long as there is memory; without one, until others read.
         """
         self._engine.check_process()
         tokens = self.template.tokens(check_messages(messages), n_ctx=self.n_ctx)
-        return self._generate(tokens, params, on_finish, reader)
+        return self._generate(tokens, params, on_finish, keeper)
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """How many tokens the conversation takes, rendered for an answer."""
@@ -187,14 +188,14 @@ class Model:
             )
         return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
 
-    def share(self, reader: Reader, other: Reader) -> None:
-        """Keep for ``other`` what is kept for ``reader`` at this point of the engine's work."""
-        self._engine.submit(lambda job: job.engine.session.share(reader, other))
+    def share(self, keeper: Keeper, other: Keeper) -> None:
+        """Keep for ``other`` what is kept for ``keeper`` at this point of the engine's work."""
+        self._engine.submit(lambda job: job.engine.session.share(keeper, other))
 
-    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], reader: Reader) -> None:
-        """Write ``messages`` and what is kept for ``reader``: see :meth:`Chat.save`."""
+    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], keeper: Keeper) -> None:
+        """Write ``messages`` and what is kept for ``keeper``: see :meth:`Chat.save`."""
         target = _session_path(path)
-        state = self._engine.call(lambda session: session.state(reader))
+        state = self._engine.call(lambda session: session.state(keeper))
         settings = {**self._engine.tower.settings, "n_ctx": self.n_ctx}
         session_file.write(
             target, SavedChat(self.artifact.name, self.identity, settings, check_messages(messages), state)
@@ -214,11 +215,15 @@ class Model:
             return reason
         if len(state.tokens) > self.n_ctx:
             return f"its {len(state.tokens):,} tokens don't fit the context of {self.n_ctx:,}"
-        try:
-            self._engine.call(lambda session: session.adopt(state, chat.reader))
-        except EngineError as error:
-            return str(error)
-        return None
+
+        def adopt(session: Session) -> str | None:
+            try:
+                session.adopt(state, chat.keeper)
+            except EngineError as error:
+                return str(error)
+            return None
+
+        return self._engine.call(adopt)
 
     def _difference(self, saved: Mapping[str, Any]) -> str | None:
         """What differs between the settings that made a KV cache and those here, if it matters."""
@@ -259,12 +264,12 @@ class Model:
         tokens: Sequence[int],
         params: dict[str, Any],
         on_finish: Callable[[Answer], None] | None = None,
-        reader: Reader | None = None,
+        keeper: Keeper | None = None,
     ) -> Generation:
         sampling = self.sampling(params)
         if len(tokens) >= self.n_ctx:
             raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self, reader=reader)
+        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self, keeper=keeper)
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 _log = logging.getLogger(__name__)
 
 
-class Reader:
-    """Whoever reads: while one lives, what it has read is kept as long as room lasts. It holds nothing itself."""
+class Keeper:
+    """For whom a KV cache is kept: while one lives, what was read for it stays as long as room lasts. It is empty."""
 
     __slots__ = ("__weakref__",)
 
@@ -49,28 +49,31 @@ def shared(ours: NDArray[np.int32], theirs: NDArray[np.int32]) -> int:
 @dataclass(eq=False, slots=True)
 class _Place:
     state: State
-    readers: "weakref.WeakSet[Reader]" = field(default_factory=weakref.WeakSet)
+    keepers: "weakref.WeakSet[Keeper]" = field(default_factory=weakref.WeakSet)
 
 
 class Parking:
-    """States that wait, each for the readers that want it. The least recently used go when room is short."""
+    """States that wait, each for its keepers. The least recently used go when room is short."""
 
     def __init__(self, room: Callable[[int], int]) -> None:
         """``room(used)`` is how many bytes all states may take, ``used`` of which they take already."""
         self._room = room
         self._places: list[_Place] = []  # the least recently used first
 
-    def put(self, state: State, readers: Iterable[Reader]) -> None:
-        """Keep ``state`` for its readers, if there is or can be made room for it."""
-        place = _Place(state, weakref.WeakSet(readers))
+    def make_room(self, nbytes: int, tokens: int) -> bool:
+        """Whether a state of so many bytes has room, which the least recently used ones may have to give."""
         room = self._room(self.nbytes)
-        if state.nbytes > room:
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(state.tokens):,}")
-            return
-        self._places.append(place)
-        while self.nbytes > room:
+        if nbytes > room:
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
+            return False
+        while self.nbytes + nbytes > room:
             gone = self._places.pop(0).state
             _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
+        return True
+
+    def put(self, state: State, keepers: Iterable[Keeper]) -> None:
+        """Keep ``state``, for which :meth:`make_room` made room."""
+        self._places.append(_Place(state, weakref.WeakSet(keepers)))
 
     def best(self, prompt: NDArray[np.int32]) -> tuple[State | None, int]:
         """The state that begins as ``prompt`` for the most tokens, and how many these are."""
@@ -80,20 +83,20 @@ class Parking:
                 found = (place.state, length)
         return found
 
-    def of(self, reader: Reader) -> State | None:
-        """What waits for ``reader``."""
-        return next((place.state for place in self._alive() if reader in place.readers), None)
+    def of(self, keeper: Keeper) -> State | None:
+        """What waits for ``keeper``."""
+        return next((place.state for place in self._alive() if keeper in place.keepers), None)
 
-    def share(self, reader: Reader, other: Reader) -> None:
-        """What waits for ``reader`` waits for ``other`` too."""
+    def share(self, keeper: Keeper, other: Keeper) -> None:
+        """What waits for ``keeper`` waits for ``other`` too."""
         for place in self._alive():
-            if reader in place.readers:
-                place.readers.add(other)
+            if keeper in place.keepers:
+                place.keepers.add(other)
 
-    def leave(self, reader: Reader) -> None:
-        """Nothing waits for ``reader`` any more; what nobody else waits for is freed."""
+    def leave(self, keeper: Keeper) -> None:
+        """Nothing waits for ``keeper`` any more; what nobody else waits for is freed."""
         for place in self._places:
-            place.readers.discard(reader)
+            place.keepers.discard(keeper)
         self._places = list(self._alive())
 
     def drop(self, state: State) -> None:
@@ -111,4 +114,4 @@ class Parking:
         return sum(place.state.nbytes for place in self._places)
 
     def _alive(self) -> Iterator[_Place]:
-        return (place for place in self._places if len(place.readers))
+        return (place for place in self._places if len(place.keepers))

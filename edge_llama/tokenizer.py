@@ -5,7 +5,7 @@ from typing import Protocol
 
 from edge_llama.errors import ContextFullError
 
-_COUNTED = 100_000  # bytes of text that any tokenizer counts in no time
+_COUNTED = 100_000  # characters that any tokenizer counts in no time
 
 
 class Tokenizer(Protocol):
@@ -29,9 +29,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 
-    @property
-    def longest_piece(self) -> int | None:
-        """Bytes of text that one token stands for at most; None where the tokenizer may leave some out."""
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens ``text`` takes, by its length alone: 0 where that says nothing."""
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
@@ -45,9 +44,5 @@ def check_length(text: str, tokenizer: Tokenizer, n_ctx: int) -> None:
 
     llama.cpp's sentencepiece takes half a minute for a million newlines, and can't be stopped.
     """
-    longest = tokenizer.longest_piece
-    if len(text) * 4 < _COUNTED or longest is None:
-        return
-    size = len(text.encode())
-    if size > _COUNTED and (least := -(-size // longest)) >= n_ctx:
-        raise ContextFullError(least, n_ctx, is_least=True)
+    if len(text) > _COUNTED and (least := tokenizer.least_tokens(text)) >= n_ctx:
+        raise ContextFullError(least, n_ctx, is_bound=True)

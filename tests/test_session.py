@@ -14,7 +14,7 @@ import converters
 import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
-from edge_llama.parking import Parking, Reader, State, shared
+from edge_llama.parking import Keeper, Parking, State, shared
 from edge_llama.session import Session
 
 STORY = "Tell me a story about the sea. " * 20
@@ -144,24 +144,25 @@ def state(tokens: list[int], nbytes: int = 1000) -> State:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    parking, readers = Parking(lambda used: 3100), [Reader() for _ in range(4)]
+    parking, keepers = Parking(lambda used: 3100), [Keeper() for _ in range(4)]
     states = [state([number] * 5) for number in range(4)]
     for number in range(3):
-        parking.put(states[number], [readers[number]])
+        assert parking.make_room(1020, 5)
+        parking.put(states[number], [keepers[number]])
     parking.touch(states[0])
-    parking.put(states[3], [readers[3]])
-    assert [parking.of(reader) for reader in readers] == [states[0], None, states[2], states[3]]
-    assert parking.nbytes <= 3100
-    parking.put(state([9], 4000), [readers[1]])
+    assert parking.make_room(1020, 5)
+    parking.put(states[3], [keepers[3]])
+    assert [parking.of(keeper) for keeper in keepers] == [states[0], None, states[2], states[3]]
+    assert not parking.make_room(4000, 5)
     assert parking.nbytes == 3060
 
 
 def test_what_nobody_waits_for_is_freed() -> None:
-    parking, readers = Parking(lambda used: 10**6), [Reader(), Reader()]
-    parking.put(state([1, 2, 3]), readers)
-    parking.leave(readers[0])
+    parking, keepers = Parking(lambda used: 10**6), [Keeper(), Keeper()]
+    parking.put(state([1, 2, 3]), keepers)
+    parking.leave(keepers[0])
     assert parking.best(np.array([1, 2, 9], np.int32))[1] == 2
-    del readers
+    del keepers
     assert parking.best(np.array([1, 2, 9], np.int32)) == (None, 0)
     assert parking.nbytes == 0
 
@@ -194,7 +195,7 @@ def test_a_copied_cache_gives_the_same_logits(
     prompts = [rng.integers(40, 200, int(rng.integers(30, 100))).tolist() for _ in range(2)]
 
     def run(session: Session, tower: TextTower) -> None:
-        readers = [Reader(), Reader()]
+        keepers = [Keeper(), Keeper()]
         expected = []
         for prompt in prompts:  # each alone, in one piece and one token more
             session.rewind(0)
@@ -202,10 +203,10 @@ def test_a_copied_cache_gives_the_same_logits(
             session.append(50)
             expected.append(tower.logits())
         session.rewind(0)
-        for prompt, reader in zip(prompts, readers, strict=True):
-            session.read(prompt, reader)
-        for prompt, reader, logits in zip(prompts, readers, expected, strict=True):
-            assert session.read(prompt, reader) == len(prompt), "no token is read again, not even the last"
+        for prompt, keeper in zip(prompts, keepers, strict=True):
+            session.read(prompt, keeper)
+        for prompt, keeper, logits in zip(prompts, keepers, expected, strict=True):
+            assert session.read(prompt, keeper) == len(prompt), "no token is read again, not even the last"
             session.append(50)
             assert np.array_equal(tower.logits(), logits)
 
@@ -217,15 +218,15 @@ def test_a_state_that_the_engine_refuses_is_read_again(llama3: Path, tmp_path: P
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
 
     def run(session: Session, tower: TextTower) -> None:
-        reader = Reader()
-        session.read(list(range(40, 80)), reader)
-        good = session.state(reader)
+        keeper = Keeper()
+        session.read(list(range(40, 80)), keeper)
+        good = session.state(keeper)
         assert good is not None
         with pytest.raises(edge_llama.EngineError, match="read 0 of"):
-            session.adopt(State(good.tokens, good.kv[:-8], None), reader)
+            session.adopt(State(good.tokens, good.kv[:-8], None), keeper)
         assert session.tokens == []
-        session._parking.put(State(good.tokens, good.kv[:-8], None), [reader])
-        assert session.read(list(range(40, 90)), reader) == 0
+        session._parking.put(State(good.tokens, good.kv[:-8], None), [keeper])
+        assert session.read(list(range(40, 90)), keeper) == 0
         assert session._parking.nbytes == 0
         fresh = tower.logits()
         session.rewind(0)
@@ -236,13 +237,13 @@ def test_a_state_that_the_engine_refuses_is_read_again(llama3: Path, tmp_path: P
         on_engine(model, run)
 
 
-@pytest.mark.parametrize("reader", [Reader(), None])
-def test_an_answer_to_messages_is_kept_for_its_reader(model: edge_llama.Model, reader: Reader | None) -> None:
+@pytest.mark.parametrize("keeper", [Keeper(), None])
+def test_an_answer_to_messages_is_kept_for_its_keeper(model: edge_llama.Model, keeper: Keeper | None) -> None:
     messages = [Message("system", STORY), Message("user", CAPITAL)]
-    model.answer(messages, temperature=0, max_tokens=4, reader=reader).result()
+    model.answer(messages, temperature=0, max_tokens=4, keeper=keeper).result()
     model.generate("Once upon a time", max_tokens=2).result()
-    again = model.answer(messages, temperature=0, max_tokens=4, reader=reader).result()
-    assert new_tokens(again) < 10 if reader else new_tokens(again) > 100
+    again = model.answer(messages, temperature=0, max_tokens=4, keeper=keeper).result()
+    assert new_tokens(again) < 10 if keeper else new_tokens(again) > 100
 
 
 class Recurrent:

@@ -62,6 +62,10 @@ class TextTower(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What the bytes of :meth:`save` depend on, besides the model: JSON values, ``engine`` names it."""
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that :meth:`save` would give."""
+
     def save(self) -> NDArray[np.uint8]:
         """A copy of the whole cache, in the engine's own format."""
 

@@ -165,9 +165,14 @@ class LlamaCppTower:
             length = 0
         self.length, self._loaded_logits = length, None
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that :meth:`save` would give."""
+        return int(self._lib.llama_state_seq_get_size(self._context, 0))
+
     def save(self) -> NDArray[np.uint8]:
         """A copy of the cache: what ``llama_state_seq_get_data`` writes."""
-        data = np.empty(self._lib.llama_state_seq_get_size(self._context, 0), np.uint8)
+        data = np.empty(self.saved_bytes, np.uint8)
         written = self._lib.llama_state_seq_get_data(self._context, _bytes_pointer(data), data.nbytes, 0)
         if written != data.nbytes:
             raise EngineError(f"llama.cpp wrote {written:,} of {data.nbytes:,} bytes of its cache{_why()}")
