@@ -190,7 +190,7 @@ class LlamaCppTower:
             raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
         self.length = length
         # llama.cpp keeps the logits elsewhere, and gives no way to put them back.
-        self._loaded_logits = logits
+        self._loaded_logits = None if logits is None else logits.copy()
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
