@@ -25,12 +25,14 @@ from edge_llama.errors import (
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.logprobs import Alternative, TokenLogprobs
 from edge_llama.messages import Message
 from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
 from edge_llama.shortening import Shortened
 
 __all__ = [
+    "Alternative",
     "Answer",
     "ArtifactError",
     "Chat",
@@ -51,6 +53,7 @@ __all__ = [
     "Shortened",
     "TemplateError",
     "Timings",
+    "TokenLogprobs",
     "open",
     "session_settings",
 ]

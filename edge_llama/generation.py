@@ -9,25 +9,31 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Literal
 
-from edge_llama.backends.base import AbortedError
+from edge_llama.backends.base import AbortedError, Sampler, TextTower
 from edge_llama.engine import Engine, Job
-from edge_llama.errors import EdgeLlamaError
+from edge_llama.errors import EdgeLlamaError, OptionError
+from edge_llama.logprobs import Distribution, TokenLogprobs
 from edge_llama.parking import Keeper
 from edge_llama.sampling import SamplingParams, StopStrings
+from edge_llama.structured import Constraint, constraint
+from edge_llama.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
-"""``stop``: the model ended or a stop string was reached; ``length``: max_tokens or a full context; or cancelled."""
+"""``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
+``length``: max_tokens or a full context, and an answer by a schema is not whole; or cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of the answer: whole characters, and the tokens since the last piece.
 
+    ``logprobs`` has an entry for each token, or none if they were not asked for.
     The last piece has a ``finish_reason`` and perhaps no text.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
 
 
@@ -55,12 +61,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer."""
+    """A finished answer; ``logprobs`` has an entry for each token, or none if they were not asked for."""
 
     text: str
     tokens: tuple[int, ...]
     timings: Timings
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(slots=True)
@@ -73,8 +80,9 @@ class _Made:
 
     def answer(self, timings: Timings) -> Answer:
         tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
+        logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
         reason = self.pieces[-1].finish_reason if self.pieces else None
-        return Answer("".join(piece.text for piece in self.pieces), tokens, timings, reason or "cancelled")
+        return Answer("".join(piece.text for piece in self.pieces), tokens, timings, reason or "cancelled", logprobs)
 
 
 class Generation(Iterator[Piece]):
@@ -98,8 +106,11 @@ class Generation(Iterator[Piece]):
     ) -> None:
         """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
+        OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
         For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
+        _check_biases(params, engine.tower.tokenizer)
+        fits = constraint(params, engine.tower.tokenizer)
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
@@ -109,7 +120,7 @@ class Generation(Iterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._owner = owner
-        work = _Work(engine, tuple(prompt), params, self.timings, self._made, self._queue, keeper)
+        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper)
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -200,6 +211,7 @@ class _Work:
         engine: Engine,
         prompt: tuple[int, ...],
         params: SamplingParams,
+        fits: Constraint | None,
         timings: Timings,
         made: _Made,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
@@ -208,6 +220,7 @@ class _Work:
         self.engine = engine
         self.prompt = prompt
         self.params = params
+        self.fits = fits
         self.timings = timings
         self.made = made
         self.out = out
@@ -215,6 +228,8 @@ class _Work:
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
+        """Those of ``pending``, and perhaps of an end token after them."""
 
     def run(self, _job: Job) -> None:
         try:
@@ -223,7 +238,7 @@ class _Work:
             reason = "cancelled"
         # What was held back as the beginning of a stop string, and an unfinished character's mark.
         text = self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
-        last = Piece(text, tuple(self.pending), reason)
+        last = self._piece(text, reason)
         self.made.pieces.append(last)
         self.end(last)
 
@@ -237,16 +252,41 @@ class _Work:
             self.timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper)
         finally:
             self.timings.prompt_seconds = time.perf_counter() - started
-        sampler = self.engine.tower.sampler(self.params, self.prompt)
+        tower = self.engine.tower
+        sampler = tower.sampler(self.params, self.prompt)
         started = time.perf_counter()
         try:
-            return self._sample(sampler.sample)
+            return self._sample(self._surrounded(sampler, tower))
         finally:
             self.timings.generation_seconds = time.perf_counter() - started
             sampler.close()
+            if self.fits:  # its masks were written into the logits
+                self.engine.session.has_logits = False
+
+    def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
+        """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""
+        sample, fits, count = sampler.sample, self.fits, self.params.logprobs
+
+        def fitting() -> int:
+            assert fits  # noqa: S101 - used only then
+            fits.mask(tower.logits_view())
+            token = sampler.sample()
+            if not tower.tokenizer.is_end(token):
+                fits.accept(token)
+            return token
+
+        chosen = fitting if fits else sample
+
+        def recorded() -> int:
+            raw = Distribution(tower.logits_view())
+            token = chosen()
+            self.logprobs.append(raw.of(token, count or 0))
+            return token
+
+        return chosen if count is None else recorded
 
     def _sample(self, sample: Callable[[], int]) -> FinishReason:
-        tokenizer, session = self.engine.tower.tokenizer, self.engine.session
+        tokenizer, session, fits = self.engine.tower.tokenizer, self.engine.session, self.fits
         while True:
             token = sample()
             if tokenizer.is_end(token):
@@ -260,12 +300,27 @@ class _Work:
                 return "stop"
             if text:
                 self._put(text)
+            if fits and fits.is_complete:
+                return "stop"
             if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
                 return "length"
             session.append(token)
 
     def _put(self, text: str) -> None:
-        piece = Piece(text, tuple(self.pending))
-        self.pending.clear()
+        piece = self._piece(text)
         self.made.pieces.append(piece)
         self.out.put(piece)
+
+    def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
+        piece = Piece(text, tuple(self.pending), tuple(self.logprobs[: len(self.pending)]), reason)
+        self.pending.clear()
+        self.logprobs.clear()
+        return piece
+
+
+def _check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
+    for token in params.logit_bias or ():
+        if token >= tokenizer.n_vocab:
+            raise OptionError(
+                f"logit_bias: there is no token {token}", remedy=f"ids are from 0 to {tokenizer.n_vocab - 1:,}"
+            )

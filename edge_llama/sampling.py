@@ -1,31 +1,40 @@
 """How the next token is chosen, and where text ends."""
 
 import numbers
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from edge_llama.errors import OptionError
 from edge_llama.messages import check_text
 
-_MAX_SEED = 2**32 - 1
+_MAX_SEED = 2**32 - 2  # llama.cpp takes the next one for "draw a seed"
 _MAX_INT = 2**31 - 1
+_MAX_BIAS = 1e4  # more would leave no digits of the logit in float32
 _MAX_TEMPERATURE = 3.4e38  # finite in float32, which the engine computes in
 _MIN_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Choices for one answer, applied in this order: repetition penalty, top_k, top_p, min_p, temperature.
+    """Choices for one answer, applied in llama.cpp's order: logit_bias, penalties, top_k, top_p, min_p, temperature.
 
     ``temperature`` 0 takes the likeliest token; others are from 1e-30 to 3.4e38.
     ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 leave all tokens in.
-    ``repetition_penalty`` 1 is none; it looks back over ``penalty_window`` tokens, the prompt's included.
+    ``repetition_penalty`` 1 is none: logits of tokens that were there before are divided by it (negative ones are
+    multiplied). ``frequency_penalty`` is subtracted for each time a token was there, ``presence_penalty`` once; 0 is
+    none. All three look back over ``penalty_window`` tokens, the prompt's included.
+    ``logit_bias`` adds to the logits of token ids, from -10,000 (never, unless nothing else is left) to 10,000.
     Temperature and top_p are Meta's own defaults for Llama; a model file may carry its publisher's.
     ``seed`` None draws one. The same seed gives the same answer with the same model file, on the same machine, after
     the same text was read before: with quantized weights, what the KV cache already holds changes how many tokens are
     read at once and so the rounding, which can tip the choice between two tokens that are about as likely.
     ``max_tokens`` None goes on until the model ends or the context is full.
     ``stop`` is any iterable of strings that end the answer, kept as a tuple; None is none.
+    ``logprobs`` (0 to 20) asks for each token's log-probability and so many of the likeliest tokens', by the model
+    itself: the log-softmax of its logits, before any of these settings. None asks for nothing.
+    ``json_schema`` (a schema as Python values), ``regex`` (Rust's syntax, for the whole answer) or ``grammar`` (Lark's
+    syntax, as llguidance reads it) let the model write only what fits; at most one of them.
 
     Numbers may be numpy's; they are kept as Python's. OptionError for a value outside its range.
     """
@@ -35,10 +44,17 @@ class SamplingParams:
     top_p: float = 0.9
     min_p: float = 0.05
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     penalty_window: int = 64
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
     seed: int | None = None
     max_tokens: int | None = None
     stop: Iterable[str] | None = ()
+    logprobs: int | None = None
+    json_schema: Mapping[str, Any] | bool | None = field(default=None, hash=False)
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         self._number("temperature", 0, _MAX_TEMPERATURE)
@@ -51,12 +67,24 @@ class SamplingParams:
         self._number("top_p", 0, 1)
         self._number("min_p", 0, 1)
         self._number("repetition_penalty", 1e-3, 1e3)
+        self._number("frequency_penalty", -100, 100)
+        self._number("presence_penalty", -100, 100)
         self._whole("penalty_window", 0, _MAX_INT)
         if self.seed is not None:
             self._whole("seed", 0, _MAX_SEED)
         if self.max_tokens is not None:
             self._whole("max_tokens", 1, _MAX_INT)
+        if self.logprobs is not None:
+            self._whole("logprobs", 0, 20)
         object.__setattr__(self, "stop", _stop_strings(self.stop))  # the dataclass is frozen
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        _check_one_form(self.json_schema, self.regex, self.grammar)
+
+    @property
+    def is_penalizing(self) -> bool:
+        """Whether tokens that were there before are treated differently."""
+        weights = (self.repetition_penalty - 1, self.frequency_penalty, self.presence_penalty)
+        return self.penalty_window > 0 and any(weights)
 
     def _number(self, name: str, low: float, high: float) -> None:
         object.__setattr__(self, name, check_number(name, getattr(self, name), low, high))
@@ -85,6 +113,30 @@ def _brief(value: object) -> str:
     except ValueError:  # Python writes no integers of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text):,} characters)"
+
+
+def _biases(biases: object) -> dict[int, float] | None:
+    """A copy that nobody else changes."""
+    if biases is None:
+        return None
+    if not isinstance(biases, Mapping):
+        raise OptionError(f"logit_bias is {_brief(biases)}, expected a mapping of token ids to numbers")
+    return {
+        check_whole("a token of logit_bias", token, 0, _MAX_INT): check_number(
+            "a value of logit_bias", value, -_MAX_BIAS, _MAX_BIAS
+        )
+        for token, value in biases.items()
+    }
+
+
+def _check_one_form(json_schema: object, regex: object, grammar: object) -> None:
+    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise OptionError(f"{' and '.join(names)} were given", remedy="an answer can have one of them")
+    for name in ("regex", "grammar"):
+        if given[name] is not None:
+            check_text(given[name], name)
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

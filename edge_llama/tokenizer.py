@@ -12,6 +12,10 @@ class Tokenizer(Protocol):
     """A model's vocabulary at work."""
 
     @property
+    def n_vocab(self) -> int:
+        """How many tokens there are; ids begin at 0."""
+
+    @property
     def control_tokens(self) -> Mapping[str, int]:
         """Ids of the control tokens by their text: what only a chat template may write."""
 

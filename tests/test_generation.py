@@ -129,6 +129,38 @@ def test_a_repetition_penalty_ends_repetition(model: edge_llama.Model) -> None:
     assert penalized.text.count("buffalo") < 3
 
 
+def test_frequency_and_presence_penalties_count_what_came(model: edge_llama.Model) -> None:
+    prompt = " ".join(["Buffalo"] + ["buffalo"] * 7)
+    for penalty in ("frequency_penalty", "presence_penalty"):
+        answer = model.generate(
+            prompt, temperature=0, max_tokens=16, penalty_window=2**31 - 1, **{penalty: 100.0}
+        ).result()
+        assert len(set(answer.tokens)) == len(answer.tokens)
+        assert "buffalo" not in answer.text
+
+
+def test_a_bias_bans_or_forces_a_token(model: edge_llama.Model) -> None:
+    def first(**params: Any) -> int:
+        return model.generate("The capital of Japan is", max_tokens=1, **params).result().tokens[0]
+
+    tokyo = first(temperature=0)
+    assert first(temperature=0, logit_bias={tokyo: -1e4}) != tokyo
+    assert {first(temperature=2.0, seed=seed, logit_bias={1234: 1e4}) for seed in range(5)} == {1234}
+
+
+def test_a_bias_for_no_token_is_an_error_that_names_the_range(model: edge_llama.Model) -> None:
+    with pytest.raises(edge_llama.OptionError, match="no token 49152; ids are from 0 to 49,151"):
+        model.generate("x", logit_bias={49152: 1.0})
+
+
+def test_every_seed_can_be_repeated(exact: edge_llama.Model) -> None:
+    """llama.cpp draws one for the largest number of 32 bits: that is no seed here."""
+    answers = [
+        exact.generate("My favourite", temperature=1.5, seed=2**32 - 2, max_tokens=12).result().text for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_a_second_turn_reads_only_what_is_new(model: edge_llama.Model) -> None:
     chat = model.chat()
     first = chat.send(CAPITAL, temperature=0).result()

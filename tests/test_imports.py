@@ -65,6 +65,7 @@ def test_importing_edge_llama_loads_nothing_heavy_and_no_native_engine() -> None
         "converters",
         "quant",
         "asyncio",
+        "llguidance",
     }
     assert not loaded & heavy
 

@@ -25,7 +25,7 @@ from edge_llama.sampling import SamplingParams, StopStrings
         {"min_p": -1},
         {"repetition_penalty": 0},
         {"seed": -1},
-        {"seed": 2**32},
+        {"seed": 2**32 - 1},
         {"max_tokens": 0},
         {"stop": [""]},
         {"stop": "text"},
@@ -41,6 +41,18 @@ from edge_llama.sampling import SamplingParams, StopStrings
         {"top_k": 10**400},
         {"top_k": np.float64(3)},
         {"seed": np.int64(-1)},
+        {"frequency_penalty": math.nan},
+        {"presence_penalty": 101},
+        {"logprobs": 21},
+        {"logprobs": -1},
+        {"logprobs": True},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {5: math.inf}},
+        {"logit_bias": {5: "much"}},
+        {"logit_bias": [5]},
+        {"regex": b"a"},
+        {"grammar": "\ud800"},
     ],
 )
 def test_a_value_outside_its_range_is_an_error_that_names_it(bad: dict) -> None:
@@ -48,9 +60,21 @@ def test_a_value_outside_its_range_is_an_error_that_names_it(bad: dict) -> None:
         SamplingParams(**bad)
 
 
+def test_two_forms_at_once_are_an_error_that_names_both() -> None:
+    with pytest.raises(OptionError, match="json_schema and regex were given"):
+        SamplingParams(json_schema={}, regex="a")
+
+
+def test_biases_are_kept_as_they_were_given() -> None:
+    biases = {np.int64(5): np.float32(0.5)}
+    params = SamplingParams(logit_bias=biases)
+    biases.clear()
+    assert params.logit_bias == {5: 0.5}
+
+
 def test_numbers_of_numpy_are_kept_as_pythons() -> None:
-    given = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.int8(1), seed=np.uint32(2**32 - 1))
-    assert given == SamplingParams(temperature=0.5, top_k=3, top_p=1.0, seed=2**32 - 1)
+    given = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3), top_p=np.int8(1), seed=np.uint32(2**32 - 2))
+    assert given == SamplingParams(temperature=0.5, top_k=3, top_p=1.0, seed=2**32 - 2)
     assert [type(value) for value in (given.temperature, given.top_k, given.top_p, given.seed)] == [
         float,
         int,

@@ -14,7 +14,9 @@ import converters
 import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
+from edge_llama.generation import Generation
 from edge_llama.parking import Keeper, Parking, State, shared
+from edge_llama.sampling import SamplingParams
 from edge_llama.session import Session
 
 STORY = "Tell me a story about the sea. " * 20
@@ -284,3 +286,22 @@ def test_a_memory_that_cannot_be_cut_is_read_again_as_a_whole() -> None:
     tower.fails = False
     assert session.read(range(40)) == 0
     assert tower.read == session.tokens == list(range(40))
+
+
+def test_the_masks_of_a_grammar_do_not_reach_what_is_kept(model: edge_llama.Model) -> None:
+    """They are written into the engine's logits: neither a waiting cache nor one that was loaded may have them."""
+    chat = model.chat()
+    say(chat, CAPITAL)
+    kept = on_engine(model, lambda session, tower: session.state(chat.keeper))
+    assert kept is not None
+    logits = kept.logits.copy()
+    prompt = kept.tokens.tolist()
+    on_engine(model, lambda session, tower: session.adopt(kept, chat.keeper))
+    params = SamplingParams(temperature=0, max_tokens=1, regex="[0-9]{3}")
+    answer = Generation(model._engine, prompt, params, keeper=chat.keeper).result()
+    assert answer.text.isdigit()
+    assert answer.timings.cached_tokens == len(prompt)
+    assert np.array_equal(kept.logits, logits)
+    masked = on_engine(model, lambda session, tower: session.state(chat.keeper))
+    assert masked is not None
+    assert masked.logits is None

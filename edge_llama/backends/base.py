@@ -15,10 +15,14 @@ class AbortedError(Exception):
 
 
 class Sampler(Protocol):
-    """Chooses tokens for one answer, remembering those that it chose."""
+    """Chooses tokens for one answer, remembering those that it chose.
+
+    An engine without one of its own gives :class:`edge_llama.sampler.NumpySampler`. What surrounds it for every
+    engine, grammars and logprobs, is in :mod:`edge_llama.generation`.
+    """
 
     def sample(self) -> int:
-        """A token by the logits of the last decoded position."""
+        """A token by what :meth:`TextTower.logits_view` holds now."""
 
     def close(self) -> None:
         """Give back the engine's memory."""
@@ -51,6 +55,12 @@ class TextTower(Protocol):
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
+
+    def logits_view(self) -> NDArray[np.float32]:
+        """The engine's own logits of the last decoded position, ``(n_vocab,)``: what is written there its sampler sees.
+
+        Good until the next ``decode``.
+        """
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` positions of the cache; none where its memory can't be cut there: recurrent states.

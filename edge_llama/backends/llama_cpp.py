@@ -19,6 +19,7 @@ from edge_llama.artifact import Artifact
 from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
 from edge_llama.backends.llama_cpp_loaded import AfterLoad
+from edge_llama.backends.llama_cpp_sampler import NativeSampler
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
 from edge_llama.sampling import SamplingParams
@@ -151,11 +152,15 @@ class LlamaCppTower:
         raise EngineError(f"llama.cpp failed at position {self.length:,} with status {status}{_why()}")
 
     def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last position, float32 ``(n_vocab,)``."""
+        """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
+        return self.logits_view().copy()
+
+    def logits_view(self) -> NDArray[np.float32]:
+        """llama.cpp's own logits of the last decoded position, which its samplers read; good until the next decode."""
         if self._loaded_logits is not None:
-            return self._loaded_logits.copy()
+            return self._loaded_logits
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` positions of the cache, or none if it can't be cut there."""
@@ -194,7 +199,7 @@ class LlamaCppTower:
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
-        sampler = _NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        sampler = NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
         return sampler if self._loaded_logits is None else AfterLoad(self._lib, sampler, self._loaded_logits)
 
     def use_threads(self, count: int) -> None:
@@ -216,35 +221,3 @@ class LlamaCppTower:
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
-
-
-class _NativeSampler:
-    def __init__(self, lib: Any, context: Any, n_vocab: int, params: SamplingParams, history: Sequence[int]) -> None:
-        self._lib = lib
-        self._context = context
-        self._chain = chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-
-        def add(link: Any) -> None:
-            lib.llama_sampler_chain_add(chain, link)
-
-        window = params.penalty_window if params.repetition_penalty != 1 else 0
-        if window:
-            add(lib.llama_sampler_init_penalties(n_vocab, window, params.repetition_penalty, 0.0, 0.0))
-        if params.temperature == 0:
-            add(lib.llama_sampler_init_greedy())
-        else:
-            if params.top_k:
-                add(lib.llama_sampler_init_top_k(params.top_k))
-            add(lib.llama_sampler_init_top_p(params.top_p, 1))
-            add(lib.llama_sampler_init_min_p(params.min_p, 1))
-            add(lib.llama_sampler_init_temp(params.temperature))
-            seed = params.seed if params.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
-            add(lib.llama_sampler_init_dist(seed))
-        for token in history[-window:] if window else ():
-            lib.llama_sampler_accept(chain, token)
-
-    def sample(self) -> int:
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
-
-    def close(self) -> None:
-        self._lib.llama_sampler_free(self._chain)

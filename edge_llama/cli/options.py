@@ -1,5 +1,7 @@
 """Options that have one name everywhere, and what they open."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,27 @@ TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tok
 TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
 MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")]
+FrequencyPenalty = Annotated[
+    float | None, typer.Option(help="Above 0: tokens become less likely each time that they come.")
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option(help="Above 0: tokens that have come before become less likely.")
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ID=VALUE", help="Add to the logit of a token, from -10000 to 10000. May be repeated."),
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Each token's log-probability and the N likeliest at its place, by the model itself, before any "
+        "sampling option: on stderr, or in --json.",
+    ),
+]
+JsonSchema = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")]
+Regex = Annotated[str | None, typer.Option(help="The whole answer fits this regular expression.")]
+Grammar = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar in Lark's syntax.")]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -53,15 +76,41 @@ def open_model(
     """Open the model with the common options."""
     if flash_attn not in ("on", "off"):
         raise OptionError(f"--flash-attn {flash_attn}: unknown", remedy="on or off")
-    template = _read_template(chat_template) if chat_template else None
+    template = _read_text("--chat-template", chat_template) if chat_template else None
     return Model(model, n_ctx=n_ctx, threads=threads, flash_attention=flash_attn == "on", chat_template=template)
 
 
-def _read_template(path: Path) -> str:
+def biases(given: Iterable[str]) -> dict[int, float]:
+    """What ``ID=VALUE`` options say."""
+    found: dict[int, float] = {}
+    for text in given:
+        token, _, value = text.partition("=")
+        try:
+            found[int(token)] = float(value)
+        except ValueError as error:
+            raise OptionError(f"--logit-bias {text}: expected ID=VALUE", remedy="for example 42=-3.5") from error
+    return found
+
+
+def read_schema(path: Path) -> Any:
+    """The JSON in a file."""
+    text = _read_text("--json-schema", path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--json-schema {path}: not JSON: {error}") from error
+
+
+def read_grammar(path: Path) -> str:
+    """The text of a grammar's file."""
+    return _read_text("--grammar", path)
+
+
+def _read_text(option: str, path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--chat-template {path}: cannot be read: {error}") from error
+        raise OptionError(f"{option} {path}: cannot be read: {error}") from error
 
 
 def when_full(value: str) -> shortening.WhenFull:

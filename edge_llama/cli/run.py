@@ -3,14 +3,17 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edge_llama.cli import options
 from edge_llama.cli.console import ended, note, speed, stream
 from edge_llama.errors import OptionError
+from edge_llama.generation import Answer
+from edge_llama.logprobs import TokenLogprobs
 from edge_llama.messages import Message
+from edge_llama.tokenizer import Tokenizer
 
 
 def run(
@@ -25,6 +28,13 @@ def run(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    logit_bias: options.LogitBias = None,
+    logprobs: options.Logprobs = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
     seed: options.Seed = None,
     max_tokens: options.MaxTokens = None,
     n_ctx: options.NCtx = None,
@@ -48,6 +58,13 @@ def run(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logit_bias=options.biases(logit_bias) if logit_bias else None,
+        logprobs=logprobs,
+        json_schema=options.read_schema(json_schema) if json_schema else None,
+        regex=regex,
+        grammar=options.read_grammar(grammar) if grammar else None,
         seed=seed,
         max_tokens=max_tokens,
         stop=stop,
@@ -61,12 +78,41 @@ def run(
             stream(generation)
         answer = generation.result()
         if as_json:
-            print(json.dumps(asdict(answer), ensure_ascii=False))  # noqa: T201
+            print(json.dumps(_as_json(answer, model.tokenizer), ensure_ascii=False))  # noqa: T201
+        else:
+            for entry in answer.logprobs:
+                note(_line(entry, model.tokenizer))
         total = answer.timings.prompt_tokens + len(answer.tokens)
         if why := ended(answer.finish_reason, is_full=total >= model.n_ctx):
             note(f"[{why}]")
         if sys.stderr.isatty():
             note(speed(answer.timings), quiet=quiet)
+
+
+def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The answer's fields; logprobs only if asked for, with texts of the tokens."""
+    fields = asdict(answer)
+    if not answer.logprobs:
+        del fields["logprobs"]
+    for entry in fields.get("logprobs", ()):
+        for candidate in (entry, *entry["top"]):
+            candidate["text"] = _text(candidate["token_id"], tokenizer)
+    return fields
+
+
+def _line(entry: TokenLogprobs, tokenizer: Tokenizer) -> str:
+    """A token and the likeliest at its place."""
+    top = "  ".join(f"{_label(other.token_id, tokenizer)} {other.logprob:.3f}" for other in entry.top)
+    return f"{_label(entry.token_id, tokenizer):16} {entry.logprob:8.3f}  {top}".rstrip()
+
+
+def _label(token: int, tokenizer: Tokenizer) -> str:
+    text = _text(token, tokenizer)
+    return repr(text) if text else f"token {token}"
+
+
+def _text(token: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.piece(token).decode("utf-8", "backslashreplace")
 
 
 def _read_stdin() -> str:

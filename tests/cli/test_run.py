@@ -51,6 +51,38 @@ def test_a_system_message_counts(cli: Cli) -> None:
     assert plain != pirate
 
 
+def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}')
+    grammar = tmp_path / "answer.lark"
+    grammar.write_text('start: "yes" | "no"')
+    common = ("--temperature", 1, "--seed", 1, "--max-tokens", 60)
+    assert json.loads(cli("run", "Say something.", "--json-schema", schema, *common).stdout)["n"] in (1, 2)
+    assert cli("run", "Say something.", "--grammar", grammar, *common).stdout in ("yes\n", "no\n")
+    assert cli("run", "Say something.", "--regex", "[xy]{3}", *common).stdout.strip("xy") == "\n"
+
+
+def test_logprobs_go_to_stderr_or_into_json(cli: Cli) -> None:
+    arguments = ("run", "--raw", "The capital of Japan is", "--temperature", 0, "--max-tokens", 2, "--logprobs", 2)
+    done = cli(*arguments)
+    assert done.stdout == " Tokyo.\n"
+    assert done.stderr.splitlines()[0].startswith("' Tokyo' ")
+    answer = json.loads(cli(*arguments, "--json").stdout)
+    assert [entry["token_id"] for entry in answer["logprobs"]] == answer["tokens"]
+    assert [entry["text"] for entry in answer["logprobs"]] == [" Tokyo", "."]
+    assert all(len(entry["top"]) == 2 for entry in answer["logprobs"])
+
+
+def test_biases_and_penalties_reach_the_sampler(cli: Cli) -> None:
+    common = ("run", "--raw", "The capital of Japan is", "--temperature", 0, "--json", "--max-tokens")
+    plain = json.loads(cli(*common, 1).stdout)
+    assert "logprobs" not in plain
+    other = json.loads(cli(*common, 1, "--logit-bias", f"{plain['tokens'][0]}=-10000").stdout)
+    assert other["tokens"] != plain["tokens"]
+    penalties = ("--frequency-penalty", 100, "--presence-penalty", 100)
+    assert len(set(json.loads(cli(*common, 20, *penalties).stdout)["tokens"])) == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "expected"),
     [
@@ -67,6 +99,17 @@ def test_a_system_message_counts(cli: Cli) -> None:
         (["run", "x", "--raw", "--system", "y"], "", "--system has no place"),
         (["run", "x", "--chat-template", "nothing.jinja"], "", "cannot be read"),
         (["run", "nothing.gguf", "x"], "", "no such file"),
+        (["run", "x", "--logit-bias", "a=3"], "", "--logit-bias a=3: expected ID=VALUE"),
+        (["run", "x", "--logit-bias", "999999=3"], "", "there is no token 999999"),
+        (["run", "x", "--json-schema", "nothing.json"], "", "nothing.json: cannot be read"),
+        (["run", "x", "--json-schema", sys.executable], "", "cannot be read"),
+        (["run", "x", "--json-schema", __file__], "", "not JSON"),
+        (["run", "x", "--grammar", "nothing.lark"], "", "cannot be read"),
+        (["run", "x", "--grammar", __file__], "", "grammar: "),
+        (["run", "x", "--regex", "("], "", "regex: invalid regex"),
+        (["run", "x", "--regex", "a", "--grammar", __file__], "", "regex and grammar were given"),
+        (["run", "x", "--logprobs", "21"], "", "logprobs is 21"),
+        (["run", "x", "--presence-penalty", "nan"], "", "presence_penalty is nan"),
         (["run", "-"], b"abc\xff", "byte 3 (0xff) is not UTF-8"),
         (["chat"], b"ok\xfe\n", "byte 2 (0xfe) is not UTF-8"),
         (["run", "word " * 9000], "", "the prompt needs"),
