@@ -52,9 +52,8 @@ def compare(model: edge_llama.Model, messages: list[Message], path: Path, pairs:
     chat.save(path)
     del chat
     times = [(loaded(model, path), again(model, messages, QUESTION)) for _ in range(pairs)]
-    print(
-        f"{model.artifact.name}, {model.count_tokens(messages):,} tokens, {platform.machine()}, load {os.getloadavg()}"
-    )
+    busy = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    print(f"{model.artifact.name}, {model.count_tokens(messages):,} tokens, {platform.machine()}, {busy}")
     print(f"  session file {path.stat().st_size / 1e6:.1f} MB")
     show("first token after loading it", [load for load, _ in times])
     show("first token after reading   ", [read for _, read in times])
