@@ -2,22 +2,26 @@
 
     .venv/bin/python benchmarks/conversion.py speed  [--rounds 5]     # 1.07B weights: ours and theirs, interleaved
     .venv/bin/python benchmarks/conversion.py memory [--layers 64]    # peak memory at one checkpoint size
+    .venv/bin/python benchmarks/conversion.py first  [--rounds 5]     # SmolLM2's first conversion on a machine
+    .venv/bin/python benchmarks/conversion.py sizes  [--rounds 3]     # from 0.1 to 8 GB: results/conversion_sizes.json
 
 The checkpoint has the shapes of Llama-3.2-1B with the built-in model's vocabulary, random bf16 weights, and as many
 layers as asked (16: 1.07B weights, 2.15 GB). It is written to ``.cache/`` once, and read once before timing (warm).
 Both sides get two threads. Memory is RssAnon summed over the process tree, sampled every 20 ms: what a process needs
 for itself, without the pages of files that the kernel may drop. Ours waits until the data is on the disk (fsync);
-theirs does not: that time is taken out and shown.
+theirs does not: that time is taken out and shown. Kernels lie compiled, as on every run but a machine's first.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +35,7 @@ from quant.recipe import RECIPES
 
 CACHE = ROOT / ".cache"
 THREADS = 2
-HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM = 2048, 8192, 32, 8, 64
+HEAD_DIM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +50,20 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory"])
+    parser.add_argument("what", choices=["speed", "memory", "first", "sizes"])
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quants", nargs="+", default=["q4_k_m", "q8_0"])
     options = parser.parse_args()
+    if options.what == "first":
+        first(options.rounds)
+    elif options.what == "sizes":
+        sizes(options.rounds)
+    else:
+        compared(options)
+
+
+def compared(options: argparse.Namespace) -> None:
     checkpoint = synthetic(options.layers)
     warm(checkpoint)
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
@@ -61,6 +74,54 @@ def main() -> None:
             print(f"  {quant}: peak {run.peak / 1e6:.0f} MB, {run.seconds:.1f} s + {run.sync:.1f} s fsync")
         else:
             compare(checkpoint, quant, options.rounds)
+
+
+def first(rounds: int) -> None:
+    """A small model's first conversion ever: the compiler must not be felt."""
+    checkpoint = converted_path().parent / "smollm2"
+    warm(checkpoint)
+    pairs = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as empty:
+            nothing_compiled = ours(checkpoint, "q4_k_m", XDG_CACHE_HOME=empty)
+        pairs.append((nothing_compiled.seconds, ours(checkpoint, "q4_k_m", EDGE_LLAMA_KERNELS="ggml").seconds))
+    ratios = [ggml / mine for mine, ggml in pairs]
+    print(
+        f"SmolLM2 to q4_k_m, whole process: first run ever {statistics.median(pair[0] for pair in pairs):.2f} s, "
+        f"ggml's kernels {statistics.median(pair[1] for pair in pairs):.2f} s, "
+        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+def sizes(rounds: int) -> None:
+    """Seconds by checkpoint size: ours, the peer's, and what copying that much to the disk takes."""
+    rows = []
+    for checkpoint in (synthetic(6, SMALL), *map(synthetic, (7, 15, 31, 64))):
+        warm(checkpoint)
+        size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+        rounds_here = rounds if size < 5e9 else 1
+        runs = [
+            (ours(checkpoint, "q4_k_m").seconds, theirs(checkpoint, "q4_k_m").seconds, copied(checkpoint))
+            for _ in range(rounds_here)
+        ]
+        mine, peer, disk = (statistics.median(column) for column in zip(*runs, strict=True))
+        rows.append({"bytes": size, "edge-llama": mine, "llama.cpp": peer, "disk": disk})
+        print(f"{size / 1e9:5.2f} GB: edge-llama {mine:.1f} s, llama.cpp {peer:.1f} s, disk {disk:.1f} s", flush=True)
+    (ROOT / "benchmarks/results/conversion_sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def copied(checkpoint: Path) -> float:
+    """Reading the checkpoint and writing as much as Q4_K_M takes: 10 bytes of 32."""
+    output = CACHE / "copied"
+    started = time.perf_counter()
+    with output.open("wb") as out:
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    out.write(block[: len(block) * 10 // 32])
+    seconds = time.perf_counter() - started
+    output.unlink()
+    return seconds
 
 
 def compare(checkpoint: Path, quant: str, rounds: int) -> None:
@@ -77,10 +138,11 @@ def compare(checkpoint: Path, quant: str, rounds: int) -> None:
     print(f"  {quant} ratio      {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
 
 
-def ours(checkpoint: Path, quant: str) -> Run:
+def ours(checkpoint: Path, quant: str, **environment: str) -> Run:
     output = CACHE / "ours.gguf"
     command = [Path(sys.executable).with_name("edge-llama"), "convert", checkpoint, output, "--quant", quant]
-    seconds, peak, out = measured([*map(str, command), "--threads", str(THREADS), "--force", "--json"])
+    command += ["--threads", str(THREADS), "--force", "--json"]
+    seconds, peak, out = measured([*map(str, command)], os.environ | environment)
     sync = float(json.loads(out)["sync_seconds"])
     written = output.stat().st_size
     output.unlink()
@@ -102,10 +164,10 @@ def theirs(checkpoint: Path, quant: str) -> Run:
     return Run(sum(run[0] for run in runs), max(run[1] for run in runs), 0.0, written)
 
 
-def measured(command: list[str]) -> tuple[float, int, str]:
+def measured(command: list[str], environment: Mapping[str, str] | None = None) -> tuple[float, int, str]:
     """Seconds, peak RssAnon of the process tree, and what it printed."""
     started = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     peak = [0]
     watcher = threading.Thread(target=watch, args=(child.pid, lambda size: peak.__setitem__(0, max(peak[0], size))))
     watcher.start()
@@ -142,9 +204,10 @@ def warm(checkpoint: Path) -> None:
                 pass
 
 
-def synthetic(layers: int) -> Path:
+def synthetic(layers: int, shapes: "Shapes | None" = None) -> Path:
     """The checkpoint with so many layers, one shard each; made once."""
-    folder = CACHE / f"synthetic-{layers}"
+    shapes = shapes or LARGE
+    folder = CACHE / (f"synthetic-{layers}" if shapes is LARGE else f"synthetic-{shapes.hidden}-{layers}")
     if (folder / "model.safetensors.index.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,16 +216,16 @@ def synthetic(layers: int) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((tokenizer / name).read_bytes())
     rng = np.random.default_rng(0)
-    index = shard(folder / "outside.safetensors", outside(n_vocab), rng)
+    index = shard(folder / "outside.safetensors", shapes.outside(n_vocab), rng)
     for layer in range(layers):
-        index |= shard(folder / f"layer-{layer:03}.safetensors", layer_shapes(layer), rng)
+        index |= shard(folder / f"layer-{layer:03}.safetensors", shapes.layer(layer), rng)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
+        "hidden_size": shapes.hidden,
+        "intermediate_size": shapes.ffn,
+        "num_attention_heads": shapes.heads,
+        "num_key_value_heads": shapes.kv_heads,
         "head_dim": HEAD_DIM,
         "num_hidden_layers": layers,
         "vocab_size": n_vocab,
@@ -178,24 +241,38 @@ def synthetic(layers: int) -> Path:
     return folder
 
 
-def outside(n_vocab: int) -> dict[str, tuple[int, ...]]:
-    return {"model.embed_tokens.weight": (n_vocab, HIDDEN), "model.norm.weight": (HIDDEN,)}
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Of a Llama with tied embeddings."""
+
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+
+    def outside(self, n_vocab: int) -> dict[str, tuple[int, ...]]:
+        """Tensors that belong to no layer."""
+        return {"model.embed_tokens.weight": (n_vocab, self.hidden), "model.norm.weight": (self.hidden,)}
+
+    def layer(self, number: int) -> dict[str, tuple[int, ...]]:
+        """Those of one layer."""
+        q, kv = self.heads * HEAD_DIM, self.kv_heads * HEAD_DIM
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (self.hidden,),
+            "post_attention_layernorm": (self.hidden,),
+            "self_attn.q_proj": (q, self.hidden),
+            "self_attn.k_proj": (kv, self.hidden),
+            "self_attn.v_proj": (kv, self.hidden),
+            "self_attn.o_proj": (self.hidden, q),
+            "mlp.gate_proj": (self.ffn, self.hidden),
+            "mlp.up_proj": (self.ffn, self.hidden),
+            "mlp.down_proj": (self.hidden, self.ffn),
+        }
+        return {f"model.layers.{number}.{name}.weight": shape for name, shape in shapes.items()}
 
 
-def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
-    q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (HIDDEN,),
-        "post_attention_layernorm": (HIDDEN,),
-        "self_attn.q_proj": (q, HIDDEN),
-        "self_attn.k_proj": (kv, HIDDEN),
-        "self_attn.v_proj": (kv, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, q),
-        "mlp.gate_proj": (FFN, HIDDEN),
-        "mlp.up_proj": (FFN, HIDDEN),
-        "mlp.down_proj": (HIDDEN, FFN),
-    }
-    return {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+LARGE = Shapes(hidden=2048, ffn=8192, heads=32, kv_heads=8)
+SMALL = Shapes(hidden=512, ffn=2048, heads=8, kv_heads=2)
 
 
 def shard(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) -> dict[str, str]:

@@ -7,7 +7,7 @@ chunks in memory. The output appears complete or not at all; what an earlier run
 
 import hashlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,8 +26,10 @@ from converters.output import growing, partial_folder
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
 from converters.targets.layout import Entry, Layout
+from converters.times import Times
 from edge_llama.errors import CheckpointError
-from quant.kernels import NonFiniteError, recode
+from edge_llama.formats import Format
+from quant.kernels import NonFiniteError, hastened, recode
 
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
@@ -76,6 +78,7 @@ class Conversion:
     """Bytes of the output that an earlier run, which was stopped, had left."""
     sync_seconds: float
     """Time that the file system took to make the data safe on its disk."""
+    times: Times
 
 
 def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Plan:
@@ -115,25 +118,40 @@ def convert(
         total = work.layout.source_bytes
         done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
         check = not work.options.allow_nonfinite
-        for entry, data, is_last in _recoded(grown.remaining, min(threads or _cpu_count(), _MAX_THREADS), check):
-            grown.write(data, ends_entry=is_last)
-            done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
-            if on_progress:
-                on_progress(done, total)
+        threads = min(threads or _cpu_count(), _MAX_THREADS)
+        times = Times(threads)
+        with hastened(_quantized(grown.remaining), threads):
+            for entry, data, is_last in _recoded(grown.remaining, threads, check, times):
+                with times.measured("write"):
+                    grown.write(data, ends_entry=is_last)
+                done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
+                if on_progress:
+                    on_progress(done, total)
         if fingerprint(work.inputs) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
-    return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds)
+    return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds, times)
 
 
-def _recoded(entries: Sequence[Entry], threads: int, check: bool) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
+def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
+    """How many weights are to be quantized in each format."""
+    counts: Counter[Format] = Counter()
+    for entry in entries:
+        if entry.format.is_quantized and entry.format is not entry.tensor.format:
+            counts[entry.format] += entry.tensor.rows * entry.tensor.columns
+    return counts
+
+
+def _recoded(
+    entries: Sequence[Entry], threads: int, check: bool, times: Times
+) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
     """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
-                ahead.append((entry, pool.submit(_recode, entry, start, stop, check), stop == entry.tensor.rows))
+                ahead.append((entry, pool.submit(_recode, entry, start, stop, check, times), stop == entry.tensor.rows))
                 if len(ahead) > 2 * threads:
                     entry_, future, is_last = ahead.popleft()
                     yield entry_, future.result(), is_last
@@ -150,10 +168,13 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(entry: Entry, start: int, stop: int, check: bool) -> NDArray[np.uint8]:
+def _recode(entry: Entry, start: int, stop: int, check: bool, times: Times) -> NDArray[np.uint8]:
     tensor = entry.tensor
     try:
-        return recode(tensor.read(start, stop), tensor.format, entry.format, check=check)
+        with times.measured("read"):
+            raw = tensor.read(start, stop)
+        with times.measured("compute"):
+            return recode(raw, tensor.format, entry.format, check=check)
     except NonFiniteError as error:
         raise CheckpointError(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",

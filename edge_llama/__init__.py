@@ -26,7 +26,7 @@ from edge_llama.errors import (
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.logprobs import Alternative, TokenLogprobs
-from edge_llama.messages import Message
+from edge_llama.messages import Message, ToolCall
 from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
 from edge_llama.shortening import Shortened
@@ -54,6 +54,7 @@ __all__ = [
     "TemplateError",
     "Timings",
     "TokenLogprobs",
+    "ToolCall",
     "open",
     "session_settings",
 ]

@@ -1,24 +1,29 @@
 """A conversation: messages, and answers that follow them."""
 
+import json
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
-from edge_llama.messages import Message
+from edge_llama.messages import Message, ToolCall, as_json
 from edge_llama.parking import Keeper
 from edge_llama.sampling import check_whole
 from edge_llama.shortening import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
+from edge_llama.tools import tools_of
 
 if TYPE_CHECKING:
     from edge_llama.model import Model
 
 _log = logging.getLogger(__name__)
+_QUESTIONS = ("user", "tool")
+"""Who the model answers."""
 
 
 @dataclass(eq=False, slots=True)
@@ -44,6 +49,7 @@ class Chat:
         system: str | None = None,
         when_full: WhenFull = "error",
         on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
     ) -> None:
         """See :meth:`edge_llama.Model.chat`."""
         self.when_full = check_when_full(when_full)
@@ -52,6 +58,8 @@ class Chat:
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
         self._model = model
+        self.options = {**options, "tools": tools_of(options.get("tools"))}
+        """What :meth:`Model.answer` gets with each message, unless a message has its own."""
         self.keeper = Keeper()
         """For whom the engine keeps what it has read."""
         self._on_shortened = on_shortened
@@ -77,7 +85,7 @@ class Chat:
             self.messages = first + [message for message in self.messages if message.role != "system"]
 
     def send(self, text: str, **params: Any) -> Generation:
-        """Say ``text`` and get the answer, streamed; ``params`` are those of SamplingParams.
+        """Say ``text`` and get the answer, streamed; ``params`` are those of :meth:`Model.answer`.
 
         The exchange joins ``messages`` when the answer ends. A cancelled answer stays as far as it came, one that
         was dropped as far as it was taken; if it had not begun, or an error ended it, the conversation is as it was
@@ -91,7 +99,7 @@ class Chat:
             return self._answer([*self.messages, Message("user", text)], params)
 
     def retry(self, **params: Any) -> Generation:
-        """Answer the last user message again, in place of the last answer."""
+        """Answer the last user message or tool results again, in place of the last answer."""
         self._end_last()
         with self._lock:
             messages = _up_to_last_question(self.messages)
@@ -104,7 +112,7 @@ class Chat:
         self._end_last()
         with self._lock:
             self._check_idle()
-            other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened)
+            other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened, **self.options)
             other.messages = list(self.messages)
             self._model.share(self.keeper, other.keeper)
         return other
@@ -141,9 +149,64 @@ class Chat:
             self._check_idle()
             if len(exchanges_of(self.messages)[1]) < 2:
                 return None
-            self.messages, told = self._shortening().compact(self.messages, keep=1)
+            shortening = Shortening(self._model.n_ctx, self._counter(self.options), self._summarize)
+            self.messages, told = shortening.compact(self.messages, keep=1)
             self._tell(told)
             return told
+
+    def add_tool_result(self, call: ToolCall, result: Any) -> None:
+        """Answer a call of the last message: with text as it is, with anything else as JSON.
+
+        OptionError if the last message has no such call, it was answered, or JSON can't express the result.
+        """
+        self._end_last()
+        if not isinstance(call, ToolCall):
+            raise OptionError(
+                f"the call is {type(call).__name__}, expected ToolCall", remedy="answer.tool_calls has them"
+            )
+        if not isinstance(result, str):
+            result = json.dumps(as_json(result, f"the result of {call.name}"), ensure_ascii=False)
+        with self._lock:
+            if call not in self.open_calls:
+                raise OptionError(f"no call {call.id} of {call.name} waits for a result")
+            self.messages = [*self.messages, Message("tool", result, tool_call_id=call.id, name=call.name)]
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """Tool calls of the last answer that have no result yet."""
+        at = max((at for at, message in enumerate(self.messages) if message.role != "tool"), default=0)
+        answered = {message.tool_call_id for message in self.messages[at + 1 :]}
+        calls = self.messages[at].tool_calls if self.messages else ()
+        return tuple(call for call in calls if call.id not in answered)
+
+    def answer(self, **params: Any) -> Generation:
+        """Have the model go on after the results of its tool calls, as :meth:`send` does after a message.
+
+        OptionError if a call has no result yet, or the last message is the model's own.
+        """
+        self._end_last()
+        with self._lock:
+            if waiting := self.open_calls:
+                raise OptionError(f"no result for the call of {waiting[0].name}", remedy="give it by add_tool_result")
+            if not self.messages or self.messages[-1].role not in _QUESTIONS:
+                raise OptionError("there is nothing to answer", remedy="send a message")
+            return self._answer(self.messages, params)
+
+    def run_tools(self, text: str, *, max_rounds: int = 5, **params: Any) -> Answer:
+        """Say ``text``, call the Python functions that the model asks for, and let it go on; its last answer.
+
+        After ``max_rounds`` of calls the answer may be one that asks for more. A function whose arguments the model
+        gets wrong is not called: the model is told. What a function raises comes through, and the call stays open.
+        """
+        rounds = check_whole("max_rounds", max_rounds, 0, 1000)
+        params["tools"] = tools = tools_of(params.get("tools", self.options["tools"]))
+        answer = self.send(text, **params).result()
+        while answer.tool_calls and rounds:
+            rounds -= 1
+            for call in answer.tool_calls:
+                self.add_tool_result(call, tools.run(call))
+            answer = self.answer(**params).result()
+        return answer
 
     def clear(self) -> None:
         """Forget all but the system message, also the answer that is being made: it goes on, but joins no more."""
@@ -165,9 +228,9 @@ class Chat:
         messages = self._with_room(messages, params)
 
         def settle(answer: Answer) -> None:
-            self._settle(exchange, answer.text, is_whole=answer.finish_reason != "cancelled")
+            self._settle(exchange, answer.text, answer.tool_calls, is_whole=answer.finish_reason != "cancelled")
 
-        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **params)
+        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **{**self.options, **params})
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
         return generation
 
@@ -175,14 +238,16 @@ class Chat:
         """``messages``, the last of which is a question, or fewer: such as leave room for an answer."""
         if self.when_full == "error":
             return messages
+        options = {**self.options, **params}
+        count = self._counter(options)
         head, exchanges = exchanges_of(messages)
         # Before a summary is made: the question has to fit with nothing but the system message before it.
-        least = len(self._model.template.tokens([*head, *exchanges[-1]], n_ctx=self._model.n_ctx))
+        least = count([*head, *exchanges[-1]], n_ctx=self._model.n_ctx)
         if least >= self._model.n_ctx:
             raise ContextFullError(least, self._model.n_ctx)
-        shortening = self._shortening()
-        room = shortening.room(self._model.sampling(params).max_tokens)
-        if len(exchanges) < 2 or self._model.count_tokens(messages) + room <= self._model.n_ctx:
+        shortening = Shortening(self._model.n_ctx, count, self._summarize)
+        room = shortening.room(self._model.sampling({"max_tokens": options.get("max_tokens")}).max_tokens)
+        if len(exchanges) < 2 or count(messages) + room <= self._model.n_ctx:
             return messages
         shorten = shortening.compact if self.when_full == "compact" else shortening.drop_oldest
         shorter, told = shorten(messages)
@@ -190,8 +255,10 @@ class Chat:
         self._tell(told)
         return shorter
 
-    def _shortening(self) -> Shortening:
-        return Shortening(self._model.n_ctx, self._model.count_tokens, self._summarize)
+    def _counter(self, options: Mapping[str, Any]) -> Callable[..., int]:
+        """``Model.count_tokens`` with those of an answer's options that stand in its prompt."""
+        of_prompt = {name: options[name] for name in ("tools", "template_variables") if name in options}
+        return partial(self._model.count_tokens, **of_prompt)
 
     def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
         self._summary = summary = self._model.answer(messages, keeper=self.keeper, temperature=0, max_tokens=max_tokens)
@@ -226,22 +293,24 @@ class Chat:
         elif generation:
             self._check_idle()
         elif exchange:
-            self._settle(exchange, "".join(piece.text for piece in exchange.taken), is_whole=False)
+            text = "".join(piece.text for piece in exchange.taken)
+            calls = tuple(call for piece in exchange.taken for call in piece.tool_calls)
+            self._settle(exchange, text, calls, is_whole=False)
 
-    def _settle(self, exchange: _Exchange, text: str, *, is_whole: bool) -> None:
+    def _settle(self, exchange: _Exchange, text: str, calls: tuple[ToolCall, ...], *, is_whole: bool) -> None:
         """Let the exchange join the messages as they are now; once, and not if they were cleared meanwhile."""
         with self._lock:
             if exchange.is_settled:
                 return
             exchange.is_settled = True
-            if not text and not is_whole:
+            if not text and not calls and not is_whole:
                 return
             before = _up_to_last_question(self.messages)
-            if not before or before[-1] is not exchange.question:  # a retry's question is in the messages already
+            if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
-            self.messages = [*before, Message("assistant", text)]
+            self.messages = [*before, Message("assistant", text, calls)]
 
 
 def _up_to_last_question(messages: Sequence[Message]) -> list[Message]:
-    last = max((at for at, message in enumerate(messages) if message.role == "user"), default=-1)
+    last = max((at for at, message in enumerate(messages) if message.role in _QUESTIONS), default=-1)
     return list(messages[: last + 1])

@@ -13,19 +13,22 @@ from edge_llama.backends.base import AbortedError, Sampler, TextTower
 from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError, OptionError
 from edge_llama.logprobs import Distribution, TokenLogprobs
+from edge_llama.messages import ToolCall
 from edge_llama.parking import Keeper
 from edge_llama.sampling import SamplingParams, StopStrings
 from edge_llama.structured import Constraint, constraint
 from edge_llama.tokenizer import Tokenizer
+from edge_llama.tool_reader import Read, ToolCallReader
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
-``length``: max_tokens or a full context, and an answer by a schema is not whole; or cancelled."""
+``tool_calls``: the same, and it wants tools to be called; ``length``: max_tokens or a full context, and an answer by a
+schema is not whole; or cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the answer: whole characters, and the tokens since the last piece.
+    """A part of the answer: whole characters, tool calls that are complete, and the tokens since the last piece.
 
     ``logprobs`` has an entry for each token, or none if they were not asked for.
     The last piece has a ``finish_reason`` and perhaps no text.
@@ -35,6 +38,7 @@ class Piece:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(slots=True)
@@ -61,13 +65,18 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer; ``logprobs`` has an entry for each token, or none if they were not asked for."""
+    """A finished answer; ``logprobs`` has an entry for each token, or none if they were not asked for.
+
+    ``notes`` say why a part of ``text`` that looks like a tool call is none.
+    """
 
     text: str
     tokens: tuple[int, ...]
     timings: Timings
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -77,12 +86,16 @@ class _Made:
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
+    reader: ToolCallReader | None = None
 
     def answer(self, timings: Timings) -> Answer:
+        text = "".join(piece.text for piece in self.pieces)
         tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
         logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
+        calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
-        return Answer("".join(piece.text for piece in self.pieces), tokens, timings, reason or "cancelled", logprobs)
+        notes = tuple(self.reader.notes) if self.reader else ()
+        return Answer(text, tokens, timings, reason or "cancelled", logprobs, tool_calls=calls, notes=notes)
 
 
 class Generation(Iterator[Piece]):
@@ -100,12 +113,14 @@ class Generation(Iterator[Piece]):
         prompt: Sequence[int],
         params: SamplingParams,
         *,
+        reader: ToolCallReader | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
         keeper: Keeper | None = None,
     ) -> None:
         """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
+        ``reader`` takes the tool calls out of the text; None: all is text.
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
         For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
@@ -115,7 +130,7 @@ class Generation(Iterator[Piece]):
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
         self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._made = _Made()
+        self._made = _Made(reader=reader)
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
@@ -236,9 +251,13 @@ class _Work:
             reason = self._generate()
         except AbortedError:
             reason = "cancelled"
-        # What was held back as the beginning of a stop string, and an unfinished character's mark.
-        text = self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
-        last = self._piece(text, reason)
+        # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
+        rest = self._read(self._flushed())
+        end = self.made.reader.finish() if self.made.reader else Read()
+        calls = rest.calls + end.calls
+        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.made.pieces)):
+            reason = "tool_calls"
+        last = self._piece(Read(rest.text + end.text, calls), reason)
         self.made.pieces.append(last)
         self.end(last)
 
@@ -269,8 +288,11 @@ class _Work:
 
         def fitting() -> int:
             assert fits  # noqa: S101 - used only then
-            fits.mask(tower.logits_view())
+            logits = tower.logits_view()
+            whole = logits.copy()
+            fits.mask(logits)
             token = sampler.sample()
+            logits[:] = whole  # who answers the same prompt next may find them here
             if not tower.tokenizer.is_end(token):
                 fits.accept(token)
             return token
@@ -293,26 +315,39 @@ class _Work:
                 return "stop"
             self.timings.generated_tokens += 1
             self.pending.append(token)
-            text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
+            if self.made.reader and token in self.made.reader.tags:
+                self._put(self._read(self._flushed()))
+                self._put(self.made.reader.tag(token))
+                text, is_stopped = "", False
+            else:
+                text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
+            self._put(self._read(text))
             if is_stopped:
-                self._put(text)
                 self.decoder.reset()
                 return "stop"
-            if text:
-                self._put(text)
             if fits and fits.is_complete:
                 return "stop"
             if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
                 return "length"
             session.append(token)
 
-    def _put(self, text: str) -> None:
-        piece = self._piece(text)
+    def _flushed(self) -> str:
+        """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
+        return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
+
+    def _read(self, text: str) -> Read:
+        return self.made.reader.feed(text) if self.made.reader else Read(text)
+
+    def _put(self, read: Read) -> None:
+        if not read.text and not read.calls:
+            return
+        piece = self._piece(read)
         self.made.pieces.append(piece)
         self.out.put(piece)
 
-    def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
-        piece = Piece(text, tuple(self.pending), tuple(self.logprobs[: len(self.pending)]), reason)
+    def _piece(self, read: Read, reason: FinishReason | None = None) -> Piece:
+        logprobs = tuple(self.logprobs[: len(self.pending)])
+        piece = Piece(read.text, tuple(self.pending), logprobs, reason, read.calls)
         self.pending.clear()
         self.logprobs.clear()
         return piece

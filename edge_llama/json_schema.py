@@ -104,10 +104,11 @@ class _Rebuilder:
         """Those of the schemas that are referred to, by identity: the document holds them, so it lasts."""
         self._references: dict[str, str] = {}
         self._definitions: dict[str, Any] = {}
+        """Rebuilt, each after those that it refers to, circles excepted."""
 
     def rebuild(self) -> dict[str, Any]:
         rebuilt = self._schema(self._root, "#", 0)
-        definitions = {name: self._definitions[name] for name in self._names.values()}
+        definitions = self._definitions
         if endless := _endless({**definitions, "#": rebuilt}):
             where = self._references.get(endless, endless)
             raise _error(where, "only a value without end fits it", "leave it out of required, or allow null")
@@ -224,9 +225,16 @@ def _narrowed(schema: dict[str, Any]) -> dict[str, Any]:
 def _endless(schemas: Mapping[str, Any]) -> str | None:
     """The name of a schema that only a value without end fits, if there is one; each may refer to all."""
     ending: set[str] = set()
-    while new := {name for name, schema in schemas.items() if name not in ending and _ends(schema, ending, _TYPES)}:
-        ending |= new
-    return next((name for name in schemas if name not in ending), None)
+    rest = dict(schemas)
+    while rest:
+        before = len(ending)
+        for name, schema in rest.items():  # what ends helps those after it in the same round
+            if _ends(schema, ending, _TYPES):
+                ending.add(name)
+        if len(ending) == before:
+            return next(iter(rest))
+        rest = {name: schema for name, schema in rest.items() if name not in ending}
+    return None
 
 
 def _ends(schema: Any, ending: set[str], types: Iterable[str]) -> bool:

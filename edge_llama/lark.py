@@ -218,6 +218,13 @@ def _endless(definitions: dict[str, Part]) -> str | None:
             return item not in definitions or item in ending
         return item.is_optional or any(all(map(ends, choice)) for choice in item.choices)
 
-    while new := {name for name, part in definitions.items() if name not in ending and ends(part)}:
-        ending |= new
-    return next((name for name in definitions if name not in ending), None)
+    rest = list(reversed(definitions))  # grammars are mostly written from the top down
+    while rest:
+        before = len(ending)
+        for name in rest:  # what ends helps those after it in the same round
+            if ends(definitions[name]):
+                ending.add(name)
+        if len(ending) == before:
+            return rest[-1]
+        rest = [name for name in rest if name not in ending]
+    return None

@@ -3,7 +3,7 @@
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,8 @@ from edge_llama.session import Session
 from edge_llama.session_file import SavedChat
 from edge_llama.shortening import Shortened, WhenFull
 from edge_llama.tokenizer import check_length
+from edge_llama.tool_reader import ToolCallReader
+from edge_llama.tools import Tool, Tools, tools_of, trained_tools
 
 _log = logging.getLogger("edge_llama")
 _SAMPLING_KEYS = {
@@ -101,8 +103,9 @@ class Model:
         system: str | None = None,
         when_full: WhenFull = "error",
         on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
     ) -> Chat:
-        """A new conversation.
+        """A new conversation; ``options`` are :meth:`answer`'s, for all its answers.
 
         ``when_full`` says what happens when a message leaves no room for an answer: ``error`` refuses it once it
         does not fit at all, ``drop-oldest`` leaves out the oldest exchanges, ``compact`` has the model summarise
@@ -111,7 +114,7 @@ class Model:
         Raises TemplateError if the model has no chat template.
         """
         _ = self.template
-        return Chat(self, system=system, when_full=when_full, on_shortened=on_shortened)
+        return Chat(self, system=system, when_full=when_full, on_shortened=on_shortened, **options)
 
     def load_chat(
         self,
@@ -119,8 +122,11 @@ class Model:
         *,
         when_full: WhenFull = "error",
         on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
     ) -> Chat:
         """A conversation that :meth:`Chat.save` wrote, with all that the model had read of it.
+
+        Tools and other ``options`` are not in the file: give them as to :meth:`chat`.
 
         If the engine, its version or its settings are others than those that made the file's KV cache, the
         conversation is read again by the next message: ``Chat.reread_reason`` and a warning in the log say why.
@@ -137,7 +143,7 @@ class Model:
             )
         if saved.images:
             raise SessionError(f"{path}: it has {len(saved.images)} images, which can't be read yet")
-        chat = self.chat(when_full=when_full, on_shortened=on_shortened)
+        chat = self.chat(when_full=when_full, on_shortened=on_shortened, **options)
         chat.messages = list(saved.messages)
         chat.reread_reason = self._adopt(saved, chat)
         if chat.reread_reason:
@@ -162,6 +168,9 @@ class Model:
         self,
         messages: Sequence[Message],
         *,
+        tools: Iterable[Tool] | Tools | None = None,
+        tool_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         keeper: Keeper | None = None,
         **params: Any,
@@ -169,14 +178,37 @@ class Model:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
         While ``keeper`` lives, what was read is kept as long as there is memory; without one, until others read.
+
+        ``tools`` are functions or JSON schemas (:data:`edge_llama.tools.Tool`). The model is told of them, and calls
+        that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
+        model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+        ``tools_in_user_message``, ``builtin_tools``, ... ; ``params`` are those of SamplingParams.
         """
         self._engine.check_process()
-        tokens = self.template.tokens(check_messages(messages), n_ctx=self.n_ctx)
-        return self._generate(tokens, params, on_finish, keeper)
+        described, variables = tools_of(tools), template_variables or {}
+        tokens = self._prompt(messages, described, variables, self.n_ctx)
+        names = described.names | trained_tools(variables)
+        reader = self.template.call_reader(names, tool_format) if names or tool_format else None
+        return self._generate(tokens, params, on_finish, reader, keeper)
 
-    def count_tokens(self, messages: Sequence[Message]) -> int:
-        """How many tokens the conversation takes, rendered for an answer."""
-        return len(self.template.tokens(check_messages(messages)))
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        n_ctx: int | None = None,
+    ) -> int:
+        """How many tokens the conversation takes, rendered for an answer.
+
+        ContextFullError, without counting, if they are clearly more than ``n_ctx``.
+        """
+        return len(self._prompt(messages, tools_of(tools), template_variables or {}, n_ctx))
+
+    def _prompt(
+        self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any], n_ctx: int | None
+    ) -> list[int]:
+        return self.template.tokens(check_messages(messages), tools=tools.schemas, variables=variables, n_ctx=n_ctx)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -264,12 +296,13 @@ class Model:
         tokens: Sequence[int],
         params: dict[str, Any],
         on_finish: Callable[[Answer], None] | None = None,
+        reader: ToolCallReader | None = None,
         keeper: Keeper | None = None,
     ) -> Generation:
         sampling = self.sampling(params)
         if len(tokens) >= self.n_ctx:
             raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, on_finish=on_finish, owner=self, keeper=keeper)
+        return Generation(self._engine, tokens, sampling, reader=reader, on_finish=on_finish, owner=self, keeper=keeper)
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""

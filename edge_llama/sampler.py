@@ -104,7 +104,7 @@ def _top_p(logits: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
     probabilities = _exp(logits)
     probabilities /= probabilities.sum()
     for count in _widening(len(logits)):
-        best = likeliest(probabilities, count)
+        best = likeliest(logits, count)  # not of the probabilities: rounding makes some of them equal
         cumulative = probabilities[best].cumsum(dtype=np.float64)
         if cumulative[-1] >= top_p or count == len(logits):
             return best[: int(cumulative.searchsorted(top_p)) + 1]

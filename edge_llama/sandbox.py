@@ -20,11 +20,12 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from jinja2 import Template, nodes
 from jinja2 import TemplateError as JinjaError
+from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import make_attrgetter
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -292,9 +293,17 @@ _SIZES: dict[str, Callable[[Any, Any], int]] = {
 class LimitedTemplate:
     """A compiled template whose renderings have a budget each."""
 
-    def __init__(self, environment: _Environment, template: Template) -> None:
+    def __init__(self, environment: _Environment, source: str) -> None:
         self._environment = environment
-        self._template = template
+        self._source = source
+        environment.budget.renew()  # constants are computed at once
+        self._template = environment.from_string(source)
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template asks for, some of which it may set itself."""
+        self._environment.budget.renew()
+        return frozenset(find_undeclared_variables(self._environment.parse(self._source)))
 
     def render(self, **values: Any) -> str:
         """The text. Raises whatever a program may, MemoryError and OverflowError included."""
@@ -304,9 +313,7 @@ class LimitedTemplate:
 
 def compiled(source: str) -> LimitedTemplate:
     """A chat template, ready to render. Raises what Jinja raises, and OverflowError beyond the limits."""
-    environment = _Environment()
-    environment.budget.renew()  # constants are computed at once
-    return LimitedTemplate(environment, environment.from_string(source))
+    return LimitedTemplate(_Environment(), source)
 
 
 def _raise_exception(message: str) -> None:

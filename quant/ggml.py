@@ -52,11 +52,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def quantize(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
-    """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``."""
+def quantize(
+    rows: NDArray[np.float32], format_: Format, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
+
+    ``importance``, a float32 for each column, weighs the columns' errors in formats that search for their scales.
+    """
     n_rows, columns = rows.shape
     out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
-    _library().ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    _library().ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, weights)
     return out
 
 

@@ -1,22 +1,55 @@
 """One row format to another: the one door to the kernels, whichever are in use.
 
-Today ggml's own (:mod:`quant.ggml`) do the work; faster ones that give the same bytes enter here.
+ggml's own (:mod:`quant.ggml`) are always there. :mod:`quant.compiled` has the same bytes several times as fast, but
+must load numba first and, on a machine's first conversion, compile: worth it for models from some hundred million
+weights on. :func:`hastened` does that while ggml's kernels already work. ``EDGE_LLAMA_KERNELS`` decides otherwise:
+``ggml``, or ``compiled`` (from the first row on, whatever it takes).
 """
 
-import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.formats import Format
-from quant import ggml
+from edge_llama.errors import OptionError
+from edge_llama.formats import BF16, F16, FORMATS, Format
+from quant import compiled, ggml
 from quant.ggml import can_read
 
-__all__ = ["NonFiniteError", "can_read", "recode"]
+if TYPE_CHECKING:
+    from quant.compiled import Kernel, RowTools
 
+__all__ = ["CHOICES", "NonFiniteError", "can_read", "choice", "hastened", "in_use", "load", "quantize", "recode"]
 
+CHOICES = ("auto", "ggml", "compiled")
+
+_GGML_RATES = {
+    "iq4_nl": 4.5e6,
+    "iq4_xs": 4.5e6,
+    "q8_0": 240e6,
+    "q2_k": 16e6,
+    "q3_k": 70e6,
+    "q4_k": 14e6,
+    "q5_k": 16e6,
+    "q6_k": 30e6,
+}
+"""Weights a second and core, about: of ggml's kernels that ours are faster than without importance."""
+_WORTH_LOADING, _WORTH_COMPILING = 2.0, 15.0  # seconds of ggml's work on all cores
+_SLAB = 1 << 16  # weights recoded at once: 256 KB as float32 stay in a core's second-level cache
 _HALF_MAX = 65504.0
 """Scales are float16 and no larger than the weights they scale: up to this no format overflows."""
+
+_loaded: "dict[tuple[str, bool], Kernel | None]" = {}
+"""By format and whether there is importance; None where ggml's kernel has to do."""
+_rows: "list[RowTools]" = []
+"""The compiled ways to read rows, if they are loaded."""
+_loading = threading.Lock()
 
 
 class NonFiniteError(ValueError):
@@ -27,27 +60,169 @@ class NonFiniteError(ValueError):
         self.count = count
 
 
-def recode(raw: NDArray[np.uint8], source: Format, target: Format, *, check: bool = True) -> NDArray[np.uint8]:
+def recode(
+    raw: NDArray[np.uint8],
+    source: Format,
+    target: Format,
+    *,
+    check: bool = True,
+    importance: NDArray[np.float32] | None = None,
+) -> NDArray[np.uint8]:
     """Rows of bytes ``(n_rows, row_bytes)`` in ``source`` as rows of ``target``.
 
-    Equal formats pass untouched. Raises NonFiniteError for NaN or infinite weights, ValueError for weights
-    that ``target`` cannot hold; without ``check`` what the kernels make of these is given.
+    Equal formats pass untouched. ``importance``: see :func:`quantize`. Raises NonFiniteError for NaN or infinite
+    weights, ValueError for weights that ``target`` cannot hold; without ``check`` what ggml makes of these is given.
     """
     if source is target and not check:
         return raw
-    rows = ggml.dequantize(np.ascontiguousarray(raw), source)
-    largest = _largest(rows) if check else 0.0
-    if source is target:
-        return raw
-    out = ggml.quantize(rows, target)
-    if largest > _HALF_MAX and not ggml.is_finite(out, target):
-        raise ValueError(f"a weight of {largest:g} is too large for {target}")
+    n_rows, row_bytes = raw.shape
+    columns = row_bytes // source.block_bytes * source.block_size
+    out = raw if source is target else np.empty((n_rows, target.row_bytes(columns)), np.uint8)
+    step = max(_SLAB // columns, 1)
+    for start in range(0, n_rows, step):
+        rows = _dequantize(np.ascontiguousarray(raw[start : start + step]), source)
+        largest = _largest(rows)
+        if check and not np.isfinite(largest):
+            raise NonFiniteError(_count_nonfinite(raw[start:], source))
+        if source is target:
+            continue
+        is_sane = bool(np.isfinite(largest))
+        made = quantize(rows, target, importance) if is_sane else ggml.quantize(rows, target, importance)
+        if check and largest > _HALF_MAX and not ggml.is_finite(made, target):
+            raise ValueError(f"a weight of {largest:g} is too large for {target}")
+        out[start : start + step] = made
     return out
 
 
+def quantize(
+    rows: NDArray[np.float32], target: Format, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
+    """Finite rows ``(n_rows, columns)``, C-contiguous, as ``(n_rows, row_bytes)`` bytes of ``target``.
+
+    ``importance``, a float32 for each column, weighs the columns' errors in formats that search for their scales.
+    """
+    kernel = _loaded.get((target.name, importance is not None))
+    return kernel.quantize(rows, importance) if kernel else ggml.quantize(rows, target, importance)
+
+
+def choice() -> str:
+    """What ``EDGE_LLAMA_KERNELS`` says, ``auto`` if nothing; OptionError for anything unknown."""
+    value = os.environ.get("EDGE_LLAMA_KERNELS") or "auto"
+    if value not in CHOICES:
+        raise OptionError(f"EDGE_LLAMA_KERNELS is {value!r}", remedy=f"known: {', '.join(CHOICES)}")
+    if value == "compiled" and not compiled.is_available():
+        raise OptionError("EDGE_LLAMA_KERNELS is compiled, but numba is not installed", remedy="pip install numba")
+    return value
+
+
+def in_use() -> str:
+    """Which kernels a conversion takes, in a sentence."""
+    chosen = choice()
+    if chosen == "ggml" or not compiled.is_available():
+        why = "EDGE_LLAMA_KERNELS" if chosen == "ggml" else "numba is not installed: pip install 'edge-llama[convert]'"
+        return f"ggml's ({why})"
+    return "compiled for this machine; ggml's for small models and while they are compiled"
+
+
+@contextmanager
+def hastened(work: Mapping[Format, int], threads: int) -> Iterator[None]:
+    """While within, load the kernels that ``work`` (weights to quantize in each format) is worth.
+
+    ``threads`` share the work. With ``auto`` nobody waits; with ``compiled`` all kernels are ready at once.
+    """
+    chosen = choice()
+    if chosen == "compiled":
+        for format_ in work:
+            load(format_)
+    seconds = {
+        format_.name: weights / _GGML_RATES[format_.name] / threads
+        for format_, weights in work.items()
+        if format_.name in _GGML_RATES and (format_.name, False) not in _loaded
+    }
+    if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _WORTH_LOADING:
+        yield
+        return
+    loader = _Loader(sorted(seconds, key=lambda name: -seconds[name]), sum(seconds.values()))
+    try:
+        yield
+    finally:
+        loader.close()
+
+
+class _Loader:
+    """Loads kernels in a thread; what was never compiled is compiled in a process of its own.
+
+    There the compiler takes neither this process's lock nor its memory, and can be left unfinished.
+    """
+
+    def __init__(self, names: list[str], seconds: float) -> None:
+        self._names = names
+        self._may_compile = seconds >= _WORTH_COMPILING and not getattr(sys, "frozen", False)
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        from quant.compiled.jit import FOLDER  # noqa: PLC0415 - loads numba
+
+        for name in self._names:
+            is_compiled = (FOLDER / f"{name}.compiled").exists()
+            if is_compiled or (self._may_compile and self._compile(name)):
+                load(FORMATS[name])
+            if self._is_closed.is_set():
+                return
+
+    def _compile(self, name: str) -> bool:
+        """Whether the compiler came to its end before the work did."""
+        command = [sys.executable, "-m", "quant.compiled", name]
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)  # noqa: S603 - our own module
+        try:
+            while process.poll() is None:
+                if self._is_closed.wait(0.05):
+                    return False
+            return process.returncode == 0
+        finally:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Stop what is not finished."""
+        self._is_closed.set()
+        self._thread.join()
+
+
+def load(format_: Format, *, has_importance: bool = False) -> bool:
+    """Have the compiled kernel of ``format_`` in use from now on; whether there is one that gives ggml's bytes here."""
+    if format_.name not in compiled.NAMES:
+        return False
+    key = (format_.name, has_importance)
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = compiled.load(format_.name, has_importance=has_importance)
+            _rows.append(compiled.load_rows())
+    return _loaded[key] is not None
+
+
+def _dequantize(raw: NDArray[np.uint8], source: Format) -> NDArray[np.float32]:
+    if source not in (BF16, F16) or not _rows:
+        return ggml.dequantize(raw, source)
+    bits, wide = raw.view(np.uint16), np.empty((raw.shape[0], raw.shape[1] // 2), np.float32)
+    if source is BF16:
+        _rows[-1].widen(bits.reshape(-1), wide.view(np.uint32).reshape(-1))
+    else:
+        _rows[-1].widen_half(bits.reshape(-1), wide.reshape(-1))
+    return wide
+
+
 def _largest(rows: NDArray[np.float32]) -> float:
-    """The largest magnitude; NonFiniteError if there are weights that have none. NaN survives ``max`` and ``min``."""
-    high, low = float(rows.max(initial=0.0)), float(rows.min(initial=0.0))
-    if math.isfinite(high) and math.isfinite(low):
-        return max(high, -low)
-    raise NonFiniteError(rows.size - int(np.isfinite(rows).sum()))
+    """The largest magnitude; infinite or NaN if there are weights that have none."""
+    if _rows:
+        return float(np.uint32(_rows[-1].largest_bits(rows.reshape(-1))).view(np.float32))
+    high, low = float(rows.max(initial=0.0)), float(rows.min(initial=0.0))  # NaN survives both
+    return max(high, -low) if high == high and low == low else float("nan")  # noqa: PLR0124 - that is, not NaN
+
+
+def _count_nonfinite(raw: NDArray[np.uint8], source: Format) -> int:
+    rows = ggml.dequantize(np.ascontiguousarray(raw), source)
+    return rows.size - int(np.isfinite(rows).sum())

@@ -75,6 +75,14 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.llama3(tmp_path_factory.mktemp("llama3") / "Llama-3.2-tiny-Instruct", dtype="F32")
 
 
+@pytest.fixture(scope="session")
+def tool_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama that was trained to call tools; see ``trained.py``."""
+    import trained  # noqa: PLC0415 - torch takes seconds to load
+
+    return trained.tool_llama(tmp_path_factory.mktemp("tools") / "checkpoint")
+
+
 @pytest.fixture
 def seed() -> int:
     """A fresh seed for this run, printed when the test fails; EDGE_LLAMA_SEED repeats one."""

@@ -22,7 +22,7 @@ import edge_llama
 from edge_llama import Message, TemplateError
 from edge_llama.backends.base import TextTower
 from edge_llama.gguf import ValueType, array, read_header
-from edge_llama.prompts import ChatTemplate
+from edge_llama.prompts import ChatTemplate, _contents
 from edge_llama.session import Session
 
 FAMILIES = ("llama2", "llama3", "smollm")
@@ -185,7 +185,7 @@ def test_no_filter_or_border_forms_a_control_token(model: edge_llama.Model, sour
         return
     assert [at for at, token in enumerate(ids) if token in control] == [len(ids) - 1]
     text = b"".join(map(model.tokenizer.piece, ids)).decode()
-    assert text + "<|im_end|>" == template._render(turns, True)
+    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}), True)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from edge_llama.sampling import SamplingParams
 from edge_llama.session import Session
 
 Logits = NDArray[np.float32]
-TOLERANCE = 1e-3
-"""Total variation: half the sum of differences. llama.cpp adds up probabilities in float32, one after the other: by the
-rounding, top_p may cut one token earlier or later, which weighs at most 5e-4 here. Measured: 4e-6 otherwise."""
+TOLERANCE = 1e-4
+"""Total variation, half the sum of differences. Measured: 4e-6. llama.cpp adds up probabilities in float32, one after
+the other: by that rounding top_p may cut one token earlier or later, whose weight is allowed for."""
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 HISTORY = (5, 9, 9, 9, 700, 5, 31, 9)
 
@@ -72,14 +72,16 @@ def native(logits: Logits, params: SamplingParams, history: Sequence[int]) -> tu
 
 
 def variation(logits: Logits, params: SamplingParams, history: Sequence[int]) -> float:
-    """Total variation between the two distributions."""
+    """Total variation between the two distributions, without the last token if only one of them has it."""
     theirs, ours = np.zeros(len(logits)), np.zeros(len(logits))
     ids, probabilities, _ = native(logits, params, history)
     theirs[ids] = probabilities
     tokens, mine = NumpySampler(lambda: logits, params, history).distribution()
     ours[tokens] = mine
     assert ours.sum() == pytest.approx(1)
-    return float(np.abs(theirs - ours).sum() / 2)
+    cut = np.flatnonzero((theirs == 0) != (ours == 0))
+    last = float(max(theirs[cut[0]], ours[cut[0]])) if len(cut) == 1 else 0.0
+    return float(np.abs(theirs - ours).sum() / 2) - last
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import on_engine
 from schemas import BOUNDED, UNBOUNDED, check, walk
 
 import converters
@@ -15,7 +16,7 @@ from edge_llama import Message
 from edge_llama.sampling import SamplingParams
 
 QUESTION = [Message("user", "Make up an entry of an address book, as JSON.")]
-MAX_TOKENS = 160
+MAX_TOKENS = 400
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -117,6 +118,12 @@ def test_other_settings_go_on_to_hold(model: edge_llama.Model) -> None:
     other = next(word for word in ("blue", "green") if word != likeliest)
     assert answer(temperature=0, logit_bias={model.tokenizer.encode(other)[0]: 1e4}) == other
     assert answer(temperature=0, logprobs=2) == likeliest
+
+
+def test_masked_logits_are_whole_again_after_the_choice(model: edge_llama.Model) -> None:
+    model.generate("Once upon a time", regex="[yz]{4}", temperature=0, max_tokens=1).result()
+    logits = on_engine(model, lambda session, tower: tower.logits())
+    assert np.isfinite(logits).all()
 
 
 def test_logits_are_whole_again_for_the_next_answer(exact: edge_llama.Model) -> None:

@@ -1,9 +1,9 @@
 """What differs among Llamas in talking rather than in computing: special tokens and chat templates.
 
 Meta's own files carry no template; its code writes the prompts. The templates here say the same for turns of text by
-system, user and assistant (and tools' answers since 3.1): Llama 2's by ``chat_completion`` in github.com/meta-llama/
-llama, Llama 3's by ``ChatFormat`` in github.com/meta-llama/llama-models. Like ChatFormat, and unlike the templates in
-Hugging Face's repositories, they neither trim what is said nor add a date.
+system, user and assistant, and since 3.1 for tools' calls and answers: Llama 2's by ``chat_completion`` in github.com/
+meta-llama/llama, Llama 3's by ``ChatFormat`` in github.com/meta-llama/llama-models. Like ChatFormat, and unlike the
+templates in Hugging Face's repositories, they neither trim what is said nor add a date.
 """
 
 from collections.abc import Mapping
@@ -67,27 +67,66 @@ _LLAMA2 = """\
 {%- endfor -%}
 """
 
-_LLAMA3 = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] + '<|eot_id|>' -}}
+# Tools stand before the system message's text, as JSON; calls and their form as Meta's ToolUtils writes them.
+_TOOLS = """\
+{%- if tools -%}
+{%- set system = '' -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+{%- set system = messages[0]['content'] -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}
+{{- 'You may call these functions if they help to answer. To do so, write nothing but FORM\\n\\n' -}}
+{%- for tool in tools -%}
+{{- tool | tojson(indent=4) + '\\n\\n' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+{{- system + '<|eot_id|>' -}}
 {%- endif -%}
 """
+_JSON_FORM = 'a JSON object for each call: {"type": "function", "name": its name, "parameters": its arguments}'
+_JSON_CALL = """\
+{{- ('' if loop.first else '; ') + '{"type": "function", "name": ' + (call['function']['name'] | tojson) -}}
+{{- ', "parameters": ' + (call['function']['arguments'] | tojson) + '}' -}}
+"""
+_PYTHONIC_FORM = "the calls in a list: [func_name1(param1=value1, param2=value2), func_name2()]"
+_PYTHONIC_CALL = """\
+{{- ('[' if loop.first else ', ') + call['function']['name'] + '(' -}}
+{%- for key, value in call['function']['arguments'] | items -%}
+{{- ('' if loop.first else ', ') + key + '=' -}}
+{{- value if value is boolean or value is none else value | tojson -}}
+{%- endfor -%}
+{{- ')' + (']' if loop.last else '') -}}
+"""
+
+
+def _llama3(role: str = "message['role']", tools: str = "", call: str = "") -> str:
+    calls = "{%- for call in message['tool_calls'] or [] -%}\n" + call + "{%- endfor -%}\n" if call else ""
+    return f"""\
+{{{{- bos_token -}}}}
+{tools}{{%- for message in messages -%}}
+{{{{- '<|start_header_id|>' + {role} + '<|end_header_id|>\\n\\n' + message['content'] -}}}}
+{calls}{{{{- '<|eot_id|>' -}}}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}
+{{{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}}}
+{{%- endif -%}}
+"""
+
 
 _HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_LLAMA3_1 = Family(
-    _LLAMA3.replace("message['role'] +", "('ipython' if message['role'] == 'tool' else message['role']) +"),
-    (*_HEADERS, "<|eom_id|>"),
-    {"eot": "<|eot_id|>", "eom": "<|eom_id|>"},
-)
+
+
+def _llama3_1(form: str, call: str) -> Family:
+    role = "('ipython' if message['role'] == 'tool' else message['role'])"
+    template = _llama3(role, _TOOLS.replace("FORM", form), call)
+    return Family(template, (*_HEADERS, "<|eom_id|>"), {"eot": "<|eot_id|>", "eom": "<|eom_id|>"})
+
+
 FAMILIES: dict[str, Family] = {
     "llama2": Family(_LLAMA2, ("<s>", "</s>")),
-    "llama3": Family(_LLAMA3, _HEADERS, {"eot": "<|eot_id|>"}),
-    "llama3.1": _LLAMA3_1,
-    "llama3.2": _LLAMA3_1,
-    "llama3.3": _LLAMA3_1,
+    "llama3": Family(_llama3(), _HEADERS, {"eot": "<|eot_id|>"}),
+    "llama3.1": _llama3_1(_JSON_FORM, _JSON_CALL),
+    "llama3.2": _llama3_1(_PYTHONIC_FORM, _PYTHONIC_CALL),  # as its small models, those for text, were trained
+    "llama3.3": _llama3_1(_JSON_FORM, _JSON_CALL),
 }
 """By the names that ``--chat-template`` knows."""

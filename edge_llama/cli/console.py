@@ -1,8 +1,10 @@
 """What people see: text that streams, notices on stderr, nothing that a terminal would obey."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from edge_llama.errors import OptionError, printable
 from edge_llama.generation import FinishReason, Generation, Timings
@@ -17,13 +19,24 @@ def show(text: str) -> None:
 
 
 def stream(generation: Generation) -> None:
-    """Print an answer as it comes; the line is ended. Ctrl-C stops the answer and is passed on."""
+    """Print an answer as it comes; the line is ended, and each tool call is a line of JSON.
+
+    Ctrl-C stops the answer and is passed on.
+    """
+    is_within_line, is_ended = False, False
     try:
         for piece in generation:
             show(piece.text)
+            if piece.text:
+                is_within_line, is_ended = not piece.text.endswith("\n"), False
+            for call in piece.tool_calls:
+                line = json.dumps(asdict(call), ensure_ascii=False)
+                show(f"\n{line}\n" if is_within_line else f"{line}\n")
+                is_within_line, is_ended = False, True
     finally:
         generation.close()
-        show("\n")
+        if not is_ended:
+            show("\n")
 
 
 def note(text: str, *, quiet: bool = False) -> None:

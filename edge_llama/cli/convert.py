@@ -57,6 +57,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say what bounded the speed.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -85,6 +86,8 @@ def convert(
     with _resumable(output), progress(output.name, quiet=quiet) as show:
         done = run_conversion(source, output, force=force, threads=threads, on_progress=show, **asked)
     _report(done, time.perf_counter() - started, as_json, quiet)
+    if profile:
+        note(f"profile: {done.times}")
 
 
 def _bytes(text: str) -> int:
@@ -186,6 +189,7 @@ def _summary(plan: "Plan") -> str:
 def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> None:
     if as_json:
         took = {"output": str(done.output), "seconds": round(seconds, 3), "sync_seconds": round(done.sync_seconds, 3)}
+        took |= {"profile": {part: round(spent, 3) for part, spent in done.times.seconds.items()}}
         print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
     note(_summary(done.plan), quiet=quiet)

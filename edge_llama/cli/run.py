@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,12 @@ def run(
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
     ] = False,
     system: options.System = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A JSON list of tools that the model may call; calls are printed as JSON lines."
+        ),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")] = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -70,10 +77,12 @@ def run(
         stop=stop,
     )
     with options.open_model(model_name, n_ctx, threads, flash_attn, chat_template) as model:
-        if raw and system is not None:
-            raise OptionError("--system has no place in a --raw prompt", remedy="leave one of them out")
+        for option, value in (("--system", system), ("--tools", tools)):
+            if raw and value is not None:
+                raise OptionError(f"{option} has no place in a --raw prompt", remedy="leave one of them out")
         messages = ([Message("system", system)] if system is not None else []) + [Message("user", prompt)]
-        generation = model.generate(prompt, **params) if raw else model.answer(messages, **params)
+        described = _read_tools(tools) if tools else None
+        generation = model.generate(prompt, **params) if raw else model.answer(messages, tools=described, **params)
         if not as_json:
             stream(generation)
         answer = generation.result()
@@ -82,6 +91,8 @@ def run(
         else:
             for entry in answer.logprobs:
                 note(_line(entry, model.tokenizer))
+        for text in answer.notes:
+            note(f"[{text}]")
         total = answer.timings.prompt_tokens + len(answer.tokens)
         if why := ended(answer.finish_reason, is_full=total >= model.n_ctx):
             note(f"[{why}]")
@@ -113,6 +124,19 @@ def _label(token: int, tokenizer: Tokenizer) -> str:
 
 def _text(token: int, tokenizer: Tokenizer) -> str:
     return tokenizer.piece(token).decode("utf-8", "backslashreplace")
+
+
+def _read_tools(path: Path) -> list[dict[str, Any]]:
+    where = f"--tools {path}"
+    try:
+        tools = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise OptionError(f"{where}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{where}: is no JSON: {error}") from error
+    if not isinstance(tools, list):
+        raise OptionError(f"{where}: is {type(tools).__name__}, expected a list of functions' JSON schemas")
+    return tools
 
 
 def _read_stdin() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,35 @@ def test_it_converts_and_says_what_it_did(cli: Cli, llama3: Path, tmp_path: Path
     assert (done.returncode, done.stdout) == (0, "")
     assert "their rows are no multiple of 256" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out file.gguf"]
+
+
+def test_a_profile_says_what_bounded_the_speed(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    done = cli("convert", llama3, tmp_path / "out.gguf", "--profile", "--quiet")
+    assert re.fullmatch(
+        r"profile: reading [\d.]+ s and computing [\d.]+ s on \d+ threads, "
+        r"writing and hashing [\d.]+ s on one: (reading|computing|writing) bounds it\n",
+        done.stderr,
+    )
+    again = cli("convert", llama3, tmp_path / "again.gguf", "--json")
+    assert set(json.loads(again.stdout)["profile"]) == {"read", "compute", "write"}
+
+
+def test_kernels_of_either_kind_write_the_same_file(environment: dict[str, str], llama3: Path, tmp_path: Path) -> None:
+    for kernels in ("ggml", "compiled"):
+        command = [EDGE_LLAMA, "convert", llama3, tmp_path / f"{kernels}.gguf", "--quant", "q4_k_m"]
+        subprocess.run(command, env=environment | {"EDGE_LLAMA_KERNELS": kernels}, check=True, capture_output=True)
+    assert (tmp_path / "ggml.gguf").read_bytes() == (tmp_path / "compiled.gguf").read_bytes()
+
+
+def test_unknown_kernels_are_one_line_and_exit_code_2(
+    environment: dict[str, str], llama3: Path, tmp_path: Path
+) -> None:
+    command = [EDGE_LLAMA, "convert", llama3, tmp_path / "out.gguf"]
+    wrong = environment | {"EDGE_LLAMA_KERNELS": "fast"}
+    done = subprocess.run(command, env=wrong, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "EDGE_LLAMA_KERNELS is 'fast'" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_quiet_says_nothing(cli: Cli, llama3: Path, tmp_path: Path) -> None:

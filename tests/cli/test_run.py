@@ -43,6 +43,49 @@ def test_raw_continues_the_text(cli: Cli) -> None:
     assert "--max-tokens is reached" in done.stderr
 
 
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps([{"type": "function", "function": {"name": "weather", "parameters": {}}}]))
+    return path
+
+
+def test_tool_calls_are_lines_of_json(cli: Cli, tool_llama: Path, tools: Path) -> None:
+    """The text and the calls of a model that was trained to give these; see ``trained.py``."""
+    arguments = ("run", tool_llama, "--tools", tools, "--temperature", 0, "--max-tokens", 120, "--n-ctx", 512)
+    lines = cli(*arguments, "Rome, Bonn?").stdout.splitlines()
+    assert lines[0] == "Ok. "
+    assert [json.loads(line)["arguments"] for line in lines[1:]] == [{"city": "Rome"}, {"city": "Bonn"}]
+    lines = cli(*arguments, "Paris?").stdout.splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ["weather"]
+    answer = json.loads(cli(*arguments, "Paris?", "--json").stdout)
+    assert (answer["text"], answer["finish_reason"], answer["notes"]) == ("", "tool_calls", [])
+    assert [(call["name"], call["arguments"]) for call in answer["tool_calls"]] == [("weather", {"city": "Paris"})]
+    wrong = cli(*arguments, "Wrong?")
+    assert wrong.stdout == '{"name": "weather", "parameters": 5}\n'
+    assert "[no tool call: " in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read: No such file"),
+        ("[", "is no JSON"),
+        ("\xff", "is no JSON"),
+        ("{}", "is dict, expected a list"),
+        ("[{}]", "tool 0: name is NoneType"),
+        ('[{"name": "f"}]', "does not show tools to the model"),
+    ],
+)
+def test_tools_that_cannot_be_are_one_line(cli: Cli, tmp_path: Path, content: str | None, problem: str) -> None:
+    path = tmp_path / "tools.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    done = cli("run", "x", "--tools", path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert problem in done.stderr
+
+
 def test_a_system_message_counts(cli: Cli) -> None:
     plain = cli("run", "Who are you?", "--temperature", 0, "--max-tokens", 30).stdout
     pirate = cli(
@@ -97,6 +140,7 @@ def test_biases_and_penalties_reach_the_sampler(cli: Cli) -> None:
         (["run", "x", "--threads", "0"], "", "threads is 0"),
         (["run", "x", "--flash-attn", "maybe"], "", "on or off"),
         (["run", "x", "--raw", "--system", "y"], "", "--system has no place"),
+        (["run", "x", "--raw", "--tools", "y"], "", "--tools has no place"),
         (["run", "x", "--chat-template", "nothing.jinja"], "", "cannot be read"),
         (["run", "nothing.gguf", "x"], "", "no such file"),
         (["run", "x", "--logit-bias", "a=3"], "", "--logit-bias a=3: expected ID=VALUE"),

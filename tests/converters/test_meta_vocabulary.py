@@ -10,7 +10,8 @@ import llama_models
 import meta_folders
 import numpy as np
 import pytest
-from llama_models.datatypes import RawMessage
+from llama_models.datatypes import RawMessage, StopReason, ToolPromptFormat
+from llama_models.datatypes import ToolCall as MetaToolCall
 from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 from meta_folders import edited_ranks
@@ -19,8 +20,10 @@ from texts import CONVERSATIONS, TORTURE
 
 import converters
 import edge_llama
-from edge_llama import Message, OptionError
+from converters.architectures.llama_families import FAMILIES
+from edge_llama import Message, OptionError, ToolCall
 from edge_llama.gguf import Header, read_header
+from edge_llama.prompts import ChatTemplate
 
 RANKS = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
 
@@ -80,6 +83,32 @@ def test_ids_of_chats_equal_metas_chat_format(real_llama3: edge_llama.Model) -> 
     for conversation in CONVERSATIONS:
         expected = reference.encode_dialog_prompt([RawMessage(**turn) for turn in conversation]).tokens
         assert real_llama3.template.tokens(messages(conversation)) == expected, conversation
+
+
+CALLS: list[dict[str, Any]] = [{}, {"city": "Bonn", "days": 3}, {"on": True, "x": None, "y": -1.5}]
+
+
+@pytest.mark.parametrize("arguments", CALLS)
+@pytest.mark.parametrize(("family", "form"), [("llama3.1", "json"), ("llama3.2", "python_list")])
+def test_ids_of_tool_calls_equal_metas_chat_format(
+    real_llama3: edge_llama.Model, family: str, form: str, arguments: dict[str, Any]
+) -> None:
+    """And a call that is read from what the template wrote is the same again."""
+    call = MetaToolCall(call_id="1", tool_name="get_weather", arguments=arguments)
+    ends = {"stop_reason": StopReason.end_of_turn, "tool_calls": [call]}
+    turns = [RawMessage(role="user", content="Weather?"), RawMessage(role="assistant", content="", **ends)]
+    turns.append(RawMessage(role="tool", content='{"degrees": 22}'))
+    expected = ChatFormat(MetaTokenizer(RANKS)).encode_dialog_prompt(turns, ToolPromptFormat(form)).tokens
+    ours = (ToolCall("get_weather", arguments),)
+    asked = [Message("user", "Weather?"), Message("assistant", "", ours)]
+    template = ChatTemplate(FAMILIES[family].template, real_llama3.tokenizer, family)
+    assert template.tokens([*asked, Message("tool", '{"degrees": 22}')]) == expected
+    begun = len(template.tokens(asked[:1]))
+    written = template.tokens(asked, add_generation_prompt=False)[begun:-1]
+    reader = template.call_reader(frozenset(["get_weather"]))
+    reads = [reader.feed(real_llama3.tokenizer.piece(token).decode(errors="replace")) for token in written]
+    called = [call for read in (*reads, reader.finish()) for call in read.calls]
+    assert [(call.name, call.arguments) for call in called] == [("get_weather", arguments)]
 
 
 def messages(conversation: list[dict[str, str]]) -> list[Message]:

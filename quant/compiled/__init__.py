@@ -1,0 +1,95 @@
+"""Kernels that numba compiles for the machine at hand: ggml's bytes, several times as fast.
+
+ggml's quantizers are scalar. Here each lane of a SIMD register works on a block of its own, and every lane keeps ggml's
+order of operations (:mod:`quant.compiled.lanes`), so that the bytes are the same. Where that can't be sure (infinities,
+numbers near the ends of float32) a kernel says so, and ggml makes these rows.
+
+Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums in ggml's C. So each
+kernel is compared with ggml's when it is loaded, and not used where a byte differs.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.formats import FORMATS, Format
+from quant import ggml
+
+_MODULES = {
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "k_quants"),
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"), "legacy"),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), "iq4"),
+}
+NAMES = tuple(_MODULES)
+"""Formats that have a kernel here."""
+
+
+class Kernel:
+    """Rows of float32 into bytes of ``format``."""
+
+    def __init__(self, format_: Format, function: Callable[..., None]) -> None:
+        self.format = format_
+        self._function = function
+
+    def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """``(n_rows, columns)``, C-contiguous and finite, as ``(n_rows, row_bytes)``; releases the GIL.
+
+        ``importance`` is a float for each column.
+        """
+        n_rows, columns = rows.shape
+        out = np.empty((n_rows, self.format.row_bytes(columns)), np.uint8)
+        odd = np.zeros(rows.size // self.format.block_size, np.bool_)
+        self._function(rows.reshape(-1), columns, importance, out.reshape(-1), odd)
+        if odd.any():
+            for row in np.flatnonzero(odd.reshape(n_rows, -1).any(axis=1)):
+                out[row] = ggml.quantize(rows[row : row + 1], self.format, importance)
+        return out
+
+
+def is_available() -> bool:
+    """Whether kernels can be compiled here: numba is installed, and words have their lowest byte first."""
+    return sys.byteorder == "little" and find_spec("numba") is not None
+
+
+def load(name: str, *, has_importance: bool = False) -> Kernel | None:
+    """The kernel of a format, compiled if need be (seconds); None if it does not give ggml's bytes here.
+
+    With importance it is other code, which is compiled and compared only where it is asked for.
+    """
+    functions: Any = import_module(f"quant.compiled.{_MODULES[name]}")
+    kernel = Kernel(FORMATS[name], getattr(functions, name))
+    return kernel if _agrees(kernel, has_importance) else None
+
+
+class RowTools(NamedTuple):
+    """Functions of :mod:`quant.compiled.rows`."""
+
+    widen: Callable[[NDArray[np.uint16], NDArray[np.uint32]], None]
+    widen_half: Callable[[NDArray[np.uint16], NDArray[np.float32]], None]
+    largest_bits: Callable[[NDArray[np.float32]], int]
+
+
+def load_rows() -> RowTools:
+    """What reads rows, compiled if need be."""
+    rows: Any = import_module("quant.compiled.rows")
+    rows.widen(np.zeros(1, np.uint16), np.zeros(1, np.uint32))
+    rows.widen_half(np.zeros(1, np.uint16), np.zeros(1, np.float32))
+    rows.largest_bits(np.zeros(1, np.float32))
+    return RowTools(rows.widen, rows.widen_half, rows.largest_bits)
+
+
+def _agrees(kernel: Kernel, has_importance: bool) -> bool:
+    """Whether 64 Ki weights of several sizes become ggml's bytes.
+
+    A single fused product in the search shows in about one of fourteen super-blocks.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.exp2(rng.uniform(-12, 2, (64, 1)))
+    rows = (rng.standard_normal((64, 1024)) * sizes).astype(np.float32)
+    importance = rng.random(1024).astype(np.float32) if has_importance else None
+    return np.array_equal(kernel.quantize(rows, importance), ggml.quantize(rows, kernel.format, importance))

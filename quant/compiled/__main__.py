@@ -1,0 +1,14 @@
+"""``python -m quant.compiled [--importance] q4_k q6_k``: compile kernels; they lie ready for other processes."""
+
+import sys
+
+from quant.compiled import load, load_rows
+from quant.compiled.jit import FOLDER
+
+if __name__ == "__main__":
+    load_rows()
+    has_importance = "--importance" in sys.argv
+    for name in sys.argv[1 + has_importance :]:
+        load(name, has_importance=has_importance)
+        if not has_importance:
+            (FOLDER / f"{name}.compiled").touch()

@@ -1,0 +1,37 @@
+"""How kernels are compiled, and where the compiled code is kept."""
+
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit
+from platformdirs import user_cache_dir
+
+FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+"""No contraction (FMA) and no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""
+
+
+def _cache_folder() -> Path:
+    """One for each state of these sources and of the compiler: numba itself looks at one file's time only."""
+    digest = hashlib.sha256(f"{numba.__version__} {sorted(FLAGS.items())}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    name = f"{version('edge-llama')}-{digest.hexdigest()[:16]}"
+    return Path(user_cache_dir("edge-llama", appauthor=False)) / "kernels" / name
+
+
+FOLDER = _cache_folder()
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that runs without the GIL; what it compiles to is kept in ``FOLDER`` for the next process."""
+    # The setting is numba's only way to say where; others in this process keep theirs.
+    others = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(FOLDER)
+    try:
+        return njit(cache=True, **FLAGS)(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = others

@@ -1,0 +1,233 @@
+"""Compiled kernels against ggml's: the same bytes, or they are not used."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llvmlite.binding import get_host_cpu_features
+from numpy.typing import NDArray
+
+from converters.sources import open_checkpoint
+from edge_llama.errors import OptionError
+from edge_llama.formats import BF16, F32, FORMATS
+from quant import compiled, ggml, kernels
+from quant.compiled import NAMES, Kernel
+
+Rows = NDArray[np.float32]
+ROWS, COLUMNS = 9, 1280  # the last tile of lanes is not full, in any format
+
+
+def shaped(rng: np.random.Generator, family: str) -> Rows:
+    """Rows of a family that has broken a quantizer somewhere."""
+    normal = rng.standard_normal((ROWS, COLUMNS))
+    made = {
+        "normal": lambda: normal * 0.02,
+        "heavy-tailed": lambda: rng.standard_t(2, normal.shape),
+        "zeros": lambda: normal * 0,
+        "half zeros": lambda: np.where(rng.random(normal.shape) < 0.5, 0, normal),
+        "constant": lambda: np.full(normal.shape, 0.37),
+        "negative constant": lambda: np.full(normal.shape, -0.37),
+        "denormals": lambda: normal * 1e-41,
+        "tiny": lambda: normal * 1e-17,
+        "huge": lambda: normal * 1e37,
+        "large": lambda: normal * 1e18,
+        "one outlier": lambda: np.where(np.arange(COLUMNS) == 77, 500, normal * 0.01),
+        "negative": lambda: -abs(normal),
+        "positive": lambda: abs(normal),
+        "ties": lambda: rng.integers(-4, 5, normal.shape) * 0.5,
+        "all sizes": lambda: normal * np.exp(rng.uniform(-40, 40, (ROWS, COLUMNS // 16))).repeat(16, axis=1),
+        "bf16": lambda: normal.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000),
+        "one row of zeros": lambda: normal * (np.arange(ROWS) != 3)[:, None],
+    }[family]()
+    return made.view(np.float32) if made.dtype == np.uint32 else made.astype(np.float32)
+
+
+SANE = ("normal", "heavy-tailed", "zeros", "half zeros", "negative", "positive", "ties", "bf16", "one outlier")
+FAMILIES = (
+    *SANE,
+    *("constant", "negative constant", "denormals", "tiny", "huge", "large", "all sizes", "one row of zeros"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_before() -> None:
+    """All kernels, compiled in processes side by side: what is measured here is bytes."""
+    commands = [
+        [sys.executable, "-m", "quant.compiled", *importance, *names]
+        for names in (NAMES[::2], NAMES[1::2])
+        for importance in ([], ["--importance"])
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda command: subprocess.run(command, check=True), commands))
+
+
+def importance_of(rng: np.random.Generator, has_importance: bool) -> Rows | None:
+    if not has_importance:
+        return None
+    weights = rng.random(COLUMNS).astype(np.float32) ** 4
+    weights[::50] = 0  # a column that no activation ever reached
+    return weights
+
+
+def kernel(name: str, has_importance: bool) -> Kernel:
+    found = compiled.load(name, has_importance=has_importance)
+    assert found, f"{name} does not give ggml's bytes on this machine"
+    return found
+
+
+@pytest.mark.parametrize("has_importance", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_are_ggmls(name: str, has_importance: bool, rng: np.random.Generator) -> None:
+    weights = importance_of(rng, has_importance)
+    for family in FAMILIES:
+        rows = shaped(rng, family)
+        mine = kernel(name, has_importance).quantize(rows, weights)
+        assert np.array_equal(mine, ggml.quantize(rows, FORMATS[name], weights)), family
+
+
+@pytest.mark.parametrize("has_importance", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("name", NAMES)
+def test_sane_rows_are_not_left_to_ggml(name: str, has_importance: bool, rng: np.random.Generator) -> None:
+    format_, function = FORMATS[name], kernel(name, has_importance)._function
+    for family in SANE:
+        rows = shaped(rng, family)
+        odd = np.ones(rows.size // format_.block_size, np.bool_)
+        out = np.empty(ROWS * format_.row_bytes(COLUMNS), np.uint8)
+        function(rows.reshape(-1), COLUMNS, importance_of(rng, has_importance), out, odd)
+        assert not odd.any(), family
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bytes_of_real_weights_are_ggmls(name: str, smollm2: Path) -> None:
+    for tensor in ("model.embed_tokens", "model.layers.0.mlp.down_proj", "model.layers.9.self_attn.v_proj"):
+        source = open_checkpoint(smollm2).tensors[f"{tensor}.weight"]
+        rows = ggml.dequantize(source.read(0, min(source.rows, 2048)), source.format)
+        columns = source.columns // FORMATS[name].block_size * FORMATS[name].block_size
+        rows = np.ascontiguousarray(rows[:, :columns])
+        assert np.array_equal(kernel(name, False).quantize(rows), ggml.quantize(rows, FORMATS[name])), tensor
+
+
+@pytest.mark.parametrize("shape", [(1, 256), (1, 1024), (5, 256), (64, 256), (65, 2048), (3, 14336)])
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0", "iq4_nl"])
+def test_any_number_of_rows(name: str, shape: tuple[int, int], rng: np.random.Generator) -> None:
+    rows = rng.standard_normal(shape).astype(np.float32)
+    assert np.array_equal(kernel(name, False).quantize(rows), ggml.quantize(rows, FORMATS[name]))
+
+
+def test_rows_of_no_weights() -> None:
+    rows = np.empty((0, 256), np.float32)
+    assert kernel("q4_k", False).quantize(rows).shape == (0, 144)
+
+
+@pytest.mark.skipif(not get_host_cpu_features().get("fma"), reason="this processor can't fuse products and sums")
+def test_kernels_that_fuse_products_are_found_out(tmp_path: Path) -> None:
+    """The check at loading has teeth: with contraction allowed (FMA) the bytes differ, and the kernel is refused."""
+    code = """
+from quant.compiled import jit
+jit.FLAGS["fastmath"] = {"contract"}
+from quant import compiled
+print(compiled.load("q4_k"))
+"""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "None"
+
+
+def test_threads_share_a_kernel(rng: np.random.Generator) -> None:
+    rows, made = rng.standard_normal((64, 1024)).astype(np.float32), kernel("q4_k", False)
+    expected = made.quantize(rows)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(np.array_equal(out, expected) for out in pool.map(made.quantize, [rows] * 16))
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HASTENED = """
+import sys, time
+from edge_llama.formats import FORMATS
+from quant import kernels
+q4_k = FORMATS["q4_k"]
+with kernels.hastened({q4_k: int(sys.argv[1])}, 1):
+    deadline = time.monotonic() + float(sys.argv[2])
+    while not kernels._loaded and time.monotonic() < deadline:
+        time.sleep(0.02)
+print("numba" in sys.modules, sorted(kernels._loaded))
+"""
+
+
+def hastened(weights: int, seconds: float, **environment: str) -> str:
+    return run(HASTENED.replace("sys.argv[1]", repr(weights)).replace("sys.argv[2]", repr(seconds)), **environment)
+
+
+def test_a_small_model_waits_for_no_compiler() -> None:
+    assert hastened(10**6, 0.2, EDGE_LLAMA_KERNELS="auto") == "False []"
+
+
+def test_a_large_model_gets_what_lies_compiled() -> None:
+    assert hastened(10**9, 60, EDGE_LLAMA_KERNELS="auto") == "True [('q4_k', False)]"
+
+
+def test_a_large_model_gets_what_is_compiled_meanwhile(tmp_path: Path) -> None:
+    environment = {"EDGE_LLAMA_KERNELS": "auto", "XDG_CACHE_HOME": str(tmp_path)}
+    assert hastened(10**9, 300, **environment) == "True [('q4_k', False)]"
+    assert hastened(10**9, 60, **environment) == "True [('q4_k', False)]"
+
+
+def test_the_compiler_is_left_when_the_work_is_done_before(tmp_path: Path) -> None:
+    assert hastened(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", XDG_CACHE_HOME=str(tmp_path)) == "True []"
+
+
+def test_ggml_can_be_demanded() -> None:
+    assert hastened(10**12, 0.2, EDGE_LLAMA_KERNELS="ggml") == "False []"
+
+
+def test_compiled_can_be_demanded() -> None:
+    assert hastened(1, 0, EDGE_LLAMA_KERNELS="compiled") == "True [('q4_k', False)]"
+
+
+def test_an_unknown_demand_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_LLAMA_KERNELS", "cuda")
+    with pytest.raises(OptionError, match=r"EDGE_LLAMA_KERNELS is 'cuda'.*\n?.*auto, ggml, compiled"):
+        kernels.choice()
+
+
+def test_recoding_by_compiled_kernels_is_recoding_by_ggmls(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((300, 512)).astype(np.float32)
+    for source in (F32, BF16, FORMATS["f16"], FORMATS["q8_0"]):
+        raw = ggml.quantize(rows, source)
+        expected = ggml.quantize(ggml.dequantize(raw, source), FORMATS["q6_k"])
+        assert kernels.load(FORMATS["q6_k"])
+        assert np.array_equal(kernels.recode(raw, source, FORMATS["q6_k"]), expected)
+
+
+def test_every_half_and_every_bfloat_becomes_the_float_that_it_is() -> None:
+    tools, bits = compiled.load_rows(), np.arange(1 << 16, dtype=np.uint16)
+    halves, bfloats = np.empty(bits.size, np.float32), np.empty(bits.size, np.uint32)
+    tools.widen_half(bits, halves)
+    tools.widen(bits, bfloats)
+    np.testing.assert_array_equal(halves, bits.view(np.float16).astype(np.float32))
+    assert np.array_equal(halves.view(np.uint32) >> 31, bits.astype(np.uint32) >> 15)
+    assert np.array_equal(bfloats, bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_counted_with_compiled_kernels_too(bad: float, rng: np.random.Generator) -> None:
+    assert kernels.load(FORMATS["q4_k"])
+    rows = rng.standard_normal((700, 256)).astype(np.float32)
+    rows[1, 7] = rows[699, 250] = bad
+    for source in (F32, BF16, FORMATS["f16"]):
+        raw = ggml.quantize(rows, source)
+        with pytest.raises(kernels.NonFiniteError, match="2 weights"):
+            kernels.recode(raw, source, FORMATS["q4_k"])
+        unchecked = kernels.recode(raw, source, FORMATS["q4_k"], check=False)
+        assert np.array_equal(unchecked, ggml.quantize(ggml.dequantize(raw, source), FORMATS["q4_k"]))
