@@ -21,13 +21,15 @@ from edge_llama.errors import (
     NotVerifiableError,
     OptionError,
     OutputError,
+    SessionError,
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.logprobs import Alternative, TokenLogprobs
 from edge_llama.messages import Message, ToolCall
-from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
 from edge_llama.sampling import SamplingParams
+from edge_llama.shortening import Shortened
 
 __all__ = [
     "Alternative",
@@ -47,9 +49,12 @@ __all__ = [
     "OutputError",
     "Piece",
     "SamplingParams",
+    "SessionError",
+    "Shortened",
     "TemplateError",
     "Timings",
     "TokenLogprobs",
     "ToolCall",
     "open",
+    "session_settings",
 ]

@@ -2,16 +2,20 @@
 
 import json
 import logging
+import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
+from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
 from edge_llama.messages import Message, ToolCall, as_json
+from edge_llama.parking import Keeper
 from edge_llama.sampling import check_whole
+from edge_llama.shortening import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
 from edge_llama.tools import tools_of
 
 if TYPE_CHECKING:
@@ -36,12 +40,30 @@ class _Exchange:
 
 
 class Chat:
-    """Messages so far. What the model has read once it does not read again."""
+    """Messages so far. What the model has read once it does not read again, while there is memory to keep it."""
 
-    def __init__(self, model: "Model", *, system: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: "Model",
+        *,
+        system: str | None = None,
+        when_full: WhenFull = "error",
+        on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """See :meth:`edge_llama.Model.chat`."""
+        self.when_full = check_when_full(when_full)
+        self.reread_reason: str | None = None
+        """Why the model has to read a loaded conversation again, with the first message; None if it has not."""
+        self.shortened: Shortened | None = None
+        """What was last done to make the conversation fit."""
         self._model = model
         self.options = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
+        self.keeper = Keeper()
+        """For whom the engine keeps what it has read."""
+        self._on_shortened = on_shortened
+        self._summary: Generation | None = None
         # Never held while another answer's end is awaited: that one's taker needs it to settle.
         self._lock = threading.RLock()
         self._exchange: _Exchange | None = None
@@ -68,6 +90,9 @@ class Chat:
         The exchange joins ``messages`` when the answer ends. A cancelled answer stays as far as it came, one that
         was dropped as far as it was taken; if it had not begun, or an error ended it, the conversation is as it was
         before. EngineError while the last answer is neither ended, cancelled nor dropped.
+
+        If it leaves too little of the context for an answer, the conversation is shortened first as ``when_full``
+        says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
         self._end_last()
         with self._lock:
@@ -81,6 +106,53 @@ class Chat:
             if not messages:
                 raise OptionError("there is nothing to answer again", remedy="send a message first")
             return self._answer(messages, params)
+
+    def fork(self) -> "Chat":
+        """A second chat that goes on from here. Neither reads again what was said so far."""
+        self._end_last()
+        with self._lock:
+            self._check_idle()
+            other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened, **self.options)
+            other.messages = list(self.messages)
+            self._model.share(self.keeper, other.keeper)
+        return other
+
+    def rewind(self, exchanges: int = 1) -> None:
+        """Take back the last exchanges: what was asked and answered. OptionError if there are not so many."""
+        self._end_last()
+        with self._lock:
+            self._check_idle()
+            head, said = exchanges_of(self.messages)
+            count = check_whole("exchanges", exchanges, 1, 2**31 - 1)
+            if count > len(said):
+                raise OptionError(f"there are {len(said):,} exchanges to take back, not {count:,}")
+            self.messages = [*head, *(message for exchange in said[:-count] for message in exchange)]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the conversation and its KV cache to one file, for :meth:`edge_llama.Model.load_chat`.
+
+        The file appears whole or not at all, readable by its owner only, in place of an older session. Raises
+        OutputError; EngineError while an answer is being made.
+        """
+        self._end_last()
+        with self._lock:
+            self._check_idle()
+            self._model.save_chat(path, self.messages, self.keeper)
+
+    def compact(self) -> Shortened | None:
+        """Have the model summarise all exchanges but the last, in their place; None if there are none.
+
+        It takes the time of reading what is not in the KV cache and writing the summary.
+        """
+        self._end_last()
+        with self._lock:
+            self._check_idle()
+            if len(exchanges_of(self.messages)[1]) < 2:
+                return None
+            shortening = Shortening(self._model.n_ctx, self._counter(self.options), self._summarize)
+            self.messages, told = shortening.compact(self.messages, keep=1)
+            self._tell(told)
+            return told
 
     def add_tool_result(self, call: ToolCall, result: Any) -> None:
         """Answer a call of the last message: with text as it is, with anything else as JSON.
@@ -144,20 +216,65 @@ class Chat:
             self.messages = [message for message in self.messages if message.role == "system"]
 
     def cancel(self) -> None:
-        """Stop the answer that is being made, if any. Any thread may call it."""
+        """Stop the answer or summary that is being made, if any. Any thread may call it."""
+        if summary := self._summary:
+            summary.cancel()
         exchange = self._exchange
         if exchange and (generation := exchange.generation()):
             generation.cancel()
 
     def _answer(self, messages: Sequence[Message], params: dict[str, Any]) -> Generation:
         self._check_idle()  # again, under the lock: another thread may have been faster
+        messages = self._with_room(messages, params)
 
         def settle(answer: Answer) -> None:
             self._settle(exchange, answer.text, answer.tool_calls, is_whole=answer.finish_reason != "cancelled")
 
-        generation = self._model.answer(messages, on_finish=settle, **{**self.options, **params})
+        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **{**self.options, **params})
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
         return generation
+
+    def _with_room(self, messages: Sequence[Message], params: dict[str, Any]) -> Sequence[Message]:
+        """``messages``, the last of which is a question, or fewer: such as leave room for an answer."""
+        if self.when_full == "error":
+            return messages
+        options = {**self.options, **params}
+        count = self._counter(options)
+        head, exchanges = exchanges_of(messages)
+        # Before a summary is made: the question has to fit with nothing but the system message before it.
+        least = count([*head, *exchanges[-1]], n_ctx=self._model.n_ctx)
+        if least >= self._model.n_ctx:
+            raise ContextFullError(least, self._model.n_ctx)
+        shortening = Shortening(self._model.n_ctx, count, self._summarize)
+        room = shortening.room(self._model.sampling({"max_tokens": options.get("max_tokens")}).max_tokens)
+        if len(exchanges) < 2 or count(messages) + room <= self._model.n_ctx:
+            return messages
+        shorten = shortening.compact if self.when_full == "compact" else shortening.drop_oldest
+        shorter, told = shorten(messages)
+        self.messages = [*shorter[:-1], *self.messages[len(messages) - 1 :]]  # with a retry's question, and its answer
+        self._tell(told)
+        return shorter
+
+    def _counter(self, options: Mapping[str, Any]) -> Callable[..., int]:
+        """``Model.count_tokens`` with those of an answer's options that stand in its prompt."""
+        of_prompt = {name: options[name] for name in ("tools", "template_variables") if name in options}
+        return partial(self._model.count_tokens, **of_prompt)
+
+    def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
+        self._summary = summary = self._model.answer(messages, keeper=self.keeper, temperature=0, max_tokens=max_tokens)
+        try:
+            answer = summary.result()
+        finally:
+            self._summary = None
+        if answer.finish_reason == "cancelled":
+            raise EngineError("the summary was cancelled: the conversation is as it was", remedy="send it again")
+        return answer.text
+
+    def _tell(self, told: Shortened) -> None:
+        self.shortened = told
+        _log.info("%s", told)
+        if self._on_shortened:
+            self._on_shortened(told)
 
     def _check_idle(self) -> None:
         generation = self._exchange.generation() if self._exchange else None

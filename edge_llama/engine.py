@@ -4,13 +4,16 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import TypeVar
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError, EngineError
 from edge_llama.pace import Pace
 from edge_llama.session import Session
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -44,10 +47,19 @@ class Job:
 class Engine:
     """A tower, its session, and the thread in which both are used."""
 
-    def __init__(self, tower: TextTower, choose_threads: Callable[[], int], pace: Pace | None = None) -> None:
-        """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it."""
+    def __init__(
+        self,
+        tower: TextTower,
+        choose_threads: Callable[[], int],
+        session_room: Callable[[int], int] = lambda _used: 0,
+        pace: Pace | None = None,
+    ) -> None:
+        """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it.
+
+        ``session_room`` says how much memory may keep what others have read: see :class:`edge_llama.parking.Parking`.
+        """
         self.tower = tower
-        self.session = Session(tower, pace)
+        self.session = Session(tower, session_room, pace)
         self._choose_threads = choose_threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
@@ -71,6 +83,18 @@ class Engine:
                 raise EngineError("the model is closed", remedy="open it again")
             self._jobs.put(job)
         return job
+
+    def call(self, work: Callable[[Session], T]) -> T:
+        """What ``work(session)`` gives, done in the engine's thread after what was submitted before."""
+        future: Future[T] = Future()
+
+        def run(job: Job) -> None:
+            if job.is_cancelled:  # the model is closing
+                raise EngineError("the model is closed", remedy="open it again")
+            future.set_result(work(self.session))
+
+        self.submit(run, on_error=future.set_exception)
+        return future.result()
 
     def check_process(self) -> None:
         """EngineError in a fork of the engine's process: threads are not copied, so nobody would do the work."""

@@ -8,6 +8,7 @@
         ├── CheckpointError           a source checkpoint that can't be converted
         ├── ArtifactError             a model file that can't be opened
         ├── OutputError               an output that can't be written
+        ├── SessionError              a session file that can't be used, or is of another model
         ├── TemplateError             a chat template that is missing, broken or unsafe
         └── ContextFullError          a prompt longer than the context; carries both numbers
 
@@ -68,17 +69,26 @@ class OutputError(InputError):
     """An output can't be written."""
 
 
+class SessionError(InputError):
+    """A session file can't be used: damaged, of another model, of a newer version, or no session at all."""
+
+
 class TemplateError(InputError):
     """A chat template is missing, broken or unsafe."""
 
 
 class ContextFullError(InputError):
-    """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``."""
+    """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
-    def __init__(self, needed: int, n_ctx: int, *, remedy: str = "") -> None:
+    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted.
+    """
+
+    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
+        count = f"at least {needed:,}" if is_bound else f"{needed:,}"
         super().__init__(
-            f"the prompt needs {needed:,} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
+            f"the prompt needs {count} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed
         self.n_ctx = n_ctx
+        self.is_bound = is_bound

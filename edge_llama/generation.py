@@ -14,6 +14,7 @@ from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError, OptionError
 from edge_llama.logprobs import Distribution, TokenLogprobs
 from edge_llama.messages import ToolCall
+from edge_llama.parking import Keeper
 from edge_llama.sampling import SamplingParams, StopStrings
 from edge_llama.structured import Constraint, constraint
 from edge_llama.tokenizer import Tokenizer
@@ -115,11 +116,13 @@ class Generation(Iterator[Piece]):
         reader: ToolCallReader | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
         ``reader`` takes the tool calls out of the text; None: all is text.
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
+        For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
         _check_biases(params, engine.tower.tokenizer)
         fits = constraint(params, engine.tower.tokenizer)
@@ -132,7 +135,7 @@ class Generation(Iterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._owner = owner
-        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue)
+        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper)
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -227,6 +230,7 @@ class _Work:
         timings: Timings,
         made: _Made,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
+        keeper: Keeper | None,
     ) -> None:
         self.engine = engine
         self.prompt = prompt
@@ -235,6 +239,7 @@ class _Work:
         self.timings = timings
         self.made = made
         self.out = out
+        self.keeper = keeper
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
@@ -263,7 +268,7 @@ class _Work:
     def _generate(self) -> FinishReason:
         started = time.perf_counter()
         try:
-            self.timings.cached_tokens = self.engine.session.read(self.prompt)
+            self.timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper)
         finally:
             self.timings.prompt_seconds = time.perf_counter() - started
         tower = self.engine.tower
@@ -274,6 +279,8 @@ class _Work:
         finally:
             self.timings.generation_seconds = time.perf_counter() - started
             sampler.close()
+            if self.fits:  # its masks were written into the logits
+                self.engine.session.has_logits = False
 
     def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
         """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""

@@ -5,20 +5,27 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_llama import devices
+from edge_llama import devices, session_file
 from edge_llama.artifact import locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.engine import Engine
-from edge_llama.errors import ContextFullError, OptionError, TemplateError
+from edge_llama.errors import ContextFullError, EngineError, OptionError, SessionError, TemplateError
 from edge_llama.generation import Answer, Generation
+from edge_llama.integrity import identity
 from edge_llama.messages import Message, check_messages, check_text
 from edge_llama.pace import Pace
+from edge_llama.parking import Keeper
 from edge_llama.plan import plan_engine
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
+from edge_llama.session import Session
+from edge_llama.session_file import SavedChat
+from edge_llama.shortening import Shortened, WhenFull
+from edge_llama.tokenizer import check_length
 from edge_llama.tool_reader import ToolCallReader
 from edge_llama.tools import Tool, Tools, tools_of, trained_tools
 
@@ -47,6 +54,7 @@ class Model:
         device: str = "auto",
         tune: bool = False,
         chat_template: str | None = None,
+        session_bytes: int | None = None,
     ) -> None:
         """See :func:`open`."""
         if threads is not None:
@@ -57,6 +65,8 @@ class Model:
             n_ctx = check_whole("n_ctx", n_ctx, 2, 2**31 - 1)
         if chat_template is not None:
             check_text(chat_template, "chat_template")
+        if session_bytes is not None:
+            session_bytes = check_whole("session_bytes", session_bytes, 0, 2**63 - 1)
         self.artifact = artifact = read_artifact(locate(_path(model)))
         self._template_source = chat_template or artifact.chat_template
         plan = plan_engine(
@@ -73,7 +83,18 @@ class Model:
         self.tokenizer = tower.tokenizer
         # While a GPU works its thread sleeps: that says nothing about others.
         pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
-        self._engine = Engine(tower, pace.begin if pace else lambda: threads or devices.free_threads(), pace)
+        limit = self.context.bytes if session_bytes is None else session_bytes
+        self._engine = Engine(
+            tower,
+            pace.begin if pace else lambda: threads or devices.free_threads(),
+            lambda used: min(limit, used + devices.available_memory() // 2),
+            pace,
+        )
+        try:
+            self.identity = identity(artifact.headers)
+        except BaseException:
+            self._engine.close()
+            raise
         self._finalizer = weakref.finalize(self, self._engine.close)
         _log.info("%s: %s; %s; %s", artifact.path, self.context, self.choice, self.placement)
 
@@ -82,13 +103,58 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
-    def chat(self, *, system: str | None = None, **options: Any) -> Chat:
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        when_full: WhenFull = "error",
+        on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
+    ) -> Chat:
         """A new conversation; ``options`` are :meth:`answer`'s, for all its answers.
+
+        ``when_full`` says what happens when a message leaves no room for an answer: ``error`` refuses it once it
+        does not fit at all, ``drop-oldest`` leaves out the oldest exchanges, ``compact`` has the model summarise
+        them; never the system message. ``on_shortened`` is called with what was done, which ``Chat.shortened`` keeps.
 
         Raises TemplateError if the model has no chat template.
         """
         _ = self.template
-        return Chat(self, system=system, **options)
+        return Chat(self, system=system, when_full=when_full, on_shortened=on_shortened, **options)
+
+    def load_chat(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        when_full: WhenFull = "error",
+        on_shortened: Callable[[Shortened], None] | None = None,
+        **options: Any,
+    ) -> Chat:
+        """A conversation that :meth:`Chat.save` wrote, with all that the model had read of it.
+
+        Tools and other ``options`` are not in the file: give them as to :meth:`chat`.
+
+        If the engine, its version or its settings are others than those that made the file's KV cache, the
+        conversation is read again by the next message: ``Chat.reread_reason`` and a warning in the log say why.
+        :func:`session_settings` gives the settings to open the model with.
+
+        Raises SessionError if the file is damaged, no session, of a newer version or of another model.
+        """
+        saved = session_file.read(_session_path(path))
+        if saved.identity != self.identity:
+            raise SessionError(
+                f"{path}: a session of {saved.model} (identity {saved.identity[:12]}), the open model is "
+                f"{self.artifact.name} ({self.identity[:12]}, {self.artifact.path})",
+                remedy="open the model that it was saved with",
+            )
+        if saved.images:
+            raise SessionError(f"{path}: it has {len(saved.images)} images, which can't be read yet")
+        chat = self.chat(when_full=when_full, on_shortened=on_shortened, **options)
+        chat.messages = list(saved.messages)
+        chat.reread_reason = self._adopt(saved, chat)
+        if chat.reread_reason:
+            _log.warning("%s: the conversation will be read again: %s", path, chat.reread_reason)
+        return chat
 
     def generate(self, prompt: str, **params: Any) -> Generation:
         """Continue ``prompt`` as it stands, without a chat template; ``params`` are those of SamplingParams.
@@ -98,6 +164,7 @@ class Model:
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
+        check_length(prompt, self.tokenizer, self.n_ctx)
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
         if not tokens:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
@@ -111,9 +178,12 @@ class Model:
         tool_format: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         on_finish: Callable[[Answer], None] | None = None,
+        keeper: Keeper | None = None,
         **params: Any,
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
+
+        While ``keeper`` lives, what was read is kept as long as there is memory; without one, until others read.
 
         ``tools`` are functions or JSON schemas (:data:`edge_llama.tools.Tool`). The model is told of them, and calls
         that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
@@ -122,10 +192,10 @@ class Model:
         """
         self._engine.check_process()
         described, variables = tools_of(tools), template_variables or {}
-        tokens = self._prompt(messages, described, variables)
+        tokens = self._prompt(messages, described, variables, self.n_ctx)
         names = described.names | trained_tools(variables)
         reader = self.template.call_reader(names, tool_format) if names or tool_format else None
-        return self._generate(tokens, params, on_finish, reader)
+        return self._generate(tokens, params, on_finish, reader, keeper)
 
     def count_tokens(
         self,
@@ -133,12 +203,18 @@ class Model:
         *,
         tools: Iterable[Tool] | Tools | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        n_ctx: int | None = None,
     ) -> int:
-        """How many tokens the conversation takes, rendered for an answer."""
-        return len(self._prompt(messages, tools_of(tools), template_variables or {}))
+        """How many tokens the conversation takes, rendered for an answer.
 
-    def _prompt(self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any]) -> list[int]:
-        return self.template.tokens(check_messages(messages), tools=tools.schemas, variables=variables)
+        ContextFullError, without counting, if they are clearly more than ``n_ctx``.
+        """
+        return len(self._prompt(messages, tools_of(tools), template_variables or {}, n_ctx))
+
+    def _prompt(
+        self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any], n_ctx: int | None
+    ) -> list[int]:
+        return self.template.tokens(check_messages(messages), tools=tools.schemas, variables=variables, n_ctx=n_ctx)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -149,6 +225,51 @@ class Model:
                 remedy="pass one (--chat-template FILE), or continue plain text (run --raw, Model.generate)",
             )
         return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
+
+    def share(self, keeper: Keeper, other: Keeper) -> None:
+        """Keep for ``other`` what is kept for ``keeper`` at this point of the engine's work."""
+        self._engine.submit(lambda job: job.engine.session.share(keeper, other))
+
+    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], keeper: Keeper) -> None:
+        """Write ``messages`` and what is kept for ``keeper``: see :meth:`Chat.save`."""
+        target = _session_path(path)
+        state = self._engine.call(lambda session: session.state(keeper))
+        settings = {**self._engine.tower.settings, "n_ctx": self.n_ctx}
+        session_file.write(
+            target, SavedChat(self.artifact.name, self.identity, settings, check_messages(messages), state)
+        )
+
+    def _adopt(self, saved: SavedChat, chat: Chat) -> str | None:
+        """Have the engine take over the cache of a saved chat; why it can't, if so."""
+        state = saved.state
+        if state is None:
+            return "its KV cache was not kept when it was saved" if saved.messages else None
+        n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
+        if ((state.tokens < 0) | (state.tokens >= n_vocab)).any() or (
+            state.logits is not None and len(state.logits) != n_vocab
+        ):
+            raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
+        if reason := self._difference(saved.settings):
+            return reason
+        if len(state.tokens) > self.n_ctx:
+            return f"its {len(state.tokens):,} tokens don't fit the context of {self.n_ctx:,}"
+
+        def adopt(session: Session) -> str | None:
+            try:
+                session.adopt(state, chat.keeper)
+            except EngineError as error:
+                return str(error)
+            return None
+
+        return self._engine.call(adopt)
+
+    def _difference(self, saved: Mapping[str, Any]) -> str | None:
+        """What differs between the settings that made a KV cache and those here, if it matters."""
+        here = dict(self._engine.tower.settings)
+        if any(tensor.name.startswith("rope_factors_long") for tensor in self.artifact.tensors):
+            here["n_ctx"] = self.n_ctx  # such models turn keys by other angles in a longer context
+        odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
+        return ", ".join(odd) or None
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -168,21 +289,26 @@ class Model:
                 _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
         return defaults
 
+    def sampling(self, params: Mapping[str, Any]) -> SamplingParams:
+        """``params`` on top of the model's own defaults. OptionError for one that is unknown or out of range."""
+        try:
+            return SamplingParams(**{**self.sampling_defaults, **params})
+        except TypeError as error:
+            known = ", ".join(SamplingParams.__slots__)
+            raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
+
     def _generate(
         self,
         tokens: Sequence[int],
         params: dict[str, Any],
         on_finish: Callable[[Answer], None] | None = None,
         reader: ToolCallReader | None = None,
+        keeper: Keeper | None = None,
     ) -> Generation:
-        try:
-            sampling = SamplingParams(**{**self.sampling_defaults, **params})
-        except TypeError as error:
-            known = ", ".join(SamplingParams.__slots__)
-            raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
+        sampling = self.sampling(params)
         if len(tokens) >= self.n_ctx:
             raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, reader=reader, on_finish=on_finish, owner=self)
+        return Generation(self._engine, tokens, sampling, reader=reader, on_finish=on_finish, owner=self, keeper=keeper)
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
@@ -195,6 +321,21 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def session_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings that a saved chat was made with, to give to :func:`open`: only so is nothing read again.
+
+    Raises SessionError if the file is damaged, no session or of a newer version.
+    """
+    saved = session_file.read(_session_path(path)).settings
+    return {key: saved[key] for key in ("n_ctx", "flash_attention", "kv_format") if key in saved}
+
+
+def _session_path(path: object) -> Path:
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+        return Path(name)
+    raise OptionError(f"a session's path is {path!r}, expected text", remedy="os.fsdecode makes one of bytes")
 
 
 def _is_all(top_k: object) -> bool:
@@ -220,6 +361,7 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     device: str = "auto",
     tune: bool = False,
     chat_template: str | None = None,
+    session_bytes: int | None = None,
 ) -> Model:
     """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
 
@@ -232,6 +374,8 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     remembered in the user's cache folder (``Model.choice`` says). Without it nothing outside the call decides.
     ``device`` auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu.
     ``chat_template`` is Jinja text in place of the model's own.
+    ``session_bytes`` of memory may keep what chats have read while others read; None: as much as the KV cache takes.
+    Never more than half of what is free.
 
     Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
     which a child process finds out once for each build of it.
@@ -246,4 +390,5 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
         device=device,
         tune=tune,
         chat_template=chat_template,
+        session_bytes=session_bytes,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.messages import Message, as_json
-from edge_llama.tokenizer import Tokenizer
+from edge_llama.tokenizer import Tokenizer, check_length
 from edge_llama.tool_forms import TAGS, form_named, form_of
 from edge_llama.tool_reader import ToolCallReader
 
@@ -64,24 +64,26 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
+        n_ctx: int | None = None,
     ) -> list[int]:
         """The ids of the rendered conversation, ready for the model to answer.
 
         ``tools`` are JSON schemas, ``variables`` what this template takes besides (``date_string``, ...).
         A template that takes one call a message gets several as that many messages, each before its result.
 
+        ContextFullError, without making them, if they are clearly more than ``n_ctx``.
         Raises OptionError for a variable that the template doesn't ask for; TemplateError if the template refuses the
         messages (``raise_exception``), fails, takes too much, doesn't show tools or calls that are given, or forms
         control tokens of contents in a way that can't be told from its own.
         """
         variables = self._checked_variables(variables or {})
         try:
-            return self._tokens(_contents(messages, tools, variables), add_generation_prompt)
+            return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return self._tokens(_contents(apart, tools, variables), add_generation_prompt)
+            return self._tokens(_contents(apart, tools, variables), add_generation_prompt, n_ctx)
 
     def call_reader(self, names: Set[str], tool_format: str | None = None) -> ToolCallReader:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
@@ -103,8 +105,10 @@ class ChatTemplate:
                 )
         return {name: as_json(value, f"the chat template's {name}") for name, value in variables.items()}
 
-    def _tokens(self, contents: Contents, add_generation_prompt: bool) -> list[int]:
+    def _tokens(self, contents: Contents, add_generation_prompt: bool, n_ctx: int | None) -> list[int]:
         rendered = self._render(contents, add_generation_prompt)
+        if n_ctx is not None:
+            check_length(rendered, self._tokenizer, n_ctx)
         self._check_shown(contents, add_generation_prompt)
         ids: list[int] = []
         at = 0

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from edge_llama.errors import ContextFullError
+
+_COUNTED = 100_000  # characters that any tokenizer counts in no time
+
 
 class Tokenizer(Protocol):
     """A model's vocabulary at work."""
@@ -29,8 +33,20 @@ class Tokenizer(Protocol):
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 
+    def least_tokens(self, text: str) -> int:
+        """At least so many tokens ``text`` takes, by its length alone: 0 where that says nothing."""
+
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for, perhaps a part of a character; empty for control tokens."""
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
+
+
+def check_length(text: str, tokenizer: Tokenizer, n_ctx: int) -> None:
+    """ContextFullError for a text so long that its tokens can't fit, without making them.
+
+    llama.cpp's sentencepiece takes half a minute for a million newlines, and can't be stopped.
+    """
+    if len(text) > _COUNTED and (least := tokenizer.least_tokens(text)) >= n_ctx:
+        raise ContextFullError(least, n_ctx, is_bound=True)

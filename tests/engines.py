@@ -5,8 +5,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+import llama_cpp
+import numpy as np
+
 import edge_llama
 from edge_llama.backends.base import TextTower
+from edge_llama.backends.llama_cpp import LlamaCppTower
 from edge_llama.session import Session
 
 T = TypeVar("T")
@@ -52,3 +56,28 @@ def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:
 
     with edge_llama.open(path, n_ctx=512, kv_format="f32") as model:
         return on_engine(model, work)
+
+
+def decoded(model: edge_llama.Model) -> tuple[int, int]:
+    """Tokens that llama.cpp itself counts: those read several at once, and those read one at a time."""
+
+    def work(_session: Session, tower: TextTower) -> tuple[int, int]:
+        assert isinstance(tower, LlamaCppTower)
+        llama_cpp.llama_synchronize(tower._context)
+        counts = llama_cpp.llama_perf_context(tower._context)
+        return counts.n_p_eval, counts.n_eval
+
+    return on_engine(model, work)
+
+
+def logits_along(model: edge_llama.Model, tokens: Sequence[int]) -> Any:
+    """Logits at the cache's end, and after each of ``tokens`` that is appended, ``(1 + n, n_vocab)``."""
+
+    def work(session: Session, tower: TextTower) -> Any:
+        rows = [tower.logits()]
+        for token in tokens:
+            session.append(token)
+            rows.append(tower.logits())
+        return np.stack(rows)
+
+    return on_engine(model, work)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,6 +29,7 @@ class Letters:
 
     def __init__(self) -> None:
         self.tokenizer: Any = self
+        self.length = 0
         self.is_aborted = False
         self.error: Exception | None = None
         self.go = threading.Event()
@@ -42,7 +43,7 @@ class Letters:
     def piece(self, token: int) -> bytes:
         return b"a"
 
-    def decode(self, tokens: object) -> None:
+    def decode(self, tokens: Sequence[int]) -> None:
         while not self.go.wait(0.001):
             if self.is_aborted:
                 raise AbortedError
@@ -50,6 +51,7 @@ class Letters:
             raise self.error
         if self.is_aborted:
             raise AbortedError
+        self.length += len(tokens)
 
     def sampler(self, params: object, history: object) -> "Letters":
         return self
@@ -57,8 +59,8 @@ class Letters:
     def sample(self) -> int:
         return 1
 
-    def rewind(self, length: int) -> int:
-        return length
+    def rewind(self, length: int) -> None:
+        self.length = length
 
     def use_threads(self, count: int) -> None:
         if count < 1:

@@ -1,7 +1,7 @@
 """The seam between the runtime and its engines: two Protocols, one per tower."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from edge_llama.tokenizer import Tokenizer
 
 
 class AbortedError(Exception):
-    """``decode`` was stopped by ``abort``; the cache is as it was before the call."""
+    """``decode`` was stopped by ``abort``; nothing was appended."""
 
 
 class Sampler(Protocol):
@@ -43,10 +43,14 @@ class TextTower(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
 
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+
     def decode(self, tokens: Sequence[int]) -> None:
         """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended.
 
-        A cache that can't be cut is empty after that: see ``length``.
+        A memory that can't be cut (see :meth:`rewind`) is empty after an error.
         """
 
     def logits(self) -> NDArray[np.float32]:
@@ -58,12 +62,29 @@ class TextTower(Protocol):
         Good until the next ``decode``.
         """
 
-    @property
-    def length(self) -> int:
-        """Positions that are in the cache."""
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` positions of the cache; none where its memory can't be cut there: recurrent states.
 
-    def rewind(self, length: int) -> int:
-        """Keep the first ``length`` positions of the cache, or none where it can't be cut; how many are kept."""
+        :attr:`length` tells.
+        """
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the bytes of :meth:`save` depend on, besides the model: JSON values, ``engine`` names it."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that :meth:`save` would give."""
+
+    def save(self) -> NDArray[np.uint8]:
+        """A copy of the whole cache, in the engine's own format."""
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        """Have the cache of ``length`` positions that :meth:`save` gave, and the logits of its last, if known.
+
+        EngineError if the engine refuses it: the cache is then empty. The bytes are not checked: native code reads
+        them as they are.
+        """
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """A sampler that has already seen the tokens of ``history``."""

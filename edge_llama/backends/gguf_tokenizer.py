@@ -5,6 +5,7 @@ Which tokens are control tokens is asked of the file, of llama.cpp and of the ch
 
 import ctypes
 import re
+import sys
 import threading
 from collections.abc import Container, Iterator, Mapping
 from functools import cached_property
@@ -200,6 +201,20 @@ class GGUFTokenizer:
         else:
             return b""
         return bytes(byte for byte, letter in enumerate(letters) if letter not in self._known)
+
+    def least_tokens(self, text: str) -> int:
+        """By the longest token: texts of megabytes take seconds to encode, and most fit no context."""
+        return len(text.encode()) // self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of text that one token stands for at most; no bound where text is normalized or unknown."""
+        kind = self._header.get("tokenizer.ggml.model", str, "")
+        if kind not in ("llama", "gpt2"):
+            return sys.maxsize
+        space = "\u2581" if kind == "llama" else " "
+        tokens = self._header.fields["tokenizer.ggml.tokens"].data
+        return max(len(text.replace(space, " ").encode("utf-8", "surrogateescape")) for text in tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from edge_llama.artifact import Artifact
 from edge_llama.backends import health
-from edge_llama.backends.base import AbortedError
+from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.ggml_devices import engine_devices
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
+from edge_llama.backends.llama_cpp_loaded import AfterLoad
 from edge_llama.backends.llama_cpp_sampler import NativeSampler
 from edge_llama.devices import Device
 from edge_llama.errors import ArtifactError, EngineError
@@ -84,6 +85,10 @@ def _strlen() -> int:
     return ctypes.cast(library.strlen, ctypes.c_void_p).value or 0
 
 
+def _bytes_pointer(data: NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
 class LlamaCppTower:
     """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
 
@@ -131,7 +136,13 @@ class LlamaCppTower:
             )
         self._memory: Any = lib.llama_get_memory(self._context)
         self._n_ctx = n_ctx
-        self._length = 0
+        self.length = 0
+        self._loaded_logits: NDArray[np.float32] | None = None
+        self.settings = {
+            "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
+            "flash_attention": bool(flash_attention),
+            "kv_format": kv_format,
+        }
         self._tokens = np.empty(n_batch, np.int32)
         self._token_pointer = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact)
@@ -140,11 +151,6 @@ class LlamaCppTower:
     def n_ctx(self) -> int:
         """Positions that the cache holds."""
         return self._n_ctx
-
-    @property
-    def length(self) -> int:
-        """Positions that are in the cache."""
-        return self._length
 
     @property
     def n_batch(self) -> int:
@@ -158,13 +164,14 @@ class LlamaCppTower:
             raise AbortedError
         self._tokens[:count] = tokens
         status = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(self._token_pointer, count))
+        self._loaded_logits = None
         if status == 0:
-            self._length += count
+            self.length += count
             return
-        self.rewind(self._length)
+        self.rewind(self.length)
         if status == _ABORTED:
             raise AbortedError
-        raise EngineError(f"llama.cpp failed at position {self._length:,} with status {status}{_why()}")
+        raise EngineError(f"llama.cpp failed at position {self.length:,} with status {status}{_why()}")
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
@@ -172,20 +179,50 @@ class LlamaCppTower:
 
     def logits_view(self) -> NDArray[np.float32]:
         """llama.cpp's own logits of the last decoded position, which its samplers read; good until the next decode."""
+        if self._loaded_logits is not None:
+            return self._loaded_logits
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
 
-    def rewind(self, length: int) -> int:
-        """Keep the first ``length`` positions of the cache; how many are kept: none of a recurrent state."""
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` positions of the cache, or none if it can't be cut there."""
         if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
+            # Some memories (recurrent states) hold only the last position: begin anew.
             self._lib.llama_memory_clear(self._memory, True)
             length = 0
-        self._length = length
-        return length
+        self.length, self._loaded_logits = length, None
 
-    def sampler(self, params: SamplingParams, history: Sequence[int]) -> NativeSampler:
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that :meth:`save` would give."""
+        return int(self._lib.llama_state_seq_get_size(self._context, 0))
+
+    def save(self) -> NDArray[np.uint8]:
+        """A copy of the cache: what ``llama_state_seq_get_data`` writes."""
+        data = np.empty(self.saved_bytes, np.uint8)
+        written = self._lib.llama_state_seq_get_data(self._context, _bytes_pointer(data), data.nbytes, 0)
+        if written != data.nbytes:
+            raise EngineError(f"llama.cpp wrote {written:,} of {data.nbytes:,} bytes of its cache{_why()}")
+        return data
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        """Have the cache that :meth:`save` gave. EngineError if llama.cpp refuses it; the cache is then empty."""
+        self._lib.llama_memory_clear(self._memory, False)
+        self.length, self._loaded_logits = 0, None
+        _last_lines.clear()
+        read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, 0)
+        last = self._lib.llama_memory_seq_pos_max(self._memory, 0)
+        if read != kv.nbytes or last != length - 1:  # it may take nothing of it and yet not complain
+            self._lib.llama_memory_clear(self._memory, True)
+            raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
+        self.length = length
+        # llama.cpp keeps the logits elsewhere, and gives no way to put them back.
+        self._loaded_logits = None if logits is None else logits.copy()
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
-        return NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        sampler = NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
+        return sampler if self._loaded_logits is None else AfterLoad(self._lib, sampler, self._loaded_logits)
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""

@@ -43,6 +43,7 @@ def chat(
     kv: options.Kv = None,
     device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
+    when_full: options.WhenFull = "error",
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -61,6 +62,7 @@ def chat(
         seed=seed,
         max_tokens=max_tokens,
     )
+    policy = options.when_full(when_full)
     with options.open_model(
         model,
         n_ctx=n_ctx,
@@ -73,7 +75,9 @@ def chat(
         verbose=verbose,
     ) as opened:
         note(f"{opened.artifact.name}: {opened.context}", quiet=quiet)
-        conversation = _Conversation(opened, opened.chat(system=system), params)
+        # Told also with --quiet: what the model no longer knows is no progress report.
+        new = opened.chat(system=system, when_full=policy, on_shortened=lambda told: note(f"[{told}]"))
+        conversation = _Conversation(opened, new, params)
         if sys.stdin.isatty():
             note("/help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves", quiet=quiet)
             conversation.talk()

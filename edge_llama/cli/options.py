@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edge_llama import shortening
 from edge_llama.cli.console import note
 from edge_llama.devices import cpu_threads
 from edge_llama.errors import OptionError
@@ -78,6 +79,14 @@ Seed = Annotated[
     ),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="End the answer after so many tokens.")]
+WhenFull = Annotated[
+    str,
+    typer.Option(
+        metavar="error|compact|drop-oldest",
+        help="When a message leaves no room for an answer: refuse it, have the model summarise the oldest exchanges, "
+        "or leave them out.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 
@@ -153,6 +162,14 @@ def _read_text(option: str, path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{option} {path}: cannot be read: {error}") from error
+
+
+def when_full(value: str) -> shortening.WhenFull:
+    """``--when-full`` as the library's own value."""
+    try:
+        return shortening.check_when_full(value)
+    except OptionError as error:
+        raise OptionError(f"--when-full {value}: unknown", remedy=error.remedy) from error
 
 
 def given(**params: Any) -> dict[str, Any]:

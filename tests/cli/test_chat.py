@@ -97,3 +97,29 @@ def test_typed_control_tokens_are_counted_as_plain_text(chat: Terminal) -> None:
     used = re.search(r"context: (\d+) of", chat.ask("/stats"))
     assert used
     assert int(used[1]) > 8 * 5 + 30
+
+
+LONG_TURN = "Please remember this list of words: " + "apple, river, stone, " * 30
+
+
+def test_when_the_context_is_full_the_message_is_refused_by_default(cli: Cli) -> None:
+    done = cli("chat", "--n-ctx", 512, "--max-tokens", 8, stdin=f"{LONG_TURN}\n" * 4)
+    assert done.returncode == 2
+    assert "tokens but the context holds 512" in done.stderr
+
+
+@pytest.mark.parametrize(("choice", "what"), [("drop-oldest", "left out"), ("compact", "summarized")])
+def test_what_is_done_when_the_context_is_full_is_told(cli: Cli, choice: str, what: str) -> None:
+    stdin = f"{LONG_TURN}\n" * 4 + f"{CAPITAL}\n"
+    options = ("--n-ctx", 512, "--max-tokens", 30, "--temperature", 0, "--when-full", choice)
+    done = cli("chat", *options, "--quiet", stdin=stdin)
+    assert done.returncode == 0
+    assert re.search(rf"(?m)^\[the oldest \d+ messages are {what}: \d+ tokens become \d+ of 512\]$", done.stderr)
+    assert "left out" not in done.stdout
+    assert "Tokyo" in done.stdout
+
+
+def test_another_choice_for_a_full_context_is_an_error(cli: Cli) -> None:
+    done = cli("chat", "--when-full", "never", stdin="x\n")
+    assert done.returncode == 2
+    assert "--when-full never: unknown; known: error, compact, drop-oldest" in done.stderr
