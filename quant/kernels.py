@@ -40,8 +40,20 @@ _GGML_RATES = {
     "q6_k": 30e6,
 }
 """Weights a second and core, about: of ggml's kernels that ours are faster than without importance."""
-_WORTH_LOADING, _WORTH_COMPILING = 2.0, 15.0  # seconds of ggml's work on all cores
-_SLAB = 1 << 16  # weights recoded at once: 256 KB as float32 stay in a core's second-level cache
+_LOADING = 2.0
+"""Seconds of ggml's work from which on loading numba is worth its while."""
+_COMPILING = {
+    "q8_0": 2.0,
+    "iq4_nl": 5.0,
+    "iq4_xs": 5.0,
+    "q3_k": 6.0,
+    "q4_k": 7.0,
+    "q5_k": 7.0,
+    "q2_k": 8.0,
+    "q6_k": 10.0,
+}
+"""Seconds that compiling takes, about."""
+_SLAB = 1 << 18  # weights recoded at once: 1 MB as float32, about a core's second-level cache
 _HALF_MAX = 65504.0
 """Scales are float16 and no larger than the weights they scale: up to this no format overflows."""
 
@@ -139,7 +151,7 @@ def hastened(work: Mapping[Format, int], threads: int) -> Iterator[None]:
         for format_, weights in work.items()
         if format_.name in _GGML_RATES and (format_.name, False) not in _loaded
     }
-    if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _WORTH_LOADING:
+    if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _LOADING:
         yield
         return
     loader = _Loader(sorted(seconds, key=lambda name: -seconds[name]), sum(seconds.values()))
@@ -157,7 +169,8 @@ class _Loader:
 
     def __init__(self, names: list[str], seconds: float) -> None:
         self._names = names
-        self._may_compile = seconds >= _WORTH_COMPILING and not getattr(sys, "frozen", False)
+        is_worth_it = seconds >= sum(_COMPILING[name] for name in names)
+        self._may_compile = is_worth_it and not getattr(sys, "frozen", False)
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
         self._thread.start()

@@ -225,9 +225,8 @@ def _sums_symmetric(z, n, lowest, top):
                 level = rounded(inverse * v)
                 level = select(level < top, level, top)
                 level = select(level > lowest, level, lowest)
-                w = z[W + (start + i) * S + s]
-                sum_xl += w * v * level
-                sum_l2 += w * level * level
+                sum_xl += z[AUX + (start + i) * S + s] * level
+                sum_l2 += z[W + (start + i) * S + s] * level * level
             z[SUM_XL + s] = sum_xl
             z[SUM_L2 + s] = sum_l2
 
@@ -236,6 +235,9 @@ def _sums_symmetric(z, n, lowest, top):
 def fit_symmetric(z, n, levels):
     """``make_qx_quants`` with weights: ``levels`` below zero, one fewer above. ``SCALE`` is 0 for a block of zeros."""
     start_symmetric(z, n)
+    for i in range(n):
+        for s in range(S):
+            z[AUX + i * S + s] = z[W + i * S + s] * z[X + i * S + s]
     for s in range(S):
         z[INVERSE + s] = -levels / z[HIGH + s]
     _sums_symmetric(z, n, -levels, levels - ONE)
