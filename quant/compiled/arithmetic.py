@@ -126,10 +126,14 @@ def half_to_float(_context, bits):
     return types.float32(types.uint16), build
 
 
-@jit
-def rounded(value):
-    """``nearest`` as a float, for values that are known to lie below 2^22."""
-    return (value + f4(12582912.0)) - f4(12582912.0)
+@intrinsic
+def rounded(_context, value):
+    """``nearest`` as a float, in one instruction, for values that are known to lie below 2^22: ties to even."""
+
+    def build(_context, builder, _signature, args):
+        return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.FloatType()]), args)
+
+    return types.float32(types.float32), build
 
 
 @jit
