@@ -6,6 +6,7 @@ weights on. :func:`hastened` does that while ggml's kernels already work. ``EDGE
 ``ggml``, or ``compiled`` (from the first row on, whatever it takes).
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHOICES", "NonFiniteError", "can_read", "choice", "hastened", "in_use", "load", "quantize", "recode"]
 
+_log = logging.getLogger("edge_llama")
 CHOICES = ("auto", "ggml", "compiled")
 
 _GGML_RATES = {
@@ -176,6 +178,12 @@ class _Loader:
         self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._load_all()
+        except Exception as error:  # whatever numba or the file system has against it: ggml's kernels do the work
+            _log.warning("compiled kernels are not used: %s: %s", type(error).__name__, error)
+
+    def _load_all(self) -> None:
         from quant.compiled.jit import FOLDER  # noqa: PLC0415 - loads numba
 
         for name in self._names:
@@ -194,6 +202,8 @@ class _Loader:
             while process.poll() is None:
                 if self._is_closed.wait(0.05):
                     return False
+            if process.returncode:
+                _log.warning("the kernel of %s could not be compiled: python -m quant.compiled %s says why", name, name)
             return process.returncode == 0
         finally:
             process.kill()

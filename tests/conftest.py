@@ -14,15 +14,21 @@ import pytest
 
 import converters
 import edge_llama
+from edge_llama import remembered
 from edge_llama.artifact import converted_path, packaged_path
-from edge_llama.remembered import CACHE_VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where findings about this machine are kept: a folder of the test run, also for its child processes."""
+    """Where findings about this machine are kept: a folder of the test run, also for its child processes.
+
+    Compiled kernels excepted, which depend on nothing but sources and processor: they are the user's own.
+    """
+    kernels = remembered.folder() / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
-    os.environ[CACHE_VARIABLE] = str(folder)
+    (folder / "kernels").symlink_to(kernels)
+    os.environ[remembered.CACHE_VARIABLE] = str(folder)
     return folder
 
 

@@ -28,6 +28,8 @@ def devices(
 ) -> None:
     """Show engines and devices: versions, whether they work here, what would be used and why, what is missing.
 
+    And by which kernels a conversion quantizes.
+
     Exit code 1: llama.cpp cannot be used.
 
     Example: edge-llama devices --json
@@ -47,6 +49,7 @@ def _described(found: list[EngineState]) -> dict[str, Any]:
         "memory": {"total": psutil.virtual_memory().total, "available": machine.available_memory()},
         "engines": [asdict(engine) for engine in found],
         "used": _used(found[0]),
+        "kernels": _kernels(),
         "missing": _missing(found[0]),
     }
 
@@ -62,6 +65,7 @@ def _lines(found: list[EngineState]) -> list[str]:
     for engine in found:
         lines += _engine_lines(engine)
     lines.append(f"used     {_used(found[0])}")
+    lines.append(f"kernels  {_kernels()}")
     lines += [f"missing  {line}" for line in _missing(found[0])]
     return lines
 
@@ -78,6 +82,15 @@ def _engine_lines(engine: EngineState) -> list[str]:
         memory = f"{device.free_bytes / 1e9:.1f} of {device.total_bytes / 1e9:.1f} GB free"
         lines.append(f"         {device.kind} {device.name}: {device.description}, {memory} when it was checked")
     return lines
+
+
+def _kernels() -> str:
+    """Those that quantize; this half may be missing where models are only run."""
+    try:
+        from quant.kernels import in_use  # noqa: PLC0415
+    except ImportError:
+        return "none: models are only run here"
+    return in_use()
 
 
 def _used(engine: EngineState) -> str:

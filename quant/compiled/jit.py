@@ -8,7 +8,8 @@ from typing import Any
 
 import numba
 from numba import njit
-from platformdirs import user_cache_dir
+
+from edge_llama.remembered import folder
 
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 """No contraction (FMA) and no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""
@@ -19,8 +20,7 @@ def _cache_folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {sorted(FLAGS.items())}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    name = f"{version('edge-llama')}-{digest.hexdigest()[:16]}"
-    return Path(user_cache_dir("edge-llama", appauthor=False)) / "kernels" / name
+    return folder() / "kernels" / f"{version('edge-llama')}-{digest.hexdigest()[:16]}"
 
 
 FOLDER = _cache_folder()

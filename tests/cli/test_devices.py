@@ -13,7 +13,14 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def test_it_tells_what_is_here_and_what_would_be_used(cli: Cli) -> None:
     done = cli("devices")
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("llama.cpp 0.3.", "works here", "ONNX Runtime", "GB available", "used "):
+    for text in (
+        "llama.cpp 0.3.",
+        "works here",
+        "ONNX Runtime",
+        "GB available",
+        "used ",
+        "kernels  compiled for this machine",
+    ):
         assert text in done.stdout
 
 
@@ -23,6 +30,7 @@ def test_json_holds_the_same(cli: Cli) -> None:
     assert data["cpu"]["threads"] >= data["cpu"]["free_threads"] >= 1
     assert data["memory"]["total"] > data["memory"]["available"] > 0
     assert data["engines"][0]["checked"]
+    assert data["kernels"].startswith("compiled for this machine")
 
 
 def test_a_broken_engine_is_explained_by_devices_and_refused_by_run(

@@ -132,7 +132,7 @@ jit.FLAGS["fastmath"] = {"contract"}
 from quant import compiled
 print(compiled.load("q4_k"))
 """
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {"EDGE_LLAMA_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "None"
 
@@ -178,13 +178,28 @@ def test_a_large_model_gets_what_lies_compiled() -> None:
 
 
 def test_a_large_model_gets_what_is_compiled_meanwhile(tmp_path: Path) -> None:
-    environment = {"EDGE_LLAMA_KERNELS": "auto", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {"EDGE_LLAMA_KERNELS": "auto", "EDGE_LLAMA_CACHE": str(tmp_path)}
     assert hastened(10**9, 300, **environment) == "True [('q4_k', False)]"
     assert hastened(10**9, 60, **environment) == "True [('q4_k', False)]"
 
 
 def test_the_compiler_is_left_when_the_work_is_done_before(tmp_path: Path) -> None:
-    assert hastened(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", XDG_CACHE_HOME=str(tmp_path)) == "True []"
+    assert hastened(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", EDGE_LLAMA_CACHE=str(tmp_path)) == "True []"
+
+
+@pytest.mark.parametrize("kind", ["file", "read-only"])
+def test_without_a_place_for_compiled_code_ggml_does_the_work(kind: str, tmp_path: Path) -> None:
+    """A folder that can't be made: the conversion goes on, and the log says why."""
+    place = tmp_path / "taken"
+    place.write_text("") if kind == "file" else place.symlink_to("/proc/nowhere")
+    code = (
+        HASTENED.replace("sys.argv[1]", "10**9").replace("sys.argv[2]", "60").replace("not kernels._loaded", "not told")
+    )
+    told = (
+        "import logging\ntold = []\nlogging.getLogger('edge_llama').addFilter(lambda r: told.append(r.getMessage()))\n"
+    )
+    lines = run(told + code + "print(*told)", EDGE_LLAMA_CACHE=str(place)).splitlines()
+    assert lines == ["True []", "the kernel of q4_k could not be compiled: python -m quant.compiled q4_k says why"]
 
 
 def test_ggml_can_be_demanded() -> None:
