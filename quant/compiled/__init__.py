@@ -12,13 +12,16 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.formats import FORMATS, Format
 from quant import ggml
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _MODULES = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "k_quants"),
@@ -63,7 +66,8 @@ def load(name: str, *, has_importance: bool = False) -> Kernel | None:
     """
     functions: Any = import_module(f"quant.compiled.{_MODULES[name]}")
     kernel = Kernel(FORMATS[name], getattr(functions, name))
-    return kernel if _agrees(kernel, has_importance) else None
+    with _locked(name):
+        return kernel if _agrees(kernel, has_importance) else None
 
 
 class RowTools(NamedTuple):
@@ -77,10 +81,17 @@ class RowTools(NamedTuple):
 def load_rows() -> RowTools:
     """What reads rows, compiled if need be."""
     rows: Any = import_module("quant.compiled.rows")
-    rows.widen(np.zeros(1, np.uint16), np.zeros(1, np.uint32))
-    rows.widen_half(np.zeros(1, np.uint16), np.zeros(1, np.float32))
-    rows.largest_bits(np.zeros(1, np.float32))
+    with _locked("rows"):
+        rows.widen(np.zeros(1, np.uint16), np.zeros(1, np.uint32))
+        rows.widen_half(np.zeros(1, np.uint16), np.zeros(1, np.float32))
+        rows.largest_bits(np.zeros(1, np.float32))
     return RowTools(rows.widen, rows.widen_half, rows.largest_bits)
+
+
+def _locked(name: str) -> "FileLock":
+    from quant.compiled.jit import locked  # noqa: PLC0415 - loads numba
+
+    return locked(name)
 
 
 def _agrees(kernel: Kernel, has_importance: bool) -> bool:

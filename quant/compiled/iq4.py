@@ -9,7 +9,7 @@ import numpy as np
 
 from quant.compiled.arithmetic import ONE, ZERO, clamp, f4, nearest, select, to_half
 from quant.compiled.fits import doubt_overflow, start_symmetric
-from quant.compiled.jit import jit
+from quant.compiled.jit import jit, kernel
 from quant.compiled.lanes import (
     BEST,
     DIVISOR,
@@ -147,7 +147,7 @@ def _put_nibbles(z, lane, words, levels, packed, octets, out, at):
         out[at + i] = octets[i]
 
 
-@jit
+@kernel
 def iq4_nl(x, columns, importance, out, odd):
     """Blocks of 32 with a float16 scale."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(4, np.uint64), np.empty(2, np.uint64)
@@ -166,7 +166,7 @@ def iq4_nl(x, columns, importance, out, odd):
             _put_nibbles(z, lane, words, levels, packed, octets, out, at + 2)
 
 
-@jit
+@kernel
 def iq4_xs(x, columns, importance, out, odd):
     """Super-blocks of 256: eight blocks with 6-bit scales of one float16."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(4, np.uint64), np.empty(2, np.uint64)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock
 from numba import njit
 
 from edge_llama.remembered import folder
@@ -27,7 +28,16 @@ FOLDER = _cache_folder()
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that runs without the GIL; what it compiles to is kept in ``FOLDER`` for the next process."""
+    """A part of a kernel: compiled with each kernel that calls it."""
+    return njit(**FLAGS)(function)  # type: ignore[no-any-return]
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What Python calls. It runs without the GIL, and what it compiles to is kept in ``FOLDER`` for the next process.
+
+    Only these are kept, and only :func:`locked` may they be called for the first time: numba numbers the variants of a
+    function, and two processes at once would give two of them the same number.
+    """
     # The setting is numba's only way to say where; others in this process keep theirs.
     others = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(FOLDER)
@@ -35,3 +45,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(cache=True, **FLAGS)(function)  # type: ignore[no-any-return]
     finally:
         numba.config.CACHE_DIR = others
+
+
+def locked(name: str) -> FileLock:
+    """While it is held no other process compiles the kernel."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    return FileLock(FOLDER / f"{name}.lock")

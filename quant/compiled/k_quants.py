@@ -9,7 +9,7 @@ import numpy as np
 
 from quant.compiled.arithmetic import ZERO, clamp, f4, from_half, nearest, to_half
 from quant.compiled.fits import fit_affine, fit_affine_by_magnitude, fit_descending, fit_symmetric
-from quant.compiled.jit import jit
+from quant.compiled.jit import jit, kernel
 from quant.compiled.lanes import (
     AUX,
     BEST_INVERSE,
@@ -151,7 +151,7 @@ def fit_blocks_of_32(x, first, valid, columns, importance, top, step0, step, ste
         fit_affine(z, 32, top, step0, step, steps)
 
 
-@jit
+@kernel
 def q4_k(x, columns, importance, out, odd):
     """4-bit levels of 8 blocks of 32; see the module for the signature."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(16, np.uint64)
@@ -172,7 +172,7 @@ def q4_k(x, columns, importance, out, odd):
             copy(packed, out, (first + lane) // 8 * 144 + 16)
 
 
-@jit
+@kernel
 def q5_k(x, columns, importance, out, odd):
     """5-bit levels of 8 blocks of 32: the high bits apart."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(20, np.uint64)
@@ -194,7 +194,7 @@ def q5_k(x, columns, importance, out, odd):
             copy(packed, out, (first + lane) // 8 * 176 + 16)
 
 
-@jit
+@kernel
 def q2_k(x, columns, importance, out, odd):
     """2-bit levels of 16 blocks of 16."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(8, np.uint64)
@@ -228,7 +228,7 @@ def q2_k(x, columns, importance, out, odd):
             copy(packed, out, (first + lane) // 16 * 84 + 16)
 
 
-@jit
+@kernel
 def q3_k(x, columns, importance, out, odd):
     """3-bit signed levels of 16 blocks of 16, with 6-bit scales: the high bits apart."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(12, np.uint64)
@@ -277,7 +277,7 @@ def level_as_descended(z, s):
         z[W + i * S + s] = ZERO if z[LOW + s] < EPSILON else z[AUX + i * S + s] + f4(4)
 
 
-@jit
+@kernel
 def q6_k(x, columns, importance, out, odd):
     """6-bit signed levels of 16 blocks of 16, with 8-bit scales: the two high bits apart."""
     z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(24, np.uint64)

@@ -20,7 +20,7 @@ from quant.compiled.arithmetic import (
     truncated,
 )
 from quant.compiled.fits import fit_affine, fit_symmetric, start_affine, start_symmetric
-from quant.compiled.jit import jit
+from quant.compiled.jit import jit, kernel
 from quant.compiled.lanes import (
     BEST_INVERSE,
     BEST_LOW,
@@ -162,7 +162,7 @@ def put_blocks(z, first, valid, has_low, has_fifth, size, words, levels, out, od
             out[at + i] = octets[i]
 
 
-@jit
+@kernel
 def q4_0(x, columns, importance, out, odd):
     """Levels from -8 to 7 times a scale."""
     z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
@@ -173,7 +173,7 @@ def q4_0(x, columns, importance, out, odd):
         put_blocks(z, first, valid, False, False, 18, words, levels, out, odd)
 
 
-@jit
+@kernel
 def q5_0(x, columns, importance, out, odd):
     """Levels from -16 to 15 times a scale."""
     z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
@@ -184,7 +184,7 @@ def q5_0(x, columns, importance, out, odd):
         put_blocks(z, first, valid, False, True, 22, words, levels, out, odd)
 
 
-@jit
+@kernel
 def q4_1(x, columns, importance, out, odd):
     """Levels from 0 to 15 times a scale, plus a low."""
     z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
@@ -195,7 +195,7 @@ def q4_1(x, columns, importance, out, odd):
         put_blocks(z, first, valid, True, False, 20, words, levels, out, odd)
 
 
-@jit
+@kernel
 def q5_1(x, columns, importance, out, odd):
     """Levels from 0 to 31 times a scale, plus a low."""
     z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
@@ -206,7 +206,7 @@ def q5_1(x, columns, importance, out, odd):
         put_blocks(z, first, valid, True, True, 24, words, levels, out, odd)
 
 
-@jit
+@kernel
 def q8_0(x, columns, importance, out, odd):
     """Levels from -127 to 127 times a scale; importance makes no difference. No lanes: nothing is summed."""
     z, levels = np.empty(S * N, np.float32), np.empty(S * N, np.uint8)

@@ -187,6 +187,16 @@ def test_the_compiler_is_left_when_the_work_is_done_before(tmp_path: Path) -> No
     assert hastened(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", EDGE_LLAMA_CACHE=str(tmp_path)) == "True []"
 
 
+def test_processes_that_compile_at_once_don_t_mix_up_their_code(tmp_path: Path) -> None:
+    """numba numbers a function's variants without a lock: one process's code was found under another's number."""
+    code = "import sys; from quant import compiled; assert compiled.load('q8_0', has_importance=len(sys.argv) > 1)"
+    environment = os.environ | {"EDGE_LLAMA_CACHE": str(tmp_path)}
+    for _ in range(2):  # compiled, then found
+        variants = [[], ["importance"], [], ["importance"]]
+        started = [subprocess.Popen([sys.executable, "-c", code, *variant], env=environment) for variant in variants]
+        assert [process.wait() for process in started] == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("kind", ["file", "read-only"])
 def test_without_a_place_for_compiled_code_ggml_does_the_work(kind: str, tmp_path: Path) -> None:
     """A folder that can't be made: the conversion goes on, and the log says why."""
