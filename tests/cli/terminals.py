@@ -29,6 +29,8 @@ class Terminal:
         )
         self._screen.write_process_input = self._child.send  # the cursor's position, when the program asks for it
         self._typed_at = 0
+        self.written = ""
+        """All that the program wrote, escapes included."""
 
     def text(self) -> str:
         """The lines below the last typed one, without blanks at their ends."""
@@ -57,6 +59,11 @@ class Terminal:
         self._typed_at = self._screen.cursor.y + 1
         self._child.send(line + "\r")
 
+    def resize(self, columns: int) -> None:
+        """Change the window's width, as a person drags it: the program gets SIGWINCH."""
+        self._child.setwinsize(ROWS, columns)
+        self._screen.resize(ROWS, columns)
+
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         self._child.sendintr()
@@ -75,7 +82,9 @@ class Terminal:
     def _draw(self) -> bool:
         """Take what the program wrote; False when it has ended."""
         try:
-            self._stream.feed(self._child.read_nonblocking(65536, timeout=0.1))
+            written = self._child.read_nonblocking(65536, timeout=0.1)
+            self.written += written
+            self._stream.feed(written)
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:
