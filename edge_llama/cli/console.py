@@ -81,7 +81,7 @@ def stream(generation: Generation, to: Output) -> None:
 
     Ctrl-C stops the answer. What was made of it until then is shown, then KeyboardInterrupt is raised.
     """
-    with _ctrl_c_stops(generation):
+    with _unechoed(), _ctrl_c_stops(generation):
         try:
             for piece in generation:
                 to.feed(piece.text)
@@ -115,6 +115,25 @@ def _ctrl_c_stops(generation: Generation) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if is_pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _unechoed() -> Iterator[None]:
+    """What is typed meanwhile, Ctrl-C's ^C too, does not get into the answer; the next prompt reads it."""
+    if sys.platform == "win32" or not sys.stdin.isatty():
+        yield
+        return
+    import termios  # noqa: PLC0415 - there is none on Windows
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = termios.tcgetattr(terminal)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def note(text: str, *, quiet: bool = False) -> None:

@@ -24,7 +24,7 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     started: list[Terminal] = []
 
     def start(*arguments: object, columns: int = 100, env: Mapping[str, str] = MappingProxyType({})) -> Terminal:
-        started.append(Terminal(EDGE_LLAMA, arguments, {**environment, **env}, columns))
+        started.append(Terminal(EDGE_LLAMA, arguments, {**environment, "TERM": "xterm", **env}, columns))
         return started[-1]
 
     yield start

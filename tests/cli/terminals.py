@@ -24,7 +24,7 @@ class Terminal:
         self._child = pexpect.spawn(
             command,
             [str(argument) for argument in arguments],
-            env={**env, "TERM": "xterm"},
+            env=dict(env),
             dimensions=(ROWS, columns),
             encoding="utf-8",
         )

@@ -181,7 +181,7 @@ def test_an_error_after_the_old_model_was_closed_opens_it_again(
     old = conversation.model
     enough_for_one = old.artifact.weight_bytes + (256 << 20) + old.context.bytes
     monkeypatch.setattr(devices, "available_memory", lambda: enough_for_one)
-    mute = rewritten(packaged, tmp_path / "mute.gguf", drop=("tokenizer.chat_template",))
+    mute = rewritten(packaged, tmp_path / "mute.gguf", fields={"tokenizer.chat_template": None})
     with pytest.raises(TemplateError, match="has no chat template"):
         conversation.change_model(str(mute))
     assert conversation.model is not old

@@ -1,4 +1,4 @@
-"""Answers on the screen: rendered, plain, narrow, resized, stopped, in tmux. The model is made to write what we know."""
+"""Answers on the screen: rendered, plain, narrow, resized, stopped, in tmux; the model writes what a regex says."""
 
 import os
 import re
@@ -92,6 +92,16 @@ def test_what_was_made_until_ctrl_c_is_all_shown(terminal: Callable[..., Termina
     shown = chat.see(r"\[stopped\]\n>\Z")
     chat.ask("/copy")
     assert shown.removesuffix("\n[stopped]\n>").split() == chat.copied().split()
+
+
+def test_what_is_typed_during_an_answer_is_not_in_it_and_comes_next(terminal: Callable[..., Terminal]) -> None:
+    chat = started(terminal, "--regex", STORY)
+    chat.enter("Go.")
+    chat.see(r"\w+ \w+")
+    chat.type("/context\r")
+    shown = chat.see(r"context: .*\n>\Z")
+    assert re.search(r"end\n> /context\ncontext", shown)
+    assert shown.count("/context") == 1
 
 
 @pytest.fixture
