@@ -41,7 +41,7 @@ class Terminal:
         """Wait until the text matches; the text."""
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.text()):
-            assert time.monotonic() < deadline, f"{pattern!r} did not appear on the screen:\n{self.text()}"
+            assert time.monotonic() < deadline, f"{pattern!r} did not appear; written last:\n{self.written[-2000:]!r}"
             self._draw()
         return self.text()
 
@@ -56,7 +56,7 @@ class Terminal:
 
     def enter(self, line: str = "") -> None:
         """Type a line and Enter."""
-        self._draw()
+        self._settle()
         self._typed_at = self._screen.cursor.y + 1
         self._child.send(line + "\r")
 
@@ -87,6 +87,13 @@ class Terminal:
     def close(self) -> None:
         self._child.kill(signal.SIGKILL)
         self._child.close()
+
+    def _settle(self) -> None:
+        """Draw until nothing comes for a tenth of a second: amid a prompt's drawing the cursor is not on its line."""
+        drawn = -1
+        while drawn != len(self.written):
+            drawn = len(self.written)
+            self._draw()
 
     def _draw(self) -> bool:
         """Take what the program wrote; False when it has ended."""
