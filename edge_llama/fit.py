@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edge_llama.artifact import Artifact
 from edge_llama.errors import OptionError
-from edge_llama.formats import Format
+from edge_llama.formats import F16, Format
 
 DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
 _STEP = 256  # llama.cpp pads the cache to this
@@ -56,3 +56,15 @@ def context_size(artifact: Artifact, requested: int | None, kv_format: Format, a
             remedy=f"at most {min(largest, trained):,} fit",
         )
     return ContextSize(requested, requested * per_token, "as asked")
+
+
+def fits_beside(artifact: Artifact, requested: int | None, available: int, other: int) -> bool:
+    """Whether a model gets as much context in ``available`` bytes as with ``other`` more, which another model takes.
+
+    OptionError if it does not fit even with those.
+    """
+    alone = context_size(artifact, requested, F16, available + other)
+    try:
+        return context_size(artifact, requested, F16, available) == alone
+    except OptionError:
+        return False

@@ -67,7 +67,8 @@ class Timings:
 class Answer:
     """A finished answer; ``logprobs`` has an entry for each token, or none if they were not asked for.
 
-    ``notes`` say why a part of ``text`` that looks like a tool call is none.
+    ``notes`` say why a part of ``text`` that looks like a tool call is none. ``stop_string`` is the one that was
+    reached, if one ended the answer; it is not in ``text``.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Answer:
     logprobs: tuple[TokenLogprobs, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     notes: tuple[str, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +89,7 @@ class _Made:
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
     reader: ToolCallReader | None = None
+    stop_string: str | None = None
 
     def answer(self, timings: Timings) -> Answer:
         text = "".join(piece.text for piece in self.pieces)
@@ -95,7 +98,8 @@ class _Made:
         calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
         notes = tuple(self.reader.notes) if self.reader else ()
-        return Answer(text, tokens, timings, reason or "cancelled", logprobs, tool_calls=calls, notes=notes)
+        reason = reason or "cancelled"
+        return Answer(text, tokens, timings, reason, logprobs, calls, notes, stop_string=self.stop_string)
 
 
 class Generation(Iterator[Piece]):
@@ -124,7 +128,7 @@ class Generation(Iterator[Piece]):
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
         For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
-        _check_biases(params, engine.tower.tokenizer)
+        check_biases(params, engine.tower.tokenizer)
         fits = constraint(params, engine.tower.tokenizer)
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
@@ -323,6 +327,7 @@ class _Work:
                 text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
             self._put(self._read(text))
             if is_stopped:
+                self.made.stop_string = self.stops.reached
                 self.decoder.reset()
                 return "stop"
             if fits and fits.is_complete:
@@ -353,7 +358,8 @@ class _Work:
         return piece
 
 
-def _check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
+def check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
+    """OptionError if ``logit_bias`` names a token that is not there."""
     for token in params.logit_bias or ():
         if token >= tokenizer.n_vocab:
             raise OptionError(

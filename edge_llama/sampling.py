@@ -160,14 +160,17 @@ class StopStrings:
     def __init__(self, stops: Iterable[str] | None) -> None:
         self._stops = tuple(stops or ())
         self._held = ""
+        self.reached: str | None = None
+        """The stop string that was found."""
 
     def feed(self, text: str) -> tuple[str, bool]:
         """(text that is safe to show, whether a stop string was reached; it is not shown)."""
         text = self._held + text
-        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stops if stop in text]
+        found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text]
         if found:  # the one that is complete first, so that it does not matter how the text is cut
             self._held = ""
-            return text[: min(found)[1]], True
+            _, start, self.reached = min(found)
+            return text[:start], True
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False

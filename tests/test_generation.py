@@ -76,6 +76,7 @@ def test_a_stop_string_across_token_borders_ends_the_answer(exact: edge_llama.Mo
     answer = exact.generate("1 2 3 4 5 6 7 8 9 10 11", temperature=0, max_tokens=40, stop=[stop]).result()
     assert answer.finish_reason == "stop"
     assert answer.text == whole.text[: whole.text.index(stop)]
+    assert (answer.stop_string, whole.stop_string) == (stop, None)
 
 
 def test_max_tokens_ends_the_answer(model: edge_llama.Model) -> None:

@@ -1,7 +1,9 @@
 """Options that have one name everywhere, and what they open."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,40 +47,53 @@ ChatTemplate = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own.")
 ]
 System = Annotated[str | None, typer.Option(help="The system message.")]
-Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")]
-TopK = Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0: all.")]
-TopP = Annotated[float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")]
-MinP = Annotated[float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")]
-FrequencyPenalty = Annotated[
-    float | None, typer.Option(help="Above 0: tokens become less likely each time that they come.")
-]
-PresencePenalty = Annotated[
-    float | None, typer.Option(help="Above 0: tokens that have come before become less likely.")
-]
-LogitBias = Annotated[
-    list[str] | None,
-    typer.Option(metavar="ID=VALUE", help="Add to the logit of a token, from -10000 to 10000. May be repeated."),
-]
-Logprobs = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Each token's log-probability and the N likeliest at its place, by the model itself, before any "
-        "sampling option: on stderr, or in --json.",
-    ),
-]
-JsonSchema = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")]
-Regex = Annotated[str | None, typer.Option(help="The whole answer fits this regular expression.")]
-Grammar = Annotated[Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar in Lark's syntax.")]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        help="The same seed gives the same answer with the same model file, on the same machine, "
-        "after the same text was read before."
-    ),
-]
-MaxTokens = Annotated[int | None, typer.Option(help="End the answer after so many tokens.")]
+SAMPLING: dict[str, Any] = {
+    "temperature": Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")],
+    "top_k": Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0: all.")],
+    "top_p": Annotated[
+        float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")
+    ],
+    "min_p": Annotated[
+        float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")
+    ],
+    "repetition_penalty": Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")],
+    "frequency_penalty": Annotated[
+        float | None, typer.Option(help="Above 0: tokens become less likely each time that they come.")
+    ],
+    "presence_penalty": Annotated[
+        float | None, typer.Option(help="Above 0: tokens that have come before become less likely.")
+    ],
+    "penalty_window": Annotated[int | None, typer.Option(help="Tokens that the penalties look back over.")],
+    "logit_bias": Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=VALUE", help="Add to the logit of a token, from -10000 to 10000. May be repeated."),
+    ],
+    "logprobs": Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Each token's log-probability and the N likeliest at its place, by the model itself, before any "
+            "sampling option: on stderr, or in --json.",
+        ),
+    ],
+    "json_schema": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")
+    ],
+    "regex": Annotated[str | None, typer.Option(help="The whole answer fits this regular expression.")],
+    "grammar": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar in Lark's syntax.")
+    ],
+    "seed": Annotated[
+        int | None,
+        typer.Option(
+            help="The same seed gives the same answer with the same model file, on the same machine, "
+            "after the same text was read before."
+        ),
+    ],
+    "max_tokens": Annotated[int | None, typer.Option(help="End the answer after so many tokens.")],
+    "stop": Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")],
+}
+"""An option for each field of SamplingParams, for every verb that answers; see :func:`with_sampling`."""
 WhenFull = Annotated[
     str,
     typer.Option(
@@ -113,7 +128,7 @@ def open_model(
         kv_format=kv,
         device=device,
         tune=True,
-        chat_template=_read_text("--chat-template", chat_template) if chat_template else None,
+        chat_template=read_text(chat_template, "--chat-template") if chat_template else None,
     )
     if verbose:
         note(f"{opened.choice}; {_threads(threads)}; {opened.placement}")
@@ -131,33 +146,62 @@ def _threads(threads: int | None) -> str:
     return f"threads {threads} (as asked)" if threads else f"threads up to {cpu_threads()} (as many as are free)"
 
 
-def biases(given: Iterable[str]) -> dict[int, float]:
-    """What ``ID=VALUE`` options say."""
+def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the sampling options: it gets those that the user gave as ``params``, for ``Model.answer``."""
+
+    @wraps(verb)
+    def with_params(**given: Any) -> None:
+        sampling = {name: given.pop(name) for name in SAMPLING}
+        verb(params={name: _read(name, value) for name, value in sampling.items() if value not in (None, [])}, **given)
+
+    own = [parameter for name, parameter in signature(verb).parameters.items() if name != "params"]
+    options = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        for name, annotation in SAMPLING.items()
+    ]
+    at = next(at for at, parameter in enumerate(own) if parameter.name == "n_ctx")
+    parameters = [*own[:at], *options, *own[at:]]
+    with_params.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined] # typer reads it
+    with_params.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_params
+
+
+def _read(name: str, value: Any) -> Any:
+    """The value of a sampling option for SamplingParams; OptionError if it can't be read."""
+    if name == "logit_bias":
+        return biases(value, "--logit-bias")
+    if name == "json_schema":
+        return read_schema(value, "--json-schema")
+    return read_text(value, "--grammar") if name == "grammar" else value
+
+
+def biases(given: Iterable[str], option: str) -> dict[int, float]:
+    """What ``ID=VALUE`` texts say."""
     found: dict[int, float] = {}
     for text in given:
         token, _, value = text.partition("=")
         try:
             found[int(token)] = float(value)
         except ValueError as error:
-            raise OptionError(f"--logit-bias {text}: expected ID=VALUE", remedy="for example 42=-3.5") from error
+            raise OptionError(f"{option} {text}: expected ID=VALUE", remedy="for example 42=-3.5") from error
     return found
 
 
-def read_schema(path: Path) -> Any:
+def read_schema(path: Path, option: str) -> Any:
     """The JSON in a file."""
-    text = _read_text("--json-schema", path)
+    return parse_schema(read_text(path, option), f"{option} {path}")
+
+
+def parse_schema(text: str, where: str) -> Any:
+    """JSON; OptionError if it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise OptionError(f"--json-schema {path}: not JSON: {error}") from error
+        raise OptionError(f"{where}: not JSON: {error}") from error
 
 
-def read_grammar(path: Path) -> str:
-    """The text of a grammar's file."""
-    return _read_text("--grammar", path)
-
-
-def _read_text(option: str, path: Path) -> str:
+def read_text(path: Path, option: str) -> str:
+    """The text of a file, UTF-8."""
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,8 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from terminals import EDGE_LLAMA, Terminal
@@ -22,8 +23,8 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     """Start ``edge-llama`` with arguments in a terminal of its own."""
     started: list[Terminal] = []
 
-    def start(*arguments: object) -> Terminal:
-        started.append(Terminal(EDGE_LLAMA, arguments, environment))
+    def start(*arguments: object, columns: int = 100, env: Mapping[str, str] = MappingProxyType({})) -> Terminal:
+        started.append(Terminal(EDGE_LLAMA, arguments, {**environment, "TERM": "xterm", **env}, columns))
         return started[-1]
 
     yield start

@@ -1,5 +1,6 @@
 """A terminal for tests: ``edge-llama`` in a real pseudo-terminal, its output drawn on an emulated screen."""
 
+import base64
 import re
 import signal
 import sys
@@ -23,12 +24,14 @@ class Terminal:
         self._child = pexpect.spawn(
             command,
             [str(argument) for argument in arguments],
-            env={**env, "TERM": "xterm"},
+            env=dict(env),
             dimensions=(ROWS, columns),
             encoding="utf-8",
         )
         self._screen.write_process_input = self._child.send  # the cursor's position, when the program asks for it
         self._typed_at = 0
+        self.written = ""
+        """All that the program wrote, escapes included."""
 
     def text(self) -> str:
         """The lines below the last typed one, without blanks at their ends."""
@@ -38,7 +41,7 @@ class Terminal:
         """Wait until the text matches; the text."""
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.text()):
-            assert time.monotonic() < deadline, f"{pattern!r} did not appear on the screen:\n{self.text()}"
+            assert time.monotonic() < deadline, f"{pattern!r} did not appear; written last:\n{self.written[-2000:]!r}"
             self._draw()
         return self.text()
 
@@ -53,9 +56,22 @@ class Terminal:
 
     def enter(self, line: str = "") -> None:
         """Type a line and Enter."""
-        self._draw()
+        self._settle()
         self._typed_at = self._screen.cursor.y + 1
         self._child.send(line + "\r")
+
+    def resize(self, columns: int) -> None:
+        """Change the window's width, as a person drags it: the program gets SIGWINCH."""
+        self._child.setwinsize(ROWS, columns)
+        self._screen.resize(ROWS, columns)
+
+    def wait(self) -> None:
+        """Take what the program writes in a tenth of a second."""
+        self._draw()
+
+    def copied(self) -> str:
+        """What the program last put into the clipboard."""
+        return base64.b64decode(re.findall(r"\x1b\]52;c;([^\x07]*)\x07", self.written)[-1]).decode()
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
@@ -72,10 +88,19 @@ class Terminal:
         self._child.kill(signal.SIGKILL)
         self._child.close()
 
+    def _settle(self) -> None:
+        """Draw until nothing comes for a tenth of a second: amid a prompt's drawing the cursor is not on its line."""
+        drawn = -1
+        while drawn != len(self.written):
+            drawn = len(self.written)
+            self._draw()
+
     def _draw(self) -> bool:
         """Take what the program wrote; False when it has ended."""
         try:
-            self._stream.feed(self._child.read_nonblocking(65536, timeout=0.1))
+            written = self._child.read_nonblocking(65536, timeout=0.1)
+            self.written += written
+            self._stream.feed(written)
         except pexpect.TIMEOUT:
             return True
         except pexpect.EOF:

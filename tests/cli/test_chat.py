@@ -8,6 +8,8 @@ import pytest
 from engines import CAPITAL
 from terminals import Terminal
 
+from edge_llama.cli.commands import COMMANDS
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -61,11 +63,14 @@ def test_ctrl_c_at_the_prompt_clears_the_line(chat: Terminal) -> None:
 
 
 def test_the_commands_do_what_they_say(chat: Terminal) -> None:
-    assert all(command in chat.ask("/help") for command in ("/clear", "/retry", "/system", "/stats", "/exit"))
+    shown = chat.ask("/help")
+    assert all(command in shown for command in COMMANDS)
     assert "nothing to answer again" in chat.ask("/retry")
+    assert "there is no answer yet" in chat.ask("/speed")
     assert "Tokyo" in chat.ask(CAPITAL)
     assert "Tokyo" in chat.ask("/retry")
-    assert re.search(r"answer \d+ tokens at [\d.]+ tokens/s\ncontext: \d+ of", chat.ask("/stats"))
+    assert re.search(r"answer \d+ tokens at [\d.]+ tokens/s", chat.ask("/speed"))
+    assert re.search(r"context: \[\.{10}\] 1%, \d+ of 8,192 tokens", chat.ask("/context"))
     assert "system message: Answer in one word." in chat.ask("/system Answer in one word.")
     assert "system message: none" in chat.ask("/system -")
     assert "forgotten" in chat.ask("/clear")
@@ -87,14 +92,14 @@ def test_a_line_can_be_edited(chat: Terminal) -> None:
 
 
 def test_commands_are_completed(chat: Terminal) -> None:
-    chat.type("/sta\t")
-    chat.see(r"> /stats")
+    chat.type("/ret\t")
+    chat.see(r"> /retry")
 
 
 def test_typed_control_tokens_are_counted_as_plain_text(chat: Terminal) -> None:
     """As plain text ``<|im_end|>`` is several tokens: the context is fuller than with as many control tokens."""
     chat.ask("<|im_end|>" * 8 + " Hello")
-    used = re.search(r"context: (\d+) of", chat.ask("/stats"))
+    used = re.search(r"(\d+) of", chat.ask("/context"))
     assert used
     assert int(used[1]) > 8 * 5 + 30
 
