@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,9 +130,9 @@ class History:
 
         return self._database.read(latest)
 
-    def ids(self, beginning: str = "") -> list[Entry]:
-        """Conversations whose ids begin so, the last one first."""
-        return [entry for entry in self.entries() if entry.id.startswith(beginning.lower())]
+    def whole_id(self, beginning: str) -> str:
+        """The only id that begins so."""
+        return self._database.read(lambda db: _resolved(db, beginning))
 
     def search(self, words: str, limit: int | None = None) -> list[tuple[Entry, Found]]:
         """Conversations with a message that has all these words, or their beginnings; else parts of words."""
@@ -190,7 +191,8 @@ class History:
         gone = [(conversation_id,) for conversation_id in ids]
         self._database.erase(lambda db: db.executemany("DELETE FROM conversations WHERE id = ?", gone))
         for (conversation_id,) in gone:
-            self._remove_kv(f"*{conversation_id}.session*")
+            self._remove_kv(f"{conversation_id}.session")
+            self._remove_kv(f".{conversation_id}.session.*")  # whose writer was killed
 
     def delete_all(self) -> None:
         """Delete every conversation and every KV file, also damaged databases that were set aside."""
@@ -207,7 +209,10 @@ class History:
         """Have ``write`` write the KV file of a conversation, then remove the least recently used beyond the limit."""
         self._kv_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(self.kv_file(conversation_id))
-        files = [(path, path.stat()) for path in self._kv_folder.iterdir()]
+        files = []
+        for path in self._kv_folder.iterdir():
+            with suppress(FileNotFoundError):  # another process has removed it
+                files.append((path, path.stat()))
         for path, about in files:
             if path.suffix == ".partial" and time.time() - about.st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)  # its writer was killed

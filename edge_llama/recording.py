@@ -37,17 +37,14 @@ class Recording:
         self._has_new = False
 
     def resume(self, model: Model, conversation: Conversation, **options: Any) -> Chat:
-        """A conversation of the history as a chat of ``model``; what has to be read again, and why, is told.
+        """A conversation of the history as a chat of ``model``; ``reread_reason`` says what is read again.
 
         ``options`` are those of :meth:`Model.load_chat`.
         """
-        chat, reason = self._loaded(model, conversation, options)
+        chat, self.reread_reason = self._loaded(model, conversation, options)
         chat = chat or model.chat(**options)
         chat.messages = conversation.context
         self.conversation, self._seen = conversation, _state(model, chat)
-        self._tell(f"{conversation.id} goes on: {conversation.title}")
-        if reason:
-            self._tell(f"it is read again with the next message: {reason}")
         return chat
 
     def keep(self, model: Model, chat: Chat) -> None:
@@ -83,7 +80,7 @@ class Recording:
         if not path.exists():
             return None, "its KV cache is not kept any more"
         try:
-            chat = model.load_chat(path, **options)
+            chat = model.resume_chat(path, **options)
         except SessionError as error:
             path.unlink(missing_ok=True)
             return None, str(error)

@@ -15,6 +15,7 @@ import pytest
 import converters
 import edge_llama
 from edge_llama.artifact import converted_path, packaged_path
+from edge_llama.history import FOLDER_VARIABLE
 from edge_llama.remembered import CACHE_VARIABLE
 
 
@@ -23,6 +24,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where findings about this machine are kept: a folder of the test run, also for its child processes."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ[CACHE_VARIABLE] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def history_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where chats are kept: a folder of the test run, never the user's, also for its child processes."""
+    folder = tmp_path_factory.mktemp("history") / "of-tests"
+    os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
 
 

@@ -9,6 +9,7 @@ import typer
 from edge_llama.chat import Chat
 from edge_llama.cli import options
 from edge_llama.cli.console import ended, lines_of_stdin, note, speed, stream
+from edge_llama.cli.conversations import Kept
 from edge_llama.errors import InputError
 from edge_llama.generation import Generation
 from edge_llama.model import Model
@@ -44,6 +45,8 @@ def chat(
     device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
     when_full: options.WhenFull = "error",
+    continue_: options.Continue = None,
+    no_history: options.NoHistory = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,32 +66,33 @@ def chat(
         max_tokens=max_tokens,
     )
     policy = options.when_full(when_full)
+    kept = Kept(continue_, off=no_history, quiet=quiet)
     with options.open_model(
-        model,
-        n_ctx=n_ctx,
+        kept.model(model),
         threads=threads,
         batch=batch,
-        flash_attn=flash_attn,
-        kv=kv,
+        **kept.settings(n_ctx, flash_attn, kv),
         device=device,
         chat_template=chat_template,
         verbose=verbose,
     ) as opened:
         note(f"{opened.artifact.name}: {opened.context}", quiet=quiet)
         # Told also with --quiet: what the model no longer knows is no progress report.
-        new = opened.chat(system=system, when_full=policy, on_shortened=lambda told: note(f"[{told}]"))
-        conversation = _Conversation(opened, new, params)
-        if sys.stdin.isatty():
-            note("/help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves", quiet=quiet)
-            conversation.talk()
-        else:
-            conversation.answer_lines(lines_of_stdin(), quiet=quiet)
+        shortened = {"when_full": policy, "on_shortened": lambda told: note(f"[{told}]")}
+        with kept.chat(opened, system=system, **shortened) as chat:
+            conversation = _Conversation(opened, chat, params, kept)
+            if sys.stdin.isatty():
+                note("/help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves", quiet=quiet)
+                conversation.talk()
+            else:
+                conversation.answer_lines(lines_of_stdin(), quiet=quiet)
 
 
 class _Conversation:
     """The loop around a Chat."""
 
-    def __init__(self, model: Model, chat: Chat, params: dict[str, Any]) -> None:
+    def __init__(self, model: Model, chat: Chat, params: dict[str, Any], kept: Kept) -> None:
+        self.kept = kept
         self.model = model
         self.chat = chat
         self.params = params
@@ -98,9 +102,11 @@ class _Conversation:
         """Answer piped lines in turn, each as a message of one conversation."""
         for line in lines:
             self._answer(self.chat.send(line, **self.params))
+            self.kept.keep(self.model, self.chat)
         if self.last is None:
             note(f"> {EXAMPLE}", quiet=quiet)
             self._answer(self.chat.send(EXAMPLE, **self.params))
+            self.kept.keep(self.model, self.chat)
         if self.last is not None:
             note(speed(self.last.timings), quiet=quiet)
 
@@ -134,6 +140,8 @@ class _Conversation:
             note(f"edge-llama: {error}")
         except KeyboardInterrupt:
             note("[stopped]")
+        finally:
+            self.kept.keep(self.model, self.chat)
 
     def _answer(self, generation: Generation) -> None:
         self.last = generation
