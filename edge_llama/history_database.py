@@ -7,6 +7,7 @@ most a write-ahead log, which SQLite puts in order by itself. Every write is one
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,8 @@ CREATE TABLE messages (
 """
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_IN_PROCESS = threading.RLock()
+"""POSIX locks belong to the process: when one thread closes the file, those of all its threads are lost."""
 _Result = TypeVar("_Result")
 
 
@@ -56,6 +59,7 @@ class Database:
         self.path = path
         self.times_set_aside = 0
         self._tell = tell
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"), mode=0o600)
         self._is_checked = False
 
     def read(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -88,11 +92,12 @@ class Database:
 
     def _do(self, begin: str | None, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         try:
-            try:
-                return self._once(begin, work)
-            except _DamagedError:
-                self._set_aside()
-                return self._once(begin, work)
+            with _IN_PROCESS:
+                try:
+                    return self._once(begin, work)
+                except _DamagedError:
+                    self._set_aside()
+                    return self._once(begin, work)
         except _DamagedError as error:
             raise HistoryError(f"{self.path}: damaged again at once: {error}", remedy="check the disk") from error
         except OSError as error:
@@ -134,25 +139,34 @@ class Database:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        if stat.S_IMODE(self.path.stat().st_mode) & 0o077 and os.name != "nt":
-            self.path.chmod(0o600)
+        with suppress(FileNotFoundError):  # set aside by another process, just now: SQLite makes a new one
+            if stat.S_IMODE(self.path.stat().st_mode) & 0o077 and os.name != "nt":
+                self.path.chmod(0o600)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Settings of the connection; a new database gets its tables."""
+        db.execute("BEGIN")
         version = self._checked_version(db)
+        db.execute("COMMIT")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA secure_delete = ON")
         db.execute("PRAGMA temp_store = MEMORY")  # what people said stays out of the system's temporary folder
         if version == 0:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("BEGIN IMMEDIATE")
-            if self._checked_version(db) == 0:  # no other process was faster
-                for statement in _SCHEMA.split(";")[:-1]:
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            db.execute("COMMIT")
+            with self._lock:  # SQLite does not wait where several change the journal's mode
+                self._begin(db)
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        """Make the tables, unless another process was faster."""
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("BEGIN IMMEDIATE")
+        if self._checked_version(db) == 0:
+            for statement in _SCHEMA.split(";")[:-1]:
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
 
     def _checked_version(self, db: sqlite3.Connection) -> int:
+        """0 for a new database. Within a transaction, so that version and tables are of one moment."""
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version > VERSION:
             raise HistoryError(
@@ -181,7 +195,7 @@ class Database:
         return HistoryError(f"{self.path}: cannot be used: {error}", remedy=_ELSEWHERE)
 
     def _set_aside(self) -> None:
-        with FileLock(self.path.with_name(f"{self.path.name}.lock"), mode=0o600):
+        with self._lock:
             try:  # another process may have done it meanwhile
                 with self._opened() as db:
                     self._check(db)

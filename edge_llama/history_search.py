@@ -27,12 +27,14 @@ class Found:
 def search(db: sqlite3.Connection, words: str) -> list[Found]:
     """Messages that have all ``words``: as words or their beginnings, or else anywhere, as within compound words.
 
-    One for each conversation. Upper and lower case are the same, in the first way accents too.
+    One for each conversation. Upper and lower case are the same, in the first way accents too. The index knows letters
+    and digits only, so what has other characters is looked for in the second way alone.
     """
     wanted = words.split()
     if not wanted:
         raise OptionError("there are no words to search for", remedy="give some: edge-llama history search WORDS")
-    found = list(_by_words(db, wanted)) or list(_by_parts(db, wanted))
+    found = list(_by_words(db, wanted)) if all(map(str.isalnum, wanted)) else []
+    found = found or list(_by_parts(db, wanted))
     first: dict[str, Found] = {}
     for hit in found:
         first.setdefault(hit.conversation, hit)
@@ -57,7 +59,7 @@ def _by_words(db: sqlite3.Connection, wanted: list[str]) -> Iterator[Found]:
     except sqlite3.OperationalError:  # SQLite was built without it
         return
     db.executemany("INSERT INTO temp.words VALUES (?, ?, ?)", _texts(db))
-    query = " ".join('"{}"*'.format(word.replace('"', '""')) for word in wanted)
+    query = " ".join(f'"{word}"*' for word in wanted)
     rows = db.execute(
         "SELECT conversation, role, snippet(words, 2, '', '', '…', 16) FROM temp.words WHERE words MATCH ? "
         "ORDER BY rank",
