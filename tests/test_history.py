@@ -395,12 +395,17 @@ def test_kill_9_at_any_moment_leaves_each_exchange_whole_or_not_at_all(tmp_path:
     assert were
 
 
-def test_two_processes_write_at_once(tmp_path: Path) -> None:
-    """They begin on an empty folder, so both want to make the database."""
-    writers = [start_writer(tmp_path / "history", 12) for _ in range(2)]
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_processes_that_begin_at_once_all_write(tmp_path: Path, is_damaged: bool) -> None:
+    """All of them want to make the database, or to set it aside."""
+    if is_damaged:
+        (tmp_path / "history").mkdir()
+        (tmp_path / "history" / "history.db").write_bytes(b"damage " * 1000)
+    writers = [start_writer(tmp_path / "history", 12) for _ in range(4)]
     outputs = [writer.communicate(timeout=300)[0] for writer in writers]
     assert all(output.endswith("done\n") for output in outputs), outputs
-    assert sorted(check_whole(tmp_path / "history").values()) == [12, 12]
+    assert sorted(check_whole(tmp_path / "history").values()) == [12] * 4
+    assert "".join(outputs).count("set aside") == is_damaged
 
 
 def test_threads_that_find_damage_together_set_it_aside_once(history: History, told: list[str]) -> None:
