@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class ChatCommand(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Give ``--continue`` an empty id where an option, a model or nothing follows it."""
         given: list[str] = []
-        for arg, following in zip(args, [*args[1:], None], strict=True):
+        for arg, following in zip_longest(args, args[1:]):
             given.append(arg)
             is_alone = arg == "--continue" and (following is None or not _may_be_id(following))
             if is_alone and "--" not in given:  # after which there are no options

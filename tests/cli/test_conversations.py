@@ -93,15 +93,15 @@ def test_what_can_not_be_continued_is_an_error(cli: Cli) -> None:
 
 def test_other_settings_and_another_model_are_told_and_the_messages_go_on(cli: Cli, packaged: Path) -> None:
     talk(cli, CAPITAL)
-    assert "it is read again with the next message: kv_format was" in talk(
-        cli, ITALY, options=("--continue", "--kv", "q8_0")
-    ).stderr.replace("flash_attention", "kv_format")
+    done = talk(cli, ITALY, options=("--continue", "--flash-attn", "on", "--kv", "q8_0"))
+    assert re.search(r"it is read again with the next message: .*kv_format was f\d+ and is q8_0", done.stderr)
+    assert "read again" not in talk(cli, "Hello!", options=("--continue",)).stderr, "the settings are the last ones"
     done = talk(cli, "Thanks!", options=(packaged, "--continue"))
     assert "it is read again with the next message: it was with smollm2, now with" in done.stderr
     assert listed(cli)[0]["model"]["path"] == str(packaged.resolve())
     done = talk(cli, "Bye!", options=("--continue", "--system", "Be polite."))
     assert "the system message is another one" in done.stderr
-    assert said(cli)[0::2] == [CAPITAL, ITALY, "Thanks!", "Bye!"]
+    assert said(cli)[0::2] == [CAPITAL, ITALY, "Hello!", "Thanks!", "Bye!"]
 
 
 def test_a_conversation_whose_model_is_gone_asks_for_another(cli: Cli, converted: Path, tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_without_history_nothing_is_written(
     if way == "variable":
         env["EDGE_LLAMA_HISTORY"] = "off"
     command = [EDGE_LLAMA, "chat", *(["--no-history"] if way == "option" else [])]
-    done = subprocess.run(command, input=CAPITAL, text=True, capture_output=True, env=env, check=True)
-    assert "Tokyo" in done.stdout
+    done = subprocess.run(command, input=CAPITAL, text=True, capture_output=True, env=env, check=False)
+    assert (done.returncode, "Tokyo" in done.stdout) == (0, True), done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in history_folder.rglob("*")}
     assert list(tmp_path.iterdir()) == []
     if way == "variable":
