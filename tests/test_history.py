@@ -1,4 +1,4 @@
-"""Conversations on disk: whole or not at all, whoever dies or writes at the same time, and for nobody but their owner."""
+"""Conversations on disk: whole or not at all, whoever dies or writes meanwhile, and for nobody but their owner."""
 
 import json
 import os
@@ -207,7 +207,7 @@ def test_a_newer_database_is_an_error_and_left_untouched(history: History) -> No
         with refusal(HistoryError, "newer edge-llama .version 99", path):
             do()
     assert path.read_bytes() == before
-    assert sorted(os.listdir(history.folder)) == ["history.db", "history.db.lock"]
+    assert {path.name for path in history.folder.iterdir()} == {"history.db", "history.db.lock"}
 
 
 def test_another_programs_database_is_left_alone(history: History) -> None:

@@ -1,5 +1,6 @@
 """A chat in the history: what was said stays, the model goes on from what it had before it, and reads nothing twice."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from engines import CAPITAL
 
 import edge_llama
-from edge_llama import Chat, Message
+from edge_llama import Chat, HistoryError, Message
 from edge_llama.history import Conversation, History
 from edge_llama.recording import Recording
 
@@ -235,6 +236,20 @@ def test_a_conversation_that_was_deleted_meanwhile_does_not_come_back(kept: Kept
     assert kept.history.entries() == []
     assert list((kept.history.folder / "kv").iterdir()) == []
     assert [text for text in kept.told if "was deleted" in text] == kept.told
+
+
+def test_what_could_not_be_stored_is_stored_with_the_next(kept: Kept) -> None:
+    chat = kept.model.chat()
+    kept.say(chat, CAPITAL)
+    other = sqlite3.connect(kept.history.folder / "history.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(HistoryError, match="locked by another process"):
+        kept.say(chat, "And of Italy?")
+    assert kept.questions() == [CAPITAL]
+    other.close()
+    kept.say(chat, "And of Egypt?")
+    assert kept.read().context == chat.messages
+    assert kept.questions() == [CAPITAL, "And of Italy?", "And of Egypt?"]
 
 
 def test_after_damage_the_whole_conversation_is_kept_anew(kept: Kept) -> None:

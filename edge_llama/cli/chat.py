@@ -53,6 +53,7 @@ def chat(
     """Chat with a model, offline. Ctrl-C stops an answer, Ctrl-D leaves, /help shows the commands.
 
     Without a terminal each line of stdin gets one answer; with an empty stdin an example question is answered.
+    What is said is kept on this machine (edge-llama history); --continue goes on with it.
 
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
     """
@@ -71,7 +72,7 @@ def chat(
         kept.model(model),
         threads=threads,
         batch=batch,
-        **kept.settings(n_ctx, flash_attn, kv),
+        **kept.settings(model, n_ctx, flash_attn, kv),
         device=device,
         chat_template=chat_template,
         verbose=verbose,

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer.core
 
-from edge_llama.artifact import BUILT_IN
+from edge_llama.artifact import BUILT_IN, locate
 from edge_llama.chat import Chat
 from edge_llama.cli.console import note
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
@@ -66,10 +66,11 @@ class Kept:
             )
         return self._wanted.model_path
 
-    def settings(self, n_ctx: int | None, flash_attn: str | None, kv: str | None) -> dict[str, Any]:
+    def settings(self, model: str | None, n_ctx: int | None, flash_attn: str | None, kv: str | None) -> dict[str, Any]:
         """``open_model``'s options of these names: as given, else those that made the conversation's KV cache."""
         saved: dict[str, Any] = {}
-        if self._wanted and self._history:
+        is_same = self._wanted and (model is None or str(locate(model).resolve()) == self._wanted.model_path)
+        if self._wanted and self._history and is_same:
             with suppress(SessionError):  # told when it is loaded
                 path = self._history.kv_file(self._wanted.id)
                 saved = session_settings(path) if path.exists() else {}
