@@ -52,8 +52,12 @@ class Terminal:
         return self.see(r"(?m)^>\Z")
 
     def enter(self, line: str = "") -> None:
-        """Type a line and Enter."""
-        self._draw()
+        """Type a line and Enter, when the program has drawn its prompt: meanwhile its cursor goes up and down."""
+        before = None
+        for _ in range(20):
+            if before == (before := (self._screen.cursor.y, tuple(self._screen.display))):
+                break
+            self._draw()
         self._typed_at = self._screen.cursor.y + 1
         self._child.send(line + "\r")
 
