@@ -9,6 +9,7 @@
         ├── ArtifactError             a model file that can't be opened
         ├── OutputError               an output that can't be written
         ├── SessionError              a session file that can't be used, or is of another model
+        ├── HistoryError              the history of conversations can't be used, or has no such conversation
         ├── TemplateError             a chat template that is missing, broken or unsafe
         └── ContextFullError          a prompt longer than the context; carries both numbers
 
@@ -71,6 +72,10 @@ class OutputError(InputError):
 
 class SessionError(InputError):
     """A session file can't be used: damaged, of another model, of a newer version, or no session at all."""
+
+
+class HistoryError(InputError):
+    """The history can't be used (locked, of a newer version, no folder for it), or has no such conversation."""
 
 
 class TemplateError(InputError):

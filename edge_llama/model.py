@@ -140,6 +140,13 @@ class Model:
 
         Raises SessionError if the file is damaged, no session, of a newer version or of another model.
         """
+        chat = self.resume_chat(path, when_full=when_full, on_shortened=on_shortened, **options)
+        if chat.reread_reason:
+            _log.warning("%s: the conversation will be read again: %s", path, chat.reread_reason)
+        return chat
+
+    def resume_chat(self, path: str | os.PathLike[str], **options: Any) -> Chat:
+        """:meth:`load_chat` for who tells by other means that the conversation will be read again."""
         saved = session_file.read(_session_path(path))
         if saved.identity != self.identity:
             raise SessionError(
@@ -149,11 +156,9 @@ class Model:
             )
         if saved.images:
             raise SessionError(f"{path}: it has {len(saved.images)} images, which can't be read yet")
-        chat = self.chat(when_full=when_full, on_shortened=on_shortened, **options)
+        chat = self.chat(**options)
         chat.messages = list(saved.messages)
         chat.reread_reason = self._adopt(saved, chat)
-        if chat.reread_reason:
-            _log.warning("%s: the conversation will be read again: %s", path, chat.reread_reason)
         return chat
 
     def generate(self, prompt: str, **params: Any) -> Generation:

@@ -16,6 +16,7 @@ import converters
 import edge_llama
 from edge_llama import remembered
 from edge_llama.artifact import converted_path, packaged_path
+from edge_llama.history import FOLDER_VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +30,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     (folder / "kernels").symlink_to(kernels)
     os.environ[remembered.CACHE_VARIABLE] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def history_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where chats are kept: a folder of the test run, never the user's, also for its child processes."""
+    folder = tmp_path_factory.mktemp("history") / "of-tests"
+    os.environ[FOLDER_VARIABLE] = str(folder)
     return folder
 
 

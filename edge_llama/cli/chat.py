@@ -11,6 +11,7 @@ import typer
 from edge_llama.cli import commands, options
 from edge_llama.cli.console import messages_of_stdin, note, speed
 from edge_llama.cli.conversation import Conversation
+from edge_llama.cli.conversations import Kept
 from edge_llama.errors import EdgeLlamaError
 
 EXAMPLE = "What is the capital of Japan?"
@@ -31,6 +32,8 @@ def chat(
     device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
     when_full: options.WhenFull = "error",
+    continue_: options.Continue = None,
+    no_history: options.NoHistory = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are written, without styles.")] = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -39,24 +42,34 @@ def chat(
 
     Without a terminal each line of stdin gets one answer; with an empty stdin an example question is answered.
     Three double quotes before and after a message let it have several lines.
+    What is said is kept on this machine (edge-llama history); --continue goes on with it.
 
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
     """
+    kept = Kept(continue_, off=no_history, quiet=quiet)
     open_model = partial(
         options.open_model,
         n_ctx=n_ctx,
-        threads=threads,
-        batch=batch,
         flash_attn=flash_attn,
         kv=kv,
+        threads=threads,
+        batch=batch,
         device=device,
         chat_template=chat_template,
         verbose=verbose,
     )
-    policy = options.when_full(when_full)
-    with closing(
-        Conversation(open_model, model, params, n_ctx=n_ctx, system=system, when_full=policy, plain=plain)
-    ) as conversation:
+    conversation = Conversation(
+        open_model,
+        kept.model(model),
+        params,
+        kept,
+        settings=kept.settings(model, n_ctx, flash_attn, kv),
+        n_ctx=n_ctx,
+        system=system,
+        when_full=options.when_full(when_full),
+        plain=plain,
+    )
+    with closing(conversation):
         note(f"{conversation.model.artifact.name}: {conversation.model.context}", quiet=quiet)
         if sys.stdin.isatty():
             note("/help shows the commands, Ctrl-C stops an answer, Ctrl-D leaves", quiet=quiet)
@@ -69,9 +82,11 @@ def _answer_all(conversation: Conversation, messages: Iterator[str], *, quiet: b
     """Answer what was piped in, in turn, as one conversation."""
     for message in messages:
         conversation.send(message)
+        conversation.keep()
     if conversation.last is None:
         note(f"> {EXAMPLE}", quiet=quiet)
         conversation.send(EXAMPLE)
+        conversation.keep()
     if conversation.last is not None:
         note(speed(conversation.last.timings), quiet=quiet)
 
@@ -107,3 +122,5 @@ def _handle(conversation: Conversation, text: str, *, is_command: bool) -> None:
         note(f"edge-llama: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         note("[stopped]")
+    finally:
+        conversation.keep()

@@ -1,6 +1,7 @@
 """A chat in the terminal: the model, the conversation, and the settings of its answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from edge_llama import devices
 from edge_llama.artifact import Artifact, locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.cli.console import ended, logprob_lines, note, output, stream
+from edge_llama.cli.conversations import Kept
 from edge_llama.fit import fits_beside
 from edge_llama.generation import Answer, Generation, check_biases
 from edge_llama.model import Model
@@ -23,15 +25,18 @@ class Conversation:
         open_model: Callable[..., Model],
         model: str | None,
         params: dict[str, Any],
+        kept: Kept,
         *,
+        settings: Mapping[str, Any],
         n_ctx: int | None = None,
         system: str | None = None,
         when_full: WhenFull = "error",
         plain: bool = False,
     ) -> None:
-        """``open_model(name, **options)`` opens a model, this one and others, with ``n_ctx``.
+        """``open_model(name, **options)`` opens a model, this one with ``settings``, others with ``n_ctx``.
 
-        ``params`` are :meth:`Model.answer`'s. Raises what opening a model raises, OptionError, or TemplateError.
+        ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was.
+        Raises what opening a model raises, OptionError, or TemplateError.
         """
         self.params = params
         self.last: Answer | None = None
@@ -43,18 +48,26 @@ class Conversation:
         self._when_full = when_full
         self._is_plain = plain
         self._open = open_model
-        self._reopen: Callable[[], Model] = lambda: open_model(model)
-        self.model = open_model(model)
+        self._kept = kept
+        self._leaving = ExitStack()
+        self._reopen: Callable[[], Model] = lambda: open_model(model, **settings)
+        self.model = self._reopen()
         try:
-            self.chat = self._new_chat(self.model, system=system)
+            _check(self.model, params)
+            led = kept.chat(self.model, system=system, when_full=when_full, on_shortened=_tell)
+            self.chat = self._leaving.enter_context(led)
         except BaseException:
             self.model.close()
             raise
 
-    def _new_chat(self, model: Model, *, system: str | None = None) -> Chat:
+    def _new_chat(self, model: Model) -> Chat:
         """An empty conversation of ``model``. TemplateError if it can't chat, OptionError if it can't by the params."""
         _check(model, self.params)
-        return model.chat(system=system, when_full=self._when_full, on_shortened=_tell)
+        return model.chat(when_full=self._when_full, on_shortened=_tell)
+
+    def keep(self) -> None:
+        """Have what is new in the conversation remembered."""
+        self._kept.keep(self.model, self.chat)
 
     def send(self, text: str) -> None:
         """Say ``text`` and show the answer."""
@@ -134,10 +147,14 @@ class Conversation:
             raise
         chat.messages = list(self.chat.messages)
         self.model, self.chat, self.used = model, chat, 0
+        self.keep()  # before the old model is closed: from here on it is this one whose cache is saved
 
     def close(self) -> None:
-        """Close the model."""
-        self.model.close()
+        """Save the conversation, and close the model."""
+        try:
+            self._leaving.close()
+        finally:
+            self.model.close()
 
 
 def _check(model: Model, params: dict[str, Any]) -> None:

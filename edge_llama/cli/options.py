@@ -11,6 +11,7 @@ import typer
 
 from edge_llama import shortening
 from edge_llama.cli.console import note
+from edge_llama.cli.conversations import completed
 from edge_llama.devices import cpu_threads
 from edge_llama.errors import OptionError
 from edge_llama.model import Model
@@ -102,6 +103,16 @@ WhenFull = Annotated[
         "or leave them out.",
     ),
 ]
+Continue = Annotated[
+    str | None,
+    typer.Option(
+        "--continue",
+        metavar="[ID]",
+        help="Go on with a conversation; without its id, the last one.",
+        autocompletion=completed,
+    ),
+]
+NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this chat on disk.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 

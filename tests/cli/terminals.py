@@ -77,6 +77,16 @@ class Terminal:
         """Press Ctrl-C."""
         self._child.sendintr()
 
+    def signal(self, number: int) -> None:
+        """Send the program a signal."""
+        self._child.kill(number)
+
+    def hang_up(self) -> int:
+        """Close the terminal under the program; wait for its end, its exit code, or minus the signal it died of."""
+        self._child.ptyproc.fileobj.close()
+        code = self._child.ptyproc.wait()
+        return -int(self._child.ptyproc.signalstatus) if code is None else int(code)
+
     def exit_code(self) -> int | None:
         """Wait for the program's end."""
         while self._draw():

@@ -14,6 +14,7 @@ from edge_llama import devices
 from edge_llama.cli import options
 from edge_llama.cli.console import is_unfinished, unquoted
 from edge_llama.cli.conversation import Conversation
+from edge_llama.cli.conversations import Kept
 from edge_llama.errors import OptionError, TemplateError
 
 
@@ -154,7 +155,12 @@ def test_quotes() -> None:
 @pytest.fixture
 def conversation(converted: Path) -> Iterator[Conversation]:
     opened = Conversation(
-        partial(options.open_model, threads=1), str(converted), {"temperature": 0, "max_tokens": 12}, plain=True
+        partial(options.open_model, threads=1),
+        str(converted),
+        {"temperature": 0, "max_tokens": 12},
+        Kept(None, off=True, quiet=True),
+        settings={},
+        plain=True,
     )
     yield opened
     opened.close()

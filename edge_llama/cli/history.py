@@ -1,0 +1,187 @@
+"""``edge-llama history``: conversations that were kept."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from edge_llama.cli import options
+from edge_llama.cli.console import note
+from edge_llama.cli.conversations import completed
+from edge_llama.errors import HistoryError, OptionError, printable
+from edge_llama.history import FOLDER_VARIABLE, OFF, Conversation, Entry, History, folder
+from edge_llama.history_search import Found
+from edge_llama.messages import Message
+
+app = typer.Typer(
+    help="Conversations of `chat`, kept on this machine: list, show, search, delete.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Limit = Annotated[int | None, typer.Option("-n", min=1, help="At most so many.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="An id, or how it begins.", autocompletion=completed)]
+
+
+@app.command("list")
+def list_(limit: Limit = None, as_json: options.Json = False) -> None:
+    """List conversations, the latest first.
+
+    Example: edge-llama history list -n 10
+    """
+    entries = _history().entries(limit)
+    if as_json:
+        _print_json([_described(entry) for entry in entries])
+    elif entries:
+        _print_table([(entry, entry.title) for entry in entries])
+    else:
+        note("no conversations yet: edge-llama chat begins one")
+
+
+@app.command()
+def show(conversation_id: Id, as_json: options.Json = False) -> None:
+    """Show what was said.
+
+    Example: edge-llama history show k7mp
+    """
+    conversation = _history().read(conversation_id)
+    if as_json:
+        _print_json(_described(conversation))
+    else:
+        _print("\n".join(_transcript(conversation)))
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words, or how they begin; a message has all of them.")],
+    limit: Limit = None,
+    as_json: options.Json = False,
+) -> None:
+    """Search what was said. Exit code 1: nothing was found.
+
+    Example: edge-llama history search capital japan
+    """
+    hits = _history().search(" ".join(words), limit)
+    if as_json:
+        _print_json([{**_described(entry), "role": hit.role, "excerpt": hit.excerpt} for entry, hit in hits])
+    else:
+        _print_table([(entry, _excerpt(hit)) for entry, hit in hits])
+    if not hits:
+        note("nothing was found")
+        raise typer.Exit(1)
+
+
+@app.command()
+def delete(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Ids, or how they begin.", autocompletion=completed)
+    ] = None,
+    delete_all: Annotated[
+        bool, typer.Option("--all", help="Delete all conversations, and damaged databases that were set aside.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Don't ask.")] = False,
+) -> None:
+    """Delete conversations and their KV caches, so that nothing of them can be read any more.
+
+    Example: edge-llama history delete k7mp
+    """
+    if bool(ids) == delete_all:
+        raise OptionError("delete takes ids or --all", remedy="edge-llama history list shows the ids")
+    history = _history()
+    found = history.entries()
+    if ids:
+        wanted = {history.whole_id(beginning) for beginning in ids}
+        found = [entry for entry in found if entry.id in wanted]
+    if not force and not _is_confirmed(found):
+        note("nothing is deleted")
+        raise typer.Exit(1)
+    if delete_all:
+        history.delete_all()
+    else:
+        history.delete(entry.id for entry in found)
+    note(f"deleted: {_count(len(found), 'conversation')}")
+
+
+def _is_confirmed(entries: list[Entry]) -> bool:
+    if not sys.stdin.isatty():
+        raise OptionError("without a terminal nobody can be asked", remedy="--force deletes without asking")
+    for entry in entries:
+        note(f"{entry.id}  {_when(entry.updated)}  {_count(entry.n_messages, 'message')}  {entry.title}")
+    return typer.confirm(f"Delete {_count(len(entries), 'conversation')} for good?", err=True)
+
+
+def _history() -> History:
+    if (place := folder()) is None:
+        raise HistoryError(f"the history is off: {FOLDER_VARIABLE} is {OFF}", remedy="unset the variable")
+    return History(place, note)
+
+
+def _described(about: Entry | Conversation) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "id": about.id,
+        "title": about.title,
+        "model": {"name": about.model, "path": about.model_path, "identity": about.identity},
+        "created": _iso(about.created),
+        "updated": _iso(about.updated),
+    }
+    if isinstance(about, Entry):
+        return data | {"n_messages": about.n_messages}
+    return data | {"system": about.system, "messages": [message.to_json() for message in about.messages]}
+
+
+def _transcript(conversation: Conversation) -> Iterable[str]:
+    count = _count(len(conversation.messages), "message")
+    yield f"{conversation.id}  {_when(conversation.updated)}  {conversation.model}  {count}"
+    if conversation.system is not None:
+        yield f"\nsystem: {conversation.system}"
+    for message in conversation.messages:
+        yield from _turn(message)
+
+
+def _turn(message: Message) -> Iterable[str]:
+    if message.role == "user":
+        yield f"\n> {message.content}"
+    elif message.role == "tool":
+        yield f"{message.name or 'tool'}: {message.content}"
+    elif message.content:
+        yield message.content
+    for call in message.tool_calls:
+        yield json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
+
+
+def _print_table(rows: list[tuple[Entry, str]]) -> None:
+    cells = [
+        (entry.id, _when(entry.updated), entry.model, _count(entry.n_messages, "message"), text) for entry, text in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _excerpt(hit: Found) -> str:
+    return f"> {hit.excerpt}" if hit.role == "user" else hit.excerpt
+
+
+def _print(text: str) -> None:
+    """What was said may hold what a terminal would obey."""
+    print("\n".join(map(printable, text.split("\n"))))  # noqa: T201
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, ensure_ascii=False))  # noqa: T201
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
