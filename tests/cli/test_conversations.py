@@ -186,7 +186,7 @@ def test_however_the_chat_is_left_it_goes_on_where_it_was(
     assert "read again" not in again.text()
     again.ask(ITALY)
     assert said(cli)[: len(stored)] == stored
-    found = re.search(r"prompt (\d+) tokens \((\d+) cached, (\d+) read", again.ask("/stats"))
+    found = re.search(r"prompt (\d+) tokens \((\d+) cached, (\d+) read", again.ask("/speed"))
     assert found
     assert int(found[3]) < 25, "only the new question is read"
 
