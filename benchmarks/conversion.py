@@ -96,7 +96,7 @@ def first(rounds: int) -> None:
 def sizes(rounds: int) -> None:
     """Seconds by checkpoint size: ours, the peer's, and what copying that much to the disk takes."""
     rows = []
-    for checkpoint in (synthetic(6, SMALL), *map(synthetic, (7, 15, 31, 64))):
+    for checkpoint in (synthetic(6, SMALL), *map(synthetic, (7, 16, 31, 64))):
         warm(checkpoint)
         size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
         rounds_here = rounds if size < 5e9 else 1
