@@ -107,7 +107,7 @@ def sizes(rounds: int) -> None:
         mine, peer, disk = (statistics.median(column) for column in zip(*runs, strict=True))
         rows.append({"bytes": size, "edge-llama": mine, "llama.cpp": peer, "disk": disk})
         print(f"{size / 1e9:5.2f} GB: edge-llama {mine:.1f} s, llama.cpp {peer:.1f} s, disk {disk:.1f} s", flush=True)
-    (ROOT / "benchmarks/results/conversion_sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (ROOT / "benchmarks/results/conversion_sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def copied(checkpoint: Path) -> float:

@@ -43,7 +43,7 @@ def test_each_run_decodes_its_tokens_after_its_depth(model: edge_llama.Model, mo
     def counting(tokens: list[int]) -> None:
         decode(tokens)
         decoded[0] += len(tokens)
-        lengths.append(tower._length)  # type: ignore[attr-defined]
+        lengths.append(tower.length)
 
     monkeypatch.setattr(tower, "decode", counting)
     wanted = speed.tests([20], [3], [0, 600])
