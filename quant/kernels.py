@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,30 +31,28 @@ __all__ = ["CHOICES", "NonFiniteError", "can_read", "choice", "hastened", "in_us
 _log = logging.getLogger("edge_llama")
 CHOICES = ("auto", "ggml", "compiled")
 
-_GGML_RATES = {
-    "iq4_nl": 4.5e6,
-    "iq4_xs": 4.5e6,
-    "q8_0": 240e6,
-    "q2_k": 16e6,
-    "q3_k": 70e6,
-    "q4_k": 14e6,
-    "q5_k": 16e6,
-    "q6_k": 30e6,
+
+class _Cost(NamedTuple):
+    """Of a format whose compiled kernel is faster than ggml's without importance; both figures are about right."""
+
+    ggml_rate: float
+    """Weights a second and core that ggml's kernel makes."""
+    compiling: float
+    """Seconds."""
+
+
+_COSTS = {
+    "q8_0": _Cost(240e6, 2.0),
+    "iq4_nl": _Cost(4.5e6, 5.0),
+    "iq4_xs": _Cost(4.5e6, 5.0),
+    "q3_k": _Cost(70e6, 6.0),
+    "q4_k": _Cost(14e6, 7.0),
+    "q5_k": _Cost(16e6, 7.0),
+    "q2_k": _Cost(16e6, 8.0),
+    "q6_k": _Cost(30e6, 10.0),
 }
-"""Weights a second and core, about: of ggml's kernels that ours are faster than without importance."""
 _LOADING = 2.0
 """Seconds of ggml's work from which on loading numba is worth its while."""
-_COMPILING = {
-    "q8_0": 2.0,
-    "iq4_nl": 5.0,
-    "iq4_xs": 5.0,
-    "q3_k": 6.0,
-    "q4_k": 7.0,
-    "q5_k": 7.0,
-    "q2_k": 8.0,
-    "q6_k": 10.0,
-}
-"""Seconds that compiling takes, about."""
 _SLAB = 1 << 18  # weights recoded at once: 1 MB as float32, about a core's second-level cache
 _HALF_MAX = 65504.0
 """Scales are float16 and no larger than the weights they scale: up to this no format overflows."""
@@ -62,7 +60,7 @@ _HALF_MAX = 65504.0
 _loaded: "dict[tuple[str, bool], Kernel | None]" = {}
 """By format and whether there is importance; None where ggml's kernel has to do."""
 _rows: "list[RowTools]" = []
-"""The compiled ways to read rows, if they are loaded."""
+"""The compiled ways to read rows: one, or none before a kernel was loaded."""
 _loading = threading.Lock()
 
 
@@ -149,9 +147,9 @@ def hastened(work: Mapping[Format, int], threads: int) -> Iterator[None]:
         for format_ in work:
             load(format_)
     seconds = {
-        format_.name: weights / _GGML_RATES[format_.name] / threads
+        format_.name: weights / _COSTS[format_.name].ggml_rate / threads
         for format_, weights in work.items()
-        if format_.name in _GGML_RATES and (format_.name, False) not in _loaded
+        if format_.name in _COSTS and (format_.name, False) not in _loaded
     }
     if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _LOADING:
         yield
@@ -171,7 +169,7 @@ class _Loader:
 
     def __init__(self, names: list[str], seconds: float) -> None:
         self._names = names
-        is_worth_it = seconds >= sum(_COMPILING[name] for name in names)
+        is_worth_it = seconds >= sum(_COSTS[name].compiling for name in names)
         self._may_compile = is_worth_it and not getattr(sys, "frozen", False)
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
@@ -223,6 +221,7 @@ def load(format_: Format, *, has_importance: bool = False) -> bool:
     with _loading:
         if key not in _loaded:
             _loaded[key] = compiled.load(format_.name, has_importance=has_importance)
+        if not _rows:
             _rows.append(compiled.load_rows())
     return _loaded[key] is not None
 
@@ -232,16 +231,16 @@ def _dequantize(raw: NDArray[np.uint8], source: Format) -> NDArray[np.float32]:
         return ggml.dequantize(raw, source)
     bits, wide = raw.view(np.uint16), np.empty((raw.shape[0], raw.shape[1] // 2), np.float32)
     if source is BF16:
-        _rows[-1].widen(bits.reshape(-1), wide.view(np.uint32).reshape(-1))
+        _rows[0].widen(bits.reshape(-1), wide.view(np.uint32).reshape(-1))
     else:
-        _rows[-1].widen_half(bits.reshape(-1), wide.reshape(-1))
+        _rows[0].widen_half(bits.reshape(-1), wide.reshape(-1))
     return wide
 
 
 def _largest(rows: NDArray[np.float32]) -> float:
     """The largest magnitude; infinite or NaN if there are weights that have none."""
     if _rows:
-        return float(np.uint32(_rows[-1].largest_bits(rows.reshape(-1))).view(np.float32))
+        return float(np.uint32(_rows[0].largest_bits(rows.reshape(-1))).view(np.float32))
     high, low = float(rows.max(initial=0.0)), float(rows.min(initial=0.0))  # NaN survives both
     return max(high, -low) if high == high and low == low else float("nan")  # noqa: PLR0124 - that is, not NaN
 
