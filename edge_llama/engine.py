@@ -85,7 +85,10 @@ class Engine:
         return job
 
     def call(self, work: Callable[[Session], T]) -> T:
-        """What ``work(session)`` gives, done in the engine's thread after what was submitted before."""
+        """What ``work(session)`` gives, done in the engine's thread after what was submitted before.
+
+        Ctrl-C while waiting ends the work too.
+        """
         future: Future[T] = Future()
 
         def run(job: Job) -> None:
@@ -93,8 +96,12 @@ class Engine:
                 raise EngineError("the model is closed", remedy="open it again")
             future.set_result(work(self.session))
 
-        self.submit(run, on_error=future.set_exception)
-        return future.result()
+        job = self.submit(run, on_error=future.set_exception)
+        try:
+            return future.result()
+        except BaseException:
+            job.cancel()
+            raise
 
     def check_process(self) -> None:
         """EngineError in a fork of the engine's process: threads are not copied, so nobody would do the work."""

@@ -7,7 +7,6 @@ text; llama-bench leaves both out.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,23 +81,16 @@ def measure(
     for test in wanted:
         if test.end > model.n_ctx:
             raise OptionError(f"{test} needs {test.end:,} tokens of context, the model has {model.n_ctx:,}")
-    future: Future[list[Speed]] = Future()
+    engine = model._engine
 
-    def work(_job: object) -> None:
+    def run(session: Session) -> list[Speed]:
         try:
-            runner = _Runner(model._engine.session, model._engine.tower, repetitions, on_run or (lambda *_: None))
-            future.set_result([runner.run(test) for test in wanted])
-        except BaseException as error:  # for the thread that waits
-            future.set_exception(error)
+            runner = _Runner(session, engine.tower, repetitions, on_run or (lambda *_: None))
+            return [runner.run(test) for test in wanted]
         finally:
-            model._engine.tower.rewind(0)
+            engine.tower.rewind(0)
 
-    job = model._engine.submit(work, on_error=future.set_exception)
-    try:
-        return future.result()
-    except BaseException:
-        job.cancel()
-        raise
+    return engine.call(run)
 
 
 class _Runner:
