@@ -151,47 +151,39 @@ def fit_blocks_of_32(x, first, valid, columns, importance, top, step0, step, ste
         fit_affine(z, 32, top, step0, step, steps)
 
 
+@jit
+def blocks_of_32(x, columns, importance, out, odd, top, step0, step, steps, has_high, packed):
+    """All super-blocks of q4_k, or of q5_k, which ``has_high`` bits; ``packed`` has room for one's levels."""
+    z, words = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64)
+    values, scales, lows = np.empty(8, np.float32), np.empty(8, np.uint8), np.empty(8, np.uint8)
+    levels, size, above = words.view(np.uint8), 16 + 8 * packed.size, 4 * has_high
+    for first in range(0, x.size // 32, S):
+        valid = min(S, x.size // 32 - first)
+        fit_blocks_of_32(x, first, valid, columns, importance, f4(top), step0, step, steps, z)
+        for lane in range(0, valid, 8):
+            block = (first + lane) // 8
+            scale, low = six_bit_scales(z, lane, importance, values, scales, lows, out, block * size)
+            divide_by(z, lane, 8, scale, low, scales, lows)
+            mark(z, lane, 8, scale, low, odd, block)
+        affine_levels(z, 32, valid, top)
+        for lane in range(0, valid, 8):
+            gather(z, lane, 8, 32, levels)
+            if has_high:
+                pack_high_bits(words, 4, packed)
+            pack_nibbles(words, packed[above:])
+            copy(packed, out, (first + lane) // 8 * size + 16)
+
+
 @kernel
 def q4_k(x, columns, importance, out, odd):
     """4-bit levels of 8 blocks of 32; see the module for the signature."""
-    z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(16, np.uint64)
-    values, scales, lows = np.empty(8, np.float32), np.empty(8, np.uint8), np.empty(8, np.uint8)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // 32, S):
-        valid = min(S, x.size // 32 - first)
-        fit_blocks_of_32(x, first, valid, columns, importance, f4(15), f4(-1), f4(0.1), 20, z)
-        for lane in range(0, valid, 8):
-            block = (first + lane) // 8
-            scale, low = six_bit_scales(z, lane, importance, values, scales, lows, out, block * 144)
-            divide_by(z, lane, 8, scale, low, scales, lows)
-            mark(z, lane, 8, scale, low, odd, block)
-        affine_levels(z, 32, valid, 15)
-        for lane in range(0, valid, 8):
-            gather(z, lane, 8, 32, levels)
-            pack_nibbles(words, packed)
-            copy(packed, out, (first + lane) // 8 * 144 + 16)
+    blocks_of_32(x, columns, importance, out, odd, 15, f4(-1), f4(0.1), 20, False, np.empty(16, np.uint64))
 
 
 @kernel
 def q5_k(x, columns, importance, out, odd):
     """5-bit levels of 8 blocks of 32: the high bits apart."""
-    z, words, packed = np.empty(SIZE, np.float32), np.empty(K // 8, np.uint64), np.empty(20, np.uint64)
-    values, scales, lows = np.empty(8, np.float32), np.empty(8, np.uint8), np.empty(8, np.uint8)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // 32, S):
-        valid = min(S, x.size // 32 - first)
-        fit_blocks_of_32(x, first, valid, columns, importance, f4(31), f4(-0.5), f4(0.1), 15, z)
-        for lane in range(0, valid, 8):
-            block = (first + lane) // 8
-            scale, low = six_bit_scales(z, lane, importance, values, scales, lows, out, block * 176)
-            divide_by(z, lane, 8, scale, low, scales, lows)
-            mark(z, lane, 8, scale, low, odd, block)
-        affine_levels(z, 32, valid, 31)
-        for lane in range(0, valid, 8):
-            gather(z, lane, 8, 32, levels)
-            pack_high_bits(words, 4, packed)
-            pack_nibbles(words, packed[4:])
-            copy(packed, out, (first + lane) // 8 * 176 + 16)
+    blocks_of_32(x, columns, importance, out, odd, 31, f4(-0.5), f4(0.1), 15, True, np.empty(20, np.uint64))
 
 
 @kernel

@@ -139,10 +139,11 @@ def affine(x, first, valid, columns, importance, top, z):
 
 
 @jit
-def put_blocks(z, first, valid, has_low, has_fifth, size, words, levels, out, odd):
+def put_blocks(z, first, valid, has_low, has_fifth, out, odd):
     """The tile's blocks: scale, low, fifth bits, nibbles."""
-    packed = np.empty(2, np.uint64)
-    octets = packed.view(np.uint8)
+    words, packed = np.empty(4, np.uint64), np.empty(2, np.uint64)
+    levels, octets = words.view(np.uint8), packed.view(np.uint8)
+    size = 18 + 2 * has_low + 4 * has_fifth
     for lane in range(valid):
         at = (first + lane) * size
         odd[first + lane] = z[GOOD + lane] == ZERO
@@ -162,48 +163,48 @@ def put_blocks(z, first, valid, has_low, has_fifth, size, words, levels, out, od
             out[at + i] = octets[i]
 
 
+@jit
+def symmetric_blocks(x, columns, importance, out, odd, half, has_fifth):
+    """All blocks of a symmetric format, a tile at a time."""
+    z = np.empty(SIZE, np.float32)
+    for first in range(0, x.size // N, S):
+        valid = min(S, x.size // N - first)
+        symmetric(x, first, valid, columns, importance, half, z)
+        put_blocks(z, first, valid, False, has_fifth, out, odd)
+
+
+@jit
+def affine_blocks(x, columns, importance, out, odd, top, has_fifth):
+    """All blocks of a format with a low, a tile at a time."""
+    z = np.empty(SIZE, np.float32)
+    for first in range(0, x.size // N, S):
+        valid = min(S, x.size // N - first)
+        affine(x, first, valid, columns, importance, top, z)
+        put_blocks(z, first, valid, True, has_fifth, out, odd)
+
+
 @kernel
 def q4_0(x, columns, importance, out, odd):
     """Levels from -8 to 7 times a scale."""
-    z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // N, S):
-        valid = min(S, x.size // N - first)
-        symmetric(x, first, valid, columns, importance, 8, z)
-        put_blocks(z, first, valid, False, False, 18, words, levels, out, odd)
+    symmetric_blocks(x, columns, importance, out, odd, 8, False)
 
 
 @kernel
 def q5_0(x, columns, importance, out, odd):
     """Levels from -16 to 15 times a scale."""
-    z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // N, S):
-        valid = min(S, x.size // N - first)
-        symmetric(x, first, valid, columns, importance, 16, z)
-        put_blocks(z, first, valid, False, True, 22, words, levels, out, odd)
+    symmetric_blocks(x, columns, importance, out, odd, 16, True)
 
 
 @kernel
 def q4_1(x, columns, importance, out, odd):
     """Levels from 0 to 15 times a scale, plus a low."""
-    z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // N, S):
-        valid = min(S, x.size // N - first)
-        affine(x, first, valid, columns, importance, 15, z)
-        put_blocks(z, first, valid, True, False, 20, words, levels, out, odd)
+    affine_blocks(x, columns, importance, out, odd, 15, False)
 
 
 @kernel
 def q5_1(x, columns, importance, out, odd):
     """Levels from 0 to 31 times a scale, plus a low."""
-    z, words = np.empty(SIZE, np.float32), np.empty(4, np.uint64)
-    levels = words.view(np.uint8)
-    for first in range(0, x.size // N, S):
-        valid = min(S, x.size // N - first)
-        affine(x, first, valid, columns, importance, 31, z)
-        put_blocks(z, first, valid, True, True, 24, words, levels, out, odd)
+    affine_blocks(x, columns, importance, out, odd, 31, True)
 
 
 @kernel
