@@ -354,7 +354,11 @@ _META_OUTSIDE = {
     "vision_model.class_embedding": (f"{_ENCODER}.class_embedding", None),
     "vision_model.positional_embedding_vlm": (f"{_ENCODER}.positional_embedding_vlm", None),
     "vision_model.patch_embedding.linear.weight": (f"{_ENCODER}.conv1._linear.weight", 0),
-    **{f"vision_model.layernorm_{at}.{x}": (f"{_ENCODER}.ln_{at}.{x}", None) for at in ("pre", "post") for x in ("weight", "bias")},
+    **{
+        f"vision_model.layernorm_{at}.{x}": (f"{_ENCODER}.ln_{at}.{x}", None)
+        for at in ("pre", "post")
+        for x in ("weight", "bias")
+    },
     "vision_model.vision_adapter.mlp.fc1.weight": ("vision_embeddings.vision_adapter.mlp.c_fc.weight", 0),
     "vision_model.vision_adapter.mlp.fc2.weight": ("vision_embeddings.vision_adapter.mlp.c_proj.weight", 1),
     "multi_modal_projector.linear_1.weight": ("vision_projection.weight", 0),
@@ -383,8 +387,9 @@ def meta(folder: Path, source: Path, *, fused: bool, shards: int = 1) -> Path:
 
     settings = json.loads((source / "config.json").read_text())
     text = settings.get("text_config", settings)
-    found = {name: tensor for path in sorted(source.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-    found.setdefault("lm_head.weight", found[next(name for name in found if name.endswith("embed_tokens.weight"))])
+    files = sorted(source.glob("*.safetensors"))
+    found = {name.removeprefix("language_model."): tensor for path in files for name, tensor in load_file(path).items()}
+    found.setdefault("lm_head.weight", found["model.embed_tokens.weight"])
     folder.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(small_ranks(llama4_tokenizer()))
     write_json(folder / "params.json", **_params(text, settings.get("vision_config")))
@@ -399,12 +404,11 @@ def meta(folder: Path, source: Path, *, fused: bool, shards: int = 1) -> Path:
 
 def _meta_entries(name: str, tensor: Any) -> Iterator[tuple[str, Any, int | None]]:
     """Name, tensor and the axis along which shards cut it; None: each holds the whole."""
-    stem = name.removeprefix("language_model.")
-    if stem in _META_OUTSIDE:
-        renamed, axis = _META_OUTSIDE[stem]
+    if name in _META_OUTSIDE:
+        renamed, axis = _META_OUTSIDE[name]
         yield renamed, tensor, axis
         return
-    match = re.fullmatch(r"(vision_model\.)?model\.layers\.(\d+)\.(.+)", stem)
+    match = re.fullmatch(r"(vision_model\.)?model\.layers\.(\d+)\.(.+)", name)
     assert match, name
     prefix = f"{_ENCODER}.transformer.resblocks" if match[1] else "layers"
     if match[3] == "feed_forward.experts.gate_up_proj":

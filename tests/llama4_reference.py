@@ -60,7 +60,9 @@ def image_processor_class() -> Any:
         normalize=_normalize,
         grayscale_to_rgb=lambda image: image,
     )
-    modules = {name: ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")}
+    modules = {
+        name: ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
+    }
     modules["torchvision.transforms.v2"].functional = functional  # type: ignore[attr-defined]
     image_processing_backends.tvF = functional
     image_processing_backends.pil_torch_interpolation_mapping = {Image.Resampling.BILINEAR: "bilinear"}
