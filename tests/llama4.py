@@ -1,7 +1,7 @@
-"""Small Llama 4 checkpoints with everything that the published folders have, made in seconds, and the same in Meta's form.
+"""Small Llama 4 checkpoints with everything that the published folders have, and the same in Meta's form.
 
-Weights are random, but scaled so that logits spread over a few units and experts really differ. ``changes`` are fields of
-``text_config`` and ``vision`` fields of ``vision_config``, by Hugging Face's names; shapes follow from the two.
+Weights are random, but scaled so that logits spread over a few units and experts really differ. ``changes`` are fields
+of ``text_config`` and ``vision`` fields of ``vision_config``, by Hugging Face's names; shapes follow from the two.
 """
 
 import io
@@ -378,7 +378,7 @@ _FUSED = {
 def meta(folder: Path, source: Path, *, fused: bool, shards: int = 1) -> Path:
     """The weights of ``source``, a folder of this module, as Meta publishes them; ``fused`` or under split names.
 
-    Needs as many key-value heads as shards, and ``intermediate_size_mlp`` twice ``intermediate_size``, as Meta's own are.
+    Needs as many key-value heads as shards, and ``intermediate_size_mlp`` twice ``intermediate_size``, as Meta's have.
     The fused form has what training left in Meta's files: statistics, and ``_extra_state`` in byte streams.
     """
     import torch  # noqa: PLC0415 - slow
@@ -451,7 +451,7 @@ def _fuse(part: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
 def _params(text: dict[str, Any], vision: dict[str, Any] | None) -> dict[str, Any]:
     """``params.json``: the FFN's widths only by the factors from which Meta's code computes them."""
     width, dense, multiple_of = text["hidden_size"], text["intermediate_size_mlp"], 32
-    assert dense == 2 * text["intermediate_size"] and dense % (2 * multiple_of) == 0, "Meta's form has no such widths"
+    assert (dense % (2 * multiple_of), text["intermediate_size"]) == (0, dense // 2), "Meta's form has no such widths"
     scaling = text["rope_scaling"]
     params = {
         "dim": width,

@@ -1,6 +1,6 @@
-"""What transformers makes of a Llama 4 folder, in float32 on the CPU: the reference for both towers and all that leads to them.
+"""What transformers makes of a Llama 4 folder, in float32 on the CPU: the reference for towers, pictures and prompts.
 
-Its image processor needs torchvision, whose wheels break every import beside torch for CPUs: it is imported with the four
+Its image processor needs torchvision, whose wheels break every import beside torch for CPUs: it is imported with the
 functions that it uses, which do what torchvision's do.
 """
 

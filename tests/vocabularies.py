@@ -32,7 +32,8 @@ def main() -> None:\n    print("hello", 12345, 3.14159)\n"""
 _PICTURES = """\
 system user assistant ipython Which digit is this? Which digits are these? left 3, right 5 top 7, bottom 2
 Which is on the left? And on the right? Which is at the top? And at the bottom? first 4, second 8
-Hello! Hi! Show me a picture with digits. Who are you? I read digits in pictures. Thank you! You are welcome. Goodbye!\n"""
+Hello! Hi! Show me a picture with digits. Who are you? I read digits in pictures.
+Thank you! You are welcome. Goodbye!\n"""
 
 
 @cache
