@@ -40,6 +40,10 @@ class TextTower(Protocol):
         """Tokens that one ``decode`` takes at most."""
 
     @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
 
@@ -52,6 +56,9 @@ class TextTower(Protocol):
 
         A memory that can't be cut (see :meth:`rewind`) is empty after an error.
         """
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens. As :meth:`decode`."""
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
