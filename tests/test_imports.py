@@ -10,7 +10,7 @@ import pytest
 import edge_llama
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "formats", "gguf", "gguf_checks", "integrity", "artifact", "remembered"}
+LEAVES = {"errors", "formats", "gguf", "gguf_checks", "images", "integrity", "artifact", "remembered", "vision"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
