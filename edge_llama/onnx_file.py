@@ -1,10 +1,11 @@
 """What an ONNX file says of its weights, its input and its output, read without ONNX. No native code.
 
 The file is a protocol buffer (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); of it only what is needed is
-read: names of the graph's inputs and outputs, and tensors whose data lies in files beside it.
+read: names of the graph's inputs and outputs, and initializers whose data lies beside it. Where else a file is named
+ONNX Runtime (1.32) itself refuses one that is outside of the folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,8 +18,7 @@ _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundr
 _AGAIN = "copy the whole bundle again, or convert again"
 _VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
 _MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_NODE_ATTRIBUTE, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = 5, (5, 10), (6, 11)
+_GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 _FORMATS = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
 
@@ -57,14 +57,9 @@ def _read(path: Path, raw: memoryview) -> OnnxFile:
         raise ValueError("not an ONNX file: it holds no graph")
     inputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_INPUT)
     outputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_OUTPUT)
-    tensors: list[TensorInfo] = []
-    locations: set[str] = set()
-    for tensor in _tensors(graph):
-        info, location = _external(tensor)
-        if info and location is not None:
-            tensors.append(info)
-            locations.add(location)
-    return OnnxFile(path, inputs, outputs, tuple(tensors), _data(path, locations, tensors))
+    found = [pair for number, value in _fields(graph) if number == _GRAPH_TENSOR and (pair := _external(value))]
+    tensors = tuple(info for info, _ in found)
+    return OnnxFile(path, inputs, outputs, tensors, _data(path, {location for _, location in found}, tensors))
 
 
 def _fields(message: "memoryview | int") -> Iterator[tuple[int, "memoryview | int"]]:
@@ -115,23 +110,10 @@ def _text(value: "memoryview | int") -> str:
     return bytes(value).decode("utf-8")
 
 
-def _tensors(graph: "memoryview | int") -> Iterator["memoryview | int"]:
-    """All tensors: initializers, and those in nodes' attributes, which ONNX Runtime reads from files too."""
-    for number, value in _fields(graph):
-        if number == _GRAPH_TENSOR:
-            yield value
-        elif number == _GRAPH_NODE:
-            attributes = (inner for key, inner in _fields(value) if key == _NODE_ATTRIBUTE)
-            for key, inner in (pair for attribute in attributes for pair in _fields(attribute)):
-                if key in _ATTRIBUTE_TENSORS:
-                    yield inner
-                elif key in _ATTRIBUTE_GRAPHS:
-                    yield from _tensors(inner)
-
-
-def _external(message: "memoryview | int") -> tuple[TensorInfo | None, str | None]:
+def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
     """A tensor with data in another file, and that file's name; None for one whose data is here."""
-    name, kind, shape, entries = "", 0, [], {}
+    name, kind, shape = "", 0, list[int]()
+    entries: dict[str, str] = {}
     for number, value in _fields(message):
         if number == _TENSOR_NAME:
             name = _text(value)
@@ -143,7 +125,7 @@ def _external(message: "memoryview | int") -> tuple[TensorInfo | None, str | Non
             pair = {key: _text(text) for key, text in _fields(value)}
             entries[pair.get(1, "")] = pair.get(2, "")
     if not entries:
-        return None, None
+        return None
     format_ = FORMATS.get(_FORMATS.get(kind, ""))
     if format_ is None:
         raise ValueError(f"tensor {name!r:.100} has the unknown type {kind}")
@@ -173,7 +155,7 @@ def _check_size(info: TensorInfo, length: int) -> None:
         raise ValueError(f"tensor {info.name!r:.100} has {length:,} bytes, its shape needs {info.nbytes:,}")
 
 
-def _data(path: Path, locations: set[str], tensors: list[TensorInfo]) -> Path | None:
+def _data(path: Path, locations: set[str], tensors: Iterable[TensorInfo]) -> Path | None:
     """The one file of all these, which must hold every tensor whole."""
     if not locations:
         return None
