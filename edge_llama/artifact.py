@@ -1,33 +1,58 @@
 """What the runtime opens: find it, read it, say what is inside. No native code.
 
-Today an artifact is one GGUF file with a text tower. This file will also read ONNX folders and bundles.
+A model has a text tower (a GGUF file), a vision tower (an ONNX file, or a GGUF file that is called mmproj), or both:
+then they lie in one folder. With a manifest that is a bundle (``manifest.py``).
 """
 
+import hashlib
 import os
-import re
 import sysconfig
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_llama import manifest as manifests
+from edge_llama import mmproj
 from edge_llama.errors import ArtifactError
 from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
 from edge_llama.gguf_checks import check_model, items, numbers
+from edge_llama.gguf_parts import LATER_PART, parts, read_parts
+from edge_llama.integrity import identity_of
+from edge_llama.manifest import Manifest, Tower, read_manifest
+from edge_llama.onnx_file import read_onnx
+from edge_llama.vision import VisionSpec
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_NOT_TOGETHER = "the files don't belong together: download or convert all of them again"
+VISION_INPUT, VISION_OUTPUT = "pixel_values", "image_features"
+"""What an ONNX vision tower takes, float32 (tiles, 3, side, side), and gives, float32 (tiles, tokens, n_embd)."""
 
 
 def locate(model: str | os.PathLike[str] | None = None) -> Path:
-    """The file that ``model`` means.
+    """The text tower's file that ``model`` means.
 
-    A path to a ``.gguf`` file, a folder that holds exactly one, or the name ``smollm2``. None means
+    A path to a ``.gguf`` file, a bundle or another folder that holds exactly one, or the name ``smollm2``. None means
     ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
     """
+    path = existing(model)
+    if not path.is_dir():
+        return path
+    if (path / manifests.NAME).exists():
+        text = read_manifest(path).text
+        if text is None:
+            raise ArtifactError(
+                f"{path}: holds a vision tower alone", remedy="give the text model, and this folder by --vision"
+            )
+        return path / _supported(path, "text", text, "llama.cpp").file
+    return _pair(path)[0]
+
+
+def existing(model: str | os.PathLike[str] | None = None) -> Path:
+    """The file or folder that ``model`` means, in :func:`locate`'s terms."""
     model = model or os.environ.get(MODEL_VARIABLE)
     if model is None or (str(model) == BUILT_IN and not Path(BUILT_IN).exists()):
         return _built_in()
@@ -35,8 +60,6 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
         path = Path(model).expanduser()
     except RuntimeError as error:  # ~nobody
         raise ArtifactError(f"{model}: its owner's home is not known", remedy="give the whole path") from error
-    if path.is_dir():
-        return _only_gguf(path)
     if not path.exists():
         raise ArtifactError(
             f"{path}: no such file or folder",
@@ -69,10 +92,13 @@ def _built_in() -> Path:
     return packaged
 
 
-def _only_gguf(folder: Path) -> Path:
-    files = [file for file in sorted(folder.glob("*.gguf")) if not _LATER_PART.search(file.name)]
-    if len(files) == 1:
-        return files[0]
+def _pair(folder: Path) -> tuple[Path, list[Path]]:
+    """The text model in a folder without a manifest, and what there is of vision towers, told by their usual name."""
+    files = [file for file in sorted(folder.glob("*.gguf")) if not LATER_PART.search(file.name)]
+    towers = [file for file in files if "mmproj" in file.name.lower()]
+    texts = [file for file in files if file not in towers]
+    if len(texts) == 1:
+        return texts[0], towers
     if (folder / "config.json").is_file():
         raise ArtifactError(
             f"{folder}: this is a full-precision checkpoint",
@@ -118,13 +144,15 @@ def read_artifact(path: Path) -> Artifact:
 
     A model that was written in several files is read from the first of them.
     """
-    headers = _read_parts(path)
+    headers = read_parts(path)
     header = headers[0]
     architecture = header.architecture
     if not architecture:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
-    if architecture == "clip":
-        raise ArtifactError(f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model")
+    if architecture == mmproj.ARCHITECTURE:
+        raise ArtifactError(
+            f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
+        )
     template = header.get("tokenizer.chat_template", str, "")
     n_layer = _positive(header, "block_count")
     artifact = Artifact(
@@ -142,49 +170,6 @@ def read_artifact(path: Path) -> Artifact:
     if any(token >= n_tokens for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
         raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
     return artifact
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of the model whose first, or only, file is ``path``: NAME-00001-of-00003.gguf and so on."""
-    match = re.fullmatch(r"(.+)-00001-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    return [path.with_name(f"{match[1]}-{part:05}-of-{match[2]}.gguf") for part in range(1, int(match[2]) + 1)]
-
-
-def _read_parts(path: Path) -> tuple[Header, ...]:
-    """The headers of all files of the model, by llama.cpp's naming: NAME-00001-of-00003.gguf."""
-    first = read_header(path)
-    count = first.get("split.count", int, 0)
-    if count <= 1:
-        return (first,)
-    number = first.get("split.no", int, 0)
-    ending = f"-{number + 1:05}-of-{count:05}.gguf"
-    if not path.name.endswith(ending):
-        raise ArtifactError(
-            f"{path}: part {number + 1} of {count} by its header", remedy=f"its name must end in {ending}"
-        )
-    first_path = path.with_name(f"{path.name.removesuffix(ending)}-00001-of-{count:05}.gguf")
-    if number:
-        raise ArtifactError(f"{path}: this is part {number + 1} of {count}", remedy=f"open the first: {first_path}")
-    paths = parts(path)
-    if missing := [part for part in paths if not part.is_file()]:
-        raise ArtifactError(f"{missing[0]}: this part is missing", remedy="download all parts, or convert again")
-    headers = (first, *map(read_header, paths[1:]))
-    _check_parts(headers, count)
-    return headers
-
-
-def _check_parts(headers: tuple[Header, ...], count: int) -> None:
-    for number, header in enumerate(headers):
-        if (header.get("split.no", int, -1), header.get("split.count", int, 0)) != (number, count):
-            raise ArtifactError(f"{header.path}: is no part {number + 1} of {count}", remedy=_NOT_TOGETHER)
-    total = headers[0].get("split.tensors.count", int, 0)
-    names = [tensor.name for header in headers for tensor in header.tensors]
-    if total != len(names) or len(set(names)) != len(names):
-        raise ArtifactError(
-            f"{headers[0].path}: {len(names):,} tensors in {count} parts, {total:,} announced", remedy=_NOT_TOGETHER
-        )
 
 
 def _positive(header: Header, key: str) -> int:
@@ -218,3 +203,177 @@ def _kv_values(header: Header, n_layer: int) -> int:
             remedy=DAMAGED,
         )
     return n_layer * kv_heads[0] * values
+
+
+@dataclass(frozen=True, slots=True)
+class VisionArtifact:
+    """A vision tower whose file was read and found sound. ``engine``: ``onnxruntime`` or ``llama.cpp``.
+
+    ``identity`` tells it from every other tower: 64 hexadecimal digits. ``format`` is its largest matrices' and
+    ``nbytes`` counts all its ``files``.
+    """
+
+    path: Path
+    engine: str
+    spec: VisionSpec
+    identity: str
+    name: str
+    format: str
+    nbytes: int
+    files: tuple[Path, ...]
+    tensors: tuple[TensorInfo, ...]
+    header: Header | None = None
+    """The header of a GGUF file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The towers of a folder; ``manifest`` is None where it holds a GGUF file and its mmproj as people have them."""
+
+    folder: Path
+    text: Path | None
+    vision: VisionArtifact | None
+    manifest: Manifest | None
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """The towers in ``folder``: as its manifest says, or the only text model with the only mmproj, if there is one.
+
+    ArtifactError names what is missing, malformed or ambiguous. The text tower is found, not read.
+    """
+    if not (folder / manifests.NAME).exists():
+        model, towers = _pair(folder)
+        if len(towers) > 1:
+            found = ", ".join(file.name for file in towers)
+            raise ArtifactError(
+                f"{folder}: more than one vision tower: {found}", remedy=f"open {model}, and one of these by --vision"
+            )
+        return Bundle(folder, model, read_vision(towers[0]) if towers else None, None)
+    manifest = read_manifest(folder)
+    text: Path | None = None
+    vision: VisionArtifact | None = None
+    if manifest.text:
+        text = folder / _supported(folder, "text", manifest.text, "llama.cpp").file
+        _check_listed(folder, manifest, parts(text))
+    if manifest.vision and manifest.images:
+        vision = _bundled_vision(folder, manifest.vision, manifest.images, manifest.name)
+        _check_listed(folder, manifest, vision.files)
+    return Bundle(folder, text, vision, manifest)
+
+
+def read_vision(path: Path) -> VisionArtifact:
+    """The vision tower at ``path``: a bundle's folder, the ONNX file of a bundle, or an mmproj GGUF file.
+
+    ArtifactError names what is wrong.
+    """
+    if path.is_dir():
+        vision = read_bundle(path).vision
+        if vision is None:
+            raise ArtifactError(f"{path}: holds no vision tower", remedy="give the mmproj or .onnx file itself")
+        return vision
+    if path.suffix != ".onnx":
+        return _mmproj(path)
+    bundle = bundle_of(path)
+    if bundle is None:
+        raise ArtifactError(
+            f"{path}: {manifests.NAME} is not beside it, nor in the folder above, and says what a tower needs",
+            remedy="give the bundle as it was converted",
+        )
+    return read_vision(bundle)
+
+
+def bundle_of(file: Path) -> Path | None:
+    """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper."""
+    for folder in (file.parent, file.parent.parent):
+        if (folder / manifests.NAME).is_file():
+            vision = read_manifest(folder).vision
+            if vision is not None and (folder / vision.file).resolve() == file.resolve():
+                return folder
+    return None
+
+
+def _supported(folder: Path, key: str, tower: Tower, *engines: str) -> Tower:
+    if tower.engine not in engines:
+        raise ArtifactError(
+            f"{folder / manifests.NAME}: {key}: engine is {tower.engine[:100]!r}, this version runs it on "
+            f"{' or '.join(engines)}",
+            remedy="update edge-llama, or convert again",
+        )
+    return tower
+
+
+def _check_listed(folder: Path, manifest: Manifest, files: Iterable[Path]) -> None:
+    """What the manifest does not list was not checked: it may be cut short, or a link out of the folder."""
+    for file in files:
+        if file.relative_to(folder).as_posix() not in manifest.files:
+            raise ArtifactError(
+                f"{folder / manifests.NAME}: files: {file.relative_to(folder).as_posix()!r:.200} is missing",
+                remedy="copy the whole folder again, or convert again",
+            )
+
+
+def _bundled_vision(folder: Path, tower: Tower, spec: VisionSpec, name: str) -> VisionArtifact:
+    """The vision tower of a bundle, whose manifest says what is to be known of it."""
+    path = folder / _supported(folder, "vision", tower, "onnxruntime", "llama.cpp").file
+    if tower.engine == "onnxruntime":
+        return _onnx(path, spec, name)
+    return replace(_mmproj(path, spec), name=name)
+
+
+def _mmproj(path: Path, bundled: VisionSpec | None = None) -> VisionArtifact:
+    """The tower of a GGUF file; ``bundled`` is what a manifest says of it, which may differ in what is not its own."""
+    header = read_header(path)
+    own = mmproj.read_spec(header)
+    spec = bundled or own
+    if replace(own, max_tiles=spec.max_tiles, mean=spec.mean, std=spec.std) != spec:
+        raise ArtifactError(
+            f"{path}: a tower of {own}, where {manifests.NAME} says {spec}", remedy="copy or convert both again"
+        )
+    return VisionArtifact(
+        path=path,
+        engine="llama.cpp",
+        spec=spec,
+        identity=_identity(spec, (path, header.data_offset, header.tensors)),
+        name=header.get("general.name", str, path.stem),
+        format=_format(header.tensors),
+        nbytes=header.file_size,
+        files=(path,),
+        tensors=header.tensors,
+        header=header,
+    )
+
+
+def _onnx(path: Path, spec: VisionSpec, name: str) -> VisionArtifact:
+    graph = read_onnx(path)
+    if graph.inputs != (VISION_INPUT,) or graph.outputs != (VISION_OUTPUT,):
+        raise ArtifactError(
+            f"{path}: from {', '.join(graph.inputs)!r:.100} to {', '.join(graph.outputs)!r:.100}, expected "
+            f"{VISION_INPUT!r} to {VISION_OUTPUT!r}",
+            remedy="convert again",
+        )
+    files = (path, graph.data) if graph.data else (path,)
+    sizes = [file.stat().st_size for file in files]
+    return VisionArtifact(
+        path=path,
+        engine="onnxruntime",
+        spec=spec,
+        identity=_identity(spec, (path, sizes[0], ()), *((file, 0, graph.tensors) for file in files[1:])),
+        name=name,
+        format=_format(graph.tensors),
+        nbytes=sum(sizes),
+        files=files,
+        tensors=graph.tensors,
+    )
+
+
+def _identity(spec: VisionSpec, *files: tuple[Path, int, Sequence[TensorInfo]]) -> str:
+    """By the weights, and by how pixels are prepared for them."""
+    return hashlib.sha256(f"{spec.to_json()} {identity_of(files)}".encode()).hexdigest()
+
+
+def _format(tensors: Sequence[TensorInfo]) -> str:
+    """The format of most bytes."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.format.name] += tensor.nbytes
+    return next((name for name, _ in counts.most_common(1)), "")

@@ -21,8 +21,8 @@ _WITHOUT_TEXT = ("none", "no_vocab", "test")  # vocabularies that turn no text i
 _WITHOUT_BYTES, _BYTE = ("bert", "rwkv", "plamo2"), 6
 _WHOLE = {ValueType.UINT8, ValueType.INT8, ValueType.UINT16, ValueType.INT16}
 _WHOLE |= {ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64}
-# q8_1 and q8_k are for use inside a product, the rest for other things than weights: no kernel multiplies them.
-_NOT_MULTIPLIED = {FORMATS[name] for name in ("q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64")}
+NOT_MULTIPLIED = {FORMATS[name] for name in ("q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64")}
+"""Formats that no product takes: for use inside one, or for other things than weights."""
 
 
 def check_model(headers: Sequence[Header]) -> None:
@@ -176,7 +176,7 @@ def _check_formats(tensors: Sequence[TensorInfo], header: Header) -> None:
     """A Llama's vectors (norms, biases, frequencies, scales) are taken as f32; its matrices are multiplied."""
     for tensor in tensors:
         is_vector = math.prod(tensor.shape[:-1]) == 1
-        if (is_vector and tensor.format is not F32) or tensor.format in _NOT_MULTIPLIED:
+        if (is_vector and tensor.format is not F32) or tensor.format in NOT_MULTIPLIED:
             raise ArtifactError(
                 f"{header.path}: tensor {tensor.name!r} is stored as {tensor.format}, "
                 f"{'expected f32' if is_vector else 'which no product takes'}",

@@ -7,14 +7,16 @@ what a later step proves about the weights.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.formats import Format
-from edge_llama.gguf import Header, Value, ValueType, array, encode_header, string
+from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, string
 
 ROOT = "edge_llama.sha256"
 TENSORS = "edge_llama.tensor_sha256"
@@ -99,17 +101,23 @@ def identity(headers: Sequence[Header]) -> str:
     copy them into files with other weights. For files without, other weights have another identity, but damage
     between the samples has not. ArtifactError if a file can't be read.
     """
+    return identity_of((header.path, header.data_offset, header.tensors) for header in headers)
+
+
+def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
+    """The same of any files: each with how many of its first bytes count whole, and with its tensors."""
     digest = hashlib.sha256()
-    for header in headers:
+    for path, start, tensors in files:
         try:
-            with header.path.open("rb") as file:
-                digest.update(hash_of(file, 0, header.data_offset) + header.file_size.to_bytes(8, "little"))
-                for tensor in header.tensors:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(hash_of(file, 0, start) + size.to_bytes(8, "little"))
+                for tensor in tensors:
                     last = tensor.offset + max(0, tensor.nbytes - _SAMPLE)
                     for at in (tensor.offset, (tensor.offset + last) // 2, last):
                         digest.update(hash_of(file, at, min(_SAMPLE, tensor.nbytes)))
         except OSError as error:
-            raise ArtifactError(f"{header.path}: cannot be read: {error.strerror}") from error
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
