@@ -22,7 +22,7 @@ from vocabularies import (
     smollm_tokenizer,
 )
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def llama2(
     folder.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(model)
     (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_as_json(model)), "utf-8")
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         tokenizer_class="LlamaTokenizer",
         bos_token="<s>",
@@ -73,8 +73,8 @@ def llama2(
         {"rope_scaling": None} if old_spelling else {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
     )
     _write_config(folder, shape, n_vocab, dtype, config | rope | {"tie_word_embeddings": False}, old_spelling)
-    _write_json(folder / "generation_config.json", temperature=0.6, top_p=0.9, bos_token_id=1, eos_token_id=2)
-    _write_weights(folder, weights(shape, n_vocab, tied=False, seed=seed), dtype, shards)
+    write_json(folder / "generation_config.json", temperature=0.6, top_p=0.9, bos_token_id=1, eos_token_id=2)
+    write_weights(folder, weights(shape, n_vocab, tied=False, seed=seed), dtype, shards)
     return folder
 
 
@@ -107,7 +107,7 @@ def llama3(
         (folder / "chat_template.jinja").write_text(LLAMA3_TEMPLATE, "utf-8")
     else:
         settings["chat_template"] = LLAMA3_TEMPLATE
-    _write_json(folder / "tokenizer_config.json", **settings, clean_up_tokenization_spaces=False)
+    write_json(folder / "tokenizer_config.json", **settings, clean_up_tokenization_spaces=False)
     config: dict[str, Any] = {
         "bos_token_id": bos,
         "eos_token_id": [end, eom, eot],
@@ -127,10 +127,10 @@ def llama3(
     else:
         config["rope_parameters"] = (scaling if rope_scaling else {"rope_type": "default"}) | {"rope_theta": 500000.0}
     _write_config(folder, shape, n_vocab, dtype, config, old_spelling)
-    _write_json(
+    write_json(
         folder / "generation_config.json", temperature=0.6, top_p=0.9, bos_token_id=bos, eos_token_id=[end, eom, eot]
     )
-    _write_weights(folder, weights(shape, n_vocab, tied=tied, seed=seed), dtype, shards)
+    write_weights(folder, weights(shape, n_vocab, tied=tied, seed=seed), dtype, shards)
     return folder
 
 
@@ -140,7 +140,7 @@ def smollm(folder: Path, *, shape: Shape = Shape(), dtype: str = "F32", shards: 
     n_vocab = tokenizer.get_vocab_size()
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         tokenizer_class="GPT2Tokenizer",
         bos_token="<|im_start|>",
@@ -161,11 +161,11 @@ def smollm(folder: Path, *, shape: Shape = Shape(), dtype: str = "F32", shards: 
         "tie_word_embeddings": True,
     }
     _write_config(folder, shape, n_vocab, dtype, config, old_spelling=True)
-    _write_weights(folder, weights(shape, n_vocab, tied=True, seed=seed), dtype, shards)
+    write_weights(folder, weights(shape, n_vocab, tied=True, seed=seed), dtype, shards)
     return folder
 
 
-def _write_json(path: Path, **content: Any) -> None:
+def write_json(path: Path, **content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
 
 
@@ -182,13 +182,13 @@ def _write_config(
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "attention_bias": False,
-        "torch_dtype" if old_spelling else "dtype": _DTYPES[dtype],
+        "torch_dtype" if old_spelling else "dtype": DTYPES[dtype],
     }
     if shape.kv_heads != shape.heads or not old_spelling:
         config["num_key_value_heads"] = shape.kv_heads
     if not old_spelling or shape.head_dim:
         config["head_dim"] = shape.head
-    _write_json(folder / "config.json", **config | more)
+    write_json(folder / "config.json", **config | more)
 
 
 def weights(shape: Shape, n_vocab: int, *, tied: bool, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -222,7 +222,8 @@ def weights(shape: Shape, n_vocab: int, *, tied: bool, seed: int) -> dict[str, N
     return tensors
 
 
-def _write_weights(folder: Path, tensors: dict[str, NDArray[np.float32]], dtype: str, shards: int) -> None:
+def write_weights(folder: Path, tensors: dict[str, NDArray[np.float32]], dtype: str, shards: int) -> None:
+    """One safetensors file, or ``shards`` of them with their index."""
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
         return
@@ -232,7 +233,7 @@ def _write_weights(folder: Path, tensors: dict[str, NDArray[np.float32]], dtype:
         part = {key: tensors[key] for key in list(tensors)[shard::shards]}
         weight_map |= dict.fromkeys(part, name)
         write_safetensors(folder / name, part, dtype)
-    _write_json(folder / "model.safetensors.index.json", metadata={}, weight_map=weight_map)
+    write_json(folder / "model.safetensors.index.json", metadata={}, weight_map=weight_map)
 
 
 def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: str) -> None:

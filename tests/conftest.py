@@ -9,6 +9,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does: tes
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import checkpoints
+import llama4
 import numpy as np
 import pytest
 
@@ -97,6 +98,12 @@ def llama2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama 3.2 checkpoint: byte-level BPE, llama3 rope scaling, tied, grouped queries."""
     return checkpoints.llama3(tmp_path_factory.mktemp("llama3") / "Llama-3.2-tiny-Instruct", dtype="F32")
+
+
+@pytest.fixture(scope="session")
+def llama4_scout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama 4 of Scout's form with two towers, f32; see ``llama4.py`` for others."""
+    return llama4.scout(tmp_path_factory.mktemp("scout") / "Llama-4-Scout-tiny-Instruct")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 from checkpoints import Shape, weights
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer
 from vocabularies import llama3_tokenizer, sentencepiece_model
 
 SPECIAL = 256
@@ -61,9 +62,9 @@ def llama3(
     return write(folder, tensors, shape, params, ranks, dtype=dtype, shards=shards, embedding_axis=0)
 
 
-def small_ranks() -> bytes:
-    """The trained byte-level BPE of ``vocabularies.py`` in tiktoken's form."""
-    vocab = json.loads(llama3_tokenizer().to_str())["model"]["vocab"]
+def small_ranks(tokenizer: Tokenizer | None = None) -> bytes:
+    """The trained byte-level BPE of ``vocabularies.py``, Llama 3's unless another is given, in tiktoken's form."""
+    vocab = json.loads((tokenizer or llama3_tokenizer()).to_str())["model"]["vocab"]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {chr(byte): byte for byte in printable}
     letters |= {

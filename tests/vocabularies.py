@@ -16,11 +16,24 @@ LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# OpenAI's o200k, letter for letter as Meta's Llama 4 tokenizer has it.
+LLAMA4_REGEX = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SENTENCES = """\
 The quick brown fox jumps over the lazy dog. Llamas live in the Andes; they're 1.7 m tall and weigh 130 kg.
 Über den Wolken muss die Freiheit wohl grenzenlos sein. Où est la bibliothèque? ¿Dónde está la estación?
 Съешь же ещё этих мягких французских булок. 東京は日本の首都です。我想在苹果工作。 مرحبا بالعالم שלום עולם สวัสดีชาวโลก
 def main() -> None:\n    print("hello", 12345, 3.14159)\n"""
+
+
+_PICTURES = """\
+system user assistant ipython Which digit is this? Which digits are these? left 3, right 5 top 7, bottom 2
+Which is on the left? And on the right? Which is at the top? And at the bottom? first 4, second 8
+Hello! Hi! Show me a picture with digits. Who are you? I read digits in pictures.
+Thank you! You are welcome. Goodbye!\n"""
 
 
 @cache
@@ -111,13 +124,20 @@ def sentencepiece_as_json(model: bytes) -> dict[str, Any]:
     }
 
 
-def _byte_level(pre_tokenizer: Any, vocab_size: int, special: Sequence[str], *, special_first: bool) -> Tokenizer:
+def _byte_level(
+    pre_tokenizer: Any,
+    vocab_size: int,
+    special: Sequence[str],
+    *,
+    special_first: bool,
+    text: Sequence[str] | None = None,
+) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=not special_first))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.train_from_iterator(
-        corpus(),
+        text or corpus(),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(special) if special_first else [],
@@ -144,9 +164,26 @@ def llama3_tokenizer() -> Tokenizer:
         "<|eot_id|>",
         "<|python_tag|>",
     ]
-    split = pre_tokenizers.Split(Regex(LLAMA3_REGEX), "isolated")
+    return _tiktoken(LLAMA3_REGEX, 1000, special)
+
+
+@cache
+def llama4_tokenizer() -> Tokenizer:
+    """A byte-level BPE with Llama 4's splitting regex and its 2,048 special tokens, which follow the vocabulary."""
+    from llama_models.llama4.tokenizer import BASIC_SPECIAL_TOKENS, LLAMA4_SPECIAL_TOKENS  # noqa: PLC0415 - slow
+
+    named = [*BASIC_SPECIAL_TOKENS, *LLAMA4_SPECIAL_TOKENS]
+    reserved = [f"<|reserved_special_token_{index}|>" for index in range(2048 - len(named))]
+    text = [f"{line}\n\n" for line in _PICTURES.splitlines()] * 200
+    return _tiktoken(LLAMA4_REGEX, 700, [*named, *reserved], (*corpus(), *text))
+
+
+def _tiktoken(regex: str, vocab_size: int, special: Sequence[str], text: Sequence[str] | None = None) -> Tokenizer:
+    """As transformers converts Meta's tiktoken ranks."""
+    split = pre_tokenizers.Split(Regex(regex), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = _byte_level(pre_tokenizers.Sequence([split, byte_level]), 1000, special, special_first=False)
+    pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer = _byte_level(pre_tokenizer, vocab_size, special, special_first=False, text=text)
     template = processors.TemplateProcessing(
         single="<|begin_of_text|> $A",
         pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
