@@ -87,7 +87,7 @@ class Image:
         try:
             data = base64.b64decode(url[found.end() :], validate=True)
         except binascii.Error as error:
-            raise InputError(f"an image's data URL is no base64: {error}") from error
+            raise InputError(f"an image's data URL is no base64: {error}", remedy="encode it once more") from error
         return _from_data(data, "image")
 
     def to_data_url(self) -> str:
@@ -121,9 +121,10 @@ def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None)
         if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
             Path(name).open("rb").close()
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {reason}", remedy="give the path of a file that can be read") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name}: a folder or a device where a file is expected")
+        raise InputError(f"{name}: a folder or a device", remedy="give the path of a file that can be read")
     if max_bytes is not None and status.st_size > max_bytes:
         raise InputError(f"{name}: {status.st_size:,} bytes, at most {max_bytes:,} are read", remedy="scale it down")
     return Path(name)
@@ -136,7 +137,7 @@ def check_size(width: int, height: int) -> None:
             f"{width:,} x {height:,} pixels, at most {MAX_PIXELS:,} in all are decoded", remedy="scale it down"
         )
     if not width or not height:
-        raise InputError(f"{width} x {height} pixels: nothing to see")
+        raise InputError(f"{width} x {height} pixels: nothing to see", remedy="give another image")
 
 
 def rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
@@ -152,7 +153,7 @@ def rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
         image = image.convert("RGBA")
         white = Pillow.new("RGBA", image.size, (255, 255, 255, 255))
         return Pillow.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_data(data: bytes, name: str) -> Image:
@@ -229,7 +230,7 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(f"{name}: the image is damaged ({error})") from error
+        raise InputError(f"{name}: the image is damaged ({error})", remedy="save or download it once more") from error
 
 
 def _turn(image: "PIL.Image.Image") -> "PIL.Image.Transpose | None":
