@@ -30,6 +30,8 @@ from math import isfinite
 from typing import Any
 >>>>>>> h/bundle
 
+_REMEDY = "convert the checkpoint again"
+
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
@@ -58,11 +60,13 @@ class VisionSpec:
         for name, most in (("tile", 4096), ("max_tiles", 256), ("tokens_per_tile", 1 << 16), ("n_embd", 1 << 20)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
-                raise ArtifactError(f"images: {name} is {value!r}, expected 1 to {most:,}")
+                raise ArtifactError(f"images: {name} is {value!r}, expected 1 to {most:,}", remedy=_REMEDY)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not _are_three_numbers(values) or (name == "std" and min(values) <= 0):
-                raise ArtifactError(f"images: {name} is {values!r}, expected three numbers (std above 0)")
+                raise ArtifactError(
+                    f"images: {name} is {values!r}, expected three numbers (std above 0)", remedy=_REMEDY
+                )
             object.__setattr__(self, name, tuple(map(float, values)))
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +78,7 @@ class VisionSpec:
         """The inverse of :meth:`to_json`; ArtifactError names the field that is missing, unknown or out of range."""
         names = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
-            raise ArtifactError(f"images: expected the fields {', '.join(sorted(names))}", remedy="convert it again")
+            raise ArtifactError(f"images: expected the fields {', '.join(sorted(names))}", remedy=_REMEDY)
         return cls(**data)
 
 
@@ -169,7 +173,7 @@ def _normalise(levels: "NDArray[np.uint8]", out: "NDArray[np.float32]", spec: Vi
 
 
 def token_plan(grid: Grid, spec: VisionSpec) -> Plan:
-    """What stands for an image in a prompt: tiles row by row with separators, then the global tile (or the only one)."""
+    """What an image is in a prompt: tiles row by row with separators, then the global tile (or the only one)."""
     tiles = spec.tokens_per_tile
     row = (tiles, *("<|tile_x_separator|>", tiles) * (grid.columns - 1), "<|tile_y_separator|>")
     rows = row * grid.rows if grid.count > 1 else ()
