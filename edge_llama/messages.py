@@ -207,6 +207,11 @@ def as_json(value: Any, what: str) -> Any:
     return json.loads(text)
 
 
+def images_of(messages: Iterable[Message]) -> list[Image]:
+    """The images of a conversation, in order."""
+    return [image for message in messages for _, image in message.images]
+
+
 def check_messages(messages: object) -> tuple[Message, ...]:
     """The messages of a conversation; OptionError unless it is a sequence or other iterable of them."""
     if not isinstance(messages, Iterable) or isinstance(messages, str | bytes | Mapping):

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.images import Image
-from edge_llama.messages import Message, as_json
+from edge_llama.messages import Message, as_json, images_of
 from edge_llama.tokenizer import Tokenizer, check_length
 from edge_llama.tool_forms import TAGS, form_named, form_of
 from edge_llama.tool_reader import ToolCallReader
@@ -82,7 +82,7 @@ class ChatTemplate:
         control tokens of contents in a way that can't be told from its own.
         """
         variables = self._checked_variables(variables or {})
-        images = list(map(image_ids, _images(messages))) if image_ids else []
+        images = list(map(image_ids, images_of(messages))) if image_ids else []
         try:
             return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
         except TemplateError:
@@ -227,10 +227,6 @@ def _as_data(message: Message) -> dict[str, Any]:
         ]
     given = {"tool_call_id": message.tool_call_id, "name": message.name}
     return data | {key: value for key, value in given.items() if value is not None}
-
-
-def _images(messages: Iterable[Message]) -> Iterable[Image]:
-    return (image for message in messages for _, image in message.images)
 
 
 def _one_call_each(messages: Sequence[Message]) -> list[Message]:
