@@ -313,9 +313,7 @@ class Model:
             return "its KV cache was not kept when it was saved" if saved.messages else None
         n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
         is_odd = state.tokens >= n_vocab if saved.images else (state.tokens < 0) | (state.tokens >= n_vocab)
-        if is_odd.any() or (
-            state.logits is not None and len(state.logits) != n_vocab
-        ):
+        if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
             raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
         if reason := self._difference(saved.settings):
             return reason
