@@ -76,6 +76,8 @@ class Manifest:
             "seal": _ZEROS,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"{len(text):,} bytes, at most {_MAX_BYTES:,} are read")
         at = text.rindex(_ZEROS.encode())
         return text[:at] + hashlib.sha256(text).hexdigest().encode() + text[at + len(_ZEROS) :]
 

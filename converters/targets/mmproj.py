@@ -1,0 +1,37 @@
+"""A vision tower as llama.cpp's tools take it: a GGUF file of its own, called mmproj."""
+
+from converters.architectures import llama4_vision
+from converters.checkpoint import Checkpoint
+from converters.options import Options
+from converters.targets import gguf
+from converters.targets.layout import Entry, Layout, Part
+from edge_llama import mmproj
+from edge_llama.formats import F32, FORMATS
+from edge_llama.gguf import string, u32
+from quant.recipe import RECIPES
+
+QUANTS = ("f16", "f32")
+DEFAULT_QUANT = "f16"
+
+
+def lay_out(checkpoint: Checkpoint, quant: str, name: str, _options: Options) -> Layout:
+    """The file ``name`` with the vision tower of ``checkpoint``, its matrices in ``quant``."""
+    return Layout((part(checkpoint, quant, name),))
+
+
+def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
+    """The same as a part of an output. CheckpointError if the tower is not whole, or no GGUF file can express it."""
+    weights, metadata = llama4_vision.mmproj(checkpoint)
+    matrix = FORMATS[quant]
+    entries = tuple(Entry(weight.tensor, matrix if weight.role == "matrix" else F32) for weight in weights)
+    fields = {
+        "general.architecture": string(mmproj.ARCHITECTURE),
+        "general.type": string("mmproj"),
+        "general.name": string(checkpoint.name),
+        **checkpoint.provenance.fields,
+        **metadata,
+        mmproj.MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
+        "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),
+        "general.file_type": u32(RECIPES[quant].ftype),
+    }
+    return gguf.part(name, fields, entries, checkpoint.path)
