@@ -46,8 +46,8 @@ class Plan:
 
     checkpoint: Checkpoint
     layout: Layout
-    quant: str
     options: Options
+    """As asked, and where that leaves a choice, as chosen."""
     inputs: tuple[Path, ...]
     source_state: str
     """Names, sizes and times of the inputs' files: a change while they are read is noticed by it."""
@@ -88,14 +88,14 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     """
     chosen = Options(**options)
     checkpoint = open_checkpoint(Path(source))
-    target, quant = choose(Path(output), checkpoint, chosen)
+    target, chosen = choose(Path(output), checkpoint, chosen)
     checkpoint = with_template(checkpoint, chosen.chat_template)
     inputs: tuple[Path, ...] = (checkpoint.path,)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
         inputs += (Path(chosen.lora),)
-    layout = target.lay_out(checkpoint, quant, Path(output).name, chosen)
-    return Plan(checkpoint, layout, quant, chosen, inputs, fingerprint(inputs))
+    layout = target.lay_out(checkpoint, Path(output).name, chosen)
+    return Plan(checkpoint, layout, chosen, inputs, fingerprint(inputs))
 
 
 def convert(

@@ -1,5 +1,6 @@
 """What a conversion writes: one file per kind. A target lays out the whole output before a weight is read."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,10 +21,10 @@ _FOR_VISION = ("vision_to", "vision_quant")
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
 
-def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[ModuleType, str]:
-    """The target for ``checkpoint``, ``output`` and ``options``, and the recipe; OptionError says what fits instead.
+def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[ModuleType, Options]:
+    """The target for what was asked, and the options with what they left open; OptionError says what fits instead.
 
-    A target has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, quant, name, options) -> Layout``.
+    A target has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, name, options) -> Layout``.
     """
     for name, values in _VALUES.items():
         if (value := getattr(options, name)) not in (None, *values):
@@ -31,13 +32,24 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Modu
     written = towers(checkpoint, options.tower)
     target = _target(output, checkpoint, options, written)
     _check_fit(target, options, written)
-    if "text" not in written:
-        return target, options.vision_quant or mmproj.DEFAULT_QUANT
-    quant = options.quant or target.DEFAULT_QUANT
+    if "text" in written:
+        options = replace(options, quant=_quant(target, options.quant))
+    if "vision" in written and target in (bundle, mmproj):
+        alone = options.to if "text" not in written else None
+        options = replace(
+            options,
+            vision_quant=options.vision_quant or mmproj.DEFAULT_QUANT,
+            vision_to=options.vision_to or alone or bundle.DEFAULT_VISION,
+        )
+    return target, options
+
+
+def _quant(target: ModuleType, asked: str | None) -> str:
+    quant: str = asked or target.DEFAULT_QUANT
     if quant not in target.QUANTS:
         name = target.__name__.rpartition(".")[2]
         raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(target.QUANTS)}")
-    return target, quant
+    return quant
 
 
 def _target(output: Path, checkpoint: Checkpoint, options: Options, written: tuple[str, ...]) -> ModuleType:
@@ -70,13 +82,11 @@ def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -
     """OptionError for what would be without effect."""
     if target is safetensors and options.tower not in (None, "all"):
         raise OptionError(f"--tower {options.tower}: not for safetensors", remedy="leave it out: the folder is whole")
-    unfit = {"text": _FOR_TEXT} if "text" not in written else {}
-    unfit |= {"vision": _FOR_VISION} if "vision" not in written or target is safetensors else {}
-    for tower, names in unfit.items():
-        if given := [name for name in names if getattr(options, name)]:
-            raise OptionError(
-                f"{_flag(given[0])}: is about the {tower} tower, which is not written so", remedy="leave it out"
-            )
+    unfit = () if "text" in written else _FOR_TEXT
+    unfit += () if "vision" in written and target is not safetensors else _FOR_VISION
+    for name in (name for name in unfit if getattr(options, name)):
+        tower = "text" if name in _FOR_TEXT else "vision"
+        raise OptionError(f"{_flag(name)}: is for a {tower} tower, and none is written so", remedy="leave it out")
     if target is mmproj and options.vision_to == "onnx":
         raise OptionError("--vision-to onnx: a .gguf file can't hold it", remedy="give a folder, or leave it out")
     if "text" not in written and options.to and options.vision_to not in (None, options.to):

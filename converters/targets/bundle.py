@@ -21,7 +21,8 @@ from edge_llama.manifest import NAME, Manifest, StoredFile, Tower
 QUANTS = gguf.QUANTS
 DEFAULT_QUANT = gguf.DEFAULT_QUANT
 VISION_ENGINES = {"onnx": "onnxruntime", "gguf": "llama.cpp"}
-"""What ``vision_to`` may say, the default first, and the engine for it."""
+"""What ``vision_to`` may say, and the engine for it."""
+DEFAULT_VISION = "onnx"
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:
@@ -41,13 +42,12 @@ def towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
     return (asked,)
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) -> Layout:
-    """The folder of the towers that ``options`` ask for; text by recipe ``quant``.
+def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
+    """The folder of the towers for which ``options`` name a format.
 
     CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
-    written = towers(checkpoint, options.tower)
-    text = gguf.lay_out(checkpoint, quant, "text.gguf", options).parts if "text" in written else ()
+    text = gguf.lay_out(checkpoint, "text.gguf", options).parts if options.quant else ()
     manifest = Manifest(
         name=checkpoint.name,
         writer=f"edge-llama {version('edge-llama')}",
@@ -55,16 +55,11 @@ def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) ->
         text=Tower("llama.cpp", text[0].name) if text else None,
         generation=checkpoint.generation,
     )
-    if "vision" not in written:
+    if not (options.vision_quant and options.vision_to):
         return _layout(text, manifest, checkpoint)
-    kind = options.vision_to or ("onnx" if text else options.to) or "onnx"
-    format_ = options.vision_quant or mmproj.DEFAULT_QUANT
-    vision = _vision(checkpoint, kind, format_)
-    manifest = replace(
-        manifest,
-        vision=Tower(VISION_ENGINES[kind], vision[0].name, format_),
-        images=llama4_vision.spec(checkpoint),
-    )
+    vision = _vision(checkpoint, options.vision_to, options.vision_quant)
+    tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
+    manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
     return _layout((*text, *vision), manifest, checkpoint)
 
 

@@ -25,13 +25,13 @@ _NOT_KEPT = ("general.file_type", "general.quantization_version", "general.align
 """What describes a source file, and not the model in it."""
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> Layout:
-    """The GGUF file ``name`` of ``checkpoint`` by recipe ``quant``.
+def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
+    """The GGUF file ``name`` of ``checkpoint``, its text tower if it has two.
 
     CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
     architecture = for_config(checkpoint)
-    chosen = recipe.RECIPES[quant]
+    chosen = recipe.RECIPES[options.quant or DEFAULT_QUANT]
     weights = architecture.weights(checkpoint)
     slots = [
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)

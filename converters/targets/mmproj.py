@@ -14,13 +14,13 @@ QUANTS = ("f16", "f32")
 DEFAULT_QUANT = "f16"
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, name: str, _options: Options) -> Layout:
-    """The file ``name`` with the vision tower of ``checkpoint``, its matrices in ``quant``."""
-    return Layout((part(checkpoint, quant, name),))
+def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
+    """The file ``name`` with the vision tower of ``checkpoint``."""
+    return Layout((part(checkpoint, options.vision_quant or DEFAULT_QUANT, name),))
 
 
 def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
-    """The same as a part of an output. CheckpointError if the tower is not whole, or no GGUF file can express it."""
+    """The same as a part of an output, its matrices in ``quant``. CheckpointError if it can't be expressed so."""
     weights, metadata = llama4_vision.mmproj(checkpoint)
     matrix = FORMATS[quant]
     entries = tuple(Entry(weight.tensor, matrix if weight.role == "matrix" else F32) for weight in weights)
