@@ -228,9 +228,9 @@ class VisionArtifact:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The towers of a folder; ``manifest`` is None where it holds a GGUF file and its mmproj as people have them."""
+    """The towers at ``path``; ``manifest`` is None where there is none: files as people have them."""
 
-    folder: Path
+    path: Path
     text: Path | None
     vision: VisionArtifact | None
     manifest: Manifest | None
@@ -261,6 +261,20 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, text, vision, manifest)
 
 
+def read_towers(path: Path) -> Bundle:
+    """The towers at ``path``: those of a folder, or the one that is in a file. The text tower is found, not read.
+
+    Of a bundle's ONNX file it is that tower, with ``path`` and ``manifest`` those of the bundle.
+    """
+    if path.is_dir():
+        return read_bundle(path)
+    if path.suffix == ".onnx":
+        return replace(read_bundle(_bundle_of(path)), text=None)
+    if read_header(path).architecture == mmproj.ARCHITECTURE:
+        return Bundle(path, None, read_vision(path), None)
+    return Bundle(path, path, None, None)
+
+
 def read_vision(path: Path) -> VisionArtifact:
     """The vision tower at ``path``: a bundle's folder, the ONNX file of a bundle, or an mmproj GGUF file.
 
@@ -271,25 +285,20 @@ def read_vision(path: Path) -> VisionArtifact:
         if vision is None:
             raise ArtifactError(f"{path}: holds no vision tower", remedy="give the mmproj or .onnx file itself")
         return vision
-    if path.suffix != ".onnx":
-        return _mmproj(path)
-    bundle = bundle_of(path)
-    if bundle is None:
-        raise ArtifactError(
-            f"{path}: {manifests.NAME} is not beside it, nor in the folder above, and says what a tower needs",
-            remedy="give the bundle as it was converted",
-        )
-    return read_vision(bundle)
+    return read_vision(_bundle_of(path)) if path.suffix == ".onnx" else _mmproj(path)
 
 
-def bundle_of(file: Path) -> Path | None:
+def _bundle_of(file: Path) -> Path:
     """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper."""
     for folder in (file.parent, file.parent.parent):
         if (folder / manifests.NAME).is_file():
             vision = read_manifest(folder).vision
             if vision is not None and (folder / vision.file).resolve() == file.resolve():
                 return folder
-    return None
+    raise ArtifactError(
+        f"{file}: {manifests.NAME}, which says what a tower needs, is not beside it, nor in the folder above",
+        remedy="give the bundle as it was converted",
+    )
 
 
 def _supported(folder: Path, key: str, tower: Tower, *engines: str) -> Tower:

@@ -82,7 +82,7 @@ def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -
     """OptionError for what would be without effect."""
     if target is safetensors and options.tower not in (None, "all"):
         raise OptionError(f"--tower {options.tower}: not for safetensors", remedy="leave it out: the folder is whole")
-    unfit = () if "text" in written else _FOR_TEXT
+    unfit: tuple[str, ...] = () if "text" in written else _FOR_TEXT
     unfit += () if "vision" in written and target is not safetensors else _FOR_VISION
     for name in (name for name in unfit if getattr(options, name)):
         tower = "text" if name in _FOR_TEXT else "vision"
