@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_llama import manifest as manifests
-from edge_llama import mmproj
 from edge_llama.errors import ArtifactError
 from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
 from edge_llama.gguf_checks import check_model, items, numbers
 from edge_llama.gguf_parts import LATER_PART, parts, read_parts
 from edge_llama.integrity import identity_of
+from edge_llama.manifest import NAME as MANIFEST
 from edge_llama.manifest import Manifest, Tower, read_manifest
+from edge_llama.mmproj import ARCHITECTURE as MMPROJ
+from edge_llama.mmproj import read_spec
 from edge_llama.onnx_file import read_onnx
 from edge_llama.vision import VisionSpec
 
@@ -41,7 +42,7 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
     path = existing(model)
     if not path.is_dir():
         return path
-    if (path / manifests.NAME).exists():
+    if (path / MANIFEST).exists():
         text = read_manifest(path).text
         if text is None:
             raise ArtifactError(
@@ -149,7 +150,7 @@ def read_artifact(path: Path) -> Artifact:
     architecture = header.architecture
     if not architecture:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
-    if architecture == mmproj.ARCHITECTURE:
+    if architecture == MMPROJ:
         raise ArtifactError(
             f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
         )
@@ -241,7 +242,7 @@ def read_bundle(folder: Path) -> Bundle:
 
     ArtifactError names what is missing, malformed or ambiguous. The text tower is found, not read.
     """
-    if not (folder / manifests.NAME).exists():
+    if not (folder / MANIFEST).exists():
         model, towers = _pair(folder)
         if len(towers) > 1:
             found = ", ".join(file.name for file in towers)
@@ -270,7 +271,7 @@ def read_towers(path: Path) -> Bundle:
         return read_bundle(path)
     if path.suffix == ".onnx":
         return replace(read_bundle(_bundle_of(path)), text=None)
-    if read_header(path).architecture == mmproj.ARCHITECTURE:
+    if read_header(path).architecture == MMPROJ:
         return Bundle(path, None, read_vision(path), None)
     return Bundle(path, path, None, None)
 
@@ -291,12 +292,12 @@ def read_vision(path: Path) -> VisionArtifact:
 def _bundle_of(file: Path) -> Path:
     """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper."""
     for folder in (file.parent, file.parent.parent):
-        if (folder / manifests.NAME).is_file():
+        if (folder / MANIFEST).is_file():
             vision = read_manifest(folder).vision
             if vision is not None and (folder / vision.file).resolve() == file.resolve():
                 return folder
     raise ArtifactError(
-        f"{file}: {manifests.NAME}, which says what a tower needs, is not beside it, nor in the folder above",
+        f"{file}: {MANIFEST}, which says what a tower needs, is not beside it, nor in the folder above",
         remedy="give the bundle as it was converted",
     )
 
@@ -304,7 +305,7 @@ def _bundle_of(file: Path) -> Path:
 def _supported(folder: Path, key: str, tower: Tower, *engines: str) -> Tower:
     if tower.engine not in engines:
         raise ArtifactError(
-            f"{folder / manifests.NAME}: {key}: engine is {tower.engine[:100]!r}, this version runs it on "
+            f"{folder / MANIFEST}: {key}: engine is {tower.engine[:100]!r}, this version runs it on "
             f"{' or '.join(engines)}",
             remedy="update edge-llama, or convert again",
         )
@@ -316,7 +317,7 @@ def _check_listed(folder: Path, manifest: Manifest, files: Iterable[Path]) -> No
     for file in files:
         if file.relative_to(folder).as_posix() not in manifest.files:
             raise ArtifactError(
-                f"{folder / manifests.NAME}: files: {file.relative_to(folder).as_posix()!r:.200} is missing",
+                f"{folder / MANIFEST}: files: {file.relative_to(folder).as_posix()!r:.200} is missing",
                 remedy="copy the whole folder again, or convert again",
             )
 
@@ -332,11 +333,11 @@ def _bundled_vision(folder: Path, tower: Tower, spec: VisionSpec, name: str) -> 
 def _mmproj(path: Path, bundled: VisionSpec | None = None) -> VisionArtifact:
     """The tower of a GGUF file; ``bundled`` is what a manifest says of it, which may differ in what is not its own."""
     header = read_header(path)
-    own = mmproj.read_spec(header)
+    own = read_spec(header)
     spec = bundled or own
     if replace(own, max_tiles=spec.max_tiles, mean=spec.mean, std=spec.std) != spec:
         raise ArtifactError(
-            f"{path}: a tower of {own}, where {manifests.NAME} says {spec}", remedy="copy or convert both again"
+            f"{path}: a tower of {own}, where {MANIFEST} says {spec}", remedy="copy or convert both again"
         )
     return VisionArtifact(
         path=path,

@@ -256,7 +256,5 @@ class _Reader:
     def _images(self) -> VisionSpec:
         try:
             return VisionSpec.from_json(self.get(self.content, "images", dict, "images"))
-        except ArtifactError:
-            raise
-        except (ValueError, TypeError, KeyError) as error:
-            raise self.fail("images", f"says {error}") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error.message}", remedy=error.remedy or _AGAIN) from error

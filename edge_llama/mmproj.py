@@ -4,7 +4,6 @@ llama.cpp asserts most of this (``tools/mtmd/clip.cpp``, ``models/llama4.cpp`` i
 the process; some of it, a missing norm first of all, it takes in silence to compute nonsense.
 """
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -159,19 +158,18 @@ def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) ->
 
 
 def _spec(header: Header, side: int, tokens: int) -> VisionSpec:
-    values = {}
-    for key in ("mean", "std"):
-        found = items(header, f"{_PREFIX}image_{key}", ValueType.FLOAT32, default=())
-        values[key] = [float(str(value)) if math.isfinite(value) else math.nan for value in found]
+    mean, std = (_channels(header, f"image_{key}") for key in ("mean", "std"))
+    max_tiles = header.get(MAX_TILES, int, _DEFAULT_MAX_TILES)
     try:
-        return VisionSpec.from_json(
-            {
-                "tile": side,
-                "max_tiles": header.get(MAX_TILES, int, _DEFAULT_MAX_TILES),
-                "tokens_per_tile": tokens,
-                "n_embd": _size(header, "projection_dim"),
-                **values,
-            }
-        )
-    except ValueError as error:
-        raise ArtifactError(f"{header.path}: {error}", remedy=DAMAGED) from error
+        return VisionSpec(side, max_tiles, tokens, _size(header, "projection_dim"), mean, std)
+    except ArtifactError as error:
+        raise ArtifactError(f"{header.path}: {error.message}", remedy=DAMAGED) from error
+
+
+def _channels(header: Header, key: str) -> tuple[float, float, float]:
+    """A number each for red, green and blue, as the decimal that was written."""
+    values = items(header, _PREFIX + key, ValueType.FLOAT32, default=())
+    if len(values) != 3:
+        raise _wrong(header, key, f"has {len(values)} numbers, expected three")
+    red, green, blue = (float(str(value)) for value in values)
+    return red, green, blue
