@@ -47,7 +47,7 @@ def test_its_length_is_known_before_the_hashes() -> None:
     assert len(first) == len(second)
 
 
-def changed(*keys: str, to: Any) -> Callable[[Content], None]:
+def changed(*keys: str, to: Any) -> Callable[[Content], object]:
     def change(found: Content) -> None:
         for key in keys[:-1]:
             found = found[key]
@@ -56,7 +56,7 @@ def changed(*keys: str, to: Any) -> Callable[[Content], None]:
     return change
 
 
-def removed(*keys: str) -> Callable[[Content], None]:
+def removed(*keys: str) -> Callable[[Content], object]:
     def remove(found: Content) -> None:
         for key in keys[:-1]:
             found = found[key]
@@ -65,11 +65,11 @@ def removed(*keys: str) -> Callable[[Content], None]:
     return remove
 
 
-def with_file(name: str) -> Callable[[Content], None]:
+def with_file(name: str) -> Callable[[Content], object]:
     return changed("files", name, to={"bytes": 3, "sha256": "0" * 64})
 
 
-BAD = {
+BAD: dict[str, tuple[Callable[[Content], object], str]] = {
     "no schema": (removed("schema"), "schema is missing"),
     "a newer schema": (changed("schema", to=2), "schema is 2.*it is newer: update edge-llama"),
     "schema 0": (changed("schema", to=0), "schema is 0"),
@@ -101,7 +101,7 @@ BAD = {
     "a path with NUL": (with_file("a\0b"), "is no path inside the bundle"),
     "a path that is not Unicode": (with_file("\ud800"), "is no path inside the bundle"),
     "a path that is too long": (with_file("a" * 5000), "cannot be read"),
-    "no tower": (lambda found: (found.pop("text"), found.pop("vision")) and None, "text and vision are missing"),
+    "no tower": (lambda found: [found.pop(tower) for tower in ("text", "vision")], "text and vision are missing"),
     "a tower that is a path": (changed("text", to="text.gguf"), "text is 'text.gguf', expected an object"),
     "a tower without engine": (removed("text", "engine"), "text: engine is missing"),
     "a tower for another engine": (changed("text", "engine", to="mlx"), "engine is 'mlx', this version runs it on"),

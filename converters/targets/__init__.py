@@ -86,7 +86,10 @@ def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -
     unfit += () if "vision" in written and target is not safetensors else _FOR_VISION
     for name in (name for name in unfit if getattr(options, name)):
         tower = "text" if name in _FOR_TEXT else "vision"
-        raise OptionError(f"{_flag(name)}: is for a {tower} tower, and none is written so", remedy="leave it out")
+        instead = ", or say --vision-quant" if name == "quant" else ""
+        raise OptionError(
+            f"{_flag(name)}: is for a {tower} tower, and none is written so", remedy=f"leave it out{instead}"
+        )
     if target is mmproj and options.vision_to == "onnx":
         raise OptionError("--vision-to onnx: a .gguf file can't hold it", remedy="give a folder, or leave it out")
     if "text" not in written and options.to and options.vision_to not in (None, options.to):
