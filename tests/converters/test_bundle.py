@@ -214,11 +214,11 @@ def test_bundles_killed_at_random_moments_resume_to_identical_bytes(tmp_path: Pa
     source = llama4.scout(tmp_path / "source", **llama4.K_QUANTS)
     (tmp_path / "out").mkdir()
     command = [sys.executable, str(Path(__file__).with_name("crashes.py")), str(source), str(tmp_path / "out")]
-    done = subprocess.run([*command, "12", str(seed), ""], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "5", str(seed), ""], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
     assert counts["identical"] == counts["rounds"]
-    assert counts["killed"] > 5
+    assert counts["killed"] > 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
