@@ -9,7 +9,7 @@ import os
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -106,7 +106,9 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
             remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf",
         )
     found = ", ".join(file.name for file in files) or "none"
-    raise ArtifactError(f"{folder}: expected exactly one .gguf file, found {found}", remedy="name the file itself")
+    raise ArtifactError(
+        f"{folder}: expected exactly one text model (.gguf), found {found}", remedy="name the file itself"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +224,8 @@ class VisionArtifact:
     format: str
     nbytes: int
     files: tuple[Path, ...]
-    tensors: tuple[TensorInfo, ...]
-    header: Header | None = None
+    tensors: tuple[TensorInfo, ...] = field(repr=False)
+    header: Header | None = field(default=None, repr=False, compare=False)
     """The header of a GGUF file."""
 
 

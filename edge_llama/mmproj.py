@@ -167,7 +167,7 @@ def _spec(header: Header, side: int, tokens: int) -> VisionSpec:
 
 
 def _channels(header: Header, key: str) -> tuple[float, float, float]:
-    """A number each for red, green and blue, as the decimal that was written."""
+    """A number each for red, green and blue, as the shortest decimal that it is."""
     values = items(header, _PREFIX + key, ValueType.FLOAT32, default=())
     if len(values) != 3:
         raise _wrong(header, key, f"has {len(values)} numbers, expected three")
