@@ -112,8 +112,8 @@ class Image:
 
 
 def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None) -> Path:
-    """``source`` as the path of a file that can be read; InputError for URLs, folders, devices and what is too large."""
-    name = os.fspath(source)
+    """``source`` as the path of a file that can be read; InputError for URLs, folders, devices, and more bytes."""
+    name = os.fsdecode(source)
     if _URL.match(name):
         raise InputError(f"{name[:200]}: a URL where a file is expected", remedy="download it: nothing is fetched here")
     try:
@@ -127,6 +127,16 @@ def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None)
     if max_bytes is not None and status.st_size > max_bytes:
         raise InputError(f"{name}: {status.st_size:,} bytes, at most {max_bytes:,} are read", remedy="scale it down")
     return Path(name)
+
+
+def check_size(width: int, height: int) -> None:
+    """InputError for no pixels, or more than are decoded."""
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{width:,} x {height:,} pixels, at most {MAX_PIXELS:,} in all are decoded", remedy="scale it down"
+        )
+    if not width or not height:
+        raise InputError(f"{width} x {height} pixels: nothing to see")
 
 
 def rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
@@ -169,7 +179,7 @@ def _png(source: Any) -> bytes:
             f"an image is given as {type(source).__name__}", remedy="give a path, bytes, an array or a Pillow image"
         )
     with _decoding("image"):
-        _check_size(*source.size)
+        check_size(*source.size)
         turn = _turn(source)
         upright = rgb(source)
         encoded = io.BytesIO()
@@ -195,17 +205,8 @@ def _open(data: bytes) -> "PIL.ImageFile.ImageFile":
     if kind == "Jpeg":  # else opening reads the resolution from EXIF, and warns if that is damaged
         reader = type("_Jpeg", (reader,), {"_read_dpi_from_exif": lambda _: None})
     opened: PIL.ImageFile.ImageFile = reader(_Whole(data))
-    _check_size(*opened.size)
+    check_size(*opened.size)
     return opened
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{width:,} x {height:,} pixels, at most {MAX_PIXELS:,} in all are decoded", remedy="scale it down"
-        )
-    if not width or not height:
-        raise InputError(f"{width} x {height} pixels: nothing to see")
 
 
 class _Whole(io.BytesIO):

@@ -153,7 +153,7 @@ def _normalise(levels: "NDArray[np.uint8]", out: "NDArray[np.float32]", spec: Vi
 
 
 def token_plan(grid: Grid, spec: VisionSpec) -> Plan:
-    """What stands for an image in a prompt: tiles row by row with separators, then the global tile (or the only one)."""
+    """What an image is in a prompt: tiles row by row with separators, then the global tile (or the only one)."""
     tiles = spec.tokens_per_tile
     row = (tiles, *("<|tile_x_separator|>", tiles) * (grid.columns - 1), "<|tile_y_separator|>")
     rows = row * grid.rows if grid.count > 1 else ()

@@ -49,7 +49,7 @@ _TEXT: dict[str, Any] = {
     "tie_word_embeddings": False,
     "use_cache": True,
 }
-_SCOUT = {
+SCOUT = {
     "num_local_experts": 4,
     "use_qk_norm": True,
     "max_position_embeddings": 10485760,
@@ -105,7 +105,7 @@ def scout(
     **changes: Any,
 ) -> Path:
     """Scout's form: experts in every layer, QK norm, scaled rotary frequencies, two towers."""
-    return write(folder, config(_SCOUT | changes, vision or {}), dtype=dtype, seed=seed, shards=shards)
+    return write(folder, config(SCOUT | changes, vision or {}), dtype=dtype, seed=seed, shards=shards)
 
 
 def maverick(
@@ -126,7 +126,7 @@ def maverick(
 
 def text_only(folder: Path, *, dtype: str = "F32", seed: int = 0, shards: int = 1, **changes: Any) -> Path:
     """``Llama4ForCausalLM``: Scout's text tower alone, its names without prefix."""
-    return write(folder, config(_SCOUT | changes, None), dtype=dtype, seed=seed, shards=shards)
+    return write(folder, config(SCOUT | changes, None), dtype=dtype, seed=seed, shards=shards)
 
 
 def config(changes: Mapping[str, Any], vision: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def weights(settings: dict[str, Any], seed: int) -> Weights:
     def drawn(shape: tuple[int, ...], centre: float, deviation: float) -> NDArray[np.float32]:
         return (centre + deviation * rng.standard_normal(shape)).astype(np.float32)
 
-    return {name: drawn(*how) for name, how in _tensors(settings)}
+    return {name: drawn(*how) for name, how in tensors(settings)}
 
 
 _Drawn = tuple[tuple[int, ...], float, float]
@@ -246,7 +246,8 @@ def _bias(width: int) -> _Drawn:
     return (width,), 0.0, 0.1
 
 
-def _tensors(settings: dict[str, Any]) -> Iterator[tuple[str, _Drawn]]:
+def tensors(settings: dict[str, Any]) -> Iterator[tuple[str, _Drawn]]:
+    """Names under Hugging Face, and what fills them."""
     if "vision_config" not in settings:
         yield from _text_tensors(settings)
         return
