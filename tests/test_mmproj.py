@@ -4,8 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import field_sweep
 import numpy as np
 import pytest
+import tower_sweep
 from ggufs import read_tensor, rewritten
 from numpy.typing import NDArray
 from refusals import refusal
@@ -26,9 +28,9 @@ V = "clip.vision."
 
 @pytest.fixture(scope="module")
 def tower(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tower") / "mmproj.gguf"
-    converters.convert(llama4_scout, path, tower="vision")
-    return path
+    bundle = tmp_path_factory.mktemp("tower") / "bundle"
+    converters.convert(llama4_scout, bundle, vision_to="gguf")
+    return bundle / "mmproj.gguf"
 
 
 def test_the_spec_is_in_the_metadata(tower: Path) -> None:
@@ -129,10 +131,9 @@ BAD: dict[str, tuple[Change, str]] = {
     "another family": (field("clip.projector_type", string("gemma3")), "'gemma3' is not supported; supported: llama4"),
     "no family": (field("clip.projector_type", None), "no vision tower"),
     "no vision": (field("clip.has_vision_encoder", None), "has_vision_encoder is not set"),
-    "vision that is a number": (
-        field("clip.has_vision_encoder", u32(1)),
-        "has_vision_encoder is of type uint32, expected bool",
-    ),
+    "vision that is a number": (field("clip.has_vision_encoder", u32(1)), "of type uint32, expected bool"),
+    "64 bits": (field(f"{V}image_size", Value(ValueType.UINT64, 56)), "image_size is of type uint64, expected uint32"),
+    "a query": (field("clip.minicpmv_version", u32(3)), "minicpmv_version is set, which no Llama 4 has"),
     "ears": (field("clip.has_audio_encoder", boolean(True)), "has_audio_encoder is set"),
     "a voice": (field("clip.has_gen_audio_encoder", boolean(True)), "has_gen_audio_encoder is set"),
     "no GELU": (field("clip.use_gelu", None), "use_gelu is not set"),
@@ -196,6 +197,20 @@ def test_what_no_llama_4_can_have_is_a_typed_error(name: str, tower: Path, tmp_p
     path = change(tower, tmp_path / "bad.gguf")
     with refusal(ArtifactError, expected, path):
         read_vision(path)
+
+
+def test_no_wrong_field_ends_the_process(tower: Path, rng: np.random.Generator) -> None:
+    """All edits of metadata and some of tensors; ``tower_sweep.py`` does all of them."""
+    found = tower_sweep.cases(tower)
+    of_tensors = {at for at, case in enumerate(found) if case.label.startswith(("v.", "mm."))}
+    sample = rng.choice(sorted(of_tensors), 300, replace=False).tolist()
+    numbers = sorted({*range(len(found))} - of_tensors | {*sample})
+    verdicts = field_sweep.sweep(tower, numbers, tower_sweep.__file__)
+    named = {found[number].label: text for number, text in verdicts.items()}
+    assert len(verdicts) == len(numbers) > 700
+    assert not {label: text for label, text in named.items() if text.startswith("died")}
+    assert named["nothing edited"] == "runs 4"
+    assert named[f"{V}image_size as it is"] == "runs 4"
 
 
 def test_quantized_matrices_are_read(tower: Path, tmp_path: Path) -> None:
