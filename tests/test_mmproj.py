@@ -203,11 +203,11 @@ def test_no_wrong_field_ends_the_process(tower: Path, rng: np.random.Generator) 
     """All edits of metadata and some of tensors; ``tower_sweep.py`` does all of them."""
     found = tower_sweep.cases(tower)
     of_tensors = {at for at, case in enumerate(found) if case.label.startswith(("v.", "mm."))}
-    sample = rng.choice(sorted(of_tensors), 300, replace=False).tolist()
+    sample = rng.choice(sorted(of_tensors), 100, replace=False).tolist()
     numbers = sorted({*range(len(found))} - of_tensors | {*sample})
     verdicts = field_sweep.sweep(tower, numbers, tower_sweep.__file__)
     named = {found[number].label: text for number, text in verdicts.items()}
-    assert len(verdicts) == len(numbers) > 700
+    assert len(verdicts) == len(numbers) > 600
     assert not {label: text for label, text in named.items() if text.startswith("died")}
     assert named["nothing edited"] == "runs 4"
     assert named[f"{V}image_size as it is"] == "runs 4"
