@@ -19,6 +19,22 @@ PROJECTORS = ("llama4",)
 MAX_TILES = "edge_llama.max_tiles"
 _DEFAULT_MAX_TILES = 16  # of every Llama 4 that was published
 _PREFIX = "clip.vision."
+_SIZES = (
+    *("embedding_length", "feed_forward_length", "block_count", "projection_dim", "image_size", "patch_size"),
+    *("projector.scale_factor", "attention.head_count", "attention.head_count_kv", "attention.head_dim"),
+)
+_TYPES = {  # llama.cpp ends the process if one of these is there as another type
+    **dict.fromkeys(("general.name", "general.description", "clip.projector_type"), ValueType.STRING),
+    _PREFIX + "projector_type": ValueType.STRING,
+    **{f"clip.{flag}": ValueType.BOOL for flag in ("use_gelu", "use_silu", "has_vision_encoder")},
+    **{f"clip.has_{voice}_encoder": ValueType.BOOL for voice in ("audio", "gen_audio")},
+    **{_PREFIX + size: ValueType.UINT32 for size in _SIZES},
+    _PREFIX + "attention.layer_norm_epsilon": ValueType.FLOAT32,
+}
+_OF_OTHERS = (  # read for every tower, without use for this one
+    *("clip.minicpmv_version", "clip.minicpmv_query_num", _PREFIX + "mm_patch_merge_type"),
+    *(_PREFIX + "feature_layer", _PREFIX + "image_grid_pinpoints"),
+)
 _MAX_SIDE, _MAX_LAYERS = 8192, 512
 _OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.")
 
@@ -30,6 +46,7 @@ def projector(header: Header) -> str:
 
 def read_spec(header: Header) -> VisionSpec:
     """What is to be known of the tower in ``header``, which is checked: ArtifactError says what is wrong."""
+    _check_types(header)
     kind = projector(header)
     if header.architecture != ARCHITECTURE or not kind:
         raise ArtifactError(f"{header.path}: this is no vision tower (mmproj)", remedy="give the mmproj file")
@@ -60,6 +77,18 @@ def _size(header: Header, key: str, most: int = 1 << 20) -> int:
         problem = f"is {value:,}, expected 1 to {most:,}" if _PREFIX + key in header.fields else "is missing"
         raise _wrong(header, key, problem)
     return value
+
+
+def _check_types(header: Header) -> None:
+    for key, kind in _TYPES.items():
+        value = header.fields.get(key)
+        if value is not None and value.type is not kind:
+            raise ArtifactError(
+                f"{header.path}: {key} is of type {value.type.name.lower()}, expected {kind.name.lower()}",
+                remedy=DAMAGED,
+            )
+    if other := next((key for key in _OF_OTHERS if key in header.fields), None):
+        raise ArtifactError(f"{header.path}: {other} is set, which no Llama 4 has", remedy=DAMAGED)
 
 
 def _check_kind(header: Header) -> None:
