@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -275,12 +275,21 @@ def _check_contents(folder: Path, layout: Layout) -> None:
     """A folder is replaced as a whole: not if it holds what no conversion writes."""
     written = {*layout.names, *_bundled(folder), *_USUAL_FILES}
     written |= {parent.as_posix() for name in written for parent in PurePosixPath(name).parents}
-    for entry in sorted(folder.rglob("*")):
-        name = entry.relative_to(folder).as_posix()
-        if name not in written:
-            raise OutputError(
-                f"{folder}: holds {name!r}, which --force would delete", remedy="give another name, or remove it"
-            )
+    if foreign := _first_other(folder, "", written):
+        raise OutputError(
+            f"{folder}: holds {foreign!r}, which --force would delete", remedy="give another name, or remove it"
+        )
+
+
+def _first_other(folder: Path, prefix: str, names: Set[str]) -> str | None:
+    """The first path in ``folder`` that is not among ``names``."""
+    for entry in sorted(folder.iterdir()):
+        name = prefix + entry.name
+        if name not in names:
+            return name
+        if entry.is_dir() and (inner := _first_other(entry, f"{name}/", names)):
+            return inner
+    return None
 
 
 def _bundled(folder: Path) -> set[str]:

@@ -5,9 +5,9 @@ from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.targets import gguf
 from converters.targets.layout import Entry, Layout, Part
-from edge_llama import mmproj
 from edge_llama.formats import F32, FORMATS
 from edge_llama.gguf import string, u32
+from edge_llama.mmproj import ARCHITECTURE, MAX_TILES
 from quant.recipe import RECIPES
 
 QUANTS = ("f16", "f32")
@@ -25,12 +25,12 @@ def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
     matrix = FORMATS[quant]
     entries = tuple(Entry(weight.tensor, matrix if weight.role == "matrix" else F32) for weight in weights)
     fields = {
-        "general.architecture": string(mmproj.ARCHITECTURE),
+        "general.architecture": string(ARCHITECTURE),
         "general.type": string("mmproj"),
         "general.name": string(checkpoint.name),
         **checkpoint.provenance.fields,
         **metadata,
-        mmproj.MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
+        MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
         "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),
         "general.file_type": u32(RECIPES[quant].ftype),
     }
