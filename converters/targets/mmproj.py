@@ -7,7 +7,7 @@ from converters.targets import gguf
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.formats import F32, FORMATS
 from edge_llama.gguf import string, u32
-from edge_llama.mmproj import ARCHITECTURE, MAX_TILES
+from edge_llama.mmproj import ARCHITECTURE, MAX_TILES, is_added
 from quant.recipe import RECIPES
 
 QUANTS = ("f16", "f32")
@@ -22,8 +22,8 @@ def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
 def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
     """The same as a part of an output, its matrices in ``quant``. CheckpointError if it can't be expressed so."""
     weights, metadata = llama4_vision.mmproj(checkpoint)
-    matrix = FORMATS[quant]
-    entries = tuple(Entry(weight.tensor, matrix if weight.role == "matrix" else F32) for weight in weights)
+    tensors = [weight.tensor for weight in weights]
+    entries = tuple(Entry(tensor, F32 if is_added(tensor.name, tensor.shape) else FORMATS[quant]) for tensor in tensors)
     fields = {
         "general.architecture": string(ARCHITECTURE),
         "general.type": string("mmproj"),
