@@ -22,11 +22,12 @@ from converters.transposed import transposed
 from converters.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 
+NAME = "Llama 4"
 TOKENS = LLAMA4_TOKENS
 IGNORED = re.compile(r"(^|\.)rope\.freqs$|\._extra_state$|_gate_stats_3E$|\.expert_activation_DE$")
 """Recomputed by every runtime, or left over from training."""
 _CONTEXT, _SCALED_CONTEXT = 1 << 20, 10 << 20  # Maverick's and Scout's, as published; params.json doesn't say
-_REMEDY = "give the folder of a Llama 4 in full precision, or its Hugging Face version"
+REMEDY = "give the folder of a Llama 4 in full precision, or its Hugging Face version"
 _ROUTER, _EXPERTS = "feed_forward.router_DE", "feed_forward.experts"
 _LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -179,7 +180,7 @@ def split(shard: Mapping[str, Tensor], params: Params, where: Path) -> dict[str,
         prefix, rest = _layer(name)
         for part_name, part in _taken_apart(rest, tensor, params) if prefix else ((name, tensor),):
             if prefix + part_name in found:
-                raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=_REMEDY)
+                raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=REMEDY)
             found[prefix + part_name] = part
     return found
 
@@ -254,40 +255,45 @@ def copies(name: str, params: Params, shards: int) -> int:
     return llama_meta.copies(name, params.base, shards)
 
 
-def hugging_face(merged: Mapping[str, Tensor], params: Params, where: Path) -> dict[str, Tensor]:
-    """Whole tensors under Hugging Face's names; CheckpointError if a Llama 4 has none of such a name."""
+def is_known(name: str, params: Params) -> bool:
+    """Whether a Llama 4 of these params has a tensor of that name."""
+    prefix, rest = _layer(name)
+    if prefix:
+        return rest in _LAYER or rest in (_ROUTER, *(f"{_EXPERTS}.w{number}" for number in (1, 2, 3)))
+    return name in llama_meta.OUTSIDE or (params.vision is not None and _vision_name(name) is not None)
+
+
+def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
+    """Whole tensors as Hugging Face has them."""
     text = "language_model." if params.vision else ""
-    found: dict[str, Tensor] = {}
+    found = {}
     for name, tensor in merged.items():
-        for new_name, made in _renamed(name, tensor, merged, text, where):
+        for new_name, made in _renamed(name, tensor, merged, text):
             found[new_name] = made.renamed(new_name)
     return found
 
 
-def _renamed(
-    name: str, tensor: Tensor, merged: Mapping[str, Tensor], text: str, where: Path
-) -> Iterator[tuple[str, Tensor]]:
+def _vision_name(name: str) -> str | None:
+    match = re.fullmatch(rf"{re.escape(_ENCODER)}transformer\.resblocks\.(0|[1-9]\d{{0,5}})\.(.+)", name)
+    if match and match[2] in _BLOCK:
+        return f"vision_model.model.layers.{match[1]}.{_BLOCK[match[2]]}"
+    return _VISION.get(name)
+
+
+def _renamed(name: str, tensor: Tensor, merged: Mapping[str, Tensor], text: str) -> Iterator[tuple[str, Tensor]]:
+    """Gate and up of the experts become one: the third matrix goes with the first."""
     prefix, rest = _layer(name)
     layer = f"{text}model.{prefix}"
-    block = re.fullmatch(rf"{re.escape(_ENCODER)}transformer\.resblocks\.(\d+)\.(.+)", name)
-    if block and block[2] in _BLOCK:
-        yield f"vision_model.model.layers.{block[1]}.{_BLOCK[block[2]]}", tensor
-    elif name in _VISION:
-        yield _VISION[name], tensor
-    elif name in llama_meta.OUTSIDE:
-        yield text + llama_meta.OUTSIDE[name], tensor
-    elif prefix and rest in _LAYER:
+    if not prefix:
+        yield _vision_name(name) or text + llama_meta.OUTSIDE[name], tensor
+    elif rest in _LAYER:
         yield layer + _LAYER[rest], tensor
-    elif prefix and rest == _ROUTER:
+    elif rest == _ROUTER:
         yield f"{layer}feed_forward.router.weight", transposed(tensor)
-    elif prefix and rest == f"{_EXPERTS}.w2":
+    elif rest == f"{_EXPERTS}.w2":
         yield f"{layer}{_EXPERTS}.down_proj", tensor
-    elif prefix and rest == f"{_EXPERTS}.w1" and (up := merged.get(f"{prefix}{_EXPERTS}.w3")):
-        yield f"{layer}{_EXPERTS}.gate_up_proj", joined([tensor, up], -1)
-    elif not (prefix and rest == f"{_EXPERTS}.w3"):
-        raise CheckpointError(
-            f"{where}: tensor {name[:200]!r} is not part of a Llama 4 in Meta's format", remedy=_REMEDY
-        )
+    elif rest == f"{_EXPERTS}.w1" and f"{prefix}{_EXPERTS}.w3" in merged:
+        yield f"{layer}{_EXPERTS}.gate_up_proj", joined([tensor, merged[f"{prefix}{_EXPERTS}.w3"]], -1)
 
 
 def config(params: Params, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
@@ -308,6 +314,7 @@ def _text_config(params: Params, n_vocab: int) -> dict[str, Any]:
     base, fields = params.base, params.fields
     interval = fields.config.get("nope_layer_interval") and fields.size("nope_layer_interval")
     chunk = fields.config.get("attention_chunk_size") and fields.size("attention_chunk_size")
+    floor = fields.real("floor_scale", 8192.0)
     return {
         "model_type": "llama4_text",
         "hidden_act": "silu",
@@ -330,7 +337,7 @@ def _text_config(params: Params, n_vocab: int) -> dict[str, Any]:
         "attention_chunk_size": chunk or None,
         "use_qk_norm": fields.flag("use_qk_norm"),
         "attn_temperature_tuning": fields.flag("attn_temperature_tuning"),
-        "floor_scale": fields.real("floor_scale", 8192.0),
+        "floor_scale": int(floor) if floor.is_integer() else floor,  # transformers takes no float
         "attn_scale": fields.real("attn_scale", 0.1),
         "attention_bias": False,
     }

@@ -16,8 +16,8 @@ from converters.architectures.llama import halved
 from converters.architectures.llama_families import LLAMA3_TOKENS
 from converters.checkpoint import Fields, Tensor
 from converters.vocabulary import Vocabulary
-from edge_llama.errors import CheckpointError
 
+NAME = "Llama"
 TOKENS = LLAMA3_TOKENS
 IGNORED = re.compile(r"(^|\.)rope\.freqs$")  # Llama 1 and 2: recomputed by every runtime
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
@@ -42,7 +42,7 @@ _ELSEWHERE = {
     "quantization_args": "quantized weights",
     "lora_args": "an adapter beside the weights",
 }
-_REMEDY = "give the folder of a text Llama in full precision, or its Hugging Face version"
+REMEDY = "give the folder of a text Llama in full precision, or its Hugging Face version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def read_params(config: Mapping[str, Any], path: Path) -> Params:
     for key, meaning in _ELSEWHERE.items():
         value = fields.config.get(key)
         if value and value != -1:
-            raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", _REMEDY)
+            raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", REMEDY)
     dim, n_heads = fields.size("dim"), fields.size("n_heads")
     n_kv_heads = fields.size("n_kv_heads", n_heads)
     if dim % n_heads or dim // n_heads % 2:
@@ -106,19 +106,24 @@ def split(shard: Mapping[str, Tensor], _params: Params, _where: Path) -> Mapping
     return shard
 
 
-def hugging_face(merged: Mapping[str, Tensor], params: Params, where: Path) -> dict[str, Tensor]:
-    """Whole tensors as Hugging Face has them; CheckpointError if a Llama has none of such a name."""
+def is_known(name: str, _params: Params) -> bool:
+    """Whether a Llama has a tensor of that name."""
+    return _new_name(name) is not None
+
+
+def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
+    """Whole tensors as Hugging Face has them."""
     found = {}
     for name, tensor in merged.items():
-        match = re.fullmatch(r"layers\.(0|[1-9]\d{0,5})\.(.+)", name)
-        rest = _LAYER.get(match[2]) if match else None
-        new_name = f"model.layers.{match[1]}.{rest}" if match and rest else OUTSIDE.get(name)
-        if new_name is None:
-            raise CheckpointError(
-                f"{where}: tensor {name[:200]!r} is not part of a Llama in Meta's format", remedy=_REMEDY
-            )
+        new_name = _new_name(name) or name
         found[new_name] = (halved(tensor, params.head_dim) if _is_rotary(name) else tensor).renamed(new_name)
     return found
+
+
+def _new_name(name: str) -> str | None:
+    match = re.fullmatch(r"layers\.(0|[1-9]\d{0,5})\.(.+)", name)
+    rest = _LAYER.get(match[2]) if match else None
+    return f"model.layers.{match[1]}.{rest}" if match and rest else OUTSIDE.get(name)
 
 
 def shape(name: str, params: Params, n_vocab: int) -> tuple[int, ...]:

@@ -49,6 +49,11 @@ def open_folder(folder: Path) -> Checkpoint:
     params: Params = family.read_params(content, folder)
     path, ranks = _tokenizer(folder)
     shards = [family.split(shard, params, folder) for shard in _shards(folder, family.IGNORED)]
+    if unknown := [name for name in shards[0] if not family.is_known(name, params)]:
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.NAME} in Meta's format",
+            remedy=family.REMEDY,
+        )
     n_vocab = _n_vocab(params, folder, shards)
     if family is llama_meta:
         _check_width(params, folder, shards)
@@ -62,7 +67,7 @@ def open_folder(folder: Path) -> Checkpoint:
         folder,
         _name(folder),
         config,
-        family.hugging_face(merged, params, folder),
+        family.hugging_face(merged, params),
         vocabulary,
         generation={},
         notes=family.notes(params, config) | _padding_note(path, vocabulary),
