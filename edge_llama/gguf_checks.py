@@ -182,6 +182,9 @@ def _check_llama4(header: Header) -> None:
     n_layer = header.get("llama4.block_count", int, 0)
     if n_layer < LLAMA4_NOPE_INTERVAL:
         raise _wrong(header, "block_count", f"is {n_layer:,}, llama.cpp needs {LLAMA4_NOPE_INTERVAL} or more")
+    head_dim = header.get("llama4.attention.key_length", int, 0)
+    if (rotary := header.get("llama4.rope.dimension_count", int, head_dim)) != head_dim and head_dim:
+        raise _wrong(header, "rope.dimension_count", f"is {rotary:,}, expected {head_dim:,} as key_length")
     if header.get("llama4.attention.sliding_window", int, 1) == 0:
         raise _wrong(header, "attention.sliding_window", "is 0, which llama.cpp can't compute with", "leave it out")
 
