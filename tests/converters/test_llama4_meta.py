@@ -135,6 +135,15 @@ def test_ids_equal_metas_tokenizer_with_llama_4s_real_vocabulary(real_llama4: ed
     assert all(real_llama4.tokenizer.is_end(token) for token in reference.stop_tokens)
 
 
+def test_ids_of_random_texts_equal_metas_tokenizer(real_llama4: edge_llama.Model, rng: np.random.Generator) -> None:
+    """Pieces of the torture list in random order, cut anywhere."""
+    reference = MetaTokenizer(RANKS)
+    for _ in range(300):
+        joined = "".join(rng.choice(TORTURE, 12))
+        text = joined[int(rng.integers(20)) : int(rng.integers(20, 400))]
+        assert real_llama4.tokenizer.encode(text) == reference.encode(text, bos=False, eos=False), text
+
+
 def messages(conversation: list[dict[str, str]]) -> list[Message]:
     return [Message(**turn) for turn in conversation]
 
@@ -211,7 +220,10 @@ def edited_shard(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Pa
 AT = "layers.1.feed_forward."
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no number of experts": (edited_params(moe_args={}), "moe_args: num_experts is missing"),
-    "another number of experts": (edited_params(moe_args={"num_experts": 8}), r"experts\.w1' has the shapes \[4, 64, 48\], "),
+    "another number of experts": (
+        edited_params(moe_args={"num_experts": 8}),
+        r"experts\.w1' has the shapes \[4, 64, 48\], ",
+    ),
     "another width": (edited_params(ffn_exp=8.0), r"experts\.w1' has the shapes .*params.json implies"),
     "pictures that are no square": (
         edited_params(vision_args={"image_size": {"height": 56, "width": 28}, "dim": 48}),
