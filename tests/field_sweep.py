@@ -150,8 +150,9 @@ def cases(
     for at, (key, value) in enumerate(fields):
         for label, put in _edits(key, value):
             found.append(Case(f"{key} {label}", [*fields[:at], *put, *fields[at + 1 :]], tensors))
-    for key, value in absent.items():
-        for label, put in _edits(key, value):
+    for name, value in absent.items():
+        key = re.sub("^llama[.]", f"{header.architecture}.", name)
+        for label, put in _edits(key, value) if key not in header.fields else ():
             if put:
                 found.append(Case(f"{key} added {label}", [*fields, *put], tensors))
     for at, info in enumerate(header.tensors):
