@@ -41,7 +41,7 @@ def probe(source: "str | os.PathLike[str]") -> Clip:
     """A video's size and duration, from its headers and first frame; InputError as :func:`frames`."""
     with _opened(source) as reader:
         if (first := next(reader.decoded(), None)) is None:
-            raise InputError("the video has no frames")
+            raise InputError("the video has no frames", remedy=_KNOWN)
         width, height = (first.height, first.width) if _quarter_turns(first) % 2 else (first.width, first.height)
         return Clip(width, height, float(reader.end() - reader.start))
 
@@ -71,7 +71,7 @@ def frames(
                 image = Image.open(_picture(frame, spec, max_tiles))
                 found[moment] = replace(image, name=f"{os.fsdecode(source)} at {clock(moment)}")
         if not found:
-            raise InputError("the video has no frames")
+            raise InputError("the video has no frames", remedy=_KNOWN)
         return list(found.items())
 
 
