@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/conversion.py memory [--layers 64]    # peak memory at one checkpoint size
     .venv/bin/python benchmarks/conversion.py first  [--rounds 5]     # SmolLM2's first conversion on a machine
     .venv/bin/python benchmarks/conversion.py sizes  [--rounds 3]     # from 0.1 to 8 GB: results/conversion_sizes.json
+    .venv/bin/python benchmarks/conversion.py experts                 # Llama 4 Scout's real sizes, on files with holes
 
 The checkpoint has the shapes of Llama-3.2-1B with the built-in model's vocabulary, random bf16 weights, and as many
 layers as asked (16: 1.07B weights, 2.15 GB). It is written to ``.cache/`` once, and read once before timing (warm).
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Run:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "first", "sizes"])
+    parser.add_argument("what", choices=["speed", "memory", "first", "sizes", "experts"])
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quants", nargs="+", default=["q4_k_m", "q8_0"])
@@ -59,6 +60,8 @@ def main() -> None:
         first(options.rounds)
     elif options.what == "sizes":
         sizes(options.rounds)
+    elif options.what == "experts":
+        experts(options.quants)
     else:
         compared(options)
 
@@ -108,6 +111,26 @@ def sizes(rounds: int) -> None:
         rows.append({"bytes": size, "edge-llama": mine, "llama.cpp": peer, "disk": disk})
         print(f"{size / 1e9:5.2f} GB: edge-llama {mine:.1f} s, llama.cpp {peer:.1f} s, disk {disk:.1f} s", flush=True)
         (ROOT / "benchmarks/results/conversion_sizes.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def experts(quants: Sequence[str]) -> None:
+    """Scout's text tower: the plan of all layers, then four layers of which the last has 4 experts, or 16."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import sparse_llama4  # noqa: PLC0415 - needs the test extra
+
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        whole = sparse_llama4.text_tower(Path(folder) / "all", **sparse_llama4.SCOUT)
+        command = [str(Path(sys.executable).with_name("edge-llama")), "convert", str(whole), "x.gguf", "--dry-run"]
+        seconds, peak, out = measured([*command, "--json"])
+        size = json.loads(out)["source_bytes"]
+        print(f"Scout, 48 layers, {size / 1e9:.0f} GB: planned in {seconds:.1f} s, peak {peak / 1e6:.0f} MB")
+        for n_expert in (4, 16):
+            few = {"num_hidden_layers": 4, "interleave_moe_layer_step": 4, "num_local_experts": n_expert}
+            part = sparse_llama4.text_tower(Path(folder) / str(n_expert), **sparse_llama4.SCOUT | few)
+            warm(part)
+            for quant in quants:
+                run = ours(part, quant)
+                print(f"  {n_expert:2} experts, {quant}: peak {run.peak / 1e6:.0f} MB, {run.seconds:.1f} s", flush=True)
 
 
 def copied(checkpoint: Path) -> float:

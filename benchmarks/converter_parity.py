@@ -1,6 +1,7 @@
 """Are our files llama.cpp's files? Its own converter and quantizer against our one pass, on every family we convert.
 
     .venv/bin/python benchmarks/converter_parity.py            # prints a table; exit 1 if anything differs
+    .venv/bin/python benchmarks/converter_parity.py "Llama 4"  # of the families with this in their name
 
 llama.cpp's converter comes inside llama-cpp-python's source distribution, which pip downloads once into ``.cache``.
 It runs unchanged but for one thing: it knows a byte-level tokenizer only by the hash of one encoded text, so it is
@@ -22,6 +23,7 @@ from peers import ROOT, converted_by_llama_cpp
 sys.path.insert(0, str(ROOT / "tests"))
 
 import checkpoints
+import llama4
 from checkpoints import Shape
 from quantizer import differences, quantized_by_llama_cpp
 
@@ -53,6 +55,16 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
         lambda at: checkpoints.llama3(at, dtype="F32", tied=False, padding=24),
     ),
     "SmolLM2, f32": ("smollm", "f32", checkpoints.smollm),
+    "Llama 4 Scout, f32": ("llama4", "f32", llama4.scout),
+    "Llama 4 Scout, bf16, 8 experts": (
+        "llama4",
+        "bf16",
+        lambda at: llama4.scout(
+            at, dtype="BF16", shards=3, num_hidden_layers=9, num_local_experts=8, **llama4.K_QUANTS
+        ),
+    ),
+    "Llama 4 Maverick, f16": ("llama4", "f32", lambda at: llama4.maverick(at, dtype="F16")),
+    "Llama 4, text alone, f32, tied": ("llama4", "f32", lambda at: llama4.text_only(at, tie_word_embeddings=True)),
     "SmolLM2-135M (built in), bf16": ("smollm", "bf16", lambda _at: converted_path().parent / "smollm2"),
 }
 
@@ -61,7 +73,8 @@ def main() -> None:
     print(f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}; equal tables, bytes and metadata:")
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        for number, (family, (pre, floats, make)) in enumerate(FAMILIES.items()):
+        asked = {name: entry for name, entry in FAMILIES.items() if " ".join(sys.argv[1:]) in name}
+        for number, (family, (pre, floats, make)) in enumerate(asked.items()):
             work = Path(folder) / str(number)
             work.mkdir()
             checkpoint = make(work / "Tiny-Llama-Instruct")

@@ -46,8 +46,8 @@ class Plan:
 
     checkpoint: Checkpoint
     layout: Layout
-    quant: str
     options: Options
+    """As asked, and where that leaves a choice, as chosen."""
     inputs: tuple[Path, ...]
     source_state: str
     """Names, sizes and times of the inputs' files: a change while they are read is noticed by it."""
@@ -63,7 +63,7 @@ class Plan:
         digest = hashlib.sha256(f"{version('edge-llama')} {self.source_state} {self.layout.is_folder}".encode())
         for part in self.layout.parts:
             digest.update(f"{part.name} {part.alignment}".encode() + part.header)
-        for name, content in self.layout.files.items():
+        for name, content in self.layout.small_files.items():
             digest.update(name.encode() + content)
         return digest.hexdigest()
 
@@ -87,14 +87,15 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     Raises what :func:`convert` would raise before it starts.
     """
     chosen = Options(**options)
-    target, quant = choose(Path(output), chosen.to, chosen.quant)
-    checkpoint = with_template(open_checkpoint(Path(source)), chosen.chat_template)
+    checkpoint = open_checkpoint(Path(source))
+    target, chosen = choose(Path(output), checkpoint, chosen)
+    checkpoint = with_template(checkpoint, chosen.chat_template)
     inputs: tuple[Path, ...] = (checkpoint.path,)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
         inputs += (Path(chosen.lora),)
-    layout = target.lay_out(checkpoint, quant, Path(output).name, chosen)
-    return Plan(checkpoint, layout, quant, chosen, inputs, fingerprint(inputs))
+    layout = target.lay_out(checkpoint, Path(output).name, chosen)
+    return Plan(checkpoint, layout, chosen, inputs, fingerprint(inputs))
 
 
 def convert(

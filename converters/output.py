@@ -10,9 +10,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
-from edge_llama.errors import EdgeLlamaError, OutputError
+from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
 from edge_llama.integrity import hash_of
+from edge_llama.manifest import NAME, StoredFile, read_manifest, sha256_of
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
@@ -129,26 +130,40 @@ class Growing:
 
     def _continued(self, part: Part, n_entries: int) -> IO[bytes]:
         """The part's file, cut back to its header and the first entries."""
-        path = self._folder / part.name
-        file = path.open("r+b" if path.exists() else "w+b", buffering=1 << 20)
+        file = self._opened(part, buffering=1 << 20)
         file.write(part.header)
         file.seek(sum(map(part.stored_bytes, part.entries[:n_entries])), os.SEEK_CUR)
         file.truncate()
         return file
+
+    def _opened(self, part: Part, buffering: int = -1) -> IO[bytes]:
+        path = self._folder / part.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("r+b" if path.exists() else "w+b", buffering)
 
     def seal(self) -> None:
         """Write the final headers and the small files, and wait until everything is on the disk."""
         hashes = iter(self._hashes)
         for part in self._layout.parts:
             own = [next(hashes) for _ in part.entries]
-            path = self._folder / part.name
-            with path.open("r+b" if path.exists() else "w+b") as file:
+            with self._opened(part) as file:
                 file.write(part.seal(part.header, own) if part.seal else part.header)
                 self._sync(file)
-        for name, content in self._layout.files.items():
+        self._put(self._layout.files)
+        if self._layout.closing:
+            self._put(self._layout.closing(self._stored()))
+
+    def _put(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
             with (self._folder / name).open("wb") as file:
                 file.write(content)
                 self._sync(file)
+
+    def _stored(self) -> dict[str, StoredFile]:
+        """What was written: hashes of whole files need a second look, since their headers came last."""
+        names = [*(part.name for part in self._layout.parts), *self._layout.files]
+        paths = {name: self._folder / name for name in names}
+        return {name: StoredFile(path.stat().st_size, sha256_of(path)) for name, path in paths.items()}
 
     def close(self) -> None:
         """Close the files; what was written stays."""
@@ -198,6 +213,8 @@ def _publish(folder: Path, output: Path, layout: Layout) -> None:
     """Move what is complete to where it belongs; of several parts the first, by which a model is opened, comes last."""
     grown = folder / "output"
     if layout.is_folder:
+        for inner in {(grown / name).parent for name in layout.names}:
+            _sync_folder(inner)
         _replace_folder(grown, output, folder / "replaced")
     else:
         for part in reversed(layout.parts):
@@ -256,12 +273,31 @@ def _check_inputs(target: Path, inputs: Sequence[Path]) -> None:
 
 def _check_contents(folder: Path, layout: Layout) -> None:
     """A folder is replaced as a whole: not if it holds what no conversion writes."""
-    written = {*layout.files, *(part.name for part in layout.parts), *_USUAL_FILES}
+    written = {*layout.names, *_bundled(folder), *_USUAL_FILES}
+    written |= {parent.as_posix() for name in written for parent in PurePosixPath(name).parents}
+    if foreign := _first_other(folder, "", written):
+        raise OutputError(
+            f"{folder}: holds {foreign!r}, which --force would delete", remedy="give another name, or remove it"
+        )
+
+
+def _first_other(folder: Path, prefix: str, names: Set[str]) -> str | None:
+    """The first path in ``folder`` that is not among ``names``."""
     for entry in sorted(folder.iterdir()):
-        if entry.name not in written:
-            raise OutputError(
-                f"{folder}: holds {entry.name!r}, which --force would delete", remedy="give another name, or remove it"
-            )
+        name = prefix + entry.name
+        if name not in names:
+            return name
+        if entry.is_dir() and (inner := _first_other(entry, f"{name}/", names)):
+            return inner
+    return None
+
+
+def _bundled(folder: Path) -> set[str]:
+    """The files of the bundle that ``folder`` is, if it is one."""
+    try:
+        return {NAME, *read_manifest(folder).files}
+    except ArtifactError:
+        return set()
 
 
 def _check_space(output: Path, needed: int) -> None:

@@ -9,18 +9,19 @@ import os
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_llama import manifest as manifests
-from edge_llama import mmproj
 from edge_llama.errors import ArtifactError
 from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
 from edge_llama.gguf_checks import check_model, items, numbers
 from edge_llama.gguf_parts import LATER_PART, parts, read_parts
 from edge_llama.integrity import identity_of
+from edge_llama.manifest import NAME as MANIFEST
 from edge_llama.manifest import Manifest, Tower, read_manifest
+from edge_llama.mmproj import ARCHITECTURE as MMPROJ
+from edge_llama.mmproj import read_spec
 from edge_llama.onnx_file import read_onnx
 from edge_llama.vision import VisionSpec
 
@@ -41,7 +42,7 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
     path = existing(model)
     if not path.is_dir():
         return path
-    if (path / manifests.NAME).exists():
+    if (path / MANIFEST).exists():
         text = read_manifest(path).text
         if text is None:
             raise ArtifactError(
@@ -105,7 +106,9 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
             remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf",
         )
     found = ", ".join(file.name for file in files) or "none"
-    raise ArtifactError(f"{folder}: expected exactly one .gguf file, found {found}", remedy="name the file itself")
+    raise ArtifactError(
+        f"{folder}: expected exactly one text model (.gguf), found {found}", remedy="name the file itself"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def read_artifact(path: Path) -> Artifact:
     architecture = header.architecture
     if not architecture:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
-    if architecture == mmproj.ARCHITECTURE:
+    if architecture == MMPROJ:
         raise ArtifactError(
             f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
         )
@@ -221,16 +224,16 @@ class VisionArtifact:
     format: str
     nbytes: int
     files: tuple[Path, ...]
-    tensors: tuple[TensorInfo, ...]
-    header: Header | None = None
+    tensors: tuple[TensorInfo, ...] = field(repr=False)
+    header: Header | None = field(default=None, repr=False, compare=False)
     """The header of a GGUF file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The towers of a folder; ``manifest`` is None where it holds a GGUF file and its mmproj as people have them."""
+    """The towers at ``path``; ``manifest`` is None where there is none: files as people have them."""
 
-    folder: Path
+    path: Path
     text: Path | None
     vision: VisionArtifact | None
     manifest: Manifest | None
@@ -241,7 +244,7 @@ def read_bundle(folder: Path) -> Bundle:
 
     ArtifactError names what is missing, malformed or ambiguous. The text tower is found, not read.
     """
-    if not (folder / manifests.NAME).exists():
+    if not (folder / MANIFEST).exists():
         model, towers = _pair(folder)
         if len(towers) > 1:
             found = ", ".join(file.name for file in towers)
@@ -261,6 +264,20 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, text, vision, manifest)
 
 
+def read_towers(path: Path) -> Bundle:
+    """The towers at ``path``: those of a folder, or the one that is in a file. The text tower is found, not read.
+
+    Of a bundle's ONNX file it is that tower, with ``path`` and ``manifest`` those of the bundle.
+    """
+    if path.is_dir():
+        return read_bundle(path)
+    if path.suffix == ".onnx":
+        return replace(read_bundle(_bundle_of(path)), text=None)
+    if read_header(path).architecture == MMPROJ:
+        return Bundle(path, None, read_vision(path), None)
+    return Bundle(path, path, None, None)
+
+
 def read_vision(path: Path) -> VisionArtifact:
     """The vision tower at ``path``: a bundle's folder, the ONNX file of a bundle, or an mmproj GGUF file.
 
@@ -271,31 +288,26 @@ def read_vision(path: Path) -> VisionArtifact:
         if vision is None:
             raise ArtifactError(f"{path}: holds no vision tower", remedy="give the mmproj or .onnx file itself")
         return vision
-    if path.suffix != ".onnx":
-        return _mmproj(path)
-    bundle = bundle_of(path)
-    if bundle is None:
-        raise ArtifactError(
-            f"{path}: {manifests.NAME} is not beside it, nor in the folder above, and says what a tower needs",
-            remedy="give the bundle as it was converted",
-        )
-    return read_vision(bundle)
+    return read_vision(_bundle_of(path)) if path.suffix == ".onnx" else _mmproj(path)
 
 
-def bundle_of(file: Path) -> Path | None:
+def _bundle_of(file: Path) -> Path:
     """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper."""
     for folder in (file.parent, file.parent.parent):
-        if (folder / manifests.NAME).is_file():
+        if (folder / MANIFEST).is_file():
             vision = read_manifest(folder).vision
             if vision is not None and (folder / vision.file).resolve() == file.resolve():
                 return folder
-    return None
+    raise ArtifactError(
+        f"{file}: {MANIFEST}, which says what a tower needs, is not beside it, nor in the folder above",
+        remedy="give the bundle as it was converted",
+    )
 
 
 def _supported(folder: Path, key: str, tower: Tower, *engines: str) -> Tower:
     if tower.engine not in engines:
         raise ArtifactError(
-            f"{folder / manifests.NAME}: {key}: engine is {tower.engine[:100]!r}, this version runs it on "
+            f"{folder / MANIFEST}: {key}: engine is {tower.engine[:100]!r}, this version runs it on "
             f"{' or '.join(engines)}",
             remedy="update edge-llama, or convert again",
         )
@@ -307,7 +319,7 @@ def _check_listed(folder: Path, manifest: Manifest, files: Iterable[Path]) -> No
     for file in files:
         if file.relative_to(folder).as_posix() not in manifest.files:
             raise ArtifactError(
-                f"{folder / manifests.NAME}: files: {file.relative_to(folder).as_posix()!r:.200} is missing",
+                f"{folder / MANIFEST}: files: {file.relative_to(folder).as_posix()!r:.200} is missing",
                 remedy="copy the whole folder again, or convert again",
             )
 
@@ -323,11 +335,11 @@ def _bundled_vision(folder: Path, tower: Tower, spec: VisionSpec, name: str) -> 
 def _mmproj(path: Path, bundled: VisionSpec | None = None) -> VisionArtifact:
     """The tower of a GGUF file; ``bundled`` is what a manifest says of it, which may differ in what is not its own."""
     header = read_header(path)
-    own = mmproj.read_spec(header)
+    own = read_spec(header)
     spec = bundled or own
     if replace(own, max_tiles=spec.max_tiles, mean=spec.mean, std=spec.std) != spec:
         raise ArtifactError(
-            f"{path}: a tower of {own}, where {manifests.NAME} says {spec}", remedy="copy or convert both again"
+            f"{path}: a tower of {own}, where {MANIFEST} says {spec}", remedy="copy or convert both again"
         )
     return VisionArtifact(
         path=path,

@@ -19,6 +19,8 @@ _MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _WITHOUT_TEXT = ("none", "no_vocab", "test")  # vocabularies that turn no text into tokens
 _WITHOUT_BYTES, _BYTE = ("bert", "rwkv", "plamo2"), 6
+LLAMA4_NOPE_INTERVAL = 4
+"""Every so many layers have no rotary embedding, which is built into llama.cpp."""
 _WHOLE = {ValueType.UINT8, ValueType.INT8, ValueType.UINT16, ValueType.INT16}
 _WHOLE |= {ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64}
 NOT_MULTIPLIED = {FORMATS[name] for name in ("q8_1", "q8_k", "i8", "i16", "i32", "i64", "f64")}
@@ -36,9 +38,11 @@ def check_model(headers: Sequence[Header]) -> None:
     if scaling not in _SCALINGS:
         raise _wrong(header, "rope.scaling.type", f"is {scaling[:100]!r}", f"known: {', '.join(_SCALINGS)}")
     _check_blocks(header, tensors)
-    if header.architecture == "llama":
+    if header.architecture in ("llama", "llama4"):
         _check_head_sizes(header)
         _check_formats(tensors, header)
+    if header.architecture == "llama4":
+        _check_llama4(header)
 
 
 def numbers(header: Header, key: str) -> list[int]:
@@ -165,11 +169,24 @@ def _check_experts(header: Header) -> None:
 
 
 def _check_head_sizes(header: Header) -> None:
-    heads = max(numbers(header, "llama.attention.head_count"), default=1)
-    default = header.get("llama.embedding_length", int, 0) // max(heads, 1)
-    key, value = (header.get(f"llama.attention.{which}_length", int, default) for which in ("key", "value"))
+    prefix = header.architecture
+    heads = max(numbers(header, f"{prefix}.attention.head_count"), default=1)
+    default = header.get(f"{prefix}.embedding_length", int, 0) // max(heads, 1)
+    key, value = (header.get(f"{prefix}.attention.{which}_length", int, default) for which in ("key", "value"))
     if key != value:
         raise _wrong(header, "attention.value_length", f"is {value:,}, expected {key:,} as key_length")
+
+
+def _check_llama4(header: Header) -> None:
+    """What the graph feeds with positions must be in it: the attention of the layers without rotary embedding."""
+    n_layer = header.get("llama4.block_count", int, 0)
+    if n_layer < LLAMA4_NOPE_INTERVAL:
+        raise _wrong(header, "block_count", f"is {n_layer:,}, llama.cpp needs {LLAMA4_NOPE_INTERVAL} or more")
+    head_dim = header.get("llama4.attention.key_length", int, 0)
+    if (rotary := header.get("llama4.rope.dimension_count", int, head_dim)) != head_dim and head_dim:
+        raise _wrong(header, "rope.dimension_count", f"is {rotary:,}, expected {head_dim:,} as key_length")
+    if header.get("llama4.attention.sliding_window", int, 1) == 0:
+        raise _wrong(header, "attention.sliding_window", "is 0, which llama.cpp can't compute with", "leave it out")
 
 
 def _check_formats(tensors: Sequence[TensorInfo], header: Header) -> None:

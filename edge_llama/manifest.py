@@ -76,6 +76,8 @@ class Manifest:
             "seal": _ZEROS,
         }
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"{len(text):,} bytes, at most {_MAX_BYTES:,} are read")
         at = text.rindex(_ZEROS.encode())
         return text[:at] + hashlib.sha256(text).hexdigest().encode() + text[at + len(_ZEROS) :]
 
@@ -254,7 +256,5 @@ class _Reader:
     def _images(self) -> VisionSpec:
         try:
             return VisionSpec.from_json(self.get(self.content, "images", dict, "images"))
-        except ArtifactError:
-            raise
-        except (ValueError, TypeError, KeyError) as error:
-            raise self.fail("images", f"says {error}") from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error.message}", remedy=error.remedy or _AGAIN) from error

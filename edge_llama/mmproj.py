@@ -4,7 +4,6 @@ llama.cpp asserts most of this (``tools/mtmd/clip.cpp``, ``models/llama4.cpp`` i
 the process; some of it, a missing norm first of all, it takes in silence to compute nonsense.
 """
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -20,6 +19,22 @@ PROJECTORS = ("llama4",)
 MAX_TILES = "edge_llama.max_tiles"
 _DEFAULT_MAX_TILES = 16  # of every Llama 4 that was published
 _PREFIX = "clip.vision."
+_SIZES = (
+    *("embedding_length", "feed_forward_length", "block_count", "projection_dim", "image_size", "patch_size"),
+    *("projector.scale_factor", "attention.head_count", "attention.head_count_kv", "attention.head_dim"),
+)
+_TYPES = {  # llama.cpp ends the process if one of these is there as another type
+    **dict.fromkeys(("general.name", "general.description", "clip.projector_type"), ValueType.STRING),
+    _PREFIX + "projector_type": ValueType.STRING,
+    **{f"clip.{flag}": ValueType.BOOL for flag in ("use_gelu", "use_silu", "has_vision_encoder")},
+    **{f"clip.has_{voice}_encoder": ValueType.BOOL for voice in ("audio", "gen_audio")},
+    **{_PREFIX + size: ValueType.UINT32 for size in _SIZES},
+    _PREFIX + "attention.layer_norm_epsilon": ValueType.FLOAT32,
+}
+_OF_OTHERS = (  # read for every tower, without use for this one
+    *("clip.minicpmv_version", "clip.minicpmv_query_num", _PREFIX + "mm_patch_merge_type"),
+    *(_PREFIX + "feature_layer", _PREFIX + "image_grid_pinpoints"),
+)
 _MAX_SIDE, _MAX_LAYERS = 8192, 512
 _OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.")
 
@@ -31,6 +46,7 @@ def projector(header: Header) -> str:
 
 def read_spec(header: Header) -> VisionSpec:
     """What is to be known of the tower in ``header``, which is checked: ArtifactError says what is wrong."""
+    _check_types(header)
     kind = projector(header)
     if header.architecture != ARCHITECTURE or not kind:
         raise ArtifactError(f"{header.path}: this is no vision tower (mmproj)", remedy="give the mmproj file")
@@ -61,6 +77,18 @@ def _size(header: Header, key: str, most: int = 1 << 20) -> int:
         problem = f"is {value:,}, expected 1 to {most:,}" if _PREFIX + key in header.fields else "is missing"
         raise _wrong(header, key, problem)
     return value
+
+
+def _check_types(header: Header) -> None:
+    for key, kind in _TYPES.items():
+        value = header.fields.get(key)
+        if value is not None and value.type is not kind:
+            raise ArtifactError(
+                f"{header.path}: {key} is of type {value.type.name.lower()}, expected {kind.name.lower()}",
+                remedy=DAMAGED,
+            )
+    if other := next((key for key in _OF_OTHERS if key in header.fields), None):
+        raise ArtifactError(f"{header.path}: {other} is set, which no Llama 4 has", remedy=DAMAGED)
 
 
 def _check_kind(header: Header) -> None:
@@ -148,9 +176,9 @@ def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) ->
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected {wanted}", remedy=DAMAGED
         )
-    added = len(shape) == 1 or tensor.name == "v.position_embd.weight"  # added or multiplied, where only f32 works
-    whole = added or tensor.name == "v.patch_embd.weight"
-    allowed = {F32} if added else {F32, F16, BF16} if whole else set(FORMATS.values()) - NOT_MULTIPLIED
+    allowed = {F32} if is_added(tensor.name, shape) else set(FORMATS.values()) - NOT_MULTIPLIED
+    if tensor.name == "v.patch_embd.weight":
+        allowed = {F32, F16, BF16}
     if tensor.format not in allowed:
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} is stored as {tensor.format}, which llama.cpp can't use there",
@@ -158,20 +186,24 @@ def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) ->
         )
 
 
+def is_added(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is added or multiplied number by number, where llama.cpp takes f32 alone."""
+    return len(shape) == 1 or name == "v.position_embd.weight"
+
+
 def _spec(header: Header, side: int, tokens: int) -> VisionSpec:
-    values = {}
-    for key in ("mean", "std"):
-        found = items(header, f"{_PREFIX}image_{key}", ValueType.FLOAT32, default=())
-        values[key] = [float(str(value)) if math.isfinite(value) else math.nan for value in found]
+    mean, std = (_channels(header, f"image_{key}") for key in ("mean", "std"))
+    max_tiles = header.get(MAX_TILES, int, _DEFAULT_MAX_TILES)
     try:
-        return VisionSpec.from_json(
-            {
-                "tile": side,
-                "max_tiles": header.get(MAX_TILES, int, _DEFAULT_MAX_TILES),
-                "tokens_per_tile": tokens,
-                "n_embd": _size(header, "projection_dim"),
-                **values,
-            }
-        )
-    except ValueError as error:
-        raise ArtifactError(f"{header.path}: {error}", remedy=DAMAGED) from error
+        return VisionSpec(side, max_tiles, tokens, _size(header, "projection_dim"), mean, std)
+    except ArtifactError as error:
+        raise ArtifactError(f"{header.path}: {error.message}", remedy=DAMAGED) from error
+
+
+def _channels(header: Header, key: str) -> tuple[float, float, float]:
+    """A number each for red, green and blue, as the shortest decimal that it is."""
+    values = items(header, _PREFIX + key, ValueType.FLOAT32, default=())
+    if len(values) != 3:
+        raise _wrong(header, key, f"has {len(values)} numbers, expected three")
+    red, green, blue = (float(str(value)) for value in values)
+    return red, green, blue

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama4_scout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama 4 of Scout's form with two towers, f32; see ``llama4.py`` for others."""
     return llama4.scout(tmp_path_factory.mktemp("scout") / "Llama-4-Scout-tiny-Instruct")
+
+
+@pytest.fixture(scope="session")
+def bundle(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That Llama 4 as a bundle, with a licence: text in q4_k_m, vision for ONNX Runtime in f16."""
+    source = tmp_path_factory.mktemp("licensed") / llama4_scout.name
+    shutil.copytree(llama4_scout, source)
+    (source / "LICENSE").write_text("Do no harm.\n")
+    converters.convert(source, source.with_name("bundle"))
+    return source.with_name("bundle")
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle, to be damaged."""
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")

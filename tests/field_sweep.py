@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -140,16 +140,19 @@ def small(source: Path, output: Path, *, layers: int = 1, n_vocab: int = 512) ->
     return output
 
 
-def cases(header: Header) -> list[Case]:
-    """Every case for this file, always in the same order."""
+def cases(
+    header: Header, absent: Mapping[str, Value] = _ABSENT, more: Mapping[str, tuple[int, ...]] = _MORE_TENSORS
+) -> list[Case]:
+    """Every case for this file, always in the same order; with what is ``absent`` added, and ``more`` tensors."""
     fields = list(header.fields.items())
     tensors = [_raw(header, info) for info in header.tensors]
     found = [Case("nothing edited", fields, tensors)]
     for at, (key, value) in enumerate(fields):
         for label, put in _edits(key, value):
             found.append(Case(f"{key} {label}", [*fields[:at], *put, *fields[at + 1 :]], tensors))
-    for key, value in _ABSENT.items():
-        for label, put in _edits(key, value):
+    for name, value in absent.items():
+        key = re.sub("^llama[.]", f"{header.architecture}.", name)
+        for label, put in _edits(key, value) if key not in header.fields else ():
             if put:
                 found.append(Case(f"{key} added {label}", [*fields, *put], tensors))
     for at, info in enumerate(header.tensors):
@@ -157,7 +160,7 @@ def cases(header: Header) -> list[Case]:
             found.append(Case(f"{info.name} {label}", fields, [*tensors[:at], *edited, *tensors[at + 1 :]]))
         cut = slice(tensors[at].offset, tensors[at].offset + -(-info.nbytes // 32) * 32)
         found += _moved(info.name, tensors[at], fields, _closed_up(tensors, cut), cut)
-    for name, sizes in _MORE_TENSORS.items():
+    for name, sizes in more.items():
         found += _moved(f"{name} added", RawTensor(name, sizes, 0, 0), fields, tensors, slice(0, 0))
     return found
 
@@ -322,12 +325,15 @@ def verdict(path: Path) -> str:
         return f"{type(error).__name__}: {error}".replace(str(path), "FILE")
 
 
-def sweep(source: Path, numbers: Sequence[int]) -> dict[int, str]:
-    """The verdicts of these cases by number, found in another process; ``died ...`` where that did not survive."""
+def sweep(source: Path, numbers: Sequence[int], script: str = __file__) -> dict[int, str]:
+    """The verdicts of these cases by number, found in another process; ``died ...`` where that did not survive.
+
+    ``script`` is run there: it is given ``source`` and ``-``, and the numbers on stdin.
+    """
     verdicts: dict[int, str] = {}
     left = list(numbers)
     while left:
-        command = [sys.executable, __file__, str(source), "-"]
+        command = [sys.executable, script, str(source), "-"]
         env = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         asked = json.dumps(left)
         child = subprocess.run(
@@ -345,12 +351,10 @@ def sweep(source: Path, numbers: Sequence[int]) -> dict[int, str]:
     return verdicts
 
 
-def _serve(source: Path, numbers: Sequence[int]) -> None:
+def serve(source: Path, found: Sequence[Case], verdict: Callable[[Path], str]) -> None:
     """The child's part: a line before and after each case."""
-    header = read_header(source)
-    found = cases(header)
-    data = source.read_bytes()[header.data_offset :]
-    first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
+    numbers = json.load(sys.stdin)
+    data = source.read_bytes()[read_header(source).data_offset :]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case.gguf"
         for number in numbers:
@@ -361,7 +365,9 @@ def _serve(source: Path, numbers: Sequence[int]) -> None:
 
 def main() -> None:
     if sys.argv[2:] == ["-"]:
-        _serve(Path(sys.argv[1]), json.load(sys.stdin))
+        source = Path(sys.argv[1])
+        first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
+        serve(source, cases(read_header(source)), verdict)
         return
     if sys.argv[1:]:
         _report(Path(sys.argv[1]))

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import checkpoints
 import field_sweep
+import llama4
 import numpy as np
 import pytest
 
 import converters
 from edge_llama.gguf import read_header
-
-_SAMPLE = 500
 
 
 def _check(source: Path, numbers: list[int]) -> dict[str, str]:
@@ -40,8 +39,16 @@ def test_every_field_of_the_built_in_model(packaged: Path, tmp_path: Path) -> No
         assert named[label].startswith(expected), (label, named[label])
 
 
-@pytest.mark.parametrize("family", [checkpoints.llama2, checkpoints.llama3])
-def test_fields_of_other_vocabularies(family: object, rng: np.random.Generator, tmp_path: Path) -> None:
+def tiny_llama4(folder: Path) -> Path:
+    """Layers with and without experts, as small as llama.cpp takes it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "intermediate_size_mlp": 64, "num_local_experts": 2}
+    return llama4.text_only(folder, interleave_moe_layer_step=2, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("family", "sample"), [(checkpoints.llama2, 500), (checkpoints.llama3, 500), (tiny_llama4, 200)]
+)
+def test_fields_of_other_models(family: object, sample: int, rng: np.random.Generator, tmp_path: Path) -> None:
     converters.convert(family(tmp_path / "checkpoint"), tmp_path / "a.gguf", quant="q8_0")  # type: ignore[operator]
     count = len(field_sweep.cases(read_header(tmp_path / "a.gguf")))
-    _check(tmp_path / "a.gguf", sorted(rng.choice(count, _SAMPLE, replace=False).tolist()))
+    _check(tmp_path / "a.gguf", sorted(rng.choice(count, sample, replace=False).tolist()))

@@ -10,8 +10,8 @@ import pytest
 import edge_llama
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "formats", "gguf", "gguf_checks", "gguf_parts", "integrity", "artifact", "remembered"}
-LEAVES |= {"manifest", "mmproj", "onnx_file", "vision", "images"}
+LEAVES = {"errors", "formats", "gguf", "gguf_checks", "images", "integrity", "artifact", "remembered", "vision"}
+LEAVES |= {"gguf_parts", "manifest", "mmproj", "onnx_file"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -16,6 +16,7 @@ from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
 from converters.transposed import transposed
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Header, Value, u32
+from edge_llama.gguf_checks import LLAMA4_NOPE_INTERVAL
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's
@@ -40,7 +41,7 @@ _EXPERTS = {f"ffn_{kind}_exps.weight": (f"feed_forward.experts.{kind}_proj.weigh
 _FUSED = "feed_forward.experts.gate_up_proj"
 _VISION = r"^(vision_model|multi_modal_projector)\."
 _LANGUAGE = "language_model."
-_CHUNK, _FLOOR_SCALE, _ATTN_SCALE, _NOPE_INTERVAL = 8192, 8192, 0.1, 4
+_CHUNK, _FLOOR_SCALE, _ATTN_SCALE = 8192, 8192, 0.1
 _WITHOUT_QK_NORM = 128  # llama.cpp tells Maverick from Scout by its experts
 _KEEP = "keep the Hugging Face folder: only a target that writes the computation itself, as ONNX, can express this"
 
@@ -121,7 +122,7 @@ def _integers(fields: Fields, key: str, default: range) -> tuple[int, ...]:
 
 def _rope_layers(fields: Fields, n_layer: int) -> tuple[bool, ...]:
     """The list counts, 0 for a layer without; none or an empty one means every so many layers."""
-    interval = fields.size("no_rope_layer_interval", _NOPE_INTERVAL)
+    interval = fields.size("no_rope_layer_interval", LLAMA4_NOPE_INTERVAL)
     listed = _integers(fields, "no_rope_layers", range(0))
     if listed and len(listed) < n_layer:
         raise fields.fail("no_rope_layers", f"has {len(listed)} entries for {n_layer} layers")
@@ -140,8 +141,9 @@ def _check_for_gguf(hp: Hyperparameters, config: Mapping[str, Any], path: Path) 
     """CheckpointError for the first value that differs from what is built into llama.cpp."""
     n_layer = hp.base.n_layer
     rope = "no_rope_layers" if text_config(config).get("no_rope_layers") else "no_rope_layer_interval"
-    every_fourth = _rotary(n_layer, _NOPE_INTERVAL)
+    every_fourth = _rotary(n_layer, LLAMA4_NOPE_INTERVAL)
     for key, value, is_built_in, built_in in (
+        ("num_hidden_layers", n_layer, n_layer >= LLAMA4_NOPE_INTERVAL, f"{LLAMA4_NOPE_INTERVAL} or more"),
         ("num_local_experts", hp.n_expert, hp.n_expert > 0, "at least one expert"),
         ("hidden_act", hp.activation, hp.activation in ("silu", "swish"), "silu"),
         ("attention_bias", hp.base.attention_bias, not hp.base.attention_bias, "no biases"),

@@ -6,7 +6,7 @@ meta-llama/llama, Llama 3's by ``ChatFormat`` in github.com/meta-llama/llama-mod
 templates in Hugging Face's repositories, they neither trim what is said nor add a date.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 _NAMED = {
@@ -33,6 +33,53 @@ LLAMA3_KINDS = {
     "pad": "<|finetune_right_pad_id|>",
 }
 """By kind, as Meta's tokenizer names them; eos, eot and eom end an answer."""
+
+
+def _llama4_special() -> Iterator[str]:
+    """The 2,048 tokens that follow Llama 4's ranks: a few with a meaning, the rest of each group reserved."""
+    yield from ("<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+    yield from ("<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>")
+    yield from _reserved("text_post_train_", 0, 6)
+    yield from ("<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>")
+    yield from _reserved("text_post_train_", 8, 69)
+    yield from ("<|image_start|>", "<|image_end|>")
+    yield from _reserved("vision_", 0, 2)
+    yield from ("<|tile_x_separator|>", "<|tile_y_separator|>")
+    yield from _reserved("vision_", 2, 6)
+    yield "<|image|>"
+    yield from _reserved("vision_", 6, 7)
+    yield "<|patch|>"
+    yield from _reserved("vision_", 7, 1048)
+    yield from _reserved("reasoning_", 0, 8)
+    yield from ("<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>")
+    yield from _reserved("", 0, 904)
+
+
+def _reserved(group: str, first: int, last: int) -> Iterator[str]:
+    return (f"<|{group}reserved_special_token_{index}|>" for index in range(first, last))
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a family's rank file does not tell: how text is split, the special tokens after the ranks, their kinds."""
+
+    pre: str
+    special: tuple[str, ...]
+    kinds: Mapping[str, str]
+
+
+LLAMA3_TOKENS = Tokens("llama-bpe", LLAMA3_SPECIAL, LLAMA3_KINDS)
+LLAMA4_TOKENS = Tokens(
+    "llama4",
+    tuple(_llama4_special()),
+    {
+        "bos": "<|begin_of_text|>",
+        "eos": "<|end_of_text|>",
+        "eot": "<|eot|>",
+        "eom": "<|eom|>",
+        "pad": "<|finetune_right_pad|>",
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +160,40 @@ def _llama3(role: str = "message['role']", tools: str = "", call: str = "") -> s
 """
 
 
+# As Llama 4's ChatFormat: calls and results end a message, not the turn. Who renders expands a picture's token.
+_LLAMA4 = (
+    """\
+{%- macro text(content) -%}
+{%- if content is string -%}
+{{- content -}}
+{%- else -%}
+{%- for part in content -%}
+{{- '<|image|>' if part['type'] == 'image' else part['text'] -}}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{{- bos_token -}}
+"""
+    + _TOOLS.replace("FORM", _PYTHONIC_FORM)
+    .replace("= messages[0]['content']", "= text(messages[0]['content'])")
+    .replace("<|start_header_id|>system<|end_header_id|>", "<|header_start|>system<|header_end|>")
+    .replace("<|eot_id|>", "<|eot|>")
+    + """\
+{%- for message in messages -%}
+{%- set role = 'ipython' if message['role'] == 'tool' else message['role'] -%}
+{{- '<|header_start|>' + role + '<|header_end|>\\n\\n' + text(message['content']) -}}
+{%- for call in message['tool_calls'] or [] -%}
+"""
+    + _PYTHONIC_CALL
+    + """\
+{%- endfor -%}
+{{- '<|eom|>' if message['role'] == 'tool' or message['tool_calls'] else '<|eot|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|header_start|>assistant<|header_end|>\\n\\n' -}}
+{%- endif -%}
+"""
+)
 _HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
@@ -128,5 +209,10 @@ FAMILIES: dict[str, Family] = {
     "llama3.1": _llama3_1(_JSON_FORM, _JSON_CALL),
     "llama3.2": _llama3_1(_PYTHONIC_FORM, _PYTHONIC_CALL),  # as its small models, those for text, were trained
     "llama3.3": _llama3_1(_JSON_FORM, _JSON_CALL),
+    "llama4": Family(
+        _LLAMA4,
+        ("<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"),
+        {"eot": "<|eot|>", "eom": "<|eom|>"},
+    ),
 }
 """By the names that ``--chat-template`` knows."""

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import Fields
-from edge_llama.errors import CheckpointError
+from converters.architectures.llama import halved
+from converters.architectures.llama_families import LLAMA3_TOKENS
+from converters.checkpoint import Fields, Tensor
+from converters.vocabulary import Vocabulary
 
+NAME = "Llama"
+TOKENS = LLAMA3_TOKENS
 IGNORED = re.compile(r"(^|\.)rope\.freqs$")  # Llama 1 and 2: recomputed by every runtime
 EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
 GATE = "layers.0.feed_forward.w1.weight"
-_OUTSIDE = {EMBEDDING: "model.embed_tokens.weight", "norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
+OUTSIDE = {EMBEDDING: "model.embed_tokens.weight", "norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
 _LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
@@ -38,7 +42,7 @@ _ELSEWHERE = {
     "quantization_args": "quantized weights",
     "lora_args": "an adapter beside the weights",
 }
-_REMEDY = "give the folder of a text Llama in full precision, or its Hugging Face version"
+REMEDY = "give the folder of a text Llama in full precision, or its Hugging Face version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def read_params(config: Mapping[str, Any], path: Path) -> Params:
     for key, meaning in _ELSEWHERE.items():
         value = fields.config.get(key)
         if value and value != -1:
-            raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", _REMEDY)
+            raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", REMEDY)
     dim, n_heads = fields.size("dim"), fields.size("n_heads")
     n_kv_heads = fields.size("n_kv_heads", n_heads)
     if dim % n_heads or dim // n_heads % 2:
@@ -97,14 +101,29 @@ def read_params(config: Mapping[str, Any], path: Path) -> Params:
     )
 
 
-def hugging_face_name(name: str, where: Path) -> str:
-    """Meta's name of a tensor as Hugging Face has it; CheckpointError if a Llama has none of that name."""
+def split(shard: Mapping[str, Tensor], _params: Params, _where: Path) -> Mapping[str, Tensor]:
+    """A shard's tensors, each of which is one."""
+    return shard
+
+
+def is_known(name: str, _params: Params) -> bool:
+    """Whether a Llama has a tensor of that name."""
+    return _new_name(name) is not None
+
+
+def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
+    """Whole tensors as Hugging Face has them."""
+    found = {}
+    for name, tensor in merged.items():
+        new_name = _new_name(name) or name
+        found[new_name] = (halved(tensor, params.head_dim) if _is_rotary(name) else tensor).renamed(new_name)
+    return found
+
+
+def _new_name(name: str) -> str | None:
     match = re.fullmatch(r"layers\.(0|[1-9]\d{0,5})\.(.+)", name)
     rest = _LAYER.get(match[2]) if match else None
-    found = f"model.layers.{match[1]}.{rest}" if match and rest else _OUTSIDE.get(name)
-    if found is None:
-        raise CheckpointError(f"{where}: tensor {name[:200]!r} is not part of a Llama in Meta's format", remedy=_REMEDY)
-    return found
+    return f"model.layers.{match[1]}.{rest}" if match and rest else OUTSIDE.get(name)
 
 
 def shape(name: str, params: Params, n_vocab: int) -> tuple[int, ...]:
@@ -129,26 +148,31 @@ def copies(name: str, params: Params, shards: int) -> int:
     return max(shards // params.n_kv_heads, 1) if is_kv else 1
 
 
-def is_rotary(name: str) -> bool:
+def is_whole(_name: str, shape: tuple[int, ...]) -> bool:
+    """Whether each shard may have all of it."""
+    return len(shape) == 1
+
+
+def _is_rotary(name: str) -> bool:
     """Whether rows are in the order of Meta's rotary embedding: neighbours are a pair."""
     return name.endswith((".attention.wq.weight", ".attention.wk.weight"))
 
 
-def config(params: Params, n_vocab: int, *, is_llama3: bool, tied: bool) -> dict[str, Any]:
-    """config.json's content. ``is_llama3``: by its tokenizer."""
+def config(params: Params, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
+    """config.json's content."""
     scaling = _rope_scaling(params, tied) if params.scaled_rope else None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "vocab_size": n_vocab,
+        "vocab_size": len(vocabulary.tokens),
         "hidden_size": params.dim,
         "intermediate_size": params.n_ff,
         "num_hidden_layers": params.n_layers,
         "num_attention_heads": params.n_heads,
         "num_key_value_heads": params.n_kv_heads,
         "head_dim": params.head_dim,
-        "max_position_embeddings": _context(params, is_llama3),
+        "max_position_embeddings": _context(params, _is_llama3(vocabulary)),
         "rms_norm_eps": params.norm_eps,
         "rope_theta": params.rope_theta,
         "rope_scaling": scaling,
@@ -184,3 +208,21 @@ def _rope_scaling(params: Params, tied: bool) -> dict[str, Any]:
         "high_freq_factor": params.fields.real("rope_high_freq_factor", 4.0),
         "original_max_position_embeddings": 8192,
     }
+
+
+def family(params: Params, vocabulary: Vocabulary) -> str:
+    """The chat template's name."""
+    return ("llama3.1" if params.scaled_rope else "llama3") if _is_llama3(vocabulary) else "llama2"
+
+
+def _is_llama3(vocabulary: Vocabulary) -> bool:
+    return vocabulary.merges is not None
+
+
+def notes(params: Params, config: Mapping[str, Any]) -> dict[str, str]:
+    """What params.json left open, by topic."""
+    scaling = config["rope_scaling"]
+    if scaling is None or params.fields.config.get("rope_scaling_factor") is not None:
+        return {}
+    which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
+    return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}

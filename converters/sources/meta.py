@@ -9,16 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from converters.architectures import llama_meta
-from converters.architectures.llama import halved
-from converters.architectures.llama_families import LLAMA3_KINDS, LLAMA3_SPECIAL
-from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT, Params
+from converters.architectures import llama4_meta, llama_meta
+from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT
 from converters.chat_templates import TOPIC, with_family
 from converters.checkpoint import Checkpoint, Tensor, read_json
+from converters.joined import joined
 from converters.provenance import read_provenance
 from converters.sources.torch_file import read_file
 from converters.tokenizers.reader import read_sentencepiece
@@ -26,6 +25,7 @@ from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
+Params = llama_meta.Params | llama4_meta.Params
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _MAX_TOKENIZER = 64 << 20
 _SLICE = 4 << 20  # bytes compared at once
@@ -44,38 +44,49 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     if not (folder / "params.json").is_file():
         raise CheckpointError(f"{folder}: params.json is missing", remedy="download it too")
-    params = llama_meta.read_params(read_json(folder / "params.json"), folder)
-    path, content = _tokenizer(folder)
-    shards = _shards(folder)
+    content = read_json(folder / "params.json")
+    family: ModuleType = llama4_meta if llama4_meta.is_llama4(content) else llama_meta
+    params: Params = family.read_params(content, folder)
+    path, ranks = _tokenizer(folder)
+    shards = [family.split(shard, params, folder) for shard in _shards(folder, family.IGNORED)]
+    if unknown := [name for name in shards[0] if not family.is_known(name, params)]:
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.NAME} in Meta's format",
+            remedy=family.REMEDY,
+        )
     n_vocab = _n_vocab(params, folder, shards)
-    _check_width(params, folder, shards)
-    merged = {name: _merged(name, params, n_vocab, folder, shards) for name in shards[0]}
-    vocabulary = _vocabulary(path, content, n_vocab)
-    is_llama3 = vocabulary.merges is not None
+    if family is llama_meta:
+        _check_width(params, folder, shards)
+    merged = {name: _merged(name, family, params, n_vocab, folder, shards) for name in shards[0]}
+    vocabulary = _vocabulary(path, ranks, n_vocab, family)
     tied = _is_tied(merged)
     if tied:
         del merged[OUTPUT]
-    config = llama_meta.config(params, n_vocab, is_llama3=is_llama3, tied=tied)
-    notes = _rope_note(params, config["rope_scaling"]) | _padding_note(path, vocabulary)
-    name = _name(folder)
-    tensors = {tensor.name: tensor for tensor in merged.values()}
+    config = family.config(params, vocabulary, tied=tied)
     checkpoint = Checkpoint(
-        folder, name, config, tensors, vocabulary, generation={}, notes=notes, provenance=read_provenance(folder)
+        folder,
+        _name(folder),
+        config,
+        family.hugging_face(merged, params),
+        vocabulary,
+        generation={},
+        notes=family.notes(params, config) | _padding_note(path, vocabulary),
+        provenance=read_provenance(folder),
     )
-    return _with_default_template(checkpoint, is_llama3, params.scaled_rope)
+    return _with_default_template(checkpoint, family.family(params, vocabulary))
 
 
 def _shard_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("consolidated.*.pth") if _SHARD.fullmatch(path.name))
 
 
-def _shards(folder: Path) -> list[dict[str, Tensor]]:
+def _shards(folder: Path, ignored: re.Pattern[str]) -> list[dict[str, Tensor]]:
     """The tensors of consolidated.00.pth, .01.pth, ...: the same names in each."""
     names = _shard_names(folder)
     expected = [f"consolidated.{index:02}.pth" for index in range(max(len(names), 1))]
     if missing := [name for name in expected if name not in names]:
         raise CheckpointError(f"{folder}: {missing[0]} is missing", remedy="download it too")
-    shards = [read_file(folder / name, llama_meta.IGNORED) for name in names]
+    shards = [read_file(folder / name, ignored) for name in names]
     for name, shard in zip(names, shards, strict=True):
         if odd := sorted(shards[0].keys() ^ shard.keys()):
             has, lacks = (names[0], name) if odd[0] in shards[0] else (name, names[0])
@@ -115,14 +126,21 @@ def _parts(name: str, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> l
     return [shard[name] for shard in shards]
 
 
-def _merged(name: str, params: Params, n_vocab: int, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """A tensor whole and under Hugging Face's name, read from all its shares."""
+def _merged(
+    name: str,
+    family: ModuleType,
+    params: Params,
+    n_vocab: int,
+    folder: Path,
+    shards: Sequence[Mapping[str, Tensor]],
+) -> Tensor:
+    """A tensor whole, read from all its shares."""
     parts = _parts(name, folder, shards)
-    new_name = llama_meta.hugging_face_name(name, folder)
-    shape = llama_meta.shape(name, params, n_vocab)
+    shape = family.shape(name, params, n_vocab)
     if len({part.format for part in parts}) > 1:
         raise CheckpointError(f"{folder}: tensor {name!r} has several dtypes", remedy="download it again")
-    tensor = _joined(parts[:: llama_meta.copies(name, params, len(parts))], shape)
+    may_repeat = len(parts) == 1 or family.is_whole(name, shape)
+    tensor = _whole(parts[:: family.copies(name, params, len(parts))], shape, may_repeat=may_repeat)
     if tensor is None:
         found = ", ".join(str(list(part.shape)) for part in parts)
         raise CheckpointError(
@@ -130,40 +148,20 @@ def _merged(name: str, params: Params, n_vocab: int, folder: Path, shards: Seque
             f"params.json implies {list(shape)} together",
             remedy="a shard is missing, or of another model",
         )
-    return (halved(tensor, params.head_dim) if llama_meta.is_rotary(name) else tensor).renamed(new_name)
+    return tensor
 
 
-def _joined(parts: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor | None:
-    """The tensor of ``shape`` that the shares make; None if they don't."""
+def _whole(parts: Sequence[Tensor], shape: tuple[int, ...], *, may_repeat: bool) -> Tensor | None:
+    """The tensor of ``shape`` that the shares make, or that each of them is; None if they don't."""
     shapes = [part.shape for part in parts]
-    if len(shape) == 1 or len(parts) == 1:
-        return parts[0] if set(shapes) == {shape} else None
-    if any(len(part) != 2 for part in shapes):
-        return None
-    if {columns for _, columns in shapes} == {shape[1]} and sum(rows for rows, _ in shapes) == shape[0]:
-        return replace(parts[0], shape=shape, read=_Rows(parts).read)
-    if {rows for rows, _ in shapes} == {shape[0]} and sum(columns for _, columns in shapes) == shape[1]:
-        return replace(
-            parts[0], shape=shape, read=lambda start, stop: np.hstack([part.read(start, stop) for part in parts])
-        )
+    if may_repeat and set(shapes) == {shape}:
+        return parts[0]
+    for axis in range(len(shape)):
+        rest = {(*found[:axis], *found[axis + 1 :]) for found in shapes}
+        is_cut_here = all(len(found) == len(shape) for found in shapes) and rest == {shape[:axis] + shape[axis + 1 :]}
+        if len(parts) > 1 and is_cut_here and sum(found[axis] for found in shapes) == shape[axis]:
+            return joined(parts, axis)
     return None
-
-
-class _Rows:
-    """Shares one below the other."""
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self._parts = parts
-
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows ``start`` to ``stop`` of the whole."""
-        found, first = [], 0
-        for part in self._parts:
-            begin, end = max(start - first, 0), min(stop - first, part.rows)
-            if begin < end:
-                found.append(part.read(begin, end))
-            first += part.rows
-        return found[0] if len(found) == 1 else np.vstack(found)
 
 
 def _is_tied(merged: Mapping[str, Tensor]) -> bool:
@@ -195,12 +193,13 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 
-def _vocabulary(path: Path, content: bytes, n_vocab: int) -> Vocabulary:
-    """Sentencepiece's pieces (Llama 2) or tiktoken's ranks (Llama 3), padded as the embedding is."""
-    if not is_ranks(content):
+def _vocabulary(path: Path, content: bytes, n_vocab: int, family: ModuleType) -> Vocabulary:
+    """Ranks of tiktoken (since Llama 3) or pieces of sentencepiece (Llama 2), padded as the embedding is."""
+    if not is_ranks(content) and family is llama_meta:
         return read_sentencepiece(path, n_vocab)
-    vocabulary = read_ranks(content, path, "llama-bpe", LLAMA3_SPECIAL, n_vocab)
-    special = {kind: vocabulary.tokens.index(text) for kind, text in LLAMA3_KINDS.items()}
+    known = family.TOKENS
+    vocabulary = read_ranks(content, path, known.pre, known.special, n_vocab)
+    special = {kind: vocabulary.tokens.index(text) for kind, text in known.kinds.items()}
     return replace(vocabulary, special=special, add={"bos": True, "eos": False, "sep": False})
 
 
@@ -214,21 +213,13 @@ def _name(folder: Path) -> str:
     return "llama"
 
 
-def _rope_note(params: Params, scaling: Mapping[str, object] | None) -> dict[str, str]:
-    if scaling is None or params.fields.config.get("rope_scaling_factor") is not None:
-        return {}
-    which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
-    return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
-
-
 def _padding_note(path: Path, vocabulary: Vocabulary) -> dict[str, str]:
     unused = sum(kind == TokenType.UNUSED for kind in vocabulary.types)
     return {"vocabulary": f"{path} has {unused:,} tokens less than the embedding has rows"} if unused else {}
 
 
-def _with_default_template(checkpoint: Checkpoint, is_llama3: bool, scaled_rope: bool) -> Checkpoint:
+def _with_default_template(checkpoint: Checkpoint, family: str) -> Checkpoint:
     """The family's chat template if the folder's name says that the model is made for chatting."""
-    family = ("llama3.1" if scaled_rope else "llama3") if is_llama3 else "llama2"
     if not re.search(r"chat|instruct", checkpoint.name, re.IGNORECASE):
         note = (
             f"none, as the name {checkpoint.name!r} says neither chat nor instruct (--chat-template {family} adds one)"

@@ -46,11 +46,8 @@ def read_file(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, Tens
             directory = _directory(path, file)
             prefix = _prefix(path, directory)
             _check_byte_order(path, file, directory.get(f"{prefix}/byteorder"))
-            views = _views(path, file, directory[f"{prefix}/data.pkl"])
-            tensors = {}
-            for name, view in views.items():
-                if not (skip and skip.search(name)):
-                    tensors[name] = _tensor(path, file, directory, prefix, name, view)
+            views = _views(path, file, directory[f"{prefix}/data.pkl"], skip)
+            tensors = {name: _tensor(path, file, directory, prefix, name, view) for name, view in views.items()}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     return tensors
@@ -132,13 +129,14 @@ def _content(path: Path, file: BinaryIO, info: ZipInfo, limit: int) -> bytes:
     return file.read(member.size)
 
 
-def _views(path: Path, file: BinaryIO, info: ZipInfo) -> dict[str, View]:
+def _views(path: Path, file: BinaryIO, info: ZipInfo, skip: re.Pattern[str] | None) -> dict[str, View]:
     try:
         views = read_pickle(_content(path, file, info, _MAX_PICKLE))
     except PickleError as error:
         raise CheckpointError(
             f"{path}: its pickle is refused: {error}", remedy="give a file of weights alone"
         ) from error
+    views = {name: view for name, view in views.items() if not (skip and skip.search(name))}
     for name, view in views.items():
         if not isinstance(view, View):
             raise CheckpointError(

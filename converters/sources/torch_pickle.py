@@ -51,6 +51,8 @@ class _Name:
     text: str
 
 
+OPAQUE = object()
+"""Bytes beside the weights, left over from training: there, and nothing to read."""
 _MARK = object()
 _MAX_INSTRUCTIONS = 200_000  # Llama 3.1 405B's take 30,000
 
@@ -111,9 +113,9 @@ class _Machine:
         self.push(_CALLS[name.text](arguments))
 
     def build(self) -> None:
-        """Attributes of an OrderedDict (a state dict's versions): dropped."""
+        """Attributes of an OrderedDict (a state dict's versions) or of a byte stream: dropped."""
         self.pop()
-        if not isinstance(self.stack[-1], dict):
+        if not isinstance(self.stack[-1], dict) and self.stack[-1] is not OPAQUE:
             raise PickleError("expected attributes for a dictionary only")
 
 
@@ -121,6 +123,8 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor_v2": lambda parts: View(*parts[:4]),
     "torch._utils._rebuild_parameter": lambda parts: parts[0],
     "collections.OrderedDict": lambda _parts: {},
+    "_io.BytesIO": lambda _parts: OPAQUE,
+    "_codecs.encode": lambda _parts: OPAQUE,  # bytes, as pickles of protocol 2 have them
 }
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE")
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -128,6 +132,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "FRAME": lambda _machine, _: None,
     "STOP": lambda _machine, _: None,
     **dict.fromkeys(_VALUES, _Machine.push),
+    **dict.fromkeys(("SHORT_BINBYTES", "BINBYTES"), lambda machine, _: machine.push(OPAQUE)),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
@@ -152,6 +157,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": lambda machine, _: machine.name(".".join((machine.pop(str), machine.pop(str))[::-1])),
     "BINPERSID": lambda machine, _: machine.storage(),
     "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
     "BUILD": lambda machine, _: machine.build(),
 }
 

@@ -1,26 +1,100 @@
 """What a conversion writes: one file per kind. A target lays out the whole output before a weight is read."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from converters.targets import gguf, safetensors
+from converters.checkpoint import Checkpoint
+from converters.options import Options
+from converters.targets import bundle, gguf, mmproj, safetensors
+from converters.targets.bundle import has_vision, towers
 from edge_llama.errors import OptionError
 
-TARGETS: dict[str, ModuleType] = {"gguf": gguf, "safetensors": safetensors}
-"""Each has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, quant, name, options) -> Layout``."""
+_VALUES = {
+    "to": ("gguf", "safetensors", "onnx"),
+    "tower": ("text", "vision", "all"),
+    "vision_to": tuple(bundle.VISION_ENGINES),
+    "vision_quant": mmproj.QUANTS,
+}
+_FOR_TEXT = ("quant", "tensor_types", "max_shard_bytes", "chat_template", "lora")
+_FOR_VISION = ("vision_to", "vision_quant")
+_FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
 
-def choose(output: Path, to: str | None, quant: str | None) -> tuple[ModuleType, str]:
-    """The target module and the recipe for ``--to`` and ``--quant``; OptionError lists what there is."""
-    name = to or ("gguf" if output.suffix == ".gguf" else None)
-    if name is None:
+def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[ModuleType, Options]:
+    """The target for what was asked, and the options with what they left open; OptionError says what fits instead.
+
+    A target has ``QUANTS``, ``DEFAULT_QUANT`` and ``lay_out(checkpoint, name, options) -> Layout``.
+    """
+    for name, values in _VALUES.items():
+        if (value := getattr(options, name)) not in (None, *values):
+            raise OptionError(f"{_flag(name)} {value}: unknown", remedy=f"known: {', '.join(values)}")
+    written = towers(checkpoint, options.tower)
+    target = _target(output, checkpoint, options, written)
+    _check_fit(target, options, written)
+    if "text" in written:
+        options = replace(options, quant=_quant(target, options.quant))
+    if "vision" in written and target in (bundle, mmproj):
+        alone = options.to if "text" not in written else None
+        options = replace(
+            options,
+            vision_quant=options.vision_quant or mmproj.DEFAULT_QUANT,
+            vision_to=options.vision_to or alone or bundle.DEFAULT_VISION,
+        )
+    return target, options
+
+
+def _quant(target: ModuleType, asked: str | None) -> str:
+    quant: str = asked or target.DEFAULT_QUANT
+    if quant not in target.QUANTS:
+        name = target.__name__.rpartition(".")[2]
+        raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(target.QUANTS)}")
+    return quant
+
+
+def _target(output: Path, checkpoint: Checkpoint, options: Options, written: tuple[str, ...]) -> ModuleType:
+    is_file = output.suffix == ".gguf"
+    if options.to == "safetensors":
+        return safetensors
+    if options.to == "onnx" and written != ("vision",):
+        raise OptionError(
+            "--to onnx: the text tower can't be written so", remedy="known: gguf, safetensors; or --tower vision"
+        )
+    if options.to == "onnx" and is_file:
+        raise OptionError(f"--to onnx: {output} ends in .gguf", remedy="give a folder, or leave --to out")
+    if is_file and len(written) > 1:
+        raise OptionError(
+            f"{output}: one .gguf file holds one tower, {checkpoint.path} has two, text and vision",
+            remedy=f"add --tower text or --tower vision, or give a folder for both: {output.with_suffix('')}",
+        )
+    if is_file:
+        return gguf if "text" in written else mmproj
+    if has_vision(checkpoint):
+        return bundle
+    if options.to is None:
         raise OptionError(
             f"{output}: what shall be written?", remedy="end the name in .gguf, or say --to gguf|safetensors"
         )
-    target = TARGETS.get(name)
-    if target is None:
-        raise OptionError(f"--to {name}: unknown", remedy=f"known: {', '.join(TARGETS)}")
-    quant = quant or target.DEFAULT_QUANT
-    if quant not in target.QUANTS:
-        raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(target.QUANTS)}")
-    return target, quant
+    return gguf
+
+
+def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -> None:
+    """OptionError for what would be without effect."""
+    if target is safetensors and options.tower not in (None, "all"):
+        raise OptionError(f"--tower {options.tower}: not for safetensors", remedy="leave it out: the folder is whole")
+    unfit: tuple[str, ...] = () if "text" in written else _FOR_TEXT
+    unfit += () if "vision" in written and target is not safetensors else _FOR_VISION
+    for name in (name for name in unfit if getattr(options, name)):
+        tower = "text" if name in _FOR_TEXT else "vision"
+        instead = ", or say --vision-quant" if name == "quant" else ""
+        raise OptionError(
+            f"{_flag(name)}: is for a {tower} tower, and none is written so", remedy=f"leave it out{instead}"
+        )
+    if target is mmproj and options.vision_to == "onnx":
+        raise OptionError("--vision-to onnx: a .gguf file can't hold it", remedy="give a folder, or leave it out")
+    if "text" not in written and options.to and options.vision_to not in (None, options.to):
+        raise OptionError(f"--to {options.to}: --vision-to says {options.vision_to}", remedy="leave one of them out")
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))

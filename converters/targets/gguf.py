@@ -20,18 +20,18 @@ from quant import recipe
 
 QUANTS = tuple(recipe.RECIPES)
 DEFAULT_QUANT = "q4_k_m"
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _NOT_KEPT = ("general.file_type", "general.quantization_version", "general.alignment", "split.", "edge_llama.")
 """What describes a source file, and not the model in it."""
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> Layout:
-    """The GGUF file ``name`` of ``checkpoint`` by recipe ``quant``.
+def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
+    """The GGUF file ``name`` of ``checkpoint``, its text tower if it has two.
 
     CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
     architecture = for_config(checkpoint)
-    chosen = recipe.RECIPES[quant]
+    chosen = recipe.RECIPES[options.quant or DEFAULT_QUANT]
     weights = architecture.weights(checkpoint)
     slots = [
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
@@ -42,13 +42,13 @@ def lay_out(checkpoint: Checkpoint, quant: str, name: str, options: Options) -> 
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
         **sampling.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
-        "general.quantization_version": u32(_QUANTIZATION_VERSION),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
     groups = _grouped(entries, options.max_shard_bytes)
     return Layout(
         tuple(
-            _part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
+            part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
             for number, group in enumerate(groups)
         )
     )
@@ -80,13 +80,14 @@ def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tupl
         own["split.no"] = Value(ValueType.UINT16, number)
         own["split.tensors.count"] = Value(ValueType.INT32, sum(map(len, groups)))
         own["split.count"] = Value(ValueType.UINT16, len(groups))
-    return own | {"edge_llama.version": string(version("edge-llama"))}
+    return own
 
 
-def _part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...], source: Path) -> Part:
+def part(name: str, fields: dict[str, Value], entries: tuple[Entry, ...], source: Path) -> Part:
+    """A file with this metadata and these tensors, sealed when it is complete. CheckpointError names what can't be."""
     table = [(entry.tensor.name, entry.tensor.shape, entry.format) for entry in entries]
     try:
-        header = header_with_room(fields, table, ALIGNMENT)
+        header = header_with_room(fields | {"edge_llama.version": string(version("edge-llama"))}, table, ALIGNMENT)
     except ValueError as error:
         raise CheckpointError(
             f"{source}: metadata that GGUF cannot hold: {error}", remedy="download it again"

@@ -7,6 +7,10 @@ from math import prod
 
 from converters.checkpoint import Tensor
 from edge_llama.formats import Format
+from edge_llama.manifest import StoredFile
+
+Closing = Callable[[Mapping[str, StoredFile]], Mapping[str, bytes]]
+"""Makes files that tell of all others, from their sizes and hashes by name; their own sizes depend on no hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,30 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """``parts`` in the order in which they are written, and small ``files`` beside them, by name.
+    """``parts`` in the order in which they are written, small ``files`` beside them, by name, and what comes last.
 
-    ``is_folder``: all of these go into a folder, the output; otherwise the parts lie where the output is named.
+    ``is_folder``: all of these go into a folder, the output, where a name may have folders of its own (``a/b``);
+    otherwise the parts lie where the output is named.
     """
 
     parts: tuple[Part, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
     is_folder: bool = False
+    closing: Closing | None = None
+
+    @property
+    def small_files(self) -> dict[str, bytes]:
+        """``files`` and those of ``closing``, here without hashes."""
+        if self.closing is None:
+            return dict(self.files)
+        sizes = {part.name: part.nbytes for part in self.parts}
+        sizes |= {name: len(content) for name, content in self.files.items()}
+        return {**self.files, **self.closing({name: StoredFile(size) for name, size in sizes.items()})}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all files."""
+        return (*(part.name for part in self.parts), *self.small_files)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -88,4 +108,4 @@ class Layout:
     @property
     def output_bytes(self) -> int:
         """Bytes to be written."""
-        return sum(part.nbytes for part in self.parts) + sum(map(len, self.files.values()))
+        return sum(part.nbytes for part in self.parts) + sum(map(len, self.small_files.values()))

@@ -18,10 +18,11 @@ _END_TEXTS = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|en
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 
 
-def lay_out(checkpoint: Checkpoint, quant: str, _name: str, options: Options) -> Layout:
-    """The folder of ``checkpoint`` with weights in ``quant``, which transformers loads."""
+def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
+    """The folder of ``checkpoint``, which transformers loads."""
     _check(options)
     for_config(checkpoint).check_for_folder(checkpoint)
+    quant = options.quant or DEFAULT_QUANT
     format_ = FORMATS[quant]
     entries = tuple(Entry(tensor, format_) for _, tensor in sorted(checkpoint.tensors.items()))
     files = {

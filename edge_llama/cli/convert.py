@@ -24,11 +24,14 @@ _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test ho
 
 if TYPE_CHECKING:
     from converters import Conversion, Plan
+    from converters.targets.layout import Part
 
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A folder from Hugging Face or Meta, a .gguf file, or smollm2.")],
-    output: Annotated[Path, typer.Argument(help="The file to write (.gguf), or with --to safetensors the folder.")],
+    output: Annotated[
+        Path, typer.Argument(help="The file to write (.gguf); of two towers, or with --to safetensors, the folder.")
+    ],
     quant: Annotated[
         str | None,
         typer.Option(metavar="RECIPE", help=f"{_RECIPES}. Default: q4_k_m. With --to safetensors: bf16, f16, f32."),
@@ -37,7 +40,22 @@ def convert(
         list[str] | None,
         typer.Option(metavar="ROLE=FORMAT", help="All tensors of a role in another format: attn_v=q8_0. Repeatable."),
     ] = None,
-    to: Annotated[str | None, typer.Option(metavar="gguf|safetensors", help="Default: by the output's name.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="gguf|safetensors|onnx", help="Default: by the output's name.")
+    ] = None,
+    tower: Annotated[
+        str | None,
+        typer.Option(
+            metavar="text|vision|all", help="Which towers of a Llama 4 to write. A .gguf file holds one. Default: all."
+        ),
+    ] = None,
+    vision_quant: Annotated[
+        str | None, typer.Option(metavar="f16|f32", help="Format of the vision tower's weights. Default: f16.")
+    ] = None,
+    vision_to: Annotated[
+        str | None,
+        typer.Option(metavar="onnx|gguf", help="The vision tower for ONNX Runtime, or for llama.cpp. Default: onnx."),
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
     ] = None,
@@ -71,6 +89,9 @@ def convert(
     asked = options.given(
         quant=quant,
         to=to,
+        tower=tower,
+        vision_quant=vision_quant,
+        vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
@@ -133,36 +154,42 @@ def _resumable(output: Path) -> Iterator[None]:
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_described(plan) | {"tensors": _tensors(plan)}))  # noqa: T201
+        tensors = [tensor for part in plan.layout.parts for tensor in _tensors(part)]
+        print(json.dumps(_described(plan) | {"tensors": tensors}))  # noqa: T201
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("tensor", "shape", "from", "to", "bytes", box=None)
-    for tensor in _tensors(plan):
-        shape = " x ".join(f"{size:,}" for size in tensor["shape"])
-        table.add_row(tensor["name"], shape, tensor["from"], tensor["to"], f"{tensor['bytes']:,}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for part in filter(lambda part: part.entries, plan.layout.parts):
+        file = part.name if plan.layout.is_folder else None
+        table = Table("tensor", "shape", "from", "to", "bytes", box=None, title=file, title_justify="left")
+        for tensor in _tensors(part):
+            shape = " x ".join(f"{size:,}" for size in tensor["shape"])
+            table.add_row(tensor["name"], shape, tensor["from"], tensor["to"], f"{tensor['bytes']:,}")
+        console.print(table)
     print(_summary(plan))  # noqa: T201
 
 
-def _tensors(plan: "Plan") -> list[dict[str, Any]]:
+def _tensors(part: "Part") -> list[dict[str, Any]]:
     return [
         {
+            "file": part.name,
             "name": entry.tensor.name,
             "shape": list(entry.tensor.shape),
             "from": entry.tensor.format.name,
             "to": entry.format.name,
             "bytes": entry.nbytes,
         }
-        for entry in plan.layout.entries
+        for entry in part.entries
     ]
 
 
 def _described(plan: "Plan") -> dict[str, Any]:
     return {
         "source": str(plan.checkpoint.path),
-        "quant": plan.quant,
+        "quant": plan.options.quant,
+        "vision_quant": plan.options.vision_quant,
         "tensor_types": dict(plan.options.tensor_types),
         "source_bytes": plan.layout.source_bytes,
         "output_bytes": plan.layout.output_bytes,
@@ -176,7 +203,14 @@ def _summary(plan: "Plan") -> str:
     counts = Counter(entry.format.name for entry in layout.entries)
     formats = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     sizes = f"{layout.source_bytes:,} bytes to {layout.output_bytes:,}"
-    recipe = ", ".join([plan.quant, *(f"{role}={name}" for role, name in plan.options.tensor_types.items())])
+    asked = plan.options
+    recipe = ", ".join(
+        [
+            *([asked.quant] if asked.quant else []),
+            *(f"{role}={name}" for role, name in asked.tensor_types.items()),
+            *([f"vision {asked.vision_quant}"] if asked.vision_quant else []),
+        ]
+    )
     text = f"{recipe}: {sizes}; {len(layout.entries)} tensors: {formats}"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)

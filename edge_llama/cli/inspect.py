@@ -1,73 +1,126 @@
-"""``edge-llama inspect``: what is inside a model file."""
+"""``edge-llama inspect``: what is inside a model."""
 
 import json
 import math
 import sys
+from collections.abc import Iterable
 from math import prod
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_llama.artifact import Artifact, locate, read_artifact
+from edge_llama.artifact import Artifact, Bundle, VisionArtifact, existing, read_artifact, read_towers
 from edge_llama.cli import options
 from edge_llama.errors import printable
-from edge_llama.gguf import Value, ValueType
+from edge_llama.gguf import Header, TensorInfo, Value, ValueType
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SHOWN = 72  # characters of a value that a table shows
 
 
 def inspect(
-    model: Annotated[str | None, typer.Argument(help="A .gguf file, or smollm2.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A .gguf file, a bundle, a vision tower, or smollm2.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a model's towers, metadata, tensors and sizes. Only the header is read.
+    """Show a model's towers, metadata, tensors and sizes. Only headers are read.
 
     Example: edge-llama inspect llama-3.2-1b-q4_k_m.gguf --json
     """
-    artifact = read_artifact(locate(model))
+    found = read_towers(existing(model))
+    text = read_artifact(found.text) if found.text else None
     if as_json:
-        print(json.dumps(_described(artifact), ensure_ascii=False))  # noqa: T201
+        print(json.dumps(_described(found, text), ensure_ascii=False))  # noqa: T201
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    weights = sum(prod(tensor.shape) for tensor in artifact.tensors)
-    bits = 8 * artifact.weight_bytes / max(weights, 1)
-    console.print(
-        escape(
-            f"{printable(str(artifact.path))}\n{printable(artifact.name)}: text tower "
-            f"({printable(artifact.architecture)}), GGUF {artifact.header.version}"
-        )
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    console.print(printable(str(found.path)), soft_wrap=True)
+    for name, file in (found.manifest.files if found.manifest else {}).items():
+        console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
+    if text:
+        kind = f"text tower ({printable(text.architecture)}), GGUF {text.header.version}"
+        _show(console, f"{printable(text.name)}: {kind}", text.header, text.tensors)
+    if vision := found.vision:
+        _show(console, f"{printable(vision.name)}: {_kind(vision)}", vision.header, vision.tensors)
+
+
+def _kind(vision: VisionArtifact) -> str:
+    spec = vision.spec
+    return (
+        f"vision tower ({vision.engine}, {vision.format}), at most {spec.max_tiles} tiles of {spec.tile} x {spec.tile} "
+        f"pixels, {spec.tokens_per_tile} tokens of {spec.n_embd:,} numbers each"
     )
-    console.print(f"{weights:,} weights in {artifact.weight_bytes:,} bytes ({bits:.2f} bits each)\n")
+
+
+def _show(console: "Console", title: str, header: Header | None, tensors: Iterable[TensorInfo]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    tensors = list(tensors)
+    weights, nbytes = sum(prod(tensor.shape) for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+    bits = 8 * nbytes / max(weights, 1)
+    console.print(f"{title}\n{weights:,} weights in {nbytes:,} bytes ({bits:.2f} bits each)\n", soft_wrap=True)
     fields = Table("field", "type", "value", box=None)
-    for key, value in artifact.header.fields.items():
-        fields.add_row(escape(printable(key)), _type(value), escape(_short(value)))
-    console.print(fields)
-    tensors = Table("tensor", "shape", "format", "bytes", box=None)
-    for tensor in artifact.tensors:
+    for key, value in (header.fields if header else {}).items():
+        fields.add_row(Text(printable(key)), _type(value), Text(_short(value)))
+    if header:
+        console.print(fields, "")
+    table = Table("tensor", "shape", "format", "bytes", box=None)
+    for tensor in tensors:
         shape = " x ".join(f"{size:,}" for size in tensor.shape)
-        tensors.add_row(escape(printable(tensor.name)), shape, tensor.format.name, f"{tensor.nbytes:,}")
-    console.print()
-    console.print(tensors)
+        table.add_row(Text(printable(tensor.name)), shape, tensor.format.name, f"{tensor.nbytes:,}")
+    console.print(table)
 
 
-def _described(artifact: Artifact) -> dict[str, Any]:
-    header = artifact.header
+def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
+    """``metadata`` is the text tower's where there is one; a vision tower in a GGUF file has its own beside it."""
+    towers: dict[str, Any] = {}
+    tensors: list[dict[str, Any]] = []
+    files: dict[str, int] = {}
+    if text:
+        towers["text"] = {"engine": "llama.cpp", "architecture": text.architecture, "file": str(text.path)}
+        tensors += _tensors("text", text.tensors)
+        files |= {str(header.path): header.file_size for header in text.headers}
+    if vision := found.vision:
+        towers["vision"] = {
+            "engine": vision.engine,
+            "format": vision.format,
+            "file": str(vision.path),
+            "images": vision.spec.to_json(),
+            **({"metadata": _metadata(vision.header)} if vision.header else {}),
+        }
+        tensors += _tensors("vision", vision.tensors)
+        files |= {str(path): path.stat().st_size for path in vision.files}
+    manifest = found.manifest
     return {
-        "path": str(artifact.path),
-        "name": artifact.name,
-        "towers": {"text": {"engine": "llama.cpp", "architecture": artifact.architecture}},
-        "file_bytes": sum(part.file_size for part in artifact.headers),
-        "weight_bytes": artifact.weight_bytes,
-        "metadata": {key: _plain(value) for key, value in header.fields.items()},
-        "tensors": [
-            {"name": tensor.name, "shape": list(tensor.shape), "format": tensor.format.name, "bytes": tensor.nbytes}
-            for tensor in artifact.tensors
-        ],
+        "path": str(found.path),
+        "name": manifest.name if manifest else text.name if text else vision.name if vision else "",
+        "towers": towers,
+        **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
+        "file_bytes": sum(files.values()),
+        "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
+        "metadata": _metadata(text.header) if text else {},
+        "tensors": tensors,
     }
+
+
+def _metadata(header: Header) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in header.fields.items()}
+
+
+def _tensors(tower: str, tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
+    return [
+        {
+            "tower": tower,
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "format": tensor.format.name,
+            "bytes": tensor.nbytes,
+        }
+        for tensor in tensors
+    ]
 
 
 def _plain(value: Value) -> Any:

@@ -1,18 +1,19 @@
-"""``edge-llama verify``: tells whether a model file is, bit for bit, what was written."""
+"""``edge-llama verify``: tells whether a model is, bit for bit, what was written."""
 
 import json
 from typing import Annotated
 
 import typer
 
-from edge_llama.artifact import locate, read_artifact
+from edge_llama import manifest
+from edge_llama.artifact import existing, read_artifact, read_towers
 from edge_llama.cli import options
 from edge_llama.cli.console import note, progress
 from edge_llama.integrity import verify as verify_file
 
 
 def verify(
-    model: Annotated[str | None, typer.Argument(help="A .gguf file, or smollm2.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A .gguf file, a bundle, a vision tower, or smollm2.")] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -20,18 +21,28 @@ def verify(
 
     Example: edge-llama verify llama-3.2-1b-q4_k_m.gguf
     """
-    artifact = read_artifact(locate(model))
+    towers = read_towers(existing(model))
+    text = read_artifact(towers.text) if towers.text else None
+    tensors = (*(text.tensors if text else ()), *(towers.vision.tensors if towers.vision else ()))
+    files = towers.manifest.files if towers.manifest else {}
+    total = sum(file.nbytes for file in files.values()) or sum(tensor.nbytes for tensor in tensors)
     done = 0
-    with progress(artifact.path.name, quiet=quiet) as show:
+    with progress(towers.path.name, quiet=quiet) as show:
 
         def count(checked: int) -> None:
             nonlocal done
             done += checked
             if show:
-                show(done, artifact.weight_bytes)
+                show(done, total)
 
-        for header in artifact.headers:
-            verify_file(header, count)
+        if towers.manifest:
+            manifest.verify(towers.path, count)
+        else:
+            own = (towers.vision.header,) if towers.vision and towers.vision.header else ()
+            for header in (*(text.headers if text else ()), *own):
+                verify_file(header, count)
+    intact = {"path": str(towers.path), "tensors": len(tensors), "intact": True}
     if as_json:
-        print(json.dumps({"path": str(artifact.path), "tensors": len(artifact.tensors), "intact": True}))  # noqa: T201
-    note(f"{artifact.path}: intact, {len(artifact.tensors):,} tensors", quiet=quiet or as_json)
+        print(json.dumps(intact | ({"files": len(files)} if files else {})))  # noqa: T201
+    among = f" in {len(files):,} files" if files else ""
+    note(f"{towers.path}: intact, {len(tensors):,} tensors{among}", quiet=quiet or as_json)

@@ -177,3 +177,21 @@ def test_sigterm_is_as_gentle(environment: dict[str, str], smollm2: Path, tmp_pa
     assert told.count("\n") == 1
     assert ".a.gguf.partial" in told
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_two_towers_become_a_bundle(cli: Cli, llama4_scout: Path, tmp_path: Path) -> None:
+    refused = cli("convert", llama4_scout, tmp_path / "scout.gguf")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "add --tower text or --tower vision, or give a folder for both" in refused.stderr
+    plan = json.loads(cli("convert", llama4_scout, tmp_path / "scout", "--dry-run", "--json").stdout)
+    assert {tensor["file"] for tensor in plan["tensors"]} == {"text.gguf", "vision/model.onnx.data"}
+    shown = cli("convert", llama4_scout, tmp_path / "scout", "--dry-run").stdout
+    assert "blk.0.attn_q.weight" in shown
+    assert "vision/model.onnx.data" in shown
+    assert not list(tmp_path.iterdir())
+    done = cli("convert", llama4_scout, tmp_path / "scout", "--quant", "q8_0", "--vision-quant", "f32")
+    assert done.returncode == 0
+    assert "q8_0, vision f32: " in done.stderr
+    report = json.loads(cli("convert", llama4_scout, tmp_path / "scout", "--force", "--json").stdout)
+    assert (report["quant"], report["vision_quant"]) == ("q4_k_m", "f16")
+    assert report["output_bytes"] == sum(path.stat().st_size for path in (tmp_path / "scout").rglob("*.*"))

@@ -31,3 +31,34 @@ def test_json_holds_the_whole_header(cli: Cli, converted: Path) -> None:
     assert [tensor["name"] for tensor in data["tensors"]] == [tensor.name for tensor in header.tensors]
     assert data["weight_bytes"] == sum(tensor.nbytes for tensor in header.tensors)
     assert len(data["metadata"]["tokenizer.ggml.tokens"]) == 49152
+
+
+def test_a_bundle_shows_both_towers_and_its_files(cli: Cli, bundle: Path) -> None:
+    shown = cli("inspect", bundle)
+    assert shown.returncode == 0
+    for text in (
+        "vision/model.onnx.data: ",
+        "text tower (llama4)",
+        "llama4.block_count",
+        "vision tower (onnxruntime, f16), at most 16 tiles of 56 x 56 pixels, 4 tokens of 64 numbers each",
+    ):
+        assert text in shown.stdout
+    data = json.loads(cli("inspect", bundle, "--json").stdout)
+    assert data["towers"]["text"]["architecture"] == "llama4"
+    vision = data["towers"]["vision"]
+    assert (vision["engine"], vision["format"], vision["images"]["tile"]) == ("onnxruntime", "f16", 56)
+    counts = {tower: sum(tensor["tower"] == tower for tensor in data["tensors"]) for tower in ("text", "vision")}
+    assert counts["text"] == len(read_header(bundle / "text.gguf").tensors)
+    assert counts["vision"] > 20
+    assert data["metadata"]["general.architecture"] == "llama4"
+    assert data["generation"]["temperature"] == 0.6
+
+
+def test_a_vision_tower_alone_is_shown(cli: Cli, bundle: Path, llama4_scout: Path, tmp_path: Path) -> None:
+    data = json.loads(cli("inspect", bundle / "vision/model.onnx", "--json").stdout)
+    assert list(data["towers"]) == ["vision"]
+    assert cli("convert", llama4_scout, tmp_path / "mmproj.gguf", "--tower", "vision").returncode == 0
+    assert "v.blk.2.ln2.weight" in cli("inspect", tmp_path / "mmproj.gguf").stdout
+    data = json.loads(cli("inspect", tmp_path / "mmproj.gguf", "--json").stdout)
+    assert data["towers"]["vision"]["engine"] == "llama.cpp"
+    assert data["towers"]["vision"]["metadata"]["clip.projector_type"] == "llama4"

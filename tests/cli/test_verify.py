@@ -40,3 +40,34 @@ def test_parts_are_verified_together(cli: Cli, llama3: Path, tmp_path: Path) -> 
     done = cli("verify", parts[0])
     assert done.returncode == 2
     assert parts[-1].name in done.stderr
+
+
+def test_a_bundle_is_verified_with_all_its_files(cli: Cli, bundle: Path, copy: Path) -> None:
+    done = cli("verify", bundle)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "tensors in 4 files" in done.stderr
+    assert json.loads(cli("verify", bundle / "vision/model.onnx", "--json").stdout)["files"] == 4
+    for name in ("LICENSE", "text.gguf", "vision/model.onnx.data", "edge-llama.json"):
+        raw = bytearray((copy / name).read_bytes())
+        raw[-3] ^= 1
+        (copy / name).write_bytes(raw)
+        done = cli("verify", copy)
+        assert done.returncode == 2
+        assert str(copy / name) in done.stderr
+        assert done.stderr.count("\n") == 1
+        raw[-3] ^= 1
+        (copy / name).write_bytes(raw)
+    assert cli("verify", copy).returncode == 0
+
+
+def test_a_vision_tower_and_a_pair_are_verified(cli: Cli, llama4_scout: Path, tmp_path: Path) -> None:
+    for tower, name in (("text", "model.gguf"), ("vision", "mmproj.gguf")):
+        assert cli("convert", llama4_scout, tmp_path / name, "--tower", tower).returncode == 0
+    assert "intact, 58 tensors" in cli("verify", tmp_path / "mmproj.gguf").stderr
+    assert cli("verify", tmp_path).returncode == 0
+    raw = bytearray((tmp_path / "mmproj.gguf").read_bytes())
+    raw[-100] ^= 1
+    (tmp_path / "mmproj.gguf").write_bytes(raw)
+    done = cli("verify", tmp_path)
+    assert done.returncode == 2
+    assert "tensor 'mm.model.fc.weight' is not as it was written" in done.stderr

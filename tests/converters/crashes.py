@@ -1,6 +1,8 @@
 """Kill conversions with SIGKILL at random moments, resume each, and compare the results with an undisturbed one.
 
-    python crashes.py SOURCE FOLDER ROUNDS SEED        prints one line of JSON
+    python crashes.py SOURCE FOLDER ROUNDS SEED [SUFFIX]        prints one line of JSON
+
+SUFFIX is the outputs': .gguf, or without one bundles are written.
 
 A process of its own: children are forked from it, already warm, so that a kill falls into the work and not into
 imports.
@@ -9,6 +11,7 @@ imports.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,23 +23,30 @@ import converters
 def main() -> None:
     source, folder, rounds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     rng = random.Random(int(sys.argv[4]))
+    suffix = ".gguf" if len(sys.argv) < 6 else sys.argv[5]
     # The quickest of three: the first is cold, and by it too many kills would come after the end.
-    duration = min(undisturbed(source, folder / "undisturbed.gguf") for _ in range(3))
-    expected = (folder / "undisturbed.gguf").read_bytes()
-    output = folder / "killed.gguf"
+    duration = min(undisturbed(source, folder / f"undisturbed{suffix}") for _ in range(3))
+    expected = content(folder / f"undisturbed{suffix}")
+    output = folder / f"killed{suffix}"
     identical = killed = resumed = left = 0
     for _ in range(rounds):
         killed += killed_at(source, output, duration * rng.random())
         if not output.exists():
             resumed += converters.convert(source, output).resumed_bytes > 0
-        identical += output.read_bytes() == expected
+        identical += content(output) == expected
         if converters.partial_folder(output).exists():  # killed between the last rename and the tidying up
             left += 1
             converters.convert(source, output, force=True)
         assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
-        output.unlink()
+        shutil.rmtree(output) if output.is_dir() else output.unlink()
     counts = {"rounds": rounds, "identical": identical, "killed": killed, "resumed": resumed, "left_to_tidy": left}
     print(json.dumps(counts))
+
+
+def content(output: Path) -> dict[str, bytes]:
+    """A file's, or that of all files in a folder."""
+    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 def undisturbed(source: Path, output: Path) -> float:

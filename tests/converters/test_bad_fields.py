@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import llama4
 import numpy as np
 import pytest
 import variants
 from refusals import refusal
 
 import converters
-from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, pre_tokenizer_name
+from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, LLAMA4_REGEX, pre_tokenizer_name
 from edge_llama import EdgeLlamaError
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Value, ValueType, array, encode_header, string, u32
@@ -40,13 +41,14 @@ _Path = tuple[str | int, ...]
 def folders(llama2: Path, llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small checkpoints, one per way of reading a vocabulary."""
     root = tmp_path_factory.mktemp("fields")
-    found = {name: root / name for name in ("llama2", "llama2 by json", "llama3", "smollm")}
+    found = {name: root / name for name in ("llama2", "llama2 by json", "llama3", "smollm", "llama4")}
     shutil.copytree(llama2, found["llama2"])
     _write(found["llama2"] / "added_tokens.json", {"<extra>": 10})
     shutil.copytree(llama2, found["llama2 by json"])
     (found["llama2 by json"] / "tokenizer.model").unlink()
     shutil.copytree(llama3, found["llama3"])
     checkpoints.smollm(found["smollm"])
+    llama4.scout(found["llama4"])
     return found
 
 
@@ -75,15 +77,18 @@ def _edited(content: Any, path: _Path, value: Any) -> Any:
     return edited
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama2 by json", "llama3", "smollm"])
+@pytest.mark.parametrize(
+    ("name", "sample"),
+    [("llama2", _SAMPLE), ("llama2 by json", _SAMPLE), ("llama3", _SAMPLE), ("smollm", _SAMPLE), ("llama4", 80)],
+)
 def test_an_edited_field_is_planned_or_refused(
-    name: str, folders: dict[str, Path], rng: np.random.Generator, tmp_path: Path
+    name: str, sample: int, folders: dict[str, Path], rng: np.random.Generator, tmp_path: Path
 ) -> None:
     files = [folders[name] / file for file in FILES if (folders[name] / file).is_file()]
     contents = {file: json.loads(file.read_text()) for file in files}
     edits = [(file, path, value) for file in files for path in _fields(contents[file]) for value in VALUES]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for at in rng.choice(len(edits), min(_SAMPLE, len(edits)), replace=False):
+    for at in rng.choice(len(edits), min(sample, len(edits)), replace=False):
         file, path, value = edits[at]
         _write(file, _edited(contents[file], path, value))
         _check_plans(folders[name], tmp_path, f"{file.name}: {path} = {value!r}")
@@ -191,9 +196,11 @@ SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isola
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 LLAMA3 = [SPLIT, {**BYTES, "use_regex": False}]
+LLAMA4 = [{**SPLIT, "pattern": {"Regex": LLAMA4_REGEX}}, LLAMA3[1]]
 PUBLISHED: dict[str, tuple[list[Any], bool, str]] = {
     "Llama 3": (LLAMA3, True, "llama-bpe"),
     "Llama 3 without whole words": (LLAMA3, False, "smaug-bpe"),
+    "Llama 4": (LLAMA4, True, "llama4"),
     "SmolLM2": ([DIGITS, {**BYTES, "use_regex": True}], False, "smollm"),
     "GPT-2": ([BYTES], False, "gpt-2"),
     "GPT-2 by a newer tokenizers": ([{**BYTES, "trim_offsets": False, "use_regex": True}], False, "gpt-2"),

@@ -60,7 +60,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "more layers than there are": (edited_params(n_layers=4), r"layers\.3\..*missing"),
     "fewer layers than there are": (edited_params(n_layers=2), r"layers\.2\..*not part"),
     "another vocab_size": (edited_params(vocab_size=1255), "vocab_size is 1255, the embedding has 1256 rows"),
-    "a mixture of experts": (edited_params(moe_args={"num_experts": 16}), "moe_args is set"),
+    "a mixture of experts, as in Llama 4": (edited_params(moe_args={"num_experts": 16}), "2,048 special ones"),
     "vision": (edited_params(vision_chunk_size=448), "vision_chunk_size is set"),
     "quantized": (edited_params(quantization_args={"group_size": 32}), "quantized weights"),
     "the first shard missing": (

@@ -1,0 +1,387 @@
+"""Llama 4 as Meta publishes it: params.json and its names, in Hugging Face's terms.
+
+Source: github.com/meta-llama/llama-models, ``models/llama4``: ``args.py`` for what the fields mean, the load hooks of
+``model.py``, ``moe.py`` and ``ffn.py`` for what tensors under the names of training are made of. Rotary embedding pairs
+neighbouring rows in both, so no rows are reordered. The vision tower's tensors get Hugging Face's names too.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.architectures import llama_meta
+from converters.architectures.llama_families import LLAMA4_TOKENS
+from converters.checkpoint import Fields, Tensor
+from converters.joined import joined
+from converters.transposed import transposed
+from converters.vocabulary import Vocabulary
+from edge_llama.errors import CheckpointError
+
+NAME = "Llama 4"
+TOKENS = LLAMA4_TOKENS
+IGNORED = re.compile(r"(^|\.)rope\.freqs$|\._extra_state$|_gate_stats_3E$|\.expert_activation_DE$")
+"""Recomputed by every runtime, or left over from training."""
+_CONTEXT, _SCALED_CONTEXT = 1 << 20, 10 << 20  # Maverick's and Scout's, as published; params.json doesn't say
+REMEDY = "give the folder of a Llama 4 in full precision, or its Hugging Face version"
+_ROUTER, _EXPERTS = "feed_forward.router_DE", "feed_forward.experts"
+_LAYER = {
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    **{f"attention.w{part}.weight": f"self_attn.{part}_proj.weight" for part in "qkvo"},
+    **{
+        f"feed_forward.{kind}{ours}.weight": f"feed_forward.{kind}{theirs}_proj.weight"
+        for kind in ("", "shared_expert.")
+        for ours, theirs in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
+    },
+}
+_TRAINED = {  # names that the code trained with
+    "attention.wqkv.layer_norm_weight": "attention_norm.weight",
+    "feed_forward.mlp.layer_norm_weight": "ffn_norm.weight",
+    "feed_forward.norm.weight": "ffn_norm.weight",
+    "feed_forward.mlp.fc2_weight": "feed_forward.w2.weight",
+    "feed_forward.w_in_shared_FD.weight": "feed_forward.shared_expert.w1.weight",
+    "feed_forward.w_out_shared_DF.weight": "feed_forward.shared_expert.w2.weight",
+    "feed_forward.w_swiglu_FD.weight": "feed_forward.shared_expert.w3.weight",
+    "feed_forward.experts.moe_w_in_eD_F": "feed_forward.experts.w1",
+    "feed_forward.experts.moe_w_out_eF_D": "feed_forward.experts.w2",
+    "feed_forward.experts.moe_w_swiglu_eD_F": "feed_forward.experts.w3",
+}
+_TOGETHER = {  # several in one, each shard's parts below each other
+    "attention.wqkv.weight": ("attention.wq.weight", "attention.wk.weight", "attention.wv.weight"),
+    "feed_forward.mlp.fc1_weight": ("feed_forward.w1.weight", "feed_forward.w3.weight"),
+}
+_BIAS = ("weight", "bias")
+_ENCODER, _ADAPTER = "vision_embeddings.vision_encoder.", "vision_embeddings.vision_adapter."
+_BLOCK = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in (
+        *((f"attn.w{part}", f"self_attn.{part}_proj") for part in "qkvo"),
+        ("ln_1", "input_layernorm"),
+        ("ln_2", "post_attention_layernorm"),
+        ("mlp.c_fc", "mlp.fc1"),
+        ("mlp.c_proj", "mlp.fc2"),
+    )
+    for kind in _BIAS
+}
+_VISION = {
+    f"{_ENCODER}class_embedding": "vision_model.class_embedding",
+    f"{_ENCODER}positional_embedding_vlm": "vision_model.positional_embedding_vlm",
+    f"{_ENCODER}conv1._linear.weight": "vision_model.patch_embedding.linear.weight",
+    **{f"{_ENCODER}ln_{at}.{kind}": f"vision_model.layernorm_{at}.{kind}" for at in ("pre", "post") for kind in _BIAS},
+    f"{_ADAPTER}mlp.c_fc.weight": "vision_model.vision_adapter.mlp.fc1.weight",
+    f"{_ADAPTER}mlp.c_proj.weight": "vision_model.vision_adapter.mlp.fc2.weight",
+    "vision_projection.weight": "multi_modal_projector.linear_1.weight",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """params.json's ``vision_args``, checked."""
+
+    image: int
+    patch: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_ff: int
+    output_dim: int
+    shuffle_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """params.json, checked. ``base.n_ff`` is the width of layers without experts, ``n_ff`` that of an expert."""
+
+    base: llama_meta.Params
+    n_expert: int
+    n_expert_used: int
+    moe_step: int
+    n_ff: int
+    vision: Vision | None
+
+    @property
+    def fields(self) -> Fields:
+        """For errors, and what needs no check."""
+        return self.base.fields
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self.base.dim
+
+    @property
+    def n_vocab(self) -> int | None:
+        """Rows of the embedding, None: to be taken from it."""
+        return self.base.n_vocab
+
+
+def is_llama4(config: Mapping[str, Any]) -> bool:
+    """Whether params.json's content is that of a Llama 4: the only ones with experts."""
+    return isinstance(config.get("moe_args"), dict)
+
+
+def read_params(config: Mapping[str, Any], path: Path) -> Params:
+    """Check the content of ``path``/params.json; CheckpointError names the field."""
+    others = {key: value for key, value in config.items() if key not in ("moe_args", "vision_args")}
+    base = llama_meta.read_params({"rope_theta": 500000.0, **others}, path)
+    moe = Fields(config["moe_args"], path, "params.json: moe_args")
+    vision = config.get("vision_args")
+    if vision is not None and not isinstance(vision, dict):
+        raise base.fields.fail("vision_args", f"is {vision!r:.100}, expected an object")
+    return Params(
+        base=base,
+        n_expert=moe.size("num_experts"),
+        n_expert_used=moe.size("top_k", 1),
+        moe_step=moe.size("interleave_moe_layer_step", 1),
+        n_ff=_expert_width(base, moe),
+        vision=_vision(Fields(vision, path, "params.json: vision_args")) if vision else None,
+    )
+
+
+def _expert_width(base: llama_meta.Params, moe: Fields) -> int:
+    """By the formula of Meta's ``MoE``: as many weights at work as in a dense layer."""
+    width = int(2 * int(base.fields.real("ffn_exp", 4.0) * base.dim) / 3)
+    width = int(base.fields.real("ffn_dim_multiplier", 1.0) * width)
+    if moe.config.get("auto_scale_F", True):
+        width = int(width / (moe.real("capacity_factor", 1.0) + 1))
+    multiple = base.fields.size("multiple_of", 256)
+    return width + -width % multiple
+
+
+def _vision(fields: Fields) -> Vision:
+    def side(key: str) -> int:
+        size = fields.config.get(key)
+        if not isinstance(size, dict) or size.get("height") != size.get("width"):
+            raise fields.fail(key, f"is {size!r:.100}, expected a height and an equal width")
+        return Fields(size, fields.path, f"{fields.file}: {key}").size("height")
+
+    dim = fields.size("dim")
+    return Vision(
+        image=side("image_size"),
+        patch=side("patch_size"),
+        dim=dim,
+        n_layers=fields.size("n_layers"),
+        n_heads=fields.size("n_heads"),
+        n_ff=int(fields.real("mlp_ratio", 4.0) * dim),
+        output_dim=fields.size("output_dim"),
+        shuffle_ratio=fields.real("pixel_shuffle_ratio", 0.5),
+    )
+
+
+def split(shard: Mapping[str, Tensor], params: Params, where: Path) -> dict[str, Tensor]:
+    """A shard's tensors under the names of Meta's published code, experts as ``(expert, inputs, outputs)``."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in shard.items():
+        prefix, rest = _layer(name)
+        for part_name, part in _taken_apart(rest, tensor, params) if prefix else ((name, tensor),):
+            if prefix + part_name in found:
+                raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=REMEDY)
+            found[prefix + part_name] = part
+    return found
+
+
+def _layer(name: str) -> tuple[str, str]:
+    """``layers.3.ffn_norm.weight`` -> ``layers.3.`` and the rest; nothing before it outside the layers."""
+    match = re.fullmatch(r"(layers\.(?:0|[1-9]\d{0,5})\.)(.+)", name)
+    return (match[1], match[2]) if match else ("", name)
+
+
+def _taken_apart(rest: str, tensor: Tensor, params: Params) -> Iterator[tuple[str, Tensor]]:
+    """What doesn't divide evenly stays as it is: its shape will be found wrong."""
+    if rest in _TOGETHER:
+        sizes = (params.base.n_heads, params.base.n_kv_heads, params.base.n_kv_heads) if "wqkv" in rest else (1, 1)
+        unit, at = tensor.shape[0] // sum(sizes), 0
+        for name, size in zip(_TOGETHER[rest], sizes, strict=True):
+            yield name, _rows(tensor, at, at + size * unit)
+            at += size * unit
+        return
+    name = _TRAINED.get(rest, rest)
+    if name.startswith(_EXPERTS) and len(tensor.shape) == 2 and tensor.rows % params.n_expert == 0:
+        tensor = replace(tensor, shape=(params.n_expert, tensor.rows // params.n_expert, tensor.columns))
+    yield name, tensor
+
+
+def _rows(tensor: Tensor, first: int, last: int) -> Tensor:
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return tensor.read(first + start, first + stop)
+
+    return replace(tensor, shape=(last - first, *tensor.shape[1:]), read=read)
+
+
+def shape(name: str, params: Params, n_vocab: int) -> tuple[int, ...]:
+    """What a tensor's shape must be, all shards together."""
+    prefix, rest = _layer(name)
+    dim, width = params.dim, params.n_ff
+    if prefix and rest.startswith((_EXPERTS, _ROUTER)):
+        return {
+            _ROUTER: (dim, params.n_expert),
+            f"{_EXPERTS}.w2": (params.n_expert, width, dim),
+        }.get(rest, (params.n_expert, dim, width))
+    if prefix and "shared_expert" in rest:
+        return (dim, width) if rest.endswith("w2.weight") else (width, dim)
+    if name.startswith("vision_") and params.vision:
+        return _vision_shape(name, params.vision, dim)
+    return llama_meta.shape(name, params.base, n_vocab)
+
+
+def _vision_shape(name: str, vision: Vision, text_dim: int) -> tuple[int, ...]:
+    dim, out = vision.dim, vision.output_dim
+    rest = re.sub(r"^.*\.resblocks\.\d+\.", "", name)
+    return {
+        "vision_projection.weight": (text_dim, out),
+        f"{_ADAPTER}mlp.c_fc.weight": (out, int(dim // vision.shuffle_ratio**2)),
+        f"{_ADAPTER}mlp.c_proj.weight": (out, out),
+        f"{_ENCODER}conv1._linear.weight": (dim, 3 * vision.patch**2),
+        f"{_ENCODER}positional_embedding_vlm": ((vision.image // vision.patch) ** 2 + 1, dim),
+        **{f"attn.w{part}.weight": (dim, dim) for part in "qkvo"},
+        "mlp.c_fc.weight": (vision.n_ff, dim),
+        "mlp.c_fc.bias": (vision.n_ff,),
+        "mlp.c_proj.weight": (dim, vision.n_ff),
+    }.get(rest, (dim,))
+
+
+def is_whole(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether each shard may have all of it."""
+    return len(shape) == 1 or name.endswith((_ROUTER, "positional_embedding_vlm"))
+
+
+def copies(name: str, params: Params, shards: int) -> int:
+    """In how many neighbouring shards the same rows lie."""
+    return llama_meta.copies(name, params.base, shards)
+
+
+def is_known(name: str, params: Params) -> bool:
+    """Whether a Llama 4 of these params has a tensor of that name."""
+    prefix, rest = _layer(name)
+    if prefix:
+        return rest in _LAYER or rest in (_ROUTER, *(f"{_EXPERTS}.w{number}" for number in (1, 2, 3)))
+    return name in llama_meta.OUTSIDE or (params.vision is not None and _vision_name(name) is not None)
+
+
+def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
+    """Whole tensors as Hugging Face has them."""
+    text = "language_model." if params.vision else ""
+    found = {}
+    for name, tensor in merged.items():
+        for new_name, made in _renamed(name, tensor, merged, text):
+            found[new_name] = made.renamed(new_name)
+    return found
+
+
+def _vision_name(name: str) -> str | None:
+    match = re.fullmatch(rf"{re.escape(_ENCODER)}transformer\.resblocks\.(0|[1-9]\d{{0,5}})\.(.+)", name)
+    if match and match[2] in _BLOCK:
+        return f"vision_model.model.layers.{match[1]}.{_BLOCK[match[2]]}"
+    return _VISION.get(name)
+
+
+def _renamed(name: str, tensor: Tensor, merged: Mapping[str, Tensor], text: str) -> Iterator[tuple[str, Tensor]]:
+    """Gate and up of the experts become one: the third matrix goes with the first."""
+    prefix, rest = _layer(name)
+    layer = f"{text}model.{prefix}"
+    if not prefix:
+        yield _vision_name(name) or text + llama_meta.OUTSIDE[name], tensor
+    elif rest in _LAYER:
+        yield layer + _LAYER[rest], tensor
+    elif rest == _ROUTER:
+        yield f"{layer}feed_forward.router.weight", transposed(tensor)
+    elif rest == f"{_EXPERTS}.w2":
+        yield f"{layer}{_EXPERTS}.down_proj", tensor
+    elif rest == f"{_EXPERTS}.w1" and f"{prefix}{_EXPERTS}.w3" in merged:
+        yield f"{layer}{_EXPERTS}.gate_up_proj", joined([tensor, merged[f"{prefix}{_EXPERTS}.w3"]], -1)
+
+
+def config(params: Params, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
+    """config.json's content."""
+    text = {**_text_config(params, len(vocabulary.tokens)), "tie_word_embeddings": tied}
+    if params.vision is None:
+        return {"architectures": ["Llama4ForCausalLM"], **text}
+    return {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4",
+        "tie_word_embeddings": tied,
+        "text_config": text,
+        "vision_config": _vision_config(params.vision),
+    }
+
+
+def _text_config(params: Params, n_vocab: int) -> dict[str, Any]:
+    base, fields = params.base, params.fields
+    interval = fields.config.get("nope_layer_interval") and fields.size("nope_layer_interval")
+    chunk = fields.config.get("attention_chunk_size") and fields.size("attention_chunk_size")
+    floor = fields.real("floor_scale", 8192.0)
+    return {
+        "model_type": "llama4_text",
+        "hidden_act": "silu",
+        "vocab_size": n_vocab,
+        "hidden_size": base.dim,
+        "intermediate_size": params.n_ff,
+        "intermediate_size_mlp": base.n_ff,
+        "num_hidden_layers": base.n_layers,
+        "num_attention_heads": base.n_heads,
+        "num_key_value_heads": base.n_kv_heads,
+        "head_dim": base.head_dim,
+        "num_local_experts": params.n_expert,
+        "num_experts_per_tok": params.n_expert_used,
+        "interleave_moe_layer_step": params.moe_step,
+        "max_position_embeddings": _SCALED_CONTEXT if base.scaled_rope else _CONTEXT,
+        "rms_norm_eps": base.norm_eps,
+        "rope_theta": base.rope_theta,
+        "rope_scaling": _rope_scaling(fields) if base.scaled_rope else None,
+        "no_rope_layers": [int(not interval or (layer + 1) % interval != 0) for layer in range(base.n_layers)],
+        "attention_chunk_size": chunk or None,
+        "use_qk_norm": fields.flag("use_qk_norm"),
+        "attn_temperature_tuning": fields.flag("attn_temperature_tuning"),
+        "floor_scale": int(floor) if floor.is_integer() else floor,  # transformers takes no float
+        "attn_scale": fields.real("attn_scale", 0.1),
+        "attention_bias": False,
+    }
+
+
+def _rope_scaling(fields: Fields) -> dict[str, Any]:
+    """Scout's, where params.json has no numbers: so Meta's code has it."""
+    return {
+        "rope_type": "llama3",
+        "factor": fields.real("rope_scaling_factor", 16.0),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": fields.real("rope_high_freq_factor", 1.0),
+        "original_max_position_embeddings": 8192,
+    }
+
+
+def _vision_config(vision: Vision) -> dict[str, Any]:
+    return {
+        "model_type": "llama4_vision_model",
+        "hidden_act": "gelu",
+        "hidden_size": vision.dim,
+        "intermediate_size": vision.n_ff,
+        "num_hidden_layers": vision.n_layers,
+        "num_attention_heads": vision.n_heads,
+        "num_channels": 3,
+        "image_size": vision.image,
+        "patch_size": vision.patch,
+        "norm_eps": 1e-5,
+        "rope_theta": 10000,
+        "pixel_shuffle_ratio": vision.shuffle_ratio,
+        "projector_input_dim": vision.output_dim,
+        "projector_output_dim": vision.output_dim,
+        "vision_output_dim": vision.output_dim,
+        "multi_modal_projector_bias": False,
+    }
+
+
+def family(_params: Params, _vocabulary: Vocabulary) -> str:
+    """The chat template's name."""
+    return "llama4"
+
+
+def notes(params: Params, _config: Mapping[str, Any]) -> dict[str, str]:
+    """What params.json left open, by topic."""
+    context = _SCALED_CONTEXT if params.base.scaled_rope else _CONTEXT
+    which = "Scout" if params.base.scaled_rope else "Maverick"
+    return {"context length": f"{context:,}, as in Llama 4 {which} (params.json doesn't say)"}

@@ -1,0 +1,89 @@
+"""A bundle: a folder with the towers of a model, each for its engine, and a manifest that says how they are run.
+
+The text tower is a GGUF file (or several), the vision tower an ONNX file with its weights beside it, or an mmproj. The
+checkpoint's licence files go along; the manifest is made last, since it holds every file's hash.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from converters.architectures import llama4_vision
+from converters.checkpoint import Checkpoint
+from converters.options import Options
+from converters.targets import gguf, mmproj, onnx
+from converters.targets.layout import Closing, Layout, Part
+from edge_llama.errors import CheckpointError, OptionError
+from edge_llama.formats import FORMATS
+from edge_llama.manifest import NAME, Manifest, StoredFile, Tower
+
+QUANTS = gguf.QUANTS
+DEFAULT_QUANT = gguf.DEFAULT_QUANT
+VISION_ENGINES = {"onnx": "onnxruntime", "gguf": "llama.cpp"}
+"""What ``vision_to`` may say, and the engine for it."""
+DEFAULT_VISION = "onnx"
+
+
+def has_vision(checkpoint: Checkpoint) -> bool:
+    """Whether there is a vision tower beside the text tower."""
+    return any(name.startswith("vision_model.") for name in checkpoint.tensors)
+
+
+def towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
+    """Which of the checkpoint's towers are written; OptionError if it lacks the one that ``asked`` names."""
+    there = ("text", "vision") if has_vision(checkpoint) else ("text",)
+    if asked in (None, "all"):
+        return there
+    if asked not in there:
+        raise OptionError(
+            f"--tower {asked}: {checkpoint.path} has a text tower alone", remedy="leave it out, or give another source"
+        )
+    return (asked,)
+
+
+def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
+    """The folder of the towers for which ``options`` name a format.
+
+    CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
+    """
+    text = gguf.lay_out(checkpoint, "text.gguf", options).parts if options.quant else ()
+    manifest = Manifest(
+        name=checkpoint.name,
+        writer=f"edge-llama {version('edge-llama')}",
+        files={},
+        text=Tower("llama.cpp", text[0].name) if text else None,
+        generation=checkpoint.generation,
+    )
+    if not (options.vision_quant and options.vision_to):
+        return _layout(text, manifest, checkpoint)
+    vision = _vision(checkpoint, options.vision_to, options.vision_quant)
+    tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
+    manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
+    return _layout((*text, *vision), manifest, checkpoint)
+
+
+def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, ...]:
+    """The vision tower's files, of which its engine opens the first."""
+    if kind == "gguf":
+        return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
+    return tuple(onnx.vision_parts(checkpoint, FORMATS[format_name], "vision"))
+
+
+def _layout(parts: tuple[Part, ...], manifest: Manifest, checkpoint: Checkpoint) -> Layout:
+    closing = _closing(manifest, checkpoint.path)
+    closing({})  # what it can't hold shows now
+    return Layout(parts, checkpoint.provenance.notices, is_folder=True, closing=closing)
+
+
+def _closing(manifest: Manifest, source: Path) -> Closing:
+    def close(files: Mapping[str, StoredFile]) -> dict[str, bytes]:
+        try:
+            return {NAME: replace(manifest, files=files).encode()}
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source}: {NAME} can't hold its name and its generation_config.json: {error}",
+                remedy="correct them, or download the folder again",
+            ) from error
+
+    return close

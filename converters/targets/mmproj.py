@@ -1,0 +1,37 @@
+"""A vision tower as llama.cpp's tools take it: a GGUF file of its own, called mmproj."""
+
+from converters.architectures import llama4_vision
+from converters.checkpoint import Checkpoint
+from converters.options import Options
+from converters.targets import gguf
+from converters.targets.layout import Entry, Layout, Part
+from edge_llama.formats import F32, FORMATS
+from edge_llama.gguf import string, u32
+from edge_llama.mmproj import ARCHITECTURE, MAX_TILES, is_added
+from quant.recipe import RECIPES
+
+QUANTS = ("f16", "f32")
+DEFAULT_QUANT = "f16"
+
+
+def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
+    """The file ``name`` with the vision tower of ``checkpoint``."""
+    return Layout((part(checkpoint, options.vision_quant or DEFAULT_QUANT, name),))
+
+
+def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
+    """The same as a part of an output, its matrices in ``quant``. CheckpointError if it can't be expressed so."""
+    weights, metadata = llama4_vision.mmproj(checkpoint)
+    tensors = [weight.tensor for weight in weights]
+    entries = tuple(Entry(tensor, F32 if is_added(tensor.name, tensor.shape) else FORMATS[quant]) for tensor in tensors)
+    fields = {
+        "general.architecture": string(ARCHITECTURE),
+        "general.type": string("mmproj"),
+        "general.name": string(checkpoint.name),
+        **checkpoint.provenance.fields,
+        **metadata,
+        MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
+        "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),
+        "general.file_type": u32(RECIPES[quant].ftype),
+    }
+    return gguf.part(name, fields, entries, checkpoint.path)
