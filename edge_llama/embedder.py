@@ -94,7 +94,7 @@ class Embedder:
         return ids
 
     def fewer_tiles(self, images: Sequence[Image], excess: int) -> int | None:
-        """The largest ``max_tiles`` with which the images take at least ``excess`` tokens less; None if there is none."""
+        """The largest ``max_tiles`` with which the images take at least ``excess`` tokens less, or None."""
 
         def total(most: int | None) -> int:
             cuts = (grid(image.width, image.height, self.spec, most) for image in images)

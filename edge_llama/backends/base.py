@@ -110,7 +110,22 @@ class TextTower(Protocol):
 
 
 class VisionTower(Protocol):
-    """Tiles in, embeddings out."""
+    """Tiles in, embeddings out. Only one thread may use it, ``abort`` excepted."""
 
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``(n_tiles, 3, side, side)`` normalised pixels to ``(n_tiles, tokens, n_embd)`` embeddings."""
+        """``(n_tiles, 3, side, side)`` normalised pixels to ``(n_tiles, tokens_per_tile, n_embd)`` embeddings.
+
+        Raises AbortedError, or EngineError.
+        """
+
+    def use_threads(self, count: int) -> None:
+        """How many threads the next ``encode`` uses, where the engine can be told."""
+
+    def abort(self) -> None:
+        """Stop the ``encode`` that is running, and refuse others until ``resume``. Any thread may call it."""
+
+    def resume(self) -> None:
+        """Take work again after ``abort``."""
+
+    def close(self) -> None:
+        """Give back the engine's memory. May be called twice."""
