@@ -49,7 +49,7 @@ _TEXT: dict[str, Any] = {
     "tie_word_embeddings": False,
     "use_cache": True,
 }
-_SCOUT = {
+SCOUT = {
     "num_local_experts": 4,
     "use_qk_norm": True,
     "max_position_embeddings": 10485760,
@@ -70,7 +70,7 @@ _MAVERICK = {
     "max_position_embeddings": 1048576,
     "rope_scaling": None,
 }
-_VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "model_type": "llama4_vision_model",
     "attention_dropout": 0.0,
     "hidden_act": "gelu",
@@ -105,7 +105,7 @@ def scout(
     **changes: Any,
 ) -> Path:
     """Scout's form: experts in every layer, QK norm, scaled rotary frequencies, two towers."""
-    return write(folder, config(_SCOUT | changes, vision or {}), dtype=dtype, seed=seed, shards=shards)
+    return write(folder, config(SCOUT | changes, vision or {}), dtype=dtype, seed=seed, shards=shards)
 
 
 def maverick(
@@ -126,7 +126,7 @@ def maverick(
 
 def text_only(folder: Path, *, dtype: str = "F32", seed: int = 0, shards: int = 1, **changes: Any) -> Path:
     """``Llama4ForCausalLM``: Scout's text tower alone, its names without prefix."""
-    return write(folder, config(_SCOUT | changes, None), dtype=dtype, seed=seed, shards=shards)
+    return write(folder, config(SCOUT | changes, None), dtype=dtype, seed=seed, shards=shards)
 
 
 def config(changes: Mapping[str, Any], vision: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def config(changes: Mapping[str, Any], vision: Mapping[str, Any] | None) -> dict
         "image_token_index": tokenizer.token_to_id("<|patch|>"),
         "tie_word_embeddings": text["tie_word_embeddings"],
         "text_config": text,
-        "vision_config": _VISION | vision,
+        "vision_config": VISION | vision,
     }
 
 
