@@ -64,10 +64,11 @@ def engine(options: argparse.Namespace) -> None:
     count = options.tokens or 128
 
     def ours() -> dict[str, float]:
-        fixed = {"model": options.model, "threads": options.threads, "n_ctx": 1024}
+        fixed = {"model": options.model, "threads": options.threads}
+        # llama-bench's context is as large as each of its tests.
         return {
-            "pp512": worker("answer", **fixed, prompt=512, count=1)["read"],
-            f"tg{count}": worker("answer", **fixed, prompt=8, count=count)["write"],
+            "pp512": worker("answer", **fixed, n_ctx=520, prompt=512, count=1)["read"],
+            f"tg{count}": worker("answer", **fixed, n_ctx=count + 8, prompt=8, count=count)["write"],
         }
 
     def theirs() -> dict[str, float]:
@@ -79,11 +80,12 @@ def engine(options: argparse.Namespace) -> None:
 
 def python(options: argparse.Namespace) -> None:
     count, depth = options.tokens or 128, 2000
+    n_ctx = depth + count  # as llama-bench makes it
     outside: list[float] = []
 
     def ours() -> dict[str, float]:
         run = worker(
-            "answer", model=options.model, threads=options.threads, n_ctx=4096, prompt=depth, count=count, watch=True
+            "answer", model=options.model, threads=options.threads, n_ctx=n_ctx, prompt=depth, count=count, watch=True
         )
         outside.append(1e3 * run["outside"])
         return {f"tg{count} @ d{depth}": run["write"]}

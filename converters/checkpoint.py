@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,17 @@ from edge_llama.gguf import Value
 INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
 """Of the files that a checkpoint is read from."""
 NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
+
+
+@runtime_checkable
+class Striped(Protocol):
+    """A way to read rows that can also read a part of each, without reading the rest."""
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop``."""
+
+    def stripe(self, start: int, stop: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Bytes ``first`` to ``last`` of these rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,12 @@ class Tensor:
     def nbytes(self) -> int:
         """Bytes as stored in the source."""
         return self.rows * self.format.row_bytes(self.columns)
+
+    def stripe(self, start: int, stop: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Bytes ``first`` to ``last`` of rows ``start`` to ``stop``; the rest is not read where that can be avoided."""
+        if isinstance(self.read, Striped):
+            return self.read.stripe(start, stop, first, last)
+        return self.read(start, stop)[:, first:last]
 
     def renamed(self, name: str) -> "Tensor":
         """The same tensor under another name."""
@@ -86,6 +103,12 @@ class Checkpoint:
                 remedy=NOT_TOGETHER,
             )
         return tensor
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of the text tower: all of it, or the object ``text_config`` and what stands beside it."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
 
 
 class Fields:

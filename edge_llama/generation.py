@@ -88,6 +88,7 @@ class _Made:
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
+    ended: threading.Event = field(default_factory=threading.Event)
     reader: ToolCallReader | None = None
     stop_string: str | None = None
 
@@ -182,12 +183,22 @@ class Generation(Iterator[Piece]):
 
     def result(self) -> Answer:
         """Wait for the end; the whole answer, also what was iterated before. Raises what the work raised."""
+        self._await_end()
         for _ in self:
             pass
         with self._lock:  # another thread may be in on_finish
             if isinstance(self._made.end, EdgeLlamaError):
                 raise self._made.end
             return self._made.answer(self.timings)
+
+    def _await_end(self) -> None:
+        """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
+        self._job.engine.check_process()
+        try:
+            self._made.ended.wait()
+        except BaseException:  # Ctrl-C: the work ends with the wait for it
+            self._job.cancel()
+            raise
 
     def cancel(self) -> None:
         """Stop the work; the pieces made so far can still be taken. Any thread may call it, any number of times."""
@@ -268,6 +279,7 @@ class _Work:
     def end(self, end: Piece | EdgeLlamaError) -> None:
         self.made.end = end
         self.out.put(end)
+        self.made.ended.set()
 
     def _generate(self) -> FinishReason:
         started = time.perf_counter()

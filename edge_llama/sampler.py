@@ -36,21 +36,25 @@ class NumpySampler:
 
     def sample(self) -> int:
         """A token by the logits of the last decoded position."""
-        tokens, probabilities = self.distribution()
-        if len(tokens) == 1:
-            token = int(tokens[0])
-        else:
-            cumulative = probabilities.cumsum()
-            at = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
-            token = int(tokens[min(at, len(tokens) - 1)])
+        token = self._likeliest() if self._params.temperature == 0 else self._drawn()
         self._accept(token)
         return token
 
+    def _likeliest(self) -> int:
+        return int(self._penalized(self._biased_logits()).argmax())
+
+    def _drawn(self) -> int:
+        tokens, probabilities = self.distribution()
+        cumulative = probabilities.cumsum()
+        at = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
+        return int(tokens[min(at, len(tokens) - 1)])
+
     def distribution(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """The tokens that may come now, and their probabilities, which sum to 1; nothing is drawn."""
-        params, logits = self._params, self._penalized(self._biased_logits())
+        params = self._params
         if params.temperature == 0:
-            return np.array([logits.argmax()]), np.ones(1)
+            return np.array([self._likeliest()]), np.ones(1)
+        logits = self._penalized(self._biased_logits())
         tokens = None
         if 0 < params.top_k < len(logits):
             tokens = likeliest(logits, params.top_k)

@@ -183,10 +183,10 @@ def _checked(tensor_types: Mapping[str, str], slots: Sequence[Slot]) -> dict[str
 
 
 def _kept(slot: Slot) -> Format | None:
-    """The format of what is never quantized."""
-    if slot.n_dims < 2:
+    """The format of what is never quantized; routers are F32 as llama.cpp's converter has them."""
+    if slot.n_dims < 2 or slot.role == "router":
         return F32
-    return slot.source if slot.role in ("norm", "router", "bias") else None
+    return slot.source if slot.role in ("norm", "bias") else None
 
 
 def _wanted(recipe: Recipe, slot: Slot, model: Model, tied: bool, seen: dict[str, int]) -> Format:
@@ -212,7 +212,7 @@ def _head(default: Format, columns: int) -> Format:
 
 def _for_large_models(chosen: Format, role: str, model: Model) -> Format:
     """llama.cpp's exceptions for Llama 2 70B and for eight experts."""
-    is_70b = model.n_layer == 80 and model.n_head != model.n_head_kv
+    is_70b = model.n_layer == 80 and model.n_head != model.n_head_kv and not model.n_expert
     if role == "attn_v" and is_70b and chosen.name in ("q3_k", "q4_k"):
         chosen = FORMATS["q5_k"]
     if role in ("attn_k", "attn_v") and model.n_expert == 8:

@@ -227,7 +227,7 @@ def weights(settings: dict[str, Any], seed: int) -> Weights:
     def drawn(shape: tuple[int, ...], centre: float, deviation: float) -> NDArray[np.float32]:
         return (centre + deviation * rng.standard_normal(shape)).astype(np.float32)
 
-    return {name: drawn(*how) for name, how in _tensors(settings)}
+    return {name: drawn(*how) for name, how in tensors(settings)}
 
 
 _Drawn = tuple[tuple[int, ...], float, float]
@@ -246,7 +246,8 @@ def _bias(width: int) -> _Drawn:
     return (width,), 0.0, 0.1
 
 
-def _tensors(settings: dict[str, Any]) -> Iterator[tuple[str, _Drawn]]:
+def tensors(settings: dict[str, Any]) -> Iterator[tuple[str, _Drawn]]:
+    """Names under Hugging Face, and what fills them."""
     if "vision_config" not in settings:
         yield from _text_tensors(settings)
         return

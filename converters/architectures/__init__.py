@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from converters.architectures.llama import LLAMA, Weight
+from converters.architectures.llama4 import LLAMA4
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Header, Value
@@ -45,7 +46,7 @@ class Architecture(Protocol):
         """GGUF's tensors under Hugging Face's names and in its order of rows."""
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA,)
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, LLAMA4)
 
 
 def for_config(checkpoint: Checkpoint) -> Architecture:

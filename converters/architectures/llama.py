@@ -5,7 +5,7 @@ and ``conversion/llama.py`` for what a GGUF file must hold.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,14 @@ _LAYER = {
     "ffn_up.bias": ("mlp.up_proj.bias", "bias"),
     "ffn_down.bias": ("mlp.down_proj.bias", "bias"),
 }
-_OUTSIDE = {
+OUTSIDE = {
     "token_embd.weight": ("model.embed_tokens.weight", "token_embd"),
     "output_norm.weight": ("model.norm.weight", "norm"),
     "output.weight": ("lm_head.weight", "output"),
 }
-_ROPE_FREQS = "rope_freqs.weight"
+ROPE_FREQS = "rope_freqs.weight"
 _EXPLICIT = "explicit"  # our name for a scaling that only a GGUF file's own rope_freqs tensor tells
-_IGNORED = re.compile(r"rope\.freqs$|\.rotary_emb\.inv_freq$")  # recomputed by every runtime
+_IGNORED = r"rope\.freqs$|\.rotary_emb\.inv_freq$"  # recomputed by every runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,14 @@ def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
     return theta, scaling
 
 
+def rope_weights(hp: Hyperparameters, checkpoint: Checkpoint) -> Iterator[Weight]:
+    """The factors of the rotary frequencies, if they are scaled so that numbers in the metadata can't say it."""
+    if hp.rope_scaling.get("rope_type") == "llama3":
+        yield Weight(_constant(ROPE_FREQS, _factors(hp, checkpoint.path)), "norm", -1)
+    elif keeps_rope_freqs(hp):
+        yield Weight(checkpoint.tensor(ROPE_FREQS, (hp.head_dim // 2,)), "norm", -1)
+
+
 def _factors(hp: Hyperparameters, path: Path) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):
         factors = llama3_factors(hp.head_dim, hp.rope_theta, hp.rope_scaling)
@@ -169,6 +177,61 @@ def _reordered(tensor: Tensor, head_dim: int, grid: tuple[int, int]) -> Tensor:
     return replace(tensor, read=read, step=1 if is_vector else head_dim)
 
 
+def keeps_rope_freqs(hp: Hyperparameters) -> bool:
+    """Whether only the tensor of a GGUF source tells how rotary frequencies are scaled."""
+    return hp.rope_scaling.get("rope_type") == _EXPLICIT
+
+
+def in_order(weights: Iterable[Weight]) -> list[Weight]:
+    """As llama.cpp sorts them."""
+    return sorted(weights, key=lambda weight: (weight.layer, weight.tensor.name.encode()))
+
+
+def check_leftovers(checkpoint: Checkpoint, hp: Hyperparameters, known: Set[str], others: str = "") -> None:
+    """A tensor that nothing reads would be dropped in silence: an error instead; ``others``: a pattern of names."""
+    known = known | ({ROPE_FREQS} if keeps_rope_freqs(hp) else set())
+    ignored = re.compile(f"{_IGNORED}|{others}" if others else _IGNORED)
+    left = sorted(name for name in checkpoint.tensors if name not in known and not ignored.search(name))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {left[0]!r}{more} is not part of a Llama of this config", remedy=NOT_TOGETHER
+        )
+
+
+def metadata(hp: Hyperparameters, architecture: str) -> dict[str, Value]:
+    """The hyperparameters under the keys that llama.cpp has for ``architecture``."""
+    fields = {
+        "block_count": u32(hp.n_layer),
+        "context_length": u32(hp.n_ctx),
+        "embedding_length": u32(hp.n_embd),
+        "feed_forward_length": u32(hp.n_ff),
+        "attention.head_count": u32(hp.n_head),
+        "attention.head_count_kv": u32(hp.n_head_kv),
+    }
+    if hp.rope_scaling.get("rope_type") == "linear":
+        fields["rope.scaling.type"] = string("linear")
+        fields["rope.scaling.factor"] = f32(hp.rope_scaling["factor"])
+    fields |= {
+        "rope.freq_base": f32(hp.rope_theta),
+        "attention.layer_norm_rms_epsilon": f32(hp.norm_eps),
+        "attention.key_length": u32(hp.head_dim),
+        "attention.value_length": u32(hp.head_dim),
+        "vocab_size": u32(hp.n_vocab),
+        "rope.dimension_count": u32(hp.head_dim),
+    }
+    return {f"{architecture}.{key}": value for key, value in fields.items()}
+
+
+def check_scaling_for_folder(checkpoint: Checkpoint, hp: Hyperparameters) -> None:
+    """CheckpointError for rotary frequencies that config.json can't express."""
+    if keeps_rope_freqs(hp):
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {ROPE_FREQS!r}: no llama3 rope scaling reproduces its values",
+            remedy="convert to GGUF, which keeps the tensor, or start from the original checkpoint",
+        )
+
+
 class Llama:
     """The architecture's description."""
 
@@ -180,61 +243,30 @@ class Llama:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         weights = list(self._weights(checkpoint, hp))
         self._check_leftovers(checkpoint, hp)
-        return sorted(weights, key=lambda weight: (weight.layer, weight.tensor.name.encode()))
+        return in_order(weights)
 
     def _weights(self, checkpoint: Checkpoint, hp: Hyperparameters) -> Iterator[Weight]:
-        for name, (source, role) in _OUTSIDE.items():
+        for name, (source, role) in OUTSIDE.items():
             if role == "output" and hp.tied and source not in checkpoint.tensors:
                 continue
-            yield Weight(checkpoint.tensor(source, _shape(name, hp)).renamed(name), role, -1)
+            yield Weight(checkpoint.tensor(source, shape(name, hp)).renamed(name), role, -1)
         for layer in range(hp.n_layer):
-            for name, (source, role) in _layer_names(hp).items():
-                tensor = checkpoint.tensor(f"model.layers.{layer}.{source}", _shape(name, hp))
+            for name, (source, role) in layer_names(hp).items():
+                tensor = checkpoint.tensor(f"model.layers.{layer}.{source}", shape(name, hp))
                 if name.startswith(("attn_q.", "attn_k.")):
                     tensor = interleaved(tensor, hp.head_dim)
                 yield Weight(tensor.renamed(f"blk.{layer}.{name}"), role, layer)
         # Last: the Q projection has shown by now that head_dim is a size to make something of.
-        kind = hp.rope_scaling.get("rope_type")
-        if kind == "llama3":
-            yield Weight(_constant(_ROPE_FREQS, _factors(hp, checkpoint.path)), "norm", -1)
-        elif kind == _EXPLICIT:
-            yield Weight(checkpoint.tensor(_ROPE_FREQS, (hp.head_dim // 2,)), "norm", -1)
+        yield from rope_weights(hp, checkpoint)
 
     def _check_leftovers(self, checkpoint: Checkpoint, hp: Hyperparameters) -> None:
-        """A tensor that nothing reads would be dropped in silence: an error instead."""
-        known = {source for source, _ in _OUTSIDE.values()}
-        known |= {_ROPE_FREQS} if hp.rope_scaling.get("rope_type") == _EXPLICIT else set()
-        known |= {f"model.layers.{i}.{source}" for i in range(hp.n_layer) for source, _ in _layer_names(hp).values()}
-        left = sorted(name for name in checkpoint.tensors if name not in known and not _IGNORED.search(name))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {left[0]!r}{more} is not part of a Llama of this config",
-                remedy=NOT_TOGETHER,
-            )
+        known = {source for source, _ in OUTSIDE.values()}
+        known |= {f"model.layers.{i}.{source}" for i in range(hp.n_layer) for source, _ in layer_names(hp).values()}
+        check_leftovers(checkpoint, hp, known)
 
     def metadata(self, checkpoint: Checkpoint) -> dict[str, Value]:
         """The hyperparameters under llama.cpp's keys."""
-        hp = hyperparameters(checkpoint.config, checkpoint.path)
-        fields = {
-            "llama.block_count": u32(hp.n_layer),
-            "llama.context_length": u32(hp.n_ctx),
-            "llama.embedding_length": u32(hp.n_embd),
-            "llama.feed_forward_length": u32(hp.n_ff),
-            "llama.attention.head_count": u32(hp.n_head),
-            "llama.attention.head_count_kv": u32(hp.n_head_kv),
-        }
-        if hp.rope_scaling.get("rope_type") == "linear":
-            fields["llama.rope.scaling.type"] = string("linear")
-            fields["llama.rope.scaling.factor"] = f32(hp.rope_scaling["factor"])
-        return fields | {
-            "llama.rope.freq_base": f32(hp.rope_theta),
-            "llama.attention.layer_norm_rms_epsilon": f32(hp.norm_eps),
-            "llama.attention.key_length": u32(hp.head_dim),
-            "llama.attention.value_length": u32(hp.head_dim),
-            "llama.vocab_size": u32(hp.n_vocab),
-            "llama.rope.dimension_count": u32(hp.head_dim),
-        }
+        return metadata(hyperparameters(checkpoint.config, checkpoint.path), self.gguf_name)
 
     def recipe_model(self, checkpoint: Checkpoint) -> Model:
         """What a recipe's rules ask."""
@@ -245,22 +277,18 @@ class Llama:
         """CheckpointError unless the checkpoint is whole and config.json can express it."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         self.weights(checkpoint)
-        if hp.rope_scaling.get("rope_type") == _EXPLICIT:
-            raise CheckpointError(
-                f"{checkpoint.path}: tensor {_ROPE_FREQS!r}: no llama3 rope scaling reproduces its values",
-                remedy="convert to GGUF, which keeps the tensor, or start from the original checkpoint",
-            )
+        check_scaling_for_folder(checkpoint, hp)
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata; the scaling of rotary frequencies from their tensor."""
         names = tensors.keys()
 
         def number(key: str, default: int = 0) -> int:
-            return header.get(f"llama.{key}", int, default)
+            return header.get(f"{header.architecture}.{key}", int, default)
 
         heads = number("attention.head_count")
         head_dim = number("attention.key_length", number("embedding_length") // max(heads, 1))
-        theta = shortest(header.get("llama.rope.freq_base", float, 10000.0))
+        theta = shortest(header.get(f"{header.architecture}.rope.freq_base", float, 10000.0))
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -272,9 +300,11 @@ class Llama:
             "num_key_value_heads": number("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "max_position_embeddings": number("context_length"),
-            "rms_norm_eps": shortest(header.get("llama.attention.layer_norm_rms_epsilon", float, 1e-6)),
+            "rms_norm_eps": shortest(
+                header.get(f"{header.architecture}.attention.layer_norm_rms_epsilon", float, 1e-6)
+            ),
             "rope_theta": theta,
-            "rope_scaling": _scaling_from_gguf(header, tensors.get(_ROPE_FREQS), head_dim, theta),
+            "rope_scaling": _scaling_from_gguf(header, tensors.get(ROPE_FREQS), head_dim, theta),
             "hidden_act": "silu",
             "tie_word_embeddings": "output.weight" not in names,
             "attention_bias": "blk.0.attn_q.bias" in names,
@@ -288,11 +318,11 @@ class Llama:
         hp = hyperparameters(config, path)
         found: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if name == _ROPE_FREQS:
-                found |= {name: tensor} if hp.rope_scaling.get("rope_type") == _EXPLICIT else {}
+            if name == ROPE_FREQS:
+                found |= {name: tensor} if keeps_rope_freqs(hp) else {}
                 continue
             prefix, layer, rest = _split(name)
-            source = (_layer_names(hp) if layer else _OUTSIDE).get(rest)
+            source = (layer_names(hp) if layer else OUTSIDE).get(rest)
             if source is None:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} is not part of a Llama", remedy="start from the original checkpoint"
@@ -325,14 +355,15 @@ def _scaling_from_gguf(header: Header, freqs: Tensor | None, head_dim: int, thet
         return {key: value for key, value in scaling.items() if key != "original"} | {
             "original_max_position_embeddings": round(scaling["original"])
         }
-    factor = header.get("llama.rope.scaling.factor", float, 0.0) or header.get("llama.rope.scale_linear", float, 0.0)
-    kind = header.get("llama.rope.scaling.type", str, "linear")
+    prefix = f"{header.architecture}.rope."
+    factor = header.get(prefix + "scaling.factor", float, 0.0) or header.get(prefix + "scale_linear", float, 0.0)
+    kind = header.get(prefix + "scaling.type", str, "linear")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return None
     return {"rope_type": kind, "factor": shortest(factor) or 1.0}
 
 
-def _layer_names(hp: Hyperparameters) -> dict[str, tuple[str, str]]:
+def layer_names(hp: Hyperparameters) -> dict[str, tuple[str, str]]:
     """A layer's tensors under this config: biases only where it has them."""
     return {
         name: entry
@@ -341,7 +372,8 @@ def _layer_names(hp: Hyperparameters) -> dict[str, tuple[str, str]]:
     }
 
 
-def _shape(name: str, hp: Hyperparameters) -> tuple[int, ...]:
+def shape(name: str, hp: Hyperparameters) -> tuple[int, ...]:
+    """The shape of the tensor that GGUF names so."""
     q, kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
     outputs, inputs = {
         "token_embd": (hp.n_vocab, hp.n_embd),

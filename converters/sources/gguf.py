@@ -5,7 +5,7 @@ from pathlib import Path
 from converters import sampling
 from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
-from converters.sources.safetensors import reader
+from converters.sources.stored import Stored
 from converters.vocabulary import from_gguf
 from edge_llama.artifact import read_artifact
 from edge_llama.errors import CheckpointError
@@ -39,4 +39,4 @@ def _tensor(part: Header, info: TensorInfo) -> Tensor:
             remedy="give a file in another format",
         )
     row_bytes = info.format.row_bytes(info.shape[-1])
-    return Tensor(info.name, info.shape, info.format, reader(part.path, info.offset, row_bytes))
+    return Tensor(info.name, info.shape, info.format, Stored(part.path, info.offset, row_bytes))

@@ -1,22 +1,19 @@
 """Hugging Face folders: config.json, *.safetensors (one or sharded), tokenizer files.
 
-Format: https://huggingface.co/docs/safetensors. Files are read by position, never mapped, so a file that
-shrinks meanwhile is an error and not a crash.
+Format: https://huggingface.co/docs/safetensors.
 """
 
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json
+from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
 from converters.provenance import read_provenance
+from converters.sources.stored import Stored
 from converters.tokenizers.reader import read_folder
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import BF16, F16, F32, Format
@@ -37,8 +34,9 @@ def open_folder(folder: Path) -> Checkpoint:
             f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint"
         )
     config = read_json(config_path)
+    text = text_config(config)
     tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
-    _check_vocab_size(folder, config, tensors)
+    _check_vocab_size(folder, text, tensors)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
     provenance = read_provenance(folder)
@@ -47,7 +45,7 @@ def open_folder(folder: Path) -> Checkpoint:
         _name(folder, config),
         config,
         tensors,
-        read_folder(folder, config),
+        read_folder(folder, text),
         generation,
         notes={"model card": provenance.problem} if provenance.problem else {},
         provenance=provenance,
@@ -56,7 +54,8 @@ def open_folder(folder: Path) -> Checkpoint:
 
 def _check_vocab_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """The vocabulary is padded to this size, and a number in config.json may be anything: tensors lie in files."""
-    embedding = tensors.get("model.embed_tokens.weight")
+    name = "model.embed_tokens.weight"
+    embedding = tensors.get(name) or tensors.get(f"language_model.{name}")
     rows = max((tensor.shape[0] for tensor in ([embedding] if embedding else tensors.values())), default=0)
     n_vocab = config.get("vocab_size")
     if type(n_vocab) is int and n_vocab > rows:
@@ -201,7 +200,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, reader(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return Tensor(name, shape, format_, Stored(path, data_start + begin, format_.row_bytes(shape[-1])))
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:
@@ -217,19 +216,3 @@ def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int
             f"{path}: tensors take {at:,} bytes but the file holds {data_size:,}",
             remedy="the file is cut short or damaged",
         )
-
-
-def reader(path: Path, offset: int, row_bytes: int) -> Callable[[int, int], NDArray[np.uint8]]:
-    """A function that reads rows of ``row_bytes`` bytes of the file, the first of which begins at ``offset``."""
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        wanted = (stop - start) * row_bytes
-        try:
-            raw = np.fromfile(path, np.uint8, wanted, offset=offset + start * row_bytes)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-        if raw.size != wanted:
-            raise CheckpointError(f"{path}: ended while being read", remedy="the file changed meanwhile: start again")
-        return raw.reshape(stop - start, row_bytes)
-
-    return read

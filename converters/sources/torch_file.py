@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-import numpy as np
-from numpy.typing import NDArray
-
 from converters.checkpoint import Tensor
-from converters.sources.safetensors import DTYPES, impostor, reader
+from converters.sources.safetensors import DTYPES, impostor
+from converters.sources.stored import Stored
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
@@ -169,10 +167,7 @@ def _tensor(path: Path, file: BinaryIO, directory: Mapping[str, ZipInfo], prefix
     if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
         raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
-    read = reader(path, start, columns * item)
-    return Tensor(
-        name, shape, format_, read if pitch == columns else _spaced(path, start, columns * item, pitch * item)
-    )
+    return Tensor(name, shape, format_, Stored(path, start, columns * item, pitch * item))
 
 
 def _format(view: View, fail: Callable[..., CheckpointError]) -> Format:
@@ -197,23 +192,3 @@ def _pitch(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
         return shape[-1]
     even = all(outer[i][1] == outer[i + 1][0] * outer[i + 1][1] for i in range(len(outer) - 1))
     return outer[-1][1] if even and outer[-1][1] >= shape[-1] else None
-
-
-def _spaced(path: Path, start: int, row_bytes: int, pitch: int) -> Callable[[int, int], NDArray[np.uint8]]:
-    """Like :func:`reader` for rows that begin ``pitch`` bytes apart: a tensor that was cut from a wider one."""
-
-    def read(first: int, stop: int) -> NDArray[np.uint8]:
-        rows = np.empty((stop - first, row_bytes), np.uint8)
-        try:
-            with path.open("rb", buffering=0) as file:
-                for index in range(first, stop):
-                    file.seek(start + index * pitch)
-                    if file.readinto(rows[index - first].data) != row_bytes:
-                        raise CheckpointError(
-                            f"{path}: ended while being read", remedy="the file changed meanwhile: start again"
-                        )
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-        return rows
-
-    return read

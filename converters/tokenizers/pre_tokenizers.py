@@ -14,10 +14,27 @@ LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+LLAMA4_REGEX = (  # GPT-4o's too
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split(regex: str) -> dict[str, Any]:
+    """The step that cuts a text where ``regex`` matches."""
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-_KNOWN = {"llama-bpe": [_SPLIT, _BYTES | {"use_regex": False}], "smollm": [_DIGITS, _BYTES], "gpt-2": [_BYTES]}
+_KNOWN = {
+    "llama-bpe": [split(LLAMA3_REGEX), _BYTES | {"use_regex": False}],
+    "llama4": [split(LLAMA4_REGEX), _BYTES | {"use_regex": False}],
+    "smollm": [_DIGITS, _BYTES],
+    "gpt-2": [_BYTES],
+}
 _DEFAULTS = {"Split": {"invert": False}, "ByteLevel": {"use_regex": True}}  # of tokenizers, for keys that may be absent
 
 
@@ -30,7 +47,7 @@ def pre_tokenizer_name(path: Path, tokenizer: Mapping[str, Any]) -> str:
             return "smaug-bpe" if name == "llama-bpe" and not whole_words_first else name
     raise CheckpointError(
         f"{path}: unknown pre-tokenizer: {json.dumps(tokenizer.get('pre_tokenizer'))[:300]}",
-        remedy="supported: those of Llama 3, SmolLM and GPT-2",
+        remedy="supported: those of Llama 3, Llama 4, SmolLM and GPT-2",
     )
 
 

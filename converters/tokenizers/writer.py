@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from converters.tokenizers import sentencepiece_model
-from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX
+from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, LLAMA4_REGEX, split
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-_LLAMA3 = [
-    {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False},
-    _BYTE_LEVEL | {"use_regex": False},
-]
+_LLAMA3 = [split(LLAMA3_REGEX), _BYTE_LEVEL | {"use_regex": False}]
 _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL | {"use_regex": True}],
     "gpt-2": [_BYTE_LEVEL | {"use_regex": True}],
@@ -24,8 +21,10 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
     "smaug-bpe": _LLAMA3,
+    "llama4": [split(LLAMA4_REGEX), _BYTE_LEVEL | {"use_regex": False}],
 }
-_WHOLE_WORDS_FIRST = ("llama-bpe", "llama-v3", "llama3")  # llama.cpp: ignore_merges, and a BOS unless told otherwise
+_WITH_BOS = ("llama-bpe", "llama-v3", "llama3")  # llama.cpp: unless told otherwise
+_WHOLE_WORDS_FIRST = (*_WITH_BOS, "llama4")  # as published; llama.cpp takes Llama 4's words by merges alone
 _SPACE = "\u2581"
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _KINDS = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
@@ -179,7 +178,7 @@ def _tokenizer_json(vocabulary: Vocabulary, *, model: dict[str, Any], **steps: A
 
 def _template(vocabulary: Vocabulary) -> dict[str, Any] | None:
     """What surrounds a text, and what stands between two; None if nothing."""
-    always_bos = vocabulary.model == "llama" or vocabulary.pre in _WHOLE_WORDS_FIRST  # llama.cpp's defaults
+    always_bos = vocabulary.model == "llama" or vocabulary.pre in _WITH_BOS  # llama.cpp's defaults
     start = _token(vocabulary, "bos") if vocabulary.add.get("bos", always_bos) else []
     end = _token(vocabulary, "eos") if vocabulary.add.get("eos", False) else []
     if not start and not end:

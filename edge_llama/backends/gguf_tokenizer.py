@@ -55,6 +55,7 @@ class GGUFTokenizer:
         ends = artifact.header.fields.get(END_TOKENS)
         self._ends = frozenset() if ends is None else frozenset(int(token) for token in ends.data)
         self._piece = ctypes.create_string_buffer(512)
+        self._is_end: dict[int, bool] = {}  # asked for every token that is written
 
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
@@ -227,8 +228,11 @@ class GGUFTokenizer:
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""
+        if (known := self._is_end.get(token)) is not None:
+            return known
         with self._lock:
-            return token in self._ends or bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+            found = token in self._ends or bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+        return self._is_end.setdefault(token, found)
 
     def close(self) -> None:
         """The model is about to be freed: what asks from now on gets an error."""

@@ -25,6 +25,7 @@ from edge_llama.backends.llama_cpp_sampler import NativeSampler
 from edge_llama.devices import Device
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
+from edge_llama.sampler import NumpySampler
 from edge_llama.sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class LlamaCppTower:
         self._n_ctx = n_ctx
         self.length = 0
         self._loaded_logits: NDArray[np.float32] | None = None
+        self._logits_at = 0
         self.settings = {
             "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
             "flash_attention": bool(flash_attention),
@@ -182,7 +184,11 @@ class LlamaCppTower:
         if self._loaded_logits is not None:
             return self._loaded_logits
         pointer = self._lib.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
+        address = ctypes.addressof(pointer.contents)
+        if self._logits_at != address:  # its buffer moves only when it has to grow
+            self._logits = np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
+            self._logits_at = address
+        return self._logits
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` positions of the cache, or none if it can't be cut there."""
@@ -220,7 +226,12 @@ class LlamaCppTower:
         self._loaded_logits = None if logits is None else logits.copy()
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
-        """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`."""
+        """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`.
+
+        It lists the whole vocabulary for each token; where nothing is drawn, looking for the largest logit is enough.
+        """
+        if params.temperature == 0:
+            return NumpySampler(self.logits_view, params, history)
         sampler = NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
         return sampler if self._loaded_logits is None else AfterLoad(self._lib, sampler, self._loaded_logits)
 
