@@ -108,7 +108,6 @@ def llama4_scout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-<<<<<<< HEAD
 def bundle(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That Llama 4 as a bundle, with a licence: text in q4_k_m, vision for ONNX Runtime in f16."""
     source = tmp_path_factory.mktemp("licensed") / llama4_scout.name
@@ -122,11 +121,12 @@ def bundle(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def copy(bundle: Path, tmp_path: Path) -> Path:
     """The bundle, to be damaged."""
     return Path(shutil.copytree(bundle, tmp_path / "bundle"))
-=======
+
+
+@pytest.fixture(scope="session")
 def llama4_digits() -> Path:
     """A small Llama 4 that was trained to read digits, bf16; see ``llama4_training.py``."""
     return Path(__file__).parent / "data" / "llama4_digits"
->>>>>>> h/checkpoints
 
 
 @pytest.fixture(scope="session")
