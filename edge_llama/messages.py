@@ -191,7 +191,7 @@ def _part_from_json(part: object) -> str | Image:
         check_text(text := fields.get("text"), "a part of content")
         return str(text)
     if kind == "image_url" and "text" not in fields:
-        url = _object(fields.get("image_url"), "a part's image_url", {"url", "detail"}).get("url")
+        url = _object(fields.get("image_url"), "a part of content: image_url", {"url", "detail"}).get("url")
         check_text(url, "an image's url")
         return Image.from_data_url(str(url))
     raise OptionError(f"a part of content is of type {kind!r}", remedy="give text and image_url parts")

@@ -52,9 +52,7 @@ class OnnxVision:
         if self._run_options.terminate:
             raise AbortedError
         try:
-            (made,) = self._session.run(
-                [VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options
-            )
+            (made,) = self._session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
         except Exception as error:
             if self._run_options.terminate:
                 raise AbortedError from error
