@@ -170,6 +170,14 @@ def test_a_checkpoint_with_text_alone_has_no_vision_tower(tmp_path: Path) -> Non
     assert (tmp_path / "all.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
 
 
+def test_metas_folder_becomes_the_same_vision_tower(bundle: Path, llama4_scout: Path, tmp_path: Path) -> None:
+    meta = llama4.meta(tmp_path / llama4_scout.name, llama4_scout, fused=False, shards=2)
+    converters.convert(meta, tmp_path / "bundle")
+    for name in ("vision/model.onnx", "vision/model.onnx.data"):
+        assert (tmp_path / "bundle" / name).read_bytes() == (bundle / name).read_bytes()
+    assert read_vision(tmp_path / "bundle").identity == read_vision(bundle).identity
+
+
 def test_a_dry_run_lists_both_towers(llama4_scout: Path, tmp_path: Path) -> None:
     plan = converters.plan(llama4_scout, tmp_path / "bundle")
     names = [part.name for part in plan.layout.parts for _ in part.entries]
