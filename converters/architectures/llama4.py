@@ -48,6 +48,8 @@ _FUSED, _DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_
 _VISION = r"^(vision_model|multi_modal_projector)\."
 _LANGUAGE = "language_model."
 _CHUNK, _FLOOR_SCALE, _ATTN_SCALE = 8192, 8192, 0.1
+MAX_LAYERS = 1 << 12
+"""Lists are made of a number in a file: it must be one that a model may have."""
 _WITHOUT_QK_NORM = 128  # llama.cpp tells Maverick from Scout by its experts
 _KEEP = "keep the Hugging Face folder: only a target that writes the computation itself, as ONNX, can express this"
 
@@ -82,6 +84,8 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     text = {**_DEFAULTS, **text_config(config)}
     fields = Fields(text, path)
     base = llama.hyperparameters({**text, "hidden_act": "silu"}, path)
+    if base.n_layer > MAX_LAYERS:
+        raise fields.fail("num_hidden_layers", f"is {base.n_layer}, expected {MAX_LAYERS} at most")
     n_expert = _whole(fields, "num_local_experts", 0)
     n_used = fields.size("num_experts_per_tok", 1)
     if n_used > max(n_expert, 1):

@@ -230,6 +230,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "a list that is short": ({"no_rope_layers": [1]}, "no_rope_layers has 1 entries for 5 layers"),
     "a list of words": ({"moe_layers": ["0"]}, "moe_layers is .*expected a list of layers"),
     "a chunk of words": ({"attention_chunk_size": "8k"}, "attention_chunk_size is '8k'"),
+    "layers without end": ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected 4096 at most"),
     "quantized weights": ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is set"),
 }
 

@@ -230,6 +230,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         edited_params(moe_args={"num_experts": 8}),
         r"experts\.w1' has the shapes \[4, 64, 48\], ",
     ),
+    "layers without end": (edited_params(n_layers=2**31), "n_layers is 2147483648, expected 4096 at most"),
     "another width": (edited_params(ffn_exp=8.0), r"experts\.w1' has the shapes .*params.json implies"),
     "pictures that are no square": (
         edited_params(vision_args={"image_size": {"height": 56, "width": 28}, "dim": 48}),
