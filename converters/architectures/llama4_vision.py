@@ -87,7 +87,9 @@ def hyperparameters(checkpoint: Checkpoint) -> Hyperparameters:
     image_size, patch_size = fields.size("image_size", 448), fields.size("patch_size", 14)
     scale = _scale(fields)
     if image_size % (patch_size * scale):
-        raise fields.fail("image_size", f"is {image_size}, no multiple of {patch_size * scale} (patches, pixel shuffle)")
+        raise fields.fail(
+            "image_size", f"is {image_size}, no multiple of {patch_size * scale} (patches, pixel shuffle)"
+        )
     n_ff = fields.size("intermediate_size", 5632)
     if n_ff != n_embd * scale**2:  # transformers reads the adapter's input width from it
         raise fields.fail("intermediate_size", f"is {n_ff}, expected {n_embd * scale**2}, the adapter's width")
@@ -200,7 +202,9 @@ def mmproj(checkpoint: Checkpoint) -> tuple[list[Weight], dict[str, Value]]:
             f"{_ROPE_THETA:g}",
             remedy="write the vision tower as ONNX (--vision-to onnx)",
         )
-    weights = [Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in tensors(checkpoint, hp).items()]
+    weights = [
+        Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in tensors(checkpoint, hp).items()
+    ]
     return weights, _metadata(hp, spec(checkpoint))
 
 

@@ -97,9 +97,7 @@ class _Tower:
         hp, graph = self.hp, self.graph
         cos, sin = self._cos, self._sin
         pairs = self._reshape(x, f"{name}.pairs", 0, 0, hp.n_head, hp.head_dim // 2, 2)
-        real, imaginary = graph.ops(
-            "Split", pairs, names=(f"{name}.real", f"{name}.imaginary"), axis=-1, num_outputs=2
-        )
+        real, imaginary = graph.ops("Split", pairs, names=(f"{name}.real", f"{name}.imaginary"), axis=-1, num_outputs=2)
         turned_real = graph.op(
             "Sub",
             graph.op("Mul", real, cos, name=f"{name}.real_cos"),

@@ -1,15 +1,17 @@
 """Writes an ONNX graph node by node, with its weights in a file beside it that is streamed later."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from converters.targets.layout import Entry, Part
 from edge_llama.formats import F16, F32, Format
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 OPSET = 21
 IR_VERSION = 10

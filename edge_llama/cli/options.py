@@ -49,7 +49,9 @@ ChatTemplate = Annotated[
 ]
 Vision = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf."),
+    typer.Option(
+        metavar="FILE", help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf."
+    ),
 ]
 MaxTiles = Annotated[
     int | None,
