@@ -131,7 +131,7 @@ class Embedder:
             self._keep((tile.image.digest, tile.grid, index), embeddings)
         if stop == tile.grid.count:
             self._pixels = None
-        return made[0]
+        return self._kept[key]
 
     def abort(self) -> None:
         """Stop the ``embed`` that is running, and refuse others until ``resume``."""

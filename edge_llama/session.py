@@ -16,7 +16,7 @@ from edge_llama.parking import Keeper, Parking, State, shared
 _log = logging.getLogger(__name__)
 
 Embed = Callable[[int, int], NDArray[np.float32]]
-"""Embeddings ``(stop - start, n_embd)`` for positions ``start`` to ``stop`` of a prompt, all of one tile of an image."""
+"""Embeddings ``(stop - start, n_embd)`` for positions ``start`` to ``stop`` of a prompt: one tile's."""
 
 
 class Session:
