@@ -176,14 +176,19 @@ def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) ->
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected {wanted}", remedy=DAMAGED
         )
-    added = len(shape) == 1 or tensor.name == "v.position_embd.weight"  # added or multiplied, where only f32 works
-    whole = added or tensor.name == "v.patch_embd.weight"
-    allowed = {F32} if added else {F32, F16, BF16} if whole else set(FORMATS.values()) - NOT_MULTIPLIED
+    allowed = {F32} if is_added(tensor.name, shape) else set(FORMATS.values()) - NOT_MULTIPLIED
+    if tensor.name == "v.patch_embd.weight":
+        allowed = {F32, F16, BF16}
     if tensor.format not in allowed:
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} is stored as {tensor.format}, which llama.cpp can't use there",
             remedy="convert the model again",
         )
+
+
+def is_added(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is added or multiplied number by number, where llama.cpp takes f32 alone."""
+    return len(shape) == 1 or name == "v.position_embd.weight"
 
 
 def _spec(header: Header, side: int, tokens: int) -> VisionSpec:

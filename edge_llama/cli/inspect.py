@@ -36,9 +36,9 @@ def inspect(
     from rich.console import Console  # noqa: PLC0415
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
-    console.print(printable(str(found.path)))
+    console.print(printable(str(found.path)), soft_wrap=True)
     for name, file in (found.manifest.files if found.manifest else {}).items():
-        console.print(f"  {printable(name)}: {file.nbytes:,} bytes")
+        console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
     if text:
         kind = f"text tower ({printable(text.architecture)}), GGUF {text.header.version}"
         _show(console, f"{printable(text.name)}: {kind}", text.header, text.tensors)
@@ -60,7 +60,8 @@ def _show(console: "Console", title: str, header: Header | None, tensors: Iterab
 
     tensors = list(tensors)
     weights, nbytes = sum(prod(tensor.shape) for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
-    console.print(f"{title}\n{weights:,} weights in {nbytes:,} bytes ({8 * nbytes / max(weights, 1):.2f} bits each)\n")
+    bits = 8 * nbytes / max(weights, 1)
+    console.print(f"{title}\n{weights:,} weights in {nbytes:,} bytes ({bits:.2f} bits each)\n", soft_wrap=True)
     fields = Table("field", "type", "value", box=None)
     for key, value in (header.fields if header else {}).items():
         fields.add_row(Text(printable(key)), _type(value), Text(_short(value)))
