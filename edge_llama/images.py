@@ -6,7 +6,6 @@ they are, and don't count here.
 """
 
 import base64
-import binascii
 import hashlib
 import importlib
 import io
@@ -86,8 +85,8 @@ class Image:
             raise InputError(f"an image is given as {url[:40]!r}", remedy="give data:image/png;base64,… or a file")
         try:
             data = base64.b64decode(url[found.end() :], validate=True)
-        except binascii.Error as error:
-            raise InputError(f"an image's data URL is no base64: {error}") from error
+        except ValueError as error:
+            raise InputError(f"an image's data URL is no base64: {error}", remedy="encode it once more") from error
         return _from_data(data, "image")
 
     def to_data_url(self) -> str:
@@ -106,9 +105,7 @@ class Image:
         """
         with _decoding(self.name):
             opened = _open(self.data)
-            turn = _turn(opened)  # before loading: Pillow turns a TIFF while it loads
-            upright = rgb(opened)
-            return upright if turn is None else upright.transpose(turn)
+            return _turned(rgb(opened), _orientation(opened))
 
 
 def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None) -> Path:
@@ -121,9 +118,10 @@ def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None)
         if stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
             Path(name).open("rb").close()
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {reason}", remedy="give the path of a file that can be read") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name}: a folder or a device where a file is expected")
+        raise InputError(f"{name}: a folder or a device", remedy="give the path of a file that can be read")
     if max_bytes is not None and status.st_size > max_bytes:
         raise InputError(f"{name}: {status.st_size:,} bytes, at most {max_bytes:,} are read", remedy="scale it down")
     return Path(name)
@@ -136,7 +134,7 @@ def check_size(width: int, height: int) -> None:
             f"{width:,} x {height:,} pixels, at most {MAX_PIXELS:,} in all are decoded", remedy="scale it down"
         )
     if not width or not height:
-        raise InputError(f"{width} x {height} pixels: nothing to see")
+        raise InputError(f"{width} x {height} pixels: nothing to see", remedy="give another image")
 
 
 def rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
@@ -152,13 +150,13 @@ def rgb(image: "PIL.Image.Image") -> "PIL.Image.Image":
         image = image.convert("RGBA")
         white = Pillow.new("RGBA", image.size, (255, 255, 255, 255))
         return Pillow.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_data(data: bytes, name: str) -> Image:
     with _decoding(name):
         opened = _open(data)
-        width, height = opened.size if (turn := _turn(opened)) is None or turn < 4 else opened.size[::-1]
+        width, height = opened.size[::-1] if _orientation(opened) in range(5, 9) else opened.size
         is_animated = getattr(opened, "is_animated", False)
     notes = ("animated, or of several pages: only the first is used",) if is_animated else ()
     return Image(data, name, width, height, hashlib.sha256(data).hexdigest(), notes)
@@ -180,10 +178,8 @@ def _png(source: Any) -> bytes:
         )
     with _decoding("image"):
         check_size(*source.size)
-        turn = _turn(source)
-        upright = rgb(source)
         encoded = io.BytesIO()
-        (upright if turn is None else upright.transpose(turn)).save(encoded, "PNG", compress_level=1)
+        _turned(rgb(source), _orientation(source)).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 
@@ -229,11 +225,12 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        raise InputError(f"{name}: the image is damaged ({error})") from error
+        raise InputError(
+            f"{name}: damaged, or of a kind that can't be read ({error})", remedy="save or download it once more"
+        ) from error
 
 
-def _turn(image: "PIL.Image.Image") -> "PIL.Image.Transpose | None":
-    """What makes the image upright, by EXIF's orientation; a TIFF is turned by Pillow itself while it loads."""
+def _turned(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
     from PIL.Image import Transpose  # noqa: PLC0415
 
     turns = {
@@ -245,12 +242,15 @@ def _turn(image: "PIL.Image.Image") -> "PIL.Image.Transpose | None":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    return turns.get(_orientation(image.info.get("exif", b"")))
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of EXIF's first directory, or 1 (upright). Pillow's own reader warns of damage in any tag."""
-    data = exif.removeprefix(b"Exif\0\0")
+def _orientation(image: "PIL.Image.Image") -> int:
+    """Tag 0x0112 of EXIF's first directory, or 1 (upright). Pillow's own reader warns of damage in any tag.
+
+    TIFF has no EXIF here: Pillow turns it while it loads.
+    """
+    data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = ">" if data[:2] == b"MM" else "<"
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Plan = tuple[str | int, ...]
 """Control tokens by their text, and numbers of embeddings: the k-th number is the k-th tile's."""
 
+_REMEDY = "convert the checkpoint again"
+
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
@@ -42,11 +44,13 @@ class VisionSpec:
         for name, most in (("tile", 4096), ("max_tiles", 256), ("tokens_per_tile", 1 << 16), ("n_embd", 1 << 20)):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
-                raise ArtifactError(f"images: {name} is {value!r}, expected 1 to {most:,}")
+                raise ArtifactError(f"images: {name} is {value!r}, expected 1 to {most:,}", remedy=_REMEDY)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not _are_three_numbers(values) or (name == "std" and min(values) <= 0):
-                raise ArtifactError(f"images: {name} is {values!r}, expected three numbers (std above 0)")
+                raise ArtifactError(
+                    f"images: {name} is {values!r}, expected three numbers (std above 0)", remedy=_REMEDY
+                )
             object.__setattr__(self, name, tuple(map(float, values)))
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +62,7 @@ class VisionSpec:
         """The inverse of :meth:`to_json`; ArtifactError names the field that is missing, unknown or out of range."""
         names = {field.name for field in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != names:
-            raise ArtifactError(f"images: expected the fields {', '.join(sorted(names))}", remedy="convert it again")
+            raise ArtifactError(f"images: expected the fields {', '.join(sorted(names))}", remedy=_REMEDY)
         return cls(**data)
 
 
@@ -126,8 +130,9 @@ def resized(width: int, height: int, canvas: Grid, tile: int) -> tuple[int, int]
 def tiles(image: Image, spec: VisionSpec, max_tiles: int | None = None) -> "NDArray[np.float32]":
     """The tiles row by row, then the global one: (grid.count, 3, tile, tile), normalised RGB.
 
-    The image lies in the canvas's upper left corner, the rest is black. OptionError as :func:`grid`, InputError for
-    damaged data. The reference rounds to bfloat16 while it normalises; this does not.
+    The image lies in the canvas's upper left corner, the rest is black. Pillow's bilinear filter resizes, as in Meta's
+    own code; the reference's, torchvision's, differs by a level here and there. It also normalises in bfloat16, which
+    this does not. OptionError as :func:`grid`, InputError for damaged data.
     """
     from PIL.Image import Resampling  # noqa: PLC0415
 
