@@ -118,10 +118,15 @@ class _Reader:
         """When the last picture ends. Matroska's header knows only when the last picture or sound does."""
         if self.stream.duration:
             return self.start + self.stream.duration * self.tick
-        self.seek(Fraction(self.container.duration or 0, 1_000_000))
         step = int(1 / (self.stream.average_rate or 25) / self.tick)
-        packets = self.container.demux(self.stream)
-        last = max((packet.pts + (packet.duration or step) for packet in packets if packet.pts is not None), default=0)
+        last = 0
+        for moment in (Fraction(self.container.duration or 0, 1_000_000), self.start):
+            self.seek(moment)
+            packets = self.container.demux(self.stream)
+            ends = [packet.pts + (packet.duration or step) for packet in packets if packet.pts is not None]
+            if ends:  # FLV finds nothing when sought near its end
+                last = max(ends)
+                break
         self.seek(self.start)
         return last * self.tick
 
@@ -163,28 +168,32 @@ def _opened(source: "str | os.PathLike[str]") -> "Iterator[_Reader]":
     path = regular_file(source)
     try:
         import av  # noqa: PLC0415
-        from av.stream import Disposition  # noqa: PLC0415
     except ImportError as error:
         needs = f"{path}: reading a video needs the package av"
         raise InputError(needs, remedy='pip install "edge-llama[video]"') from error
     limits = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
     try:
         check_whole(path)
-        with av.open(str(path.absolute()), container_options=limits) as container:
-            moving = [video for video in container.streams.video if not video.disposition & Disposition.attached_pic]
-            if not moving or moving[0].time_base is None:
+        with av.open(str(path.absolute()), container_options=limits, metadata_errors="replace") as container:
+            stream = next((video for video in container.streams.video if _is_moving(video)), None)
+            if stream is None or stream.time_base is None:
                 raise InputError("no video in it", remedy=_KNOWN)
-            stream = moving[0]
             check_size(stream.codec_context.width, stream.codec_context.height)
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the header says
             stream.thread_type = "AUTO"
-            tick = moving[0].time_base
-            yield _Reader(container, stream, tick, (stream.start_time or 0) * tick)
+            yield _Reader(container, stream, stream.time_base, (stream.start_time or 0) * stream.time_base)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", remedy=error.remedy) from error.__cause__
     except (av.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: no video that can be read, or a damaged one ({reason})", remedy=_KNOWN) from error
+
+
+def _is_moving(stream: "VideoStream") -> bool:
+    """Not an album's cover, and of a codec that FFmpeg knows: others have no context, whatever PyAV's types say."""
+    from av.stream import Disposition  # noqa: PLC0415
+
+    return getattr(stream, "codec_context", None) is not None and not stream.disposition & Disposition.attached_pic
 
 
 def _quarter_turns(frame: "VideoFrame") -> int:

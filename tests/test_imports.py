@@ -67,6 +67,8 @@ def test_importing_edge_llama_loads_nothing_heavy_and_no_native_engine() -> None
         "quant",
         "asyncio",
         "llguidance",
+        "PIL",
+        "av",
     }
     assert not loaded & heavy
 
