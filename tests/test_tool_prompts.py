@@ -40,6 +40,7 @@ TEMPLATES: dict[str, Callable[[], str]] = {
     "Llama 4, pythonic": lambda: PYTHONIC_LLAMA4_TEMPLATE,
     "our Llama 3.1": lambda: FAMILIES["llama3.1"].template,
     "our Llama 3.2": lambda: FAMILIES["llama3.2"].template,
+    "our Llama 4": lambda: FAMILIES["llama4"].template,
 }
 SINGLE = ("Llama 3.1", "Llama 3.2", "Llama 3.3")
 

@@ -34,8 +34,8 @@ class Architecture(Protocol):
     def recipe_model(self, checkpoint: Checkpoint) -> Model:
         """What a recipe's rules ask."""
 
-    def check_for_folder(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError unless the checkpoint is whole and a Hugging Face folder can express it."""
+    def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """A Hugging Face folder's tensors; CheckpointError if the checkpoint isn't whole or no folder expresses it."""
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata, and from tensors that hold settings."""

@@ -273,11 +273,12 @@ class Llama:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.n_layer, hp.n_head, hp.n_head_kv)
 
-    def check_for_folder(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError unless the checkpoint is whole and config.json can express it."""
+    def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """All of them; CheckpointError unless the checkpoint is whole and config.json can express it."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         self.weights(checkpoint)
         check_scaling_for_folder(checkpoint, hp)
+        return checkpoint.tensors
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata; the scaling of rotary frequencies from their tensor."""

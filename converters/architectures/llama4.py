@@ -6,17 +6,23 @@ computes with one value that is built in. A checkpoint that has another is sound
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from converters.architectures import llama
 from converters.architectures.llama import OUTSIDE, ROPE_FREQS, Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
+from converters.joined import joined
 from converters.transposed import transposed
 from edge_llama.errors import CheckpointError
+from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, u32
 from edge_llama.gguf_checks import LLAMA4_NOPE_INTERVAL
+from quant.kernels import recode
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's
@@ -38,10 +44,12 @@ _SHARED = {
 _ROUTER = {"ffn_gate_inp.weight": ("feed_forward.router.weight", "router")}
 # As GGUF has them, a row for each output: so they are named in what a GGUF source gives.
 _EXPERTS = {f"ffn_{kind}_exps.weight": (f"feed_forward.experts.{kind}_proj.weight", f"ffn_{kind}") for kind in _KINDS}
-_FUSED = "feed_forward.experts.gate_up_proj"
+_FUSED, _DOWN = "feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj"
 _VISION = r"^(vision_model|multi_modal_projector)\."
 _LANGUAGE = "language_model."
 _CHUNK, _FLOOR_SCALE, _ATTN_SCALE = 8192, 8192, 0.1
+MAX_LAYERS = 1 << 12
+"""Lists are made of a number in a file: it must be one that a model may have."""
 _WITHOUT_QK_NORM = 128  # llama.cpp tells Maverick from Scout by its experts
 _KEEP = "keep the Hugging Face folder: only a target that writes the computation itself, as ONNX, can express this"
 
@@ -76,6 +84,8 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     text = {**_DEFAULTS, **text_config(config)}
     fields = Fields(text, path)
     base = llama.hyperparameters({**text, "hidden_act": "silu"}, path)
+    if base.n_layer > MAX_LAYERS:
+        raise fields.fail("num_hidden_layers", f"is {base.n_layer}, expected {MAX_LAYERS} at most")
     n_expert = _whole(fields, "num_local_experts", 0)
     n_used = fields.size("num_experts_per_tok", 1)
     if n_used > max(n_expert, 1):
@@ -230,10 +240,21 @@ class _Tensors:
             return
         n_expert, n_embd, n_ff = hp.n_expert, hp.base.n_embd, hp.base.n_ff
         gate_up = self._take(prefix + _FUSED, (n_expert, n_embd, 2 * n_ff))
-        down = self._take(prefix + _FUSED.replace("gate_up", "down"), (n_expert, n_ff, n_embd))
+        down = self._take(prefix + _DOWN, (n_expert, n_ff, n_embd))
         yield "ffn_gate_exps.weight", transposed(gate_up, 0, n_ff)
         yield "ffn_up_exps.weight", transposed(gate_up, n_ff, 2 * n_ff)
         yield "ffn_down_exps.weight", transposed(down)
+
+
+def _floats(tensor: Tensor) -> Tensor:
+    """In float32 if it is quantized: blocks of numbers can't be turned over."""
+    if not tensor.format.is_quantized:
+        return tensor
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return recode(tensor.read(start, stop), tensor.format, F32)
+
+    return replace(tensor, format=F32, read=read)
 
 
 class Llama4:
@@ -270,16 +291,18 @@ class Llama4:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.base.n_layer, hp.base.n_head, hp.base.n_head_kv, hp.n_expert)
 
-    def check_for_folder(self, checkpoint: Checkpoint) -> None:
-        """CheckpointError unless the checkpoint is whole and in Hugging Face's form, whatever GGUF can hold."""
+    def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """Those of both towers, a GGUF source's experts turned over; CheckpointError unless the text tower is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         self._checked(checkpoint, hp)
         llama.check_scaling_for_folder(checkpoint, hp.base)
-        if checkpoint.metadata:
-            raise CheckpointError(
-                f"{checkpoint.path}: a Llama 4 in GGUF can't become a folder: its experts lie the other way",
-                remedy="convert to GGUF, or start from the original checkpoint",
-            )
+        tensors = dict(checkpoint.tensors)
+        for layer in hp.moe_layers if checkpoint.metadata else ():
+            at = f"model.layers.{layer}."
+            gate, up, down = (transposed(_floats(tensors.pop(at + source))) for source, _ in _EXPERTS.values())
+            tensors[at + _FUSED] = joined([gate, up], -1).renamed(at + _FUSED)
+            tensors[at + _DOWN] = down.renamed(at + _DOWN)
+        return tensors
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata, and from tensors that hold settings."""

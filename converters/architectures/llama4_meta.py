@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.architectures import llama_meta
+from converters.architectures.llama4 import MAX_LAYERS
 from converters.architectures.llama_families import LLAMA4_TOKENS
 from converters.checkpoint import Fields, Tensor
 from converters.joined import joined
@@ -129,6 +130,8 @@ def read_params(config: Mapping[str, Any], path: Path) -> Params:
     """Check the content of ``path``/params.json; CheckpointError names the field."""
     others = {key: value for key, value in config.items() if key not in ("moe_args", "vision_args")}
     base = llama_meta.read_params({"rope_theta": 500000.0, **others}, path)
+    if base.n_layers > MAX_LAYERS:
+        raise base.fields.fail("n_layers", f"is {base.n_layers}, expected {MAX_LAYERS} at most")
     moe = Fields(config["moe_args"], path, "params.json: moe_args")
     vision = config.get("vision_args")
     if vision is not None and not isinstance(vision, dict):

@@ -21,10 +21,10 @@ _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16"
 def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
     """The folder of ``checkpoint``, which transformers loads."""
     _check(options)
-    for_config(checkpoint).check_for_folder(checkpoint)
+    tensors = for_config(checkpoint).folder_tensors(checkpoint)
     quant = options.quant or DEFAULT_QUANT
     format_ = FORMATS[quant]
-    entries = tuple(Entry(tensor, format_) for _, tensor in sorted(checkpoint.tensors.items()))
+    entries = tuple(Entry(tensor, format_) for _, tensor in sorted(tensors.items()))
     files = {
         "config.json": _config(checkpoint, _DTYPES[quant][1]),
         "generation_config.json": _generation(checkpoint),

@@ -16,6 +16,7 @@ from typing import Any
 from converters.checkpoint import read_json
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.tiktoken_ranks import is_ranks
 from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
@@ -49,7 +50,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     path = folder / "tokenizer.json"
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
-    if (folder / "tokenizer.model").is_file():
+    if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
         vocabulary = _sentencepiece(folder, settings, n_vocab)
     elif not tokenizer:
         raise CheckpointError(
@@ -67,6 +68,15 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         add_space_prefix=settings.get("add_prefix_space"),
         chat_templates=_chat_templates(folder, settings),
     )
+
+
+def _has_ranks(path: Path) -> bool:
+    """Whether a tokenizer.model is tiktoken's, which may lie beside a tokenizer.json that says the same and more."""
+    try:
+        with path.open("rb") as file:
+            return is_ranks(file.read(4096))
+    except OSError:
+        return False  # who reads all of it will say so
 
 
 def _check_unique(folder: Path, vocabulary: Vocabulary) -> None:

@@ -106,8 +106,25 @@ def test_a_gguf_source_is_requantized_as_llama_cpp_does(folders: dict[str, Path]
         ours = converted(source.path, tmp_path / f"{name}-q4_0.gguf", "q4_0")
         theirs = quantized_by_llama_cpp(source.path, tmp_path / "theirs.gguf", RECIPES["q4_0"].ftype)
         assert not list(differences(ours, read_header(theirs)))
-        with refusal(CheckpointError, "can't become a folder", source.path):
-            converters.plan(source.path, tmp_path / "folder", to="safetensors")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_gguf_file_becomes_the_folder_again(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """In f32 with every bit of the text tower, read as transformers reads it; quantized with what its numbers mean."""
+    source = converted(folders[name], tmp_path / "f32.gguf")
+    converters.convert(source.path, tmp_path / "text", to="safetensors", quant="f32")
+    ours, theirs = (
+        converters.plan(at, tmp_path / "x.gguf").checkpoint.tensors for at in (tmp_path / "text", folders[name])
+    )
+    for key, tensor in ours.items():
+        original = theirs.get(f"language_model.{key}") or theirs[key]
+        assert tensor.shape == original.shape
+        assert np.array_equal(tensor.read(0, tensor.rows), original.read(0, tensor.rows)), key
+    small = converted(folders[name], tmp_path / "q8_0.gguf", "q8_0")
+    converters.convert(small.path, tmp_path / "again", to="safetensors", quant="f32")
+    tokens = list(range(100, 140))
+    expected = logits(converted(tmp_path / "again", tmp_path / "again.gguf").path, tokens)
+    assert np.abs(Reference(tmp_path / "again").logits(tokens)[-1] - expected).max() < 1e-3
 
 
 def test_experts_are_turned_over_and_parted(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -213,6 +230,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "a list that is short": ({"no_rope_layers": [1]}, "no_rope_layers has 1 entries for 5 layers"),
     "a list of words": ({"moe_layers": ["0"]}, "moe_layers is .*expected a list of layers"),
     "a chunk of words": ({"attention_chunk_size": "8k"}, "attention_chunk_size is '8k'"),
+    "layers without end": ({"num_hidden_layers": 2**31}, "num_hidden_layers is 2147483648, expected 4096 at most"),
     "quantized weights": ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is set"),
 }
 

@@ -206,6 +206,13 @@ def test_written_out_for_transformers_it_is_the_same_model(tmp_path: Path, rng: 
     assert np.abs(logits.numpy() - Reference(source).logits(tokens)).max() < 1e-3
 
 
+def test_metas_ranks_beside_a_tokenizer_json_change_nothing(tmp_path: Path) -> None:
+    folder = llama4.text_only(tmp_path / "hf")
+    expected = converters.plan(folder, tmp_path / "x.gguf").checkpoint.vocabulary
+    (folder / "tokenizer.model").write_bytes(RANKS.read_bytes())
+    assert converters.plan(folder, tmp_path / "x.gguf").checkpoint.vocabulary == expected
+
+
 def edited_params(**changes: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         params = json.loads((folder / "params.json").read_text())
@@ -230,6 +237,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         edited_params(moe_args={"num_experts": 8}),
         r"experts\.w1' has the shapes \[4, 64, 48\], ",
     ),
+    "layers without end": (edited_params(n_layers=2**31), "n_layers is 2147483648, expected 4096 at most"),
     "another width": (edited_params(ffn_exp=8.0), r"experts\.w1' has the shapes .*params.json implies"),
     "pictures that are no square": (
         edited_params(vision_args={"image_size": {"height": 56, "width": 28}, "dim": 48}),
