@@ -26,6 +26,7 @@ from edge_llama.errors import (
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.images import Image
 from edge_llama.logprobs import Alternative, TokenLogprobs
 from edge_llama.messages import Message, ToolCall
 from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
@@ -43,6 +44,7 @@ __all__ = [
     "EngineError",
     "Generation",
     "HistoryError",
+    "Image",
     "InputError",
     "Message",
     "Model",

@@ -5,13 +5,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
+from edge_llama.images import Image, ImageSource
 from edge_llama.messages import Message, ToolCall, as_json
 from edge_llama.parking import Keeper
 from edge_llama.sampling import check_whole
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edge_llama.model import Model
 
 _log = logging.getLogger(__name__)
+_FRAMES_PER_SECOND = 2
 _QUESTIONS = ("user", "tool")
 """Who the model answers."""
 
@@ -57,6 +59,8 @@ class Chat:
         """Why the model has to read a loaded conversation again, with the first message; None if it has not."""
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
+        self.frames_shown = 0
+        """Frames of the last video that were shown to the model."""
         self._model = model
         self.options = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
@@ -84,8 +88,19 @@ class Chat:
         with self._lock:
             self.messages = first + [message for message in self.messages if message.role != "system"]
 
-    def send(self, text: str, **params: Any) -> Generation:
+    def send(
+        self,
+        text: str,
+        *,
+        images: Iterable[ImageSource] = (),
+        video: str | os.PathLike[str] | None = None,
+        **params: Any,
+    ) -> Generation:
         """Say ``text`` and get the answer, streamed; ``params`` are those of :meth:`Model.answer`.
+
+        ``images`` stand before the text, in order; after them frames of ``video`` with their times, two a second or as
+        many as the context holds with room for an answer (``frames_shown`` says how many). InputError for what is none,
+        or if the model sees no images.
 
         The exchange joins ``messages`` when the answer ends. A cancelled answer stays as far as it came, one that
         was dropped as far as it was taken; if it had not begun, or an error ended it, the conversation is as it was
@@ -95,8 +110,9 @@ class Chat:
         says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
         self._end_last()
+        question = self._question(text, [Image.open(image) for image in images], video, params)
         with self._lock:
-            return self._answer([*self.messages, Message("user", text)], params)
+            return self._answer([*self.messages, question], params)
 
     def retry(self, **params: Any) -> Generation:
         """Answer the last user message or tool results again, in place of the last answer."""
@@ -222,6 +238,28 @@ class Chat:
         exchange = self._exchange
         if exchange and (generation := exchange.generation()):
             generation.cancel()
+
+    def _question(
+        self, text: str, images: Sequence[Image], video: str | os.PathLike[str] | None, params: Mapping[str, Any]
+    ) -> Message:
+        if images or video is not None:
+            self._model.require_vision()
+        if video is None:
+            return Message("user", [*images, text]) if images else Message("user", text)
+        from edge_llama import video as clips  # noqa: PLC0415 - an extra, and PyAV takes its time
+
+        spec, n_ctx = self._model.require_vision().spec, self._model.n_ctx
+        clip = clips.probe(video)
+        count = self._counter({**self.options, **params})
+        room = n_ctx - n_ctx // 4 - count([*self.messages, Message("user", [*images, text])])
+        fitting = clips.frames_that_fit(clip.width, clip.height, spec, room)
+        if fitting < 1:
+            least = n_ctx - room + clips.tokens_of_frame(clip.width, clip.height, spec)
+            raise ContextFullError(least, n_ctx, remedy="no frame of the video fits: begin anew, or a larger n_ctx")
+        frames = clips.frames(video, min(fitting, max(1, round(_FRAMES_PER_SECOND * clip.duration))), spec)
+        self.frames_shown = len(frames)
+        _log.info("%s: %s frames of %.1f seconds are shown", os.fsdecode(video), len(frames), clip.duration)
+        return Message("user", [*images, *clips.as_parts(frames), text])
 
     def _answer(self, messages: Sequence[Message], params: dict[str, Any]) -> Generation:
         self._check_idle()  # again, under the lock: another thread may have been faster

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from edge_llama.backends.base import TextTower
+from edge_llama.embedder import Embedder
 from edge_llama.errors import EdgeLlamaError, EngineError
 from edge_llama.pace import Pace
 from edge_llama.session import Session
@@ -45,7 +46,7 @@ class Job:
 
 
 class Engine:
-    """A tower, its session, and the thread in which both are used."""
+    """A text tower, its session, perhaps what embeds images for it, and the thread in which all are used."""
 
     def __init__(
         self,
@@ -53,12 +54,15 @@ class Engine:
         choose_threads: Callable[[], int],
         session_room: Callable[[int], int] = lambda _used: 0,
         pace: Pace | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it.
 
         ``session_room`` says how much memory may keep what others have read: see :class:`edge_llama.parking.Parking`.
         """
         self.tower = tower
+        self.embedder = embedder
+        self._workers: tuple[TextTower | Embedder, ...] = (tower, embedder) if embedder else (tower,)
         self.session = Session(tower, session_room, pace)
         self._choose_threads = choose_threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -118,7 +122,7 @@ class Engine:
             return  # the lock may be held by a thread that does not exist here
         with self._lock:
             if self._current is job:
-                self.tower.abort()
+                self._abort()
 
     def close(self) -> None:
         """Cancel everything and free the tower. May be called twice, from any thread."""
@@ -131,7 +135,7 @@ class Engine:
                 self._jobs.put(None)
             if current := self._current:
                 current.is_cancelled = True
-                self.tower.abort()
+                self._abort()
         # From within a step under the lock the engine's thread can't be waited for: it needs the lock to end.
         if threading.current_thread() is not self._thread and not is_within:
             self._thread.join()
@@ -145,13 +149,19 @@ class Engine:
             except BaseException as error:  # whatever it is, the next job's caller waits for this thread
                 job.fail(error)
             self._current = None  # a cancel() that has just seen it as current is undone by the next resume()
-        self.tower.close()
+        for worker in self._workers:
+            worker.close()
+
+    def _abort(self) -> None:
+        for worker in self._workers:
+            worker.abort()
 
     def _begin(self, job: Job) -> None:
         with self._lock:
             self._current = job
             if self._is_closed:
                 job.is_cancelled = True
-            self.tower.resume()
+            for worker in self._workers:
+                worker.resume()
             if job.is_cancelled:
-                self.tower.abort()
+                self._abort()

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Literal
 
 from edge_llama.backends.base import AbortedError, Sampler, TextTower
+from edge_llama.embedder import Pictured
 from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError, OptionError
 from edge_llama.logprobs import Distribution, TokenLogprobs
@@ -49,6 +50,10 @@ class Timings:
     cached_tokens: int = 0
     """Prompt tokens that the KV cache already held."""
     prompt_seconds: float = 0.0
+    tiles: int = 0
+    """Tiles of images that the vision tower embedded for this answer: none for what was known."""
+    image_seconds: float = 0.0
+    """Of ``prompt_seconds``, those that preparing and embedding them took."""
     generated_tokens: int = 0
     generation_seconds: float = 0.0
 
@@ -122,11 +127,13 @@ class Generation(Iterator[Piece]):
         on_finish: Callable[[Answer], None] | None = None,
         owner: object = None,
         keeper: Keeper | None = None,
+        pictured: Pictured | None = None,
     ) -> None:
         """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
         ``reader`` takes the tool calls out of the text; None: all is text.
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
+        ``pictured`` has what the prompt's negative ids stand for.
         For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
         """
         check_biases(params, engine.tower.tokenizer)
@@ -140,7 +147,7 @@ class Generation(Iterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._owner = owner
-        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper)
+        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper, pictured)
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -246,6 +253,7 @@ class _Work:
         made: _Made,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
         keeper: Keeper | None,
+        pictured: Pictured | None,
     ) -> None:
         self.engine = engine
         self.prompt = prompt
@@ -255,6 +263,7 @@ class _Work:
         self.made = made
         self.out = out
         self.keeper = keeper
+        self.pictured = pictured
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
@@ -282,13 +291,9 @@ class _Work:
         self.made.ended.set()
 
     def _generate(self) -> FinishReason:
-        started = time.perf_counter()
-        try:
-            self.timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper)
-        finally:
-            self.timings.prompt_seconds = time.perf_counter() - started
+        self._read_prompt()
         tower = self.engine.tower
-        sampler = tower.sampler(self.params, self.prompt)
+        sampler = tower.sampler(self.params, [token for token in self.prompt if token >= 0])
         started = time.perf_counter()
         try:
             return self._sample(self._surrounded(sampler, tower))
@@ -297,6 +302,18 @@ class _Work:
             sampler.close()
             if self.fits:  # its masks were written into the logits
                 self.engine.session.has_logits = False
+
+    def _read_prompt(self) -> None:
+        embedder, timings = self.engine.embedder, self.timings
+        before = (embedder.encoded, embedder.seconds) if embedder else (0, 0.0)
+        started = time.perf_counter()
+        try:
+            embed = self.pictured.embed if self.pictured else None
+            timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper, embed)
+        finally:
+            timings.prompt_seconds = time.perf_counter() - started
+            if embedder:
+                timings.tiles, timings.image_seconds = embedder.encoded - before[0], embedder.seconds - before[1]
 
     def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
         """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""

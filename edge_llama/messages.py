@@ -1,4 +1,4 @@
-"""What people, models and tools say to each other."""
+"""What people, models and tools say to each other, and show."""
 
 import json
 import secrets
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from edge_llama.errors import OptionError
+from edge_llama.images import Image
 
 Role = Literal["system", "user", "assistant", "tool"]
 _FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name"}
@@ -62,10 +63,12 @@ class ToolCall:
         return cls(function.get("name", ""), arguments, **given)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Message:
     """One turn: who speaks, and the text; the model's may have tool calls, a tool's says which one it answers.
 
+    ``content`` may be given as parts, texts and images in order: ``Message("user", [image, "What is this?"])``. It is
+    kept as all its text; ``images`` has each image with the number of characters of the text that stand before it.
     ``tool_call_id`` and ``name`` (of the tool) belong to a tool's answer, ``tool_calls`` to the assistant.
     """
 
@@ -74,8 +77,23 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    images: tuple[tuple[int, Image], ...] = ()
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        role: Role,
+        content: str | Iterable[str | Image],
+        tool_calls: Iterable[ToolCall] = (),
+        tool_call_id: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        text, images = (content, ()) if isinstance(content, str) else _together(content, f"the {role} message")
+        given = {"role": role, "content": text, "images": images, "tool_call_id": tool_call_id, "name": name}
+        for attribute, value in {**given, "tool_calls": tool_calls}.items():
+            object.__setattr__(self, attribute, value)
+        self._check()
+
+    def _check(self) -> None:
         if self.role not in get_args(Role):
             raise OptionError(f"role {self.role!r} is unknown", remedy=f"known: {', '.join(get_args(Role))}")
         check_text(self.content, f"the {self.role} message")
@@ -85,6 +103,16 @@ class Message:
                 check_text(value, what)
                 if self.role != "tool":
                     raise OptionError(f"the {self.role} message has {what}", remedy="that belongs to a tool's answer")
+
+    @property
+    def parts(self) -> tuple[str | Image, ...]:
+        """The content in order; no text is empty."""
+        parts: list[str | Image] = []
+        at = 0
+        for place, image in self.images:
+            parts += [self.content[at:place], image]
+            at = place
+        return tuple(part for part in (*parts, self.content[at:]) if part != "")
 
     def _checked_calls(self) -> tuple[ToolCall, ...]:
         calls: object = self.tool_calls
@@ -100,6 +128,8 @@ class Message:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, in the form of OpenAI's interface; what is not given is left out."""
         data: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.images:
+            data["content"] = list(map(_part_as_json, self.parts))
         if self.tool_calls:
             data["tool_calls"] = [call.to_json() for call in self.tool_calls]
         given = {"tool_call_id": self.tool_call_id, "name": self.name}
@@ -109,7 +139,8 @@ class Message:
     def from_json(cls, data: Mapping[str, Any]) -> "Message":
         """The inverse of :meth:`to_json`; OptionError for anything else.
 
-        As in OpenAI's interface, content may be a list of text parts, and null beside tool calls.
+        As in OpenAI's interface, content may be a list of text and image parts (``data:`` URLs: nothing is fetched),
+        and null beside tool calls.
         """
         fields = dict(_object(data, "a message", _FIELDS))
         calls = fields.pop("tool_calls", None)
@@ -119,7 +150,7 @@ class Message:
             raise OptionError(f"a message's tool_calls is {type(calls).__name__}, expected a list")
         content = fields.pop("content", None)
         if isinstance(content, list):
-            content = "".join(map(_text_of_part, content))
+            content = list(map(_part_from_json, content))
         content = "" if content is None and calls else content
         return cls(**fields, content=content, tool_calls=tuple(map(ToolCall.from_json, calls or ())))
 
@@ -132,12 +163,38 @@ def _object(data: object, what: str, known: set[str]) -> Mapping[str, Any]:
     return data
 
 
-def _text_of_part(part: object) -> str:
-    fields = _object(part, "a part of content", {"type", "text"})
-    if (kind := fields.get("type")) != "text":
-        raise OptionError(f"a part of content is of type {kind!r}", remedy="give text parts")
-    check_text(text := fields.get("text"), "a part of content")
-    return str(text)
+def _together(parts: Iterable[str | Image], what: str) -> tuple[str, tuple[tuple[int, Image], ...]]:
+    """All text of the parts, and the images by their places in it."""
+    if not isinstance(parts, Iterable) or isinstance(parts, bytes | Mapping):
+        raise OptionError(f"{what} is {type(parts).__name__}, expected text, or a list of texts and images")
+    text = ""
+    images: list[tuple[int, Image]] = []
+    for part in parts:
+        if isinstance(part, Image):
+            images.append((len(text), part))
+        else:
+            check_text(part, f"a part of {what}")
+            text += part
+    return text, tuple(images)
+
+
+def _part_as_json(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": part.to_data_url()}}
+
+
+def _part_from_json(part: object) -> str | Image:
+    fields = _object(part, "a part of content", {"type", "text", "image_url"})
+    kind = fields.get("type")
+    if kind == "text" and "image_url" not in fields:
+        check_text(text := fields.get("text"), "a part of content")
+        return str(text)
+    if kind == "image_url" and "text" not in fields:
+        url = _object(fields.get("image_url"), "a part of content: image_url", {"url", "detail"}).get("url")
+        check_text(url, "an image's url")
+        return Image.from_data_url(str(url))
+    raise OptionError(f"a part of content is of type {kind!r}", remedy="give text and image_url parts")
 
 
 def as_json(value: Any, what: str) -> Any:
@@ -148,6 +205,11 @@ def as_json(value: Any, what: str) -> Any:
         raise OptionError(f"{what}: JSON can't express them: {error}") from error
     check_text(text, what)
     return json.loads(text)
+
+
+def images_of(messages: Iterable[Message]) -> list[Image]:
+    """The images of a conversation, in order."""
+    return [image for message in messages for _, image in message.images]
 
 
 def check_messages(messages: object) -> tuple[Message, ...]:

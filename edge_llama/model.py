@@ -10,13 +10,24 @@ from types import TracebackType
 from typing import Any
 
 from edge_llama import devices, session_file
-from edge_llama.artifact import locate, read_artifact
+from edge_llama.artifact import VisionArtifact, existing, locate, read_artifact, read_bundle, read_vision
+from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.chat import Chat
+from edge_llama.embedder import Embedder, Pictured
 from edge_llama.engine import Engine
-from edge_llama.errors import ContextFullError, EngineError, OptionError, SessionError, TemplateError
+from edge_llama.errors import (
+    ArtifactError,
+    ContextFullError,
+    EngineError,
+    InputError,
+    OptionError,
+    SessionError,
+    TemplateError,
+)
 from edge_llama.generation import Answer, Generation
+from edge_llama.images import Image
 from edge_llama.integrity import identity
-from edge_llama.messages import Message, check_messages, check_text
+from edge_llama.messages import Message, check_messages, check_text, images_of
 from edge_llama.pace import Pace
 from edge_llama.parking import Keeper
 from edge_llama.plan import plan_engine
@@ -55,6 +66,8 @@ class Model:
         tune: bool = False,
         chat_template: str | None = None,
         session_bytes: int | None = None,
+        vision: str | os.PathLike[str] | None = None,
+        max_tiles: int | None = None,
     ) -> None:
         """See :func:`open`."""
         if threads is not None:
@@ -67,7 +80,12 @@ class Model:
             check_text(chat_template, "chat_template")
         if session_bytes is not None:
             session_bytes = check_whole("session_bytes", session_bytes, 0, 2**63 - 1)
+        if max_tiles is not None:
+            max_tiles = check_whole("max_tiles", max_tiles, 1, 256)
         self.artifact = artifact = read_artifact(locate(_path(model)))
+        sees = read_vision(Path(str(_path(vision)))) if vision is not None else _bundled_vision(model)
+        if max_tiles is not None and sees is None:
+            raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")
         self._template_source = chat_template or artifact.chat_template
         plan = plan_engine(
             artifact,
@@ -81,6 +99,11 @@ class Model:
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
+        try:
+            embedder = _embedder(sees, tower, max_tiles, threads or devices.cpu_threads()) if sees else None
+        except BaseException:
+            tower.close()
+            raise
         # While a GPU works its thread sleeps: that says nothing about others.
         pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
         limit = self.context.bytes if session_bytes is None else session_bytes
@@ -89,6 +112,7 @@ class Model:
             pace.begin if pace else lambda: threads or devices.free_threads(),
             lambda used: min(limit, used + devices.available_memory() // 2),
             pace,
+            embedder,
         )
         try:
             self.identity = identity(artifact.headers)
@@ -102,6 +126,24 @@ class Model:
     def n_ctx(self) -> int:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
+
+    @property
+    def vision(self) -> VisionArtifact | None:
+        """The vision tower's file; None if the model sees no images."""
+        return self._engine.embedder.artifact if self._engine.embedder else None
+
+    def require_vision(self) -> Embedder:
+        """What embeds images; InputError if the model sees none."""
+        if self._engine.embedder is None:
+            raise InputError(
+                f"{self.artifact.path}: the model sees no images: it has no vision tower",
+                remedy="open a model that has one, or give one: vision= (--vision FILE)",
+            )
+        return self._engine.embedder
+
+    def image_tokens(self, image: Image) -> int:
+        """How many tokens of context an image takes. InputError if the model sees none."""
+        return len(self.require_vision().ids(image))
 
     def chat(
         self,
@@ -154,8 +196,11 @@ class Model:
                 f"{self.artifact.name} ({self.identity[:12]}, {self.artifact.path})",
                 remedy="open the model that it was saved with",
             )
-        if saved.images:
-            raise SessionError(f"{path}: it has {len(saved.images)} images, which can't be read yet")
+        if saved.images and self.vision is None:
+            raise SessionError(
+                f"{path}: it has {len(saved.images)} images, and the open model has no vision tower",
+                remedy="open the model with the one that it had (--vision FILE)",
+            )
         chat = self.chat(**options)
         chat.messages = list(saved.messages)
         chat.reread_reason = self._adopt(saved, chat)
@@ -198,9 +243,12 @@ class Model:
         self._engine.check_process()
         described, variables = tools_of(tools), template_variables or {}
         tokens = self._prompt(messages, described, variables, self.n_ctx)
+        images = images_of(messages)
+        self._check_room(tokens, images)
+        pictured = Pictured(self.require_vision(), tokens, images) if images else None
         names = described.names | trained_tools(variables)
         reader = self.template.call_reader(names, tool_format) if names or tool_format else None
-        return self._generate(tokens, params, on_finish, reader, keeper)
+        return self._generate(tokens, params, on_finish, reader, keeper, pictured)
 
     def count_tokens(
         self,
@@ -219,7 +267,21 @@ class Model:
     def _prompt(
         self, messages: Sequence[Message], tools: Tools, variables: Mapping[str, Any], n_ctx: int | None
     ) -> list[int]:
-        return self.template.tokens(check_messages(messages), tools=tools.schemas, variables=variables, n_ctx=n_ctx)
+        checked = check_messages(messages)
+        ids = self.require_vision().ids if images_of(checked) else None
+        return self.template.tokens(checked, tools=tools.schemas, variables=variables, n_ctx=n_ctx, image_ids=ids)
+
+    def _check_room(self, tokens: Sequence[int], images: Sequence[Image]) -> None:
+        """ContextFullError if they don't fit, which says what would if there are images."""
+        if len(tokens) < self.n_ctx:
+            return
+        remedy = ""
+        if images:
+            over = len(tokens) - self.n_ctx + 1
+            fewer = self.require_vision().fewer_tiles(images, over)
+            offer = f"max_tiles={fewer} (--max-tiles {fewer}) would do" if fewer else "fewer tiles would not do"
+            remedy = f"that is {over:,} too many: {offer}; or a larger n_ctx (--n-ctx)"
+        raise ContextFullError(len(tokens), self.n_ctx, remedy=remedy)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -240,9 +302,9 @@ class Model:
         target = _session_path(path)
         state = self._engine.call(lambda session: session.state(keeper))
         settings = {**self._engine.tower.settings, "n_ctx": self.n_ctx}
-        session_file.write(
-            target, SavedChat(self.artifact.name, self.identity, settings, check_messages(messages), state)
-        )
+        checked = check_messages(messages)
+        hashes = tuple(dict.fromkeys(image.digest for image in images_of(checked)))
+        session_file.write(target, SavedChat(self.artifact.name, self.identity, settings, checked, state, hashes))
 
     def _adopt(self, saved: SavedChat, chat: Chat) -> str | None:
         """Have the engine take over the cache of a saved chat; why it can't, if so."""
@@ -250,9 +312,8 @@ class Model:
         if state is None:
             return "its KV cache was not kept when it was saved" if saved.messages else None
         n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
-        if ((state.tokens < 0) | (state.tokens >= n_vocab)).any() or (
-            state.logits is not None and len(state.logits) != n_vocab
-        ):
+        is_odd = state.tokens >= n_vocab if saved.images else (state.tokens < 0) | (state.tokens >= n_vocab)
+        if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
             raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
         if reason := self._difference(saved.settings):
             return reason
@@ -309,11 +370,20 @@ class Model:
         on_finish: Callable[[Answer], None] | None = None,
         reader: ToolCallReader | None = None,
         keeper: Keeper | None = None,
+        pictured: Pictured | None = None,
     ) -> Generation:
         sampling = self.sampling(params)
-        if len(tokens) >= self.n_ctx:
-            raise ContextFullError(len(tokens), self.n_ctx)
-        return Generation(self._engine, tokens, sampling, reader=reader, on_finish=on_finish, owner=self, keeper=keeper)
+        self._check_room(tokens, ())
+        return Generation(
+            self._engine,
+            tokens,
+            sampling,
+            reader=reader,
+            on_finish=on_finish,
+            owner=self,
+            keeper=keeper,
+            pictured=pictured,
+        )
 
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
@@ -326,6 +396,27 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _bundled_vision(model: str | os.PathLike[str] | None) -> VisionArtifact | None:
+    """The vision tower that lies in a bundle or a folder beside the text tower."""
+    path = existing(_path(model))
+    return read_bundle(path).vision if path.is_dir() else None
+
+
+def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, threads: int) -> Embedder:
+    if sees.spec.n_embd != tower.n_embd:
+        raise ArtifactError(
+            f"{sees.path}: its embeddings are {sees.spec.n_embd:,} wide, the text model's {tower.n_embd:,}",
+            remedy="the towers are of different models: open those that belong together",
+        )
+
+    def opened() -> VisionTower:
+        from edge_llama.backends.vision import open_vision  # noqa: PLC0415 - loads native code
+
+        return open_vision(sees, threads=threads)
+
+    return Embedder(sees, opened, tower.tokenizer.control_tokens, max_tiles)
 
 
 def session_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -367,6 +458,8 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     tune: bool = False,
     chat_template: str | None = None,
     session_bytes: int | None = None,
+    vision: str | os.PathLike[str] | None = None,
+    max_tiles: int | None = None,
 ) -> Model:
     """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
 
@@ -381,6 +474,8 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     ``chat_template`` is Jinja text in place of the model's own.
     ``session_bytes`` of memory may keep what chats have read while others read; None: as much as the KV cache takes.
     Never more than half of what is free.
+    ``vision`` is the file of a vision tower (a bundle, its ``.onnx`` file, an mmproj ``.gguf``) in place of the model's
+    own; images are cut into ``max_tiles`` tiles at most, or as many as the model knows.
 
     Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
     which a child process finds out once for each build of it.
@@ -396,4 +491,6 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
         tune=tune,
         chat_template=chat_template,
         session_bytes=session_bytes,
+        vision=vision,
+        max_tiles=max_tiles,
     )

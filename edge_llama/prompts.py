@@ -6,13 +6,14 @@ each run between is tokenized as plain text. For benign messages the ids equal t
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_llama.errors import OptionError, TemplateError
-from edge_llama.messages import Message, as_json
+from edge_llama.images import Image
+from edge_llama.messages import Message, as_json, images_of
 from edge_llama.tokenizer import Tokenizer, check_length
 from edge_llama.tool_forms import TAGS, form_named, form_of
 from edge_llama.tool_reader import ToolCallReader
@@ -28,11 +29,13 @@ _FORM_WORDS = frozenset(
     re.findall(
         r"\w+",
         "type function name description parameters properties required enum items default arguments id return anyOf "
-        "string number integer boolean array object null",
+        "string number integer boolean array object null image text",
     )
 )
 _PROBE = "edge_llama_probe"
 _PROBE_TOOL = {"type": "function", "function": {"name": _PROBE, "description": _PROBE, "parameters": {}}}
+IMAGE = "<|image|>"
+"""What a template writes for each image."""
 _OURS = frozenset(("messages", "tools", "custom_tools", "documents", "add_generation_prompt"))
 
 Contents = Mapping[str, Any]
@@ -65,9 +68,11 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
         n_ctx: int | None = None,
+        image_ids: Callable[[Image], Sequence[int]] | None = None,
     ) -> list[int]:
         """The ids of the rendered conversation, ready for the model to answer.
 
+        ``image_ids`` gives those that stand for an image: needed if messages have some.
         ``tools`` are JSON schemas, ``variables`` what this template takes besides (``date_string``, ...).
         A template that takes one call a message gets several as that many messages, each before its result.
 
@@ -77,13 +82,14 @@ class ChatTemplate:
         control tokens of contents in a way that can't be told from its own.
         """
         variables = self._checked_variables(variables or {})
+        images = list(map(image_ids, images_of(messages))) if image_ids else []
         try:
-            return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx)
+            return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return self._tokens(_contents(apart, tools, variables), add_generation_prompt, n_ctx)
+            return self._tokens(_contents(apart, tools, variables), add_generation_prompt, n_ctx, images)
 
     def call_reader(self, names: Set[str], tool_format: str | None = None) -> ToolCallReader:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
@@ -105,18 +111,31 @@ class ChatTemplate:
                 )
         return {name: as_json(value, f"the chat template's {name}") for name, value in variables.items()}
 
-    def _tokens(self, contents: Contents, add_generation_prompt: bool, n_ctx: int | None) -> list[int]:
+    def _tokens(
+        self, contents: Contents, add_generation_prompt: bool, n_ctx: int | None, images: Sequence[Sequence[int]]
+    ) -> list[int]:
         rendered = self._render(contents, add_generation_prompt)
         if n_ctx is not None:
             check_length(rendered, self._tokenizer, n_ctx)
         self._check_shown(contents, add_generation_prompt)
+        own = list(self._own(rendered, contents, add_generation_prompt))
+        self._check_images(own, images)
+        waiting = iter(images)
         ids: list[int] = []
         at = 0
-        for match in self._own(rendered, contents, add_generation_prompt):
+        for match in own:
             ids += self._plain(rendered[at : match.start()])
-            ids.append(self._control[match[0]])
+            ids += next(waiting) if images and match[0] == IMAGE else [self._control[match[0]]]
             at = match.end()
         return ids + self._plain(rendered[at:])
+
+    def _check_images(self, own: Sequence[re.Match[str]], images: Sequence[object]) -> None:
+        written = sum(match[0] == IMAGE for match in own)
+        if images and written != len(images):
+            raise TemplateError(
+                f"{self._where}: the chat template writes {IMAGE} {written:,} times for {len(images):,} images",
+                remedy="pass one for images (--chat-template FILE)",
+            )
 
     def _check_shown(self, contents: Contents, add_generation_prompt: bool) -> None:
         """TemplateError if tools or calls are given and another name for them makes no difference to the text."""
@@ -197,6 +216,10 @@ def _contents(messages: Iterable[Message], tools: Iterable[Any], variables: Mapp
 def _as_data(message: Message) -> dict[str, Any]:
     """The message as Hugging Face's templates want it: arguments of calls are objects."""
     data: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        data["content"] = [
+            {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part} for part in message.parts
+        ]
     if message.tool_calls:
         data["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

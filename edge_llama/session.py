@@ -2,9 +2,11 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import ContextFullError, EngineError
@@ -12,6 +14,9 @@ from edge_llama.pace import Pace, Stopwatch
 from edge_llama.parking import Keeper, Parking, State, shared
 
 _log = logging.getLogger(__name__)
+
+Embed = Callable[[int, int], NDArray[np.float32]]
+"""Embeddings ``(stop - start, n_embd)`` for positions ``start`` to ``stop`` of a prompt: one tile's."""
 
 
 class Session:
@@ -41,9 +46,11 @@ class Session:
         """Whether no further token fits."""
         return len(self.tokens) >= self._tower.n_ctx
 
-    def read(self, prompt: Sequence[int], keeper: Keeper | None = None) -> int:
+    def read(self, prompt: Sequence[int], keeper: Keeper | None = None, embed: Embed | None = None) -> int:
         """Bring the cache to hold exactly ``prompt``, its last position's logits ready; the number of tokens reused.
 
+        A negative id is no token, it stands for an embedding: of an image's content and the place in it (see
+        :mod:`edge_llama.embedder`). ``embed`` is asked only for those that are not in the cache.
         Raises ContextFullError before any work; AbortedError leaves what was read so far in the cache.
         """
         if len(prompt) >= self._tower.n_ctx:
@@ -53,17 +60,26 @@ class Session:
             return reused
         self.rewind(min(reused, len(prompt) - 1))
         reused = len(self.tokens)
-        step = self._tower.n_batch
-        for start in range(reused, len(prompt), step):
-            self.append(*prompt[start : start + step])
+        for start, stop in _batches(prompt, reused, self._tower.n_batch):
+            if prompt[start] >= 0:
+                self.append(*prompt[start:stop])
+            else:
+                assert embed  # noqa: S101 - who makes such ids gives what they stand for
+                self._append(prompt[start:stop], embed(start, stop))
         return reused
 
     def append(self, *tokens: int) -> None:
         """Decode at most ``n_batch`` tokens after those in the cache."""
+        self._append(tokens)
+
+    def _append(self, tokens: Sequence[int], embeddings: NDArray[np.float32] | None = None) -> None:
         watch = Stopwatch()
         self.has_logits = False
         try:
-            self._tower.decode(tokens)
+            if embeddings is None:
+                self._tower.decode(tokens)
+            else:
+                self._tower.decode_embeddings(embeddings)
         except BaseException:
             del self.tokens[self._tower.length :]
             raise
@@ -145,3 +161,13 @@ class Session:
     def _copy(self) -> State:
         logits = self._tower.logits() if self.has_logits else None
         return State(np.array(self.tokens, np.int32), self._tower.save(), logits)
+
+
+def _batches(prompt: Sequence[int], start: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where the tokens and the embeddings from ``start`` on are cut: an engine takes one kind at a time."""
+    at = start
+    for _, run in groupby(prompt[start:], key=lambda token: token >= 0):
+        end = at + sum(1 for _ in run)
+        for begin in range(at, end, size):
+            yield begin, min(begin + size, end)
+        at = end

@@ -82,8 +82,12 @@ def as_parts(frames: Sequence[tuple[float, Image]]) -> list[str | Image]:
 
 def frames_that_fit(width: int, height: int, spec: VisionSpec, room: int, max_tiles: int = 1) -> int:
     """How many frames of this size, times included, ``room`` tokens hold, each in at most ``max_tiles`` tiles."""
-    plan = token_plan(grid(width, height, spec, max_tiles), spec)
-    return max(room, 0) // (count_tokens(plan) + _TIME_TOKENS)
+    return max(room, 0) // tokens_of_frame(width, height, spec, max_tiles)
+
+
+def tokens_of_frame(width: int, height: int, spec: VisionSpec, max_tiles: int = 1) -> int:
+    """What a frame of this size takes of the context at most, its time included."""
+    return count_tokens(token_plan(grid(width, height, spec, max_tiles), spec)) + _TIME_TOKENS
 
 
 def clock(seconds: float) -> str:

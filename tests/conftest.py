@@ -124,6 +124,12 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama4_digits() -> Path:
+    """A small Llama 4 that was trained to read digits, bf16; see ``llama4_training.py``."""
+    return Path(__file__).parent / "data" / "llama4_digits"
+
+
+@pytest.fixture(scope="session")
 def tool_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama that was trained to call tools; see ``trained.py``."""
     import trained  # noqa: PLC0415 - torch takes seconds to load

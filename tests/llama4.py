@@ -70,7 +70,7 @@ _MAVERICK = {
     "max_position_embeddings": 1048576,
     "rope_scaling": None,
 }
-_VISION: dict[str, Any] = {
+VISION: dict[str, Any] = {
     "model_type": "llama4_vision_model",
     "attention_dropout": 0.0,
     "hidden_act": "gelu",
@@ -145,7 +145,7 @@ def config(changes: Mapping[str, Any], vision: Mapping[str, Any] | None) -> dict
         "image_token_index": tokenizer.token_to_id("<|patch|>"),
         "tie_word_embeddings": text["tie_word_embeddings"],
         "text_config": text,
-        "vision_config": _VISION | vision,
+        "vision_config": VISION | vision,
     }
 
 

@@ -40,6 +40,10 @@ class TextTower(Protocol):
         """Tokens that one ``decode`` takes at most."""
 
     @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
 
@@ -52,6 +56,9 @@ class TextTower(Protocol):
 
         A memory that can't be cut (see :meth:`rewind`) is empty after an error.
         """
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens. As :meth:`decode`."""
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
@@ -103,7 +110,22 @@ class TextTower(Protocol):
 
 
 class VisionTower(Protocol):
-    """Tiles in, embeddings out."""
+    """Tiles in, embeddings out. Only one thread may use it, ``abort`` excepted."""
 
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``(n_tiles, 3, side, side)`` normalised pixels to ``(n_tiles, tokens, n_embd)`` embeddings."""
+        """``(n_tiles, 3, side, side)`` normalised pixels to ``(n_tiles, tokens_per_tile, n_embd)`` embeddings.
+
+        Raises AbortedError, or EngineError.
+        """
+
+    def use_threads(self, count: int) -> None:
+        """How many threads the next ``encode`` uses, where the engine can be told."""
+
+    def abort(self) -> None:
+        """Stop the ``encode`` that is running, and refuse others until ``resume``. Any thread may call it."""
+
+    def resume(self) -> None:
+        """Take work again after ``abort``."""
+
+    def close(self) -> None:
+        """Give back the engine's memory. May be called twice."""

@@ -174,13 +174,29 @@ class LlamaCppTower:
         """Tokens that one ``decode`` takes at most."""
         return len(self._tokens)
 
+    @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+        return int(self._lib.llama_model_n_embd(self._model))
+
     def decode(self, tokens: Sequence[int]) -> None:
         """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""
         count = len(tokens)
+        self._tokens[:count] = tokens
+        self._decode(self._lib.llama_batch_get_one(self._token_pointer, count), count)
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
+        values = np.ascontiguousarray(embeddings, np.float32)
+        if values.ndim != 2 or values.shape[1] != self.n_embd or not 0 < len(values) <= self.n_batch:
+            raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {self.n_embd:,})")
+        pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        self._decode(self._lib.llama_batch(n_tokens=len(values), embd=pointer), len(values))
+
+    def _decode(self, batch: Any, count: int) -> None:
         if self._abort_flag.value:
             raise AbortedError
-        self._tokens[:count] = tokens
-        status = self._lib.llama_decode(self._context, self._lib.llama_batch_get_one(self._token_pointer, count))
+        status = self._lib.llama_decode(self._context, batch)
         self._loaded_logits = None
         if status == 0:
             self.length += count

@@ -12,6 +12,7 @@ from edge_llama.cli import commands, options
 from edge_llama.cli.console import messages_of_stdin, note, speed
 from edge_llama.cli.conversation import Conversation
 from edge_llama.cli.conversations import Kept
+from edge_llama.cli.pictures import dropped
 from edge_llama.errors import EdgeLlamaError
 
 EXAMPLE = "What is the capital of Japan?"
@@ -31,6 +32,8 @@ def chat(
     kv: options.Kv = None,
     device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
+    vision: options.Vision = None,
+    max_tiles: options.MaxTiles = None,
     when_full: options.WhenFull = "error",
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
@@ -42,6 +45,7 @@ def chat(
 
     Without a terminal each line of stdin gets one answer; with an empty stdin an example question is answered.
     Three double quotes before and after a message let it have several lines.
+    A picture goes before the next message by /image PATH, or by being dropped into the terminal.
     What is said is kept on this machine (edge-llama history); --continue goes on with it.
 
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
@@ -56,6 +60,8 @@ def chat(
         batch=batch,
         device=device,
         chat_template=chat_template,
+        vision=vision,
+        max_tiles=max_tiles,
         verbose=verbose,
     )
     conversation = Conversation(
@@ -104,15 +110,18 @@ def _talk(conversation: Conversation) -> None:
         except EOFError:
             return
         if text:
-            _handle(conversation, text, is_command=text.startswith("/") and not is_quoted)
+            _handle(conversation, text, is_quoted=is_quoted)
 
 
-def _handle(conversation: Conversation, text: str, *, is_command: bool) -> None:
+def _handle(conversation: Conversation, text: str, *, is_quoted: bool) -> None:
     """A command or a message. What goes wrong is told and the chat goes on; so it does after Ctrl-C."""
     try:
-        if is_command:
+        paths, text = ([], text) if is_quoted else dropped(text)
+        for path in paths:
+            commands.show(conversation, path)
+        if text.startswith("/") and not is_quoted and not paths:
             commands.run(conversation, text)
-        else:
+        elif text:
             conversation.send(text)
     except EdgeLlamaError as error:
         note(f"edge-llama: {error}")

@@ -9,7 +9,9 @@ from edge_llama.cli import settings
 from edge_llama.cli.clipboard import copy
 from edge_llama.cli.console import QUOTES, note, speed
 from edge_llama.cli.conversation import Conversation
+from edge_llama.cli.pictures import CLIPS
 from edge_llama.errors import OptionError
+from edge_llama.images import Image
 
 PATH = "a path"
 """Among the values that an argument may take: any path."""
@@ -122,6 +124,43 @@ def _set(conversation: Conversation, argument: str) -> None:
     if text := text.strip():
         conversation.set(name, None if text == "-" else settings.parse(name, text))
     note(f"{name}: {settings.shown(getattr(conversation.model.sampling(conversation.params), name))}")
+
+
+@_command("/image PATH", "show a picture with the next message; several in order; - shows none", _paths)
+def _image(conversation: Conversation, argument: str) -> None:
+    if argument == "-":
+        conversation.shown.clear()
+        note("the next message shows nothing")
+    else:
+        _show_image(conversation, _file(argument, "/image"))
+
+
+@_command("/video PATH", "show a clip with the next message: frames of it, with their times", _paths)
+def _video(conversation: Conversation, argument: str) -> None:
+    _show_clip(conversation, _file(argument, "/video"))
+
+
+def show(conversation: Conversation, path: Path) -> None:
+    """Show a picture or a clip, by its name's ending, with the next message."""
+    (_show_clip if path.suffix.lower() in CLIPS else _show_image)(conversation, path)
+
+
+def _show_image(conversation: Conversation, path: Path) -> None:
+    image = Image.open(path)
+    tokens = conversation.model.image_tokens(image)
+    conversation.shown.images.append(image)
+    for told in image.notes:
+        note(f"[{path}: {told}]")
+    note(f"with the next message: {path.name}, {image.width:,} x {image.height:,} pixels, {tokens:,} tokens")
+
+
+def _show_clip(conversation: Conversation, path: Path) -> None:
+    from edge_llama import video  # noqa: PLC0415 - an extra
+
+    conversation.model.require_vision()
+    seconds = video.duration(path)
+    conversation.shown.clip = path
+    note(f"with the next message: {path.name}, {seconds:,.1f} seconds, as many frames as the context holds")
 
 
 @_command("/save FILE", "write the conversation to a file, with all that the model has read", _paths)

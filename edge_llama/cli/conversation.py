@@ -10,6 +10,7 @@ from edge_llama.artifact import Artifact, locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.cli.console import ended, logprob_lines, note, output, stream
 from edge_llama.cli.conversations import Kept
+from edge_llama.cli.pictures import Shown
 from edge_llama.fit import fits_beside
 from edge_llama.generation import Answer, Generation, check_biases
 from edge_llama.model import Model
@@ -44,6 +45,8 @@ class Conversation:
         self.used = 0
         """Tokens that the conversation takes in the context, as far as they were counted."""
         self.is_over = False
+        self.shown = Shown()
+        """What goes before the next message's text."""
         self._n_ctx = n_ctx
         self._when_full = when_full
         self._is_plain = plain
@@ -70,8 +73,10 @@ class Conversation:
         self._kept.keep(self.model, self.chat)
 
     def send(self, text: str) -> None:
-        """Say ``text`` and show the answer."""
-        self.show(self.chat.send(text, **self.params))
+        """Say ``text`` and show the answer. What waits to be shown goes with it; an error leaves it waiting."""
+        generation = self.chat.send(text, images=self.shown.images, video=self.shown.clip, **self.params)
+        self.shown.clear()
+        self.show(generation)
 
     def retry(self) -> None:
         """Answer the last message again."""
@@ -124,7 +129,8 @@ class Conversation:
             note("the memory does not hold both models: this one is closed first")
             old.close()
         try:
-            self._reopen = lambda: self._open(name, **_template(artifact))
+            # What was given beside the first model was meant for it.
+            self._reopen = lambda: self._open(name, vision=None, **_template(artifact))
             self._move(self._reopen())
         except BaseException:
             self._reopen = reopen

@@ -47,6 +47,16 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which s
 ChatTemplate = Annotated[
     Path | None, typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own.")
 ]
+Vision = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf."
+    ),
+]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(help="See each picture in so many tiles at most: fewer take less time and context, and show less."),
+]
 System = Annotated[str | None, typer.Option(help="The system message.")]
 SAMPLING: dict[str, Any] = {
     "temperature": Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")],
@@ -127,6 +137,8 @@ def open_model(
     kv: str | None = None,
     device: str = "auto",
     chat_template: Path | None = None,
+    vision: Path | None = None,
+    max_tiles: int | None = None,
     verbose: bool = False,
 ) -> Model:
     """Open the model with the common options; settings that are not given are measured once and remembered."""
@@ -140,6 +152,8 @@ def open_model(
         device=device,
         tune=True,
         chat_template=read_text(chat_template, "--chat-template") if chat_template else None,
+        vision=vision,
+        max_tiles=max_tiles,
     )
     if verbose:
         note(f"{opened.choice}; {_threads(threads)}; {opened.placement}")

@@ -12,7 +12,6 @@ from edge_llama.cli import options
 from edge_llama.cli.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
-from edge_llama.messages import Message
 from edge_llama.tokenizer import Tokenizer
 
 
@@ -30,6 +29,13 @@ def run(
             metavar="FILE", help="A JSON list of tools that the model may call; calls are printed as JSON lines."
         ),
     ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A picture before the prompt. May be repeated: in this order."),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="CLIP", help="A clip before the prompt: frames of it, with their times.")
+    ] = None,
     n_ctx: options.NCtx = None,
     threads: options.Threads = None,
     batch: options.Batch = None,
@@ -37,6 +43,8 @@ def run(
     kv: options.Kv = None,
     device: options.Device = "auto",
     chat_template: options.ChatTemplate = None,
+    vision: options.Vision = None,
+    max_tiles: options.MaxTiles = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -58,14 +66,19 @@ def run(
         kv=kv,
         device=device,
         chat_template=chat_template,
+        vision=vision,
+        max_tiles=max_tiles,
         verbose=verbose,
     ) as model:
-        for option, value in (("--system", system), ("--tools", tools)):
+        for option, value in (("--system", system), ("--tools", tools), ("--image", image), ("--video", video)):
             if raw and value is not None:
                 raise OptionError(f"{option} has no place in a --raw prompt", remedy="leave one of them out")
-        messages = ([Message("system", system)] if system is not None else []) + [Message("user", prompt)]
         described = _read_tools(tools) if tools else None
-        generation = model.generate(prompt, **params) if raw else model.answer(messages, tools=described, **params)
+        if raw:
+            generation = model.generate(prompt, **params)
+        else:
+            chat = model.chat(system=system, tools=described)
+            generation = chat.send(prompt, images=image or (), video=video, **params)
         if not as_json:
             stream(generation, Plain())
         answer = generation.result()

@@ -1,0 +1,106 @@
+"""ONNX Runtime as the vision tower's engine."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact
+from edge_llama.backends.base import AbortedError
+from edge_llama.backends.onnx_runtime import providers, runtime
+from edge_llama.errors import ArtifactError, EngineError
+
+_BATCH = 1
+"""Tiles in one run: more at once are no faster on a CPU, and their activations take as many times the memory."""
+_REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
+
+
+class OnnxVision:
+    """A vision tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.VisionTower`."""
+
+    def __init__(self, artifact: VisionArtifact, *, threads: int, device: str = "cpu") -> None:
+        """Load the tower for ``device``: see :func:`edge_llama.backends.onnx_runtime.providers`.
+
+        Raises ArtifactError if ONNX Runtime refuses the file, EngineError if there is no such device or no engine.
+        """
+        self._artifact = artifact
+        self._lib = lib = runtime()
+        options = lib.SessionOptions()
+        options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the text tower has the cores then
+        chosen = providers(device, options)
+        try:
+            self._session: Any = lib.InferenceSession(str(artifact.path), options, providers=chosen)
+        except Exception as error:  # its errors share no class but this
+            raise ArtifactError(f"{artifact.path}: ONNX Runtime refuses it: {_line(error)}", remedy=_REFUSED) from error
+        self._check()
+        self._run_options: Any = lib.RunOptions()
+        self._run_options.log_severity_level = 4
+        # What a run takes beyond the weights is given back after it.
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
+        spec = self._artifact.spec
+        made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
+        for start in range(0, len(tiles), _BATCH):
+            made[start : start + _BATCH] = self._run(tiles[start : start + _BATCH])
+        return made
+
+    def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._run_options.terminate:
+            raise AbortedError
+        try:
+            (made,) = self._session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
+        except Exception as error:
+            if self._run_options.terminate:
+                raise AbortedError from error
+            raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {_line(error)}") from error
+        return made  # type: ignore[no-any-return]
+
+    def use_threads(self, count: int) -> None:
+        """ONNX Runtime's number of threads is fixed when the tower is opened."""
+
+    def abort(self) -> None:
+        """Stop the ``encode`` that is running, and refuse others until ``resume``. Any thread may call it."""
+        self._run_options.terminate = True
+
+    def resume(self) -> None:
+        """Take work again after ``abort``."""
+        self._run_options.terminate = False
+
+    def close(self) -> None:
+        """Free the weights. May be called twice."""
+        self._session = None
+
+    def _check(self) -> None:
+        """ArtifactError unless the graph takes and gives what the specification says."""
+        spec = self._artifact.spec
+        expected = {
+            VISION_INPUT: ("input", self._session.get_inputs(), (3, spec.tile, spec.tile)),
+            VISION_OUTPUT: ("output", self._session.get_outputs(), (spec.tokens_per_tile, spec.n_embd)),
+        }
+        for name, (kind, found, shape) in expected.items():
+            if [node.name for node in found] != [name]:
+                names = ", ".join(node.name for node in found)
+                raise self._unfit(f"its {kind}s are {names or 'none'}, expected {name}")
+            (node,) = found
+            if node.type != "tensor(float)" or not _fits(node.shape, shape):
+                raise self._unfit(f"its {kind} {name} is {node.type} {node.shape}, expected float (tiles, *{shape})")
+
+    def _unfit(self, why: str) -> ArtifactError:
+        return ArtifactError(f"{self._artifact.path}: {why}", remedy="convert the vision tower again")
+
+
+def _fits(found: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether a shape of the graph (names stand for any size) is ``shape`` for any number of tiles."""
+    return (
+        len(found) == len(shape) + 1
+        and not isinstance(found[0], int)
+        and all(not isinstance(size, int) or size == wanted for size, wanted in zip(found[1:], shape, strict=True))
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]
