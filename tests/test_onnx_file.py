@@ -87,7 +87,7 @@ BAD: dict[str, tuple[Callable[[Model], None], str]] = {
     "an offset that is no number": (placed(offset="0x10"), "is no place in a file"),
     "an offset without end": (placed(offset="9" * 30), "is no place in a file"),
     "another length": (placed(length="4"), "has 4 bytes, its shape needs"),
-    "another shape": (shaped(3, 5), "its shape needs 60"),
+    "another shape": (shaped(3, 5), "its shape needs 30"),
     "an empty shape": (shaped(0, 5), "impossible shape"),
     "a negative shape": (shaped(-1, -5), "impossible shape"),
     "an overflowing shape": (shaped(1 << 40, 1 << 40), "impossible shape"),

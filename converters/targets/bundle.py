@@ -12,7 +12,7 @@ from pathlib import Path
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint
 from converters.options import Options
-from converters.targets import gguf, mmproj, onnx
+from converters.targets import gguf, mmproj
 from converters.targets.layout import Closing, Layout, Part
 from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.formats import FORMATS
@@ -67,6 +67,8 @@ def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, 
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
+    from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
+
     return tuple(onnx.vision_parts(checkpoint, FORMATS[format_name], "vision"))
 
 
