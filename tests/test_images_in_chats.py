@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,10 +21,12 @@ import converters
 import edge_llama
 from edge_llama import ContextFullError, Image, InputError, Message, OptionError, SessionError, TemplateError
 from edge_llama.errors import ArtifactError
-from edge_llama.generation import Answer
 from edge_llama.history import Conversation, History
 from edge_llama.tools import tools_of
 from edge_llama.vision import tiles
+
+if TYPE_CHECKING:
+    from edge_llama.generation import Answer
 
 EXACT: dict[str, Any] = {"kv_format": "f32", "flash_attention": False}
 """So that only the order of additions differs from transformers in float32."""
