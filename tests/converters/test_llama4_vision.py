@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import llama4
@@ -15,7 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from llama4_reference import Reference
+from llama_models.llama4.vision.encoder import VisionEncoder
 from numpy.typing import NDArray
 from refusals import refusal
 from safetensors.numpy import load_file, save_file
@@ -210,6 +213,40 @@ def test_another_rotation_is_for_onnx_alone(tmp_path: Path) -> None:
     source = llama4.scout(tmp_path / "source", vision=vision, num_hidden_layers=1)
     with refusal(CheckpointError, "rope_theta is 500, llama.cpp computes with 10,?000; write .* as ONNX", source):
         converters.convert(source, tmp_path / "mmproj.gguf", tower="vision")
+
+
+@pytest.mark.filterwarnings("ignore:Default grid_sample")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_metas_older_positions_are_resampled_as_its_code_does(
+    dtype: torch.dtype, llama4_scout: Path, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """In a folder of two shards, of which each has them whole. Tolerance 1e-6 of numbers up to about 4."""
+    old = torch.from_numpy(rng.standard_normal((17, 48))).to(dtype)
+    folder = llama4.meta(tmp_path / "meta", llama4_scout, fused=False, shards=2)
+    prefix = "vision_embeddings.vision_encoder.positional_embedding"
+    for path in folder.glob("*.pth"):
+        shard = torch.load(path)
+        del shard[f"{prefix}_vlm"]
+        torch.save(shard | {prefix: old}, path)
+    found = converters.plan(folder, tmp_path / "out").checkpoint.tensors["vision_model.positional_embedding_vlm"]
+    expected = {"positional_embedding": old}
+    metas_encoder(side=56, width=48).load_hook(expected, "", {})
+    rows = found.read(0, 17).view(np.float32)
+    assert np.abs(rows - expected["positional_embedding_vlm"].numpy()).max() < 1e-6
+    assert np.array_equal(np.concatenate([found.read(0, 5), found.read(5, 17)]).view(np.float32), rows)
+    torch.save(shard | {prefix: old[1:].clone()}, path)
+    with refusal(CheckpointError, "positional_embedding_vlm' has ", folder):
+        converters.plan(folder, tmp_path / "out")
+
+
+def metas_encoder(side: int, width: int) -> Any:
+    """Its vision encoder without layers, as one process alone has it."""
+    with (
+        mock.patch("fairscale.nn.model_parallel.initialize.get_model_parallel_world_size", return_value=1),
+        mock.patch("fairscale.nn.model_parallel.layers.get_model_parallel_world_size", return_value=1),
+        mock.patch("fairscale.nn.model_parallel.layers.get_model_parallel_rank", return_value=0),
+    ):
+        return VisionEncoder((side, side), (14, 14), dim=width, layers=0, heads=3, mlp_ratio=4.0)
 
 
 BAD_FIELDS: dict[str, tuple[Any, str]] = {
