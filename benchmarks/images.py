@@ -154,7 +154,7 @@ def chunk(_options: argparse.Namespace, folder: Path) -> None:
         expected = reference.logits(ids)[-1]
         found = last_logits(folder / "text.gguf", ids, n_ctx=8704)
         difference = np.abs(found - expected).max()
-        print(f"  {length:,} tokens: last logits within {difference:.1e} of transformers' ({expected.max():.1f} at most)")
+        print(f"  {length:,} tokens: last logits within {difference:.1e} of transformers', of {expected.max():.1f}")
 
 
 if __name__ == "__main__":
