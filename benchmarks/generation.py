@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peers import llama_bench, llama_bench_environment
+from peers import program, program_environment
 
 import edge_llama
 from edge_llama import devices
@@ -229,10 +229,10 @@ def bench(options: argparse.Namespace, *arguments: object) -> list[float]:
 
 def run_bench(model: str, *arguments: object) -> list[float]:
     """Tokens/s of each test that llama-bench ran, once each."""
-    command = [llama_bench(), "-m", model, "-r", 1, "-o", "json", *arguments]
+    command = [program("llama-bench"), "-m", model, "-r", 1, "-o", "json", *arguments]
     done = subprocess.run(
         list(map(str, command)),
-        env={**os.environ, **llama_bench_environment()},
+        env={**os.environ, **program_environment()},
         capture_output=True,
         text=True,
         check=False,

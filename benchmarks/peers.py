@@ -1,4 +1,4 @@
-"""llama.cpp's own converter, quantizer and llama-bench, of the installed llama-cpp-python. Needs the ``dev`` extra."""
+"""llama.cpp's own converter, quantizer and programs, of the installed llama-cpp-python. Needs the ``dev`` extra."""
 
 import os
 import platform
@@ -65,29 +65,29 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
 
 
 @cache
-def llama_bench() -> Path:
-    """llama.cpp's program ``llama-bench``, built once from the same source. See :func:`llama_bench_environment`."""
+def program(name: str) -> Path:
+    """A program of llama.cpp (``llama-bench``, ``llama-mtmd-cli``), built once from the same source."""
     source, build = llama_cpp_source(), ROOT / ".cache" / f"llama-bench-{version('llama-cpp-python')}"
-    program = build / "bin" / "llama-bench"
-    if not program.is_file():
+    built = build / "bin" / name
+    if not built.is_file():
         environment = dict(os.environ)
         if platform.machine().lower() in ("x86_64", "amd64"):  # as scripts/install.py builds the engine
             environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
         flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
-        flags += [f"-D{name}=OFF" for name in off]
+        flags += [f"-D{option}=OFF" for option in off]
         for command in (
             ["cmake", "-S", source, "-B", build, *flags],
-            ["nice", "cmake", "--build", build, "--target", "llama-bench", "--parallel", "2"],
+            ["nice", "cmake", "--build", build, "--target", name, "--parallel", "2"],
         ):
             subprocess.run(list(map(str, command)), env=environment, check=True)
-    return program
+    return built
 
 
-def llama_bench_environment() -> dict[str, str]:
-    """Makes ``llama-bench`` load the libraries of the installed llama-cpp-python: the same engine, byte for byte."""
+def program_environment() -> dict[str, str]:
+    """Makes a program load the libraries of the installed llama-cpp-python: the same engine, byte for byte."""
     spec = find_spec("llama_cpp")
     assert spec
     assert spec.origin
-    libraries = [Path(spec.origin).parent / "lib", llama_bench().parent]
+    libraries = [Path(spec.origin).parent / "lib", program("llama-bench").parent]
     return {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}

@@ -32,14 +32,14 @@ def on_engine(model: edge_llama.Model, work: Callable[[Session, TextTower], T]) 
     return future.result(timeout=120)
 
 
-def last_logits(path: Path, tokens: Sequence[int]) -> Any:
+def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
     """Logits after a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
     def work(session: Session, tower: TextTower) -> Any:
         session.read(tokens)
         return tower.logits()
 
-    with edge_llama.open(path, n_ctx=512, kv_format="f32") as model:
+    with edge_llama.open(path, n_ctx=n_ctx, kv_format="f32") as model:
         return on_engine(model, work)
 
 

@@ -27,10 +27,10 @@ _KIND = "first-run"
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from edge_llama.backends.first_run import main
-main(*sys.argv[2:])
+from importlib import import_module
+import_module(sys.argv[2]).main(*sys.argv[3:])
 """
-_BEGAN, _SURVIVED = "began", "survived"
+_BEGAN, _SURVIVED = "began", "survived "
 _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second when quiet
 _N_CTX = 256
 _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
@@ -40,13 +40,21 @@ def require(artifact: Artifact, settings: Mapping[str, Any]) -> None:
     """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
     if _is_known(artifact):
         return
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not has_children():
         _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
         return
     files = [_identity(header.path, header.data_offset) for header in artifact.headers]
     key = {"files": files, "settings": dict(settings), "engine": health.build()}
-    if remembered.recall(_KIND, key) is None and _survives(artifact, settings):
+    if remembered.recall(_KIND, key) is not None:
+        return
+    seconds = _SECONDS + artifact.weight_bytes / _BYTES_PER_SECOND
+    if child(__name__, artifact.path, json.dumps(settings), seconds=seconds) is not None:
         remembered.remember(_KIND, key, {"survived": True})
+
+
+def has_children() -> bool:
+    """Whether this process has an interpreter to run a child with: a frozen application has none."""
+    return not getattr(sys, "frozen", False) and bool(sys.executable)
 
 
 def _is_known(artifact: Artifact) -> bool:
@@ -62,12 +70,14 @@ def _identity(path: Path, data_offset: int) -> list[Any]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, header]
 
 
-def _survives(artifact: Artifact, settings: Mapping[str, Any]) -> bool:
-    """Whether the child ran to its end; False if it could not begin. ArtifactError if it died."""
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(artifact.path), json.dumps(settings)]
-    seconds = _SECONDS + artifact.weight_bytes / _BYTES_PER_SECOND
+def child(module: str, path: Path, *arguments: str, seconds: float = _SECONDS) -> dict[str, Any] | None:
+    """What ``main(path, *arguments)`` of a module says in a child process by :func:`end`; None if it could not begin.
+
+    ArtifactError about ``path`` if the child died or took too long.
+    """
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, str(path), *arguments]
     try:
-        child = subprocess.run(  # noqa: S603 - this interpreter, this module
+        done = subprocess.run(  # noqa: S603 - this interpreter, this module
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -79,36 +89,34 @@ def _survives(artifact: Artifact, settings: Mapping[str, Any]) -> bool:
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except OSError as error:
-        _log.info("%s: not tried out: no child can be started: %s", artifact.path, error)
-        return False
+        _log.info("%s: not tried out: no child can be started: %s", path, error)
+        return None
     except subprocess.TimeoutExpired as error:
-        raise _refused(artifact, f"took more than {seconds:,.0f} s") from error
-    said = child.stdout.split()
-    if _BEGAN not in said:
-        _log.info("%s: not tried out: the child did not begin: %s", artifact.path, child.stderr.strip()[-300:])
-        return False
-    if _SURVIVED not in said:
-        raise _death(artifact, child.returncode, child.stderr)
-    return True
+        raise _refused(path, f"took more than {seconds:,.0f} s") from error
+    lines = done.stdout.splitlines()
+    if _BEGAN not in lines:
+        _log.info("%s: not tried out: the child did not begin: %s", path, done.stderr.strip()[-300:])
+        return None
+    said = next((line.removeprefix(_SURVIVED) for line in lines if line.startswith(_SURVIVED)), None)
+    if said is None:
+        raise _death(path, done.returncode, done.stderr)
+    found: dict[str, Any] = json.loads(said)
+    return found
 
 
-def _death(artifact: Artifact, code: int, told: str) -> EdgeLlamaError:
+def _death(path: Path, code: int, told: str) -> EdgeLlamaError:
     """The error about a child that did not survive: the file's fault, unless the engine or the memory is to blame."""
     if code == -9:
-        return EngineError(
-            f"{artifact.path}: a trial run was killed, perhaps for want of memory", remedy="close other programs"
-        )
+        return EngineError(f"{path}: a trial run was killed, perhaps for want of memory", remedy="close other programs")
     health.check()
     lines = told.strip().splitlines()
-    return _refused(
-        artifact, f"died of signal {-code}" if code < 0 else f"ended with {code}", lines[-1] if lines else ""
-    )
+    return _refused(path, f"died of signal {-code}" if code < 0 else f"ended with {code}", lines[-1] if lines else "")
 
 
-def _refused(artifact: Artifact, how: str, why: str = "") -> ArtifactError:
+def _refused(path: Path, how: str, why: str = "") -> ArtifactError:
     how += f": {why}" if why else ""
     return ArtifactError(
-        f"{artifact.path}: llama.cpp cannot run it: a trial run in a process of its own {how}",
+        f"{path}: llama.cpp cannot run it: a trial run in a process of its own {how}",
         remedy="the file is damaged, or this llama.cpp is not made for it: download it again, or update "
         "llama-cpp-python",
     )
@@ -116,13 +124,26 @@ def _refused(artifact: Artifact, how: str, why: str = "") -> ArtifactError:
 
 def main(path: str, settings: str) -> None:
     """The child: whatever Python can tell of, the parent will tell when it does the same; only survival counts."""
-    _leave_no_core()
-    print(_BEGAN, flush=True)  # noqa: T201 - the parent reads it
+    begin()
     try:
         _run(Path(path), json.loads(settings))
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)
-    print(_SURVIVED, flush=True)  # noqa: T201
+    end()
+
+
+def begin() -> None:
+    """Tell the parent that this process has come so far; a death from here on is expected, and leaves no core."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print(_BEGAN, flush=True)  # noqa: T201 - the parent reads it
+
+
+def end(said: str = "{}") -> None:
+    """Tell the parent that this process survived, and what it found out: JSON."""
+    print(_SURVIVED + said, flush=True)  # noqa: T201
 
 
 def _run(path: Path, settings: Mapping[str, Any]) -> None:
@@ -147,11 +168,3 @@ def _run(path: Path, settings: Mapping[str, Any]) -> None:
         tower.decode([token])
     tower.logits()
     tower.close()
-
-
-def _leave_no_core() -> None:
-    """A death here is expected and no reason to fill the disk."""
-    if sys.platform != "win32":
-        import resource  # noqa: PLC0415
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

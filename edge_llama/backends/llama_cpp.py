@@ -36,7 +36,7 @@ _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LE
 
 
 @cache
-def _engine() -> Any:
+def the_engine() -> Any:
     """The ``llama_cpp`` module, loaded once: its library, its log sent to ours. EngineError if it does not work."""
     health.require()
     try:
@@ -50,7 +50,7 @@ def _engine() -> Any:
 
 def available_devices() -> list[Device]:
     """The devices that this build can use, with the memory that is free on each now."""
-    _engine()
+    the_engine()
     return engine_devices()
 
 
@@ -67,6 +67,11 @@ def _native_log(level: int, text: bytes, _data: int | None) -> None:
 
 
 _NATIVE_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_native_log)
+
+
+def native_log() -> Any:
+    """Where llama.cpp's libraries shall send their log."""
+    return _NATIVE_LOG
 
 
 def _why() -> str:
@@ -122,7 +127,7 @@ class LlamaCppTower:
 
         Raises ArtifactError if llama.cpp refuses the file, EngineError if the cache can't be allocated.
         """
-        self._lib = lib = _engine()
+        self._lib = lib = the_engine()
         options = lib.llama_model_default_params()
         # Read, not mapped: a mapped file that is cut short or overwritten while it is open ends the process (SIGBUS).
         # That the weights fit the memory was checked when the context's size was chosen.

@@ -1,0 +1,179 @@
+"""Both engines of the vision tower: transformers' embeddings, stops, and files that can't be used."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from llama4_reference import Reference
+from numpy.typing import NDArray
+from refusals import refusal
+
+import converters
+import edge_llama
+from edge_llama import Image, Message
+from edge_llama.artifact import read_vision
+from edge_llama.backends import llama_cpp_vision
+from edge_llama.backends.base import AbortedError, VisionTower
+from edge_llama.backends.llama_cpp_vision import levels
+from edge_llama.backends.onnx_runtime import providers
+from edge_llama.backends.vision import open_vision
+from edge_llama.errors import ArtifactError, EngineError, OptionError
+
+EXACT, LLAMA_CPP = 1e-3, 0.01
+"""Largest difference: of ONNX in f32, and of llama.cpp as a share of the largest value (it computes GELU by tanh)."""
+
+
+@pytest.fixture(scope="module")
+def towers(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("towers")
+    converters.convert(llama4_scout, folder / "mmproj.gguf", tower="vision", vision_quant="f32")
+    for quant in ("f32", "f16"):
+        converters.convert(llama4_scout, folder / quant, tower="vision", vision_quant=quant)
+    return {"mmproj": folder / "mmproj.gguf", "f32": folder / "f32", "f16": folder / "f16"}
+
+
+@pytest.fixture(scope="module")
+def reference(llama4_scout: Path) -> Reference:
+    return Reference(llama4_scout)
+
+
+@pytest.fixture
+def tower(towers: dict[str, Path]) -> Iterator[VisionTower]:
+    with closing(open_vision(read_vision(towers["f32"]), threads=2)) as opened:
+        yield opened
+
+
+def pixels(count: int, seed: int = 0) -> NDArray[np.float32]:
+    found = np.random.default_rng(seed).integers(0, 256, (count, 3, 56, 56))
+    return ((found / 255 - 0.5) / 0.5).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17])
+def test_onnx_in_f32_is_transformers(count: int, tower: VisionTower, reference: Reference) -> None:
+    expected = reference.image_features(pixels(count))
+    np.testing.assert_allclose(tower.encode(pixels(count)), expected, atol=EXACT, rtol=0)
+    by_columns = expected.reshape(count, 2, 2, -1).swapaxes(1, 2).reshape(expected.shape)
+    assert np.abs(by_columns - expected).max() > 100 * EXACT, "a transposed grid would show"
+
+
+def test_onnx_in_f16_differs_by_rounding_alone(towers: dict[str, Path], reference: Reference) -> None:
+    with closing(open_vision(read_vision(towers["f16"]), threads=2)) as tower:
+        expected = reference.image_features(pixels(3))
+        assert np.abs(tower.encode(pixels(3)) - expected).max() <= 5e-3 * np.abs(expected).max()
+
+
+def test_llama_cpps_encoder_is_transformers_but_for_its_gelu(towers: dict[str, Path], reference: Reference) -> None:
+    expected = reference.image_features(pixels(3))
+    with closing(open_vision(read_vision(towers["mmproj"]), threads=2)) as tower:
+        found = tower.encode(pixels(3))
+    assert np.abs(found - expected).max() <= LLAMA_CPP * np.abs(expected).max()
+    by_columns = found.reshape(3, 2, 2, -1).swapaxes(1, 2).reshape(found.shape)
+    assert np.abs(by_columns - expected).max() > 0.1 * np.abs(expected).max(), "a transposed grid would show"
+
+
+def test_the_order_of_the_installed_encoder_is_found_out_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path))
+    first = llama_cpp_vision._transposes()
+    monkeypatch.setattr(llama_cpp_vision.first_run, "child", None)  # not asked again
+    assert llama_cpp_vision._transposes() == first
+
+
+def test_a_tile_goes_back_to_its_levels_exactly() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    for mean, std in (((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))):
+        tile = ((every / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)
+        assert (levels(tile, mean, std) == every).all()
+
+
+def test_a_chat_sees_with_llama_cpp_what_it_sees_with_onnx_runtime(
+    llama4_digits: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    from llama4_training import dialogues  # noqa: PLC0415 - torch
+
+    converters.convert(llama4_digits, tmp_path / "bundle", quant="f32")
+    converters.convert(llama4_digits, tmp_path / "bundle", quant="f32", vision_to="gguf", force=True)
+    turn = dialogues("across", 1, np.random.default_rng(5), held_out=True, side=(56, 56))[0].turns[0]
+    question = [Message("user", [*map(Image.open, turn.pictures), turn.question])]
+    with edge_llama.open(tmp_path / "bundle", kv_format="f32", flash_attention=False, n_ctx=512) as model:
+        assert model.vision
+        assert model.vision.engine == "llama.cpp"
+        assert model.answer(question, temperature=0, max_tokens=16).result().text == turn.answer
+
+
+def test_an_abort_from_another_thread_stops_it_and_it_works_again(tower: VisionTower) -> None:
+    many = pixels(17).repeat(40, 0)
+    threading.Timer(0.2, tower.abort).start()
+    began = time.perf_counter()
+    with pytest.raises(AbortedError):
+        tower.encode(many)
+    assert time.perf_counter() - began < 5  # a promise of 250 ms, on a machine that may be busy
+    with pytest.raises(AbortedError):
+        tower.encode(pixels(1))
+    tower.resume()
+    assert tower.encode(pixels(1)).shape == (1, 4, 64)
+    tower.close()
+
+
+def test_the_graph_is_sound_and_reads_well(towers: dict[str, Path]) -> None:
+    path = towers["f16"] / "vision" / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
+    names = {node.name for node in model.graph.node}
+    assert {"vision.layers.2.attention.q", "vision.layers.0.mlp.up", "adapter.fc1", "image_features"} <= {
+        name.removesuffix(".product") for name in names
+    }
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    known = {info.name for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    assert {output for node in model.graph.node for output in node.output} <= known
+
+
+def _damaged(towers: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(towers["f32"], tmp_path / "damaged"))
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_an_error(towers: dict[str, Path], tmp_path: Path) -> None:
+    folder = _damaged(towers, tmp_path)
+    artifact = read_vision(folder)
+    model = onnx.load(folder / "vision" / "model.onnx", load_external_data=False)
+    model.graph.node[5].op_type = "Nonsense"
+    (folder / "vision" / "model.onnx").write_bytes(model.SerializeToString())
+    with refusal(ArtifactError, "ONNX Runtime refuses it", "Nonsense"):
+        open_vision(artifact, threads=1)
+    (folder / "vision" / "model.onnx").write_bytes(b"\x08\x0anonsense")
+    with refusal(ArtifactError, "ONNX Runtime refuses it"):
+        open_vision(artifact, threads=1)
+
+
+def test_a_graph_of_another_shape_than_its_bundle_says_is_an_error(towers: dict[str, Path], tmp_path: Path) -> None:
+    from dataclasses import replace  # noqa: PLC0415
+
+    artifact = read_vision(towers["f32"])
+    for spec in (replace(artifact.spec, n_embd=128), replace(artifact.spec, tile=84)):
+        with refusal(ArtifactError, "expected float"):
+            open_vision(replace(artifact, spec=spec), threads=1)
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
+    class Options:
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            raise AssertionError((key, value))
+
+    assert providers("auto", Options()) == ["CPUExecutionProvider"]
+    with refusal(OptionError, "device toaster", "coreml"):
+        providers("toaster", Options())
+    with pytest.raises(EngineError, match="no QNNExecutionProvider"):
+        providers("qnn", Options())
+
+
+def test_closing_twice_is_nothing_special(towers: dict[str, Path]) -> None:
+    for path in (towers["mmproj"], towers["f32"]):
+        opened = open_vision(read_vision(path), threads=1)
+        opened.close()
+        opened.close()
