@@ -109,7 +109,7 @@ def test_frames_of_a_clip_are_counted(cli: Cli, model: Path, tmp_path: Path) -> 
 
 
 def test_a_chat_shows_pictures_drops_them_and_keeps_them(
-    terminal: Callable[..., Terminal], model: Path, halves: list[Path], picture: Path, tmp_path: Path
+    terminal: Callable[..., Terminal], cli: Cli, model: Path, halves: list[Path], picture: Path, tmp_path: Path
 ) -> None:
     chat = terminal("chat", model, "--temperature", 0, env={"EDGE_LLAMA_HISTORY": str(tmp_path)})
     chat.see(r"/help shows the commands(?m:(.|\n)*^>)\Z")
@@ -126,6 +126,11 @@ def test_a_chat_shows_pictures_drops_them_and_keeps_them(
     assert chat.exit_code() == 0
     question, _answer = History(tmp_path, print).latest().messages  # what was undone is another conversation
     assert [image.width for _, image in question.images] == [224]
+    told: list[str] = []
+    history = History(tmp_path, told.append)
+    assert [found.role for _, found in history.search("left")] == ["assistant"]
+    shown = cli("history", "show", history.latest().id, env={"EDGE_LLAMA_HISTORY": str(tmp_path)})
+    assert f"> [image of 224 x 112 pixels] {WHICH}" in shown.stdout
 
 
 def test_paths_are_known_as_terminals_drop_them(halves: list[Path]) -> None:
