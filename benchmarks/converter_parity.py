@@ -90,7 +90,7 @@ def main() -> None:
 def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) -> Iterator[str]:
     """What differs between their two steps and our one, in words."""
     ours, theirs = work / "ours.gguf", work / "theirs.gguf"
-    converters.convert(checkpoint, ours, quant=quant, force=True)
+    converters.convert(checkpoint, ours, quant=quant, tower="text", force=True)
     quantized_by_llama_cpp(floats, theirs, ftype)
     yield from differences(read_header(ours), read_header(theirs))
 

@@ -165,16 +165,16 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
-    """Every tensor by its name in the checkpoint, without ``vision_model.``, checked for shape."""
-    found = {name: checkpoint.tensor(MODEL + name, shape) for name, shape in _shapes(hp)}
-    known = {MODEL + name for name in found} | {PROJECTOR}
-    ours = (name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector.")))
-    if left := sorted(name for name in ours if name not in known):
+    """Every tensor by its name in the checkpoint, without ``vision_model.``, in its order, checked for shape."""
+    shapes = {MODEL + name: shape for name, shape in _shapes(hp)} | {PROJECTOR: (hp.n_text, hp.n_adapter)}
+    found = {name: checkpoint.tensor(name, shape) for name, shape in shapes.items()}
+    ours = [name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector."))]
+    if left := sorted(set(ours) - found.keys()):
         raise CheckpointError(
             f"{checkpoint.path}: tensor {left[0]!r} is not part of a Llama 4's vision tower of this config",
             remedy="config.json and the weights don't belong together: download both again",
         )
-    return found | {PROJECTOR: checkpoint.tensor(PROJECTOR, (hp.n_text, hp.n_adapter))}
+    return {name.removeprefix(MODEL): found[name] for name in ours}
 
 
 def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:

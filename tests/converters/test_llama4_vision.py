@@ -24,6 +24,7 @@ from refusals import refusal
 from safetensors.numpy import load_file, save_file
 
 import converters
+from edge_llama.artifact import read_vision
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import read_header
 
@@ -174,12 +175,13 @@ def test_weights_lie_beside_the_graph_each_aligned(dtype: str, tmp_path: Path) -
         assert np.array_equal(found[name], expected), name
 
 
-@pytest.mark.parametrize("dtype", ["F32", "BF16"])
-@pytest.mark.parametrize("quant", ["f32", "f16"])
+@pytest.mark.parametrize(("dtype", "quant"), [("BF16", "f32"), ("F32", "f16"), ("F32", "bf16"), ("BF16", "q8_0")])
 def test_an_mmproj_has_the_names_shapes_and_bytes_of_gguf_py(dtype: str, quant: str, tmp_path: Path) -> None:
     """But for the second norm, which llama.cpp's graph reads under another name than its table gives."""
-    source = llama4.scout(tmp_path / "source", dtype=dtype, num_hidden_layers=1)
+    wide = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4}
+    source = llama4.scout(tmp_path / "source", dtype=dtype, vision=wide, num_hidden_layers=1)
     converters.convert(source, tmp_path / "mmproj.gguf", tower="vision", vision_quant=quant)
+    assert read_vision(tmp_path / "mmproj.gguf").format == quant
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "mmproj.gguf").tensors}
     named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 3)
     weights = {name: tensor.float().numpy() for name, tensor in Reference(source).model.state_dict().items()}
@@ -191,11 +193,19 @@ def test_an_mmproj_has_the_names_shapes_and_bytes_of_gguf_py(dtype: str, quant: 
         count += 1
         theirs = "mm.model.fc.weight" if "linear_1" in short else named.get_name(short, (".weight", ".bias"))
         tensor = found[str(theirs).replace("attn_post_norm", "ln2")]
-        is_half = quant == "f16" and weight.ndim == 2 and "position" not in short
-        expected = weight.astype(np.float16) if is_half else weight
-        assert tensor.data.tobytes() == expected.tobytes(), name
-        assert list(tensor.shape) == list(reversed(expected.shape)), name
+        kind = stored_as(quant, short, weight.shape)
+        assert tensor.tensor_type == kind, name
+        assert tensor.data.tobytes() == gguf.quantize(weight, kind).tobytes(), name
+        assert list(tensor.shape) == list(reversed(weight.shape)), name
     assert count == len(found) == 58
+
+
+def stored_as(quant: str, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantizationType:
+    """By the rules of llama.cpp's converter."""
+    kinds = gguf.GGMLQuantizationType
+    if len(shape) == 1 or "positional" in name or ("patch" in name and quant != "f16"):
+        return kinds.F32
+    return kinds.F16 if quant == "q8_0" and shape[-1] % 32 else kinds[quant.upper()]
 
 
 def test_an_mmproj_says_how_the_tower_is_made(tmp_path: Path) -> None:
