@@ -1,5 +1,6 @@
 """A vision tower as llama.cpp's tools take it: a GGUF file of its own, called mmproj."""
 
+from converters import sampling
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint
 from converters.options import Options
@@ -29,6 +30,7 @@ def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
         "general.type": string("mmproj"),
         "general.name": string(checkpoint.name),
         **checkpoint.provenance.fields,
+        **sampling.to_gguf(checkpoint.generation, checkpoint.path),
         **metadata,
         MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
         "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),
