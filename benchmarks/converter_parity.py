@@ -31,8 +31,8 @@ from checkpoints import Shape
 from quantizer import differences, quantized_by_llama_cpp
 
 import converters
-from edge_llama.artifact import converted_path
 from converters.targets import mmproj
+from edge_llama.artifact import converted_path
 from edge_llama.gguf import Header, read_header
 from quant.recipe import RECIPES
 
