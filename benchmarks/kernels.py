@@ -1,6 +1,7 @@
 """Quantization kernels on one core, compiled against ggml's: weights a second, calls interleaved.
 
 .venv/bin/python benchmarks/kernels.py [--rounds 15] [q4_k q6_k ...]
+.venv/bin/python benchmarks/kernels.py --reading     # numbers as they are stored to float32
 """
 
 import argparse
@@ -9,8 +10,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_llama.formats import FORMATS
+from edge_llama.formats import BF16, F16, FORMATS, Format
 from quant import compiled, ggml
 
 ROWS, COLUMNS = 64, 2048
@@ -20,7 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=compiled.NAMES)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--reading", action="store_true", help="what turns stored numbers into float32")
     options = parser.parse_args()
+    if options.reading:
+        reading(options.rounds)
+        return
     rng = np.random.default_rng(0)
     rows = (rng.standard_normal((ROWS, COLUMNS)) * 0.02).astype(np.float32)
     importance = rng.random(COLUMNS).astype(np.float32)
@@ -37,6 +43,31 @@ def main() -> None:
                 for _ in range(options.rounds)
             ]
             report(f"{name:7}{'' if given is None else 'importance':11}", pairs)
+
+
+def reading(rounds: int) -> None:
+    """Compiled widening of half floats, and ggml's dequantizers, which are used as they are."""
+    rows = (np.random.default_rng(0).standard_normal((ROWS, COLUMNS)) * 0.02).astype(np.float32)
+    compiled_rows = compiled.load_rows()
+    wide = np.empty(ROWS * COLUMNS, np.float32)
+    print("millions of weights a second, one thread, median")
+    for format_ in (F16, BF16, *(FORMATS[name] for name in compiled.NAMES)):
+        raw = ggml.quantize(rows, format_) if format_.is_quantized else _halves(rows, format_)
+        ways = {"ggml": lambda raw=raw, format_=format_: ggml.dequantize(raw, format_)}
+        if format_ is BF16:
+            ways["compiled"] = lambda raw=raw: compiled_rows.widen(
+                raw.view(np.uint16).reshape(-1), wide.view(np.uint32)
+            )
+        elif format_ is F16:
+            ways["compiled"] = lambda raw=raw: compiled_rows.widen_half(raw.view(np.uint16).reshape(-1), wide)
+        rates = {name: rows_per_second(tuple(seconds(way) for _ in range(rounds))) for name, way in ways.items()}
+        print(f"  {format_.name:8}", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()), flush=True)
+
+
+def _halves(rows: NDArray[np.float32], format_: Format) -> NDArray[np.uint8]:
+    if format_ is F16:
+        return rows.astype(np.float16).view(np.uint8)
+    return np.ascontiguousarray(rows.view(np.uint16)[:, 1::2]).view(np.uint8)
 
 
 def report(what: str, pairs: list[tuple[float, float]]) -> None:
