@@ -131,7 +131,8 @@ class Embedder:
             self._keep((tile.image.digest, tile.grid, index), embeddings)
         if stop == tile.grid.count:
             self._pixels = None
-        return made[0]
+        first: NDArray[np.float32] = made[0]
+        return first
 
     def abort(self) -> None:
         """Stop the ``embed`` that is running, and refuse others until ``resume``."""
