@@ -12,12 +12,12 @@ class Options:
     ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
     or a bundle, or ``all`` (None), to a bundle. The vision tower is written for ``vision_to``, ``onnx`` (None) or
-    ``gguf``, with weights in ``vision_quant``, ``f16`` (None) or ``f32``. ``tensor_types`` gives all tensors of a role
-    another format than the recipe's: ``{"attn_v": "q8_0"}``; roles: ``quant.recipe.ROLES``. A GGUF file with more than
-    ``max_shard_bytes`` of data becomes several, named as llama.cpp names them. ``chat_template`` is a family
-    (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or what its name suggests. ``lora`` is the
-    folder of an adapter that peft saved, to merge on the way. ``allow_nonfinite`` goes on where weights are NaN or
-    infinite, or too large for their format.
+    ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32`` or, for ``gguf``, ``bf16`` or ``q8_0``.
+    ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
+    ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
+    names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
+    what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
+    ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
     quant: str | None = None

@@ -9,7 +9,6 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from edge_llama.errors import OptionError
 
@@ -47,13 +46,11 @@ def _texts(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     for conversation, data in db.execute("SELECT conversation, message FROM messages ORDER BY conversation, position"):
         message = json.loads(data)
         calls = [call["function"] for call in message.get("tool_calls", ())]
-        parts = [_text(message["content"]), *(f"{call['name']} {call['arguments']}" for call in calls)]
+        content = message["content"]
+        if not isinstance(content, str):  # with images
+            content = "".join(part["text"] for part in content if part["type"] == "text")
+        parts = [content, *(f"{call['name']} {call['arguments']}" for call in calls)]
         yield conversation, message["role"], "\n".join(parts)
-
-
-def _text(content: str | list[dict[str, Any]]) -> str:
-    """The text of a message's content, which may have images between."""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def _by_words(db: sqlite3.Connection, wanted: list[str]) -> Iterator[Found]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from converters.architectures import llama_meta
 from converters.architectures.llama4 import MAX_LAYERS
+from converters.architectures.llama4_vision import resampled
 from converters.architectures.llama_families import LLAMA4_TOKENS
 from converters.checkpoint import Fields, Tensor
 from converters.joined import joined
@@ -181,11 +182,20 @@ def split(shard: Mapping[str, Tensor], params: Params, where: Path) -> dict[str,
     found: dict[str, Tensor] = {}
     for name, tensor in shard.items():
         prefix, rest = _layer(name)
-        for part_name, part in _taken_apart(rest, tensor, params) if prefix else ((name, tensor),):
+        for part_name, part in _taken_apart(rest, tensor, params) if prefix else (_outside(name, tensor, params),):
             if prefix + part_name in found:
                 raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=REMEDY)
             found[prefix + part_name] = part
     return found
+
+
+def _outside(name: str, tensor: Tensor, params: Params) -> tuple[str, Tensor]:
+    """What has the wrong shape stays as it is, which will be found."""
+    if name != f"{_ENCODER}positional_embedding" or params.vision is None:
+        return name, tensor
+    new_name = f"{name}_vlm"
+    fits = tensor.shape == _vision_shape(new_name, params.vision, params.dim)
+    return new_name, resampled(tensor) if fits else tensor
 
 
 def _layer(name: str) -> tuple[str, str]:

@@ -4,8 +4,9 @@ Sources: transformers' ``modeling_llama4.py`` for what a checkpoint means; llama
 an mmproj holds, but for the second norm of a layer: its converter writes it under a name that its graph doesn't read.
 """
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from converters.architectures.llama import Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, read_json, text_config
 from edge_llama.errors import ArtifactError, CheckpointError
+from edge_llama.formats import F32
 from edge_llama.gguf import Value, ValueType, array, boolean, f32, string, u32
 from edge_llama.vision import VisionSpec
+from quant.kernels import recode
 
 EPS = 1e-5  # of every LayerNorm, whatever config.json says: transformers never asks it
 MODEL, PROJECTOR = "vision_model.", "multi_modal_projector.linear_1.weight"
@@ -162,16 +165,16 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
-    """Every tensor by its name in the checkpoint, without ``vision_model.``, checked for shape."""
-    found = {name: checkpoint.tensor(MODEL + name, shape) for name, shape in _shapes(hp)}
-    known = {MODEL + name for name in found} | {PROJECTOR}
-    ours = (name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector.")))
-    if left := sorted(name for name in ours if name not in known):
+    """Every tensor by its name in the checkpoint, without ``vision_model.``, in its order, checked for shape."""
+    shapes = {MODEL + name: shape for name, shape in _shapes(hp)} | {PROJECTOR: (hp.n_text, hp.n_adapter)}
+    found = {name: checkpoint.tensor(name, shape) for name, shape in shapes.items()}
+    ours = [name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector."))]
+    if left := sorted(set(ours) - found.keys()):
         raise CheckpointError(
             f"{checkpoint.path}: tensor {left[0]!r} is not part of a Llama 4's vision tower of this config",
             remedy="config.json and the weights don't belong together: download both again",
         )
-    return found | {PROJECTOR: checkpoint.tensor(PROJECTOR, (hp.n_text, hp.n_adapter))}
+    return {name.removeprefix(MODEL): found[name] for name in ours}
 
 
 def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -202,9 +205,8 @@ def mmproj(checkpoint: Checkpoint) -> tuple[list[Weight], dict[str, Value]]:
             f"{_ROPE_THETA:g}",
             remedy="write the vision tower as ONNX (--vision-to onnx)",
         )
-    weights = [
-        Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in tensors(checkpoint, hp).items()
-    ]
+    in_order = sorted(tensors(checkpoint, hp).items(), key=lambda entry: entry[1].name)  # as a safetensors file is
+    weights = [Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in in_order]
     return weights, _metadata(hp, spec(checkpoint))
 
 
@@ -251,3 +253,22 @@ def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32
     angles = np.concatenate([columns * frequencies, rows * frequencies], axis=1)
     angles = np.concatenate([angles, np.zeros((1, half), np.float32)])
     return np.cos(angles), np.sin(angles)
+
+
+def resampled(old: Tensor) -> Tensor:
+    """Positions as Meta's code had them before ``positional_embedding_vlm``, made into these: float32.
+
+    The class token's is the first of them and remains. The others lie half a patch further right and down: each of
+    the new is the mean of the four around it, and beyond the upper and left edge there are zeros. So the load hook of
+    ``llama_models``' ``VisionEncoder`` samples them.
+    """
+    side = math.isqrt(old.rows - 1)
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        rows = recode(old.read(0, old.rows), old.format, F32, check=False).view(np.float32)
+        token, places = rows[:1], rows[1:].reshape(side, side, old.columns)
+        around = np.pad(places, ((1, 0), (1, 0), (0, 0)))
+        mean = (around[:-1, :-1] + around[:-1, 1:] + around[1:, :-1] + around[1:, 1:]) / np.float32(4)
+        return np.concatenate([mean.reshape(-1, old.columns), token]).view(np.uint8)[start:stop]
+
+    return replace(old, format=F32, read=read, step=1)

@@ -118,7 +118,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, lazily: its header is parsed and checked, its data is not read."""
+    """The tensors of one safetensors file by name, lazily: its header is parsed and checked, its data is not read."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -132,7 +132,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     entries = _parse_header(path, header)
     entries.pop("__metadata__", None)
     data_size = size - 8 - length
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in entries.items()}
+    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in sorted(entries.items())}
     _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
     return tensors
 

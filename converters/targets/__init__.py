@@ -36,11 +36,8 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Modu
         options = replace(options, quant=_quant(target, options.quant))
     if "vision" in written and target in (bundle, mmproj):
         alone = options.to if "text" not in written else None
-        options = replace(
-            options,
-            vision_quant=options.vision_quant or mmproj.DEFAULT_QUANT,
-            vision_to=options.vision_to or alone or bundle.DEFAULT_VISION,
-        )
+        vision_to = "gguf" if target is mmproj else options.vision_to or alone or bundle.DEFAULT_VISION
+        options = replace(options, vision_quant=_vision_quant(vision_to, options.vision_quant), vision_to=vision_to)
     return target, options
 
 
@@ -49,6 +46,15 @@ def _quant(target: ModuleType, asked: str | None) -> str:
     if quant not in target.QUANTS:
         name = target.__name__.rpartition(".")[2]
         raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(target.QUANTS)}")
+    return quant
+
+
+def _vision_quant(vision_to: str, asked: str | None) -> str:
+    quant, known = asked or mmproj.DEFAULT_QUANT, bundle.VISION_QUANTS[vision_to]
+    if quant not in known:
+        raise OptionError(
+            f"--vision-quant {quant}: not for {vision_to}", remedy=f"known: {', '.join(known)}; or add --vision-to gguf"
+        )
     return quant
 
 

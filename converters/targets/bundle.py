@@ -22,6 +22,7 @@ QUANTS = gguf.QUANTS
 DEFAULT_QUANT = gguf.DEFAULT_QUANT
 VISION_ENGINES = {"onnx": "onnxruntime", "gguf": "llama.cpp"}
 """What ``vision_to`` may say, and the engine for it."""
+VISION_QUANTS = {"onnx": ("f16", "f32"), "gguf": mmproj.QUANTS}
 DEFAULT_VISION = "onnx"
 
 

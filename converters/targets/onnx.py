@@ -134,10 +134,10 @@ class _Tower:
         """``x`` times a matrix, plus a bias where there is one."""
         matrix = transposed(self._tensors[f"{source}.weight"])
         weight = self.graph.weight(f"{name}.weight", matrix, self._format)
-        product = self.graph.op("MatMul", x, weight, name=output or f"{name}.product")
         bias = self._tensors.get(f"{source}.bias")
         if bias is None:
-            return product
+            return self.graph.op("MatMul", x, weight, name=output or name)
+        product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
 
     def _norm(self, x: ir.Value, source: str, name: str) -> ir.Value:

@@ -50,7 +50,10 @@ def convert(
         ),
     ] = None,
     vision_quant: Annotated[
-        str | None, typer.Option(metavar="f16|f32", help="Format of the vision tower's weights. Default: f16.")
+        str | None,
+        typer.Option(
+            metavar="f16|f32|bf16|q8_0", help="Format of the vision tower's weights. ONNX: f16, f32. Default: f16."
+        ),
     ] = None,
     vision_to: Annotated[
         str | None,
@@ -63,7 +66,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="FAMILY|FILE|none",
-            help="llama2, llama3, llama3.1, a Jinja file, or none. Default: the source's own, or by its name.",
+            help="llama2, llama3, ..., llama4, a Jinja file, or none. Default: the source's own, or by its name.",
         ),
     ] = None,
     lora: Annotated[

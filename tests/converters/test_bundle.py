@@ -127,7 +127,12 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown tower": ("x", {"tower": "audio"}, "--tower audio: unknown; known: text, vision, all"),
     "an unknown target": ("x", {"to": "mlx"}, "--to mlx: unknown; known: gguf, safetensors, onnx"),
     "an unknown target for vision": ("x", {"vision_to": "mlx"}, "--vision-to mlx: unknown; known: onnx, gguf"),
-    "an unknown format": ("x", {"vision_quant": "q8_0"}, "--vision-quant q8_0: unknown; known: f16, f32"),
+    "an unknown format": ("x", {"vision_quant": "q9"}, "--vision-quant q9: unknown; known: f16, f32, bf16, q8_0"),
+    "a format for llama.cpp": (
+        "x",
+        {"vision_quant": "q8_0"},
+        "q8_0: not for onnx; known: f16, f32; or add --vision-to",
+    ),
     "an unknown recipe": ("x", {"quant": "q9"}, "--quant q9: not for bundle; known: f32"),
     "text to ONNX": ("x", {"to": "onnx"}, "--to onnx: the text tower can't be written so"),
     "text alone to ONNX": ("x", {"to": "onnx", "tower": "text"}, "--to onnx: the text tower can't be written so"),

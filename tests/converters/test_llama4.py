@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def converted(folder: Path, output: Path, quant: str = "f32") -> Header:
-    converters.convert(folder, output, quant=quant)
+    converters.convert(folder, output, quant=quant, tower="text")
     return read_header(output)
 
 
@@ -114,7 +114,8 @@ def test_a_gguf_file_becomes_the_folder_again(name: str, folders: dict[str, Path
     source = converted(folders[name], tmp_path / "f32.gguf")
     converters.convert(source.path, tmp_path / "text", to="safetensors", quant="f32")
     ours, theirs = (
-        converters.plan(at, tmp_path / "x.gguf").checkpoint.tensors for at in (tmp_path / "text", folders[name])
+        converters.plan(at, tmp_path / "x.gguf", tower="text").checkpoint.tensors
+        for at in (tmp_path / "text", folders[name])
     )
     for key, tensor in ours.items():
         original = theirs.get(f"language_model.{key}") or theirs[key]
@@ -149,7 +150,7 @@ def test_rows_read_in_any_slices_are_the_same(
     """With stripes so narrow that they cross from one expert to the next."""
     monkeypatch.setattr("converters.transposed._STRIPE", 20_000)
     monkeypatch.setattr("converters.transposed._BLOCK", 7)
-    for entry in converters.plan(folders["scout"], tmp_path / "x.gguf").layout.entries:
+    for entry in converters.plan(folders["scout"], tmp_path / "x.gguf", tower="text").layout.entries:
         tensor = entry.tensor
         cuts = rng.integers(0, tensor.rows // tensor.step + 1, 5) * tensor.step
         borders = sorted({0, *map(int, cuts), tensor.rows})
@@ -191,7 +192,7 @@ def test_what_gguf_cannot_hold_is_refused_by_its_field(name: str, folders: dict[
     changes, expected = NOT_IN_GGUF[name]
     folder = edited(folders["scout"], tmp_path / "checkpoint", **changes)
     with refusal(CheckpointError, expected, folder, "config.json"):
-        converters.convert(folder, tmp_path / "x.gguf")
+        converters.convert(folder, tmp_path / "x.gguf", tower="text")
     assert not (tmp_path / "x.gguf").exists()
     if not {"moe_layers", "attention_bias"} & changes.keys():
         converters.plan(folder, tmp_path / "out", to="safetensors")
@@ -200,7 +201,7 @@ def test_what_gguf_cannot_hold_is_refused_by_its_field(name: str, folders: dict[
 def test_mavericks_128_experts_have_no_qk_norm_in_gguf(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = edited(folders["maverick"], tmp_path / "checkpoint", use_qk_norm=True)
     with refusal(CheckpointError, "use_qk_norm is True; in GGUF it can only be: false with 128 experts", folder):
-        converters.plan(folder, tmp_path / "x.gguf")
+        converters.plan(folder, tmp_path / "x.gguf", tower="text")
 
 
 @pytest.mark.parametrize(
@@ -239,13 +240,13 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_config_that_does_not_fit_the_weights_is_refused(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     changes, expected = MISFITS[name]
     folder = edited(folders["scout"], tmp_path / "checkpoint", **changes)
-    for to in ("gguf", "safetensors"):
+    for options in ({"tower": "text"}, {"to": "safetensors"}):
         with refusal(CheckpointError, expected, folder):
-            converters.plan(folder, tmp_path / "x.gguf", to=to)
+            converters.plan(folder, tmp_path / "x.gguf", **options)
 
 
 def test_a_tensor_of_neither_tower_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    checkpoint = converters.plan(folders["scout"], tmp_path / "x.gguf").checkpoint
+    checkpoint = converters.plan(folders["scout"], tmp_path / "x.gguf", tower="text").checkpoint
     extra = {"audio_model.weight": next(iter(checkpoint.tensors.values()))}
     object.__setattr__(checkpoint, "tensors", {**checkpoint.tensors, **extra})
     with refusal(CheckpointError, "audio_model", folders["scout"]):

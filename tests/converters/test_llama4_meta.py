@@ -45,7 +45,7 @@ MAKERS: dict[str, Callable[..., Path]] = {
 
 
 def converted(folder: Path, output: Path) -> Header:
-    converters.convert(folder, output, quant="f32", force=True)
+    converters.convert(folder, output, quant="f32", tower="text", force=True)
     return read_header(output)
 
 
@@ -54,7 +54,7 @@ def test_files_equal_those_from_hugging_faces_folder(name: str, tmp_path: Path) 
     """Under split and under fused names, in one shard and in two; the vision tower's tensors are there too."""
     source = MAKERS[name](tmp_path / "hf", dtype="BF16", seed=3, num_hidden_layers=5)
     expected = converted(source, tmp_path / "hf.gguf")
-    theirs = converters.plan(source, tmp_path / "x.gguf").checkpoint.tensors
+    theirs = converters.plan(source, tmp_path / "x.gguf", tower="text").checkpoint.tensors
     for fused, shards in [(False, 1), (False, 2), (True, 1), (True, 2)]:
         folder = llama4.meta(tmp_path / f"{fused}-{shards}", source, fused=fused, shards=shards)
         found = converted(folder, tmp_path / "meta.gguf")
@@ -66,7 +66,7 @@ def test_files_equal_those_from_hugging_faces_folder(name: str, tmp_path: Path) 
             *("general.sampling.temp", "general.sampling.top_p", "tokenizer.chat_template"),
             *(f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")),
         }
-        ours = converters.plan(folder, tmp_path / "x.gguf").checkpoint.tensors
+        ours = converters.plan(folder, tmp_path / "x.gguf", tower="text").checkpoint.tensors
         assert ours.keys() == theirs.keys()
         for key, tensor in ours.items():
             assert tensor.shape == theirs[key].shape
@@ -76,7 +76,7 @@ def test_files_equal_those_from_hugging_faces_folder(name: str, tmp_path: Path) 
 def test_rows_and_stripes_read_in_any_slices_are_the_same(tmp_path: Path, rng: np.random.Generator) -> None:
     """Also across the borders of shards."""
     folder = llama4.meta(tmp_path / "meta", llama4.scout(tmp_path / "hf"), fused=True, shards=2)
-    for tensor in converters.plan(folder, tmp_path / "x.gguf").checkpoint.tensors.values():
+    for tensor in converters.plan(folder, tmp_path / "x.gguf", tower="text").checkpoint.tensors.values():
         whole = tensor.read(0, tensor.rows)
         cuts = rng.integers(0, tensor.rows // tensor.step + 1, 5) * tensor.step
         borders = sorted({0, *map(int, cuts), tensor.rows})
@@ -92,7 +92,7 @@ def test_settings_become_the_published_config(tmp_path: Path) -> None:
     for name, make in MAKERS.items():
         source = make(tmp_path / name)
         folder = llama4.meta(tmp_path / f"{name}-meta", source, fused=False)
-        found = converters.plan(folder, tmp_path / "x.gguf").checkpoint.config
+        found = converters.plan(folder, tmp_path / "x.gguf", tower="text").checkpoint.config
         expected = json.loads((source / "config.json").read_text())
         for ours, theirs in [
             (found.get("text_config", found), expected.get("text_config", expected)),
@@ -194,7 +194,10 @@ def test_written_out_for_transformers_it_is_the_same_model(tmp_path: Path, rng: 
     source = llama4.scout(tmp_path / "hf")
     folder = llama4.meta(tmp_path / "meta", source, fused=True, shards=2)
     converters.convert(folder, tmp_path / "out", to="safetensors", quant="f32")
-    ours, theirs = (converters.plan(at, tmp_path / "x.gguf").checkpoint.vocabulary for at in (tmp_path / "out", source))
+    ours, theirs = (
+        converters.plan(at, tmp_path / "x.gguf", tower="text").checkpoint.vocabulary
+        for at in (tmp_path / "out", source)
+    )
     assert (ours.tokens, ours.merges, ours.pre) == (theirs.tokens, theirs.merges, "llama4")
     model, found = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(found[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -208,9 +211,9 @@ def test_written_out_for_transformers_it_is_the_same_model(tmp_path: Path, rng: 
 
 def test_metas_ranks_beside_a_tokenizer_json_change_nothing(tmp_path: Path) -> None:
     folder = llama4.text_only(tmp_path / "hf")
-    expected = converters.plan(folder, tmp_path / "x.gguf").checkpoint.vocabulary
+    expected = converters.plan(folder, tmp_path / "x.gguf", tower="text").checkpoint.vocabulary
     (folder / "tokenizer.model").write_bytes(RANKS.read_bytes())
-    assert converters.plan(folder, tmp_path / "x.gguf").checkpoint.vocabulary == expected
+    assert converters.plan(folder, tmp_path / "x.gguf", tower="text").checkpoint.vocabulary == expected
 
 
 def edited_params(**changes: Any) -> Callable[[Path], None]:
@@ -274,7 +277,7 @@ def test_a_bad_folder_is_a_typed_error(name: str, published: Path, tmp_path: Pat
         (folder / file.name).write_bytes(file.read_bytes())
     edit(folder)
     with refusal(CheckpointError, expected, folder):
-        converters.plan(folder, tmp_path / "x.gguf")
+        converters.plan(folder, tmp_path / "x.gguf", tower="text")
 
 
 @pytest.mark.parametrize("rest", ["feed_forward.w1.weight", "attention.wq.weight"])
@@ -284,4 +287,4 @@ def test_a_tensor_under_both_names_is_refused(rest: str, tmp_path: Path) -> None
     tensors = torch.load(path, weights_only=False)
     torch.save(tensors | {f"layers.0.{rest}": torch.zeros(4, 4)}, path)
     with refusal(CheckpointError, f"layers.0.{rest}' is there twice", folder):
-        converters.plan(folder, tmp_path / "x.gguf")
+        converters.plan(folder, tmp_path / "x.gguf", tower="text")
