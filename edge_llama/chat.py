@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
 from edge_llama.images import Image, ImageSource
-from edge_llama.messages import Message, ToolCall, as_json
+from edge_llama.messages import Message, ToolCall, as_json, images_of
 from edge_llama.parking import Keeper
 from edge_llama.sampling import check_whole
 from edge_llama.shortening import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
@@ -110,7 +110,7 @@ class Chat:
         says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
         self._end_last()
-        question = self._question(text, [Image.open(image) for image in images], video, params)
+        question = self._question(text, _opened(images), video, params)
         with self._lock:
             return self._answer([*self.messages, question], params)
 
@@ -281,8 +281,7 @@ class Chat:
         head, exchanges = exchanges_of(messages)
         # Before a summary is made: the question has to fit with nothing but the system message before it.
         least = count([*head, *exchanges[-1]], n_ctx=self._model.n_ctx)
-        if least >= self._model.n_ctx:
-            raise ContextFullError(least, self._model.n_ctx)
+        self._model.check_room(least, images_of([*head, *exchanges[-1]]))
         shortening = Shortening(self._model.n_ctx, count, self._summarize)
         room = shortening.room(self._model.sampling({"max_tokens": options.get("max_tokens")}).max_tokens)
         if len(exchanges) < 2 or count(messages) + room <= self._model.n_ctx:
@@ -347,6 +346,12 @@ class Chat:
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
             self.messages = [*before, Message("assistant", text, calls)]
+
+
+def _opened(images: Iterable[ImageSource]) -> list[Image]:
+    if not isinstance(images, Iterable) or isinstance(images, str | bytes):
+        raise OptionError(f"images is {type(images).__name__}, expected a list", remedy="for one: images=[image]")
+    return list(map(Image.open, images))
 
 
 def _up_to_last_question(messages: Sequence[Message]) -> list[Message]:

@@ -131,7 +131,8 @@ class Embedder:
             self._keep((tile.image.digest, tile.grid, index), embeddings)
         if stop == tile.grid.count:
             self._pixels = None
-        return self._kept[key]
+        first: NDArray[np.float32] = made[0]
+        return first
 
     def abort(self) -> None:
         """Stop the ``embed`` that is running, and refuse others until ``resume``."""
@@ -181,7 +182,12 @@ class Pictured:
 
     def __init__(self, embedder: Embedder, prompt: Sequence[int], images: Sequence[Image]) -> None:
         self._embedder = embedder
-        self._runs = dict(zip(_runs(prompt), (tile for image in images for tile in embedder.tiles(image)), strict=True))
+        tiles: dict[tuple[int, ...], Tile] = {}  # by their ids: a template may show images in another order
+        for image in images:
+            ids = embedder.ids(image)
+            runs = (tuple(ids[start:stop]) for start, stop in _runs(ids))
+            tiles.update(zip(runs, embedder.tiles(image), strict=True))
+        self._runs = {(start, stop): tiles[tuple(prompt[start:stop])] for start, stop in _runs(prompt)}
 
     def embed(self, start: int, stop: int) -> NDArray[np.float32]:
         """The embeddings of the positions from ``start`` to ``stop``, which lie within one tile."""

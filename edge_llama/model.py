@@ -29,7 +29,7 @@ from edge_llama.images import Image
 from edge_llama.integrity import identity
 from edge_llama.messages import Message, check_messages, check_text, images_of
 from edge_llama.pace import Pace
-from edge_llama.parking import Keeper
+from edge_llama.parking import Keeper, State
 from edge_llama.plan import plan_engine
 from edge_llama.prompts import ChatTemplate
 from edge_llama.sampling import SamplingParams, check_whole
@@ -95,6 +95,7 @@ class Model:
             kv_format=kv_format,
             device=device,
             tune=tune,
+            other_bytes=sees.nbytes if sees else 0,
         )
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
         tower = plan.open(threads or devices.cpu_threads())
@@ -242,9 +243,10 @@ class Model:
         """
         self._engine.check_process()
         described, variables = tools_of(tools), template_variables or {}
+        messages = check_messages(messages)
         tokens = self._prompt(messages, described, variables, self.n_ctx)
         images = images_of(messages)
-        self._check_room(tokens, images)
+        self.check_room(len(tokens), images)
         pictured = Pictured(self.require_vision(), tokens, images) if images else None
         names = described.names | trained_tools(variables)
         reader = self.template.call_reader(names, tool_format) if names or tool_format else None
@@ -271,17 +273,17 @@ class Model:
         ids = self.require_vision().ids if images_of(checked) else None
         return self.template.tokens(checked, tools=tools.schemas, variables=variables, n_ctx=n_ctx, image_ids=ids)
 
-    def _check_room(self, tokens: Sequence[int], images: Sequence[Image]) -> None:
-        """ContextFullError if they don't fit, which says what would if there are images."""
-        if len(tokens) < self.n_ctx:
+    def check_room(self, needed: int, images: Sequence[Image]) -> None:
+        """ContextFullError if a prompt of ``needed`` tokens doesn't fit, which says what would if it has images."""
+        if needed < self.n_ctx:
             return
         remedy = ""
         if images:
-            over = len(tokens) - self.n_ctx + 1
+            over = needed - self.n_ctx + 1
             fewer = self.require_vision().fewer_tiles(images, over)
             offer = f"max_tiles={fewer} (--max-tiles {fewer}) would do" if fewer else "fewer tiles would not do"
             remedy = f"that is {over:,} too many: {offer}; or a larger n_ctx (--n-ctx)"
-        raise ContextFullError(len(tokens), self.n_ctx, remedy=remedy)
+        raise ContextFullError(needed, self.n_ctx, remedy=remedy)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -312,7 +314,8 @@ class Model:
         if state is None:
             return "its KV cache was not kept when it was saved" if saved.messages else None
         n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
-        is_odd = state.tokens >= n_vocab if saved.images else (state.tokens < 0) | (state.tokens >= n_vocab)
+        # Also a conversation without images may have read some: they were taken back since.
+        is_odd = (state.tokens >= n_vocab) | ((state.tokens < 0) if self.vision is None else False)
         if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
             raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
         if reason := self._difference(saved.settings):
@@ -327,7 +330,13 @@ class Model:
                 return str(error)
             return None
 
-        return self._engine.call(adopt)
+        return self._engine.call(adopt) or self._unseen(state, images_of(saved.messages))
+
+    def _unseen(self, state: State, images: Sequence[Image]) -> str | None:
+        """Why images are read again although the cache is used, if so: their ids are others here."""
+        read = set(state.tokens[state.tokens < 0].tolist())
+        count = sum(not read.issuperset(id_ for id_ in self.require_vision().ids(image) if id_ < 0) for image in images)
+        return f"{count:,} images were read by another vision tower, or in other tiles (max_tiles)" if count else None
 
     def _difference(self, saved: Mapping[str, Any]) -> str | None:
         """What differs between the settings that made a KV cache and those here, if it matters."""
@@ -373,7 +382,7 @@ class Model:
         pictured: Pictured | None = None,
     ) -> Generation:
         sampling = self.sampling(params)
-        self._check_room(tokens, ())
+        self.check_room(len(tokens), ())
         return Generation(
             self._engine,
             tokens,

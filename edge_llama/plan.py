@@ -44,9 +44,13 @@ def plan_engine(
     kv_format: str | None,
     device: str,
     tune: bool,
+    other_bytes: int = 0,
 ) -> EnginePlan:
-    """Decide. None leaves a value open; see :func:`edge_llama.open`. Raises OptionError or EngineError."""
-    memory = devices.available_memory()
+    """Decide, with ``other_bytes`` of memory kept for the vision tower.
+
+    None leaves a value open; see :func:`edge_llama.open`. Raises OptionError or EngineError.
+    """
+    memory = max(0, devices.available_memory() - other_bytes)
     given: dict[str, Any] = {"flash_attention": flash_attention, "kv_format": kv_format, "n_batch": n_batch}
     choice = choose(artifact, **given)
     context = context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory)

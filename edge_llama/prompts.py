@@ -82,14 +82,18 @@ class ChatTemplate:
         control tokens of contents in a way that can't be told from its own.
         """
         variables = self._checked_variables(variables or {})
-        images = list(map(image_ids, images_of(messages))) if image_ids else []
-        try:
+
+        def made_of(messages: Sequence[Message]) -> list[int]:
+            images = list(map(image_ids, images_of(messages))) if image_ids else []
             return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
+
+        try:
+            return made_of(messages)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return self._tokens(_contents(apart, tools, variables), add_generation_prompt, n_ctx, images)
+            return made_of(apart)
 
     def call_reader(self, names: Set[str], tool_format: str | None = None) -> ToolCallReader:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
@@ -238,7 +242,7 @@ def _one_call_each(messages: Sequence[Message]) -> list[Message]:
             apart += [] if at in moved else [message]
             continue
         for index, call in enumerate(message.tool_calls):
-            apart.append(Message("assistant", "" if index else message.content, (call,)))
+            apart.append(Message("assistant", "" if index else message.parts, (call,)))
             results = [later for later in range(at + 1, len(messages)) if messages[later].tool_call_id == call.id]
             apart += [messages[later] for later in results]
             moved.update(results)

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Literal, get_args
 
 from edge_llama.errors import OptionError
-from edge_llama.messages import Message
+from edge_llama.messages import Message, images_of
 
 WhenFull = Literal["error", "compact", "drop-oldest"]
 """``error``: a message that doesn't fit is refused; or older exchanges are summarised, or dropped."""
@@ -26,13 +26,17 @@ _Exchanges = list[list[Message]]
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """A conversation was made shorter: how many messages a summary replaced, and how many were left out."""
+    """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
+
+    ``images`` were in them: the model sees these no more.
+    """
 
     summarized: int
     dropped: int
     tokens_before: int
     tokens_after: int
     n_ctx: int
+    images: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
@@ -41,8 +45,9 @@ class Shortened:
             for count, what in ((self.summarized, "are summarized"), (self.dropped, "are left out"))
             if count
         ]
+        unseen = f", with {self.images:,} images that the model sees no more" if self.images else ""
         return (
-            f"{' and '.join(done) or 'nothing could be left out'}: {self.tokens_before:,} tokens become "
+            f"{' and '.join(done) or 'nothing could be left out'}{unseen}: {self.tokens_before:,} tokens become "
             f"{self.tokens_after:,} of {self.n_ctx:,}"
         )
 
@@ -147,7 +152,8 @@ class Shortening:
         return bisect_left(range(1, len(exchanges) + 1), True, key=is_too_long)
 
     def _told(self, before: Sequence[Message], after: Sequence[Message], *, summarized: int, dropped: int) -> Shortened:
-        return Shortened(summarized, dropped, self._count(before), self._count(after), self.n_ctx)
+        images = len(images_of(before)) - len(images_of(after))
+        return Shortened(summarized, dropped, self._count(before), self._count(after), self.n_ctx, images)
 
 
 def _flat(exchanges: _Exchanges) -> list[Message]:

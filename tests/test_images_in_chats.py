@@ -20,8 +20,9 @@ from refusals import refusal
 import converters
 import edge_llama
 from edge_llama import ContextFullError, Image, InputError, Message, OptionError, SessionError, TemplateError
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.history import Conversation, History
+from edge_llama.messages import ToolCall
 from edge_llama.tools import tools_of
 from edge_llama.vision import tiles
 
@@ -182,6 +183,8 @@ def test_messages_with_images_survive_json_and_history(tmp_path: Path) -> None:
     history = History(tmp_path / "history", print)
     stored = history.create(Conversation(messages=messages, model="m", model_path="p", identity="0" * 64))
     assert history.read(stored.id).messages == messages
+    assert [found.conversation for _, found in history.search("after")] == [stored.id]
+    assert history.search("base64") == []
 
 
 def test_what_a_user_types_is_no_image(model: edge_llama.Model) -> None:
@@ -310,3 +313,127 @@ def test_frames_of_a_video_are_shown_with_their_times(model: edge_llama.Model, t
     assert question.content.startswith("[0:00] [0:00] [0:01] ")
     assert question.content.endswith("What happens?")
     assert len(question.images) == 6
+
+
+@pytest.mark.parametrize("leave", [lambda chat: chat.rewind(2), lambda chat: chat.compact(), lambda chat: chat.clear()])
+def test_a_chat_whose_images_are_gone_is_saved_and_loaded(leave: Any, model: edge_llama.Model, tmp_path: Path) -> None:
+    """Its cache may still have them."""
+    chat = model.chat(temperature=0, max_tokens=2)
+    chat.send("What is this?", images=[picture(60, 60)]).result()
+    chat.send("Hello").result()
+    leave(chat)
+    assert not any(message.images for message in chat.messages)
+    chat.save(tmp_path / "a.session")
+    loaded = model.load_chat(tmp_path / "a.session", temperature=0, max_tokens=2)
+    assert loaded.reread_reason is None
+    assert loaded.send("Hello").result().tokens == chat.send("Hello").result().tokens
+
+
+def test_images_that_other_tiles_show_are_read_again_and_that_is_told(
+    model: edge_llama.Model, folder: Path, tmp_path: Path
+) -> None:
+    chat = model.chat(temperature=0, max_tokens=2)
+    chat.send("What is this?", images=[picture(300, 300), picture(20, 20)]).result()
+    chat.save(tmp_path / "a.session")
+    with edge_llama.open(folder, n_ctx=4096, max_tiles=2, **EXACT) as other:
+        loaded = other.load_chat(tmp_path / "a.session", temperature=0, max_tokens=2)
+        assert str(loaded.reread_reason).startswith("1 images were read by another vision tower, or in other tiles")
+        assert loaded.send("And now?").result().timings.tiles > 1
+
+
+def test_a_conversation_with_images_may_be_any_iterable(model: edge_llama.Model) -> None:
+    messages = [Message("user", [Image.open(picture(60, 60)), "What?"])]
+    expected = model.answer(messages, temperature=0, max_tokens=4).result()
+    assert model.answer(iter(messages), temperature=0, max_tokens=4).result().tokens == expected.tokens  # type: ignore[arg-type]
+
+
+def test_images_stay_with_the_results_that_a_template_puts_in_order(folder: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|header_start|>' + m.role + '<|header_end|>' }}{% if m.tool_calls %}"
+        "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}"
+        "{{ m.tool_calls[0].function.name }}{% elif m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ '<|image|>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}"
+        "{{ '<|eot|>' }}{% endfor %}"
+    )
+    first, second = Image.open(picture(60, 60, 1)), Image.open(picture(110, 50, 2))
+    calls = (ToolCall("look", {}, "a"), ToolCall("peek", {}, "b"))
+    results = [Message("tool", [first], tool_call_id="a"), Message("tool", [second], tool_call_id="b")]
+    ordered = [
+        Message("assistant", "", calls[:1]),
+        results[0],
+        Message("assistant", "", calls[1:]),
+        results[1],
+    ]
+    with edge_llama.open(folder, chat_template=template, n_ctx=512, **EXACT) as model:
+        expected = model.answer(ordered, temperature=0, max_tokens=1).result()
+        logits = last_logits(model)
+        model.answer([Message("user", "Something else")], max_tokens=1).result()
+        model.require_vision()._kept.clear()
+        answer = model.answer([Message("assistant", "", calls), *results[::-1]], temperature=0, max_tokens=1).result()
+        assert (answer.tokens, answer.timings.tiles) == (expected.tokens, expected.timings.tiles)
+        np.testing.assert_allclose(last_logits(model), logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("when_full", ["error", "drop-oldest", "compact"])
+def test_however_chats_are_shortened_a_large_image_says_how_few_tiles_would_fit(folder: Path, when_full: Any) -> None:
+    with edge_llama.open(folder, n_ctx=64, **EXACT) as model, refusal(ContextFullError, "too many: max_tiles="):
+        model.chat(when_full=when_full).send("What is this?", images=[picture(900, 880)])
+
+
+def test_images_that_a_summary_replaces_are_told(model: edge_llama.Model) -> None:
+    chat = model.chat(temperature=0, max_tokens=2)
+    for seed in range(3):
+        chat.send("What is this?", images=[picture(60, 60, seed)]).result()
+    told = chat.compact()
+    assert told
+    assert told.images == 2
+    assert "2 images that the model sees no more" in str(told)
+    assert chat.send("And this?").result().timings.tiles == 0
+
+
+@pytest.mark.parametrize("images", ["cat.png", b"data", Path("cat.png"), 5])
+def test_one_image_instead_of_a_list_is_told(model: edge_llama.Model, images: Any) -> None:
+    with refusal(OptionError, "images is", "images=[image]"):
+        model.chat().send("What is this?", images=images)
+
+
+def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(model: edge_llama.Model) -> None:
+    chat = model.chat(temperature=0, max_tokens=4)
+    expected = chat.send("What is this?", images=[picture(200, 200)]).result().tokens
+    chat.rewind()
+    model.answer([Message("user", "Something else")], max_tokens=1).result()
+    embedder = model.require_vision()
+    tower = embedder._opened()
+    encode, calls = tower.encode, iter(range(100))
+
+    def failing(pixels: Any) -> Any:
+        if next(calls) == 2:
+            raise EngineError("the tower failed")
+        return encode(pixels)
+
+    embedder._kept.clear()
+    chat = model.chat(temperature=0, max_tokens=4)
+    on_engine(model, lambda session, _tower: session.rewind(0))
+    tower.encode = failing  # type: ignore[method-assign] # a fault, as of memory that runs out
+    with pytest.raises(EngineError, match="the tower failed"):
+        chat.send("Look!", images=[picture(200, 200, 7)]).result()
+    assert chat.messages == []
+    assert on_engine(model, lambda session, engine: len(session.tokens) == engine.length > 0)
+    assert chat.send("What is this?", images=[picture(200, 200)]).result().tokens == expected
+
+
+def test_a_model_that_is_closed_while_an_image_is_embedded_ends_the_answer(model: edge_llama.Model) -> None:
+    embedder, entered = model.require_vision(), threading.Event()
+    opened = embedder._open_tower
+
+    def watched() -> Any:
+        entered.set()
+        return opened()
+
+    embedder._open_tower = watched  # only to know when
+    generation = model.answer([Message("user", [Image.open(picture(900, 880)), "?"])], max_tokens=2)
+    waiting = model.answer([Message("user", [Image.open(picture(90, 88)), "?"])], max_tokens=2)
+    assert entered.wait(10)
+    model.close()
+    assert generation.result().finish_reason == "cancelled"
+    assert waiting.result().finish_reason == "cancelled"
