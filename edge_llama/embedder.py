@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -23,6 +24,8 @@ from edge_llama.vision import Grid, VisionSpec, count_tokens, grid, tiles, token
 
 _AHEAD = 4
 """Tiles embedded at once: enough work for the engine, and a stop comes between."""
+_GLANCE = 0.02
+"""Seconds between two looks at whether to stop while a picture is decoded and cut: half a second for a large photo."""
 _BUDGET = 256 << 20
 """Bytes of embeddings that are kept: 20 images of 17 tiles for a model of Scout's width."""
 
@@ -66,6 +69,7 @@ class Embedder:
         self._open_tower = open_tower
         self._tower: VisionTower | None = None
         self._is_aborted = False
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="image")
         self._kept: OrderedDict[tuple[str, Grid, int], NDArray[np.float32]] = OrderedDict()
         self._pixels: tuple[tuple[str, Grid], NDArray[np.float32]] | None = None
         self.encoded = 0
@@ -148,6 +152,7 @@ class Embedder:
 
     def close(self) -> None:
         """Free the tower and what it made. May be called twice."""
+        self._preparing.shutdown(wait=False)
         self._kept.clear()
         self._pixels = None
         if self._tower:
@@ -167,7 +172,11 @@ class Embedder:
             raise AbortedError
         key = (tile.image.digest, tile.grid)
         if self._pixels is None or self._pixels[0] != key:
-            self._pixels = (key, tiles(tile.image, self.spec, self.max_tiles))
+            made = self._preparing.submit(tiles, tile.image, self.spec, self.max_tiles)
+            while not wait((made,), _GLANCE).done:
+                if self._is_aborted:  # what was begun ends by itself, for nobody
+                    raise AbortedError
+            self._pixels = (key, made.result())
         return self._pixels[1]
 
     def _keep(self, key: tuple[str, Grid, int], embeddings: NDArray[np.float32]) -> None:

@@ -274,6 +274,24 @@ def test_a_cancel_reaches_the_vision_tower_and_the_chat_goes_on(model: edge_llam
     assert chat.send("Hello").result().finish_reason in ("stop", "length")
 
 
+def test_a_cancel_does_not_wait_for_a_large_photo(model: edge_llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is decoded elsewhere: who stopped goes on at once, here while the decoding waits for the test's end."""
+    started, ended = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        ended.wait(30)
+        return tiles(*arguments)
+
+    monkeypatch.setattr("edge_llama.embedder.tiles", slow)
+    generation = model.chat(max_tokens=2).send("What is this?", images=[picture(200, 200)])
+    assert started.wait(10)
+    generation.cancel()
+    assert generation.result().finish_reason == "cancelled"
+    assert not ended.is_set()
+    ended.set()
+
+
 def test_threads_share_a_model_with_images(model: edge_llama.Model) -> None:
     questions = [[Message("user", [Image.open(picture(60 + 20 * at, 50, at)), "What?"])] for at in range(4)]
     alone = [model.answer(question, temperature=0, max_tokens=6).result().tokens for question in questions]
