@@ -9,16 +9,19 @@ told the name of the tokenizers that were trained here. Needs the ``dev`` extra 
 
 Equal means: the same tensor table (names, order, shapes, formats, offsets from the data's start), the same bytes, and
 the same metadata key by key; keys that name the model (``general.name``, ``general.size_label``, ...) and
-``edge_llama.*`` may differ. Recorded output: ``benchmarks/results/converter_parity.txt``.
+``edge_llama.*`` may differ. A vision tower's file (mmproj) names the second norm of a layer as llama.cpp's graph reads
+it; its converter writes another name. Recorded output: ``benchmarks/results/converter_parity.txt``.
 """
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from peers import ROOT, converted_by_llama_cpp
+from peers import ROOT, convert_command, converted_by_llama_cpp
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -28,8 +31,9 @@ from checkpoints import Shape
 from quantizer import differences, quantized_by_llama_cpp
 
 import converters
+from converters.targets import mmproj
 from edge_llama.artifact import converted_path
-from edge_llama.gguf import read_header
+from edge_llama.gguf import Header, read_header
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=768, layers=8, heads=4, kv_heads=1)
@@ -68,12 +72,22 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "SmolLM2-135M (built in), bf16": ("smollm", "bf16", lambda _at: converted_path().parent / "smollm2"),
 }
 
+TOWERS: dict[str, Callable[[Path], Path]] = {
+    "Llama 4 vision tower, f32": llama4.scout,
+    "Llama 4 vision tower, f16": lambda at: llama4.scout(at, dtype="F16"),
+    "Llama 4 vision tower, bf16, 5 layers": lambda at: llama4.scout(
+        at, dtype="BF16", vision={"image_size": 112, "num_hidden_layers": 5}
+    ),
+    "Llama 4 that reads digits, vision": lambda _at: ROOT / "tests" / "data" / "llama4_digits",
+}
+
 
 def main() -> None:
     print(f"llama.cpp of llama-cpp-python {version('llama-cpp-python')}; equal tables, bytes and metadata:")
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
-        asked = {name: entry for name, entry in FAMILIES.items() if " ".join(sys.argv[1:]) in name}
+        wanted = " ".join(sys.argv[1:])
+        asked = {name: entry for name, entry in FAMILIES.items() if wanted in name}
         for number, (family, (pre, floats, make)) in enumerate(asked.items()):
             work = Path(folder) / str(number)
             work.mkdir()
@@ -81,10 +95,21 @@ def main() -> None:
             theirs = converted_by_llama_cpp(checkpoint, work / "floats.gguf", floats, pre)
             for recipe in RECIPES.values():
                 differences = list(compare(checkpoint, theirs, recipe.name, recipe.ftype, work))
-                failures += bool(differences)
-                verdict = "equal" if not differences else "DIFFERS: " + "; ".join(differences)
-                print(f"  {family:36}{recipe.name:8}{verdict}", flush=True)
+                failures += report(family, recipe.name, differences)
+        for number, (family, make) in enumerate((name, make) for name, make in TOWERS.items() if wanted in name):
+            work = Path(folder) / f"tower-{number}"
+            work.mkdir()
+            checkpoint = make(work / "Tiny-Llama-Instruct")
+            for quant in mmproj.QUANTS:
+                failures += report(family, quant, list(compare_towers(checkpoint, quant, work)))
     sys.exit(bool(failures))
+
+
+def report(family: str, quant: str, differences: list[str]) -> bool:
+    """Prints a line of the table; whether anything differs."""
+    verdict = "equal" if not differences else "DIFFERS: " + "; ".join(differences)
+    print(f"  {family:38}{quant:8}{verdict}", flush=True)
+    return bool(differences)
 
 
 def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) -> Iterator[str]:
@@ -93,6 +118,20 @@ def compare(checkpoint: Path, floats: Path, quant: str, ftype: int, work: Path) 
     converters.convert(checkpoint, ours, quant=quant, tower="text", force=True)
     quantized_by_llama_cpp(floats, theirs, ftype)
     yield from differences(read_header(ours), read_header(theirs))
+
+
+def compare_towers(checkpoint: Path, quant: str, work: Path) -> Iterator[str]:
+    """What differs between its mmproj and ours, in words."""
+    ours, theirs = work / f"ours-{quant}.gguf", work / f"mmproj-{quant}.gguf"
+    converters.convert(checkpoint, ours, tower="vision", vision_quant=quant)
+    subprocess.run([*convert_command(checkpoint, theirs, quant), "--mmproj"], capture_output=True, check=True)
+    yield from differences(read_header(ours), with_second_norm(read_header(theirs)))
+
+
+def with_second_norm(header: Header) -> Header:
+    """Their table under the names that their graph reads."""
+    named = (replace(info, name=info.name.replace("attn_post_norm", "ln2")) for info in header.tensors)
+    return replace(header, tensors=tuple(named))
 
 
 if __name__ == "__main__":

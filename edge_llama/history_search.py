@@ -46,7 +46,10 @@ def _texts(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
     for conversation, data in db.execute("SELECT conversation, message FROM messages ORDER BY conversation, position"):
         message = json.loads(data)
         calls = [call["function"] for call in message.get("tool_calls", ())]
-        parts = [message["content"], *(f"{call['name']} {call['arguments']}" for call in calls)]
+        content = message["content"]
+        if not isinstance(content, str):  # with images
+            content = "".join(part["text"] for part in content if part["type"] == "text")
+        parts = [content, *(f"{call['name']} {call['arguments']}" for call in calls)]
         yield conversation, message["role"], "\n".join(parts)
 
 

@@ -36,7 +36,7 @@ _OF_OTHERS = (  # read for every tower, without use for this one
     *(_PREFIX + "feature_layer", _PREFIX + "image_grid_pinpoints"),
 )
 _MAX_SIDE, _MAX_LAYERS = 8192, 512
-_OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.")
+_OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.weight")
 
 
 def projector(header: Header) -> str:
@@ -142,7 +142,7 @@ def _shapes(header: Header, width: int, grid: int, patch: int, scale: int) -> di
 
 def _check_tensors(header: Header, expected: Mapping[str, tuple[int, ...]]) -> None:
     tensors = {tensor.name: tensor for tensor in header.tensors}
-    if "v.blk.0.ln2.weight" not in tensors and (old := next(filter(_OLD_NORM.match, tensors), None)):
+    if "v.blk.0.ln2.weight" not in tensors and (old := next(filter(_OLD_NORM.fullmatch, tensors), None)):
         raise ArtifactError(
             f"{header.path}: holds {old!r} where llama.cpp reads 'v.blk.0.ln2.weight': the second norm of every layer "
             "would be left out in silence",

@@ -205,9 +205,8 @@ def mmproj(checkpoint: Checkpoint) -> tuple[list[Weight], dict[str, Value]]:
             f"{_ROPE_THETA:g}",
             remedy="write the vision tower as ONNX (--vision-to onnx)",
         )
-    weights = [
-        Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in tensors(checkpoint, hp).items()
-    ]
+    in_order = sorted(tensors(checkpoint, hp).items(), key=lambda entry: entry[1].name)  # as a safetensors file is
+    weights = [Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in in_order]
     return weights, _metadata(hp, spec(checkpoint))
 
 

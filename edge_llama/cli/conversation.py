@@ -75,6 +75,8 @@ class Conversation:
     def send(self, text: str) -> None:
         """Say ``text`` and show the answer. What waits to be shown goes with it; an error leaves it waiting."""
         generation = self.chat.send(text, images=self.shown.images, video=self.shown.clip, **self.params)
+        if self.shown.clip:
+            note(f"[{self.shown.clip.name}: {self.chat.frames_shown:,} frames of it are shown]")
         self.shown.clear()
         self.show(generation)
 

@@ -66,7 +66,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="FAMILY|FILE|none",
-            help="llama2, llama3, llama3.1, a Jinja file, or none. Default: the source's own, or by its name.",
+            help="llama2, llama3, ..., llama4, a Jinja file, or none. Default: the source's own, or by its name.",
         ),
     ] = None,
     lora: Annotated[

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,15 +71,15 @@ def run(
         max_tiles=max_tiles,
         verbose=verbose,
     ) as model:
-        for option, value in (("--system", system), ("--tools", tools), ("--image", image), ("--video", video)):
-            if raw and value is not None:
-                raise OptionError(f"{option} has no place in a --raw prompt", remedy="leave one of them out")
         described = _read_tools(tools) if tools else None
         if raw:
+            _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
             generation = model.generate(prompt, **params)
         else:
             chat = model.chat(system=system, tools=described)
             generation = chat.send(prompt, images=image or (), video=video, **params)
+            if video:
+                note(f"{video}: {chat.frames_shown:,} frames of it are shown", quiet=quiet)
         if not as_json:
             stream(generation, Plain())
         answer = generation.result()
@@ -93,6 +94,13 @@ def run(
             note(f"[{why}]")
         if sys.stderr.isatty():
             note(speed(answer.timings), quiet=quiet)
+
+
+def _check_raw(options: Mapping[str, object]) -> None:
+    """OptionError if one was given that a prompt without a template has no place for."""
+    for option, value in options.items():
+        if value is not None:
+            raise OptionError(f"{option} has no place in a --raw prompt", remedy="leave one of them out")
 
 
 def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:

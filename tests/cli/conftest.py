@@ -36,10 +36,13 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
 def cli(environment: dict[str, str]) -> Cli:
     """Run ``edge-llama`` with arguments and text on stdin; its outputs and exit code."""
 
-    def run(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, stdin: str | bytes = "", env: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.CompletedProcess[str]:
         data = stdin if isinstance(stdin, bytes) else stdin.encode()
         command = [EDGE_LLAMA, *map(str, arguments)]
-        done = subprocess.run(command, input=data, capture_output=True, env=environment, check=False, timeout=300)
+        around = {**environment, **env}
+        done = subprocess.run(command, input=data, capture_output=True, env=around, check=False, timeout=300)
         return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
