@@ -73,12 +73,12 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
 }
 
 TOWERS: dict[str, Callable[[Path], Path]] = {
-    "Llama 4 vision tower, f32": llama4.scout,
-    "Llama 4 vision tower, f16": lambda at: llama4.scout(at, dtype="F16"),
-    "Llama 4 vision tower, bf16, 5 layers": lambda at: llama4.scout(
+    "Llama 4 vision, f32": llama4.scout,
+    "Llama 4 vision, f16": lambda at: llama4.scout(at, dtype="F16"),
+    "Llama 4 vision, bf16, 5 layers": lambda at: llama4.scout(
         at, dtype="BF16", vision={"image_size": 112, "num_hidden_layers": 5}
     ),
-    "Llama 4 that reads digits, vision": lambda _at: ROOT / "tests" / "data" / "llama4_digits",
+    "Llama 4 vision, trained on digits": lambda _at: ROOT / "tests" / "data" / "llama4_digits",
 }
 
 
@@ -108,7 +108,7 @@ def main() -> None:
 def report(family: str, quant: str, differences: list[str]) -> bool:
     """Prints a line of the table; whether anything differs."""
     verdict = "equal" if not differences else "DIFFERS: " + "; ".join(differences)
-    print(f"  {family:38}{quant:8}{verdict}", flush=True)
+    print(f"  {family:36}{quant:8}{verdict}", flush=True)
     return bool(differences)
 
 

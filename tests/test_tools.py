@@ -287,7 +287,7 @@ def test_arguments_nested_too_deeply_are_an_error() -> None:
         ({"role": "assistant", "content": "x", "tool_calls": [{"type": "x", "function": {}}]}, "of type 'x'"),
         ({"role": "assistant", "content": "x", "weight": 1}, "a message has 'weight'"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "a part of content"),
-        ({"role": "user", "content": [{"type": "image"}]}, "of type 'image'; give text parts"),
+        ({"role": "user", "content": [{"type": "image"}]}, "of type 'image'; give text and image_url parts"),
         ({"role": "user", "content": [{"type": "text"}]}, "a part of content is NoneType"),
         ({"role": "user", "content": ["x"]}, "a part of content is an object"),
     ],
