@@ -176,7 +176,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "no class": (without("v.class_embd"), "'v.class_embd' is missing"),
     "no bias": (without("v.blk.1.attn_out.bias"), "'v.blk.1.attn_out.bias' is missing"),
     "a norm left out": (without("v.blk.1.ln2.weight"), "'v.blk.1.ln2.weight' is missing"),
-    "the old name of a norm": (renamed(".ln2.", ".attn_post_norm."), "'v.blk.0.attn_post_norm.bias' where .*--tower"),
+    "the old name of a norm": (renamed(".ln2.", ".attn_post_norm."), "'v.blk.0.attn_post_norm.weight' where .*--tower"),
     "an old name beside it": (added("v.blk.0.attn_post_norm.weight"), "attn_post_norm.weight' is not part of"),
     "a scale": (added("v.blk.0.ls1.weight"), "'v.blk.0.ls1.weight' is not part of"),
     "a patch of four dimensions": (shaped("v.patch_embd.weight", 48, 3, 14, 14), "expected 48 x 588"),
