@@ -45,11 +45,16 @@ def _llama_cpp(*, again: bool) -> EngineState:
 
 
 def _onnx_runtime() -> EngineState:
-    """Found, not loaded: no model file that edge-llama opens today needs it."""
-    name, runs = "ONNX Runtime", "ONNX folders (not opened yet)"
+    from edge_llama.backends.onnx_runtime import runtime  # noqa: PLC0415
+
+    name, runs = "ONNX Runtime", "vision towers in ONNX, on the CPU"
     if find_spec("onnxruntime") is None:
         return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
-    return EngineState(name, runs, _version("onnxruntime") or "of another distribution")
+    try:
+        library = runtime()
+    except EngineError as error:
+        return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
+    return EngineState(name, runs, library.__version__, f"providers: {', '.join(library.get_available_providers())}")
 
 
 def _version(distribution: str) -> str | None:

@@ -16,7 +16,8 @@ def test_it_tells_what_is_here_and_what_would_be_used(cli: Cli) -> None:
     for text in (
         "llama.cpp 0.3.",
         "works here",
-        "ONNX Runtime",
+        "ONNX Runtime 1.",
+        "CPUExecutionProvider",
         "GB available",
         "used ",
         "kernels  compiled for this machine",
