@@ -9,7 +9,7 @@ from edge_llama.cli import settings
 from edge_llama.cli.clipboard import copy
 from edge_llama.cli.console import QUOTES, note, speed
 from edge_llama.cli.conversation import Conversation
-from edge_llama.cli.pictures import CLIPS
+from edge_llama.cli.pictures import CLIPS, unquoted
 from edge_llama.errors import OptionError
 from edge_llama.images import Image
 
@@ -132,12 +132,12 @@ def _image(conversation: Conversation, argument: str) -> None:
         conversation.shown.clear()
         note("the next message shows nothing")
     else:
-        _show_image(conversation, _file(argument, "/image"))
+        _show_image(conversation, _file(unquoted(argument), "/image"))
 
 
 @_command("/video PATH", "show a clip with the next message: frames of it, with their times", _paths)
 def _video(conversation: Conversation, argument: str) -> None:
-    _show_clip(conversation, _file(argument, "/video"))
+    _show_clip(conversation, _file(unquoted(argument), "/video"))
 
 
 def show(conversation: Conversation, path: Path) -> None:

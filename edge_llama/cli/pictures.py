@@ -42,20 +42,30 @@ def dropped(line: str) -> tuple[list[Path], str]:
     return paths, line[at:].strip() if paths else line
 
 
+def unquoted(argument: str) -> str:
+    """A command's path as it was typed or, if only that is a file, without what a terminal adds to a dropped path."""
+    match = _DROPPED.fullmatch(argument)
+    readings = (argument, *_readings(match)) if match else (argument,)
+    return next((text for text in readings if _is_file(Path(text))), argument)
+
+
 def _path(match: re.Match[str]) -> Path | None:
-    quoted, bare = match[1] or match[2], match[3]
-    for text in _readings(quoted, bare):
-        path = Path(text)
-        try:
-            if path.suffix.lower() in PICTURES | CLIPS and path.is_absolute() and path.is_file():
-                return path
-        except (OSError, ValueError):  # a name that is too long, or holds a NUL: no file
-            continue
+    for path in map(Path, _readings(match)):
+        if path.suffix.lower() in PICTURES | CLIPS and path.is_absolute() and _is_file(path):
+            return path
     return None
 
 
-def _readings(quoted: str | None, bare: str | None) -> Iterator[str]:
-    text = quoted or bare or ""
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
+def _readings(match: re.Match[str]) -> Iterator[str]:
+    quoted, bare = match[1] or match[2], match[3]
+    text = quoted or bare
     if text.startswith("file://"):
         yield unquote(urlsplit(text).path)
     yield text

@@ -53,10 +53,14 @@ def run(
     """Answer one prompt; the answer streams to stdout, and nothing else goes there.
 
     Example: edge-llama run llama-3.2-1b-q4_k_m.gguf "Why is the sky blue?" --max-tokens 200
+
+    With a picture: edge-llama run llama4-scout/ "What is this?" --image photo.jpg
     """
     if len(words) > 2:
         raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
     model_name = words[0] if len(words) == 2 else None
+    if raw:
+        _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
     prompt = _read_stdin() if words[-1] == "-" else words[-1]
     with options.open_model(
         model_name,
@@ -73,7 +77,6 @@ def run(
     ) as model:
         described = _read_tools(tools) if tools else None
         if raw:
-            _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
             generation = model.generate(prompt, **params)
         else:
             chat = model.chat(system=system, tools=described)

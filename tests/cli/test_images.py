@@ -1,6 +1,8 @@
 """Pictures on the command line: one answer, and a chat in a terminal, by the small Llama 4 that reads digits."""
 
 import json
+import os
+import re
 import subprocess
 import urllib.parse
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from PIL import Image as Pillow
 from terminals import Terminal
 
 import converters
-from edge_llama.cli.pictures import dropped
+from edge_llama.cli.pictures import dropped, unquoted
 from edge_llama.history import History
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,6 +55,8 @@ def test_pictures_stand_in_their_order(cli: Cli, model: Path, halves: list[Path]
     said = json.loads(first.stdout)
     assert said["text"] == "first 5, second 4"
     assert said["timings"]["tiles"] > 2
+    fewer = cli("run", model, WHICH, "--image", halves[0], "--image", halves[1], "--max-tiles", 1, "--json")
+    assert json.loads(fewer.stdout)["timings"]["tiles"] == 2, "one for each picture"
     second = cli("run", model, WHICH, "--image", halves[1], "--image", halves[0], "--temperature", 0)
     assert second.stdout == "first 4, second 5\n"
 
@@ -108,6 +112,39 @@ def test_frames_of_a_clip_are_counted(cli: Cli, model: Path, tmp_path: Path) -> 
     assert "4 frames" in done.stderr
 
 
+def test_without_pyav_a_clip_says_what_to_install(cli: Cli, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "av.py").write_text('raise ImportError("not installed")')
+    search = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = cli("run", model, "What happens?", "--video", __file__, env={"PYTHONPATH": search})
+    assert done.returncode == 2
+    assert done.stderr.endswith('pip install "edge-llama[video]"\n'), done.stderr
+
+
+def test_a_picture_waits_when_the_message_does_not_fit_and_what_was_shown_is_loaded_again(
+    terminal: Callable[..., Terminal], cli: Cli, model: Path, halves: list[Path], tmp_path: Path
+) -> None:
+    env = {"EDGE_LLAMA_HISTORY": str(tmp_path / "history")}
+    chat = terminal("chat", model, "--temperature", 0, "--n-ctx", 512, env=env)
+    chat.see(r"/help shows the commands(?m:(.|\n)*^>)\Z")
+    assert "112 x 112 pixels" in chat.ask(f"/image '{halves[0]}'"), "dropped after the command"
+    assert "the context holds 512" in chat.ask("word " * 600)
+    assert re.search(r" [1-9]\d? of 512 tokens", chat.ask(f"{halves[1]} {WHICH}") + chat.ask("/context"))
+    saved = tmp_path / "saved"
+    assert "saved" in chat.ask(f"/save {saved}")
+    chat.enter("/exit")
+    assert chat.exit_code() == 0
+    question, answer = History(tmp_path / "history", print).latest().messages
+    assert (len(question.images), answer.content) == (2, "first 5, second 4"), "the first picture had waited"
+    entry = History(tmp_path / "history", print).latest().id
+    shown = json.loads(cli("history", "show", entry, "--json", env=env).stdout)["messages"][0]["content"]
+    assert [part["type"] for part in shown] == ["image_url", "image_url", "text"]
+    again = terminal("chat", model, "--temperature", 0, "--continue", env=env)
+    again.see(r"/help shows the commands(?m:(.|\n)*^>)\Z")
+    assert "first 5, second 4" in again.ask("/retry")
+    assert "2 messages" in again.ask(f"/load {saved}")
+    assert "first 5, second 4" in again.ask("/retry")
+
+
 def test_a_chat_shows_pictures_drops_them_and_keeps_them(
     terminal: Callable[..., Terminal], cli: Cli, model: Path, halves: list[Path], picture: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +168,14 @@ def test_a_chat_shows_pictures_drops_them_and_keeps_them(
     assert [found.role for _, found in history.search("left")] == ["assistant"]
     shown = cli("history", "show", history.latest().id, env={"EDGE_LLAMA_HISTORY": str(tmp_path)})
     assert f"> [image of 224 x 112 pixels] {WHICH}" in shown.stdout
+
+
+def test_a_path_after_a_command_may_be_dropped_too(halves: list[Path]) -> None:
+    five = halves[0]
+    for written in (str(five), f"'{five}'", str(five).replace(" ", "\\ "), f"file://{urllib.parse.quote(str(five))}"):
+        assert unquoted(written) == str(five)
+    for other in ("", "'nowhere.png'", "~/a b.png", "-", "x" * 5000, "a\0b"):
+        assert unquoted(other) == other
 
 
 def test_paths_are_known_as_terminals_drop_them(halves: list[Path]) -> None:
