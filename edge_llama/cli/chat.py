@@ -49,6 +49,8 @@ def chat(
     What is said is kept on this machine (edge-llama history); --continue goes on with it.
 
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
+
+    With pictures: edge-llama chat llama4-scout/ --max-tiles 4
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
     open_model = partial(
