@@ -272,7 +272,7 @@ def read_towers(path: Path) -> Bundle:
     if path.is_dir():
         return read_bundle(path)
     if path.suffix == ".onnx":
-        return replace(read_bundle(_bundle_of(path)), text=None)
+        return replace(read_bundle(bundle_of(path)), text=None)
     if read_header(path).architecture == MMPROJ:
         return Bundle(path, None, read_vision(path), None)
     return Bundle(path, path, None, None)
@@ -288,11 +288,14 @@ def read_vision(path: Path) -> VisionArtifact:
         if vision is None:
             raise ArtifactError(f"{path}: holds no vision tower", remedy="give the mmproj or .onnx file itself")
         return vision
-    return read_vision(_bundle_of(path)) if path.suffix == ".onnx" else _mmproj(path)
+    return read_vision(bundle_of(path)) if path.suffix == ".onnx" else _mmproj(path)
 
 
-def _bundle_of(file: Path) -> Path:
-    """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper."""
+def bundle_of(file: Path) -> Path:
+    """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper.
+
+    ArtifactError if there is none.
+    """
     for folder in (file.parent, file.parent.parent):
         if (folder / MANIFEST).is_file():
             vision = read_manifest(folder).vision

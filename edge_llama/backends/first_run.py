@@ -24,6 +24,8 @@ from edge_llama.integrity import ROOT
 
 _log = logging.getLogger(__name__)
 _KIND = "first-run"
+LLAMA_CPP, ONNX_RUNTIME = "llama.cpp", "ONNX Runtime"
+_PACKAGES = {LLAMA_CPP: "llama-cpp-python", ONNX_RUNTIME: "onnxruntime"}
 _CHILD = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -70,7 +72,9 @@ def _identity(path: Path, data_offset: int) -> list[Any]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, header]
 
 
-def child(module: str, path: Path, *arguments: str, seconds: float = _SECONDS) -> dict[str, Any] | None:
+def child(
+    module: str, path: Path, *arguments: str, seconds: float = _SECONDS, engine: str = LLAMA_CPP
+) -> dict[str, Any] | None:
     """What ``main(path, *arguments)`` of a module says in a child process by :func:`end`; None if it could not begin.
 
     ArtifactError about ``path`` if the child died or took too long.
@@ -92,33 +96,35 @@ def child(module: str, path: Path, *arguments: str, seconds: float = _SECONDS) -
         _log.info("%s: not tried out: no child can be started: %s", path, error)
         return None
     except subprocess.TimeoutExpired as error:
-        raise _refused(path, f"took more than {seconds:,.0f} s") from error
+        raise _refused(path, engine, f"took more than {seconds:,.0f} s") from error
     lines = done.stdout.splitlines()
     if _BEGAN not in lines:
         _log.info("%s: not tried out: the child did not begin: %s", path, done.stderr.strip()[-300:])
         return None
     said = next((line.removeprefix(_SURVIVED) for line in lines if line.startswith(_SURVIVED)), None)
     if said is None:
-        raise _death(path, done.returncode, done.stderr)
+        raise _death(path, engine, done.returncode, done.stderr)
     found: dict[str, Any] = json.loads(said)
     return found
 
 
-def _death(path: Path, code: int, told: str) -> EdgeLlamaError:
+def _death(path: Path, engine: str, code: int, told: str) -> EdgeLlamaError:
     """The error about a child that did not survive: the file's fault, unless the engine or the memory is to blame."""
     if code == -9:
         return EngineError(f"{path}: a trial run was killed, perhaps for want of memory", remedy="close other programs")
-    health.check()
+    if engine == LLAMA_CPP:
+        health.check()
     lines = told.strip().splitlines()
-    return _refused(path, f"died of signal {-code}" if code < 0 else f"ended with {code}", lines[-1] if lines else "")
+    how = f"died of signal {-code}" if code < 0 else f"ended with {code}"
+    return _refused(path, engine, how, lines[-1] if lines else "")
 
 
-def _refused(path: Path, how: str, why: str = "") -> ArtifactError:
+def _refused(path: Path, engine: str, how: str, why: str = "") -> ArtifactError:
     how += f": {why}" if why else ""
     return ArtifactError(
-        f"{path}: llama.cpp cannot run it: a trial run in a process of its own {how}",
-        remedy="the file is damaged, or this llama.cpp is not made for it: download it again, or update "
-        "llama-cpp-python",
+        f"{path}: {engine} cannot run it: a trial run in a process of its own {how}",
+        remedy=f"the file is damaged, or this {engine} is not made for it: download it again, or update "
+        f"{_PACKAGES[engine]}",
     )
 
 

@@ -2,17 +2,20 @@
 
 Its library wants a text model, of which it asks nothing here but a vocabulary for the marks around an image: a file
 without weights is made for it. Pixels reach it as bytes, which it normalises by the file's own mean and deviation; so
-tiles go back to the levels that they came from, exactly.
+tiles go back to the levels that they came from, exactly. It knows no stop, but asks a callback between the nodes of its
+graph whether to go on.
 
     python -m edge_llama.backends.llama_cpp_vision MMPROJ      # what a child process does: see :mod:`first_run`
 """
 
 import ctypes
+import itertools
 import json
 import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -32,6 +35,8 @@ from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.integrity import ROOT
 
 _log = logging.getLogger(__name__)
+_NODES = 4
+"""Nodes of the graph between two looks at whether to stop: a tenth of a layer."""
 _TRIAL, _ORDER = "first-encoding", "encoder-order"
 _REFUSED = "the file is damaged, or newer than this llama.cpp: convert it again, or update llama-cpp-python"
 
@@ -46,16 +51,13 @@ class LlamaCppVision:
         self._is_transposed = _transposes()
         self._raw = _Encoder(artifact, threads)
         self._artifact = artifact
-        self._is_aborted = False
 
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)``; a stop comes between tiles."""
+        """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
         spec = self._artifact.spec
         made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
         side = round(spec.tokens_per_tile**0.5)
         for number, tile in enumerate(tiles):
-            if self._is_aborted:
-                raise AbortedError
             found = self._raw.encode(levels(tile, spec.mean, spec.std))
             if self._is_transposed:
                 found = found.reshape(side, side, -1).swapaxes(0, 1).reshape(found.shape)
@@ -66,15 +68,16 @@ class LlamaCppVision:
         """The encoder's number of threads is fixed when it is opened."""
 
     def abort(self) -> None:
-        """Refuse the tiles after the one that is being encoded, until ``resume``. Any thread may call it."""
-        self._is_aborted = True
+        """Stop the ``encode`` that is running, and refuse others until ``resume``. Any thread may call it."""
+        self._raw.is_aborted = True
 
     def resume(self) -> None:
         """Take work again after ``abort``."""
-        self._is_aborted = False
+        self._raw.is_aborted = False
 
     def close(self) -> None:
-        """Free the weights. May be called twice."""
+        """Free the weights, once an ``encode`` that runs has stopped. May be called twice, and by any thread."""
+        self.abort()
         self._raw.close()
 
 
@@ -101,6 +104,18 @@ class _Encoder:
         params = lib.mtmd_context_params_default()
         params.use_gpu = params.print_timings = params.warmup = False
         params.n_threads = threads
+        self.is_aborted = self._is_stopped = False
+        nodes = itertools.count()
+
+        def goes_on(_node: int | None, is_asked: bool, _data: int | None) -> bool:
+            """Before a node: whether to call again after it. After it: whether to go on."""
+            if is_asked:
+                return next(nodes) % _NODES == 0
+            self._is_stopped = self.is_aborted
+            return not self._is_stopped
+
+        self._goes_on = params.cb_eval = llama.ggml_backend_sched_eval_callback(goes_on)
+        self._in_use = threading.Lock()
         self._context: Any = lib.mtmd_init_from_file(os.fsencode(artifact.path), self._text, params)
         if not self._context:
             llama.llama_model_free(self._text)
@@ -108,6 +123,12 @@ class _Encoder:
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """``(side, side, 3)`` to ``(tokens_per_tile, n_embd)``, in the encoder's own order."""
+        with self._in_use:
+            if not self._context:
+                raise EngineError(f"{self._artifact.path}: the tower is closed", remedy="open it again")
+            return self._encode(pixels)
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         lib, spec = self._lib, self._artifact.spec
         bitmap = lib.mtmd_bitmap_init(spec.tile, spec.tile, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         chunks = lib.mtmd_input_chunks_init()
@@ -119,7 +140,11 @@ class _Encoder:
             count = sum(int(lib.mtmd_input_chunk_get_n_tokens(chunk)) for chunk in found)
             if len(found) != 1 or count != spec.tokens_per_tile:
                 raise self._failed(f"it makes {count:,} tokens of a tile, expected {spec.tokens_per_tile:,}")
-            if status := lib.mtmd_encode_chunk(self._context, found[0]):
+            self._is_stopped = self.is_aborted
+            status = 0 if self._is_stopped else lib.mtmd_encode_chunk(self._context, found[0])
+            if self._is_stopped:  # perhaps in the midst of it: what it made is worth nothing
+                raise AbortedError
+            if status:
                 raise self._failed(f"encoding ended with {status}")
             data = lib.mtmd_get_output_embd(self._context)
             return np.ctypeslib.as_array(data, shape=(spec.tokens_per_tile, spec.n_embd)).copy()
@@ -138,10 +163,11 @@ class _Encoder:
         return EngineError(f"{self._artifact.path}: llama.cpp's encoder failed: {why}", remedy="use the ONNX tower")
 
     def close(self) -> None:
-        if self._context:
-            self._lib.mtmd_free(self._context)
-            self._llama.llama_model_free(self._text)
-            self._context = self._text = None
+        with self._in_use:
+            if self._context:
+                self._lib.mtmd_free(self._context)
+                self._llama.llama_model_free(self._text)
+                self._context = self._text = None
 
 
 @cache
@@ -181,8 +207,9 @@ def _transposes() -> bool:
 def _try_out(artifact: VisionArtifact) -> None:
     """ArtifactError if llama.cpp would end the process on this file: a child process meets it first."""
     key = {"file": artifact.identity, "engine": health.build()}
-    if first_run.has_children() and remembered.recall(_TRIAL, key) is None:
-        first_run.child(__name__, artifact.path)
+    if not first_run.has_children() or remembered.recall(_TRIAL, key) is not None:
+        return
+    if first_run.child(__name__, artifact.path) is not None:
         remembered.remember(_TRIAL, key, {"survived": True})
 
 

@@ -1,18 +1,45 @@
-"""ONNX Runtime as the vision tower's engine."""
+"""ONNX Runtime as the vision tower's engine.
 
+It ends the process on some graphs (1.32: an attribute that disagrees with the node's outputs), so it is given those
+that are as our converter wrote them, and others only after a child process has survived them.
+"""
+
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact
+from edge_llama import manifest, remembered
+from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
+from edge_llama.backends import first_run
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.onnx_runtime import providers, runtime
-from edge_llama.errors import ArtifactError, EngineError
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
 
+_log = logging.getLogger(__name__)
+_TRIAL = "first-onnx-encoding"
 _BATCH = 1
 """Tiles in one run: more at once are no faster on a CPU, and their activations take as many times the memory."""
 _REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
+
+
+def require(artifact: VisionArtifact, device: str = "cpu") -> None:
+    """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
+
+    Only the graph is read whole: wrong weights make wrong numbers, and nothing worse.
+    """
+    bundle = bundle_of(artifact.path)
+    try:
+        manifest.verify(bundle, only=(artifact.path.relative_to(bundle).as_posix(),))
+        return
+    except NotVerifiableError:  # another program wrote it
+        key = {"file": artifact.identity, "engine": runtime().__version__, "device": device}
+    if not first_run.has_children() or remembered.recall(_TRIAL, key) is not None:
+        return
+    if first_run.child(__name__, artifact.path, device, engine=first_run.ONNX_RUNTIME) is not None:
+        remembered.remember(_TRIAL, key, {"survived": True})
 
 
 class OnnxVision:
@@ -33,7 +60,9 @@ class OnnxVision:
         try:
             self._session: Any = lib.InferenceSession(str(artifact.path), options, providers=chosen)
         except Exception as error:  # its errors share no class but this
-            raise ArtifactError(f"{artifact.path}: ONNX Runtime refuses it: {_line(error)}", remedy=_REFUSED) from error
+            raise ArtifactError(
+                f"{artifact.path}: ONNX Runtime refuses it on {chosen[0]}: {_line(error)}", remedy=_REFUSED
+            ) from error
         self._check()
         self._run_options: Any = lib.RunOptions()
         self._run_options.log_severity_level = 4
@@ -49,14 +78,20 @@ class OnnxVision:
         return made
 
     def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._artifact.path}: the tower is closed", remedy="open it again")
         if self._run_options.terminate:
             raise AbortedError
         try:
-            (made,) = self._session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
+            (made,) = session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
         except Exception as error:
             if self._run_options.terminate:
                 raise AbortedError from error
             raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {_line(error)}") from error
+        spec = self._artifact.spec
+        if made.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
+            raise self._unfit(f"it makes {[*made.shape]} of {len(tiles)} tiles")
         return made  # type: ignore[no-any-return]
 
     def use_threads(self, count: int) -> None:
@@ -71,7 +106,8 @@ class OnnxVision:
         self._run_options.terminate = False
 
     def close(self) -> None:
-        """Free the weights. May be called twice."""
+        """Free the weights, once an ``encode`` that runs has stopped. May be called twice, and by any thread."""
+        self.abort()
         self._session = None
 
     def _check(self) -> None:
@@ -104,3 +140,15 @@ def _fits(found: list[Any], shape: tuple[int, ...]) -> bool:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500]
+
+
+def main(path: str, device: str) -> None:
+    """The child: open the file, encode a tile."""
+    first_run.begin()
+    try:
+        artifact = read_vision(Path(path))
+        tower = OnnxVision(artifact, threads=1, device=device)
+        tower.encode(np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32))
+    except Exception as error:  # the parent will meet it
+        _log.debug("%s", error)
+    first_run.end()

@@ -10,6 +10,7 @@ def open_vision(artifact: VisionArtifact, *, threads: int, device: str = "cpu") 
         from edge_llama.backends.llama_cpp_vision import LlamaCppVision  # noqa: PLC0415 - loads native code
 
         return LlamaCppVision(artifact, threads=threads)
-    from edge_llama.backends.onnx_vision import OnnxVision  # noqa: PLC0415 - loads native code
+    from edge_llama.backends.onnx_vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
+    require(artifact, device)
     return OnnxVision(artifact, threads=threads, device=device)

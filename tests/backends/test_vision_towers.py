@@ -1,9 +1,10 @@
 """Both engines of the vision tower: transformers' embeddings, stops, and files that can't be used."""
 
+import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from refusals import refusal
 import converters
 import edge_llama
 from edge_llama import Image, Message
-from edge_llama.artifact import read_vision
-from edge_llama.backends import llama_cpp_vision
+from edge_llama.artifact import VisionArtifact, read_vision
+from edge_llama.backends import first_run, llama_cpp_vision
 from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp_vision import levels
 from edge_llama.backends.onnx_runtime import providers
@@ -106,8 +107,10 @@ def test_a_chat_sees_with_llama_cpp_what_it_sees_with_onnx_runtime(
         assert model.answer(question, temperature=0, max_tokens=16).result().text == turn.answer
 
 
-def test_an_abort_from_another_thread_stops_it_and_it_works_again(tower: VisionTower) -> None:
-    many = pixels(17).repeat(40, 0)
+@pytest.mark.parametrize("engine", ["mmproj", "f32"])
+def test_an_abort_from_another_thread_stops_it_and_it_works_again(engine: str, towers: dict[str, Path]) -> None:
+    tower = open_vision(read_vision(towers[engine]), threads=2)
+    many = pixels(17).repeat(400, 0)
     threading.Timer(0.2, tower.abort).start()
     began = time.perf_counter()
     with pytest.raises(AbortedError):
@@ -118,6 +121,28 @@ def test_an_abort_from_another_thread_stops_it_and_it_works_again(tower: VisionT
     tower.resume()
     assert tower.encode(pixels(1)).shape == (1, 4, 64)
     tower.close()
+
+
+def test_llama_cpps_encoder_stops_in_the_midst_of_a_tile(
+    towers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_vision(read_vision(towers["mmproj"]), threads=1)) as tower:
+        expected = tower.encode(pixels(1))
+        library = llama_cpp_vision._library()
+        encode = library.mtmd_encode_chunk
+
+        def stopped_within(*arguments: object) -> int:
+            tower.abort()
+            try:
+                return int(encode(*arguments))
+            finally:
+                tower.resume()
+
+        monkeypatch.setattr(library, "mtmd_encode_chunk", stopped_within)
+        with pytest.raises(AbortedError):
+            tower.encode(pixels(1))
+        monkeypatch.undo()
+        assert (tower.encode(pixels(1)) == expected).all()
 
 
 def test_the_graph_is_sound_and_reads_well(towers: dict[str, Path]) -> None:
@@ -138,17 +163,95 @@ def _damaged(towers: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(towers["f32"], tmp_path / "damaged"))
 
 
-def test_a_graph_that_onnx_runtime_refuses_is_an_error(towers: dict[str, Path], tmp_path: Path) -> None:
+def _foreign(folder: Path, change: Callable[[onnx.ModelProto], object]) -> VisionArtifact:
+    """The bundle in ``folder`` as another program would write it: no seal, and a graph that was changed."""
+    path = folder / "vision" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    manifest = json.loads((folder / "edge-llama.json").read_text())
+    del manifest["seal"]
+    manifest["files"]["vision/model.onnx"]["bytes"] = path.stat().st_size
+    (folder / "edge-llama.json").write_text(json.dumps(manifest))
+    return read_vision(folder)
+
+
+def test_a_graph_that_was_damaged_since_never_reaches_the_engine(towers: dict[str, Path], tmp_path: Path) -> None:
     folder = _damaged(towers, tmp_path)
     artifact = read_vision(folder)
-    model = onnx.load(folder / "vision" / "model.onnx", load_external_data=False)
-    model.graph.node[5].op_type = "Nonsense"
-    (folder / "vision" / "model.onnx").write_bytes(model.SerializeToString())
-    with refusal(ArtifactError, "ONNX Runtime refuses it", "Nonsense"):
+    graph = folder / "vision" / "model.onnx"
+    whole = graph.read_bytes()
+    for damaged in (b"\x08\x0anonsense", whole[:-1], whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:]):
+        graph.write_bytes(damaged)
+        with refusal(ArtifactError, "model.onnx"):
+            open_vision(artifact, threads=1)
+
+
+@pytest.fixture
+def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_foreign_graph_is_tried_out_once(
+    towers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Reference
+) -> None:
+    artifact = _foreign(_damaged(towers, tmp_path), lambda model: setattr(model, "producer_name", "another"))
+    open_vision(artifact, threads=1).close()
+    monkeypatch.setattr(first_run, "child", None)  # not asked again
+    with closing(open_vision(artifact, threads=1)) as tower:
+        np.testing.assert_allclose(tower.encode(pixels(1)), reference.image_features(pixels(1)), atol=EXACT, rtol=0)
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(towers: dict[str, Path], tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        split = next(node for node in model.graph.node if node.op_type == "Split")
+        next(attribute for attribute in split.attribute if attribute.name == "num_outputs").i = 1
+
+    artifact = _foreign(_damaged(towers, tmp_path), change)
+    with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself
         open_vision(artifact, threads=1)
-    (folder / "vision" / "model.onnx").write_bytes(b"\x08\x0anonsense")
-    with refusal(ArtifactError, "ONNX Runtime refuses it"):
-        open_vision(artifact, threads=1)
+
+
+def _outside(model: onnx.ModelProto) -> None:
+    initializer = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in initializer.external_data if entry.key == "location").value = "../outside.data"
+
+
+@pytest.mark.usefixtures("fresh_cache")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model: setattr(model.graph.node[5], "op_type", "Nonsense"), "Nonsense"),
+        (lambda model: setattr(model.opset_import[0], "version", 99), "opset"),
+        (lambda model: setattr(model.graph.node[5], "domain", "com.example"), "com.example"),
+        (_outside, "outside.data"),
+    ],
+    ids=["operator", "opset", "domain", "outside"],
+)
+def test_a_foreign_graph_that_cannot_run_is_an_error(
+    change: Callable[[onnx.ModelProto], object], told: str, towers: dict[str, Path], tmp_path: Path
+) -> None:
+    with refusal(ArtifactError, told):
+        open_vision(_foreign(_damaged(towers, tmp_path), change), threads=1)
+
+
+@pytest.mark.usefixtures("fresh_cache")
+def test_a_graph_that_makes_nothing_of_a_tile_is_an_error(towers: dict[str, Path], tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        """All tiles are cut away at the end, which no declared shape shows."""
+        last = next(node for node in model.graph.node if "image_features" in node.output)
+        last.output[:] = ["whole"]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "cut0"))
+        model.graph.node.append(onnx.helper.make_node("Slice", ["whole", "cut0", "cut0", "cut0"], ["image_features"]))
+
+    artifact = _foreign(_damaged(towers, tmp_path), change)
+    with (
+        closing(open_vision(artifact, threads=1)) as tower,
+        refusal(ArtifactError, "it makes .* of 1 tiles"),
+    ):
+        tower.encode(pixels(1))
 
 
 def test_a_graph_of_another_shape_than_its_bundle_says_is_an_error(towers: dict[str, Path], tmp_path: Path) -> None:
@@ -172,8 +275,20 @@ def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
         providers("qnn", Options())
 
 
-def test_closing_twice_is_nothing_special(towers: dict[str, Path]) -> None:
-    for path in (towers["mmproj"], towers["f32"]):
-        opened = open_vision(read_vision(path), threads=1)
-        opened.close()
-        opened.close()
+@pytest.mark.parametrize("engine", ["mmproj", "f32"])
+def test_closing_twice_is_nothing_special_and_a_closed_tower_says_so(engine: str, towers: dict[str, Path]) -> None:
+    opened = open_vision(read_vision(towers[engine]), threads=1)
+    opened.close()
+    opened.close()
+    with pytest.raises(EngineError, match="is closed"):
+        opened.encode(pixels(1))
+
+
+@pytest.mark.parametrize("engine", ["mmproj", "f32"])
+def test_closing_from_another_thread_stops_what_runs(engine: str, towers: dict[str, Path]) -> None:
+    opened = open_vision(read_vision(towers[engine]), threads=1)
+    threading.Timer(0.1, opened.close).start()
+    with pytest.raises((AbortedError, EngineError)):
+        opened.encode(pixels(17).repeat(400, 0))
+    with pytest.raises(EngineError, match="is closed"):
+        opened.encode(pixels(1))
