@@ -70,7 +70,7 @@ def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, 
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
     from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
 
-    return tuple(onnx.vision_parts(checkpoint, FORMATS[format_name], "vision"))
+    return tuple(onnx.vision_parts(checkpoint, format_name, "vision"))
 
 
 def _layout(parts: tuple[Part, ...], manifest: Manifest, checkpoint: Checkpoint) -> Layout:
