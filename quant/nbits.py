@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from edge_llama.formats import FORMATS, Format
 
 BLOCKS = (32, 64, 128)
+BYTES = Format("bytes", -1, 1, 1)
+"""Of arrays that hold no weights."""
 _Q4_0, _Q4_1, _Q8_0 = FORMATS["q4_0"], FORMATS["q4_1"], FORMATS["q8_0"]
+_LOW, _HALF = np.uint8(15), np.uint8(4)
 _GGML = {4: _Q4_0, 8: _Q8_0}
 
 Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
@@ -91,7 +94,7 @@ def repacked(raw: NDArray[np.uint8], source: Format, target: Stored) -> NDArray[
         made = blocks[:, 2:] ^ np.uint8(0x80)
     else:
         halves = blocks[:, -16:]
-        low, high = halves & 15, halves >> 4  # numbers 0 to 15, and 16 to 31
+        low, high = halves & _LOW, halves >> _HALF  # numbers 0 to 15, and 16 to 31
         made = np.concatenate([_paired(low), _paired(high)], axis=1)
     return made.reshape(len(raw), -1)
 
@@ -154,8 +157,8 @@ def _packed(numbers: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
 
 
 def _paired(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return numbers[:, ::2] | numbers[:, 1::2] << 4
+    return numbers[:, ::2] | (numbers[:, 1::2] << _HALF)
 
 
 def _unpacked(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    return raw if bits == 8 else np.stack([raw & 15, raw >> 4], axis=-1).reshape(len(raw), -1)
+    return raw if bits == 8 else np.stack([raw & _LOW, raw >> _HALF], axis=-1).reshape(len(raw), -1)

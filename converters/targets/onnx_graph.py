@@ -83,9 +83,7 @@ class Graph:
         value = self.stored(name, tensor, F16, shape or tensor.shape, FLOAT16)
         return self.op("Cast", value, name=f"{name}.as_f32", to=int(FLOAT))
 
-    def stored(
-        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int], dtype: ir.DataType
-    ) -> ir.Value:
+    def stored(self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
         """The bytes of ``tensor`` in ``format_``, as the graph sees them; asked for again, the same bytes."""
         if name in self._initializers:
             return self._initializers[name]

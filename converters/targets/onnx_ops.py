@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, INT32, MICROSOFT, UINT8, Graph, Made
-from edge_llama.formats import F32, FORMATS
-from quant.nbits import Grid
+from edge_llama.formats import F32
+from quant.nbits import BYTES, Grid
 from quant.onnx_recipe import Form
 
 ROWS = ("batch", "sequence")
@@ -36,7 +36,9 @@ class MicrosoftOps:
         made = Made((*ROWS, table.columns))
         axes = {"gather_axis": 0, "quantize_axis": 1, "block_size": form.block}
         rows = f"{name}.numbers" if form.has_minima else name
-        found = self._ms("GatherBlockQuantized", numbers, ids, scales, zeros, name=rows, made=made, bits=form.bits, **axes)
+        found = self._ms(
+            "GatherBlockQuantized", numbers, ids, scales, zeros, name=rows, made=made, bits=form.bits, **axes
+        )
         if not form.has_minima:
             return found
         n_blocks = table.columns // form.block
@@ -47,7 +49,7 @@ class MicrosoftOps:
 
     def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
         """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
-        made = Made((*(x.shape or ROWS)[:-1], matrix.rows))
+        made = Made((*_sizes(x)[:-1], matrix.rows))
         last = name if bias is None else f"{name}.product"
         if isinstance(form, Grid):
             product = self._blocks(x, matrix, form, last, made)
@@ -61,13 +63,15 @@ class MicrosoftOps:
     def _blocks(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, made: Made) -> ir.Value:
         n_blocks = matrix.columns // form.block
         numbers, scales, zeros = self._grid(name, matrix, form, (n_blocks, form.block * form.bits // 8))
-        sizes = {"K": matrix.columns, "N": matrix.rows, "bits": form.bits, "block_size": form.block}
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
             name=f"{name}.numbers_product" if form.has_minima else name,
             made=made,
+            K=matrix.columns,
+            N=matrix.rows,
+            bits=form.bits,
+            block_size=form.block,
             accuracy_level=_INT8_ACTIVATIONS,
-            **sizes,
         )
         if not form.has_minima:
             return product
@@ -94,7 +98,7 @@ class MicrosoftOps:
         scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
         if form.has_minima:
-            return numbers, scales, graph.stored(f"{name}.zeros", _nothing(f"{name}.zeros", shape), _BYTES, shape, UINT8)
+            return numbers, scales, graph.stored(f"{name}.zeros", _nothing(f"{name}.zeros", shape), BYTES, shape, UINT8)
         if form.has_zeros:
             return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.stored("zeros"), shape, UINT8)
         return numbers, scales, None
@@ -119,9 +123,9 @@ class MicrosoftOps:
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
-        made = Made(tuple(gate.shape or ()))
+        made = Made(_sizes(gate))
         silu = self._ms("QuickGelu", gate, name=f"{name}.silu", made=made, alpha=1.0)
-        return self.op("Mul", silu, up, name=name)
+        return self.graph.op("Mul", silu, up, name=name, made=made)
 
     def lengths(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Of ``attention_mask``: each row's last position, int32 ``(batch,)``, and all positions, an int32 scalar."""
@@ -130,7 +134,7 @@ class MicrosoftOps:
         last = self.op("Sub", counted, one, name="lengths.last_position")
         last = self.op("Cast", last, name="lengths.last", to=int(INT32))
         shape = self.op("Shape", mask, name="lengths.mask_shape")
-        total = self.op("Gather", shape, self.graph.constant("lengths.axis", np.int64(1)), name="lengths.positions")
+        total = self.op("Gather", shape, self.graph.constant("lengths.axis", np.array(1)), name="lengths.positions")
         return last, self.op("Cast", total, name="lengths.total", to=int(INT32))
 
     def attention(
@@ -153,8 +157,10 @@ class MicrosoftOps:
         """
         cache = Made(("batch", heads[1], "total", head_dim))
         cos, sin = rotary or (None, None)
+        inputs = [*qkv, *past, *lengths, cos, sin, *([] if bias is None else [None, bias])]
         mixed, key, value = self.graph.ops(
-            *("GroupQueryAttention", *qkv, *past, *lengths, cos, sin, *([] if bias is None else [None, bias])),
+            "GroupQueryAttention",
+            *inputs,
             names=(name, *present),
             domain=MICROSOFT,
             made=[Made((*ROWS, heads[0] * head_dim)), cache, cache],
@@ -176,9 +182,13 @@ class MicrosoftOps:
         return self.graph.op(kind, *inputs, name=name, domain=MICROSOFT, made=made, **attributes)
 
 
-_BYTES = FORMATS["i8"]
+def _sizes(x: ir.Value) -> tuple[int | str, ...]:
+    """The shape of ``x`` as far as it is known."""
+    return (
+        (*ROWS, "width") if x.shape is None else tuple(size if isinstance(size, int) else str(size) for size in x.shape)
+    )
 
 
 def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
     """Zeros, that nobody needs to read."""
-    return Tensor(name, shape, _BYTES, lambda start, stop: np.zeros((stop - start, shape[-1]), np.uint8))
+    return Tensor(name, shape, BYTES, lambda start, stop: np.zeros((stop - start, shape[-1]), np.uint8))
