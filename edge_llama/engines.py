@@ -45,7 +45,7 @@ def _llama_cpp(*, again: bool) -> EngineState:
 
 
 def _onnx_runtime() -> EngineState:
-    from edge_llama.backends.onnx_runtime import runtime  # noqa: PLC0415
+    from edge_llama.backends.onnx_runtime import PLUGINS, runtime  # noqa: PLC0415 - loads native code
 
     name, runs = "ONNX Runtime", "vision towers in ONNX, on the CPU"
     if find_spec("onnxruntime") is None:
@@ -54,7 +54,17 @@ def _onnx_runtime() -> EngineState:
         library = runtime()
     except EngineError as error:
         return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
-    return EngineState(name, runs, library.__version__, f"providers: {', '.join(library.get_available_providers())}")
+    there = [*library.get_available_providers(), *(_plugin(device) for device in PLUGINS)]
+    return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
+
+
+def _plugin(device: str) -> str:
+    """A provider in a package of its own, and whether that can be used: it is not loaded for that."""
+    from edge_llama.backends.onnx_runtime import DEVICES, PLUGINS  # noqa: PLC0415
+
+    plugin = PLUGINS[device]
+    state = _version(plugin.package) if plugin.is_installed else f"not here: pip install {plugin.package}"
+    return f"{DEVICES[device]} ({state})"
 
 
 def _version(distribution: str) -> str | None:

@@ -20,7 +20,7 @@ _VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
 _MODEL_GRAPH = 7
 _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
-_FORMATS = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
+_FORMATS = {1: "f32", 2: "i8", 3: "i8", 4: "i16", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Ranges of a graph's values, and the 16-bit numbers that stand for them: a file of JSON between two commands."""
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from edge_llama.errors import OptionError
 
 _SCHEMA = "edge-llama ranges 1"
-_MOST = (1 << 16) - 1
+_MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
 _MAX_BYTES = 1 << 26
+IDENTIFYING = tuple(f"vision.norm_{at}.{part}" for at in ("pre", "post") for part in ("weight", "bias"))
+"""Of a vision tower's graph what :func:`fingerprint` is made of."""
 _AGAIN = "calibrate again: edge-llama calibrate"
 
 
@@ -26,13 +29,14 @@ class Code(NamedTuple):
 
     @classmethod
     def of(cls, low: float, high: float) -> "Code":
-        """The one for values from ``low`` to ``high``, and for 0 exactly."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        if low < 0:
-            most = max(-low, high)
-            return cls(float(np.float32(most / 32767)), 32768)
-        scale = float(np.float32((high - low) / _MOST)) or 1.0
-        return cls(scale, round(-low / scale))
+        """The one for values from ``low`` to ``high``, and for 0 exactly.
+
+        With values below 0, zero lies in the middle, even if it wastes half of the numbers: OpenVINO 1.8 multiplies
+        values around any other zero ten times less exactly.
+        """
+        zero = 0 if low >= 0 else _MIDDLE
+        scale = float(np.float32(max(-low, high) / (_MOST - zero)))
+        return cls(scale or 1.0, zero)
 
     def numbers(self, values: "NDArray[Any]") -> NDArray[np.uint16]:
         """``values`` in it, rounded."""
@@ -43,7 +47,7 @@ class Code(NamedTuple):
 class Ranges:
     """The least and the greatest that each value of a graph was, in float, over ``tiles`` tiles of sample images.
 
-    ``tower`` tells from which weights: see :func:`quant.calibration.fingerprint`.
+    ``tower`` is the :func:`fingerprint` of the weights.
     """
 
     tower: str
@@ -61,6 +65,17 @@ class Ranges:
         if name not in self.values:
             raise OptionError(f"--ranges: {name!r} is missing", remedy=_AGAIN)
         return Code.of(*self.values[name])
+
+
+def fingerprint(vectors: Iterable[NDArray[np.float32]]) -> str:
+    """What tells a tower from every other: its first and its last norm, which training moves with all the rest.
+
+    They are float32 in whatever form the matrices are. 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for vector in vectors:
+        digest.update(np.ascontiguousarray(vector, np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def read_ranges(path: Path) -> Ranges:

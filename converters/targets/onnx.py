@@ -1,9 +1,12 @@
-"""ONNX: today the vision tower of Llama 4, in standard operators, for any number of tiles.
+"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int8`` and ``int4`` (MatMulNBits).
 
-The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it. It computes in
-float32 whatever the weights are stored in: on a CPU, f16 throughout takes a third longer (1.04 against 0.81 s a tile,
-12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact.
+The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it, for every form.
+It takes any number of tiles and computes in float32 whatever the weights are stored in: on a CPU, f16 throughout takes
+a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact. As
+``a16w8`` it takes one tile and computes in integers. No value has more than four dimensions, since NPUs know no more.
 """
+
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -11,27 +14,39 @@ from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
-from converters.targets.onnx_graph import Graph
-from converters.targets.onnx_qdq import QdqGraph
+from converters.targets.onnx_graph import FLOAT, Graph
+from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_qdq import QdqGraph, floats
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT
-from edge_llama.formats import F16, F32, FORMATS, Format
+from edge_llama.errors import OptionError
+from edge_llama.formats import F16, F32
+from quant.nbits import BYTES, Grid
 from quant.onnx_recipe import Form
-from quant.ranges import Ranges
+from quant.ranges import fingerprint, read_ranges
 
-_FORMS: dict[str, Form] = {"f32": F32, "f16": F16, "a16w8": FORMATS["i8"]}
+QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid(4), "a16w8": BYTES}
+_NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
-def vision_parts(checkpoint: Checkpoint, quant: str, folder: str, ranges: Ranges | None = None) -> list[Part]:
+def vision_parts(checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None) -> list[Part]:
     """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`QUANTS`.
 
     It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.artifact` names: of any number
-    of tiles, or of one in ``a16w8``, which is written by ``ranges``. CheckpointError if the checkpoint is not whole,
-    OptionError for ranges of another tower.
+    of tiles, or of one in ``a16w8``, which needs the file ``ranges``. CheckpointError if the checkpoint is not whole,
+    OptionError for ranges that can't be used, or are of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)
     tensors = llama4_vision.tensors(checkpoint, hp)
-    graph = QdqGraph("llama4_vision", "model.onnx.data", ranges) if ranges else Graph("llama4_vision", "model.onnx.data")
-    return _Tower(hp, tensors, graph, _FORMS[quant], "tiles" if ranges is None else 1).parts(folder)
+    if ranges is None:
+        return _Tower(hp, tensors, Graph(_NAME, _DATA), QUANTS[quant], "tiles").parts(folder)
+    measured = read_ranges(ranges)
+    norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
+    if measured.tower != fingerprint(floats(norm, 0, 1) for norm in norms):
+        raise OptionError(
+            f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
+            remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
+        )
+    return _Tower(hp, tensors, QdqGraph(_NAME, _DATA, measured), QUANTS[quant], 1).parts(folder)
 
 
 class _Tower:
@@ -66,7 +81,7 @@ class _Tower:
         """Patches in rows, the class token after them, with their places."""
         hp, graph, side = self.hp, self.graph, self.hp.patch_size
         matrix = self._tensors["patch_embedding.linear.weight"]
-        form = self._form if isinstance(self._form, Format) else F16
+        form = F16 if isinstance(self._form, Grid) else self._form  # MatMulNBits convolves nothing
         kernel = graph.weight("vision.patch_embedding.weight", matrix, form, (hp.n_embd, 3, side, side))
         grid = graph.op("Conv", pixels, kernel, name="vision.patches.grid", strides=[side, side])
         columns = self._reshape(grid, "vision.patches.columns", 0, hp.n_embd, hp.grid**2)
@@ -160,12 +175,26 @@ class _Tower:
 
     def _linear(self, x: ir.Value, source: str, name: str, output: str = "") -> ir.Value:
         """``x`` times a matrix, plus a bias where there is one."""
-        weight = self.graph.weight(f"{name}.weight", self._tensors[f"{source}.weight"], self._form, turned=True)
-        bias = self._tensors.get(f"{source}.bias")
+        matrix, bias, form = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias"), self._form
+        if isinstance(form, Grid) and form.fits(matrix.columns):
+            return self._blocks(x, matrix, bias, form, name, output)
+        weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
         if bias is None:
             return self.graph.op("MatMul", x, weight, name=output or name)
         product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
+
+    def _blocks(
+        self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str
+    ) -> ir.Value:
+        """The same with a matrix in blocks, which an operator of Microsoft's multiplies by: it infers no shape."""
+        hp = self.hp
+        is_inside = name.startswith("vision.")
+        places = hp.grid**2 + 1 if is_inside else (hp.grid // hp.scale) ** 2
+        x.shape, x.type = ir.Shape((self._tiles, places, matrix.columns)), ir.TensorType(FLOAT)
+        product = MicrosoftOps(self.graph, EPS).linear(x, matrix, form, name, bias)
+        product.name = output or name
+        return product
 
     def _norm(self, x: ir.Value, source: str, name: str) -> ir.Value:
         weight, bias = (

@@ -15,15 +15,15 @@ import onnx_ir as ir
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, Graph
 from converters.transposed import transposed
-from edge_llama.formats import F32, FORMATS, Format
+from edge_llama.formats import F32, Format
 from quant.kernels import recode
+from quant.nbits import BYTES
 from quant.ranges import Code, Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INT8, _UINT16 = ir.DataType.INT8, ir.DataType.UINT16
-_I8, _I16 = FORMATS["i8"], FORMATS["i16"]
 _MIDDLE = 1 << 15
 _CHUNK = 1 << 20  # weights looked through at once
 _MOVES = {"Reshape", "Transpose", "Slice", "Split"}
@@ -71,12 +71,12 @@ class QdqGraph(Graph):
         """Vectors (``format_`` f32) in 16 bits; a matrix in 8, with a scale for each of its rows."""
         if format_ is F32:
             pair = self._stored_scale(name, tensor, ()), self._numbers(f"{name}.zero", np.uint16(_MIDDLE))
-            quantized = self.stored(f"{name}.quantized", _vector(tensor), _I16, shape or tensor.shape, _UINT16)
+            quantized = self.stored(f"{name}.quantized", _vector(tensor), BYTES, shape or tensor.shape, _UINT16)
             return self._dequantized(quantized, name, pair)
         zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
         pair = self._stored_scale(name, tensor, (tensor.rows,)), zeros
         matrix = transposed(_matrix(tensor)) if turned else _matrix(tensor)
-        quantized = self.stored(f"{name}.quantized", matrix, _I8, shape or matrix.shape, _INT8)
+        quantized = self.stored(f"{name}.quantized", matrix, BYTES, shape or matrix.shape, _INT8)
         return self._dequantized(quantized, name, pair, axis=1 if turned else 0)
 
     def _stored_scale(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> ir.Value:
@@ -103,7 +103,8 @@ class QdqGraph(Graph):
         return self._initializer(name, tensor, tensor.dtype, np.shape(numbers))
 
 
-def _floats(tensor: Tensor, start: int, stop: int) -> "NDArray[np.float32]":
+def floats(tensor: Tensor, start: int, stop: int) -> "NDArray[np.float32]":
+    """Rows ``start`` to ``stop``: (stop - start, columns)."""
     return recode(tensor.read(start, stop), tensor.format, F32).view(np.float32)
 
 
@@ -111,7 +112,7 @@ def _largest(tensor: Tensor, *, each_row: bool) -> "NDArray[np.float32]":
     """The largest magnitude in each row, or in all: (rows,) or (1,)."""
     step = max(_CHUNK // tensor.columns // tensor.step, 1) * tensor.step
     pieces = [
-        np.abs(_floats(tensor, start, min(start + step, tensor.rows))).max(axis=1)
+        np.abs(floats(tensor, start, min(start + step, tensor.rows))).max(axis=1)
         for start in range(0, tensor.rows, step)
     ]
     found = np.concatenate(pieces)
@@ -138,19 +139,20 @@ def _matrix(tensor: Tensor) -> Tensor:
     """A matrix in int8, each row by a scale of its own."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = _floats(tensor, start, stop)
+        rows = floats(tensor, start, stop)
         steps = _steps(np.abs(rows).max(axis=1), 127)
         return np.rint(rows / steps[:, None]).astype(np.int8).view(np.uint8)
 
-    return replace(tensor, format=_I8, read=read)
+    return replace(tensor, format=BYTES, read=read)
 
 
 def _vector(tensor: Tensor) -> Tensor:
-    """A vector, or several, in uint16 around the middle, by one scale: read as a whole, so it should be small."""
+    """The bytes of a vector, or several, in uint16 around the middle, by one scale. Read as a whole: they are small."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = _floats(tensor, 0, tensor.rows)
+        rows = floats(tensor, 0, tensor.rows)
         steps = _steps(np.abs(rows).max(keepdims=True), _MIDDLE - 1)
         return (np.rint(rows[start:stop] / steps) + _MIDDLE).astype(np.uint16).view(np.uint8)
 
-    return replace(tensor, format=_I16, read=read, step=1)
+    shape = (*tensor.shape[:-1], 2 * tensor.columns)
+    return replace(tensor, shape=shape, format=BYTES, read=read, step=1)

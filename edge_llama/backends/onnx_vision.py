@@ -15,13 +15,14 @@ from edge_llama import manifest, remembered
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
 from edge_llama.backends import first_run
 from edge_llama.backends.base import AbortedError
-from edge_llama.backends.onnx_runtime import providers, runtime
+from edge_llama.backends.onnx_runtime import DEVICES, providers, runtime
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
 
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
 _BATCH = 1
-"""Tiles in one run: 4 were 7 % faster at best (Scout's width, 2 threads), for 300 MB more; 17 take 1.6 GB more."""
+"""Tiles in one run, which is all that a graph for NPUs takes. 4 were 7 % faster at best (Scout's width, 2 threads), for 300 MB more; 17 take 1.6 GB more."""
+_NOT_TAKEN = "convert the vision tower for this device (--vision-quant a16w8), or run it on the CPU"
 _REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
 
 
@@ -61,7 +62,9 @@ class OnnxVision:
             self._session: Any = lib.InferenceSession(str(artifact.path), options, providers=chosen)
         except Exception as error:  # its errors share no class but this
             raise ArtifactError(
-                f"{artifact.path}: ONNX Runtime refuses it on {chosen[0]}: {_line(error)}", remedy=_REFUSED
+                f"{artifact.path}: ONNX Runtime refuses it on {DEVICES['cpu' if device == 'auto' else device]}: "
+                f"{_line(error)}",
+                remedy=_REFUSED if device in ("auto", "cpu") else _NOT_TAKEN,
             ) from error
         self._check()
         self._run_options: Any = lib.RunOptions()
@@ -130,10 +133,10 @@ class OnnxVision:
 
 
 def _fits(found: list[Any], shape: tuple[int, ...]) -> bool:
-    """Whether a shape of the graph (names stand for any size) is ``shape`` for any number of tiles."""
+    """Whether a shape of the graph (names stand for any size) is ``shape`` for any number of tiles, or for a batch."""
     return (
         len(found) == len(shape) + 1
-        and not isinstance(found[0], int)
+        and (not isinstance(found[0], int) or found[0] == _BATCH)
         and all(not isinstance(size, int) or size == wanted for size, wanted in zip(found[1:], shape, strict=True))
     )
 
