@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from edge_llama.errors import OptionError
 
 _SCHEMA = "edge-llama ranges 1"
 _MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
+_FAR = 1e30  # float32 can hold what comes of it
 _MAX_BYTES = 1 << 26
 IDENTIFYING = tuple(f"vision.norm_{at}.{part}" for at in ("pre", "post") for part in ("weight", "bias"))
 """Of a vision tower's graph what :func:`fingerprint` is made of."""
@@ -53,6 +53,8 @@ class Ranges:
     tower: str
     tiles: int
     values: Mapping[str, tuple[float, float]]
+    path: Path | None = field(default=None, compare=False)
+    """The file that they were read from."""
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -63,7 +65,7 @@ class Ranges:
     def code(self, name: str) -> Code:
         """How the value ``name`` is stored; OptionError if it was not measured."""
         if name not in self.values:
-            raise OptionError(f"--ranges: {name!r} is missing", remedy=_AGAIN)
+            raise OptionError(f"--ranges {self.path}: {name!r} is missing", remedy=_AGAIN)
         return Code.of(*self.values[name])
 
 
@@ -98,13 +100,13 @@ def read_ranges(path: Path) -> Ranges:
                 f"--ranges {path}: {name!r:.100} is {ends!r:.100}, expected two finite numbers, the lower first",
                 remedy=_AGAIN,
             )
-    return Ranges(tower, tiles, {name: (float(low), float(high)) for name, (low, high) in values.items()})
+    return Ranges(tower, tiles, {name: (float(low), float(high)) for name, (low, high) in values.items()}, path)
 
 
 def _is_range(ends: object) -> bool:
     return (
         isinstance(ends, list)
         and len(ends) == 2
-        and all(type(end) in (int, float) and math.isfinite(end) and abs(end) < 1e30 for end in ends)
+        and all(type(end) in (int, float) and abs(end) < _FAR for end in ends)
         and ends[0] <= ends[1]
     )
