@@ -14,7 +14,8 @@ from edge_llama.errors import OptionError
 
 _SCHEMA = "edge-llama ranges 1"
 _MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
-_FAR = 1e30  # float32 can hold what comes of it
+LEAST, _FAR = 1e-30, 1e30
+"""Magnitudes that float32 can still divide by, and multiply with."""
 _MAX_BYTES = 1 << 26
 IDENTIFYING = tuple(f"vision.norm_{at}.{part}" for at in ("pre", "post") for part in ("weight", "bias"))
 """Of a vision tower's graph what :func:`fingerprint` is made of."""
@@ -36,11 +37,12 @@ class Code(NamedTuple):
         """
         zero = 0 if low >= 0 else _MIDDLE
         scale = float(np.float32(max(-low, high) / (_MOST - zero)))
-        return cls(scale or 1.0, zero)
+        return cls(scale if scale > LEAST else 1.0, zero)
 
     def numbers(self, values: "NDArray[Any]") -> NDArray[np.uint16]:
         """``values`` in it, rounded."""
-        return np.clip(np.rint(values / self.scale) + self.zero, 0, _MOST).astype(np.uint16)
+        numbers: NDArray[Any] = np.rint(values / self.scale) + self.zero
+        return numbers.clip(0, _MOST).astype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)

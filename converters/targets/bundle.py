@@ -5,7 +5,6 @@ GGUF file is called mmproj. The checkpoint's licence files go along; the manifes
 file's hash.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +16,6 @@ from converters.options import Options
 from converters.targets import gguf, mmproj
 from converters.targets.layout import Closing, Layout, Part
 from edge_llama.errors import CheckpointError, OptionError
-from edge_llama.formats import FORMATS
 from edge_llama.manifest import NAME, Manifest, StoredFile, Tower
 
 QUANTS = gguf.QUANTS
@@ -61,7 +59,8 @@ def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
     )
     vision: tuple[Part, ...] = ()
     if options.vision_quant and options.vision_to:
-        vision = _vision(checkpoint, options.vision_to, options.vision_quant, options.ranges)
+        ranges = None if options.ranges is None else Path(options.ranges)
+        vision = _vision(checkpoint, options.vision_to, options.vision_quant, ranges)
         tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
         manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
     closing = _closing(manifest, checkpoint.path)
@@ -79,15 +78,13 @@ def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], d
     return made.parts, made.files
 
 
-def _vision(
-    checkpoint: Checkpoint, kind: str, format_name: str, ranges: "str | os.PathLike[str] | None"
-) -> tuple[Part, ...]:
+def _vision(checkpoint: Checkpoint, kind: str, format_name: str, ranges: Path | None) -> tuple[Part, ...]:
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
     from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
 
-    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", None if ranges is None else Path(ranges)))
+    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", ranges))
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

@@ -19,12 +19,12 @@ from converters.targets.onnx_ops import MicrosoftOps
 from converters.targets.onnx_qdq import QdqGraph, floats
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT
 from edge_llama.errors import OptionError
-from edge_llama.formats import F16, F32
-from quant.nbits import BYTES, Grid
+from edge_llama.formats import F16, F32, FORMATS
+from quant.nbits import Grid
 from quant.onnx_recipe import Form
 from quant.ranges import fingerprint, read_ranges
 
-QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid(4), "a16w8": BYTES}
+QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid(4), "a16w8": FORMATS["i8"]}
 _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
@@ -184,9 +184,7 @@ class _Tower:
         product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
 
-    def _blocks(
-        self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str
-    ) -> ir.Value:
+    def _blocks(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str) -> ir.Value:
         """The same with a matrix in blocks, which an operator of Microsoft's multiplies by: it infers no shape."""
         hp = self.hp
         is_inside = name.startswith("vision.")

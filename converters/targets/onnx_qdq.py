@@ -15,15 +15,15 @@ import onnx_ir as ir
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, Graph
 from converters.transposed import transposed
-from edge_llama.formats import F32, Format
+from edge_llama.formats import F32, FORMATS, Format
 from quant.kernels import recode
-from quant.nbits import BYTES
-from quant.ranges import Code, Ranges
+from quant.ranges import LEAST, Code, Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INT8, _UINT16 = ir.DataType.INT8, ir.DataType.UINT16
+_I8, _I16 = FORMATS["i8"], FORMATS["i16"]
 _MIDDLE = 1 << 15
 _CHUNK = 1 << 20  # weights looked through at once
 _MOVES = {"Reshape", "Transpose", "Slice", "Split"}
@@ -71,12 +71,12 @@ class QdqGraph(Graph):
         """Vectors (``format_`` f32) in 16 bits; a matrix in 8, with a scale for each of its rows."""
         if format_ is F32:
             pair = self._stored_scale(name, tensor, ()), self._numbers(f"{name}.zero", np.uint16(_MIDDLE))
-            quantized = self.stored(f"{name}.quantized", _vector(tensor), BYTES, shape or tensor.shape, _UINT16)
+            quantized = self.stored(f"{name}.quantized", _vector(tensor), _I16, shape or tensor.shape, _UINT16)
             return self._dequantized(quantized, name, pair)
         zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
         pair = self._stored_scale(name, tensor, (tensor.rows,)), zeros
         matrix = transposed(_matrix(tensor)) if turned else _matrix(tensor)
-        quantized = self.stored(f"{name}.quantized", matrix, BYTES, shape or matrix.shape, _INT8)
+        quantized = self.stored(f"{name}.quantized", matrix, _I8, shape or matrix.shape, _INT8)
         return self._dequantized(quantized, name, pair, axis=1 if turned else 0)
 
     def _stored_scale(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> ir.Value:
@@ -86,7 +86,7 @@ class QdqGraph(Graph):
         (quantized,) = super().ops("QuantizeLinear", value, *pair, names=(f"{name}.quantized",))
         return self._dequantized(quantized, name, pair)
 
-    def _dequantized(self, quantized: ir.Value, name: str, pair: _Pair, **attributes: int) -> ir.Value:
+    def _dequantized(self, quantized: ir.Value, name: str, pair: _Pair, **attributes: Any) -> ir.Value:
         (value,) = super().ops("DequantizeLinear", quantized, *pair, names=(name,), **attributes)
         self._pairs[name] = pair
         return value
@@ -120,8 +120,8 @@ def _largest(tensor: Tensor, *, each_row: bool) -> "NDArray[np.float32]":
 
 
 def _steps(largest: "NDArray[np.float32]", most: int) -> "NDArray[np.float32]":
-    """What a number is worth, for numbers up to ``most``; rows of zeros have 1."""
-    return np.where(largest > 0, largest / np.float32(most), np.float32(1)).astype(np.float32)
+    """What a number is worth, for numbers up to ``most``; 1 for what float32 can hardly tell from zeros."""
+    return np.where(largest > LEAST, largest / np.float32(most), np.float32(1)).astype(np.float32)
 
 
 def _scales(tensor: Tensor, *, each_row: bool) -> Tensor:
@@ -141,18 +141,19 @@ def _matrix(tensor: Tensor) -> Tensor:
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
         rows = floats(tensor, start, stop)
         steps = _steps(np.abs(rows).max(axis=1), 127)
-        return np.rint(rows / steps[:, None]).astype(np.int8).view(np.uint8)
+        numbers: NDArray[np.int8] = np.rint(rows / steps[:, None]).astype(np.int8)
+        return numbers.view(np.uint8)
 
-    return replace(tensor, format=BYTES, read=read)
+    return replace(tensor, format=_I8, read=read)
 
 
 def _vector(tensor: Tensor) -> Tensor:
-    """The bytes of a vector, or several, in uint16 around the middle, by one scale. Read as a whole: they are small."""
+    """A vector, or several, in uint16 around the middle, by one scale. Read as a whole: they are small."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
         rows = floats(tensor, 0, tensor.rows)
         steps = _steps(np.abs(rows).max(keepdims=True), _MIDDLE - 1)
-        return (np.rint(rows[start:stop] / steps) + _MIDDLE).astype(np.uint16).view(np.uint8)
+        numbers: NDArray[np.uint16] = (np.rint(rows[start:stop] / steps) + _MIDDLE).astype(np.uint16)
+        return numbers.view(np.uint8)
 
-    shape = (*tensor.shape[:-1], 2 * tensor.columns)
-    return replace(tensor, shape=shape, format=BYTES, read=read, step=1)
+    return replace(tensor, format=_I16, read=read, step=1)

@@ -21,7 +21,8 @@ from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
 _BATCH = 1
-"""Tiles in one run, which is all that a graph for NPUs takes. 4 were 7 % faster at best (Scout's width, 2 threads), for 300 MB more; 17 take 1.6 GB more."""
+"""Tiles in one run, which is all that a graph for NPUs takes. 4 were 7 % faster at best (Scout's width, 2 threads), for
+300 MB more; 17 take 1.6 GB more."""
 _NOT_TAKEN = "convert the vision tower for this device (--vision-quant a16w8), or run it on the CPU"
 _REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
 

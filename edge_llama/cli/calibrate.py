@@ -1,6 +1,5 @@
 """``edge-llama calibrate``: the ranges that a vision tower's values have, for a conversion to integers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,8 @@ from edge_llama.images import Image
 from edge_llama.vision import tiles
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 

@@ -61,9 +61,7 @@ def pictured(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDAr
 def folder(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tower in f32 and a16w8; its ranges are of digits that it has learned from."""
     spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
-    return in_integers(
-        llama4_digits, tmp_path_factory.mktemp("npu"), pictured(spec, held_out=False, seed=1, count=40)
-    )
+    return in_integers(llama4_digits, tmp_path_factory.mktemp("npu"), pictured(spec, held_out=False, seed=1, count=40))
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +130,9 @@ def with_rounded_weights(folder: Path, pixels: NDArray[np.float32]) -> NDArray[n
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         count += 1
     assert count > 40
-    (found,) = zip(*(onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {VISION_INPUT: pixels}),))
-    return found[0]
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (features,) = session.run(None, {VISION_INPUT: pixels})
+    return features
 
 
 def test_the_graph_is_standard_of_fixed_shapes_and_of_integers_alone(folder: Path) -> None:
@@ -249,13 +248,13 @@ def test_ranges_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_codes_hold_both_ends_and_zero() -> None:
-    for low, high in ((-1.5, 3.0), (0.0, 2.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-30, 1e-30)):
+    for low, high in ((-1.5, 3.0), (0.0, 2.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-40, 1e-40)):
         code = Ranges("", 1, {"x": (low, high)}).code("x")
         values = np.array([low, 0.0, high])
         found = (code.numbers(values).astype(np.float64) - code.zero) * code.scale
         np.testing.assert_allclose(found, values, atol=code.scale / 2)
         assert found[1] == 0.0
-        assert code.scale <= max(abs(low), abs(high)) / 32767 * 1.0001 or low == high == 0
+        assert code.scale <= max(abs(low), abs(high)) / 32767 * 1.0001 or max(abs(low), abs(high)) < 1e-30
 
 
 def test_a_tower_that_computes_nan_is_not_measured(folder: Path, tmp_path: Path) -> None:

@@ -270,9 +270,12 @@ def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
     assert providers("auto", options) == ["CPUExecutionProvider"]
     with refusal(OptionError, "device toaster", "coreml"):
         providers("toaster", options)
-    with pytest.raises(EngineError, match="no CUDAExecutionProvider.* install another"):
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.* install another"):
         providers("cuda", options)
-    with mock.patch.object(onnx_runtime, "find_spec", return_value=None), pytest.raises(EngineError, match="no QNN.*pip install onnxruntime-qnn"):
+    with (
+        mock.patch.object(onnx_runtime, "find_spec", return_value=None),
+        pytest.raises(EngineError, match=r"no QNN.*pip install onnxruntime-qnn"),
+    ):
         providers("qnn", options)
     with pytest.raises(RuntimeError, match="disable_cpu_ep_fallback"):
         options.get_session_config_entry("session.disable_cpu_ep_fallback")

@@ -49,9 +49,7 @@ def test_ranges_make_a_tower_in_integers(
     assert cli("verify", tmp_path / "npu").returncode == 0
 
 
-def test_an_output_is_replaced_only_if_asked(
-    cli: Cli, tower: Path, pictures: list[str | Path], tmp_path: Path
-) -> None:
+def test_an_output_is_replaced_only_if_asked(cli: Cli, tower: Path, pictures: list[str | Path], tmp_path: Path) -> None:
     path = tmp_path / "ranges.json"
     path.write_text("mine")
     done = cli("calibrate", tower, path, *pictures)

@@ -127,7 +127,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown tower": ("x", {"tower": "audio"}, "--tower audio: unknown; known: text, vision, all"),
     "an unknown target": ("x", {"to": "mlx"}, "--to mlx: unknown; known: gguf, safetensors, onnx"),
     "an unknown target for vision": ("x", {"vision_to": "mlx"}, "--vision-to mlx: unknown; known: onnx, gguf"),
-    "an unknown format": ("x", {"vision_quant": "q9"}, "--vision-quant q9: unknown; known: f16, f32, int8, int4, a16w8, bf16"),
+    "an unknown format": (
+        "x",
+        {"vision_quant": "q9"},
+        "--vision-quant q9: unknown; known: f16, f32, int8, int4, a16w8, bf16",
+    ),
     "a format for llama.cpp": (
         "x",
         {"vision_quant": "q8_0"},
