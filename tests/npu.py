@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llama4_training import dialogues
 from numpy.typing import NDArray
 
 import converters
+from edge_llama import Image
 from edge_llama.artifact import VISION_INPUT, read_vision
+from edge_llama.vision import VisionSpec, tiles
 from quant.calibration import measured
 
 PACKAGES = {"openvino": "onnxruntime_ep_openvino", "qnn": "onnxruntime_qnn"}
@@ -29,3 +32,13 @@ def in_integers(source: Path, folder: Path, tiles: NDArray[np.float32]) -> Path:
     integers = {"vision_quant": "a16w8", "ranges": folder / "ranges.json"}
     converters.convert(source, folder / "a16w8", tower="vision", **integers)
     return folder
+
+
+def pictured(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
+    """Tiles of ``count`` pictures of drawn digits, in many sizes."""
+    rng, found = np.random.default_rng(seed), []
+    for at in range(count):
+        kind = ("single", "across", "stacked")[at % 3]
+        turn = dialogues(kind, 1, rng, held_out=held_out)[0].turns[0]
+        found += [tiles(Image.open(picture), spec) for picture in turn.pictures]
+    return np.concatenate(found)

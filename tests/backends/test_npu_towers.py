@@ -18,19 +18,17 @@ import pytest
 import torch
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
-from llama4_training import dialogues
-from npu import in_integers, needs
+from npu import in_integers, needs, pictured
 from numpy.typing import NDArray
 from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama import Image
 from edge_llama.artifact import VISION_INPUT, read_vision
 from edge_llama.backends.onnx_runtime import DEVICES, providers
 from edge_llama.backends.vision import open_vision
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError
-from edge_llama.vision import VisionSpec, tiles
+from edge_llama.vision import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
 
@@ -45,16 +43,6 @@ ENGINES = {"openvino": 0.012, "qnn": 0.01}
 def encoded(tower: Path, pixels: NDArray[np.float32], device: str = "cpu") -> NDArray[np.float32]:
     with closing(open_vision(read_vision(tower), threads=2, device=device)) as opened:
         return opened.encode(pixels)
-
-
-def pictured(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
-    """Tiles of drawn digits, in pictures of many sizes."""
-    rng, found = np.random.default_rng(seed), []
-    for at in range(count):
-        kind = ("single", "across", "stacked")[at % 3]
-        turn = dialogues(kind, 1, rng, held_out=held_out)[0].turns[0]
-        found += [tiles(Image.open(picture), spec) for picture in turn.pictures]
-    return np.concatenate(found)
 
 
 @pytest.fixture(scope="module")
