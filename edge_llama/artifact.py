@@ -29,6 +29,8 @@ BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
+IMAGE_FEATURES = "image_features"
+"""What an ONNX text tower may be given besides: float32 (positions, n_embd), in place of negative ids."""
 VISION_INPUT, VISION_OUTPUT = "pixel_values", "image_features"
 """What an ONNX vision tower takes, float32 (tiles, 3, side, side), and gives, float32 (tiles, tokens, n_embd)."""
 

@@ -191,6 +191,15 @@ def _layer_names(hp: Hyperparameters, layer: int) -> dict[str, tuple[str, str]]:
     return attention | (_SHARED | _ROUTER if layer in hp.moe_layers else _DENSE)
 
 
+def _names(hp: Hyperparameters) -> dict[str, str]:
+    """Hugging Face's names by GGUF's, for tensors that lie as GGUF has them."""
+    names = {name: source for name, (source, _) in OUTSIDE.items()} | {ROPE_FREQS: ROPE_FREQS}
+    for layer in range(hp.base.n_layer):
+        entries = _layer_names(hp, layer) | (_EXPERTS if layer in hp.moe_layers else {})
+        names |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{source}" for name, (source, _) in entries.items()}
+    return names
+
+
 def _shape(name: str, hp: Hyperparameters) -> tuple[int, ...]:
     if name in _ROUTER:
         return (hp.n_expert, hp.base.n_embd)
@@ -291,6 +300,15 @@ class Llama4:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.base.n_layer, hp.base.n_head, hp.base.n_head_kv, hp.n_expert)
 
+    def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """The text tower's under Hugging Face's names, experts turned over; CheckpointError unless it is whole."""
+        hp = hyperparameters(checkpoint.config, checkpoint.path)
+        names = _names(hp)
+        tensors = {names[weight.tensor.name]: weight.tensor for weight in self._checked(checkpoint, hp)}
+        if not llama.keeps_rope_freqs(hp.base):
+            tensors.pop(ROPE_FREQS, None)
+        return tensors
+
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """Those of both towers, a GGUF source's experts turned over; CheckpointError unless the text tower is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
@@ -327,10 +345,7 @@ class Llama4:
     ) -> dict[str, Tensor]:
         """GGUF's tensors under Hugging Face's names; experts stay as they lie, each kind under a name of its own."""
         hp = hyperparameters(config, path)
-        names = {name: source for name, (source, _) in OUTSIDE.items()} | {ROPE_FREQS: ROPE_FREQS}
-        for layer in range(hp.base.n_layer):
-            entries = _layer_names(hp, layer) | (_EXPERTS if layer in hp.moe_layers else {})
-            names |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{source}" for name, (source, _) in entries.items()}
+        names = _names(hp)
         if unknown := sorted(tensors.keys() - names.keys()):
             raise CheckpointError(
                 f"{path}: tensor {unknown[0]!r} is not part of a Llama 4", remedy="start from the original checkpoint"

@@ -7,13 +7,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from converters.architectures import llama
-from converters.architectures.llama import Hyperparameters
+from converters.architectures.llama import ROPE_FREQS, Hyperparameters
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.joined import joined
 from converters.targets.onnx_graph import INT64, Graph, Made
 from converters.targets.onnx_ops import MicrosoftOps
 from edge_llama.formats import F32
+from quant.kernels import recode
 from quant.onnx_recipe import Form, OnnxRecipe
 
 
@@ -65,8 +66,7 @@ class LlamaGraph:
     def _begin(self, _ids: ir.Value, mask: ir.Value) -> None:
         """What all layers share."""
         self._lengths = self.ops.lengths(mask)
-        tables = _rotary(self.hp)
-        cos, sin = (self.graph.weight(table.name, table, F32) for table in tables)
+        cos, sin = (self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.rope_factors()))
         self._tables = cos, sin
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
@@ -116,13 +116,18 @@ class LlamaGraph:
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
         return self.ops.linear(x, matrix, self._form(matrix, role), name, bias)
 
+    def rope_factors(self) -> "NDArray[np.float32] | None":
+        """By what rotary frequencies are divided where only a tensor tells."""
+        tensor = self._tensors.get(ROPE_FREQS)
+        return None if tensor is None else recode(tensor.read(0, 1), tensor.format, F32).view(np.float32)[0]
+
     def _form(self, matrix: Tensor, role: str) -> Form:
         return self._recipe.form(role, matrix.columns, matrix.format)
 
 
-def _rotary(hp: Hyperparameters) -> tuple[Tensor, Tensor]:
+def _rotary(hp: Hyperparameters, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
-    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling)
+    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
 
     def table(name: str, function: np.ufunc) -> Tensor:
         def read(start: int, stop: int) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
 """What a decoder is made of, in the operators that ONNX Runtime has fast kernels for (domain ``com.microsoft``)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx_ir as ir
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, INT32, MICROSOFT, UINT8, Graph, Made
 from edge_llama.formats import F32
-from quant.nbits import BYTES, Grid
+from quant.nbits import Grid
 from quant.onnx_recipe import Form
 
 ROWS = ("batch", "sequence")
@@ -32,18 +33,18 @@ class MicrosoftOps:
         """The rows ``ids`` of ``table``."""
         if not isinstance(form, Grid):
             return self.op("Gather", self.graph.weight(f"{name}.weight", table, form), ids, name=name, axis=0)
-        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, (table.columns * form.bits // 8,))
+        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, _inner(table, form))
         made = Made((*ROWS, table.columns))
         axes = {"gather_axis": 0, "quantize_axis": 1, "block_size": form.block}
-        rows = f"{name}.numbers" if form.has_minima else name
+        rows = f"{name}.numbers" if form.has_offsets else name
         found = self._ms(
             "GatherBlockQuantized", numbers, ids, scales, zeros, name=rows, made=made, bits=form.bits, **axes
         )
-        if not form.has_minima:
+        if not form.has_offsets:
             return found
         n_blocks = table.columns // form.block
-        minima = self.graph.stored(f"{name}.minima", table, form.stored("minima"), (table.rows, n_blocks, 1), FLOAT)
-        added = self.op("Gather", minima, ids, name=f"{name}.minima_rows", axis=0)
+        offsets = self.graph.stored(f"{name}.offsets", table, form.stored("offsets"), (table.rows, n_blocks, 1), FLOAT)
+        added = self.op("Gather", offsets, ids, name=f"{name}.offset_rows", axis=0)
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
         return self.reshape(self.op("Add", blocks, added, name=f"{name}.sum"), name, 0, 0, table.columns)
 
@@ -67,7 +68,7 @@ class MicrosoftOps:
         )
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
-            name=f"{name}.numbers_product" if form.has_minima else name,
+            name=f"{name}.numbers_product" if form.has_offsets else name,
             made=made,
             K=matrix.columns,
             N=matrix.rows,
@@ -75,15 +76,15 @@ class MicrosoftOps:
             block_size=form.block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
-        if not form.has_minima:
+        if not form.has_offsets:
             return product
-        minima = self.graph.stored(f"{name}.minima", matrix, form.stored("minima"), (matrix.rows, n_blocks), FLOAT)
+        offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
         sums = self._block_sums(x, n_blocks, form.block)
-        added = self._ms("FusedMatMul", sums, minima, name=f"{name}.minima_product", made=made, transB=1)
+        added = self._ms("FusedMatMul", sums, offsets, name=f"{name}.offsets_product", made=made, transB=1)
         return self.op("Add", product, added, name=name)
 
     def _block_sums(self, x: ir.Value, n_blocks: int, block: int) -> ir.Value:
-        """What a block's minimum is multiplied by."""
+        """What a block's offset is multiplied by."""
         key = (str(x.name), block)
         if key not in self._sums:
             blocks = self.reshape(x, f"{x.name}.blocks", 0, 0, n_blocks, block)
@@ -95,12 +96,11 @@ class MicrosoftOps:
         self, name: str, matrix: Tensor, form: Grid, inner: tuple[int, ...]
     ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """A matrix's numbers, of ``inner`` bytes a row, its scales and zero points."""
-        graph, (outer, n_blocks) = self.graph, ((matrix.rows,), matrix.columns // form.block)
+        graph, n_blocks = self.graph, matrix.columns // form.block
+        outer = matrix.shape[:-1]
         numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *inner), UINT8)
         scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
-        if form.has_minima:
-            return numbers, scales, graph.stored(f"{name}.zeros", _nothing(f"{name}.zeros", shape), BYTES, shape, UINT8)
         if form.has_zeros:
             return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.stored("zeros"), shape, UINT8)
         return numbers, scales, None
@@ -159,7 +159,9 @@ class MicrosoftOps:
         """
         cache = Made(("batch", heads[1], "total", head_dim))
         cos, sin = rotary or (None, None)
-        inputs = [*qkv, *past, *lengths, cos, sin, *([] if bias is None else [None, bias])]
+        inputs = [*qkv, *past, *lengths, cos, sin]
+        if bias is not None:
+            inputs += [None, bias]
         mixed, key, value = self.graph.ops(
             "GroupQueryAttention",
             *inputs,
@@ -172,9 +174,48 @@ class MicrosoftOps:
         )
         return mixed, key, value
 
-    def reshape(self, x: ir.Value, name: str, *shape: int) -> ir.Value:
+    def turned(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], start: ir.Value, name: str) -> ir.Value:
+        """Heads turned by neighbouring pairs; ``rotary``: cosines and sines of these positions, the first ``start``."""
+        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, made=Made(_sizes(x)), interleaved=1)
+
+    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
+        """RMS norm of each head, without weights. Not GroupQueryAttention's own, which its CPU kernel lacks."""
+        split = self.reshape(x, f"{name}.heads", 0, 0, heads, head_dim)
+        ones = self.graph.constant(f"{name}.weight", np.ones(head_dim, np.float32))
+        normed = self.op("RMSNormalization", split, ones, name=f"{name}.normed_heads", axis=-1, epsilon=self.eps)
+        return self.reshape(normed, name, 0, 0, heads * head_dim)
+
+    def chosen_experts(self, x: ir.Value, router: ir.Value, experts: "Experts", name: str) -> ir.Value:
+        """What the expert of the highest ``router`` logit makes of each row of ``x``, unweighed."""
+        first = self._grid(f"{name}.gate_up", experts.gate_up, experts.form, _inner(experts.gate_up, experts.form))
+        second = self._grid(f"{name}.down", experts.down, experts.form, _inner(experts.down, experts.form))
+        inputs = [*first[:2], None, *second[:2], None, None, None, None, first[2], second[2]]
+        return self._ms(
+            "QMoE",
+            x,
+            router,
+            *inputs,
+            name=name,
+            made=Made(_sizes(x)),
+            k=1,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            activation_alpha=1.0,
+            activation_beta=0.0,
+            normalize_routing_weights=1,
+            expert_weight_bits=experts.form.bits,
+            block_size=experts.form.block,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
+
+    def reshape(self, x: ir.Value, name: str, *shape: int, made: Made | None = None) -> ir.Value:
         """0 keeps a size."""
-        return self.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name)
+        return self.graph.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name, made=made)
+
+    def reshape_like(self, x: ir.Value, like: ir.Value, name: str, columns: int) -> ir.Value:
+        """Rows of ``columns`` in the shape of ``like``."""
+        shape = self.op("Shape", like, name=f"{name}.shape")
+        return self.graph.op("Reshape", x, shape, name=name, made=Made((*ROWS, columns)))
 
     def op(self, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
         """The output of a standard node."""
@@ -184,13 +225,21 @@ class MicrosoftOps:
         return self.graph.op(kind, *inputs, name=name, domain=MICROSOFT, made=made, **attributes)
 
 
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """``gate_up``: ``(experts, 2 * width, inputs)``, rows of both by turns; ``down``: ``(experts, inputs, width)``."""
+
+    gate_up: Tensor
+    down: Tensor
+    form: Grid
+
+
+def _inner(matrix: Tensor, form: Grid) -> tuple[int, ...]:
+    return (matrix.columns * form.bits // 8,)
+
+
 def _sizes(x: ir.Value) -> tuple[int | str, ...]:
     """The shape of ``x`` as far as it is known."""
     return (
         (*ROWS, "width") if x.shape is None else tuple(size if isinstance(size, int) else str(size) for size in x.shape)
     )
-
-
-def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Zeros, that nobody needs to read."""
-    return Tensor(name, shape, BYTES, lambda start, stop: np.zeros((stop - start, shape[-1]), np.uint8))
