@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from edge_llama.devices import Device
 from edge_llama.errors import EngineError
+
+if TYPE_CHECKING:
+    from edge_llama.backends.onnx_plugins import Plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ def _llama_cpp(*, again: bool) -> EngineState:
 
 
 def _onnx_runtime() -> EngineState:
-    from edge_llama.backends.onnx_runtime import PLUGINS, runtime  # noqa: PLC0415 - loads native code
+    from edge_llama.backends.onnx_plugins import PLUGINS  # noqa: PLC0415
+    from edge_llama.backends.onnx_runtime import runtime  # noqa: PLC0415
 
     name, runs = "ONNX Runtime", "vision towers in ONNX, on the CPU"
     if find_spec("onnxruntime") is None:
@@ -54,17 +59,13 @@ def _onnx_runtime() -> EngineState:
         library = runtime()
     except EngineError as error:
         return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
-    there = [*library.get_available_providers(), *(_plugin(device) for device in PLUGINS)]
+    there = [*library.get_available_providers(), *map(_described, PLUGINS.values())]
     return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
 
 
-def _plugin(device: str) -> str:
-    """A provider in a package of its own, and whether that can be used: it is not loaded for that."""
-    from edge_llama.backends.onnx_runtime import DEVICES, PLUGINS  # noqa: PLC0415
-
-    plugin = PLUGINS[device]
-    state = _version(plugin.package) if plugin.is_installed else f"not here: pip install {plugin.package}"
-    return f"{DEVICES[device]} ({state})"
+def _described(plugin: "Plugin") -> str:
+    """A provider in a package of its own: the version, or how to get it."""
+    return f"{plugin.name} ({_version(plugin.package) or f'not here: pip install {plugin.package}'})"
 
 
 def _version(distribution: str) -> str | None:

@@ -20,7 +20,7 @@ import converters
 import edge_llama
 from edge_llama import Image, Message
 from edge_llama.artifact import VisionArtifact, read_vision
-from edge_llama.backends import first_run, llama_cpp_vision, onnx_runtime
+from edge_llama.backends import first_run, llama_cpp_vision, onnx_plugins, onnx_runtime
 from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp_vision import levels
 from edge_llama.backends.onnx_runtime import providers
@@ -271,7 +271,7 @@ def test_a_device_that_is_not_there_is_an_error_and_no_fallback(monkeypatch: pyt
         providers("toaster", options)
     with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.* install another"):
         providers("cuda", options)
-    monkeypatch.setattr(onnx_runtime, "find_spec", lambda _: None)
+    monkeypatch.setattr(onnx_plugins, "find_spec", lambda _: None)
     monkeypatch.setattr(onnx_runtime.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"no QNN.*pip install onnxruntime-qnn"):
         providers("qnn", options)
