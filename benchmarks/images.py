@@ -119,12 +119,12 @@ def _mtmd(text: Path, tower: Path, question: Question, folder: Path) -> str:
 
 
 def speed(_options: argparse.Namespace, folder: Path) -> None:
-    """A random tower of some width: what a tile costs, in f32 and f16; and a picture's first and second question."""
+    """A random tower of some width: what a tile costs, in four formats; and a picture's first and second question."""
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
     wide |= {"projector_input_dim": 1024, "projector_output_dim": 1024, "vision_output_dim": 1024, "image_size": 336}
     source = llama4.scout(folder / "wide", vision=wide, **llama4.K_QUANTS)
     pixels = np.random.default_rng(0).normal(size=(4, 3, 336, 336)).astype(np.float32)
-    rates: dict[str, list[float]] = {"f32": [], "f16": []}
+    rates: dict[str, list[float]] = {"f32": [], "f16": [], "int8": [], "int4": []}
     towers = {}
     for kind in rates:
         converters.convert(source, folder / kind, vision_quant=kind)
