@@ -41,7 +41,12 @@ Kv = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|gpu", help="auto takes a GPU if llama.cpp is built for one and the model fits.")
+    str,
+    typer.Option(
+        metavar="auto|cpu|gpu",
+        help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an execution "
+        "provider (cuda, openvino, qnn, ...).",
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which settings the model runs, and why.")]
 ChatTemplate = Annotated[
