@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from edge_llama import integrity
 from edge_llama.errors import ArtifactError
 from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.gguf_checks import check_model, items, numbers
 from edge_llama.gguf_parts import read_parts
+from edge_llama.integrity import identity as identity_of_headers
 from edge_llama.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.text_artifact import Artifact, Recommended
 
@@ -54,7 +54,7 @@ class GGUFArtifact(Artifact):
 
     def identity(self) -> str:
         """See :func:`edge_llama.integrity.identity`."""
-        return integrity.identity(self.headers)
+        return identity_of_headers(self.headers)
 
 
 def read_gguf_text(path: Path) -> GGUFArtifact:

@@ -96,6 +96,8 @@ class Model:
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
         if plan.has_fixed_threads:
             threads = threads or devices.cpu_threads()
+        self.threads = threads
+        """How many threads every token takes; None: as many as are free then."""
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         try:

@@ -30,7 +30,11 @@ def write(
     folder.mkdir(parents=True)
     graph = _Graph(model, shared=shared, images=images, every_row=every_row)
     onnx.save(
-        graph.finished(), folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=64
+        graph.finished(),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=64,
     )
     for name in FILES:
         if (source / name).exists():
@@ -90,7 +94,9 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def op(self, kind: str, *inputs: str, out: str, domain: str = "", more: tuple[str, ...] = (), **attributes: Any) -> str:
+    def op(
+        self, kind: str, *inputs: str, out: str, domain: str = "", more: tuple[str, ...] = (), **attributes: Any
+    ) -> str:
         node = helper.make_node(kind, list(inputs), [out, *more], name=out, domain=domain, **attributes)
         self.nodes.append(node)
         return out
@@ -120,7 +126,9 @@ class _Graph:
         if not self.every_row:
             x, rows = self.op("Gather", x, self.constant("last", np.array([-1], np.int64)), out="last.row", axis=1), 1
         self.linear(x, "lm_head.weight", "logits")
-        self.outputs.insert(0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", rows, c.vocab_size]))
+        self.outputs.insert(
+            0, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", rows, c.vocab_size])
+        )
         graph = helper.make_graph(self.nodes, "llama", self.inputs, self.outputs, self.initializers)
         opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=11, producer_name="by hand")
@@ -154,10 +162,15 @@ class _Graph:
         width = self.config.hidden_size
         self.constant("image_features", np.zeros((1, width), np.float32))
         self.inputs.append(helper.make_tensor_value_info("image_features", TensorProto.FLOAT, ["images", width]))
-        zero, axis = self.constant("zero.id", np.array(0, np.int64)), self.constant("last.axis", np.array([-1], np.int64))
+        zero, axis = (
+            self.constant("zero.id", np.array(0, np.int64)),
+            self.constant("last.axis", np.array([-1], np.int64)),
+        )
         self.op("Less", "input_ids", zero, out="is.image")
         self.op("Cast", "is.image", out="is.image.int", to=TensorProto.INT64)
-        self.op("CumSum", "is.image.int", self.constant("axis.1", np.array(1, np.int64)), out="image.count", exclusive=1)
+        self.op(
+            "CumSum", "is.image.int", self.constant("axis.1", np.array(1, np.int64)), out="image.count", exclusive=1
+        )
         self.op("Mul", "image.count", "is.image.int", out="image.row")
         self.op("Gather", "image_features", "image.row", out="images.there")
         self.op("Max", "input_ids", zero, out="token.ids")

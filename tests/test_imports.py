@@ -63,6 +63,8 @@ def test_importing_edge_llama_loads_nothing_heavy_and_no_native_engine() -> None
         "rich",
         "prompt_toolkit",
         "sentencepiece",
+        "tokenizers",
+        "onnxruntime",
         "converters",
         "quant",
         "asyncio",

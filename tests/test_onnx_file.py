@@ -75,11 +75,11 @@ def shaped(*shape: int) -> Callable[[Model], None]:
 
 
 BAD: dict[str, tuple[Callable[[Model], None], str]] = {
-    "weights above": (everywhere("../model.onnx.data"), "expected one file beside it"),
-    "weights anywhere": (everywhere("/etc/hostname"), "expected one file beside it"),
-    "weights on Windows": (everywhere("C:\\model.onnx.data"), "expected one file beside it"),
-    "weights nowhere": (everywhere(""), "expected one file beside it"),
-    "the folder itself": (everywhere(".."), "expected one file beside it"),
+    "weights above": (everywhere("../model.onnx.data"), "expected a file beside it"),
+    "weights anywhere": (everywhere("/etc/hostname"), "expected a file beside it"),
+    "weights on Windows": (everywhere("C:\\model.onnx.data"), "expected a file beside it"),
+    "weights nowhere": (everywhere(""), "expected a file beside it"),
+    "the folder itself": (everywhere(".."), "expected a file beside it"),
     "weights in two files": (placed(location="other"), "its weights are missing"),
     "weights that are missing": (everywhere("other"), "its weights are missing"),
     "an offset past the end": (placed(offset="99999999"), "ends at byte"),
