@@ -25,7 +25,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "llama2": checkpoints.llama2,
     "llama3": checkpoints.llama3,
     "smollm": checkpoints.smollm,
-    "llama4": lambda folder: llama4.scout(folder),
+    "llama4": llama4.scout,
 }
 
 
