@@ -117,7 +117,7 @@ def convert(
     output = Path(output)
     with growing(output, work.layout, work.key, work.inputs, force=force) as grown:
         total = work.layout.source_bytes
-        done = total - sum(entry.tensor.nbytes for entry in grown.remaining)
+        done = total - sum(entry.tensor.nbytes for entry in grown.remaining if entry.is_first)
         check = not work.options.allow_nonfinite
         threads = min(threads or _cpu_count(), _MAX_THREADS)
         times = Times(threads)
@@ -125,7 +125,8 @@ def convert(
             for entry, data, is_last in _recoded(grown.remaining, threads, check, times):
                 with times.measured("write"):
                     grown.write(data, ends_entry=is_last)
-                done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
+                if entry.is_first:
+                    done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
                 if on_progress:
                     on_progress(done, total)
         if fingerprint(work.inputs) != work.source_state:

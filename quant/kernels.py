@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
 from edge_llama.formats import BF16, F16, FORMATS, Format
-from quant import compiled, ggml
+from quant import compiled, ggml, nbits
 from quant.ggml import can_read
 
 if TYPE_CHECKING:
@@ -85,8 +85,10 @@ def recode(
     Equal formats pass untouched. ``importance``: see :func:`quantize`. Raises NonFiniteError for NaN or infinite
     weights, ValueError for weights that ``target`` cannot hold; without ``check`` what ggml makes of these is given.
     """
-    if source is target and not check:
+    if source is target and (not check or source is nbits.BYTES):
         return raw
+    if isinstance(target, nbits.Stored) and nbits.is_exact(source, target):
+        return _carried_over(np.ascontiguousarray(raw), source, target, check=check)
     n_rows, row_bytes = raw.shape
     columns = row_bytes // source.block_bytes * source.block_size
     out = raw if source is target else np.empty((n_rows, target.row_bytes(columns)), np.uint8)
@@ -100,10 +102,23 @@ def recode(
             continue
         is_sane = bool(np.isfinite(largest))
         made = quantize(rows, target, importance) if is_sane else ggml.quantize(rows, target, importance)
-        if check and largest > _HALF_MAX and not ggml.is_finite(made, target):
+        if check and largest > _HALF_MAX and not _holds(made, target):
             raise ValueError(f"a weight of {largest:g} is too large for {target}")
         out[start : start + step] = made
     return out
+
+
+def _carried_over(raw: NDArray[np.uint8], source: Format, target: nbits.Stored, *, check: bool) -> NDArray[np.uint8]:
+    if check and not ggml.is_finite(raw, source):
+        raise NonFiniteError(_count_nonfinite(raw, source))
+    return nbits.repacked(raw, source, target)
+
+
+def _holds(made: NDArray[np.uint8], target: Format) -> bool:
+    """Whether all that was made of very large weights is finite."""
+    if isinstance(target, nbits.Stored):
+        return target.part == "numbers" or bool(np.isfinite(made.view(np.float32)).all())
+    return ggml.is_finite(made, target)
 
 
 def quantize(
@@ -113,6 +128,8 @@ def quantize(
 
     ``importance``, a float32 for each column, weighs the columns' errors in formats that search for their scales.
     """
+    if isinstance(target, nbits.Stored):
+        return nbits.quantize(rows, target, lambda rows, format_: quantize(rows, format_, importance))
     kernel = _loaded.get((target.name, importance is not None))
     return kernel.quantize(rows, importance) if kernel else ggml.quantize(rows, target, importance)
 

@@ -30,11 +30,23 @@ def llama3_factors(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> N
     return np.where(wavelengths < original / high, one, factors).astype(np.float32)
 
 
-def _wavelengths(head_dim: int, theta: float) -> NDArray[np.float32]:
-    one = np.float32(1)
+def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> NDArray[np.float32]:
+    """By what a position is multiplied to give each pair's angle, scaled: float32 ``(head_dim / 2,)``."""
+    plain = _frequencies(head_dim, theta)
+    if not scaling:
+        return plain
+    is_llama3 = scaling["rope_type"] == "llama3"
+    return plain / (llama3_factors(head_dim, theta, scaling) if is_llama3 else np.float32(scaling["factor"]))
+
+
+def _frequencies(head_dim: int, theta: float) -> NDArray[np.float32]:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = one / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    return np.asarray(one / frequencies * np.float32(2 * math.pi), np.float32)
+    powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    return np.asarray(np.float32(1) / powers, np.float32)
+
+
+def _wavelengths(head_dim: int, theta: float) -> NDArray[np.float32]:
+    return np.asarray(np.float32(1) / _frequencies(head_dim, theta) * np.float32(2 * math.pi), np.float32)
 
 
 def llama3_scaling(factors: NDArray[np.float32], head_dim: int, theta: float) -> dict[str, Any] | None:

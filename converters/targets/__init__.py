@@ -9,6 +9,7 @@ from converters.options import Options
 from converters.targets import bundle, gguf, mmproj, safetensors
 from converters.targets.bundle import has_vision, towers
 from edge_llama.errors import OptionError
+from quant import onnx_recipe
 
 _VALUES = {
     "to": ("gguf", "safetensors", "onnx"),
@@ -16,8 +17,9 @@ _VALUES = {
     "vision_to": tuple(bundle.VISION_ENGINES),
     "vision_quant": mmproj.QUANTS,
 }
-_FOR_TEXT = ("quant", "tensor_types", "max_shard_bytes", "chat_template", "lora")
+_FOR_TEXT = ("quant", "tensor_types", "block", "zero_points", "max_shard_bytes", "chat_template", "lora")
 _FOR_VISION = ("vision_to", "vision_quant")
+_FOR_GGUF, _FOR_ONNX = ("max_shard_bytes",), ("block", "zero_points")
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
 
@@ -33,7 +35,7 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Modu
     target = _target(output, checkpoint, options, written)
     _check_fit(target, options, written)
     if "text" in written:
-        options = replace(options, quant=_quant(target, options.quant))
+        options = replace(options, quant=_quant(target, options))
     if "vision" in written and target in (bundle, mmproj):
         alone = options.to if "text" not in written else None
         vision_to = "gguf" if target is mmproj else options.vision_to or alone or bundle.DEFAULT_VISION
@@ -41,11 +43,13 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Modu
     return target, options
 
 
-def _quant(target: ModuleType, asked: str | None) -> str:
-    quant: str = asked or target.DEFAULT_QUANT
-    if quant not in target.QUANTS:
-        name = target.__name__.rpartition(".")[2]
-        raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(target.QUANTS)}")
+def _quant(target: ModuleType, options: Options) -> str:
+    is_onnx = options.to == "onnx"
+    known: tuple[str, ...] = tuple(onnx_recipe.RECIPES) if is_onnx else target.QUANTS
+    quant: str = options.quant or (onnx_recipe.DEFAULT if is_onnx else target.DEFAULT_QUANT)
+    if quant not in known:
+        name = "onnx" if is_onnx else target.__name__.rpartition(".")[2]
+        raise OptionError(f"--quant {quant}: not for {name}", remedy=f"known: {', '.join(known)}")
     return quant
 
 
@@ -62,10 +66,6 @@ def _target(output: Path, checkpoint: Checkpoint, options: Options, written: tup
     is_file = output.suffix == ".gguf"
     if options.to == "safetensors":
         return safetensors
-    if options.to == "onnx" and written != ("vision",):
-        raise OptionError(
-            "--to onnx: the text tower can't be written so", remedy="known: gguf, safetensors; or --tower vision"
-        )
     if options.to == "onnx" and is_file:
         raise OptionError(f"--to onnx: {output} ends in .gguf", remedy="give a folder, or leave --to out")
     if is_file and len(written) > 1:
@@ -75,11 +75,11 @@ def _target(output: Path, checkpoint: Checkpoint, options: Options, written: tup
         )
     if is_file:
         return gguf if "text" in written else mmproj
-    if has_vision(checkpoint):
+    if has_vision(checkpoint) or options.to == "onnx":
         return bundle
     if options.to is None:
         raise OptionError(
-            f"{output}: what shall be written?", remedy="end the name in .gguf, or say --to gguf|safetensors"
+            f"{output}: what shall be written?", remedy="end the name in .gguf, or say --to gguf|onnx|safetensors"
         )
     return gguf
 
@@ -96,6 +96,9 @@ def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -
         raise OptionError(
             f"{_flag(name)}: is for a {tower} tower, and none is written so", remedy=f"leave it out{instead}"
         )
+    for name in (name for name in (_FOR_GGUF if options.to == "onnx" else _FOR_ONNX) if getattr(options, name)):
+        kind = "GGUF" if name in _FOR_GGUF else "ONNX"
+        raise OptionError(f"{_flag(name)}: is for {kind} alone", remedy="leave it out")
     if target is mmproj and options.vision_to == "onnx":
         raise OptionError("--vision-to onnx: a .gguf file can't hold it", remedy="give a folder, or leave it out")
     if "text" not in written and options.to and options.vision_to not in (None, options.to):

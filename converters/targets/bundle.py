@@ -1,7 +1,8 @@
 """A bundle: a folder with the towers of a model, each for its engine, and a manifest that says how they are run.
 
-The text tower is a GGUF file (or several), the vision tower an ONNX file with its weights beside it, or an mmproj. The
-checkpoint's licence files go along; the manifest is made last, since it holds every file's hash.
+The text tower is a GGUF file (or several) or an ONNX file with its weights beside it; so is the vision tower, whose
+GGUF file is called mmproj. The checkpoint's licence files go along; the manifest is made last, since it holds every
+file's hash.
 """
 
 from collections.abc import Mapping
@@ -48,20 +49,33 @@ def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
 
     CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
-    text = gguf.lay_out(checkpoint, "text.gguf", options).parts if options.quant else ()
+    text, files = _text(checkpoint, options) if options.quant else ((), {})
+    engine, form = ("onnxruntime", options.quant or "") if options.to == "onnx" else ("llama.cpp", "")
     manifest = Manifest(
         name=checkpoint.name,
         writer=f"edge-llama {version('edge-llama')}",
         files={},
-        text=Tower("llama.cpp", text[0].name) if text else None,
+        text=Tower(engine, text[0].name, form) if text else None,
         generation=checkpoint.generation,
     )
-    if not (options.vision_quant and options.vision_to):
-        return _layout(text, manifest, checkpoint)
-    vision = _vision(checkpoint, options.vision_to, options.vision_quant)
-    tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
-    manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
-    return _layout((*text, *vision), manifest, checkpoint)
+    vision: tuple[Part, ...] = ()
+    if options.vision_quant and options.vision_to:
+        vision = _vision(checkpoint, options.vision_to, options.vision_quant)
+        tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
+        manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
+    closing = _closing(manifest, checkpoint.path)
+    closing({})  # what it can't hold shows now
+    return Layout((*text, *vision), {**checkpoint.provenance.notices, **files}, is_folder=True, closing=closing)
+
+
+def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], dict[str, bytes]]:
+    """The text tower's files, of which its engine opens the first, and small ones."""
+    if options.to != "onnx":
+        return gguf.lay_out(checkpoint, "text.gguf", options).parts, {}
+    from converters.targets.onnx_text import text_files  # noqa: PLC0415 - its library takes a third of a second to load
+
+    made = text_files(checkpoint, options)
+    return made.parts, made.files
 
 
 def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, ...]:
@@ -71,12 +85,6 @@ def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, 
     from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
 
     return tuple(onnx.vision_parts(checkpoint, FORMATS[format_name], "vision"))
-
-
-def _layout(parts: tuple[Part, ...], manifest: Manifest, checkpoint: Checkpoint) -> Layout:
-    closing = _closing(manifest, checkpoint.path)
-    closing({})  # what it can't hold shows now
-    return Layout(parts, checkpoint.provenance.notices, is_folder=True, closing=closing)
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

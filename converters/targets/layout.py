@@ -8,6 +8,7 @@ from math import prod
 from converters.checkpoint import Tensor
 from edge_llama.formats import Format
 from edge_llama.manifest import StoredFile
+from quant.nbits import Stored, is_exact
 
 Closing = Callable[[Mapping[str, StoredFile]], Mapping[str, bytes]]
 """Makes files that tell of all others, from their sizes and hashes by name; their own sizes depend on no hash."""
@@ -30,6 +31,18 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes of its data, padding excluded."""
         return prod(self.tensor.shape[:-1]) * self.format.row_bytes(self.tensor.columns)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is not a further array (scales, zero points) of a matrix, which is read again for it."""
+        return not isinstance(self.format, Stored) or self.format.part == "numbers"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its numbers are those of a source that is quantized."""
+        return self.tensor.format.is_quantized and (
+            self.format is self.tensor.format or is_exact(self.tensor.format, self.format)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +103,22 @@ class Layout:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Rounding what was already rounded to another grid loses quality twice."""
-        pairs = [(entry.tensor.format, entry.format) for entry in self.entries]
+        matrices = [entry for entry in self.entries if entry.is_first]
         twice = Counter(
-            f"{old} to {new}" for old, new in pairs if old.is_quantized and new.is_quantized and old is not new
+            f"{entry.tensor.format} to {entry.format}"
+            for entry in matrices
+            if entry.tensor.format.is_quantized and entry.format.is_quantized and not entry.is_exact
         )
         if not twice:
             return ()
         counts = ", ".join(f"{count} from {pair}" for pair, count in twice.most_common())
-        tensors = f"{twice.total()} of {len(pairs)} tensors are quantized a second time ({counts})"
+        tensors = f"{twice.total()} of {len(matrices)} tensors are quantized a second time ({counts})"
         return (f"{tensors}: quality is lost twice; convert the full-precision checkpoint if you can get it",)
 
     @property
     def source_bytes(self) -> int:
-        """Bytes to be read."""
-        return sum(entry.tensor.nbytes for entry in self.entries)
+        """Bytes of the source's tensors."""
+        return sum(entry.tensor.nbytes for entry in self.entries if entry.is_first)
 
     @property
     def output_bytes(self) -> int:

@@ -49,7 +49,8 @@ class _Tower:
         x = self._adapter(self._shuffled(x))
         output = self._linear(x, PROJECTOR.removesuffix(".weight"), "projector", output=VISION_OUTPUT)
         shape = ("tiles", (hp.grid // hp.scale) ** 2, hp.n_text)
-        return graph.parts(folder, output, shape, "edge-llama")
+        graph.output(output, shape)
+        return graph.parts(folder)
 
     def _patches(self, pixels: ir.Value) -> ir.Value:
         """Patches in rows, the class token after them, with their places."""

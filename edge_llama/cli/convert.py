@@ -34,7 +34,11 @@ def convert(
     ],
     quant: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE", help=f"{_RECIPES}. Default: q4_k_m. With --to safetensors: bf16, f16, f32."),
+        typer.Option(
+            metavar="RECIPE",
+            help=f"{_RECIPES}. Default: q4_k_m. "
+            "With --to onnx: int4, int8, f16, f32; with --to safetensors: bf16, f16, f32.",
+        ),
     ] = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -59,6 +63,13 @@ def convert(
         str | None,
         typer.Option(metavar="onnx|gguf", help="The vision tower for ONNX Runtime, or for llama.cpp. Default: onnx."),
     ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(metavar="32|64|128", help="ONNX: so many weights of int4 and int8 share a scale. Default: 32."),
+    ] = None,
+    zero_points: Annotated[
+        bool, typer.Option("--zero-points", help="ONNX: int4 and int8 with zero points, nearer to the weights.")
+    ] = False,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
     ] = None,
@@ -96,6 +107,8 @@ def convert(
         vision_quant=vision_quant,
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
+        block=block,
+        zero_points=zero_points,
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
         lora=lora,
@@ -183,6 +196,7 @@ def _tensors(part: "Part") -> list[dict[str, Any]]:
             "from": entry.tensor.format.name,
             "to": entry.format.name,
             "bytes": entry.nbytes,
+            **({"exact": True} if entry.is_exact else {}),
         }
         for entry in part.entries
     ]
@@ -215,6 +229,8 @@ def _summary(plan: "Plan") -> str:
         ]
     )
     text = f"{recipe}: {sizes}; {len(layout.entries)} tensors: {formats}"
+    if exact := sum(entry.is_exact and entry.is_first for entry in layout.entries if entry.format.ggml_id < 0):
+        text += f"\n{exact} tensors keep the source's quantized numbers, bit for bit"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)
     )

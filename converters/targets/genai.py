@@ -1,0 +1,48 @@
+"""What onnxruntime-genai reads beside a text graph: genai_config.json. Its tokenizer's files are Hugging Face's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from converters.architectures.llama import Hyperparameters
+
+_SEARCH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
+
+
+def config(
+    hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
+) -> dict[str, Any]:
+    """genai_config.json; ``ids`` are those of special tokens, ``generation`` is generation_config.json's content."""
+    caches = ("past_key_values.%d.key", "past_key_values.%d.value"), ("present.%d.key", "present.%d.value")
+    return {
+        "model": {
+            "type": "llama",
+            "vocab_size": hp.n_vocab,
+            "context_length": hp.n_ctx,
+            **ids,
+            "decoder": {
+                "filename": "model.onnx",
+                "head_size": hp.head_dim,
+                "hidden_size": hp.n_embd,
+                "num_attention_heads": hp.n_head,
+                "num_hidden_layers": hp.n_layer,
+                "num_key_value_heads": hp.n_head_kv,
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": caches[0][0],
+                    "past_value_names": caches[0][1],
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": caches[1][0],
+                    "present_value_names": caches[1][1],
+                },
+            },
+        },
+        "search": {
+            **{key: generation[key] for key in _SEARCH if generation.get(key) is not None},
+            "max_length": hp.n_ctx,
+            "past_present_share_buffer": shares_cache,
+        },
+    }

@@ -1,0 +1,135 @@
+"""The graph of Llama 1 to 3.3: it reads as transformers' ``modeling_llama.py`` computes."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from converters.architectures import llama
+from converters.architectures.llama import Hyperparameters
+from converters.architectures.rotary import frequencies
+from converters.checkpoint import Checkpoint, Tensor
+from converters.joined import joined
+from converters.targets.onnx_graph import INT64, Graph, Made
+from converters.targets.onnx_ops import MicrosoftOps
+from edge_llama.formats import F32
+from quant.onnx_recipe import Form, OnnxRecipe
+
+
+class LlamaGraph:
+    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``."""
+
+    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe) -> None:
+        self.hp = self.hyperparameters(checkpoint)
+        self.graph = Graph("text", "model.onnx.data", MicrosoftOps.OPSET)
+        self.ops = MicrosoftOps(self.graph, self.hp.norm_eps)
+        self._tensors = tensors
+        self._recipe = recipe
+        self._caches: list[tuple[ir.Value, ir.Value]] = []
+
+    def hyperparameters(self, checkpoint: Checkpoint) -> Hyperparameters:
+        """What the config says."""
+        return llama.hyperparameters(checkpoint.config, checkpoint.path)
+
+    def write(self) -> Graph:
+        """The whole graph: ids in, the logits of the last position and the cache out."""
+        hp, graph = self.hp, self.graph
+        ids = graph.input("input_ids", ("batch", "sequence"), INT64)
+        mask = graph.input("attention_mask", ("batch", "total"), INT64)
+        pasts = [self._past(layer) for layer in range(hp.n_layer)]
+        self._begin(ids, mask)
+        x, more = self._embedded(ids), None
+        for layer, past in enumerate(pasts):
+            name, source = f"layers.{layer}", f"model.layers.{layer}"
+            h, x = self._normed(x, more, f"{source}.input_layernorm", f"{name}.norm1")
+            attended = self._attention(h, layer, past)
+            h, x = self._normed(x, attended, f"{source}.post_attention_layernorm", f"{name}.norm2")
+            more = self._feed_forward(h, layer)
+        h, _ = self._normed(x, more, "model.norm", "norm")
+        made = Made(("batch", 1, hp.n_embd))
+        last = graph.op("Gather", h, graph.constant("last.index", [-1]), name="last", axis=1, made=made)
+        head = "model.embed_tokens" if hp.tied else "lm_head"
+        role = "token_embd" if hp.tied else "output"
+        graph.output(self._linear(last, head, role, "logits"), ("batch", 1, hp.n_vocab))
+        for key, value in self._caches:
+            for cache in (key, value):
+                graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
+        return graph
+
+    def _past(self, layer: int) -> tuple[ir.Value, ir.Value]:
+        shape = ("batch", self.hp.n_head_kv, "past", self.hp.head_dim)
+        key, value = (self.graph.input(f"past_key_values.{layer}.{part}", shape) for part in ("key", "value"))
+        return key, value
+
+    def _begin(self, _ids: ir.Value, mask: ir.Value) -> None:
+        """What all layers share."""
+        self._lengths = self.ops.lengths(mask)
+        tables = _rotary(self.hp)
+        cos, sin = (self.graph.weight(table.name, table, F32) for table in tables)
+        self._tables = cos, sin
+
+    def _embedded(self, ids: ir.Value) -> ir.Value:
+        table = self._tensors["model.embed_tokens.weight"]
+        return self.ops.embedding(ids, table, self._form(table, "token_embd"), "embedding")
+
+    def _normed(self, x: ir.Value, more: ir.Value | None, source: str, name: str) -> tuple[ir.Value, ir.Value]:
+        """The norm of ``x`` and what is added to it, and their sum."""
+        weight = self._tensors[f"{source}.weight"]
+        return (self.ops.norm(x, weight, name), x) if more is None else self.ops.added_norm(x, more, weight, name)
+
+    def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
+        hp, name, source = self.hp, f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
+        mixed, *cache = self.ops.attention(
+            *(self._qkv(x, source, name), past, self._lengths, f"{name}.mixed"),
+            heads=(hp.n_head, hp.n_head_kv),
+            head_dim=hp.head_dim,
+            present=(f"present.{layer}.key", f"present.{layer}.value"),
+            rotary=self._tables,
+        )
+        self._caches.append((cache[0], cache[1]))
+        return self._linear(mixed, f"{source}.o_proj", "attn_output", f"{name}.o")
+
+    def _qkv(self, x: ir.Value, source: str, name: str) -> list[ir.Value | None]:
+        """Queries, keys and values: all in the first where the three matrices can be stored as one."""
+        roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v"}
+        matrices = [self._tensors[f"{source}.{part}_proj.weight"] for part in roles]
+        forms = {self._form(matrix, role) for matrix, role in zip(matrices, roles.values(), strict=True)}
+        if len(forms) > 1 or len({matrix.format for matrix in matrices}) > 1:
+            return [self._linear(x, f"{source}.{part}_proj", role, f"{name}.{part}") for part, role in roles.items()]
+        biases = [self._tensors.get(f"{source}.{part}_proj.bias") for part in roles]
+        bias = joined([bias for bias in biases if bias], 0) if all(biases) else None
+        matrix = joined(matrices, 0).renamed(f"{source}.qkv_proj.weight")
+        return [self.ops.linear(x, matrix, forms.pop(), f"{name}.qkv", bias), None, None]
+
+    def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
+        return self._mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp")
+
+    def _mlp(self, x: ir.Value, source: str, name: str) -> ir.Value:
+        gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate")
+        up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up")
+        return self._linear(
+            self.ops.swiglu(gate, up, f"{name}.gated"), f"{source}.down_proj", "ffn_down", f"{name}.down"
+        )
+
+    def _linear(self, x: ir.Value, source: str, role: str, name: str) -> ir.Value:
+        matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
+        return self.ops.linear(x, matrix, self._form(matrix, role), name, bias)
+
+    def _form(self, matrix: Tensor, role: str) -> Form:
+        return self._recipe.form(role, matrix.columns, matrix.format)
+
+
+def _rotary(hp: Hyperparameters) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
+    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling)
+
+    def table(name: str, function: np.ufunc) -> Tensor:
+        def read(start: int, stop: int) -> NDArray[np.uint8]:
+            angles = np.arange(start, stop, dtype=np.float32)[:, None] * turns
+            made: NDArray[np.float32] = function(angles)
+            return made.view(np.uint8)
+
+        return Tensor(name, (hp.n_ctx, hp.head_dim // 2), F32, read)
+
+    return table("rotary.cos", np.cos), table("rotary.sin", np.sin)

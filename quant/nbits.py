@@ -1,0 +1,164 @@
+"""Weights as ONNX Runtime's MatMulNBits and GatherBlockQuantized take them: numbers, scales and zero points apart.
+
+A row is cut into blocks; a weight is ``(number - zero point) * scale`` of its block. Numbers have 4 bits, two to a
+byte, the first in the low half, or 8; scales are float32. Without zero points of its own a block has 8 or 128.
+What ggml stores as Q4_0 and Q8_0 are the same numbers in another order: they are carried over bit for bit, and blocks
+of 32 without zero points are made by these formats' kernels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.formats import FORMATS, Format
+
+BLOCKS = (32, 64, 128)
+BYTES = Format("bytes", -1, 1, 1)
+"""Of arrays that hold no weights."""
+_Q4_0, _Q4_1, _Q8_0 = FORMATS["q4_0"], FORMATS["q4_1"], FORMATS["q8_0"]
+_LOW, _HALF = np.uint8(15), np.uint8(4)
+_GGML = {4: _Q4_0, 8: _Q8_0}
+
+Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Format):
+    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros, or minima (of Q4_1)."""
+
+    grid: "Grid"
+    part: str
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of ``columns`` weights; ValueError unless it is whole blocks."""
+        if columns % self.block_size:
+            raise ValueError(f"{columns} values are no multiple of the {self.block_size} in a block")
+        return -(-columns // self.block_size * self.grid.bits_of(self.part) // 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How weights are quantized: ``bits`` (4 or 8) a number, ``block`` of them with a scale, and perhaps a zero point.
+
+    ``has_minima``: a weight is ``number * scale + minimum`` instead, as in Q4_1.
+    """
+
+    bits: int
+    block: int = 32
+    has_zeros: bool = False
+    has_minima: bool = False
+
+    @property
+    def name(self) -> str:
+        """``int4``, and what differs from the usual: ``int4 128 zeros``."""
+        block = "" if self.block == 32 else f" {self.block}"
+        return f"int{self.bits}{block}{' zeros' * self.has_zeros}{' minima' * self.has_minima}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The arrays that a matrix becomes."""
+        return ("numbers", "scales", *["zeros"] * self.has_zeros, *["minima"] * self.has_minima)
+
+    def bits_of(self, part: str) -> int:
+        """Bits that a block takes in an array."""
+        return {"numbers": self.bits * self.block, "zeros": self.bits}.get(part, 32)
+
+    def stored(self, part: str) -> Stored:
+        """The format of an array."""
+        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part)
+
+    def fits(self, columns: int) -> bool:
+        """Whether rows of ``columns`` are whole blocks."""
+        return columns % self.block == 0
+
+
+def exact_grid(source: Format) -> Grid | None:
+    """The grid that holds the very weights of ``source``; None if there is none."""
+    return {_Q4_0: Grid(4), _Q8_0: Grid(8), _Q4_1: Grid(4, has_minima=True)}.get(source)
+
+
+def is_exact(source: Format, target: Format) -> bool:
+    """Whether weights in ``source`` keep their values in ``target``."""
+    return isinstance(target, Stored) and exact_grid(source) == target.grid
+
+
+def repacked(raw: NDArray[np.uint8], source: Format, target: Stored) -> NDArray[np.uint8]:
+    """Rows in ggml's ``source`` as the same weights in ``target``; :func:`is_exact` says which fit."""
+    blocks = raw.reshape(-1, source.block_bytes)
+    if target.part != "numbers":
+        at = 2 if target.part == "minima" else 0
+        made = blocks[:, at : at + 2].copy().view(np.float16).astype(np.float32).view(np.uint8)
+    elif source is _Q8_0:
+        made = blocks[:, 2:] ^ np.uint8(0x80)
+    else:
+        halves = blocks[:, -16:]
+        low, high = halves & _LOW, halves >> _HALF  # numbers 0 to 15, and 16 to 31
+        made = np.concatenate([_paired(low), _paired(high)], axis=1)
+    return made.reshape(len(raw), -1)
+
+
+def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> NDArray[np.uint8]:
+    """Finite rows ``(n_rows, columns)`` as ``(n_rows, row_bytes)`` bytes of ``target``.
+
+    ``by_ggml`` quantizes in one of ggml's formats.
+    """
+    grid = target.grid
+    if grid == exact_grid(_GGML[grid.bits]):
+        source = _GGML[grid.bits]
+        return repacked(by_ggml(rows, source), source, target)
+    blocks = rows.reshape(len(rows), -1, grid.block)
+    scales, zeros = _asymmetric(blocks, grid) if grid.has_zeros else _symmetric(blocks, grid)
+    if target.part == "scales":
+        return scales.view(np.uint8).reshape(len(rows), -1)
+    if target.part == "zeros":
+        return _packed(zeros, grid.bits)
+    numbers = _divided(blocks, scales) + zeros[..., None]
+    return _packed(numbers.clip(0, 2**grid.bits - 1).reshape(len(rows), -1), grid.bits)
+
+
+def dequantize(
+    numbers: NDArray[np.uint8], scales: NDArray[np.float32], grid: Grid, zeros: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
+    """Weights ``(n_rows, columns)`` of the arrays as stored: a row's bytes, its scales, its zero points' bytes."""
+    n_blocks = scales.shape[1]
+    blocks = _unpacked(numbers, grid.bits).reshape(len(numbers), n_blocks, grid.block).astype(np.float32)
+    middle = np.float32(0 if grid.has_minima else 2 ** (grid.bits - 1))
+    zero = middle if zeros is None else _unpacked(zeros, grid.bits)[:, :n_blocks, None].astype(np.float32)
+    return ((blocks - zero) * scales[..., None]).reshape(len(numbers), -1)
+
+
+def _symmetric(blocks: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """As ggml: the number of largest magnitude becomes the lowest number, whichever its sign."""
+    at = np.abs(blocks).argmax(axis=-1)[..., None]
+    largest = np.take_along_axis(blocks, at, axis=-1)[..., 0]
+    middle = np.float32(2 ** (grid.bits - 1))
+    return largest / -middle, np.full(largest.shape, middle)
+
+
+def _asymmetric(blocks: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From the lowest to the highest number, with 0 among them."""
+    low, high = blocks.min(axis=-1).clip(max=0), blocks.max(axis=-1).clip(min=0)
+    scales = ((high - low) / np.float32(2**grid.bits - 1)).astype(np.float32)
+    return scales, _divided(-low[..., None], scales)[..., 0]
+
+
+def _divided(blocks: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    return np.rint(blocks * inverse[..., None])
+
+
+def _packed(numbers: NDArray[np.float32], bits: int) -> NDArray[np.uint8]:
+    small = numbers.astype(np.uint8)
+    if bits == 8:
+        return small
+    return _paired(np.pad(small, ((0, 0), (0, small.shape[1] % 2))))
+
+
+def _paired(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return numbers[:, ::2] | (numbers[:, 1::2] << _HALF)
+
+
+def _unpacked(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    return raw if bits == 8 else np.stack([raw & _LOW, raw >> _HALF], axis=-1).reshape(len(raw), -1)
