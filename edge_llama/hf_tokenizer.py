@@ -4,6 +4,7 @@ Byte-level BPE (Llama 3 and 4, SmolLM2) and sentencepiece's (Llama 2), with the 
 :mod:`edge_llama.vocabulary`.
 """
 
+import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.json_file import Fields
 from edge_llama.onnx_text import OnnxArtifact
 from edge_llama.vocabulary import (
     BYTE,
@@ -115,65 +115,69 @@ _BYTES = {letter: bytes((byte,)) for byte, letter in enumerate(byte_letters())}
 
 
 def _from_json(path: Path, n_vocab: int) -> _Loaded:
-    content = Fields.read(path, _MAX_BYTES, _AGAIN)
-    kind = _kind(content)
-    texts, types = _words(content, n_vocab, is_sentencepiece=kind == SENTENCEPIECE)
-    try:
-        from tokenizers import Tokenizer  # noqa: PLC0415 - loads native code
-
-        tokenizer: Any = Tokenizer.from_file(str(path))
-    except (ImportError, OSError) as error:
-        raise EngineError(f"tokenizers cannot be loaded: {error}", remedy="pip install tokenizers") from error
-    except BaseException as error:  # its own panics are no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise ArtifactError(f"{path}: tokenizers refuses it: {str(error)[:300]}", remedy=_AGAIN) from error
+    tokenizer = _tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a special token's text is plain text, too
+    kind = _kind(path, tokenizer)
+    texts, types = _words(path, tokenizer, n_vocab, is_sentencepiece=kind == SENTENCEPIECE)
     with_marks, plain = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
     begins = with_marks[0] if with_marks[:1] != plain[:1] else None
     return _Loaded(kind, texts, types, lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), begins)
 
 
-def _kind(content: Fields) -> str:
+def _tokenizer(path: Path) -> Any:
+    """The library's tokenizer. Its own getters are asked later: to parse such a file in Python takes 100 MB."""
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415 - loads native code
+    except (ImportError, OSError) as error:
+        raise EngineError(f"tokenizers cannot be loaded: {error}", remedy="pip install tokenizers") from error
+    if (size := path.stat().st_size) > _MAX_BYTES:
+        raise ArtifactError(f"{path}: has {size:,} bytes, expected at most {_MAX_BYTES:,}", remedy=_AGAIN)
+    try:
+        return Tokenizer.from_file(str(path))
+    except BaseException as error:  # the library's panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise ArtifactError(f"{path}: tokenizers refuses it: {str(error)[:300]}", remedy=_AGAIN) from error
+
+
+def _kind(path: Path, tokenizer: Any) -> str:
     """By what the tokenizer does with a text; ArtifactError for what is neither of the two."""
-    model = content.within("model")
-    if (called := model.get("type", str, "BPE")) != "BPE":
-        raise model.fail("type", f"is {called[:100]!r}, which this version does not read: it reads BPE")
-    steps = [step for key in ("pre_tokenizer", "decoder") for step in _steps(content.content.get(key))]
-    if "ByteLevel" in steps:
+    model = type(tokenizer.model).__name__
+    steps = {step for part in (tokenizer.pre_tokenizer, tokenizer.decoder) for step in _steps(part)}
+    if model == "BPE" and "ByteLevel" in steps:
         return BYTE_LEVEL
-    if "ByteFallback" in steps or model.get("byte_fallback", bool, False):
+    if model == "BPE" and (tokenizer.model.byte_fallback or "ByteFallback" in steps):
         return SENTENCEPIECE
-    raise content.fail("pre_tokenizer", "is neither byte-level nor sentencepiece's, which this version reads")
+    raise ArtifactError(
+        f"{path}: a tokenizer of the kind {model} ({', '.join(sorted(steps)) or 'no steps'})",
+        remedy="this version reads BPE, byte-level or with byte fallback",
+    )
 
 
-def _steps(step: Any) -> list[str]:
+def _steps(part: Any) -> list[str]:
     """The types of a pre-tokenizer or decoder and of its parts."""
-    if not isinstance(step, dict):
+    if part is None:
         return []
-    parts = [part for key in ("pretokenizers", "decoders") for part in step.get(key) or () if isinstance(part, dict)]
-    return [str(part.get("type")) for part in (step, *parts)]
+    described: dict[str, Any] = json.loads(part.__getstate__())
+    inner = described.get("pretokenizers", []) + described.get("decoders", [])
+    return [str(step["type"]) for step in (described, *inner)]
 
 
-def _words(content: Fields, n_vocab: int, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:
+def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:
     """Text and type of every id below ``n_vocab``; ArtifactError for ids that the model has not."""
     texts, types = [""] * n_vocab, [UNUSED] * n_vocab
-    model = content.within("model")
     bytes_ = {f"<0x{byte:02X}>" for byte in range(256)} if is_sentencepiece else set()
-    for text, token in model.get("vocab", dict).items():
-        if type(token) is not int or not 0 <= token < n_vocab:
-            raise model.fail(f"vocab: {text[:100]!r}", f"is {token!r:.100}, expected 0 to {n_vocab - 1:,}")
+    words = tokenizer.get_vocab(with_added_tokens=False)
+    added = tokenizer.get_added_tokens_decoder()
+    if (most := max((*words.values(), *added), default=0)) >= n_vocab:
+        raise ArtifactError(f"{path}: has a token {most:,}, the model knows 0 to {n_vocab - 1:,}", remedy=_AGAIN)
+    for text, token in words.items():
         texts[token], types[token] = text, BYTE if text in bytes_ else NORMAL
-    for index, entry in enumerate(content.get("added_tokens", list, [])):
-        added = Fields(content.path, entry if isinstance(entry, dict) else {}, _AGAIN, f"added_tokens[{index}].")
-        token, text = added.get("id", int), added.get("content", str)
-        if not 0 <= token < n_vocab:
-            raise added.fail("id", f"is {token:,}, expected 0 to {n_vocab - 1:,}")
-        is_unknown = text == model.content.get("unk_token")
-        special = UNKNOWN if is_unknown else CONTROL
-        texts[token], types[token] = text, special if added.get("special", bool, False) else USER_DEFINED
+    for token, entry in added.items():
+        special = UNKNOWN if entry.content == tokenizer.model.unk_token else CONTROL
+        texts[token], types[token] = entry.content, special if entry.special else USER_DEFINED
     return texts, types
 
 
