@@ -182,10 +182,14 @@ def test_a_run_that_is_stopped_appended_nothing(folder: Path, rng: np.random.Gen
         tower.decode(tokens[:10])
         timer = threading.Timer(0.02, tower.abort)
         timer.start()
-        with pytest.raises(AbortedError):  # either within a run or before the next
+
+        def read() -> None:
             while True:
                 tower.rewind(10)
                 tower.decode(tokens[10:])
+
+        with pytest.raises(AbortedError):  # either within a run or before the next
+            read()
         timer.join()
         assert tower.length == 10
         with pytest.raises(AbortedError):

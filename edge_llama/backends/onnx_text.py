@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_llama.backends import first_run, onnx_prepacked
 from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.onnx_cache import new_cache
-from edge_llama.backends.onnx_runtime import open_session, runtime, survived, why
+from edge_llama.backends.onnx_runtime import give_back, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.hf_tokenizer import HFTokenizer
 from edge_llama.onnx_text import IMAGES, POSITIONS, OnnxArtifact, read_onnx_text
@@ -72,6 +72,7 @@ class OnnxTower:
             options.log_severity_level = 4
         # What a prompt takes beyond the cache is given back after it; a token's is kept for the next.
         self._long.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        give_back()
         self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {lib.__version__}", "device": device}
 
     @property
@@ -135,6 +136,8 @@ class OnnxTower:
             if options.terminate:
                 raise AbortedError from error
             raise EngineError(f"ONNX Runtime failed at position {self.length:,}: {why(error)}") from error
+        if options is self._long:
+            give_back()
         self._cache.appended()
         self.length, self._last = total, rows - 1
 
