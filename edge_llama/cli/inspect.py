@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_llama.artifact import Artifact, Bundle, VisionArtifact, existing, read_artifact, read_towers
+from edge_llama.artifact import Bundle, VisionArtifact, existing, read_artifact, read_towers
 from edge_llama.cli import options
 from edge_llama.errors import printable
 from edge_llama.gguf import Header, TensorInfo, Value, ValueType
+from edge_llama.gguf_text import GGUFArtifact
+from edge_llama.text_artifact import Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,8 +42,9 @@ def inspect(
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
     if text:
-        kind = f"text tower ({printable(text.architecture)}), GGUF {text.header.version}"
-        _show(console, f"{printable(text.name)}: {kind}", text.header, text.tensors)
+        header = _header(text)
+        kind = f"text tower ({printable(text.architecture)}), {f'GGUF {header.version}' if header else 'ONNX'}"
+        _show(console, f"{printable(text.name)}: {kind}", header, text.tensors)
     if vision := found.vision:
         _show(console, f"{printable(vision.name)}: {_kind(vision)}", vision.header, vision.tensors)
 
@@ -80,9 +83,9 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
     tensors: list[dict[str, Any]] = []
     files: dict[str, int] = {}
     if text:
-        towers["text"] = {"engine": "llama.cpp", "architecture": text.architecture, "file": str(text.path)}
+        towers["text"] = {"engine": text.engine, "architecture": text.architecture, "file": str(text.path)}
         tensors += _tensors("text", text.tensors)
-        files |= {str(header.path): header.file_size for header in text.headers}
+        files |= {str(path): path.stat().st_size for path in text.files}
     if vision := found.vision:
         towers["vision"] = {
             "engine": vision.engine,
@@ -101,9 +104,14 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
-        "metadata": _metadata(text.header) if text else {},
+        "metadata": _metadata(header) if text and (header := _header(text)) else {},
         "tensors": tensors,
     }
+
+
+def _header(text: Artifact) -> Header | None:
+    """The header of a GGUF file."""
+    return text.header if isinstance(text, GGUFArtifact) else None
 
 
 def _metadata(header: Header) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import edge_llama
 from edge_llama.artifact import VISION_INPUT, read_vision
 from edge_llama.backends.onnx_runtime import DEVICES, providers
 from edge_llama.backends.vision import open_vision
-from edge_llama.errors import ArtifactError, CheckpointError, OptionError
+from edge_llama.errors import ArtifactError, CheckpointError, EngineError, OptionError
 from edge_llama.vision import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
@@ -168,8 +168,8 @@ def test_openvino_computes_a_float_tower_in_float(folder: Path, seen: NDArray[np
 
 
 @needs("qnn")
-def test_a_float_tower_is_refused_by_an_npu_and_told_what_fits(folder: Path) -> None:
-    with refusal(ArtifactError, "refuses it on QNNExecutionProvider: .*--vision-quant a16w8", folder / "f32"):
+def test_a_float_tower_is_not_run_by_an_npu_and_nothing_else_takes_it(folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"QNNExecutionProvider does not run it: .*convert it for this one"):
         open_vision(read_vision(folder / "f32"), threads=1, device="qnn")
 
 

@@ -15,9 +15,10 @@ from refusals import refusal
 
 import converters
 from converters import partial_folder
-from edge_llama.artifact import END_TOKENS, locate, read_artifact, read_bundle, read_towers, read_vision
+from edge_llama.artifact import locate, read_artifact, read_bundle, read_towers, read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError, OutputError
 from edge_llama.gguf import read_header
+from edge_llama.gguf_text import END_TOKENS
 from edge_llama.integrity import verify as verify_file
 from edge_llama.manifest import NAME, read_manifest, verify
 
@@ -151,8 +152,6 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "--ranges nowhere.json: cannot be read",
     ),
     "an unknown recipe": ("x", {"quant": "q9"}, "--quant q9: not for bundle; known: f32"),
-    "text to ONNX": ("x", {"to": "onnx"}, "--to onnx: the text tower can't be written so"),
-    "text alone to ONNX": ("x", {"to": "onnx", "tower": "text"}, "--to onnx: the text tower can't be written so"),
     "ONNX in a .gguf": ("x.gguf", {"to": "onnx", "tower": "vision"}, "ends in .gguf; give a folder"),
     "ONNX weights in a .gguf": ("x.gguf", {"vision_to": "onnx", "tower": "vision"}, "can't hold it; give a folder"),
     "two targets": ("x", {"to": "gguf", "vision_to": "onnx", "tower": "vision"}, "--vision-to says onnx"),
