@@ -24,10 +24,15 @@ Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Stored(Format):
-    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros or offsets."""
+    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros or offsets.
+
+    ``is_across``: of the matrix turned over, with blocks down its columns and signed numbers, as DequantizeLinear takes
+    it before a MatMul. A row holds ``block`` rows of it, one after another.
+    """
 
     grid: "Grid"
     part: str
+    is_across: bool = False
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of ``columns`` weights; ValueError unless it is whole blocks."""
@@ -65,9 +70,9 @@ class Grid:
         """Bits that a block takes in an array."""
         return {"numbers": self.bits * self.block, "zeros": self.bits}.get(part, 32)
 
-    def stored(self, part: str) -> Stored:
+    def stored(self, part: str, *, is_across: bool = False) -> Stored:
         """The format of an array."""
-        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part)
+        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_across)
 
     def fits(self, columns: int) -> bool:
         """Whether rows of ``columns`` are whole blocks."""
@@ -81,7 +86,7 @@ def exact_grid(source: Format) -> Grid | None:
 
 def is_exact(source: Format, target: Format) -> bool:
     """Whether weights in ``source`` keep their values in ``target``."""
-    return isinstance(target, Stored) and exact_grid(source) == target.grid
+    return isinstance(target, Stored) and not target.is_across and exact_grid(source) == target.grid
 
 
 def repacked(raw: NDArray[np.uint8], source: Format, target: Stored) -> NDArray[np.uint8]:
@@ -106,6 +111,8 @@ def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> ND
     ``by_ggml`` quantizes in one of ggml's formats.
     """
     grid = target.grid
+    if target.is_across:
+        return _across(rows, target, by_ggml)
     if grid == exact_grid(_GGML[grid.bits]):
         source = _GGML[grid.bits]
         return repacked(by_ggml(rows, source), source, target)
@@ -117,6 +124,17 @@ def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> ND
         return _packed(zeros, grid.bits)
     numbers = _divided(blocks, scales) + zeros[..., None]
     return _packed(numbers.clip(0, 2**grid.bits - 1).reshape(len(rows), -1), grid.bits)
+
+
+def _across(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> NDArray[np.uint8]:
+    grid, width = target.grid, rows.shape[1] // target.grid.block
+    blocks = np.ascontiguousarray(rows.reshape(len(rows), grid.block, width).swapaxes(1, 2)).reshape(-1, grid.block)
+    made = quantize(blocks, grid.stored(target.part), by_ggml)
+    if target.part != "numbers":
+        return made.reshape(len(rows), -1)
+    signed = (_unpacked(made, grid.bits) ^ np.uint8(2 ** (grid.bits - 1))).reshape(len(rows), width, grid.block)
+    turned = np.ascontiguousarray(signed.swapaxes(1, 2)).reshape(len(rows), -1)
+    return turned if grid.bits == 8 else _paired(turned)
 
 
 def dequantize(

@@ -27,6 +27,7 @@ class TextGraph:
         if model is not None:
             path = folder / "changed.onnx"
             onnx.save(model, path)
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         self.session = ort.InferenceSession(path if model is not None else folder / "model.onnx", options)
         self.cache: dict[str, NDArray[np.float32]] = {}
         for node in self.session.get_inputs():
@@ -81,6 +82,9 @@ def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
     weights, found = stored(folder), {}
     for node in model.graph.node:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "DequantizeLinear":
+            numbers, scales = (weights[name].astype(np.float32) for name in node.input)
+            found[node.input[0]] = (numbers * scales.repeat(attributes["block_size"], axis=0)).T
         bits = attributes.get("bits", attributes.get("expert_weight_bits"))
         for at in _PLACES.get(node.op_type, ()):
             numbers, scales, zeros = (weights.get(node.input[i]) if i < len(node.input) else None for i in at)
@@ -88,4 +92,12 @@ def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
             rows = prod(scales.shape[:-1])
             parts = [None if part is None else part.reshape(rows, -1) for part in (numbers, scales, zeros)]
             found[node.input[at[0]]] = nbits.dequantize(*parts[:2], grid, parts[2])
+    if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
+        numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
+        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
+        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
+    if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
+        numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
+        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
+        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
     return found

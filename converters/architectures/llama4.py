@@ -6,23 +6,18 @@ computes with one value that is built in. A checkpoint that has another is sound
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from converters.architectures import llama
 from converters.architectures.llama import OUTSIDE, ROPE_FREQS, Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
 from converters.joined import joined
-from converters.transposed import transposed
+from converters.transposed import floats, transposed
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, u32
 from edge_llama.gguf_checks import LLAMA4_NOPE_INTERVAL
-from quant.kernels import recode
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's
@@ -255,17 +250,6 @@ class _Tensors:
         yield "ffn_down_exps.weight", transposed(down)
 
 
-def _floats(tensor: Tensor) -> Tensor:
-    """In float32 if it is quantized: blocks of numbers can't be turned over."""
-    if not tensor.format.is_quantized:
-        return tensor
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return recode(tensor.read(start, stop), tensor.format, F32)
-
-    return replace(tensor, format=F32, read=read)
-
-
 class Llama4:
     """The architecture's description. A vision tower in the same checkpoint is not part of it."""
 
@@ -317,7 +301,7 @@ class Llama4:
         tensors = dict(checkpoint.tensors)
         for layer in hp.moe_layers if checkpoint.metadata else ():
             at = f"model.layers.{layer}."
-            gate, up, down = (transposed(_floats(tensors.pop(at + source))) for source, _ in _EXPERTS.values())
+            gate, up, down = (transposed(floats(tensors.pop(at + source))) for source, _ in _EXPERTS.values())
             tensors[at + _FUSED] = joined([gate, up], -1).renamed(at + _FUSED)
             tensors[at + _DOWN] = down.renamed(at + _DOWN)
         return tensors

@@ -13,18 +13,25 @@ from converters.checkpoint import Checkpoint, Tensor
 from converters.joined import joined
 from converters.targets.onnx_graph import INT64, Graph, Made
 from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_standard import StandardOps
 from edge_llama.formats import F32
 from quant.kernels import recode
 from quant.onnx_recipe import Form, OnnxRecipe
 
 
 class LlamaGraph:
-    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``."""
+    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``.
 
-    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe) -> None:
+    ``is_portable``: in standard operators alone.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool = False
+    ) -> None:
         self.hp = self.hyperparameters(checkpoint)
-        self.graph = Graph("text", "model.onnx.data", MicrosoftOps.OPSET)
-        self.ops = MicrosoftOps(self.graph, self.hp.norm_eps)
+        kind = StandardOps if is_portable else MicrosoftOps
+        self.graph = Graph("text", "model.onnx.data", kind.OPSET)
+        self.ops = kind(self.graph, self.hp.norm_eps)
         self._tensors = tensors
         self._recipe = recipe
         self._caches: list[tuple[ir.Value, ir.Value]] = []
@@ -39,7 +46,8 @@ class LlamaGraph:
         ids = graph.input("input_ids", ("batch", "sequence"), INT64)
         mask = graph.input("attention_mask", ("batch", "total"), INT64)
         pasts = [self._past(layer) for layer in range(hp.n_layer)]
-        self._begin(ids, mask)
+        self.ops.begin(ids, mask)
+        self._begin()
         x, more = self._embedded(ids), None
         for layer, past in enumerate(pasts):
             name, source = f"layers.{layer}", f"model.layers.{layer}"
@@ -63,9 +71,8 @@ class LlamaGraph:
         key, value = (self.graph.input(f"past_key_values.{layer}.{part}", shape) for part in ("key", "value"))
         return key, value
 
-    def _begin(self, _ids: ir.Value, mask: ir.Value) -> None:
+    def _begin(self) -> None:
         """What all layers share."""
-        self._lengths = self.ops.lengths(mask)
         cos, sin = (self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.rope_factors()))
         self._tables = cos, sin
 
@@ -81,7 +88,7 @@ class LlamaGraph:
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         hp, name, source = self.hp, f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
         mixed, *cache = self.ops.attention(
-            *(self._qkv(x, source, name), past, self._lengths, f"{name}.mixed"),
+            *(self._qkv(x, source, name), past, f"{name}.mixed"),
             heads=(hp.n_head, hp.n_head_kv),
             head_dim=hp.head_dim,
             present=(f"present.{layer}.key", f"present.{layer}.value"),

@@ -15,6 +15,7 @@ from converters.targets.onnx_ops import Experts
 from edge_llama.artifact import IMAGE_FEATURES
 from quant.nbits import Grid
 
+_EXPERT_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
 _NEVER = -1e30  # added to a score, it leaves nothing
 
 
@@ -44,23 +45,12 @@ class Llama4Graph(LlamaGraph):
         made = Made(("batch", "sequence", hp.n_embd))
         return graph.op("ScatterND", rows, places, features, name="embedded", made=made)
 
-    def _begin(self, ids: ir.Value, mask: ir.Value) -> None:
-        graph, ops = self.graph, self.ops
-        self._lengths = ops.lengths(mask)
-        count, total = (
-            ops.op("Gather", ops.op("Shape", value, name=f"{name}.shape"), axis, name=name, axis=0)
-            for axis in [graph.constant("positions.axis", np.array(1))]
-            for value, name in ((ids, "positions.count"), (mask, "positions.total"))
-        )
-        zero, one = (graph.constant(f"positions.{name}", np.array(at)) for at, name in enumerate(("zero", "one")))
-        first = ops.op("Sub", total, count, name="positions.first")
-        positions = ops.op("Range", first, total, one, name="positions")
-        self._start = graph.constant("positions.start", [0])
-        self._tables = self._angles(positions)
-        self._temperature = self._scales(positions) if self.more.has_temperature else None
+    def _begin(self) -> None:
+        self._tables = self._angles(self.ops.positions)
+        self._temperature = self._scales(self.ops.positions) if self.more.has_temperature else None
         self._chunks = None
         if "chunked_attention" in self.more.layer_types and (self.more.chunk_size or 0) < self.hp.n_ctx:
-            self._chunks = self._chunk_bias(positions, ops.op("Range", zero, total, one, name="chunks.keys"))
+            self._chunks = self._chunk_bias(self.ops.positions, self.ops.all_positions)
 
     def _angles(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines, ``(sequence, head_dim / 2)``: a table of ten million positions would take gigabytes."""
@@ -104,7 +94,7 @@ class Llama4Graph(LlamaGraph):
             made = Made(("batch", "sequence", hp.n_head * hp.head_dim))
             q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", made=made)
         mixed, *cache = ops.attention(
-            *((q, k, v), past, self._lengths, f"{name}.mixed"),
+            *((q, k, v), past, f"{name}.mixed"),
             heads=(hp.n_head, hp.n_head_kv),
             head_dim=hp.head_dim,
             present=(f"present.{layer}.key", f"present.{layer}.value"),
@@ -115,7 +105,7 @@ class Llama4Graph(LlamaGraph):
 
     def _turned(self, x: ir.Value, heads: int, name: str) -> ir.Value:
         """Queries or keys by their positions."""
-        turned = self.ops.turned(x, self._tables, self._start, f"{name}.turned")
+        turned = self.ops.turned(x, self._tables, heads, self.hp.head_dim, f"{name}.turned")
         return self.ops.head_norm(turned, heads, self.hp.head_dim, f"{name}.norm") if self.more.use_qk_norm else turned
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
@@ -137,15 +127,22 @@ class Llama4Graph(LlamaGraph):
         )
         scores = ops.op("Sigmoid", best, name=f"{name}.router.scores")
         experts = [self._tensors[f"{source}.experts.{part}_proj.weight"] for part in ("gate", "up", "down")]
-        forms = {self._form(matrix, "ffn_down" if part == 2 else "ffn_up") for part, matrix in enumerate(experts)}
-        form = forms.pop()
-        if self.more.n_expert_used == 1 and not forms and isinstance(form, Grid) and not form.has_offsets:
+        form = self._experts_form(experts)
+        if form is not None:
             weighed = self.graph.op("Mul", rows, scores, name=f"{name}.weighed", made=Made(("rows", hp.n_embd)))
             gate_up = _by_turns(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
             made = ops.chosen_experts(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
         else:
             made = self._each_expert(rows, chosen, scores, experts, f"{name}.experts")
         return ops.reshape_like(made, x, f"{name}.routed", hp.n_embd)
+
+    def _experts_form(self, experts: list[Tensor]) -> Grid | None:
+        """The form of all matrices, if one operator can take them."""
+        forms = {self._form(matrix, role) for matrix, role in zip(experts, _EXPERT_ROLES, strict=True)}
+        form = forms.pop()
+        is_one = not forms and experts[0].format is experts[1].format and self.more.n_expert_used == 1
+        fits = self.ops.HAS_EXPERTS and is_one and isinstance(form, Grid) and not form.has_offsets
+        return form if fits and isinstance(form, Grid) else None
 
     def _each_expert(
         self, rows: ir.Value, chosen: ir.Value, scores: ir.Value, experts: list[Tensor], name: str

@@ -31,7 +31,7 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
     tensors = architecture.tower_tensors(checkpoint)
-    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe)
+    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
     settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
     files = {
         "genai_config.json": settings,

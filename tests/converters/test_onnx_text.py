@@ -48,12 +48,19 @@ ODD = {
 }
 
 
+@pytest.fixture(scope="module", params=["microsoft", "portable"])
+def portable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "portable")
+
+
 @pytest.fixture(scope="module", params=[*DENSE, *SPARSE])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, *, portable: bool
+) -> tuple[Path, Any]:
     """A folder converted in f32, and transformers' model of the same checkpoint."""
     folder = tmp_path_factory.mktemp("float")
     source = (DENSE | SPARSE)[request.param](folder / "source")
-    convert(source, folder / "onnx", to="onnx", quant="f32")
+    convert(source, folder / "onnx", to="onnx", quant="f32", portable=portable)
     kind = AutoModelForCausalLM if request.param in DENSE else Llama4ForCausalLM
     return folder / "onnx", kind.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
 
