@@ -59,8 +59,7 @@ def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
     )
     vision: tuple[Part, ...] = ()
     if options.vision_quant and options.vision_to:
-        ranges = None if options.ranges is None else Path(options.ranges)
-        vision = _vision(checkpoint, options.vision_to, options.vision_quant, ranges)
+        vision = _vision(checkpoint, options.vision_to, options.vision_quant, options)
         tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
         manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
     closing = _closing(manifest, checkpoint.path)
@@ -78,13 +77,14 @@ def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], d
     return made.parts, made.files
 
 
-def _vision(checkpoint: Checkpoint, kind: str, format_name: str, ranges: Path | None) -> tuple[Part, ...]:
+def _vision(checkpoint: Checkpoint, kind: str, format_name: str, options: Options) -> tuple[Part, ...]:
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
     from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
 
-    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", ranges))
+    ranges = None if options.ranges is None else Path(options.ranges)
+    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

@@ -1,9 +1,9 @@
-"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int8`` and ``int4`` (MatMulNBits).
+"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int8`` and ``int4`` that are not portable.
 
 The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it, for every form.
 It takes any number of tiles and computes in float32 whatever the weights are stored in: on a CPU, f16 throughout takes
 a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact. As
-``a16w8`` it takes one tile and computes in integers. No value has more than four dimensions, since NPUs know no more.
+``a16w8`` it takes one tile and computes in integers. No value has more than four dimensions, as NPUs like it.
 """
 
 from pathlib import Path
@@ -16,7 +16,8 @@ from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
 from converters.targets.onnx_graph import FLOAT, Graph
 from converters.targets.onnx_ops import MicrosoftOps
-from converters.targets.onnx_qdq import QdqGraph, floats
+from converters.targets.onnx_qdq import QdqGraph, read_floats
+from converters.targets.onnx_standard import StandardOps
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT
 from edge_llama.errors import OptionError
 from edge_llama.formats import F16, F32, FORMATS
@@ -28,35 +29,44 @@ QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid
 _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
-def vision_parts(checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None) -> list[Part]:
+def vision_parts(
+    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None, *, is_portable: bool = False
+) -> list[Part]:
     """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`QUANTS`.
 
     It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.artifact` names: of any number
-    of tiles, or of one in ``a16w8``, which needs the file ``ranges``. CheckpointError if the checkpoint is not whole,
-    OptionError for ranges that can't be used, or are of another tower.
+    of tiles, or of one in ``a16w8``, which needs the file ``ranges``. ``is_portable``: in standard operators alone.
+    CheckpointError if the checkpoint is not whole, OptionError for ranges that can't be used, or are of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)
     tensors = llama4_vision.tensors(checkpoint, hp)
     if ranges is None:
-        return _Tower(hp, tensors, Graph(_NAME, _DATA), QUANTS[quant], "tiles").parts(folder)
+        ops = StandardOps if is_portable else MicrosoftOps
+        return _Tower(hp, tensors, ops(Graph(_NAME, _DATA), EPS), QUANTS[quant], "tiles").parts(folder)
     measured = read_ranges(ranges)
     norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
-    if measured.tower != fingerprint(floats(norm, 0, 1) for norm in norms):
+    if measured.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
         raise OptionError(
             f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
             remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
         )
-    return _Tower(hp, tensors, QdqGraph(_NAME, _DATA, measured), QUANTS[quant], 1).parts(folder)
+    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), QUANTS[quant], 1).parts(folder)
 
 
 class _Tower:
-    """``tiles`` is how many the graph takes: a number, or a name for any."""
+    """``ops`` multiply by blocks of weights; ``tiles`` is how many the graph takes, or a name for any number."""
 
     def __init__(
-        self, hp: Hyperparameters, tensors: dict[str, Tensor], graph: Graph, form: Form, tiles: int | str
+        self,
+        hp: Hyperparameters,
+        tensors: dict[str, Tensor],
+        ops: MicrosoftOps | StandardOps,
+        form: Form,
+        tiles: int | str,
     ) -> None:
         self.hp = hp
-        self.graph = graph
+        self.graph = ops.graph
+        self._ops = ops
         self._tensors = tensors
         self._form = form
         self._tiles = tiles
@@ -185,12 +195,12 @@ class _Tower:
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
 
     def _blocks(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str) -> ir.Value:
-        """The same with a matrix in blocks, which an operator of Microsoft's multiplies by: it infers no shape."""
+        """The same with a matrix in blocks; for operators of Microsoft's ONNX infers no shape."""
         hp = self.hp
         is_inside = name.startswith("vision.")
         places = hp.grid**2 + 1 if is_inside else (hp.grid // hp.scale) ** 2
         x.shape, x.type = ir.Shape((self._tiles, places, matrix.columns)), ir.TensorType(FLOAT)
-        product = MicrosoftOps(self.graph, EPS).linear(x, matrix, form, name, bias)
+        product = self._ops.linear(x, matrix, form, name, bias)
         product.name = output or name
         return product
 

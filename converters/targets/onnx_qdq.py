@@ -103,16 +103,16 @@ class QdqGraph(Graph):
         return self._initializer(name, tensor, tensor.dtype, np.shape(numbers))
 
 
-def floats(tensor: Tensor, start: int, stop: int) -> "NDArray[np.float32]":
-    """Rows ``start`` to ``stop``: (stop - start, columns)."""
-    return recode(tensor.read(start, stop), tensor.format, F32).view(np.float32)
+def read_floats(tensor: Tensor, start: int, stop: int, *, check: bool = True) -> "NDArray[np.float32]":
+    """Rows ``start`` to ``stop``: (stop - start, columns); with ``check`` NonFiniteError for NaN and infinity."""
+    return recode(tensor.read(start, stop), tensor.format, F32, check=check).view(np.float32)
 
 
 def _largest(tensor: Tensor, *, each_row: bool) -> "NDArray[np.float32]":
     """The largest magnitude in each row, or in all: (rows,) or (1,)."""
     step = max(_CHUNK // tensor.columns // tensor.step, 1) * tensor.step
     pieces = [
-        np.abs(floats(tensor, start, min(start + step, tensor.rows))).max(axis=1)
+        np.abs(read_floats(tensor, start, min(start + step, tensor.rows))).max(axis=1)
         for start in range(0, tensor.rows, step)
     ]
     found = np.concatenate(pieces)
@@ -139,7 +139,7 @@ def _matrix(tensor: Tensor) -> Tensor:
     """A matrix in int8, each row by a scale of its own."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = floats(tensor, start, stop)
+        rows = read_floats(tensor, start, stop)
         steps = _steps(np.abs(rows).max(axis=1), 127)
         numbers: NDArray[np.int8] = np.rint(rows / steps[:, None]).astype(np.int8)
         return numbers.view(np.uint8)
@@ -151,7 +151,7 @@ def _vector(tensor: Tensor) -> Tensor:
     """A vector, or several, in uint16 around the middle, by one scale. Read as a whole: they are small."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = floats(tensor, 0, tensor.rows)
+        rows = read_floats(tensor, 0, tensor.rows)
         steps = _steps(np.abs(rows).max(keepdims=True), _MIDDLE - 1)
         numbers: NDArray[np.uint16] = (np.rint(rows[start:stop] / steps) + _MIDDLE).astype(np.uint16)
         return numbers.view(np.uint8)

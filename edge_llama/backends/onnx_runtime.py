@@ -46,8 +46,6 @@ def providers(device: str, options: Any) -> list[str]:
     if name is None:
         raise OptionError(f"device {device}: unknown to ONNX Runtime", remedy=f"known: auto, {', '.join(DEVICES)}")
     if name == DEVICES["cpu"]:
-        # Or else it rounds activations of 16 bits to 8 where they are multiplied by a matrix of 8 bits.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return [name]
     plugin, available = PLUGINS.get(device), runtime().get_available_providers()
     if plugin and plugin.is_installed:

@@ -262,7 +262,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -
     ranges = in_integers(source, tmp_path / "made", pixels) / "ranges.json"
     (path,) = source.glob("*.safetensors")
     whole = load_file(path)
-    for name in ("model.layers.1.mlp.fc1.weight", "model.layers.1.mlp.fc2.bias"):
+    for name in ("model.layers.1.mlp.fc1.weight", "model.layers.1.mlp.fc2.bias", "patch_embedding.linear.weight"):
         weights = {key: value.copy() for key, value in whole.items()}
         weights[f"vision_model.{name}"].reshape(-1)[-1] = np.nan
         save_file(weights, path)

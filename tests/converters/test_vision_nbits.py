@@ -41,7 +41,9 @@ def converted(source: Path, folder: Path, quant: str) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     (features,) = session.run(["image_features"], {VISION_INPUT: pixels})
     return features
 
@@ -101,6 +103,25 @@ def test_its_shapes_are_known_and_its_names_read_well(source: Path, tmp_path: Pa
     assert shapes["image_features"] == ["tiles", 4, 64]
     assert {node.name for node in products(model)} > {"vision.layers.0.mlp.up.product", "adapter.fc1", "projector"}
     assert read_vision(tmp_path / "int4").format == "int4"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_portable_it_is_standard_and_computes_the_same(
+    bits: int, source: Path, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Without activations in 8 bits, to which ONNX Runtime's CPU would fuse it."""
+    options = {"to": "onnx", "quant": "f32", "vision_quant": f"int{bits}"}
+    converters.convert(source, tmp_path / "portable", **options, portable=True)
+    path = tmp_path / "portable/vision/model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path)
+    assert [opset.domain for opset in model.opset_import] == [""]
+    mine = converted(source, tmp_path, f"int{bits}")
+    for node in products(mine):
+        next(attribute for attribute in node.attribute if attribute.name == "accuracy_level").i = 0
+    pixels = rng.uniform(-1, 1, (2, 3, 56, 56)).astype(np.float32)
+    expected, found = run(mine, pixels), run(model, pixels)
+    assert np.abs(found - expected).max() <= FLOAT_ACTIVATIONS * np.abs(expected).max()
 
 
 def test_rows_that_are_no_whole_blocks_stay_f16(llama4_scout: Path, rng: np.random.Generator, tmp_path: Path) -> None:
