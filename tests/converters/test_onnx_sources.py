@@ -80,6 +80,6 @@ def test_scaling_that_only_a_gguf_tensor_tells_is_kept(tmp_path: Path) -> None:
     (tmp_path / "odd.gguf").write_bytes(raw)
     convert(tmp_path / "odd.gguf", tmp_path / "odd", to="onnx", quant="f32")
     cosines = np.fromfile(tmp_path / "odd" / "model.onnx.data", np.float32, 2 * len(factors)).reshape(2, -1)
-    theta = json.loads((source / "config.json").read_text("utf-8"))["rope_theta"]
+    theta = header.get("llama.rope.freq_base", float, 0.0)
     expected = np.cos(theta ** -(np.arange(len(factors)) / len(factors)) / factors)
     assert np.abs(cosines[1] - expected).max() < 1e-6
