@@ -14,9 +14,9 @@ import converters
 from edge_llama.artifact import VISION_INPUT, read_vision
 
 FLOAT_ACTIVATIONS = 1e-3
-"""Largest difference at accuracy_level 0, as a share of the largest value; 2e-7 was measured."""
-INT8_ACTIVATIONS = 0.05
-"""At accuracy_level 4, as we write it, of random weights, which exaggerate; 1.7 % was measured."""
+"""Largest difference at accuracy_level 0, as a share of the largest value; none was measured."""
+INT8_ACTIVATIONS = 0.08
+"""At accuracy_level 4, as we write it, of random weights, which exaggerate; 1.3 to 2.8 % was measured."""
 WIDE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 256,
