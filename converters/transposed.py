@@ -6,9 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
+from edge_llama.formats import F32
+from quant.kernels import recode
 
 _STRIPE = 20 << 20  # bytes in memory at once; of Llama 4's experts 2,048 columns, in pieces of a page or more on disk
 _BLOCK = 128  # rows turned over at once: what they take stays in a core's cache
+
+
+def floats(tensor: Tensor) -> Tensor:
+    """In float32 if it is quantized: blocks of numbers can't be turned over."""
+    if not tensor.format.is_quantized:
+        return tensor
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return recode(tensor.read(start, stop), tensor.format, F32)
+
+    return replace(tensor, format=F32, read=read)
 
 
 def transposed(tensor: Tensor, first: int = 0, last: int | None = None) -> Tensor:

@@ -85,7 +85,7 @@ def recode(
     Equal formats pass untouched. ``importance``: see :func:`quantize`. Raises NonFiniteError for NaN or infinite
     weights, ValueError for weights that ``target`` cannot hold; without ``check`` what ggml makes of these is given.
     """
-    if source is target and (not check or source is nbits.BYTES):
+    if source is target and not check:
         return raw
     if isinstance(target, nbits.Stored) and nbits.is_exact(source, target):
         return _carried_over(np.ascontiguousarray(raw), source, target, check=check)

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from edge_llama.formats import FORMATS, Format
 
 BLOCKS = (32, 64, 128)
-BYTES = Format("bytes", -1, 1, 1)
-"""Of arrays that hold no weights."""
 _Q4_0, _Q4_1, _Q8_0 = FORMATS["q4_0"], FORMATS["q4_1"], FORMATS["q8_0"]
 _LOW, _HALF = np.uint8(15), np.uint8(4)
 _GGML = {4: _Q4_0, 8: _Q8_0}
@@ -26,10 +24,15 @@ Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Stored(Format):
-    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros, or minima (of Q4_1)."""
+    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros or offsets.
+
+    ``is_across``: of the matrix turned over, with blocks down its columns and signed numbers, as DequantizeLinear takes
+    it before a MatMul. A row holds ``block`` rows of it, one after another.
+    """
 
     grid: "Grid"
     part: str
+    is_across: bool = False
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of ``columns`` weights; ValueError unless it is whole blocks."""
@@ -42,32 +45,34 @@ class Stored(Format):
 class Grid:
     """How weights are quantized: ``bits`` (4 or 8) a number, ``block`` of them with a scale, and perhaps a zero point.
 
-    ``has_minima``: a weight is ``number * scale + minimum`` instead, as in Q4_1.
+    ``has_offsets``: to each weight its block's offset is added. So Q4_1 is held, where a weight is ``number * scale +
+    minimum``: the offset is the value of number 8. Numbers are counted from there since rounded activations are
+    multiplied with them: from 0, as Q4_1 counts, the KL divergence of SmolLM2 was four times as large.
     """
 
     bits: int
     block: int = 32
     has_zeros: bool = False
-    has_minima: bool = False
+    has_offsets: bool = False
 
     @property
     def name(self) -> str:
         """``int4``, and what differs from the usual: ``int4 128 zeros``."""
         block = "" if self.block == 32 else f" {self.block}"
-        return f"int{self.bits}{block}{' zeros' * self.has_zeros}{' minima' * self.has_minima}"
+        return f"int{self.bits}{block}{' zeros' * self.has_zeros}{' offsets' * self.has_offsets}"
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The arrays that a matrix becomes."""
-        return ("numbers", "scales", *["zeros"] * self.has_zeros, *["minima"] * self.has_minima)
+        return ("numbers", "scales", *["zeros"] * self.has_zeros, *["offsets"] * self.has_offsets)
 
     def bits_of(self, part: str) -> int:
         """Bits that a block takes in an array."""
         return {"numbers": self.bits * self.block, "zeros": self.bits}.get(part, 32)
 
-    def stored(self, part: str) -> Stored:
+    def stored(self, part: str, *, is_across: bool = False) -> Stored:
         """The format of an array."""
-        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part)
+        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_across)
 
     def fits(self, columns: int) -> bool:
         """Whether rows of ``columns`` are whole blocks."""
@@ -76,20 +81,21 @@ class Grid:
 
 def exact_grid(source: Format) -> Grid | None:
     """The grid that holds the very weights of ``source``; None if there is none."""
-    return {_Q4_0: Grid(4), _Q8_0: Grid(8), _Q4_1: Grid(4, has_minima=True)}.get(source)
+    return {_Q4_0: Grid(4), _Q8_0: Grid(8), _Q4_1: Grid(4, has_offsets=True)}.get(source)
 
 
 def is_exact(source: Format, target: Format) -> bool:
     """Whether weights in ``source`` keep their values in ``target``."""
-    return isinstance(target, Stored) and exact_grid(source) == target.grid
+    return isinstance(target, Stored) and not target.is_across and exact_grid(source) == target.grid
 
 
 def repacked(raw: NDArray[np.uint8], source: Format, target: Stored) -> NDArray[np.uint8]:
     """Rows in ggml's ``source`` as the same weights in ``target``; :func:`is_exact` says which fit."""
     blocks = raw.reshape(-1, source.block_bytes)
     if target.part != "numbers":
-        at = 2 if target.part == "minima" else 0
-        made = blocks[:, at : at + 2].copy().view(np.float16).astype(np.float32).view(np.uint8)
+        heads = blocks[:, : 4 if source is _Q4_1 else 2].copy().view(np.float16).astype(np.float32)
+        wanted = heads[:, :1] if target.part == "scales" else heads[:, 1:] + 8 * heads[:, :1]
+        made = np.ascontiguousarray(wanted).view(np.uint8)
     elif source is _Q8_0:
         made = blocks[:, 2:] ^ np.uint8(0x80)
     else:
@@ -105,6 +111,8 @@ def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> ND
     ``by_ggml`` quantizes in one of ggml's formats.
     """
     grid = target.grid
+    if target.is_across:
+        return _across(rows, target, by_ggml)
     if grid == exact_grid(_GGML[grid.bits]):
         source = _GGML[grid.bits]
         return repacked(by_ggml(rows, source), source, target)
@@ -118,13 +126,24 @@ def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> ND
     return _packed(numbers.clip(0, 2**grid.bits - 1).reshape(len(rows), -1), grid.bits)
 
 
+def _across(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> NDArray[np.uint8]:
+    grid, width = target.grid, rows.shape[1] // target.grid.block
+    blocks = np.ascontiguousarray(rows.reshape(len(rows), grid.block, width).swapaxes(1, 2)).reshape(-1, grid.block)
+    made = quantize(blocks, grid.stored(target.part), by_ggml)
+    if target.part != "numbers":
+        return made.reshape(len(rows), -1)
+    signed = (_unpacked(made, grid.bits) ^ np.uint8(2 ** (grid.bits - 1))).reshape(len(rows), width, grid.block)
+    turned = np.ascontiguousarray(signed.swapaxes(1, 2)).reshape(len(rows), -1)
+    return turned if grid.bits == 8 else _paired(turned)
+
+
 def dequantize(
     numbers: NDArray[np.uint8], scales: NDArray[np.float32], grid: Grid, zeros: NDArray[np.uint8] | None = None
 ) -> NDArray[np.float32]:
     """Weights ``(n_rows, columns)`` of the arrays as stored: a row's bytes, its scales, its zero points' bytes."""
     n_blocks = scales.shape[1]
     blocks = _unpacked(numbers, grid.bits).reshape(len(numbers), n_blocks, grid.block).astype(np.float32)
-    middle = np.float32(0 if grid.has_minima else 2 ** (grid.bits - 1))
+    middle = np.float32(2 ** (grid.bits - 1))
     zero = middle if zeros is None else _unpacked(zeros, grid.bits)[:, :n_blocks, None].astype(np.float32)
     return ((blocks - zero) * scales[..., None]).reshape(len(numbers), -1)
 

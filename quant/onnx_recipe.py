@@ -47,6 +47,8 @@ class OnnxRecipe:
         Weights that ggml has quantized keep their values where a form of as many bits can hold them. Rows that are no
         whole blocks get smaller ones, or none: f16.
         """
+        if role == "router":
+            return F32
         given = self.tensor_types.get(role)
         form = RECIPES[given or ("int8" if self.name == "int4" and role in _EIGHT_BITS else self.name)]
         if not isinstance(form, Grid):

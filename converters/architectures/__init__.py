@@ -34,6 +34,12 @@ class Architecture(Protocol):
     def recipe_model(self, checkpoint: Checkpoint) -> Model:
         """What a recipe's rules ask."""
 
+    def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """The text tower's tensors under Hugging Face's names, checked for shape, a row for each output.
+
+        Experts' gates, ups and downs apart; ``rope_freqs.weight`` where only it tells how rotary embedding is scaled.
+        """
+
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """A Hugging Face folder's tensors; CheckpointError if the checkpoint isn't whole or no folder expresses it."""
 

@@ -273,6 +273,11 @@ class Llama:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.n_layer, hp.n_head, hp.n_head_kv)
 
+    def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """All of them; CheckpointError unless the checkpoint is whole."""
+        self.weights(checkpoint)
+        return checkpoint.tensors
+
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """All of them; CheckpointError unless the checkpoint is whole and config.json can express it."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)

@@ -6,23 +6,18 @@ computes with one value that is built in. A checkpoint that has another is sound
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from converters.architectures import llama
 from converters.architectures.llama import OUTSIDE, ROPE_FREQS, Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
 from converters.joined import joined
-from converters.transposed import transposed
+from converters.transposed import floats, transposed
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import F32
 from edge_llama.gguf import Header, Value, u32
 from edge_llama.gguf_checks import LLAMA4_NOPE_INTERVAL
-from quant.kernels import recode
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's
@@ -191,6 +186,15 @@ def _layer_names(hp: Hyperparameters, layer: int) -> dict[str, tuple[str, str]]:
     return attention | (_SHARED | _ROUTER if layer in hp.moe_layers else _DENSE)
 
 
+def _names(hp: Hyperparameters) -> dict[str, str]:
+    """Hugging Face's names by GGUF's, for tensors that lie as GGUF has them."""
+    names = {name: source for name, (source, _) in OUTSIDE.items()} | {ROPE_FREQS: ROPE_FREQS}
+    for layer in range(hp.base.n_layer):
+        entries = _layer_names(hp, layer) | (_EXPERTS if layer in hp.moe_layers else {})
+        names |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{source}" for name, (source, _) in entries.items()}
+    return names
+
+
 def _shape(name: str, hp: Hyperparameters) -> tuple[int, ...]:
     if name in _ROUTER:
         return (hp.n_expert, hp.base.n_embd)
@@ -246,17 +250,6 @@ class _Tensors:
         yield "ffn_down_exps.weight", transposed(down)
 
 
-def _floats(tensor: Tensor) -> Tensor:
-    """In float32 if it is quantized: blocks of numbers can't be turned over."""
-    if not tensor.format.is_quantized:
-        return tensor
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return recode(tensor.read(start, stop), tensor.format, F32)
-
-    return replace(tensor, format=F32, read=read)
-
-
 class Llama4:
     """The architecture's description. A vision tower in the same checkpoint is not part of it."""
 
@@ -291,6 +284,15 @@ class Llama4:
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         return Model(hp.base.n_layer, hp.base.n_head, hp.base.n_head_kv, hp.n_expert)
 
+    def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+        """The text tower's under Hugging Face's names, experts turned over; CheckpointError unless it is whole."""
+        hp = hyperparameters(checkpoint.config, checkpoint.path)
+        names = _names(hp)
+        tensors = {names[weight.tensor.name]: weight.tensor for weight in self._checked(checkpoint, hp)}
+        if not llama.keeps_rope_freqs(hp.base):
+            tensors.pop(ROPE_FREQS, None)
+        return tensors
+
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """Those of both towers, a GGUF source's experts turned over; CheckpointError unless the text tower is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
@@ -299,7 +301,7 @@ class Llama4:
         tensors = dict(checkpoint.tensors)
         for layer in hp.moe_layers if checkpoint.metadata else ():
             at = f"model.layers.{layer}."
-            gate, up, down = (transposed(_floats(tensors.pop(at + source))) for source, _ in _EXPERTS.values())
+            gate, up, down = (transposed(floats(tensors.pop(at + source))) for source, _ in _EXPERTS.values())
             tensors[at + _FUSED] = joined([gate, up], -1).renamed(at + _FUSED)
             tensors[at + _DOWN] = down.renamed(at + _DOWN)
         return tensors
@@ -327,10 +329,7 @@ class Llama4:
     ) -> dict[str, Tensor]:
         """GGUF's tensors under Hugging Face's names; experts stay as they lie, each kind under a name of its own."""
         hp = hyperparameters(config, path)
-        names = {name: source for name, (source, _) in OUTSIDE.items()} | {ROPE_FREQS: ROPE_FREQS}
-        for layer in range(hp.base.n_layer):
-            entries = _layer_names(hp, layer) | (_EXPERTS if layer in hp.moe_layers else {})
-            names |= {f"blk.{layer}.{name}": f"model.layers.{layer}.{source}" for name, (source, _) in entries.items()}
+        names = _names(hp)
         if unknown := sorted(tensors.keys() - names.keys()):
             raise CheckpointError(
                 f"{path}: tensor {unknown[0]!r} is not part of a Llama 4", remedy="start from the original checkpoint"

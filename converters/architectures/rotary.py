@@ -30,13 +30,18 @@ def llama3_factors(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> N
     return np.where(wavelengths < original / high, one, factors).astype(np.float32)
 
 
-def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> NDArray[np.float32]:
-    """By what a position is multiplied to give each pair's angle, scaled: float32 ``(head_dim / 2,)``."""
+def frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, Any], factors: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """By what a position is multiplied to give each pair's angle: float32 ``(head_dim / 2,)``.
+
+    They are divided by ``factors``, or as ``scaling`` says.
+    """
+    if factors is None and scaling:
+        is_llama3 = scaling["rope_type"] == "llama3"
+        factors = llama3_factors(head_dim, theta, scaling) if is_llama3 else np.full(1, scaling["factor"], np.float32)
     plain = _frequencies(head_dim, theta)
-    if not scaling:
-        return plain
-    is_llama3 = scaling["rope_type"] == "llama3"
-    return plain / (llama3_factors(head_dim, theta, scaling) if is_llama3 else np.float32(scaling["factor"]))
+    return plain if factors is None else plain / factors
 
 
 def _frequencies(head_dim: int, theta: float) -> NDArray[np.float32]:

@@ -17,9 +17,9 @@ _VALUES = {
     "vision_to": tuple(bundle.VISION_ENGINES),
     "vision_quant": mmproj.QUANTS,
 }
-_FOR_TEXT = ("quant", "tensor_types", "block", "zero_points", "max_shard_bytes", "chat_template", "lora")
+_FOR_TEXT = ("quant", "tensor_types", "block", "zero_points", "portable", "max_shard_bytes", "chat_template", "lora")
 _FOR_VISION = ("vision_to", "vision_quant")
-_FOR_GGUF, _FOR_ONNX = ("max_shard_bytes",), ("block", "zero_points")
+_FOR_GGUF, _FOR_ONNX = ("max_shard_bytes",), ("block", "zero_points", "portable")
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
 
@@ -99,6 +99,8 @@ def _check_fit(target: ModuleType, options: Options, written: tuple[str, ...]) -
     for name in (name for name in (_FOR_GGUF if options.to == "onnx" else _FOR_ONNX) if getattr(options, name)):
         kind = "GGUF" if name in _FOR_GGUF else "ONNX"
         raise OptionError(f"{_flag(name)}: is for {kind} alone", remedy="leave it out")
+    if options.portable and options.zero_points:
+        raise OptionError("--zero-points: not with --portable", remedy="leave one of them out")
     if target is mmproj and options.vision_to == "onnx":
         raise OptionError("--vision-to onnx: a .gguf file can't hold it", remedy="give a folder, or leave it out")
     if "text" not in written and options.to and options.vision_to not in (None, options.to):

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 STANDARD, MICROSOFT = "", "com.microsoft"
 ALIGNMENT = 64
-FLOAT, FLOAT16, INT32, INT64, UINT8 = (
-    ir.DataType.FLOAT,
-    ir.DataType.FLOAT16,
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+INT4, INT8, INT32, INT64, UINT8 = (
+    ir.DataType.INT4,
+    ir.DataType.INT8,
     ir.DataType.INT32,
     ir.DataType.INT64,
     ir.DataType.UINT8,

@@ -7,23 +7,31 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from converters.architectures import llama
-from converters.architectures.llama import Hyperparameters
+from converters.architectures.llama import ROPE_FREQS, Hyperparameters
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.joined import joined
 from converters.targets.onnx_graph import INT64, Graph, Made
 from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_standard import StandardOps
 from edge_llama.formats import F32
+from quant.kernels import recode
 from quant.onnx_recipe import Form, OnnxRecipe
 
 
 class LlamaGraph:
-    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``."""
+    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``.
 
-    def __init__(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe) -> None:
+    ``is_portable``: in standard operators alone.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool = False
+    ) -> None:
         self.hp = self.hyperparameters(checkpoint)
-        self.graph = Graph("text", "model.onnx.data", MicrosoftOps.OPSET)
-        self.ops = MicrosoftOps(self.graph, self.hp.norm_eps)
+        kind = StandardOps if is_portable else MicrosoftOps
+        self.graph = Graph("text", "model.onnx.data", kind.OPSET)
+        self.ops = kind(self.graph, self.hp.norm_eps)
         self._tensors = tensors
         self._recipe = recipe
         self._caches: list[tuple[ir.Value, ir.Value]] = []
@@ -38,7 +46,8 @@ class LlamaGraph:
         ids = graph.input("input_ids", ("batch", "sequence"), INT64)
         mask = graph.input("attention_mask", ("batch", "total"), INT64)
         pasts = [self._past(layer) for layer in range(hp.n_layer)]
-        self._begin(ids, mask)
+        self.ops.begin(ids, mask)
+        self._begin()
         x, more = self._embedded(ids), None
         for layer, past in enumerate(pasts):
             name, source = f"layers.{layer}", f"model.layers.{layer}"
@@ -62,11 +71,9 @@ class LlamaGraph:
         key, value = (self.graph.input(f"past_key_values.{layer}.{part}", shape) for part in ("key", "value"))
         return key, value
 
-    def _begin(self, _ids: ir.Value, mask: ir.Value) -> None:
+    def _begin(self) -> None:
         """What all layers share."""
-        self._lengths = self.ops.lengths(mask)
-        tables = _rotary(self.hp)
-        cos, sin = (self.graph.weight(table.name, table, F32) for table in tables)
+        cos, sin = (self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.rope_factors()))
         self._tables = cos, sin
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
@@ -81,7 +88,7 @@ class LlamaGraph:
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         hp, name, source = self.hp, f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
         mixed, *cache = self.ops.attention(
-            *(self._qkv(x, source, name), past, self._lengths, f"{name}.mixed"),
+            *(self._qkv(x, source, name), past, f"{name}.mixed"),
             heads=(hp.n_head, hp.n_head_kv),
             head_dim=hp.head_dim,
             present=(f"present.{layer}.key", f"present.{layer}.value"),
@@ -116,13 +123,18 @@ class LlamaGraph:
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
         return self.ops.linear(x, matrix, self._form(matrix, role), name, bias)
 
+    def rope_factors(self) -> "NDArray[np.float32] | None":
+        """By what rotary frequencies are divided where only a tensor tells."""
+        tensor = self._tensors.get(ROPE_FREQS)
+        return None if tensor is None else recode(tensor.read(0, 1), tensor.format, F32).view(np.float32)[0]
+
     def _form(self, matrix: Tensor, role: str) -> Form:
         return self._recipe.form(role, matrix.columns, matrix.format)
 
 
-def _rotary(hp: Hyperparameters) -> tuple[Tensor, Tensor]:
+def _rotary(hp: Hyperparameters, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
-    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling)
+    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
 
     def table(name: str, function: np.ufunc) -> Tensor:
         def read(start: int, stop: int) -> NDArray[np.uint8]:

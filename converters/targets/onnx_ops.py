@@ -1,6 +1,11 @@
-"""What a decoder is made of, in the operators that ONNX Runtime has fast kernels for (domain ``com.microsoft``)."""
+"""What a decoder is made of, in the operators that ONNX Runtime has fast kernels for (domain ``com.microsoft``).
+
+:mod:`converters.targets.onnx_standard` has the same in standard operators.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,47 +14,113 @@ import onnx_ir as ir
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, INT32, MICROSOFT, UINT8, Graph, Made
 from edge_llama.formats import F32
-from quant.nbits import BYTES, Grid
+from quant.nbits import Grid
 from quant.onnx_recipe import Form
 
 ROWS = ("batch", "sequence")
 _INT8_ACTIVATIONS = 4  # accuracy_level: several times as fast as float, for 8 bits the only fast kernel
 
 
-class MicrosoftOps:
-    """Writes into ``graph``; ``eps`` is that of the norms. Activations are float32 ``(batch, sequence, width)``."""
+class Ops:
+    """What both kinds share. They write into ``graph``; ``eps`` is that of the norms.
 
-    OPSET = 23  # for RMSNormalization
-    SHARES_CACHE = True
+    Activations are float32 ``(batch, sequence, width)``.
+    """
+
+    OPSET = 21
+    SHARES_CACHE = False
     """Whether past and present may be one buffer, as long as the context."""
+    HAS_EXPERTS = False
+    """Whether there is an operator for a mixture of experts."""
 
     def __init__(self, graph: Graph, eps: float) -> None:
         self.graph = graph
         self.eps = eps
         self._sums: dict[tuple[str, int], ir.Value] = {}
+        self._kept: dict[str, list[ir.Value]] = {}
+
+    def begin(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Take the graph's inputs, ``(batch, sequence)`` and ``(batch, total)``."""
+        self._ids, self._mask = ids, mask
+
+    @cached_property
+    def positions(self) -> ir.Value:
+        """Those of ``ids``, int64 ``(sequence,)``: the last of all."""
+        first = self.op("Sub", self._total, self._count, name="positions.first")
+        return self.op("Range", first, self._total, self._number(1), name="positions")
+
+    @cached_property
+    def all_positions(self) -> ir.Value:
+        """Those of the cache and of ``ids``, int64 ``(total,)``."""
+        return self.op("Range", self._number(0), self._total, self._number(1), name="all_positions")
+
+    @cached_property
+    def _count(self) -> ir.Value:
+        return self._columns_of(self._ids, "positions.count")
+
+    @cached_property
+    def _total(self) -> ir.Value:
+        return self._columns_of(self._mask, "positions.total")
+
+    def _columns_of(self, x: ir.Value, name: str) -> ir.Value:
+        shape = self.op("Shape", x, name=f"{name}.shape")
+        return self.op("Gather", shape, self._number(1), name=name, axis=0)
+
+    def _number(self, number: int) -> ir.Value:
+        return self.graph.constant(f"numbers.{number}", np.array(number))
+
+    def block_sums(self, x: ir.Value, n_blocks: int, block: int) -> ir.Value:
+        """What a block's offset is multiplied by."""
+        key = (str(x.name), block)
+        if key not in self._sums:
+            blocks = self.reshape(x, f"{x.name}.blocks", 0, 0, n_blocks, block)
+            axis = self.graph.constant(f"{x.name}.block_sums.axis", [-1])
+            self._sums[key] = self.op("ReduceSum", blocks, axis, name=f"{x.name}.block_sums", keepdims=0)
+        return self._sums[key]
+
+    def reshape(self, x: ir.Value, name: str, *shape: int, made: Made | None = None) -> ir.Value:
+        """0 keeps a size."""
+        return self.graph.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name, made=made)
+
+    def reshape_like(self, x: ir.Value, like: ir.Value, name: str, columns: int) -> ir.Value:
+        """Rows of ``columns`` in the shape of ``like``."""
+        shape = self.op("Shape", like, name=f"{name}.shape")
+        return self.graph.op("Reshape", x, shape, name=name, made=Made((*ROWS, columns)))
+
+    def op(self, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
+        """The output of a standard node."""
+        return self.graph.op(kind, *inputs, name=name, **attributes)
+
+
+class MicrosoftOps(Ops):
+    """The fast ones."""
+
+    OPSET = 23  # for RMSNormalization
+    SHARES_CACHE = True
+    HAS_EXPERTS = True
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``."""
         if not isinstance(form, Grid):
             return self.op("Gather", self.graph.weight(f"{name}.weight", table, form), ids, name=name, axis=0)
-        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, (table.columns * form.bits // 8,))
+        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, inner(table, form))
         made = Made((*ROWS, table.columns))
         axes = {"gather_axis": 0, "quantize_axis": 1, "block_size": form.block}
-        rows = f"{name}.numbers" if form.has_minima else name
+        rows = f"{name}.numbers" if form.has_offsets else name
         found = self._ms(
             "GatherBlockQuantized", numbers, ids, scales, zeros, name=rows, made=made, bits=form.bits, **axes
         )
-        if not form.has_minima:
+        if not form.has_offsets:
             return found
         n_blocks = table.columns // form.block
-        minima = self.graph.stored(f"{name}.minima", table, form.stored("minima"), (table.rows, n_blocks, 1), FLOAT)
-        added = self.op("Gather", minima, ids, name=f"{name}.minima_rows", axis=0)
+        offsets = self.graph.stored(f"{name}.offsets", table, form.stored("offsets"), (table.rows, n_blocks, 1), FLOAT)
+        added = self.op("Gather", offsets, ids, name=f"{name}.offset_rows", axis=0)
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
         return self.reshape(self.op("Add", blocks, added, name=f"{name}.sum"), name, 0, 0, table.columns)
 
     def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
         """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
-        made = Made((*_sizes(x)[:-1], matrix.rows))
+        made = Made((*sizes(x)[:-1], matrix.rows))
         last = name if bias is None else f"{name}.product"
         if isinstance(form, Grid):
             product = self._blocks(x, matrix, form, last, made)
@@ -65,7 +136,7 @@ class MicrosoftOps:
         numbers, scales, zeros = self._grid(name, matrix, form, (n_blocks, form.block * form.bits // 8))
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
-            name=f"{name}.numbers_product" if form.has_minima else name,
+            name=f"{name}.numbers_product" if form.has_offsets else name,
             made=made,
             K=matrix.columns,
             N=matrix.rows,
@@ -73,32 +144,22 @@ class MicrosoftOps:
             block_size=form.block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
-        if not form.has_minima:
+        if not form.has_offsets:
             return product
-        minima = self.graph.stored(f"{name}.minima", matrix, form.stored("minima"), (matrix.rows, n_blocks), FLOAT)
-        sums = self._block_sums(x, n_blocks, form.block)
-        added = self._ms("FusedMatMul", sums, minima, name=f"{name}.minima_product", made=made, transB=1)
+        offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
+        sums = self.block_sums(x, n_blocks, form.block)
+        added = self._ms("FusedMatMul", sums, offsets, name=f"{name}.offsets_product", made=made, transB=1)
         return self.op("Add", product, added, name=name)
-
-    def _block_sums(self, x: ir.Value, n_blocks: int, block: int) -> ir.Value:
-        """What a block's minimum is multiplied by."""
-        key = (str(x.name), block)
-        if key not in self._sums:
-            blocks = self.reshape(x, f"{x.name}.blocks", 0, 0, n_blocks, block)
-            axis = self.graph.constant(f"{x.name}.block_sums.axis", [-1])
-            self._sums[key] = self.op("ReduceSum", blocks, axis, name=f"{x.name}.block_sums", keepdims=0)
-        return self._sums[key]
 
     def _grid(
         self, name: str, matrix: Tensor, form: Grid, inner: tuple[int, ...]
     ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
         """A matrix's numbers, of ``inner`` bytes a row, its scales and zero points."""
-        graph, (outer, n_blocks) = self.graph, ((matrix.rows,), matrix.columns // form.block)
+        graph, n_blocks = self.graph, matrix.columns // form.block
+        outer = matrix.shape[:-1]
         numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *inner), UINT8)
         scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
-        if form.has_minima:
-            return numbers, scales, graph.stored(f"{name}.zeros", _nothing(f"{name}.zeros", shape), BYTES, shape, UINT8)
         if form.has_zeros:
             return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.stored("zeros"), shape, UINT8)
         return numbers, scales, None
@@ -123,25 +184,23 @@ class MicrosoftOps:
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
-        made = Made(_sizes(gate))
+        made = Made(sizes(gate))
         silu = self._ms("QuickGelu", gate, name=f"{name}.silu", made=made, alpha=1.0)
         return self.graph.op("Mul", silu, up, name=name, made=made)
 
-    def lengths(self, mask: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Of ``attention_mask``: each row's last position, int32 ``(batch,)``, and all positions, an int32 scalar."""
+    @cached_property
+    def _lengths(self) -> tuple[ir.Value, ir.Value]:
+        """Each row's last position, int32 ``(batch,)``, and the number of all, an int32 scalar."""
         one = self.graph.constant("lengths.one", [1])
-        counted = self.op("ReduceSum", mask, one, name="lengths.counted", keepdims=0)
+        counted = self.op("ReduceSum", self._mask, one, name="lengths.counted", keepdims=0)
         last = self.op("Sub", counted, one, name="lengths.last_position")
         last = self.op("Cast", last, name="lengths.last", to=int(INT32))
-        shape = self.op("Shape", mask, name="lengths.mask_shape")
-        total = self.op("Gather", shape, self.graph.constant("lengths.axis", np.array(1)), name="lengths.positions")
-        return last, self.op("Cast", total, name="lengths.total", to=int(INT32))
+        return last, self.op("Cast", self._total, name="lengths.total", to=int(INT32))
 
     def attention(
         self,
         qkv: Sequence[ir.Value | None],
         past: tuple[ir.Value, ir.Value],
-        lengths: tuple[ir.Value, ir.Value],
         name: str,
         *,
         heads: tuple[int, int],
@@ -157,7 +216,9 @@ class MicrosoftOps:
         """
         cache = Made(("batch", heads[1], "total", head_dim))
         cos, sin = rotary or (None, None)
-        inputs = [*qkv, *past, *lengths, cos, sin, *([] if bias is None else [None, bias])]
+        inputs = [*qkv, *past, *self._lengths, cos, sin]
+        if bias is not None:
+            inputs += [None, bias]
         mixed, key, value = self.graph.ops(
             "GroupQueryAttention",
             *inputs,
@@ -170,25 +231,62 @@ class MicrosoftOps:
         )
         return mixed, key, value
 
-    def reshape(self, x: ir.Value, name: str, *shape: int) -> ir.Value:
-        """0 keeps a size."""
-        return self.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name)
+    def turned(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
+        """Heads turned by neighbouring pairs; ``rotary``: cosines and sines of these positions."""
+        start = self.graph.constant("rotary.start", [0])
+        made = Made((*ROWS, heads * head_dim))
+        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, made=made, interleaved=1)
 
-    def op(self, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
-        """The output of a standard node."""
-        return self.graph.op(kind, *inputs, name=name, **attributes)
+    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
+        """RMS norm of each head, without weights. Not GroupQueryAttention's own, which its CPU kernel lacks."""
+        split = self.reshape(x, f"{name}.heads", 0, 0, heads, head_dim)
+        ones = self.graph.constant(f"{name}.weight", np.ones(head_dim, np.float32))
+        normed = self.op("RMSNormalization", split, ones, name=f"{name}.normed_heads", axis=-1, epsilon=self.eps)
+        return self.reshape(normed, name, 0, 0, heads * head_dim)
+
+    def chosen_experts(self, x: ir.Value, router: ir.Value, experts: "Experts", name: str) -> ir.Value:
+        """What the expert of the highest ``router`` logit makes of each row of ``x``, unweighed."""
+        first = self._grid(f"{name}.gate_up", experts.gate_up, experts.form, inner(experts.gate_up, experts.form))
+        second = self._grid(f"{name}.down", experts.down, experts.form, inner(experts.down, experts.form))
+        inputs = [*first[:2], None, *second[:2], None, None, None, None, first[2], second[2]]
+        return self._ms(
+            "QMoE",
+            x,
+            router,
+            *inputs,
+            name=name,
+            made=Made(sizes(x)),
+            k=1,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            activation_alpha=1.0,
+            activation_beta=0.0,
+            normalize_routing_weights=1,
+            expert_weight_bits=experts.form.bits,
+            block_size=experts.form.block,
+            accuracy_level=_INT8_ACTIVATIONS,
+        )
 
     def _ms(self, kind: str, *inputs: ir.Value | None, name: str, made: Made, **attributes: Any) -> ir.Value:
         return self.graph.op(kind, *inputs, name=name, domain=MICROSOFT, made=made, **attributes)
 
 
-def _sizes(x: ir.Value) -> tuple[int | str, ...]:
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """``gate_up``: ``(experts, 2 * width, inputs)``, rows of both by turns; ``down``: ``(experts, inputs, width)``."""
+
+    gate_up: Tensor
+    down: Tensor
+    form: Grid
+
+
+def inner(matrix: Tensor, form: Grid) -> tuple[int, ...]:
+    """Bytes of a row of numbers, as a shape."""
+    return (matrix.columns * form.bits // 8,)
+
+
+def sizes(x: ir.Value) -> tuple[int | str, ...]:
     """The shape of ``x`` as far as it is known."""
     return (
         (*ROWS, "width") if x.shape is None else tuple(size if isinstance(size, int) else str(size) for size in x.shape)
     )
-
-
-def _nothing(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Zeros, that nobody needs to read."""
-    return Tensor(name, shape, BYTES, lambda start, stop: np.zeros((stop - start, shape[-1]), np.uint8))

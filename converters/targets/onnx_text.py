@@ -10,10 +10,11 @@ from converters.targets import genai
 from converters.targets.files import encoded, end_ids, generation, special_ids
 from converters.targets.layout import Part
 from converters.targets.onnx_llama import LlamaGraph
+from converters.targets.onnx_llama4 import Llama4Graph
 from converters.tokenizers.writer import write_files
 from quant.onnx_recipe import DEFAULT, OnnxRecipe
 
-_GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph}
+_GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Graph}
 """By ``Architecture.gguf_name``."""
 
 
@@ -29,8 +30,8 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
     """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
-    tensors = architecture.folder_tensors(checkpoint)
-    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe)
+    tensors = architecture.tower_tensors(checkpoint)
+    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
     settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
     files = {
         "genai_config.json": settings,

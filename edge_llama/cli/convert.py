@@ -70,6 +70,10 @@ def convert(
     zero_points: Annotated[
         bool, typer.Option("--zero-points", help="ONNX: int4 and int8 with zero points, nearer to the weights.")
     ] = False,
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="ONNX: standard operators alone, for runtimes without ONNX Runtime's own."),
+    ] = False,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
     ] = None,
@@ -109,6 +113,7 @@ def convert(
         tensor_types=_tensor_types(tensor_type or []),
         block=block,
         zero_points=zero_points,
+        portable=portable,
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
         lora=lora,

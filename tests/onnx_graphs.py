@@ -1,0 +1,103 @@
+"""Text graphs run by plain ONNX Runtime, as any program would run them: no code of ours but the file."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from quant import nbits
+
+_PLACES = {"MatMulNBits": [(1, 2, 3)], "GatherBlockQuantized": [(0, 2, 3)], "QMoE": [(2, 3, 11), (5, 6, 12)]}
+"""Where an operator has numbers, scales and zero points."""
+
+
+class TextGraph:
+    """``model.onnx`` of a folder, with its cache."""
+
+    def __init__(self, folder: Path, model: onnx.ModelProto | None = None) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        if model is not None:
+            path = folder / "changed.onnx"
+            onnx.save(model, path)
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        self.session = ort.InferenceSession(path if model is not None else folder / "model.onnx", options)
+        self.cache: dict[str, NDArray[np.float32]] = {}
+        for node in self.session.get_inputs():
+            if node.name.startswith("past_key_values."):
+                self.cache[node.name] = np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32)
+
+    @property
+    def length(self) -> int:
+        return next(iter(self.cache.values())).shape[2]
+
+    def feed(self, ids: Sequence[int], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The logits after ``ids``, ``(n_vocab,)``."""
+        feeds: dict[str, Any] = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, self.length + len(ids)), np.int64),
+            **self.cache,
+        }
+        if features is not None:
+            feeds["image_features"] = features
+        made = dict(zip([node.name for node in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
+        for name in self.cache:
+            self.cache[name] = made[name.replace("past_key_values", "present")]
+        return made["logits"][0, -1]
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The likeliest continuation."""
+        found = [int(self.feed(ids).argmax())]
+        while len(found) < count:
+            found.append(int(self.feed(found[-1:]).argmax()))
+        return found
+
+
+def stored(folder: Path) -> Mapping[str, NDArray[Any]]:
+    """All initializers."""
+    model = onnx.load(folder / "model.onnx")
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def without_rounded_activations(folder: Path) -> onnx.ModelProto:
+    """The model with accuracy_level 0: activations stay float32."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    return model
+
+
+def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Every quantized matrix ``(rows, columns)`` by the name of its numbers, as floats."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    weights, found = stored(folder), {}
+    for node in model.graph.node:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "DequantizeLinear":
+            numbers, scales = (weights[name].astype(np.float32) for name in node.input)
+            found[node.input[0]] = (numbers * scales.repeat(attributes["block_size"], axis=0)).T
+        bits = attributes.get("bits", attributes.get("expert_weight_bits"))
+        for at in _PLACES.get(node.op_type, ()):
+            numbers, scales, zeros = (weights.get(node.input[i]) if i < len(node.input) else None for i in at)
+            grid = nbits.Grid(bits, attributes["block_size"], has_zeros=zeros is not None)
+            rows = prod(scales.shape[:-1])
+            parts = [None if part is None else part.reshape(rows, -1) for part in (numbers, scales, zeros)]
+            found[node.input[at[0]]] = nbits.dequantize(*parts[:2], grid, parts[2])
+    if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
+        numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
+        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
+        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
+    if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
+        numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
+        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
+        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
+    return found
