@@ -59,6 +59,8 @@ class OnnxArtifact(Artifact):
     tokenizer: Path
     settings: Fields = field(repr=False)
     """tokenizer_config.json."""
+    config: Fields = field(repr=False)
+    """genai_config.json."""
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -142,6 +144,7 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
         ends=frozenset(model.ids("eos_token_id", n_vocab)),
         tokenizer=_tokenizer(path.parent),
         settings=settings,
+        config=config,
     )
 
 
