@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import shortest
-from edge_llama.artifact import END_TOKENS
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Header, Value, ValueType, array, f32
+from edge_llama.gguf_text import END_TOKENS
 
 _CORRECT = "correct it, or remove it"
 _PREFIX = "general.sampling."

@@ -1,7 +1,8 @@
 """What the runtime opens: find it, read it, say what is inside. No native code.
 
-A model has a text tower (a GGUF file), a vision tower (an ONNX file, or a GGUF file that is called mmproj), or both:
-then they lie in one folder. With a manifest that is a bundle (``manifest.py``).
+A model has a text tower (a GGUF file, or an ONNX file with its settings beside it), a vision tower (an ONNX file, or a
+GGUF file that is called mmproj), or both: then they lie in one folder. With a manifest that is a bundle
+(``manifest.py``).
 """
 
 import hashlib
@@ -14,23 +15,22 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.errors import ArtifactError
-from edge_llama.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
-from edge_llama.gguf_checks import check_model, items, numbers
-from edge_llama.gguf_parts import LATER_PART, parts, read_parts
+from edge_llama.gguf import Header, TensorInfo, read_header
+from edge_llama.gguf_parts import LATER_PART, parts
+from edge_llama.gguf_text import read_gguf_text
 from edge_llama.integrity import identity_of
 from edge_llama.manifest import NAME as MANIFEST
 from edge_llama.manifest import Manifest, Tower, read_manifest
 from edge_llama.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.mmproj import read_spec
 from edge_llama.onnx_file import read_onnx
+from edge_llama.onnx_text import CONFIG, files_of, is_text_file, read_onnx_text, text_file
+from edge_llama.text_artifact import Artifact
 from edge_llama.vision import VisionSpec
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
-END_TOKENS = "edge_llama.eos_token_ids"
-"""Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
-IMAGE_FEATURES = "image_features"
-"""What an ONNX text tower may be given besides: float32 (positions, n_embd), in place of negative ids."""
+TEXT_ENGINES = ("llama.cpp", "onnxruntime")
 VISION_INPUT, VISION_OUTPUT = "pixel_values", "image_features"
 """What an ONNX vision tower takes, float32 (tiles, 3, side, side), and gives, float32 (tiles, tokens, n_embd)."""
 
@@ -38,8 +38,8 @@ VISION_INPUT, VISION_OUTPUT = "pixel_values", "image_features"
 def locate(model: str | os.PathLike[str] | None = None) -> Path:
     """The text tower's file that ``model`` means.
 
-    A path to a ``.gguf`` file, a bundle or another folder that holds exactly one, or the name ``smollm2``. None means
-    ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
+    A path to a ``.gguf`` or ``.onnx`` file, a bundle or another folder that holds exactly one, or the name ``smollm2``.
+    None means ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
     """
     path = existing(model)
     if not path.is_dir():
@@ -50,7 +50,7 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
             raise ArtifactError(
                 f"{path}: holds a vision tower alone", remedy="give the text model, and this folder by --vision"
             )
-        return path / _supported(path, "text", text, "llama.cpp").file
+        return path / _supported(path, "text", text, *TEXT_ENGINES).file
     return _pair(path)[0]
 
 
@@ -100,6 +100,8 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
     files = [file for file in sorted(folder.glob("*.gguf")) if not LATER_PART.search(file.name)]
     towers = [file for file in files if "mmproj" in file.name.lower()]
     texts = [file for file in files if file not in towers]
+    if (folder / CONFIG).is_file():
+        texts.append(text_file(folder))
     if len(texts) == 1:
         return texts[0], towers
     if (folder / "config.json").is_file():
@@ -107,107 +109,21 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
             f"{folder}: this is a full-precision checkpoint",
             remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf",
         )
-    found = ", ".join(file.name for file in files) or "none"
+    found = ", ".join(file.name for file in dict.fromkeys((*files, *texts))) or "none"
     raise ArtifactError(
-        f"{folder}: expected exactly one text model (.gguf), found {found}", remedy="name the file itself"
+        f"{folder}: expected exactly one text model (.gguf, or an .onnx with its {CONFIG}), found {found}",
+        remedy="name the file itself",
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A model file whose header was read and found sound."""
-
-    path: Path
-    headers: tuple[Header, ...]
-    """One for each file; the metadata is in the first."""
-    name: str
-    architecture: str
-    chat_template: str | None
-    n_layer: int
-    n_ctx_train: int
-    kv_values_per_token: int
-    """Numbers that the KV cache holds per token, over all layers, keys and values."""
-
-    @property
-    def header(self) -> Header:
-        """The metadata, and the tensors of the first file."""
-        return self.headers[0]
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """The tensors of all files."""
-        return tuple(tensor for header in self.headers for tensor in header.tensors)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all tensors' data."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+def _text_files(text: Path, engine: str) -> Iterable[Path]:
+    """Everything that is read of a text tower: what a manifest must list."""
+    return parts(text) if engine == "llama.cpp" else files_of(text)
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Read the header at ``path`` and check what a text tower needs; ArtifactError names what is wrong.
-
-    A model that was written in several files is read from the first of them.
-    """
-    headers = read_parts(path)
-    header = headers[0]
-    architecture = header.architecture
-    if not architecture:
-        raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
-    if architecture == MMPROJ:
-        raise ArtifactError(
-            f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
-        )
-    template = header.get("tokenizer.chat_template", str, "")
-    n_layer = _positive(header, "block_count")
-    artifact = Artifact(
-        path=path,
-        headers=headers,
-        name=header.get("general.name", str, path.stem),
-        architecture=architecture,
-        chat_template=template or None,
-        n_layer=n_layer,
-        n_ctx_train=_positive(header, "context_length"),
-        kv_values_per_token=_kv_values(header, n_layer),
-    )
-    check_model(headers)
-    n_tokens = len(header.fields["tokenizer.ggml.tokens"].data)
-    if any(token >= n_tokens for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
-        raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
-    return artifact
-
-
-def _positive(header: Header, key: str) -> int:
-    key = f"{header.architecture}.{key}"
-    number = header.get(key, int, 0)
-    if number < 1:
-        problem = f"is {number}, expected a positive number" if key in header.fields else "is missing"
-        raise ArtifactError(f"{header.path}: {key} {problem}", remedy=DAMAGED)
-    return number
-
-
-def _kv_values(header: Header, n_layer: int) -> int:
-    """Values per token over all layers; head counts may be given per layer."""
-    prefix = f"{header.architecture}.attention."
-    heads = numbers(header, prefix + "head_count")
-    width = _positive(header, "embedding_length")
-    if len(heads) == 1 and heads[0] == 0 and header.architecture != "llama":
-        return 0  # recurrent: no attention, no cache that grows
-    if len(heads) == 1 and (heads[0] < 1 or (width % heads[0] and prefix + "key_length" not in header.fields)):
-        raise ArtifactError(
-            f"{header.path}: {prefix}head_count is {heads[0]:,}, expected a divisor of {width:,}", remedy=DAMAGED
-        )
-    head_dim = width // max(max(heads, default=0), 1)
-    values = header.get(prefix + "key_length", int, head_dim) + header.get(prefix + "value_length", int, head_dim)
-    kv_heads = numbers(header, prefix + "head_count_kv") or heads
-    if len(kv_heads) != 1:
-        return sum(kv_heads) * values
-    if len(heads) == 1 and (kv_heads[0] < 1 or heads[0] % kv_heads[0]):
-        raise ArtifactError(
-            f"{header.path}: {prefix}head_count_kv is {kv_heads[0]:,}, which does not divide {heads[0]:,} heads",
-            remedy=DAMAGED,
-        )
-    return n_layer * kv_heads[0] * values
+    """The text tower in the file at ``path``: GGUF, or the ONNX file of a folder; ArtifactError names what is wrong."""
+    return read_onnx_text(path) if path.suffix == ".onnx" else read_gguf_text(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +174,8 @@ def read_bundle(folder: Path) -> Bundle:
     text: Path | None = None
     vision: VisionArtifact | None = None
     if manifest.text:
-        text = folder / _supported(folder, "text", manifest.text, "llama.cpp").file
-        _check_listed(folder, manifest, parts(text))
+        text = folder / _supported(folder, "text", manifest.text, *TEXT_ENGINES).file
+        _check_listed(folder, manifest, _text_files(text, manifest.text.engine))
     if manifest.vision and manifest.images:
         vision = _bundled_vision(folder, manifest.vision, manifest.images, manifest.name)
         _check_listed(folder, manifest, vision.files)
@@ -274,6 +190,9 @@ def read_towers(path: Path) -> Bundle:
     if path.is_dir():
         return read_bundle(path)
     if path.suffix == ".onnx":
+        if is_text_file(path):
+            is_bundle = (path.parent / MANIFEST).exists()
+            return replace(read_bundle(path.parent), vision=None) if is_bundle else Bundle(path, path, None, None)
         return replace(read_bundle(bundle_of(path)), text=None)
     if read_header(path).architecture == MMPROJ:
         return Bundle(path, None, read_vision(path), None)
@@ -368,17 +287,15 @@ def _onnx(path: Path, spec: VisionSpec, name: str) -> VisionArtifact:
             f"{VISION_INPUT!r} to {VISION_OUTPUT!r}",
             remedy="convert again",
         )
-    files = (path, graph.data) if graph.data else (path,)
-    sizes = [file.stat().st_size for file in files]
     return VisionArtifact(
         path=path,
         engine="onnxruntime",
         spec=spec,
-        identity=_identity(spec, (path, sizes[0], ()), *((file, 0, graph.tensors) for file in files[1:])),
+        identity=_identity(spec, *graph.identified()),
         name=name,
         format=_format(graph.tensors),
-        nbytes=sum(sizes),
-        files=files,
+        nbytes=sum(file.stat().st_size for file in graph.files),
+        files=graph.files,
         tensors=graph.tensors,
     )
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_llama import devices, remembered
-from edge_llama.artifact import Artifact
 from edge_llama.errors import OptionError
+from edge_llama.gguf_text import GGUFArtifact
 
 _log = logging.getLogger(__name__)
 _KIND = "engine-choices"
@@ -26,14 +26,15 @@ _READS_FASTER = 0.75  # of attention, which is a small part of reading a prompt
 class Setting:
     """What an engine is opened with. The defaults are the fastest for generation on the CPUs that were measured."""
 
-    flash_attention: bool = False
+    flash_attention: bool | None = False
+    """None: the engine has no such choice."""
     kv_format: str = "f16"
     n_batch: int = 512
     """Tokens of a prompt that are computed together."""
 
     def __str__(self) -> str:
-        flash = "on" if self.flash_attention else "off"
-        return f"flash attention {flash}, KV {self.kv_format}, batch {self.n_batch}"
+        flash = {True: "flash attention on, ", False: "flash attention off, ", None: ""}[self.flash_attention]
+        return f"{flash}KV {self.kv_format}, batch {self.n_batch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Choice:
 
 
 def choose(
-    artifact: Artifact,
+    artifact: GGUFArtifact,
     *,
     flash_attention: bool | None = None,
     kv_format: str | None = None,
@@ -118,7 +119,7 @@ def _with(setting: Setting, given: Mapping[str, Any]) -> Setting:
     return Setting(**{**asdict(setting), **given})
 
 
-def _figures(artifact: Artifact) -> tuple[Figure, ...]:
+def _figures(artifact: GGUFArtifact) -> tuple[Figure, ...]:
     from edge_llama.backends import health, trial  # noqa: PLC0415 - loads native code
 
     key = {"model": _identity(artifact), "build": health.build(), "cpu": asdict(devices.cpu())}
@@ -132,7 +133,7 @@ def _figures(artifact: Artifact) -> tuple[Figure, ...]:
     return figures
 
 
-def _identity(artifact: Artifact) -> str:
+def _identity(artifact: GGUFArtifact) -> str:
     """A hash of the metadata and the tensor table; wherever the file lies, and whatever it is called."""
     with artifact.header.path.open("rb") as file:
         return hashlib.sha256(file.read(artifact.header.data_offset)).hexdigest()

@@ -84,9 +84,12 @@ class Placement:
 
     gpu_layers: int
     reason: str
+    device: str = "cpu"
+    """For an engine that runs the whole model on one device, which."""
 
     def __str__(self) -> str:
-        where = f"{self.gpu_layers:,} layers on the GPU" if self.gpu_layers else "CPU"
+        alone = "CPU" if self.device == "cpu" else self.device
+        where = f"{self.gpu_layers:,} layers on the GPU" if self.gpu_layers else alone
         return f"{where} ({self.reason})"
 
 

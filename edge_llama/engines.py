@@ -47,7 +47,7 @@ def _llama_cpp(*, again: bool) -> EngineState:
 def _onnx_runtime() -> EngineState:
     from edge_llama.backends.onnx_runtime import runtime  # noqa: PLC0415
 
-    name, runs = "ONNX Runtime", "vision towers in ONNX, on the CPU"
+    name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
     if find_spec("onnxruntime") is None:
         return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
     try:

@@ -7,13 +7,13 @@ itself: the SHA-256 of its bytes with these digits as zeros.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
+from edge_llama.json_file import KINDS, parse_object, read_bytes
 from edge_llama.vision import VisionSpec
 
 NAME = "edge-llama.json"
@@ -21,7 +21,6 @@ SCHEMA = 1
 _MAX_BYTES = 1 << 20
 _ZEROS = "0" * 64
 _AGAIN = "copy the whole folder again, or convert again"
-_KINDS = {str: "a text", int: "a whole number", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,34 +140,11 @@ def _damaged(path: Path) -> ArtifactError:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error
-    if len(raw) > _MAX_BYTES:
-        raise ArtifactError(f"{path}: is larger than the {_MAX_BYTES:,} bytes that a manifest may have", remedy=_AGAIN)
-    return raw
+    return read_bytes(path, _MAX_BYTES, _AGAIN)
 
 
 def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"{twice[:100]!r} appears twice")
-        return found
-
-    def number(text: str) -> Any:
-        raise ValueError(f"{text} is no number")
-
-    try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=number)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON: {error}", remedy=_AGAIN) from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}", remedy=_AGAIN)
-    return content
+    return parse_object(path, raw, _AGAIN)
 
 
 class _Reader:
@@ -187,7 +163,7 @@ class _Reader:
         if value is None:
             raise self.fail(called, "is missing")
         if type(value) is not kind:
-            raise self.fail(called, f"is {value!r:.100}, expected {_KINDS[kind]}")
+            raise self.fail(called, f"is {value!r:.100}, expected {KINDS[kind]}")
         return value
 
     def manifest(self) -> Manifest:

@@ -26,8 +26,8 @@ from edge_llama.errors import (
 )
 from edge_llama.generation import Answer, Generation
 from edge_llama.images import Image
-from edge_llama.integrity import identity
 from edge_llama.messages import Message, check_messages, check_text, images_of
+from edge_llama.onnx_text import IMAGE_FEATURES, OnnxArtifact
 from edge_llama.pace import Pace
 from edge_llama.parking import Keeper, State
 from edge_llama.plan import plan_engine
@@ -36,18 +36,12 @@ from edge_llama.sampling import SamplingParams, check_whole
 from edge_llama.session import Session
 from edge_llama.session_file import SavedChat
 from edge_llama.shortening import Shortened, WhenFull
+from edge_llama.text_artifact import Artifact
 from edge_llama.tokenizer import check_length
 from edge_llama.tool_reader import ToolCallReader
 from edge_llama.tools import Tool, Tools, tools_of, trained_tools
 
 _log = logging.getLogger("edge_llama")
-_SAMPLING_KEYS = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_repeat": "repetition_penalty",
-}
 
 
 class Model:
@@ -87,6 +81,8 @@ class Model:
         if max_tiles is not None and sees is None:
             raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")
         self._template_source = chat_template or artifact.chat_template
+        if sees is not None:
+            _check_sight(artifact, sees)
         plan = plan_engine(
             artifact,
             n_ctx=n_ctx,
@@ -98,6 +94,10 @@ class Model:
             other_bytes=sees.nbytes if sees else 0,
         )
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
+        if plan.has_fixed_threads:
+            threads = threads or devices.cpu_threads()
+        self.threads = threads
+        """How many threads every token takes; None: as many as are free then."""
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         try:
@@ -116,7 +116,7 @@ class Model:
             embedder,
         )
         try:
-            self.identity = identity(artifact.headers)
+            self.identity = artifact.identity()
         except BaseException:
             self._engine.close()
             raise
@@ -313,7 +313,7 @@ class Model:
         state = saved.state
         if state is None:
             return "its KV cache was not kept when it was saved" if saved.messages else None
-        n_vocab = len(self.artifact.header.fields["tokenizer.ggml.tokens"].data)
+        n_vocab = self.artifact.n_vocab
         # Also a conversation without images may have read some: they were taken back since.
         is_odd = (state.tokens >= n_vocab) | ((state.tokens < 0) if self.vision is None else False)
         if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
@@ -341,8 +341,8 @@ class Model:
     def _difference(self, saved: Mapping[str, Any]) -> str | None:
         """What differs between the settings that made a KV cache and those here, if it matters."""
         here = dict(self._engine.tower.settings)
-        if any(tensor.name.startswith("rope_factors_long") for tensor in self.artifact.tensors):
-            here["n_ctx"] = self.n_ctx  # such models turn keys by other angles in a longer context
+        if self.artifact.cache_depends_on_context:
+            here["n_ctx"] = self.n_ctx
         odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
         return ", ".join(odd) or None
 
@@ -353,15 +353,12 @@ class Model:
         One that can't be used is left out with a warning in the log: the model runs without it.
         """
         defaults: dict[str, Any] = {}
-        for key, name in _SAMPLING_KEYS.items():
-            field = self.artifact.header.fields.get(f"general.sampling.{key}")
-            if field is None:
-                continue
-            value: Any = 0 if key == "top_k" and _is_all(field.data) else field.data
+        for entry in self.artifact.sampling:
+            value: Any = 0 if entry.option == "top_k" and _is_all(entry.value) else entry.value
             try:
-                defaults[name] = getattr(SamplingParams(**{name: value}), name)
+                defaults[entry.option] = getattr(SamplingParams(**{entry.option: value}), entry.option)
             except OptionError as error:
-                _log.warning("%s: general.sampling.%s is ignored: %s", self.artifact.path, key, error)
+                _log.warning("%s: %s is ignored: %s", self.artifact.path, entry.called, error)
         return defaults
 
     def sampling(self, params: Mapping[str, Any]) -> SamplingParams:
@@ -411,6 +408,14 @@ def _bundled_vision(model: str | os.PathLike[str] | None) -> VisionArtifact | No
     """The vision tower that lies in a bundle or a folder beside the text tower."""
     path = existing(_path(model))
     return read_bundle(path).vision if path.is_dir() else None
+
+
+def _check_sight(artifact: Artifact, sees: VisionArtifact) -> None:
+    if isinstance(artifact, OnnxArtifact) and not artifact.takes_embeddings:
+        raise ArtifactError(
+            f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
+            remedy=f"convert the text model again, or open it without {sees.path}",
+        )
 
 
 def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, threads: int) -> Embedder:
@@ -470,7 +475,9 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     vision: str | os.PathLike[str] | None = None,
     max_tiles: int | None = None,
 ) -> Model:
-    """Open a model: a ``.gguf`` file, a folder with one, the name ``smollm2``, or None for the default.
+    """Open a model: a ``.gguf`` file, a folder with one or with an ONNX model, the name ``smollm2``, or None.
+
+    None is the default model. A folder with an ONNX model is as onnxruntime-genai reads it; ONNX Runtime runs it.
 
     ``n_ctx`` None takes what the model was trained for as far as it is useful and fits the memory
     (``Model.context`` says); ``threads`` None takes the cores that are free, from token to token: with flash attention
@@ -479,7 +486,9 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
     it is on. ``kv_format`` is f16 (None), f32 or q8_0; ``n_batch`` tokens of a prompt are computed together (512).
     ``tune`` lets a measurement choose these three where they are None: half a second once for a model file, then
     remembered in the user's cache folder (``Model.choice`` says). Without it nothing outside the call decides.
-    ``device`` auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu.
+    For an ONNX model these two are given by its graph, and are an error; its number of threads is kept.
+    ``device`` auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu. For an ONNX model
+    auto is the cpu; others by their names (cuda, openvino, qnn, ...) take the whole model or are an error.
     ``chat_template`` is Jinja text in place of the model's own.
     ``session_bytes`` of memory may keep what chats have read while others read; None: as much as the KV cache takes.
     Never more than half of what is free.

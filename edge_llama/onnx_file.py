@@ -5,13 +5,13 @@ read: names of the graph's inputs and outputs, and initializers whose data lies 
 ONNX Runtime (1.32) itself refuses one that is outside of the folder.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from edge_llama.errors import ArtifactError
-from edge_llama.formats import FORMATS
+from edge_llama.formats import FORMATS, Format
 from edge_llama.gguf import TensorInfo
 
 _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundred kilobytes
@@ -20,22 +20,40 @@ _VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
 _MODEL_GRAPH = 7
 _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
-_FORMATS = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
+_STORED = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
+_OWN = {2: ("u8", 1, 1), 4: ("u16", 1, 2), 9: ("bool", 1, 1), 12: ("u32", 1, 4), 13: ("u64", 1, 8)}
+_OWN |= {21: ("u4", 2, 1), 22: ("i4", 2, 1)}
+_FORMATS = {kind: FORMATS[name] for kind, name in _STORED.items()}
+_FORMATS |= {kind: Format(name, -1, values, nbytes) for kind, (name, values, nbytes) in _OWN.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """``tensors``: those with data in ``data``, the file beside it, at their offsets; None if there is no such file."""
+    """``data``: the files beside it, and the tensors in each, at their offsets."""
 
     path: Path
     inputs: tuple[str, ...]
+    """Also initializers that may be given in their stead."""
     outputs: tuple[str, ...]
-    tensors: tuple[TensorInfo, ...]
-    data: Path | None
+    data: Mapping[Path, tuple[TensorInfo, ...]]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Those that lie beside the graph."""
+        return tuple(tensor for tensors in self.data.values() for tensor in tensors)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The graph's file, and those beside it."""
+        return (self.path, *self.data)
+
+    def identified(self) -> list[tuple[Path, int, Sequence[TensorInfo]]]:
+        """The files as :func:`edge_llama.integrity.identity_of` takes them: the graph whole."""
+        return [(self.path, self.path.stat().st_size, ()), *((file, 0, tensors) for file, tensors in self.data.items())]
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read and check the ONNX file at ``path``; its tensors' data must be whole, in one file of the same folder.
+    """Read and check the ONNX file at ``path``; its tensors' data must be whole, in files of the same folder.
 
     ArtifactError names what is malformed.
     """
@@ -58,8 +76,7 @@ def _read(path: Path, raw: memoryview) -> OnnxFile:
     inputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_INPUT)
     outputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_OUTPUT)
     found = [pair for number, value in _fields(graph) if number == _GRAPH_TENSOR and (pair := _external(value))]
-    tensors = tuple(info for info, _ in found)
-    return OnnxFile(path, inputs, outputs, tensors, _data(path, {location for _, location in found}, tensors))
+    return OnnxFile(path, inputs, outputs, _data(path, found))
 
 
 def _fields(message: "memoryview | int") -> Iterator[tuple[int, "memoryview | int"]]:
@@ -126,7 +143,7 @@ def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
             entries[pair.get(1, "")] = pair.get(2, "")
     if not entries:
         return None
-    format_ = FORMATS.get(_FORMATS.get(kind, ""))
+    format_ = _FORMATS.get(kind)
     if format_ is None:
         raise ValueError(f"tensor {name!r:.100} has the unknown type {kind}")
     info = TensorInfo(name, tuple(shape) or (1,), format_, _number(entries.get("offset", "0"), name))
@@ -155,20 +172,28 @@ def _check_size(info: TensorInfo, length: int) -> None:
         raise ValueError(f"tensor {info.name!r:.100} has {length:,} bytes, its shape needs {info.nbytes:,}")
 
 
-def _data(path: Path, locations: set[str], tensors: Iterable[TensorInfo]) -> Path | None:
-    """The one file of all these, which must hold every tensor whole."""
-    if not locations:
-        return None
-    location = min(locations)
-    if len(locations) > 1 or location in ("", ".", "..") or set(location) & set("/\\:") or not location.isprintable():
-        raise ValueError(f"its weights lie in {', '.join(sorted(locations))!r:.200}, expected one file beside it")
-    data = path.with_name(location)
+def _data(path: Path, found: Iterable[tuple[TensorInfo, str]]) -> dict[Path, tuple[TensorInfo, ...]]:
+    """The files beside ``path`` by what their tensors say; each must hold every tensor of its own whole."""
+    tensors: dict[str, list[TensorInfo]] = {}
+    for tensor, location in found:
+        tensors.setdefault(location, []).append(tensor)
+    return {_beside(path, name): _checked(path, name, tensors[name]) for name in sorted(tensors)}
+
+
+def _beside(path: Path, name: str) -> Path:
+    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+        raise ValueError(f"its weights lie in {name!r:.200}, expected a file beside it")
+    data = path.with_name(name)
     if not data.is_file():
         raise ValueError(f"its weights are missing: {data}")
-    size = data.stat().st_size
-    for tensor in tensors:
-        if tensor.offset + tensor.nbytes > size:
-            raise ValueError(
-                f"tensor {tensor.name!r:.100} ends at byte {tensor.offset + tensor.nbytes:,}, but {data} has {size:,}"
-            )
     return data
+
+
+def _checked(path: Path, name: str, tensors: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
+    size = path.with_name(name).stat().st_size
+    for tensor in tensors:
+        if (end := tensor.offset + tensor.nbytes) > size:
+            raise ValueError(
+                f"tensor {tensor.name!r:.100} ends at byte {end:,}, but {path.with_name(name)} has {size:,}"
+            )
+    return tuple(tensors)

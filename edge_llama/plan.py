@@ -1,14 +1,17 @@
-"""How a model will be opened: context, settings, device. Decided before a weight is read."""
+"""How a model will be opened: engine, context, settings, device. Decided before a weight is read."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from edge_llama import devices
-from edge_llama.artifact import Artifact
 from edge_llama.backends.base import TextTower
-from edge_llama.choices import Choice, choose
+from edge_llama.choices import Choice, Setting, choose
+from edge_llama.errors import OptionError
 from edge_llama.fit import ContextSize, context_size
-from edge_llama.formats import FORMATS
+from edge_llama.formats import F32, FORMATS
+from edge_llama.gguf_text import GGUFArtifact
+from edge_llama.onnx_text import OnnxArtifact
+from edge_llama.text_artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,16 @@ class EnginePlan:
     choice: Choice
     placement: devices.Placement
 
+    @property
+    def has_fixed_threads(self) -> bool:
+        """Whether the engine keeps the number of threads that it was opened with."""
+        return isinstance(self.artifact, OnnxArtifact)
+
     def open(self, threads: int) -> TextTower:
         """Load the model so. Raises ArtifactError or EngineError."""
+        if isinstance(self.artifact, OnnxArtifact):
+            return self._open_onnx(self.artifact, threads)
+        assert isinstance(self.artifact, GGUFArtifact)  # noqa: S101 - there are two kinds
         from edge_llama.backends import first_run  # noqa: PLC0415 - loads native code
         from edge_llama.backends.llama_cpp import LlamaCppTower  # noqa: PLC0415
 
@@ -33,6 +44,13 @@ class EnginePlan:
         }
         first_run.require(self.artifact, settings)
         return LlamaCppTower(self.artifact, n_ctx=self.context.n_ctx, threads=threads, **settings)
+
+    def _open_onnx(self, artifact: OnnxArtifact, threads: int) -> TextTower:
+        from edge_llama.backends.onnx_text import OnnxTower, require  # noqa: PLC0415 - loads native code
+
+        device, n_batch = self.placement.device, self.choice.setting.n_batch
+        require(artifact, device)
+        return OnnxTower(artifact, n_ctx=self.context.n_ctx, threads=threads, n_batch=n_batch, device=device)
 
 
 def plan_engine(
@@ -52,6 +70,9 @@ def plan_engine(
     """
     memory = max(0, devices.available_memory() - other_bytes)
     given: dict[str, Any] = {"flash_attention": flash_attention, "kv_format": kv_format, "n_batch": n_batch}
+    if isinstance(artifact, OnnxArtifact):
+        return _plan_onnx(artifact, n_ctx, memory, device, given)
+    assert isinstance(artifact, GGUFArtifact)  # noqa: S101 - there are two kinds
     choice = choose(artifact, **given)
     context = context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory)
     placement = devices.place(
@@ -64,6 +85,26 @@ def plan_engine(
     if tune or placement.gpu_layers:
         choice = choose(artifact, **given, on_gpu=placement.gpu_layers > 0, tune=tune)
         context = context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory)
+    return EnginePlan(artifact, context, choice, placement)
+
+
+def _plan_onnx(
+    artifact: OnnxArtifact, n_ctx: int | None, memory: int, device: str, given: dict[str, Any]
+) -> EnginePlan:
+    """The graph itself says how attention is computed and how the cache is stored: that can't be asked for."""
+    for name, flag in (("flash_attention", "--flash-attn"), ("kv_format", "--kv")):
+        if given[name] is not None:
+            raise OptionError(
+                f"{name} is {given[name]!r}, but ONNX Runtime runs {artifact.path}: its graph decides that",
+                remedy=f"leave it out ({flag})",
+            )
+    n_batch = given["n_batch"]
+    setting = Setting(flash_attention=None, kv_format="f32", n_batch=n_batch or Setting().n_batch)
+    choice = Choice(setting, "as asked" if n_batch else "the default")
+    context = context_size(artifact, n_ctx, F32, memory)
+    placement = (
+        devices.Placement(0, "the default", "cpu") if device == "auto" else devices.Placement(0, "as asked", device)
+    )
     return EnginePlan(artifact, context, choice, placement)
 
 

@@ -11,7 +11,7 @@ import edge_llama
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {"errors", "formats", "gguf", "gguf_checks", "images", "integrity", "artifact", "remembered", "vision"}
-LEAVES |= {"gguf_parts", "manifest", "mmproj", "onnx_file"}
+LEAVES |= {"gguf_parts", "gguf_text", "json_file", "manifest", "mmproj", "onnx_file", "onnx_text", "text_artifact"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -63,6 +63,8 @@ def test_importing_edge_llama_loads_nothing_heavy_and_no_native_engine() -> None
         "rich",
         "prompt_toolkit",
         "sentencepiece",
+        "tokenizers",
+        "onnxruntime",
         "converters",
         "quant",
         "asyncio",

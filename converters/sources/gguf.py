@@ -7,15 +7,15 @@ from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
 from converters.sources.stored import Stored
 from converters.vocabulary import from_gguf
-from edge_llama.artifact import read_artifact
 from edge_llama.errors import CheckpointError
 from edge_llama.gguf import Header, TensorInfo
+from edge_llama.gguf_text import read_gguf_text
 from quant.kernels import can_read
 
 
 def open_file(path: Path) -> Checkpoint:
     """The checkpoint that the GGUF file at ``path`` holds; quantized weights stay as they are until written."""
-    artifact = read_artifact(path)
+    artifact = read_gguf_text(path)
     header = artifact.header
     architecture = for_gguf(header)
     tensors = {info.name: _tensor(part, info) for part in artifact.headers for info in part.tensors}

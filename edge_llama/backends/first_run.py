@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama import remembered
-from edge_llama.artifact import Artifact, read_artifact
 from edge_llama.backends import health
 from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
+from edge_llama.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.integrity import ROOT
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _N_CTX = 256
 _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
 
 
-def require(artifact: Artifact, settings: Mapping[str, Any]) -> None:
+def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
     """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
     if _is_known(artifact):
         return
@@ -59,7 +59,7 @@ def has_children() -> bool:
     return not getattr(sys, "frozen", False) and bool(sys.executable)
 
 
-def _is_known(artifact: Artifact) -> bool:
+def _is_known(artifact: GGUFArtifact) -> bool:
     """Whether our checks cover the file: a Llama that we wrote, with a vocabulary whose ways we know."""
     vocabulary = artifact.header.get("tokenizer.ggml.model", str, "")
     return artifact.architecture == "llama" and vocabulary in ("llama", "gpt2") and ROOT in artifact.header.fields
@@ -157,7 +157,7 @@ def _run(path: Path, settings: Mapping[str, Any]) -> None:
     from edge_llama.devices import free_threads  # noqa: PLC0415
     from edge_llama.sampling import SamplingParams  # noqa: PLC0415
 
-    artifact = read_artifact(path)
+    artifact = read_gguf_text(path)
     n_ctx = min(_N_CTX, artifact.n_ctx_train)
     tower = LlamaCppTower(artifact, n_ctx=n_ctx, threads=free_threads(), **settings)
     tokens = [0]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.artifact import Artifact
 from edge_llama.backends import health
 from edge_llama.backends.base import AbortedError, Sampler
 from edge_llama.backends.ggml_devices import engine_devices
@@ -25,6 +24,7 @@ from edge_llama.backends.llama_cpp_sampler import NativeSampler
 from edge_llama.devices import Device
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.formats import FORMATS
+from edge_llama.gguf_text import GGUFArtifact
 from edge_llama.sampler import NumpySampler
 from edge_llama.sampling import SamplingParams
 
@@ -96,7 +96,7 @@ def _bytes_pointer(data: NDArray[np.uint8]) -> Any:
     return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def _overrides(lib: Any, artifact: Artifact) -> Any:
+def _overrides(lib: Any, artifact: GGUFArtifact) -> Any:
     """A rule of splitting that is nearer to Llama 4's: llama.cpp's own for it tears marks off their letters.
 
     So Thai and Hindi would become other tokens than those that the model was trained with.
@@ -114,7 +114,7 @@ class LlamaCppTower:
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifact: GGUFArtifact,
         *,
         n_ctx: int,
         threads: int,

@@ -1,9 +1,15 @@
 """The ONNX Runtime library: loaded once, and what it can run on."""
 
+import ctypes
+import sys
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from edge_llama.errors import EngineError, OptionError
+from edge_llama import manifest, remembered
+from edge_llama.backends import first_run
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 
 DEVICES = {
     "cpu": "CPUExecutionProvider",
@@ -15,6 +21,7 @@ DEVICES = {
     "webgpu": "WebGpuExecutionProvider",
 }
 """Execution providers by the names that we give devices."""
+_REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
 
 
 @cache
@@ -45,3 +52,75 @@ def providers(device: str, options: Any) -> list[str]:
     if name != DEVICES["cpu"]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return [name]
+
+
+def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
+    """A session of ``file`` on ``device`` alone, in which errors are about ``model``.
+
+    Raises ArtifactError if ONNX Runtime refuses it, EngineError if there is no such device, or if it can't run the
+    graph: the error names what it does not take.
+    """
+    lib = runtime()
+    options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
+    chosen = providers(device, options)
+    try:
+        return lib.InferenceSession(str(file), options, providers=chosen)
+    except Exception as error:  # its errors share no class but this
+        if chosen[0] != DEVICES["cpu"]:
+            raise EngineError(
+                f"{model}: {chosen[0]} does not run it: {why(error)}{_left_over(file, chosen[0])}",
+                remedy="take another device (--device cpu), or convert it for this one",
+            ) from error
+        raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
+
+
+def _left_over(file: Path, provider: str) -> str:
+    """The first nodes that a provider leaves to the CPU, for an error message; empty if that can't be found out."""
+    lib = runtime()
+    options = lib.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        session = lib.InferenceSession(str(file), options, providers=[provider, DEVICES["cpu"]])
+        nodes = [
+            f"{node.name} ({node.op_type})"
+            for part in session.get_provider_graph_assignment_info()
+            if part.ep_name == DEVICES["cpu"]
+            for node in part.get_nodes()
+        ]
+    except Exception:
+        return ""
+    more = f" and {len(nodes) - 3:,} more" if len(nodes) > 3 else ""
+    return f"; it does not take {', '.join(nodes[:3])}{more}" if nodes else ""
+
+
+def survived(kind: str, file: Path, bundle: Path, identity: str, module: str, device: str) -> None:
+    """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
+
+    A graph of whose bytes ``bundle`` has the hash is as our converter wrote it: only the graph is read for that, since
+    wrong weights make wrong numbers, and nothing worse. Others run once in a child process, by ``main`` of ``module``;
+    that is remembered as ``kind``.
+    """
+    try:
+        if (bundle / manifest.NAME).exists():
+            manifest.verify(bundle, only=(file.relative_to(bundle).as_posix(),))
+            return
+    except NotVerifiableError:  # another program wrote it
+        pass
+    key = {"file": identity, "engine": runtime().__version__, "device": device}
+    if not first_run.has_children() or remembered.recall(kind, key) is not None:
+        return
+    if first_run.child(module, file, device, engine=first_run.ONNX_RUNTIME) is not None:
+        remembered.remember(kind, key, {"survived": True})
+
+
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps what lies below any living byte, half a megabyte to 50 of it."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def why(error: BaseException) -> str:
+    """What ONNX Runtime says, in a line."""
+    return " ".join(str(error).split())[:500]

@@ -11,35 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama import manifest, remembered
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
 from edge_llama.backends import first_run
 from edge_llama.backends.base import AbortedError
-from edge_llama.backends.onnx_runtime import providers, runtime
-from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
+from edge_llama.backends.onnx_runtime import open_session, runtime, survived, why
+from edge_llama.errors import ArtifactError, EngineError
 
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
 _BATCH = 1
 """Tiles in one run: 4 were 7 % faster at best (Scout's width, 2 threads), for 300 MB more; 17 take 1.6 GB more."""
-_REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
 
 
 def require(artifact: VisionArtifact, device: str = "cpu") -> None:
-    """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
-
-    Only the graph is read whole: wrong weights make wrong numbers, and nothing worse.
-    """
-    bundle = bundle_of(artifact.path)
-    try:
-        manifest.verify(bundle, only=(artifact.path.relative_to(bundle).as_posix(),))
-        return
-    except NotVerifiableError:  # another program wrote it
-        key = {"file": artifact.identity, "engine": runtime().__version__, "device": device}
-    if not first_run.has_children() or remembered.recall(_TRIAL, key) is not None:
-        return
-    if first_run.child(__name__, artifact.path, device, engine=first_run.ONNX_RUNTIME) is not None:
-        remembered.remember(_TRIAL, key, {"survived": True})
+    """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
+    survived(_TRIAL, artifact.path, bundle_of(artifact.path), artifact.identity, __name__, device)
 
 
 class OnnxVision:
@@ -53,16 +39,9 @@ class OnnxVision:
         self._artifact = artifact
         self._lib = lib = runtime()
         options = lib.SessionOptions()
-        options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the text tower has the cores then
-        chosen = providers(device, options)
-        try:
-            self._session: Any = lib.InferenceSession(str(artifact.path), options, providers=chosen)
-        except Exception as error:  # its errors share no class but this
-            raise ArtifactError(
-                f"{artifact.path}: ONNX Runtime refuses it on {chosen[0]}: {_line(error)}", remedy=_REFUSED
-            ) from error
+        self._session: Any = open_session(artifact.path, artifact.path, device, options)
         self._check()
         self._run_options: Any = lib.RunOptions()
         self._run_options.log_severity_level = 4
@@ -88,7 +67,7 @@ class OnnxVision:
         except Exception as error:
             if self._run_options.terminate:
                 raise AbortedError from error
-            raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {_line(error)}") from error
+            raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {why(error)}") from error
         spec = self._artifact.spec
         if made.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
             raise self._unfit(f"it makes {[*made.shape]} of {len(tiles)} tiles")
@@ -136,10 +115,6 @@ def _fits(found: list[Any], shape: tuple[int, ...]) -> bool:
         and not isinstance(found[0], int)
         and all(not isinstance(size, int) or size == wanted for size, wanted in zip(found[1:], shape, strict=True))
     )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 def main(path: str, device: str) -> None:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama import devices
-from edge_llama.artifact import Artifact, read_artifact
 from edge_llama.backends.llama_cpp import LlamaCppTower
 from edge_llama.backends.tiny import tiny_model
 from edge_llama.choices import Figure, Setting
+from edge_llama.gguf_text import GGUFArtifact, read_gguf_text
 
 _WORDS, _READS = 12, 2  # decodes of one token, and of the last batch, for each setting
 _BLOCK = 512
 
 
-def measure(artifact: Artifact) -> list[Figure]:
+def measure(artifact: GGUFArtifact) -> list[Figure]:
     """Times of one layer of this model's attention under each setting; none if its heads can't be imitated."""
     geometry = _geometry(artifact)
     if geometry is None:
@@ -31,7 +31,7 @@ def measure(artifact: Artifact) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "attention.gguf"
         path.write_bytes(tiny_model(**geometry, n_ctx=depth + 64))
-        tiny = read_artifact(path)
+        tiny = read_gguf_text(path)
         towers = {setting: stack.enter_context(closing(_open(tiny, depth, setting))) for setting in _settings()}
         for tower in towers.values():
             _read(tower, 0, depth)
@@ -59,7 +59,7 @@ def _settings() -> list[Setting]:
     return settings
 
 
-def _geometry(artifact: Artifact) -> dict[str, int] | None:
+def _geometry(artifact: GGUFArtifact) -> dict[str, int] | None:
     def number(key: str, default: int = 0) -> int:
         value: Any = artifact.header.fields.get(f"{artifact.architecture}.{key}")
         data = default if value is None else value.data
@@ -73,12 +73,12 @@ def _geometry(artifact: Artifact) -> dict[str, int] | None:
     return {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
 
 
-def _open(tiny: Artifact, depth: int, setting: Setting) -> LlamaCppTower:
+def _open(tiny: GGUFArtifact, depth: int, setting: Setting) -> LlamaCppTower:
     return LlamaCppTower(
         tiny,
         n_ctx=depth + 64,
         threads=1,
-        flash_attention=setting.flash_attention,
+        flash_attention=bool(setting.flash_attention),
         kv_format=setting.kv_format,
         n_batch=setting.n_batch,
     )

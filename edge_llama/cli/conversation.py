@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama import devices
-from edge_llama.artifact import Artifact, locate, read_artifact
+from edge_llama.artifact import locate, read_artifact
 from edge_llama.chat import Chat
 from edge_llama.cli.console import ended, logprob_lines, note, output, stream
 from edge_llama.cli.conversations import Kept
@@ -16,6 +16,7 @@ from edge_llama.generation import Answer, Generation, check_biases
 from edge_llama.model import Model
 from edge_llama.shortening import Shortened, WhenFull
 from edge_llama.structured import constraint
+from edge_llama.text_artifact import Artifact
 
 
 class Conversation:

@@ -41,7 +41,12 @@ Kv = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|gpu", help="auto takes a GPU if llama.cpp is built for one and the model fits.")
+    str,
+    typer.Option(
+        metavar="auto|cpu|gpu",
+        help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an execution "
+        "provider (cuda, openvino, qnn, ...).",
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which settings the model runs, and why.")]
 ChatTemplate = Annotated[
@@ -156,7 +161,7 @@ def open_model(
         max_tiles=max_tiles,
     )
     if verbose:
-        note(f"{opened.choice}; {_threads(threads)}; {opened.placement}")
+        note(f"{opened.choice}; {_threads(threads, opened.threads)}; {opened.placement}")
     return opened
 
 
@@ -167,8 +172,10 @@ def flash_attention(flash_attn: str | None) -> bool | None:
     return None if flash_attn is None else flash_attn == "on"
 
 
-def _threads(threads: int | None) -> str:
-    return f"threads {threads} (as asked)" if threads else f"threads up to {cpu_threads()} (as many as are free)"
+def _threads(asked: int | None, always: int | None) -> str:
+    if always is None:
+        return f"threads up to {cpu_threads()} (as many as are free)"
+    return f"threads {always} ({'as asked' if asked else 'one a core'})"
 
 
 def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:

@@ -6,10 +6,14 @@ from typing import Annotated
 import typer
 
 from edge_llama import manifest
-from edge_llama.artifact import existing, read_artifact, read_towers
+from edge_llama.artifact import VisionArtifact, existing, read_artifact, read_towers
 from edge_llama.cli import options
 from edge_llama.cli.console import note, progress
+from edge_llama.errors import NotVerifiableError
+from edge_llama.gguf import Header
+from edge_llama.gguf_text import GGUFArtifact
 from edge_llama.integrity import verify as verify_file
+from edge_llama.text_artifact import Artifact
 
 
 def verify(
@@ -38,11 +42,23 @@ def verify(
         if towers.manifest:
             manifest.verify(towers.path, count)
         else:
-            own = (towers.vision.header,) if towers.vision and towers.vision.header else ()
-            for header in (*(text.headers if text else ()), *own):
+            for header in _headers(text, towers.vision):
                 verify_file(header, count)
     intact = {"path": str(towers.path), "tensors": len(tensors), "intact": True}
     if as_json:
         print(json.dumps(intact | ({"files": len(files)} if files else {})))  # noqa: T201
     among = f" in {len(files):,} files" if files else ""
     note(f"{towers.path}: intact, {len(tensors):,} tensors{among}", quiet=quiet or as_json)
+
+
+def _headers(text: Artifact | None, vision: VisionArtifact | None) -> list[Header]:
+    """Of GGUF files, which carry their own hashes. NotVerifiableError for others, which only a manifest covers."""
+    if text and not isinstance(text, GGUFArtifact):
+        raise NotVerifiableError(
+            f"{text.path}: its structure is sound, but there are no hashes to verify its contents",
+            remedy="convert the original checkpoint with edge-llama to have them",
+        )
+    return [
+        *(text.headers if isinstance(text, GGUFArtifact) else ()),
+        *((vision.header,) if vision and vision.header else ()),
+    ]
