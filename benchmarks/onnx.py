@@ -159,9 +159,10 @@ def conversion(options: argparse.Namespace) -> None:
 def answers(_options: argparse.Namespace) -> None:
     """Activations in 8 bits: what that alone changes, since the floats are those that the file holds."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/converters")]
+    from onnx_graphs import TextGraph, without_rounded_activations  # noqa: PLC0415 - needs the test extra
+
     from edge_llama.hf_tokenizer import HFTokenizer  # noqa: PLC0415
     from edge_llama.onnx_text import read_onnx_text  # noqa: PLC0415
-    from onnx_graphs import TextGraph, without_rounded_activations  # noqa: PLC0415 - needs the test extra
 
     text = (ROOT / "docs/llama4.md").read_text("utf-8")  # newer than the model
     for quant in ("int4", "int8"):
