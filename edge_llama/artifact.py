@@ -31,8 +31,6 @@ from edge_llama.vision import VisionSpec
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
 TEXT_ENGINES = ("llama.cpp", "onnxruntime")
-IMAGE_FEATURES = "image_features"
-"""What an ONNX text tower may be given besides: float32 (positions, n_embd), in place of negative ids."""
 VISION_INPUT, VISION_OUTPUT = "pixel_values", "image_features"
 """What an ONNX vision tower takes, float32 (tiles, 3, side, side), and gives, float32 (tiles, tokens, n_embd)."""
 

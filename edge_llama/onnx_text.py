@@ -20,7 +20,7 @@ from edge_llama.text_artifact import Artifact, Recommended
 CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
 TEMPLATE = "chat_template.jinja"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-IMAGES = "image_features"
+IMAGE_FEATURES = "image_features"
 """The input, an initializer that may be left out, whose rows stand where ``input_ids`` are negative: float32."""
 POSITIONS = "position_ids"
 _AGAIN = "copy the whole folder again, or convert again"
@@ -59,6 +59,8 @@ class OnnxArtifact(Artifact):
     tokenizer: Path
     settings: Fields = field(repr=False)
     """tokenizer_config.json."""
+    config: Fields = field(repr=False)
+    """genai_config.json."""
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -78,7 +80,7 @@ class OnnxArtifact(Artifact):
     @property
     def takes_embeddings(self) -> bool:
         """Whether images can be given to the graph."""
-        return IMAGES in self.graph.inputs
+        return IMAGE_FEATURES in self.graph.inputs
 
     def identity(self) -> str:
         """By the graph, its weights as :func:`edge_llama.integrity.identity_of` samples them, and the tokenizer."""
@@ -142,6 +144,7 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
         ends=frozenset(model.ids("eos_token_id", n_vocab)),
         tokenizer=_tokenizer(path.parent),
         settings=settings,
+        config=config,
     )
 
 

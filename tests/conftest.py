@@ -117,6 +117,20 @@ def bundle(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return source.with_name("bundle")
 
 
+@pytest.fixture(scope="session")
+def onnx_folder(llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama 3 for ONNX Runtime, by another hand: it appends to its cache in place and takes images."""
+    import onnx_llama  # noqa: PLC0415
+
+    return onnx_llama.write(llama3, tmp_path_factory.mktemp("folder") / "tiny", images=True)
+
+
+@pytest.fixture
+def onnx_copy(onnx_folder: Path, tmp_path: Path) -> Path:
+    """That folder, to be damaged."""
+    return Path(shutil.copytree(onnx_folder, tmp_path / "copied"))
+
+
 @pytest.fixture
 def copy(bundle: Path, tmp_path: Path) -> Path:
     """The bundle, to be damaged."""

@@ -6,12 +6,18 @@ own helpers. ``shared`` appends to the cache in place (GroupQueryAttention); els
 
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from edge_llama.artifact import locate
+from edge_llama.backends.onnx_text import OnnxTower
+from edge_llama.onnx_text import OnnxArtifact, read_onnx_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
 LONGEST = 4096
@@ -74,6 +80,23 @@ def _genai(config: Any, shared: bool) -> dict[str, Any]:
             },
         }
     }
+
+
+def text(folder: Path) -> OnnxArtifact:
+    """What is known of the folder before it is opened."""
+    return read_onnx_text(locate(folder))
+
+
+def opened(folder: Path, n_ctx: int = 256, n_batch: int = 512) -> Any:
+    """Its tower alone, in the thread that asks: ``with opened(folder) as tower``."""
+    return closing(OnnxTower(text(folder), n_ctx=n_ctx, threads=1, n_batch=n_batch))
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), "utf-8")
 
 
 class _Graph:

@@ -54,6 +54,7 @@ def artifact(folder: Path, name: str = "tokenizer.json") -> OnnxArtifact:
         ends=frozenset(ends if isinstance(ends, list) else [ends]),
         tokenizer=folder / name,
         settings=Fields.read(folder / "tokenizer_config.json", 1 << 24, "remedy"),
+        config=Fields(folder, {}, "remedy"),
     )
 
 
@@ -73,6 +74,17 @@ def test_ids_of_every_text_are_llama_cpps(pair: tuple[Any, HFTokenizer]) -> None
     for text in (*TORTURE, *contents, "\n".join(TORTURE)):
         assert ours.encode(text) == theirs.encode(text), text
         assert ours._continue(text) == theirs._continue(text), text
+
+
+def test_the_built_in_models_real_vocabulary_is_the_same(model: edge_llama.Model, smollm2: Path) -> None:
+    ours = HFTokenizer(artifact(smollm2))
+    missing = model.tokenizer._missing_bytes
+    assert ours._missing_bytes == missing
+    for text in TORTURE:
+        if not any(byte in missing for byte in text.encode()):
+            assert ours.encode(text) == model.tokenizer.encode(text), text
+    assert [*map(ours.piece, range(ours.n_vocab))] == [*map(model.tokenizer.piece, range(ours.n_vocab))]
+    assert dict(ours.control_tokens) == dict(model.tokenizer.control_tokens)
 
 
 def test_every_token_has_the_same_bytes(pair: tuple[Any, HFTokenizer]) -> None:

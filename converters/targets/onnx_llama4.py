@@ -12,7 +12,7 @@ from converters.checkpoint import Checkpoint, Fields, Tensor
 from converters.targets.onnx_graph import FLOAT, Made
 from converters.targets.onnx_llama import LlamaGraph
 from converters.targets.onnx_ops import Experts
-from edge_llama.artifact import IMAGE_FEATURES
+from edge_llama.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 
 _EXPERT_ROLES = ("ffn_gate", "ffn_up", "ffn_down")

@@ -18,7 +18,7 @@ from edge_llama.backends.onnx_cache import new_cache
 from edge_llama.backends.onnx_runtime import give_back, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.hf_tokenizer import HFTokenizer
-from edge_llama.onnx_text import IMAGES, POSITIONS, OnnxArtifact, read_onnx_text
+from edge_llama.onnx_text import IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
 from edge_llama.sampler import NumpySampler
 from edge_llama.sampling import SamplingParams
 
@@ -102,7 +102,7 @@ class OnnxTower:
         if values.ndim != 2 or values.shape[1] != self.n_embd or not 0 < len(values) <= self.n_batch:
             raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {self.n_embd:,})")
         binding = self._binding(pictured=True)
-        binding.bind_input(IMAGES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
+        binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
         self._run(binding, self._absent, len(values))
 
     def _binding(self, *, pictured: bool) -> Any:
@@ -226,7 +226,7 @@ def _check(artifact: OnnxArtifact, session: Any) -> bool:
         POSITIONS: whole,
         **dict.fromkeys(names.past, cache),
     }
-    takes[IMAGES] = (_FLOAT, (None, artifact.n_embd))
+    takes[IMAGE_FEATURES] = (_FLOAT, (None, artifact.n_embd))
     gives: dict[str, _Kind] = {names.logits: (_FLOAT, (None, None, artifact.n_vocab))}
     gives |= dict.fromkeys(names.present, cache)
     optional = [node for node in session.get_overridable_initializers() if node.name in takes]

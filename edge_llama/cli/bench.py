@@ -17,7 +17,7 @@ from edge_llama.model import Model
 
 
 def bench(
-    model: Annotated[str | None, typer.Argument(help="A .gguf file, or smollm2.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A .gguf file, a folder with a model, or smollm2.")] = None,
     prompt: Annotated[list[int], typer.Option("-p", "--n-prompt", help="Tokens to read. May be repeated.")] = [512],  # noqa: B006 - typer copies it
     gen: Annotated[list[int], typer.Option("-n", "--n-gen", help="Tokens to write. May be repeated.")] = [128],  # noqa: B006
     depth: Annotated[

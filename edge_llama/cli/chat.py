@@ -22,7 +22,10 @@ EXAMPLE = "What is the capital of Japan?"
 def chat(
     params: dict[str, Any],
     model: Annotated[
-        str | None, typer.Argument(help="A .gguf file, or smollm2. Default: $EDGE_LLAMA_MODEL, else smollm2.")
+        str | None,
+        typer.Argument(
+            help="A .gguf file, a folder with a model, or smollm2. Default: $EDGE_LLAMA_MODEL, else smollm2."
+        ),
     ] = None,
     system: options.System = None,
     n_ctx: options.NCtx = None,

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,14 @@ from edge_llama.cli import options
 from edge_llama.errors import printable
 from edge_llama.gguf import Header, TensorInfo, Value, ValueType
 from edge_llama.gguf_text import GGUFArtifact
+from edge_llama.onnx_text import OnnxArtifact
 from edge_llama.text_artifact import Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_Row = tuple[str, str, str]
+"""A field's name, its type and its value."""
 _SHOWN = 72  # characters of a value that a table shows
 
 
@@ -42,11 +45,24 @@ def inspect(
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
     if text:
-        header = _header(text)
-        kind = f"text tower ({printable(text.architecture)}), {f'GGUF {header.version}' if header else 'ONNX'}"
-        _show(console, f"{printable(text.name)}: {kind}", header, text.tensors)
+        form = f"GGUF {text.header.version}" if isinstance(text, GGUFArtifact) else "ONNX"
+        title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {form}"
+        _show(console, title, _rows(text), text.tensors, _size(text))
     if vision := found.vision:
-        _show(console, f"{printable(vision.name)}: {_kind(vision)}", vision.header, vision.tensors)
+        rows = _header_rows(vision.header) if vision.header else []
+        _show(console, f"{printable(vision.name)}: {_kind(vision)}", rows, vision.tensors, _weights(vision.tensors))
+
+
+def _size(text: Artifact) -> str:
+    """ONNX packs several weights into a number, and lets two tensors share their bytes."""
+    if isinstance(text, GGUFArtifact):
+        return _weights(text.tensors)
+    return f"{len(text.tensors):,} tensors in {text.weight_bytes:,} bytes"
+
+
+def _weights(tensors: Sequence[TensorInfo]) -> str:
+    weights, nbytes = sum(prod(tensor.shape) for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+    return f"{weights:,} weights in {nbytes:,} bytes ({8 * nbytes / max(weights, 1):.2f} bits each)"
 
 
 def _kind(vision: VisionArtifact) -> str:
@@ -57,18 +73,15 @@ def _kind(vision: VisionArtifact) -> str:
     )
 
 
-def _show(console: "Console", title: str, header: Header | None, tensors: Iterable[TensorInfo]) -> None:
+def _show(console: "Console", title: str, rows: Sequence[_Row], tensors: Sequence[TensorInfo], size: str) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    tensors = list(tensors)
-    weights, nbytes = sum(prod(tensor.shape) for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
-    bits = 8 * nbytes / max(weights, 1)
-    console.print(f"{title}\n{weights:,} weights in {nbytes:,} bytes ({bits:.2f} bits each)\n", soft_wrap=True)
+    console.print(f"{title}\n{size}\n", soft_wrap=True)
     fields = Table("field", "type", "value", box=None)
-    for key, value in (header.fields if header else {}).items():
-        fields.add_row(Text(printable(key)), _type(value), Text(_short(value)))
-    if header:
+    for key, kind, value in rows:
+        fields.add_row(Text(printable(key)), kind, Text(_cut(value)))
+    if rows:
         console.print(fields, "")
     table = Table("tensor", "shape", "format", "bytes", box=None)
     for tensor in tensors:
@@ -104,14 +117,34 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
-        "metadata": _metadata(header) if text and (header := _header(text)) else {},
+        "metadata": _text_metadata(text) if text else {},
         "tensors": tensors,
     }
 
 
-def _header(text: Artifact) -> Header | None:
-    """The header of a GGUF file."""
-    return text.header if isinstance(text, GGUFArtifact) else None
+def _text_metadata(text: Artifact) -> dict[str, Any]:
+    if isinstance(text, GGUFArtifact):
+        return _metadata(text.header)
+    return dict(_flat(text.config.content)) if isinstance(text, OnnxArtifact) else {}
+
+
+def _rows(text: Artifact) -> list[_Row]:
+    if isinstance(text, GGUFArtifact):
+        return _header_rows(text.header)
+    return [(key, type(value).__name__, str(value)) for key, value in _text_metadata(text).items()]
+
+
+def _header_rows(header: Header) -> list[_Row]:
+    return [(key, _type(value), _short(value)) for key, value in header.fields.items()]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Objects within objects as one, their keys with dots between."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _metadata(header: Header) -> dict[str, Any]:
@@ -144,6 +177,9 @@ def _type(value: Value) -> str:
 
 def _short(value: Value) -> str:
     data = list(value.data[:6]) if value.item is not None else value.data
-    text = ", ".join(map(str, data)) if isinstance(data, list) else str(data)
+    return ", ".join(map(str, data)) if isinstance(data, list) else str(data)
+
+
+def _cut(text: str) -> str:
     text = printable(text)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
