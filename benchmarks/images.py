@@ -1,6 +1,6 @@
 """Llama 4's pictures: answers beside transformers' and llama.cpp's own tool, and what pictures cost.
 
-    .venv/bin/python benchmarks/images.py answers [--pictures 1000]  # ours in three precisions, beside transformers
+    .venv/bin/python benchmarks/images.py answers [--pictures 1000]  # ours in six precisions, beside transformers
     .venv/bin/python benchmarks/images.py peer    [--pictures 40]    # llama-mtmd-cli on the same two-tile pictures
     .venv/bin/python benchmarks/images.py speed                      # tiles a second, a question and the next one
     .venv/bin/python benchmarks/images.py chunk                      # a prompt beyond one chunk of attention
@@ -28,6 +28,7 @@ import llama4
 from llama4_answers import EXACT, KINDS, Question, opened, ours, questions, right, theirs
 from llama4_reference import Reference
 from llama4_training import dialogues
+from npu import in_integers, pictured
 
 import converters
 import edge_llama
@@ -65,6 +66,13 @@ def answers(options: argparse.Namespace, folder: Path) -> None:
             said[name] = [ours(model, question) for question in asked]
             if name == "ours, f32":
                 said["ours, f32, black pictures"] = [ours(model, question, blank=True) for question in asked]
+    for name, form in (("ours, f32 and int8", "int8"), ("ours, f32 and int4", "int4")):
+        with opened(options.model, folder, "f32", form) as model:
+            said[name] = [ours(model, question) for question in asked]
+    spec = read_bundle(folder / "f32-f32").vision.spec
+    tower = in_integers(options.model, folder / "integers", pictured(spec, held_out=False, seed=1, count=40)) / "a16w8"
+    with edge_llama.open(folder / "f32-f32", vision=tower, n_ctx=2048, **EXACT) as model:
+        said["ours, f32 and a16w8"] = [ours(model, question) for question in asked]
     first = said["transformers, f32, pixels not rounded to bf16"]
     print(f"{len(asked):,} held-out pictures of {', '.join(KINDS)}: right answers, and those equal to transformers'")
     for name, texts in said.items():
@@ -111,12 +119,12 @@ def _mtmd(text: Path, tower: Path, question: Question, folder: Path) -> str:
 
 
 def speed(_options: argparse.Namespace, folder: Path) -> None:
-    """A random tower of some width: what a tile costs, in f32 and f16; and a picture's first and second question."""
+    """A random tower of some width: what a tile costs, in four formats; and a picture's first and second question."""
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
     wide |= {"projector_input_dim": 1024, "projector_output_dim": 1024, "vision_output_dim": 1024, "image_size": 336}
     source = llama4.scout(folder / "wide", vision=wide, **llama4.K_QUANTS)
     pixels = np.random.default_rng(0).normal(size=(4, 3, 336, 336)).astype(np.float32)
-    rates: dict[str, list[float]] = {"f32": [], "f16": []}
+    rates: dict[str, list[float]] = {"f32": [], "f16": [], "int8": [], "int4": []}
     towers = {}
     for kind in rates:
         converters.convert(source, folder / kind, vision_quant=kind)

@@ -91,6 +91,8 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     target, chosen = choose(Path(output), checkpoint, chosen)
     checkpoint = with_template(checkpoint, chosen.chat_template)
     inputs: tuple[Path, ...] = (checkpoint.path,)
+    if chosen.ranges is not None:
+        inputs += (Path(chosen.ranges),)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
         inputs += (Path(chosen.lora),)

@@ -12,7 +12,8 @@ class Options:
     ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
     or a bundle, or ``all`` (None), to a bundle. The vision tower is written for ``vision_to``, ``onnx`` (None) or
-    ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32`` or, for ``gguf``, ``bf16`` or ``q8_0``.
+    ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32``, for ``gguf`` ``bf16`` or ``q8_0``, for ONNX
+    ``int8``, ``int4`` or, for NPUs, ``a16w8``, which needs the file of ``ranges`` that a calibration measured.
     ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
@@ -27,6 +28,7 @@ class Options:
     tower: str | None = None
     vision_to: str | None = None
     vision_quant: str | None = None
+    ranges: str | os.PathLike[str] | None = None
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     block: int | None = None
     zero_points: bool = False

@@ -252,7 +252,8 @@ def _bundled_vision(folder: Path, tower: Tower, spec: VisionSpec, name: str) -> 
     """The vision tower of a bundle, whose manifest says what is to be known of it."""
     path = folder / _supported(folder, "vision", tower, "onnxruntime", "llama.cpp").file
     if tower.engine == "onnxruntime":
-        return _onnx(path, spec, name)
+        found = _onnx(path, spec, name)
+        return replace(found, format=tower.format or found.format)
     return replace(_mmproj(path, spec), name=name)
 
 

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from edge_llama.devices import Device
 from edge_llama.errors import EngineError
+
+if TYPE_CHECKING:
+    from edge_llama.backends.onnx_plugins import Plugin
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ def _llama_cpp(*, again: bool) -> EngineState:
 
 
 def _onnx_runtime() -> EngineState:
+    from edge_llama.backends.onnx_plugins import PLUGINS  # noqa: PLC0415
     from edge_llama.backends.onnx_runtime import runtime  # noqa: PLC0415
 
     name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
@@ -54,7 +59,13 @@ def _onnx_runtime() -> EngineState:
         library = runtime()
     except EngineError as error:
         return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
-    return EngineState(name, runs, library.__version__, f"providers: {', '.join(library.get_available_providers())}")
+    there = [*library.get_available_providers(), *map(_described, PLUGINS.values())]
+    return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
+
+
+def _described(plugin: "Plugin") -> str:
+    """A provider in a package of its own: the version, or how to get it."""
+    return f"{plugin.name} ({_version(plugin.package) or f'not here: pip install {plugin.package}'})"
 
 
 def _version(distribution: str) -> str | None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CHOICES", "NonFiniteError", "can_read", "choice", "hastened", "in_use", "load", "quantize", "recode"]
 
 _log = logging.getLogger("edge_llama")
+_INTEGERS = (FORMATS["i8"], FORMATS["i16"])  # always finite
 CHOICES = ("auto", "ggml", "compiled")
 
 
@@ -85,7 +86,7 @@ def recode(
     Equal formats pass untouched. ``importance``: see :func:`quantize`. Raises NonFiniteError for NaN or infinite
     weights, ValueError for weights that ``target`` cannot hold; without ``check`` what ggml makes of these is given.
     """
-    if source is target and not check:
+    if source is target and (not check or source in _INTEGERS):
         return raw
     if isinstance(target, nbits.Stored) and nbits.is_exact(source, target):
         return _carried_over(np.ascontiguousarray(raw), source, target, check=check)

@@ -15,10 +15,10 @@ _VALUES = {
     "to": ("gguf", "safetensors", "onnx"),
     "tower": ("text", "vision", "all"),
     "vision_to": tuple(bundle.VISION_ENGINES),
-    "vision_quant": mmproj.QUANTS,
+    "vision_quant": tuple(dict.fromkeys(name for names in bundle.VISION_QUANTS.values() for name in names)),
 }
 _FOR_TEXT = ("quant", "tensor_types", "block", "zero_points", "portable", "max_shard_bytes", "chat_template", "lora")
-_FOR_VISION = ("vision_to", "vision_quant")
+_FOR_VISION = ("vision_to", "vision_quant", "ranges")
 _FOR_GGUF, _FOR_ONNX = ("max_shard_bytes",), ("block", "zero_points", "portable")
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
@@ -40,6 +40,7 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Modu
         alone = options.to if "text" not in written else None
         vision_to = "gguf" if target is mmproj else options.vision_to or alone or bundle.DEFAULT_VISION
         options = replace(options, vision_quant=_vision_quant(vision_to, options.vision_quant), vision_to=vision_to)
+        _check_ranges(options)
     return target, options
 
 
@@ -57,9 +58,21 @@ def _vision_quant(vision_to: str, asked: str | None) -> str:
     quant, known = asked or mmproj.DEFAULT_QUANT, bundle.VISION_QUANTS[vision_to]
     if quant not in known:
         raise OptionError(
-            f"--vision-quant {quant}: not for {vision_to}", remedy=f"known: {', '.join(known)}; or add --vision-to gguf"
+            f"--vision-quant {quant}: not for {vision_to}",
+            remedy=f"known: {', '.join(known)}; or add --vision-to {'gguf' if vision_to == 'onnx' else 'onnx'}",
         )
     return quant
+
+
+def _check_ranges(options: Options) -> None:
+    """OptionError unless there are ranges where they are needed, and only there."""
+    if options.vision_quant == "a16w8" and options.ranges is None:
+        raise OptionError(
+            "--vision-quant a16w8: needs to know the ranges of values",
+            remedy="convert to f32, measure with edge-llama calibrate, and add --ranges FILE",
+        )
+    if options.vision_quant != "a16w8" and options.ranges is not None:
+        raise OptionError(f"--ranges {options.ranges}: is for --vision-quant a16w8 alone", remedy="leave it out")
 
 
 def _target(output: Path, checkpoint: Checkpoint, options: Options, written: tuple[str, ...]) -> ModuleType:

@@ -16,14 +16,13 @@ from converters.options import Options
 from converters.targets import gguf, mmproj
 from converters.targets.layout import Closing, Layout, Part
 from edge_llama.errors import CheckpointError, OptionError
-from edge_llama.formats import FORMATS
 from edge_llama.manifest import NAME, Manifest, StoredFile, Tower
 
 QUANTS = gguf.QUANTS
 DEFAULT_QUANT = gguf.DEFAULT_QUANT
 VISION_ENGINES = {"onnx": "onnxruntime", "gguf": "llama.cpp"}
 """What ``vision_to`` may say, and the engine for it."""
-VISION_QUANTS = {"onnx": ("f16", "f32"), "gguf": mmproj.QUANTS}
+VISION_QUANTS = {"onnx": ("f16", "f32", "int8", "int4", "a16w8"), "gguf": mmproj.QUANTS}
 DEFAULT_VISION = "onnx"
 
 
@@ -60,7 +59,7 @@ def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
     )
     vision: tuple[Part, ...] = ()
     if options.vision_quant and options.vision_to:
-        vision = _vision(checkpoint, options.vision_to, options.vision_quant)
+        vision = _vision(checkpoint, options.vision_to, options.vision_quant, options)
         tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
         manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
     closing = _closing(manifest, checkpoint.path)
@@ -78,13 +77,14 @@ def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], d
     return made.parts, made.files
 
 
-def _vision(checkpoint: Checkpoint, kind: str, format_name: str) -> tuple[Part, ...]:
+def _vision(checkpoint: Checkpoint, kind: str, format_name: str, options: Options) -> tuple[Part, ...]:
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
     from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
 
-    return tuple(onnx.vision_parts(checkpoint, FORMATS[format_name], "vision"))
+    ranges = None if options.ranges is None else Path(options.ranges)
+    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

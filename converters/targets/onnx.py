@@ -1,9 +1,12 @@
-"""ONNX: today the vision tower of Llama 4, in standard operators, for any number of tiles.
+"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int8`` and ``int4`` that are not portable.
 
-The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it. It computes in
-float32 whatever the weights are stored in: on a CPU, f16 throughout takes a third longer (1.04 against 0.81 s a tile,
-12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact.
+The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it, for every form.
+It takes any number of tiles and computes in float32 whatever the weights are stored in: on a CPU, f16 throughout takes
+a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact. As
+``a16w8`` it takes one tile and computes in integers. No value has more than four dimensions, as NPUs like it.
 """
+
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -11,63 +14,102 @@ from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
-from converters.targets.onnx_graph import Graph
-from converters.transposed import transposed
+from converters.targets.onnx_graph import FLOAT, Graph
+from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_qdq import QdqGraph, read_floats
+from converters.targets.onnx_standard import StandardOps
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT
-from edge_llama.formats import F32, Format
+from edge_llama.errors import OptionError
+from edge_llama.formats import F16, F32, FORMATS
+from quant.nbits import Grid
+from quant.onnx_recipe import Form
+from quant.ranges import fingerprint, read_ranges
+
+QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid(4), "a16w8": FORMATS["i8"]}
+_NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
-def vision_parts(checkpoint: Checkpoint, format_: Format, folder: str) -> list[Part]:
-    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``format_``: f32 or f16.
+def vision_parts(
+    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None, *, is_portable: bool = False
+) -> list[Part]:
+    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`QUANTS`.
 
-    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.artifact` names.
-    CheckpointError if the checkpoint is not whole.
+    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.artifact` names: of any number
+    of tiles, or of one in ``a16w8``, which needs the file ``ranges``. ``is_portable``: in standard operators alone.
+    CheckpointError if the checkpoint is not whole, OptionError for ranges that can't be used, or are of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)
-    tower = _Tower(hp, llama4_vision.tensors(checkpoint, hp), format_)
-    return tower.parts(folder)
+    tensors = llama4_vision.tensors(checkpoint, hp)
+    if ranges is None:
+        ops = StandardOps if is_portable else MicrosoftOps
+        return _Tower(hp, tensors, ops(Graph(_NAME, _DATA), EPS), QUANTS[quant], "tiles").parts(folder)
+    measured = read_ranges(ranges)
+    norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
+    if measured.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
+        raise OptionError(
+            f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
+            remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
+        )
+    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), QUANTS[quant], 1).parts(folder)
 
 
 class _Tower:
-    def __init__(self, hp: Hyperparameters, tensors: dict[str, Tensor], format_: Format) -> None:
+    """``ops`` multiply by blocks of weights; ``tiles`` is how many the graph takes, or a name for any number."""
+
+    def __init__(
+        self,
+        hp: Hyperparameters,
+        tensors: dict[str, Tensor],
+        ops: MicrosoftOps | StandardOps,
+        form: Form,
+        tiles: int | str,
+    ) -> None:
         self.hp = hp
-        self.graph = Graph("llama4_vision", "model.onnx.data")
+        self.graph = ops.graph
+        self._ops = ops
         self._tensors = tensors
-        self._format = format_
-        cos, sin = (table[:, None, :, None] for table in llama4_vision.rotary(hp))
+        self._form = form
+        self._tiles = tiles
+        cos, sin = (table[:, None] for table in llama4_vision.rotary(hp))
         self._cos = self.graph.constant("vision.rotary.cos", cos)
         self._sin = self.graph.constant("vision.rotary.sin", sin)
         self._scale = self.graph.constant("vision.attention.scale", hp.head_dim**-0.5)
 
     def parts(self, folder: str) -> list[Part]:
         hp, graph = self.hp, self.graph
-        x = self._patches(graph.input(VISION_INPUT, ("tiles", 3, hp.image_size, hp.image_size)))
+        x = self._patches(graph.input(VISION_INPUT, (self._tiles, 3, hp.image_size, hp.image_size)))
         x = self._norm(x, "layernorm_pre", "vision.norm_pre")
         for layer in range(hp.n_layer):
             x = self._layer(x, f"model.layers.{layer}", f"vision.layers.{layer}")
         x = self._norm(x, "layernorm_post", "vision.norm_post")
         x = self._adapter(self._shuffled(x))
         output = self._linear(x, PROJECTOR.removesuffix(".weight"), "projector", output=VISION_OUTPUT)
-        shape = ("tiles", (hp.grid // hp.scale) ** 2, hp.n_text)
-        graph.output(output, shape)
+        graph.output(output, (self._tiles, (hp.grid // hp.scale) ** 2, hp.n_text))
         return graph.parts(folder)
 
     def _patches(self, pixels: ir.Value) -> ir.Value:
         """Patches in rows, the class token after them, with their places."""
+        hp, graph, side = self.hp, self.graph, self.hp.patch_size
+        matrix = self._tensors["patch_embedding.linear.weight"]
+        form = F16 if isinstance(self._form, Grid) else self._form  # MatMulNBits convolves nothing
+        kernel = graph.weight("vision.patch_embedding.weight", matrix, form, (hp.n_embd, 3, side, side))
+        grid = graph.op("Conv", pixels, kernel, name="vision.patches.grid", strides=[side, side])
+        columns = self._reshape(grid, "vision.patches.columns", 0, hp.n_embd, hp.grid**2)
+        x = graph.op("Transpose", columns, name="vision.patch_embedding", perm=[0, 2, 1])
+        x = graph.op("Concat", x, self._class_tokens(pixels), name="vision.embedded", axis=1)
+        places = graph.weight("vision.positions.embedding", self._tensors["positional_embedding_vlm"], F32)
+        return graph.op("Add", x, places, name="vision.positions")
+
+    def _class_tokens(self, pixels: ir.Value) -> ir.Value:
+        """The class token, once for each tile."""
         hp, graph = self.hp, self.graph
-        name = "vision.patches"
-        cut = self._reshape(pixels, f"{name}.cut", 0, 3, hp.grid, hp.patch_size, hp.grid, hp.patch_size)
-        cut = graph.op("Transpose", cut, name=f"{name}.in_rows", perm=[0, 2, 4, 1, 3, 5])
-        flat = self._reshape(cut, f"{name}.flat", 0, hp.grid**2, 3 * hp.patch_size**2)
-        x = self._linear(flat, "patch_embedding.linear", "vision.patch_embedding")
+        token = graph.weight("vision.class.embedding", self._tensors["class_embedding"], F32, (1, 1, hp.n_embd))
+        if self._tiles == 1:
+            return token
         count = graph.op("Shape", pixels, name="vision.tiles", start=0, end=1)
         one = graph.constant("vision.class.shape", [1, hp.n_embd])
         shape = graph.op("Concat", count, one, name="vision.class.full_shape", axis=0)
-        token = graph.weight("vision.class.embedding", self._tensors["class_embedding"], F32)
-        tokens = graph.op("Expand", token, shape, name="vision.class.tokens")
-        x = graph.op("Concat", x, tokens, name="vision.embedded", axis=1)
-        places = graph.weight("vision.positions.embedding", self._tensors["positional_embedding_vlm"], F32)
-        return graph.op("Add", x, places, name="vision.positions")
+        return graph.op("Expand", token, shape, name="vision.class.tokens")
 
     def _layer(self, x: ir.Value, source: str, name: str) -> ir.Value:
         graph = self.graph
@@ -96,11 +138,14 @@ class _Tower:
         return self._linear(mixed, f"{source}.self_attn.o_proj", f"{name}.o")
 
     def _turned(self, x: ir.Value, name: str) -> ir.Value:
-        """Rotary embedding of neighbouring pairs, as a product of complex numbers: (tiles, places, heads, head_dim)."""
+        """Rotary embedding of neighbouring pairs, as a product of complex numbers: (tiles, places, heads, head_dim).
+
+        First all real parts, then all imaginary ones: for products of queries with keys the order is all the same.
+        """
         hp, graph = self.hp, self.graph
         cos, sin = self._cos, self._sin
-        pairs = self._reshape(x, f"{name}.pairs", 0, 0, hp.n_head, hp.head_dim // 2, 2)
-        real, imaginary = graph.ops("Split", pairs, names=(f"{name}.real", f"{name}.imaginary"), axis=-1, num_outputs=2)
+        x = self._reshape(x, f"{name}.split", 0, 0, hp.n_head, hp.head_dim)
+        real, imaginary = self._every_second(x, 0, f"{name}.real"), self._every_second(x, 1, f"{name}.imaginary")
         turned_real = graph.op(
             "Sub",
             graph.op("Mul", real, cos, name=f"{name}.real_cos"),
@@ -113,19 +158,24 @@ class _Tower:
             graph.op("Mul", imaginary, cos, name=f"{name}.imaginary_cos"),
             name=f"{name}.turned_imaginary",
         )
-        joined = graph.op("Concat", turned_real, turned_imaginary, name=f"{name}.turned_pairs", axis=-1)
-        return self._reshape(joined, f"{name}.turned", 0, 0, hp.n_head, hp.head_dim)
+        return graph.op("Concat", turned_real, turned_imaginary, name=f"{name}.turned", axis=-1)
+
+    def _every_second(self, x: ir.Value, first: int, name: str) -> ir.Value:
+        bounds = (("first", first), ("last", self.hp.head_dim), ("axis", 3), ("step", 2))
+        return self._slice(x, name, *bounds)
 
     def _shuffled(self, x: ir.Value) -> ir.Value:
         """Pixel shuffle without the class token: ``scale`` x ``scale`` neighbouring patches become one row."""
         hp, graph, side = self.hp, self.graph, self.hp.grid // self.hp.scale
-        first, last, axis = (
-            graph.constant(f"vision.shuffle.{what}", [at]) for what, at in (("first", 0), ("last", -1), ("axis", 1))
+        x = self._slice(x, "vision.shuffle.patches", ("first", 0), ("last", -1), ("axis", 1))
+        x = self._reshape(x, "vision.shuffle.cut", -1, hp.scale, side, hp.scale * hp.n_embd)
+        x = graph.op("Transpose", x, name="vision.shuffle.in_rows", perm=[0, 2, 1, 3])
+        return self._reshape(x, "vision.shuffled", -1, side**2, hp.scale**2 * hp.n_embd)
+
+    def _slice(self, x: ir.Value, name: str, *bounds: tuple[str, int]) -> ir.Value:
+        return self.graph.op(
+            "Slice", x, *(self.graph.constant(f"{name}.{what}", [at]) for what, at in bounds), name=name
         )
-        x = graph.op("Slice", x, first, last, axis, name="vision.shuffle.patches")
-        x = self._reshape(x, "vision.shuffle.cut", 0, side, hp.scale, side, hp.scale, hp.n_embd)
-        x = graph.op("Transpose", x, name="vision.shuffle.in_rows", perm=[0, 1, 3, 2, 4, 5])
-        return self._reshape(x, "vision.shuffled", 0, side**2, hp.scale**2 * hp.n_embd)
 
     def _adapter(self, x: ir.Value) -> ir.Value:
         for part in ("fc1", "fc2"):
@@ -135,13 +185,24 @@ class _Tower:
 
     def _linear(self, x: ir.Value, source: str, name: str, output: str = "") -> ir.Value:
         """``x`` times a matrix, plus a bias where there is one."""
-        matrix = transposed(self._tensors[f"{source}.weight"])
-        weight = self.graph.weight(f"{name}.weight", matrix, self._format)
-        bias = self._tensors.get(f"{source}.bias")
+        matrix, bias, form = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias"), self._form
+        if isinstance(form, Grid) and form.fits(matrix.columns):
+            return self._blocks(x, matrix, bias, form, name, output)
+        weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
         if bias is None:
             return self.graph.op("MatMul", x, weight, name=output or name)
         product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
+
+    def _blocks(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str) -> ir.Value:
+        """The same with a matrix in blocks; for operators of Microsoft's ONNX infers no shape."""
+        hp = self.hp
+        is_inside = name.startswith("vision.")
+        places = hp.grid**2 + 1 if is_inside else (hp.grid // hp.scale) ** 2
+        x.shape, x.type = ir.Shape((self._tiles, places, matrix.columns)), ir.TensorType(FLOAT)
+        product = self._ops.linear(x, matrix, form, name, bias)
+        product.name = output or name
+        return product
 
     def _norm(self, x: ir.Value, source: str, name: str) -> ir.Value:
         weight, bias = (

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from converters.checkpoint import Tensor
 from converters.targets.layout import Entry, Part
+from converters.transposed import transposed
 from edge_llama.formats import F16, F32, Format
 
 if TYPE_CHECKING:
@@ -70,11 +71,17 @@ class Graph:
         value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
         self._outputs.append(value)
 
-    def weight(self, name: str, tensor: Tensor, format_: Format) -> ir.Value:
-        """A tensor of the checkpoint, stored in ``format_`` (f32 or f16), as float32."""
+    def weight(
+        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, turned: bool = False
+    ) -> ir.Value:
+        """A tensor of the checkpoint, stored in ``format_`` (f32 or f16), as float32.
+
+        ``turned``: a matrix's columns become its rows. ``shape``: if the graph sees the numbers in another.
+        """
+        tensor = transposed(tensor) if turned else tensor
         if format_ is F32:
-            return self.stored(name, tensor, F32, tensor.shape, FLOAT)
-        value = self.stored(name, tensor, F16, tensor.shape, FLOAT16)
+            return self.stored(name, tensor, F32, shape or tensor.shape, FLOAT)
+        value = self.stored(name, tensor, F16, shape or tensor.shape, FLOAT16)
         return self.op("Cast", value, name=f"{name}.as_f32", to=int(FLOAT))
 
     def stored(self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:

@@ -133,7 +133,9 @@ class MicrosoftOps(Ops):
 
     def _blocks(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, made: Made) -> ir.Value:
         n_blocks = matrix.columns // form.block
-        numbers, scales, zeros = self._grid(name, matrix, form, (n_blocks, form.block * form.bits // 8))
+        numbers, scales, zeros = self._grid(
+            name.removesuffix(".product"), matrix, form, (n_blocks, form.block * form.bits // 8)
+        )
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
             name=f"{name}.numbers_product" if form.has_offsets else name,

@@ -10,6 +10,7 @@ from typing import Any
 
 from edge_llama import manifest, remembered
 from edge_llama.backends import first_run
+from edge_llama.backends.onnx_plugins import PLUGINS
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 
 DEVICES = {
@@ -37,22 +38,26 @@ def runtime() -> Any:
 
 
 def providers(device: str, options: Any) -> list[str]:
-    """Where a session shall run, for ``device``; ``options`` then allow nothing else.
+    """Where a session shall run, for ``device``: its ``providers``, none where ``options`` say it, as for plugins.
 
-    ONNX Runtime itself falls back to the CPU in silence. OptionError for an unknown device, EngineError for one that
-    this build has not.
+    ``options`` then allow nothing else: ONNX Runtime itself falls back to the CPU in silence. OptionError for an
+    unknown device, EngineError for one that is not installed.
     """
     name = DEVICES.get("cpu" if device == "auto" else device)
     if name is None:
         raise OptionError(f"device {device}: unknown to ONNX Runtime", remedy=f"known: auto, {', '.join(DEVICES)}")
-    available = runtime().get_available_providers()
-    if name not in available:
+    if name == DEVICES["cpu"]:
+        return [name]
+    plugin, available = PLUGINS.get(device), runtime().get_available_providers()
+    if plugin and plugin.is_installed:
+        plugin.add(runtime(), options)
+    elif name not in available:
+        remedy = f"pip install {plugin.package}" if plugin else "install another"
         raise EngineError(
-            f"device {device}: this onnxruntime has no {name}", remedy=f"it has {', '.join(available)}: install another"
+            f"device {device}: this onnxruntime has no {name}", remedy=f"it has {', '.join(available)}: {remedy}"
         )
-    if name != DEVICES["cpu"]:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return [name]
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return [] if plugin and plugin.is_installed else [name]
 
 
 def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
@@ -67,22 +72,24 @@ def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
     try:
         return lib.InferenceSession(str(file), options, providers=chosen)
     except Exception as error:  # its errors share no class but this
-        if chosen[0] != DEVICES["cpu"]:
+        if chosen != [DEVICES["cpu"]]:
             raise EngineError(
-                f"{model}: {chosen[0]} does not run it: {why(error)}{_left_over(file, chosen[0])}",
+                f"{model}: {DEVICES[device]} does not run it: {why(error)}{_left_over(file, device)}",
                 remedy="take another device (--device cpu), or convert it for this one",
             ) from error
         raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
 
 
-def _left_over(file: Path, provider: str) -> str:
-    """The first nodes that a provider leaves to the CPU, for an error message; empty if that can't be found out."""
+def _left_over(file: Path, device: str) -> str:
+    """The first nodes that a device leaves to the CPU, for an error message; empty if that can't be found out."""
     lib = runtime()
     options = lib.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     try:
-        session = lib.InferenceSession(str(file), options, providers=[provider, DEVICES["cpu"]])
+        chosen = providers(device, options)
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        session = lib.InferenceSession(str(file), options, providers=[*chosen, DEVICES["cpu"]] if chosen else [])
         nodes = [
             f"{node.name} ({node.op_type})"
             for part in session.get_provider_graph_assignment_info()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from edge_llama.cli import bench, chat, conversations, convert, devices, history, inspect, run, verify
+from edge_llama.cli import bench, calibrate, chat, conversations, convert, devices, history, inspect, run, verify
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (chat, run, convert, inspect, verify, bench, devices):
+for verb in (chat, run, convert, calibrate, inspect, verify, bench, devices):
     command = conversations.ChatCommand if verb is chat else None
     app.command(cls=command)(verb.__dict__[verb.__name__.rpartition(".")[2]])
 app.add_typer(history.app, name="history")

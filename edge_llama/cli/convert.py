@@ -56,8 +56,13 @@ def convert(
     vision_quant: Annotated[
         str | None,
         typer.Option(
-            metavar="f16|f32|bf16|q8_0", help="Format of the vision tower's weights. ONNX: f16, f32. Default: f16."
+            metavar="f16|f32|int8|int4|a16w8|bf16|q8_0",
+            help="Format of the vision tower's weights. ONNX: f16, f32, int8, int4, and a16w8 for NPUs, one tile at a "
+            "time; GGUF: f16, f32, bf16, q8_0. Default: f16.",
         ),
+    ] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For a16w8: what edge-llama calibrate measured.")
     ] = None,
     vision_to: Annotated[
         str | None,
@@ -109,6 +114,7 @@ def convert(
         to=to,
         tower=tower,
         vision_quant=vision_quant,
+        ranges=ranges,
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
         block=block,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from llama4_reference import Reference
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ import converters
 import edge_llama
 from edge_llama import Image, Message
 from edge_llama.artifact import VisionArtifact, read_vision
-from edge_llama.backends import first_run, llama_cpp_vision
+from edge_llama.backends import first_run, llama_cpp_vision, onnx_plugins, onnx_runtime
 from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp_vision import levels
 from edge_llama.backends.onnx_runtime import providers
@@ -206,8 +207,8 @@ def test_a_foreign_graph_is_tried_out_once(
 @pytest.mark.usefixtures("fresh_cache")
 def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(towers: dict[str, Path], tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        split = next(node for node in model.graph.node if node.op_type == "Split")
-        next(attribute for attribute in split.attribute if attribute.name == "num_outputs").i = 1
+        made = ["half", "other_half"]
+        model.graph.node.append(onnx.helper.make_node("Split", ["vision.norm_post"], made, axis=-1, num_outputs=1))
 
     artifact = _foreign(_damaged(towers, tmp_path), change)
     with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself
@@ -263,16 +264,19 @@ def test_a_graph_of_another_shape_than_its_bundle_says_is_an_error(towers: dict[
             open_vision(replace(artifact, spec=spec), threads=1)
 
 
-def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
-    class Options:
-        def add_session_config_entry(self, key: str, value: str) -> None:
-            raise AssertionError((key, value))
-
-    assert providers("auto", Options()) == ["CPUExecutionProvider"]
+def test_a_device_that_is_not_there_is_an_error_and_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = onnxruntime.SessionOptions()
+    assert providers("auto", options) == ["CPUExecutionProvider"]
     with refusal(OptionError, "device toaster", "coreml"):
-        providers("toaster", Options())
-    with pytest.raises(EngineError, match="no QNNExecutionProvider"):
-        providers("qnn", Options())
+        providers("toaster", options)
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.* install another"):
+        providers("cuda", options)
+    monkeypatch.setattr(onnx_plugins, "find_spec", lambda _: None)
+    monkeypatch.setattr(onnx_runtime.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=r"no QNN.*pip install onnxruntime-qnn"):
+        providers("qnn", options)
+    with pytest.raises(RuntimeError, match="disable_cpu_ep_fallback"):
+        options.get_session_config_entry("session.disable_cpu_ep_fallback")
 
 
 @pytest.mark.parametrize("engine", ["mmproj", "f32"])

@@ -1,0 +1,82 @@
+"""``edge-llama calibrate``, and what ``convert --ranges`` makes of its file."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import converters
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def tower(llama4_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated") / "f32"
+    converters.convert(llama4_scout, folder, tower="vision", vision_quant="f32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    """``--image FILE``, twice: of one tile, and of two and the global one."""
+    folder, options = tmp_path_factory.mktemp("pictures"), []
+    for side in (56, 112):
+        path = folder / f"{side}.png"
+        Image.fromarray(np.random.default_rng(side).integers(0, 256, (56, side, 3), np.uint8)).save(path)
+        options += ["--image", path]
+    return options
+
+
+def test_ranges_make_a_tower_in_integers(
+    cli: Cli, tower: Path, pictures: list[str | Path], llama4_scout: Path, tmp_path: Path
+) -> None:
+    ranges = tmp_path / "ranges.json"
+    done = cli("calibrate", tower, ranges, *pictures)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "values over 4 tiles" in done.stderr
+    low, high = json.loads(ranges.read_text())["values"]["pixel_values"]
+    assert -1 <= low < -0.9 < 0.9 < high <= 1
+    options = ("--tower", "vision", "--vision-quant", "a16w8", "--ranges", ranges)
+    done = cli("convert", llama4_scout, tmp_path / "npu", *options)
+    assert done.returncode == 0, done.stderr
+    assert "vision a16w8: " in done.stderr
+    assert "a16w8" in cli("inspect", tmp_path / "npu").stdout
+    assert cli("verify", tmp_path / "npu").returncode == 0
+
+
+def test_an_output_is_replaced_only_if_asked(cli: Cli, tower: Path, pictures: list[str | Path], tmp_path: Path) -> None:
+    path = tmp_path / "ranges.json"
+    path.write_text("mine")
+    done = cli("calibrate", tower, path, *pictures)
+    assert done.returncode == 2
+    assert "already exists; give another name, or --force" in done.stderr
+    assert path.read_text() == "mine"
+    assert cli("calibrate", tower, path, *pictures, "--force", "--max-tiles", "1", "--quiet").stderr == ""
+    assert json.loads(path.read_text())["tiles"] == 2
+
+
+def test_what_can_not_be_measured_is_refused(
+    cli: Cli, tower: Path, pictures: list[str | Path], llama4_scout: Path, tmp_path: Path
+) -> None:
+    converters.convert(llama4_scout, tmp_path / "mmproj.gguf", tower="vision", vision_quant="f32")
+    converters.convert(llama4_scout, tmp_path / "int8", tower="vision", vision_quant="int8")
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    for arguments, told in (
+        ([tower, tmp_path / "r.json"], "no pictures to measure with; add --image FILE"),
+        ([tower, tmp_path / "r.json", "--image", text], "text.png"),
+        ([tower, tmp_path / "r.json", "--image", tmp_path / "nowhere.png"], "nowhere.png"),
+        ([tower, tmp_path / "no" / "r.json", *pictures], "cannot be written"),
+        ([tmp_path / "mmproj.gguf", tmp_path / "r.json", *pictures], "in f32 for llama.cpp; calibrate one in float"),
+        ([tmp_path / "int8", tmp_path / "r.json", *pictures], "in int8 for onnxruntime; calibrate one in float"),
+    ):
+        done = cli("calibrate", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r.json").exists()
