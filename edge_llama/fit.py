@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import F16, Format
+from edge_llama.formats import Format
 from edge_llama.text_artifact import Artifact
 
 DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
@@ -63,8 +63,8 @@ def fits_beside(artifact: Artifact, requested: int | None, available: int, other
 
     OptionError if it does not fit even with those.
     """
-    alone = context_size(artifact, requested, F16, available + other)
+    alone = context_size(artifact, requested, artifact.kv_format, available + other)
     try:
-        return context_size(artifact, requested, F16, available) == alone
+        return context_size(artifact, requested, artifact.kv_format, available) == alone
     except OptionError:
         return False

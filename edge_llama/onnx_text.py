@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from edge_llama.errors import ArtifactError
+from edge_llama.formats import F32, Format
 from edge_llama.gguf import TensorInfo
 from edge_llama.integrity import identity_of
 from edge_llama.json_file import Fields, read_bytes
@@ -46,6 +47,7 @@ class OnnxArtifact(Artifact):
     """A text tower for ONNX Runtime."""
 
     engine: ClassVar[str] = "onnxruntime"
+    kv_format: ClassVar[Format] = F32
 
     graph: OnnxFile = field(repr=False)
     names: Names = field(repr=False)

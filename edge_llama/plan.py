@@ -8,7 +8,7 @@ from edge_llama.backends.base import TextTower
 from edge_llama.choices import Choice, Setting, choose
 from edge_llama.errors import OptionError
 from edge_llama.fit import ContextSize, context_size
-from edge_llama.formats import F32, FORMATS
+from edge_llama.formats import FORMATS
 from edge_llama.gguf_text import GGUFArtifact
 from edge_llama.onnx_text import OnnxArtifact
 from edge_llama.text_artifact import Artifact
@@ -99,9 +99,9 @@ def _plan_onnx(
                 remedy=f"leave it out ({flag})",
             )
     n_batch = given["n_batch"]
-    setting = Setting(flash_attention=None, kv_format="f32", n_batch=n_batch or Setting().n_batch)
+    setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
     choice = Choice(setting, "as asked" if n_batch else "the default")
-    context = context_size(artifact, n_ctx, F32, memory)
+    context = context_size(artifact, n_ctx, artifact.kv_format, memory)
     placement = (
         devices.Placement(0, "the default", "cpu") if device == "auto" else devices.Placement(0, "as asked", device)
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edge_llama.formats import F16, Format
 from edge_llama.gguf import TensorInfo
 
 
@@ -23,6 +24,8 @@ class Artifact(ABC):
 
     engine: ClassVar[str]
     """The engine that runs it, as a manifest names it."""
+    kv_format: ClassVar[Format] = F16
+    """What the engine keeps keys and values in, unless told otherwise."""
 
     path: Path
     """The file that the engine opens."""

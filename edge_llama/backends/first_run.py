@@ -49,8 +49,7 @@ def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
     key = {"files": files, "settings": dict(settings), "engine": health.build()}
     if remembered.recall(_KIND, key) is not None:
         return
-    seconds = _SECONDS + artifact.weight_bytes / _BYTES_PER_SECOND
-    if child(__name__, artifact.path, json.dumps(settings), seconds=seconds) is not None:
+    if child(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes) is not None:
         remembered.remember(_KIND, key, {"survived": True})
 
 
@@ -72,13 +71,12 @@ def _identity(path: Path, data_offset: int) -> list[Any]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, header]
 
 
-def child(
-    module: str, path: Path, *arguments: str, seconds: float = _SECONDS, engine: str = LLAMA_CPP
-) -> dict[str, Any] | None:
+def child(module: str, path: Path, *arguments: str, nbytes: int = 0, engine: str = LLAMA_CPP) -> dict[str, Any] | None:
     """What ``main(path, *arguments)`` of a module says in a child process by :func:`end`; None if it could not begin.
 
-    ArtifactError about ``path`` if the child died or took too long.
+    ArtifactError about ``path`` if the child died or took too long for ``nbytes`` of weights.
     """
+    seconds = _SECONDS + nbytes / _BYTES_PER_SECOND
     command = [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, str(path), *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - this interpreter, this module

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -101,23 +102,24 @@ def _left_over(file: Path, device: str) -> str:
     return f"; it does not take {', '.join(nodes[:3])}{more}" if nodes else ""
 
 
-def survived(kind: str, file: Path, bundle: Path, identity: str, module: str, device: str) -> None:
+def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
 
-    A graph of whose bytes ``bundle`` has the hash is as our converter wrote it: only the graph is read for that, since
-    wrong weights make wrong numbers, and nothing worse. Others run once in a child process, by ``main`` of ``module``;
-    that is remembered as ``kind``.
+    ``files`` are the graph's, and those of its weights. A graph of whose bytes ``bundle`` has the hash is as our
+    converter wrote it: only the graph is read for that, since wrong weights make wrong numbers, and nothing worse.
+    Others run once in a child process, by ``main`` of ``module``; that is remembered as ``kind``.
     """
     try:
         if (bundle / manifest.NAME).exists():
-            manifest.verify(bundle, only=(file.relative_to(bundle).as_posix(),))
+            manifest.verify(bundle, only=(files[0].relative_to(bundle).as_posix(),))
             return
     except NotVerifiableError:  # another program wrote it
         pass
     key = {"file": identity, "engine": runtime().__version__, "device": device}
     if not first_run.has_children() or remembered.recall(kind, key) is not None:
         return
-    if first_run.child(module, file, device, engine=first_run.ONNX_RUNTIME) is not None:
+    nbytes = sum(file.stat().st_size for file in files)
+    if first_run.child(module, files[0], device, nbytes=nbytes, engine=first_run.ONNX_RUNTIME) is not None:
         remembered.remember(kind, key, {"survived": True})
 
 

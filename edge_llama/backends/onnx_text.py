@@ -33,7 +33,7 @@ _TRIAL_TOKENS = 8
 
 def require(artifact: OnnxArtifact, device: str) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
-    survived("first-onnx-text", artifact.path, artifact.path.parent, artifact.identity(), __name__, device)
+    survived("first-onnx-text", artifact.files, artifact.path.parent, artifact.identity(), __name__, device)
 
 
 class OnnxTower:

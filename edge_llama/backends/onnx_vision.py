@@ -26,7 +26,7 @@ _BATCH = 1
 
 def require(artifact: VisionArtifact, device: str = "cpu") -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
-    survived(_TRIAL, artifact.path, bundle_of(artifact.path), artifact.identity, __name__, device)
+    survived(_TRIAL, artifact.files, bundle_of(artifact.path), artifact.identity, __name__, device)
 
 
 class OnnxVision:
