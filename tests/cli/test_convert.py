@@ -115,7 +115,7 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
         ((llama3, tmp_path / "x.gguf", "--tensor-type", "output=q8_0"), "its head is token_embd"),
         ((llama3, tmp_path / "x.gguf", *("--tensor-type", "attn_v=q8_0") * 2), "give each role once"),
         ((llama3, tmp_path / "x", "--to", "safetensors", "--tensor-type", "attn_v=q8_0"), "not for safetensors"),
-        ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "known: gguf"),
+        ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "give a folder"),
         ((tmp_path / "none", tmp_path / "x.gguf"), "no such file"),
         ((tmp_path, tmp_path / "x.gguf"), "config.json is missing"),
         ((existing, tmp_path / "x.gguf"), "not a GGUF file"),
