@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from converters import lora
 from converters.chat_templates import with_template
 from converters.checkpoint import Checkpoint
+from converters.companions import Companions
 from converters.options import Options
 from converters.output import growing, partial_folder
 from converters.sources import fingerprint, open_checkpoint
@@ -29,7 +30,8 @@ from converters.targets.layout import Entry, Layout
 from converters.times import Times
 from edge_llama.errors import CheckpointError
 from edge_llama.formats import Format
-from quant.kernels import NonFiniteError, hastened, recode
+from quant.kernels import NonFiniteError, hastened, recode, recode_arrays
+from quant.nbits import Stored
 
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
@@ -150,12 +152,14 @@ def _recoded(
     entries: Sequence[Entry], threads: int, check: bool, times: Times
 ) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
     """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
+    pool, kept = ThreadPoolExecutor(threads, thread_name_prefix="convert"), Companions(entries)
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
-                ahead.append((entry, pool.submit(_recode, entry, start, stop, check, times), stop == entry.tensor.rows))
+                ahead.append(
+                    (entry, pool.submit(_recode, entry, (start, stop), check, times, kept), stop == entry.tensor.rows)
+                )
                 if len(ahead) > 2 * threads:
                     entry_, future, is_last = ahead.popleft()
                     yield entry_, future.result(), is_last
@@ -172,13 +176,19 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(entry: Entry, start: int, stop: int, check: bool, times: Times) -> NDArray[np.uint8]:
-    tensor = entry.tensor
+def _recode(entry: Entry, rows: tuple[int, int], check: bool, times: Times, kept: Companions) -> NDArray[np.uint8]:
+    tensor, (start, stop) = entry.tensor, rows
+    if (waiting := kept.take(entry, start)) is not None:
+        return waiting
     try:
         with times.measured("read"):
             raw = tensor.read(start, stop)
         with times.measured("compute"):
-            return recode(raw, tensor.format, entry.format, check=check)
+            if not isinstance(entry.format, Stored):
+                return recode(raw, tensor.format, entry.format, check=check)
+            arrays = recode_arrays(raw, tensor.format, entry.format, check=check)
+        kept.keep(entry, start, arrays)
+        return arrays[entry.format.part]
     except NonFiniteError as error:
         raise CheckpointError(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,7 +27,18 @@ from quant.ggml import can_read
 if TYPE_CHECKING:
     from quant.compiled import Kernel, RowTools
 
-__all__ = ["CHOICES", "NonFiniteError", "can_read", "choice", "hastened", "in_use", "load", "quantize", "recode"]
+__all__ = [
+    "CHOICES",
+    "NonFiniteError",
+    "can_read",
+    "choice",
+    "hastened",
+    "in_use",
+    "load",
+    "quantize",
+    "recode",
+    "recode_arrays",
+]
 
 _log = logging.getLogger("edge_llama")
 _INTEGERS = (FORMATS["i8"], FORMATS["i16"])  # always finite
@@ -88,38 +100,62 @@ def recode(
     """
     if source is target and (not check or source in _INTEGERS):
         return raw
-    if isinstance(target, nbits.Stored) and nbits.is_exact(source, target):
-        return _carried_over(np.ascontiguousarray(raw), source, target, check=check)
-    n_rows, row_bytes = raw.shape
-    columns = row_bytes // source.block_bytes * source.block_size
-    out = raw if source is target else np.empty((n_rows, target.row_bytes(columns)), np.uint8)
-    step = max(_SLAB // columns, 1)
-    for start in range(0, n_rows, step):
-        rows = _dequantize(np.ascontiguousarray(raw[start : start + step]), source)
-        largest = _largest(rows)
-        if check and not np.isfinite(largest):
-            raise NonFiniteError(_count_nonfinite(raw[start:], source))
+    if isinstance(target, nbits.Stored):
+        return recode_arrays(raw, source, target, check=check, importance=importance)[target.part]
+    out = raw if source is target else np.empty((len(raw), target.row_bytes(_columns(raw, source))), np.uint8)
+    for start, rows, largest in _slabs(raw, source, check=check):
         if source is target:
             continue
         is_sane = bool(np.isfinite(largest))
         made = quantize(rows, target, importance) if is_sane else ggml.quantize(rows, target, importance)
-        if check and largest > _HALF_MAX and not _holds(made, target):
-            raise ValueError(f"a weight of {largest:g} is too large for {target}")
-        out[start : start + step] = made
+        if check and largest > _HALF_MAX and not ggml.is_finite(made, target):
+            raise _too_large(largest, target)
+        out[start : start + len(rows)] = made
     return out
 
 
-def _carried_over(raw: NDArray[np.uint8], source: Format, target: nbits.Stored, *, check: bool) -> NDArray[np.uint8]:
-    if check and not ggml.is_finite(raw, source):
-        raise NonFiniteError(_count_nonfinite(raw, source))
-    return nbits.repacked(raw, source, target)
+def recode_arrays(
+    raw: NDArray[np.uint8],
+    source: Format,
+    target: nbits.Stored,
+    *,
+    check: bool = True,
+    importance: NDArray[np.float32] | None = None,
+) -> nbits.Arrays:
+    """As :func:`recode`, all arrays that the rows become in the grid of ``target``."""
+    if nbits.is_exact(source, target):
+        raw = np.ascontiguousarray(raw)
+        if check and not ggml.is_finite(raw, source):
+            raise NonFiniteError(_count_nonfinite(raw, source))
+        return nbits.repacked(raw, source)
+    made = []
+    for _, rows, largest in _slabs(raw, source, check=check):
+        kernel = partial(quantize if np.isfinite(largest) else ggml.quantize, importance=importance)
+        arrays = nbits.quantize(rows, target.grid, kernel, is_across=target.is_across)
+        if check and largest > _HALF_MAX and not np.isfinite(arrays["scales"].view(np.float32)).all():
+            raise _too_large(largest, target)
+        made.append(arrays)
+    return {part: np.concatenate([arrays[part] for arrays in made]) for part in made[0]}
 
 
-def _holds(made: NDArray[np.uint8], target: Format) -> bool:
-    """Whether all that was made of very large weights is finite."""
-    if isinstance(target, nbits.Stored):
-        return target.part == "numbers" or bool(np.isfinite(made.view(np.float32)).all())
-    return ggml.is_finite(made, target)
+def _slabs(raw: NDArray[np.uint8], source: Format, *, check: bool) -> Iterator[tuple[int, NDArray[np.float32], float]]:
+    """Some rows at a time: the first one's number, floats, and the largest magnitude among them."""
+    step = max(_SLAB // _columns(raw, source), 1)
+    for start in range(0, len(raw), step):
+        stored = np.ascontiguousarray(raw[start : start + step])
+        rows = _dequantize(stored, source)
+        largest = _largest_bf16(stored) if source is BF16 else _largest(rows)
+        if check and not np.isfinite(largest):
+            raise NonFiniteError(_count_nonfinite(raw[start:], source))
+        yield start, rows, largest
+
+
+def _columns(raw: NDArray[np.uint8], source: Format) -> int:
+    return int(raw.shape[1]) // source.block_bytes * source.block_size
+
+
+def _too_large(weight: float, target: Format) -> ValueError:
+    return ValueError(f"a weight of {weight:g} is too large for {target}")
 
 
 def quantize(
@@ -129,8 +165,6 @@ def quantize(
 
     ``importance``, a float32 for each column, weighs the columns' errors in formats that search for their scales.
     """
-    if isinstance(target, nbits.Stored):
-        return nbits.quantize(rows, target, lambda rows, format_: quantize(rows, format_, importance))
     kernel = _loaded.get((target.name, importance is not None))
     return kernel.quantize(rows, importance) if kernel else ggml.quantize(rows, target, importance)
 
@@ -253,6 +287,12 @@ def _dequantize(raw: NDArray[np.uint8], source: Format) -> NDArray[np.float32]:
     else:
         _rows[0].widen_half(bits.reshape(-1), wide.reshape(-1))
     return wide
+
+
+def _largest_bf16(stored: NDArray[np.uint8]) -> float:
+    """As :func:`_largest`, of half as many bytes."""
+    bits = int((stored.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0))
+    return float(np.uint32(bits << 16).view(np.float32))
 
 
 def _largest(rows: NDArray[np.float32]) -> float:

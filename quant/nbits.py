@@ -89,52 +89,58 @@ def is_exact(source: Format, target: Format) -> bool:
     return isinstance(target, Stored) and not target.is_across and exact_grid(source) == target.grid
 
 
-def repacked(raw: NDArray[np.uint8], source: Format, target: Stored) -> NDArray[np.uint8]:
-    """Rows in ggml's ``source`` as the same weights in ``target``; :func:`is_exact` says which fit."""
+Arrays = dict[str, NDArray[np.uint8]]
+"""By part, each ``(n_rows, row_bytes)`` bytes."""
+
+
+def repacked(raw: NDArray[np.uint8], source: Format) -> Arrays:
+    """Rows in ggml's ``source`` as the same weights in :func:`exact_grid`."""
     blocks = raw.reshape(-1, source.block_bytes)
-    if target.part != "numbers":
-        heads = blocks[:, : 4 if source is _Q4_1 else 2].copy().view(np.float16).astype(np.float32)
-        wanted = heads[:, :1] if target.part == "scales" else heads[:, 1:] + 8 * heads[:, :1]
-        made = np.ascontiguousarray(wanted).view(np.uint8)
-    elif source is _Q8_0:
-        made = blocks[:, 2:] ^ np.uint8(0x80)
-    else:
-        halves = blocks[:, -16:]
-        low, high = halves & _LOW, halves >> _HALF  # numbers 0 to 15, and 16 to 31
-        made = np.concatenate([_paired(low), _paired(high)], axis=1)
-    return made.reshape(len(raw), -1)
+    heads = blocks[:, : 4 if source is _Q4_1 else 2].copy().view(np.float16).astype(np.float32)
+    made = {"scales": np.ascontiguousarray(heads[:, :1]).view(np.uint8)}
+    if source is _Q4_1:
+        made["offsets"] = (heads[:, 1:] + 8 * heads[:, :1]).view(np.uint8)
+    if source is _Q8_0:
+        made["numbers"] = blocks[:, 2:] ^ np.uint8(0x80)
+    else:  # low halves hold numbers 0 to 15, high ones 16 to 31: two bytes have four, and become one of each
+        pairs = np.ascontiguousarray(blocks[:, -16:]).view("<u2")
+        numbers = made["numbers"] = np.empty((len(blocks), 16), np.uint8)
+        shifted = pairs >> 4
+        numbers[:, :8] = (pairs & 0x0F) | (shifted & 0xF0)
+        numbers[:, 8:] = (shifted & 0x0F) | ((pairs >> 8) & 0xF0)
+    return {part: array.reshape(len(raw), -1) for part, array in made.items()}
 
 
-def quantize(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> NDArray[np.uint8]:
-    """Finite rows ``(n_rows, columns)`` as ``(n_rows, row_bytes)`` bytes of ``target``.
+def quantize(rows: NDArray[np.float32], grid: Grid, by_ggml: Quantize, *, is_across: bool = False) -> Arrays:
+    """Finite rows ``(n_rows, columns)`` in ``grid``; ``by_ggml`` quantizes in one of ggml's formats.
 
-    ``by_ggml`` quantizes in one of ggml's formats.
+    ``is_across``: see :class:`Stored`.
     """
-    grid = target.grid
-    if target.is_across:
-        return _across(rows, target, by_ggml)
+    if is_across:
+        return _across(rows, grid, by_ggml)
     if grid == exact_grid(_GGML[grid.bits]):
         source = _GGML[grid.bits]
-        return repacked(by_ggml(rows, source), source, target)
+        return repacked(by_ggml(rows, source), source)
     blocks = rows.reshape(len(rows), -1, grid.block)
     scales, zeros = _asymmetric(blocks, grid) if grid.has_zeros else _symmetric(blocks, grid)
-    if target.part == "scales":
-        return scales.view(np.uint8).reshape(len(rows), -1)
-    if target.part == "zeros":
-        return _packed(zeros, grid.bits)
-    numbers = _divided(blocks, scales) + zeros[..., None]
-    return _packed(numbers.clip(0, 2**grid.bits - 1).reshape(len(rows), -1), grid.bits)
+    numbers = (_divided(blocks, scales) + zeros[..., None]).clip(0, 2**grid.bits - 1)
+    return {
+        "numbers": _packed(numbers.reshape(len(rows), -1), grid.bits),
+        "scales": scales.view(np.uint8).reshape(len(rows), -1),
+        **({"zeros": _packed(zeros, grid.bits)} if grid.has_zeros else {}),
+    }
 
 
-def _across(rows: NDArray[np.float32], target: Stored, by_ggml: Quantize) -> NDArray[np.uint8]:
-    grid, width = target.grid, rows.shape[1] // target.grid.block
+def _across(rows: NDArray[np.float32], grid: Grid, by_ggml: Quantize) -> Arrays:
+    width = rows.shape[1] // grid.block
     blocks = np.ascontiguousarray(rows.reshape(len(rows), grid.block, width).swapaxes(1, 2)).reshape(-1, grid.block)
-    made = quantize(blocks, grid.stored(target.part), by_ggml)
-    if target.part != "numbers":
-        return made.reshape(len(rows), -1)
-    signed = (_unpacked(made, grid.bits) ^ np.uint8(2 ** (grid.bits - 1))).reshape(len(rows), width, grid.block)
-    turned = np.ascontiguousarray(signed.swapaxes(1, 2)).reshape(len(rows), -1)
-    return turned if grid.bits == 8 else _paired(turned)
+    made = quantize(blocks, grid, by_ggml)
+    signed = _unpacked(made["numbers"], grid.bits) ^ np.uint8(2 ** (grid.bits - 1))
+    turned = np.ascontiguousarray(signed.reshape(len(rows), width, grid.block).swapaxes(1, 2)).reshape(len(rows), -1)
+    return {
+        "numbers": turned if grid.bits == 8 else _paired(turned),
+        "scales": made["scales"].reshape(len(rows), -1),
+    }
 
 
 def dequantize(

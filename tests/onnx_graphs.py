@@ -29,6 +29,8 @@ class TextGraph:
             onnx.save(model, path)
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         self.session = ort.InferenceSession(path if model is not None else folder / "model.onnx", options)
+        if model is not None:
+            path.unlink()
         self.cache: dict[str, NDArray[np.float32]] = {}
         for node in self.session.get_inputs():
             if node.name.startswith("past_key_values."):

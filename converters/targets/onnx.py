@@ -14,10 +14,11 @@ from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
-from converters.targets.onnx_graph import FLOAT, Graph
+from converters.targets.onnx_graph import FLOAT, INT8, Graph
 from converters.targets.onnx_ops import MicrosoftOps
-from converters.targets.onnx_qdq import QdqGraph, read_floats
+from converters.targets.onnx_qdq import QdqGraph, int8_rows, read_floats, row_scales
 from converters.targets.onnx_standard import StandardOps
+from converters.transposed import transposed
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT
 from edge_llama.errors import OptionError
 from edge_llama.formats import F16, F32, FORMATS
@@ -25,7 +26,8 @@ from quant.nbits import Grid
 from quant.onnx_recipe import Form
 from quant.ranges import fingerprint, read_ranges
 
-QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": Grid(8), "int4": Grid(4), "a16w8": FORMATS["i8"]}
+_I8 = FORMATS["i8"]
+QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": _I8, "int4": Grid(4), "a16w8": _I8}
 _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
@@ -70,10 +72,16 @@ class _Tower:
         self._tensors = tensors
         self._form = form
         self._tiles = tiles
+        self._integers: dict[str, list[ir.Value]] = {}
         cos, sin = (table[:, None] for table in llama4_vision.rotary(hp))
         self._cos = self.graph.constant("vision.rotary.cos", cos)
         self._sin = self.graph.constant("vision.rotary.sin", sin)
         self._scale = self.graph.constant("vision.attention.scale", hp.head_dim**-0.5)
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether matrices are multiplied in integers, by what the values' own ranges are in each run."""
+        return self._form is _I8 and not isinstance(self.graph, QdqGraph)
 
     def parts(self, folder: str) -> list[Part]:
         hp, graph = self.hp, self.graph
@@ -91,7 +99,7 @@ class _Tower:
         """Patches in rows, the class token after them, with their places."""
         hp, graph, side = self.hp, self.graph, self.hp.patch_size
         matrix = self._tensors["patch_embedding.linear.weight"]
-        form = F16 if isinstance(self._form, Grid) else self._form  # MatMulNBits convolves nothing
+        form = F16 if isinstance(self._form, Grid) or self._rounds else self._form  # neither of them convolves
         kernel = graph.weight("vision.patch_embedding.weight", matrix, form, (hp.n_embd, 3, side, side))
         grid = graph.op("Conv", pixels, kernel, name="vision.patches.grid", strides=[side, side])
         columns = self._reshape(grid, "vision.patches.columns", 0, hp.n_embd, hp.grid**2)
@@ -188,11 +196,40 @@ class _Tower:
         matrix, bias, form = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias"), self._form
         if isinstance(form, Grid) and form.fits(matrix.columns):
             return self._blocks(x, matrix, bias, form, name, output)
+        if self._rounds:
+            return self._in_integers(x, matrix, bias, name, output)
         weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
         if bias is None:
             return self.graph.op("MatMul", x, weight, name=output or name)
         product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
         return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
+
+    def _in_integers(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, name: str, output: str) -> ir.Value:
+        """The same by a product of integers: ``x`` is rounded to 8 bits by its own range, the matrix row by row.
+
+        Twice as fast as floats, where a product of blocks, each with a scale, is slower than they are.
+        """
+        graph = self.graph
+        numbers, scale, zero = self._rounded(x)
+        turned = transposed(int8_rows(matrix))
+        weight = graph.stored(f"{name}.weight", turned, _I8, turned.shape, INT8)
+        scales = graph.stored(f"{name}.scales", row_scales(matrix), F32, (matrix.rows,), FLOAT)
+        product = graph.op("MatMulInteger", numbers, weight, zero, name=f"{name}.integers")
+        product = graph.op("Cast", product, name=f"{name}.floats", to=int(FLOAT))
+        steps = graph.op("Mul", scale, scales, name=f"{name}.steps")
+        last = output or name
+        product = graph.op("Mul", product, steps, name=last if bias is None else f"{name}.product")
+        if bias is None:
+            return product
+        return graph.op("Add", product, graph.weight(f"{name}.bias", bias, F32), name=last)
+
+    def _rounded(self, x: ir.Value) -> list[ir.Value]:
+        """Numbers, scale and zero point; those of a value that several matrices multiply are made once."""
+        name = str(x.name)
+        if name not in self._integers:
+            parts = (f"{name}.rounded", f"{name}.step", f"{name}.zero")
+            self._integers[name] = self.graph.ops("DynamicQuantizeLinear", x, names=parts)
+        return self._integers[name]
 
     def _blocks(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str) -> ir.Value:
         """The same with a matrix in blocks; for operators of Microsoft's ONNX infers no shape."""

@@ -75,12 +75,12 @@ class QdqGraph(Graph):
             return self._dequantized(quantized, name, pair)
         zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
         pair = self._stored_scale(name, tensor, (tensor.rows,)), zeros
-        matrix = transposed(_matrix(tensor)) if turned else _matrix(tensor)
+        matrix = transposed(int8_rows(tensor)) if turned else int8_rows(tensor)
         quantized = self.stored(f"{name}.quantized", matrix, _I8, shape or matrix.shape, _INT8)
         return self._dequantized(quantized, name, pair, axis=1 if turned else 0)
 
     def _stored_scale(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> ir.Value:
-        return self.stored(f"{name}.scale", _scales(tensor, each_row=bool(shape)), F32, shape, FLOAT)
+        return self.stored(f"{name}.scale", row_scales(tensor, each_row=bool(shape)), F32, shape, FLOAT)
 
     def _quantized(self, value: ir.Value, name: str, pair: _Pair) -> ir.Value:
         (quantized,) = super().ops("QuantizeLinear", value, *pair, names=(f"{name}.quantized",))
@@ -124,7 +124,7 @@ def _steps(largest: "NDArray[np.float32]", most: int) -> "NDArray[np.float32]":
     return np.where(largest > LEAST, largest / np.float32(most), np.float32(1)).astype(np.float32)
 
 
-def _scales(tensor: Tensor, *, each_row: bool) -> Tensor:
+def row_scales(tensor: Tensor, *, each_row: bool = True) -> Tensor:
     """What a number of each row is worth, or one of all: float32 (rows,) or (1,)."""
 
     def read(_start: int, _stop: int) -> "NDArray[np.uint8]":
@@ -135,7 +135,7 @@ def _scales(tensor: Tensor, *, each_row: bool) -> Tensor:
     return Tensor(f"{tensor.name} scales", shape, F32, read)
 
 
-def _matrix(tensor: Tensor) -> Tensor:
+def int8_rows(tensor: Tensor) -> Tensor:
     """A matrix in int8, each row by a scale of its own."""
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":

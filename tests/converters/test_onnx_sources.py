@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import llama4
@@ -83,3 +84,16 @@ def test_scaling_that_only_a_gguf_tensor_tells_is_kept(tmp_path: Path) -> None:
     theta = header.get("llama.rope.freq_base", float, 0.0)
     expected = np.cos(theta ** -(np.arange(len(factors)) / len(factors)) / factors)
     assert np.abs(cosines[1] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("options", [{}, {"zero_points": True, "block": 64}, {"portable": True}], ids=str)
+def test_scales_that_found_no_room_are_made_again(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in memory while a matrix's numbers are written, as far as there is some for them."""
+    source = checkpoints.llama3(tmp_path / "source")
+    convert(source, tmp_path / "kept", to="onnx", **options)
+    monkeypatch.setattr("converters.companions._ROOM", 5000)
+    convert(source, tmp_path / "made again", to="onnx", **options)
+    kept, again = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("kept", "made again"))
+    assert kept == again

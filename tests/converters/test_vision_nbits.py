@@ -1,4 +1,4 @@
-"""Llama 4's vision tower with weights of 8 and 4 bits (MatMulNBits), beside the float graph of the same weights."""
+"""Llama 4's vision tower with weights of 4 bits (MatMulNBits) and 8 (MatMulInteger), beside floats of these weights."""
 
 from pathlib import Path
 from typing import Any
@@ -56,33 +56,27 @@ def arrays(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def dequantized(numbers: NDArray[np.uint8], scales: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+def dequantized(numbers: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """(outputs, inputs), by what ONNX Runtime's documentation says of the operator: (outputs, blocks, bytes)."""
-    if bits == 4:
-        numbers = np.stack([numbers & 15, numbers >> 4], axis=-1).reshape(*numbers.shape[:2], -1)
-    values = (numbers.astype(np.float32) - 2 ** (bits - 1)) * scales.reshape(*numbers.shape[:2], 1)
+    numbers = np.stack([numbers & 15, numbers >> 4], axis=-1).reshape(*numbers.shape[:2], -1)
+    values = (numbers.astype(np.float32) - 8) * scales.reshape(*numbers.shape[:2], 1)
     return values.reshape(len(numbers), -1)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_it_computes_the_float_graph_of_its_weights(
-    bits: int, source: Path, rng: np.random.Generator, tmp_path: Path
-) -> None:
-    model, exact = converted(source, tmp_path, f"int{bits}"), converted(source, tmp_path, "f32")
+def test_it_computes_the_float_graph_of_its_weights(source: Path, rng: np.random.Generator, tmp_path: Path) -> None:
+    model, exact = converted(source, tmp_path, "int4"), converted(source, tmp_path, "f32")
     stored, weights = arrays(model), {tensor.name: tensor for tensor in exact.graph.initializer}
     assert len(products(model)) == 3 * 6 + 3
     for node in products(model):
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (bits, 32, 4)
+        assert (attributes["bits"], attributes["block_size"], attributes["accuracy_level"]) == (4, 32, 4)
         weight = weights[node.input[1]]
-        values = dequantized(stored[node.input[1]], stored[node.input[2]], bits).T
+        values = dequantized(stored[node.input[1]], stored[node.input[2]]).T
         before = onnx.numpy_helper.to_array(weight)
         step = np.repeat(np.abs(stored[node.input[2]]).reshape(len(values.T), -1), 32, axis=1).T
         assert (np.abs(values - before) <= 1.01 * step).all(), node.name
         weight.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), weight.name))
-    patches = weights["vision.patch_embedding.weight"]  # convolved: in f16
-    half = onnx.numpy_helper.to_array(patches).astype(np.float16).astype(np.float32)
-    patches.CopyFrom(onnx.numpy_helper.from_array(half, patches.name))
+    round_patches(exact)
     pixels = rng.uniform(-1, 1, (3, 3, 56, 56)).astype(np.float32)
     expected = run(exact, pixels)
     largest = np.abs(expected).max()
@@ -90,6 +84,36 @@ def test_it_computes_the_float_graph_of_its_weights(
     for node in products(model):
         next(attribute for attribute in node.attribute if attribute.name == "accuracy_level").i = 0
     assert np.abs(run(model, pixels) - expected).max() <= FLOAT_ACTIVATIONS * largest
+
+
+def round_patches(exact: onnx.ModelProto) -> None:
+    """They are convolved: in f16."""
+    patches = next(tensor for tensor in exact.graph.initializer if tensor.name == "vision.patch_embedding.weight")
+    half = onnx.numpy_helper.to_array(patches).astype(np.float16).astype(np.float32)
+    patches.CopyFrom(onnx.numpy_helper.from_array(half, patches.name))
+
+
+def test_in_8_bits_it_is_near_the_float_graph_of_its_weights(
+    source: Path, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Values are rounded by one range for all of a run; weights by one for each output."""
+    model, exact = converted(source, tmp_path, "int8"), converted(source, tmp_path, "f32")
+    stored, weights = arrays(model), {tensor.name: tensor for tensor in exact.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
+    assert len(nodes) == 3 * 6 + 3
+    for node in nodes:
+        name = node.input[1]
+        scales = stored[name.replace(".weight", ".scales")]
+        values = stored[name].astype(np.float32) * scales
+        assert (np.abs(values - onnx.numpy_helper.to_array(weights[name])) <= 0.501 * scales).all(), name
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+    round_patches(exact)
+    pixels = rng.uniform(-1, 1, (3, 3, 56, 56)).astype(np.float32)
+    expected, found = run(exact, pixels), run(model, pixels)
+    share = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"{share:.1%} of the largest value")
+    assert share <= INT8_ACTIVATIONS
+    assert {opset.domain for opset in model.opset_import} == {""}
 
 
 def test_its_shapes_are_known_and_its_names_read_well(source: Path, tmp_path: Path) -> None:
@@ -105,18 +129,15 @@ def test_its_shapes_are_known_and_its_names_read_well(source: Path, tmp_path: Pa
     assert read_vision(tmp_path / "int4").format == "int4"
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_portable_it_is_standard_and_computes_the_same(
-    bits: int, source: Path, rng: np.random.Generator, tmp_path: Path
-) -> None:
+def test_portable_it_is_standard_and_computes_the_same(source: Path, rng: np.random.Generator, tmp_path: Path) -> None:
     """Without activations in 8 bits, to which ONNX Runtime's CPU would fuse it."""
-    options = {"to": "onnx", "quant": "f32", "vision_quant": f"int{bits}"}
+    options = {"to": "onnx", "quant": "f32", "vision_quant": "int4"}
     converters.convert(source, tmp_path / "portable", **options, portable=True)
     path = tmp_path / "portable/vision/model.onnx"
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path)
     assert [opset.domain for opset in model.opset_import] == [""]
-    mine = converted(source, tmp_path, f"int{bits}")
+    mine = converted(source, tmp_path, "int4")
     for node in products(mine):
         next(attribute for attribute in node.attribute if attribute.name == "accuracy_level").i = 0
     pixels = rng.uniform(-1, 1, (2, 3, 56, 56)).astype(np.float32)
@@ -126,8 +147,8 @@ def test_portable_it_is_standard_and_computes_the_same(
 
 def test_rows_that_are_no_whole_blocks_stay_f16(llama4_scout: Path, rng: np.random.Generator, tmp_path: Path) -> None:
     """A width of 48 with blocks of 32: only the second of the MLP's matrices, and the adapter's, are whole blocks."""
-    model = converted(llama4_scout, tmp_path, "int8")
+    model = converted(llama4_scout, tmp_path, "int4")
     names = {node.name for node in products(model)}
     assert names == {*(f"vision.layers.{layer}.mlp.down.product" for layer in range(3)), "adapter.fc1"}
     exact = run(converted(llama4_scout, tmp_path, "f32"), pixels := rng.uniform(-1, 1, (2, 3, 56, 56)).astype("f4"))
-    assert np.abs(run(model, pixels) - exact).max() <= INT8_ACTIVATIONS * np.abs(exact).max()
+    assert np.abs(run(model, pixels) - exact).max() <= 0.3 * np.abs(exact).max()  # 0.14: 4 bits of random weights

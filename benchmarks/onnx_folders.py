@@ -1,10 +1,10 @@
 """ONNX folders beside onnxruntime-genai and llama.cpp, pairs interleaved A B, B A, in the same run.
 
-    .venv/bin/python benchmarks/onnx.py genai        # tg128 and pp512 against onnxruntime-genai on the same folder
-    .venv/bin/python benchmarks/onnx.py llama.cpp    # the same against llama-bench on Q4_0 of the same checkpoint
-    .venv/bin/python benchmarks/onnx.py memory       # RssAnon that opening a model adds, first and second time
-    .venv/bin/python benchmarks/onnx.py conversion   # against onnxruntime-genai's model builder
-    .venv/bin/python benchmarks/onnx.py answers      # KL and top-1 of 4 and 8 bits against their own floats
+    .venv/bin/python benchmarks/onnx_folders.py genai       # tg128, pp512 against onnxruntime-genai on the same folder
+    .venv/bin/python benchmarks/onnx_folders.py llama.cpp   # against llama-bench on Q4_0 of the same checkpoint
+    .venv/bin/python benchmarks/onnx_folders.py memory      # RssAnon that opening a model adds, first and second time
+    .venv/bin/python benchmarks/onnx_folders.py conversion  # against onnxruntime-genai's model builder
+    .venv/bin/python benchmarks/onnx_folders.py answers     # KL and top-1 of 4 and 8 bits against their own floats
 
 Options: --pairs 7, --threads (of both), --layers (of the synthetic checkpoint that is converted).
 
@@ -137,15 +137,18 @@ def conversion(options: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     print(f"{checkpoint.name}: {size / 1e9:.2f} GB of bf16 to int4, warm cache")
     output, pairs = CACHE / "onnx-out", []
-    mine = [str(Path(sys.executable).with_name("edge-llama")), "convert", str(checkpoint), str(output), "--to", "onnx"]
+    mine = [str(Path(sys.executable).with_name("edge-llama")), "convert", str(checkpoint), str(output)]
+    mine += ["--to", "onnx", "--json"]
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", "unused", "-i", str(checkpoint)]
     builder += ["-o", str(output), "-p", "int4", "-e", "cpu", "-c", str(CACHE / "builder")]
     for _ in range(options.pairs):
         found = []
         for command, path in ((mine, ""), (builder, str(genai_packages()))):
             shutil.rmtree(output, ignore_errors=True)
-            found.append(measured(command, os.environ | ({"PYTHONPATH": path} if path else {}))[:2])
-            print(f"    {found[-1][0]:.1f} s, peak {found[-1][1] / 1e6:,.0f} MB", flush=True)
+            seconds, peak, out = measured(command, os.environ | ({"PYTHONPATH": path} if path else {}))
+            sync = json.loads(out)["sync_seconds"] if command is mine else 0.0  # the builder leaves it to the system
+            found.append((seconds - sync, peak))
+            print(f"    {seconds - sync:.1f} s + {sync:.1f} s fsync, peak {peak / 1e6:,.0f} MB", flush=True)
         pairs.append(found)
     shutil.rmtree(output, ignore_errors=True)
     for index, name in enumerate(("edge-llama", "model builder")):
@@ -159,7 +162,8 @@ def conversion(options: argparse.Namespace) -> None:
 def answers(_options: argparse.Namespace) -> None:
     """Activations in 8 bits: what that alone changes, since the floats are those that the file holds."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/converters")]
-    from onnx_graphs import TextGraph, without_rounded_activations  # noqa: PLC0415 - needs the test extra
+    from onnx_graphs import TextGraph  # noqa: PLC0415 - needs the test extra
+    from test_onnx_quantized import with_weights  # noqa: PLC0415
 
     from edge_llama.hf_tokenizer import HFTokenizer  # noqa: PLC0415
     from edge_llama.onnx_text import read_onnx_text  # noqa: PLC0415
@@ -167,8 +171,8 @@ def answers(_options: argparse.Namespace) -> None:
     text = (ROOT / "docs/llama4.md").read_text("utf-8")  # newer than the model
     for quant in ("int4", "int8"):
         folder = onnx(quant)
-        ids = HFTokenizer(read_onnx_text(folder)).encode(text)[:1000]
-        rounded, whole = TextGraph(folder), TextGraph(folder, without_rounded_activations(folder))
+        ids = HFTokenizer(read_onnx_text(folder / "model.onnx")).encode(text)[:1000]
+        rounded, whole = TextGraph(folder), TextGraph(onnx("f32"), with_weights(onnx("f32"), folder))
         pairs = [(whole.feed([token]), rounded.feed([token])) for token in ids]
         agreed = np.mean([expected.argmax() == found.argmax() for expected, found in pairs])
         print(f"  {quant}: {len(ids)} tokens, KL {np.mean([kl(*pair) for pair in pairs]):.4f}, top-1 {agreed:.1%}")
@@ -189,7 +193,7 @@ def checkpoint_folder() -> Path:
 
 
 def onnx(quant: str) -> Path:
-    return made(f"smollm2-{quant}", str(checkpoint_folder()), "--to", "onnx", "--quant", quant)
+    return made(f"smollm2-onnx-{quant}", str(checkpoint_folder()), "--to", "onnx", "--quant", quant)
 
 
 def gguf(quant: str) -> Path:
