@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -95,6 +95,8 @@ class Growing:
         self._journal.write("".join(f"{line}\n" for line in (key, *map(bytes.hex, self._hashes))))
         self._journal.flush()
         self._digest = hashlib.sha256()
+        self._whole: dict[str, Any] = {}
+        """Of files that need no second look: written from the beginning, with a header that was final then."""
         self._file: IO[bytes] | None = None
 
     def write(self, data: NDArray[np.uint8], *, ends_entry: bool) -> None:
@@ -102,15 +104,21 @@ class Growing:
         part, at = self._turn()
         if self._file is None:
             self._file = self._continued(part, at)
-        self._file.write(data.data)
+        self._append(part, data.data)
         self._digest.update(data.data)
         if ends_entry:
             entry = part.entries[at]
-            self._file.write(bytes(part.stored_bytes(entry) - entry.nbytes))
+            self._append(part, bytes(part.stored_bytes(entry) - entry.nbytes))
             self._finish_entry(self._file)
             if at + 1 == len(part.entries):
                 self._file.close()
                 self._file = None
+
+    def _append(self, part: Part, data: "memoryview | bytes") -> None:
+        assert self._file  # noqa: S101 - opened by who calls
+        self._file.write(data)
+        if part.name in self._whole:
+            self._whole[part.name].update(data)
 
     def _finish_entry(self, file: IO[bytes]) -> None:
         file.flush()  # what the journal promises is in the kernel's hands
@@ -130,6 +138,8 @@ class Growing:
 
     def _continued(self, part: Part, n_entries: int) -> IO[bytes]:
         """The part's file, cut back to its header and the first entries."""
+        if part.seal is None and n_entries == 0:
+            self._whole[part.name] = hashlib.sha256(part.header)
         file = self._opened(part, buffering=1 << 20)
         file.write(part.header)
         file.seek(sum(map(part.stored_bytes, part.entries[:n_entries])), os.SEEK_CUR)
@@ -160,10 +170,13 @@ class Growing:
                 self._sync(file)
 
     def _stored(self) -> dict[str, StoredFile]:
-        """What was written: hashes of whole files need a second look, since their headers came last."""
+        """What was written; for their hashes files are read again whose headers came last, or that were resumed."""
         names = [*(part.name for part in self._layout.parts), *self._layout.files]
-        paths = {name: self._folder / name for name in names}
-        return {name: StoredFile(path.stat().st_size, sha256_of(path)) for name, path in paths.items()}
+        return {name: StoredFile((self._folder / name).stat().st_size, self._sha256(name)) for name in names}
+
+    def _sha256(self, name: str) -> str:
+        whole = self._whole.get(name)
+        return sha256_of(self._folder / name) if whole is None else str(whole.hexdigest())
 
     def close(self) -> None:
         """Close the files; what was written stays."""

@@ -97,3 +97,19 @@ def test_scales_that_found_no_room_are_made_again(
     convert(source, tmp_path / "made again", to="onnx", **options)
     kept, again = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("kept", "made again"))
     assert kept == again
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_stopped_conversion_is_resumed_with_the_same_bytes(share: float, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > share * total:
+            raise KeyboardInterrupt
+
+    source = llama4.scout(tmp_path / "source")
+    convert(source, tmp_path / "whole", to="onnx")
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "stopped", to="onnx", on_progress=stop)
+    assert convert(source, tmp_path / "stopped", to="onnx").resumed_bytes > 0
+    for name in ("model.onnx.data", "vision/model.onnx.data", "edge-llama.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    verify(tmp_path / "stopped")
