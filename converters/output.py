@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
-from edge_llama.integrity import hash_of
 from edge_llama.manifest import NAME, StoredFile, read_manifest, sha256_of
 
 _USUAL_FILES = {
@@ -84,6 +83,8 @@ class Growing:
         self._layout = layout
         self._folder = folder / "output"
         self._journal_path = folder / "journal"
+        self._whole = {part.name: hashlib.sha256(part.header) for part in layout.parts if part.seal is None}
+        """Of files whose header is final: their digests so far."""
         self._hashes = self._believed(key)
         self.remaining: Sequence[Entry] = layout.entries[len(self._hashes) :]
         self.resumed_bytes = sum(entry.nbytes for entry in layout.entries[: len(self._hashes)])
@@ -95,8 +96,6 @@ class Growing:
         self._journal.write("".join(f"{line}\n" for line in (key, *map(bytes.hex, self._hashes))))
         self._journal.flush()
         self._digest = hashlib.sha256()
-        self._whole: dict[str, Any] = {}
-        """Of files that need no second look: written from the beginning, with a header that was final then."""
         self._file: IO[bytes] | None = None
 
     def write(self, data: NDArray[np.uint8], *, ends_entry: bool) -> None:
@@ -105,11 +104,11 @@ class Growing:
         if self._file is None:
             self._file = self._continued(part, at)
         self._append(part, data.data)
-        self._digest.update(data.data)
         if ends_entry:
             entry = part.entries[at]
+            hash_ = None if part.name in self._whole else self._digest.digest()
             self._append(part, bytes(part.stored_bytes(entry) - entry.nbytes))
-            self._finish_entry(self._file)
+            self._finish_entry(self._file, hash_ or self._whole[part.name].copy().digest())
             if at + 1 == len(part.entries):
                 self._file.close()
                 self._file = None
@@ -117,12 +116,11 @@ class Growing:
     def _append(self, part: Part, data: "memoryview | bytes") -> None:
         assert self._file  # noqa: S101 - opened by who calls
         self._file.write(data)
-        if part.name in self._whole:
-            self._whole[part.name].update(data)
+        self._whole.get(part.name, self._digest).update(data)
 
-    def _finish_entry(self, file: IO[bytes]) -> None:
+    def _finish_entry(self, file: IO[bytes], hash_: bytes) -> None:
         file.flush()  # what the journal promises is in the kernel's hands
-        self._hashes.append(self._digest.digest())
+        self._hashes.append(hash_)
         self._digest = hashlib.sha256()
         self._journal.write(self._hashes[-1].hex() + "\n")
         self._journal.flush()
@@ -138,8 +136,6 @@ class Growing:
 
     def _continued(self, part: Part, n_entries: int) -> IO[bytes]:
         """The part's file, cut back to its header and the first entries."""
-        if part.seal is None and n_entries == 0:
-            self._whole[part.name] = hashlib.sha256(part.header)
         file = self._opened(part, buffering=1 << 20)
         file.write(part.header)
         file.seek(sum(map(part.stored_bytes, part.entries[:n_entries])), os.SEEK_CUR)
@@ -170,7 +166,7 @@ class Growing:
                 self._sync(file)
 
     def _stored(self) -> dict[str, StoredFile]:
-        """What was written; for their hashes files are read again whose headers came last, or that were resumed."""
+        """What was written; files whose headers came last are read again for their hashes."""
         names = [*(part.name for part in self._layout.parts), *self._layout.files]
         return {name: StoredFile((self._folder / name).stat().st_size, self._sha256(name)) for name in names}
 
@@ -191,7 +187,10 @@ class Growing:
         self.sync_seconds += time.perf_counter() - started
 
     def _believed(self, key: str) -> list[bytes]:
-        """The hashes of the entries that an earlier run of this conversion finished, and left as they still are."""
+        """The hashes of the entries that an earlier run of this conversion finished, and left as they still are.
+
+        An entry's own; where the file's header is final, of all from the file's beginning to the entry's end.
+        """
         try:
             first, *lines = self._journal_path.read_text("ascii").splitlines()
         except (OSError, ValueError):
@@ -204,22 +203,30 @@ class Growing:
         for part in self._layout.parts:
             offset = len(part.header)
             for entry in part.entries:
-                actual = _hash_of(self._folder / part.name, offset, entry.nbytes)
-                if actual is None or next(found, None) != actual.hex():
+                whole = self._whole.get(part.name)
+                digest = hashlib.sha256() if whole is None else whole.copy()
+                size = entry.nbytes if whole is None else part.stored_bytes(entry)
+                is_there = _add(digest, self._folder / part.name, offset, size)
+                if not is_there or next(found, None) != digest.hexdigest():
                     return hashes
-                hashes.append(actual)
+                if whole is not None:
+                    self._whole[part.name] = digest
+                hashes.append(digest.digest())
                 offset += part.stored_bytes(entry)
         return hashes
 
 
-def _hash_of(path: Path, offset: int, nbytes: int) -> bytes | None:
-    """The SHA-256 of a stretch of a file; None if it is not there whole."""
+def _add(digest: Any, path: Path, offset: int, nbytes: int) -> bool:
+    """Update ``digest`` with a stretch of a file; whether it is there whole."""
     try:
         with path.open("rb") as file:
-            digest = hash_of(file, offset, nbytes)
-            return digest if file.tell() == offset + nbytes else None
+            file.seek(offset)
+            while nbytes and (data := file.read(min(nbytes, 1 << 22))):
+                digest.update(data)
+                nbytes -= len(data)
     except OSError:
-        return None
+        return False
+    return nbytes == 0
 
 
 def _publish(folder: Path, output: Path, layout: Layout) -> None:

@@ -11,7 +11,7 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Fields, Tensor
 from converters.targets.onnx_graph import FLOAT, Made
 from converters.targets.onnx_llama import LlamaGraph
-from converters.targets.onnx_ops import Experts
+from converters.targets.onnx_ops import Experts, MicrosoftOps
 from edge_llama.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 
@@ -128,7 +128,7 @@ class Llama4Graph(LlamaGraph):
         scores = ops.op("Sigmoid", best, name=f"{name}.router.scores")
         experts = [self._tensors[f"{source}.experts.{part}_proj.weight"] for part in ("gate", "up", "down")]
         form = self._experts_form(experts)
-        if form is not None:
+        if form is not None and isinstance(ops, MicrosoftOps):
             weighed = self.graph.op("Mul", rows, scores, name=f"{name}.weighed", made=Made(("rows", hp.n_embd)))
             gate_up = _by_turns(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
             made = ops.chosen_experts(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
@@ -141,8 +141,7 @@ class Llama4Graph(LlamaGraph):
         forms = {self._form(matrix, role) for matrix, role in zip(experts, _EXPERT_ROLES, strict=True)}
         form = forms.pop()
         is_one = not forms and experts[0].format is experts[1].format and self.more.n_expert_used == 1
-        fits = self.ops.HAS_EXPERTS and is_one and isinstance(form, Grid) and not form.has_offsets
-        return form if fits and isinstance(form, Grid) else None
+        return form if is_one and isinstance(form, Grid) and not form.has_offsets else None
 
     def _each_expert(
         self, rows: ir.Value, chosen: ir.Value, scores: ir.Value, experts: list[Tensor], name: str

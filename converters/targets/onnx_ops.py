@@ -30,8 +30,6 @@ class Ops:
     OPSET = 21
     SHARES_CACHE = False
     """Whether past and present may be one buffer, as long as the context."""
-    HAS_EXPERTS = False
-    """Whether there is an operator for a mixture of experts."""
 
     def __init__(self, graph: Graph, eps: float) -> None:
         self.graph = graph
@@ -97,7 +95,6 @@ class MicrosoftOps(Ops):
 
     OPSET = 23  # for RMSNormalization
     SHARES_CACHE = True
-    HAS_EXPERTS = True
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, INT4, INT8, UINT8, Made
-from converters.targets.onnx_ops import Experts, Ops
+from converters.targets.onnx_ops import Ops
 from converters.transposed import floats, transposed
 from edge_llama.formats import F32
 from quant.nbits import Grid
@@ -202,10 +202,6 @@ class StandardOps(Ops):
         """RMS norm of each head, without weights."""
         split = self.reshape(x, f"{name}.heads", 0, 0, heads, head_dim)
         return self.reshape(self._unit(split, name), name, 0, 0, heads * head_dim)
-
-    def chosen_experts(self, x: ir.Value, router: ir.Value, experts: Experts, name: str) -> ir.Value:
-        """There is no such operator: each expert is written by itself."""
-        raise NotImplementedError(name)
 
 
 def _turned(matrix: Tensor) -> Tensor:
