@@ -32,6 +32,10 @@ class TextGraph:
         if model is not None:
             path.unlink()
         self.cache: dict[str, NDArray[np.float32]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
         for node in self.session.get_inputs():
             if node.name.startswith("past_key_values."):
                 self.cache[node.name] = np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32)
