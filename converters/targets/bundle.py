@@ -81,10 +81,10 @@ def _vision(checkpoint: Checkpoint, kind: str, format_name: str, options: Option
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
-    from converters.targets import onnx  # noqa: PLC0415 - its library takes a third of a second to load
+    from converters.targets import onnx_vision  # noqa: PLC0415 - its library takes a third of a second to load
 
     ranges = None if options.ranges is None else Path(options.ranges)
-    return tuple(onnx.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
+    return tuple(onnx_vision.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

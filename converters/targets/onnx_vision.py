@@ -1,9 +1,10 @@
-"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int8`` and ``int4`` that are not portable.
+"""The vision tower of Llama 4 as ONNX: in standard operators, but for ``int4`` that is not portable.
 
 The graph reads as transformers' ``modeling_llama4.py`` computes: :class:`_Tower` is the whole of it, for every form.
 It takes any number of tiles and computes in float32 whatever the weights are stored in: on a CPU, f16 throughout takes
-a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact. As
-``a16w8`` it takes one tile and computes in integers. No value has more than four dimensions, as NPUs like it.
+a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Runtime 1.32) and is half as exact. Of
+``int8`` the matrices are multiplied in integers; ``a16w8`` takes one tile and computes in integers throughout. No value
+has more than four dimensions, as NPUs like it.
 """
 
 from pathlib import Path
