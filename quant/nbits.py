@@ -57,9 +57,9 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """``int4``, and what differs from the usual: ``int4 128 zeros``."""
-        block = "" if self.block == 32 else f" {self.block}"
-        return f"int{self.bits}{block}{' zeros' * self.has_zeros}{' offsets' * self.has_offsets}"
+        """``int4``, and what differs from the usual: ``int4 by 128 with zeros``."""
+        block = "" if self.block == 32 else f" by {self.block}"
+        return f"int{self.bits}{block}{' with zeros' * self.has_zeros}{' with offsets' * self.has_offsets}"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Grid:
 
     def stored(self, part: str, *, is_across: bool = False) -> Stored:
         """The format of an array."""
-        return Stored(f"{self.name} {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_across)
+        return Stored(f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_across)
 
     def fits(self, columns: int) -> bool:
         """Whether rows of ``columns`` are whole blocks."""

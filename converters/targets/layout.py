@@ -33,6 +33,11 @@ class Entry:
         return prod(self.tensor.shape[:-1]) * self.format.row_bytes(self.tensor.columns)
 
     @property
+    def kind(self) -> str:
+        """How a matrix is stored, whatever arrays it becomes."""
+        return self.format.grid.name if isinstance(self.format, Stored) else self.format.name
+
+    @property
     def is_first(self) -> bool:
         """Whether it is not a further array (scales, zero points) of a matrix, which is read again for it."""
         return not isinstance(self.format, Stored) or self.format.part == "numbers"
@@ -105,7 +110,7 @@ class Layout:
         """Rounding what was already rounded to another grid loses quality twice."""
         matrices = [entry for entry in self.entries if entry.is_first]
         twice = Counter(
-            f"{entry.tensor.format} to {entry.format}"
+            f"{entry.tensor.format} to {entry.kind}"
             for entry in matrices
             if entry.tensor.format.is_quantized and entry.format.is_quantized and not entry.is_exact
         )

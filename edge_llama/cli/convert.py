@@ -228,7 +228,8 @@ def _described(plan: "Plan") -> dict[str, Any]:
 
 def _summary(plan: "Plan") -> str:
     layout = plan.layout
-    counts = Counter(entry.format.name for entry in layout.entries)
+    tensors = [entry for entry in layout.entries if entry.is_first]
+    counts = Counter(entry.kind for entry in tensors)
     formats = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     sizes = f"{layout.source_bytes:,} bytes to {layout.output_bytes:,}"
     asked = plan.options
@@ -239,8 +240,8 @@ def _summary(plan: "Plan") -> str:
             *([f"vision {asked.vision_quant}"] if asked.vision_quant else []),
         ]
     )
-    text = f"{recipe}: {sizes}; {len(layout.entries)} tensors: {formats}"
-    if exact := sum(entry.is_exact and entry.is_first for entry in layout.entries if entry.format.ggml_id < 0):
+    text = f"{recipe}: {sizes}; {len(tensors)} tensors: {formats}"
+    if exact := sum(entry.is_exact for entry in tensors if entry.format.ggml_id < 0):
         text += f"\n{exact} tensors keep the source's quantized numbers, bit for bit"
     fallen = Counter(
         (e.wanted.name, e.wanted.block_size, e.format.name) for e in layout.entries if e.wanted not in (None, e.format)
