@@ -1,6 +1,6 @@
 """The graph of Llama 1 to 3.3: it reads as transformers' ``modeling_llama.py`` computes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +34,9 @@ class LlamaGraph:
         self.ops = kind(self.graph, self.hp.norm_eps)
         self._tensors = tensors
         self._recipe = recipe
-        self._caches: list[tuple[ir.Value, ir.Value]] = []
+        self._caches: list[ir.Value] = []
+        self.roles: set[str] = set()
+        """Those of the matrices that were written."""
 
     def hyperparameters(self, checkpoint: Checkpoint) -> Hyperparameters:
         """What the config says."""
@@ -58,12 +60,10 @@ class LlamaGraph:
         h, _ = self._normed(x, more, "model.norm", "norm")
         made = Made(("batch", 1, hp.n_embd))
         last = graph.op("Gather", h, graph.constant("last.index", [-1]), name="last", axis=1, made=made)
-        head = "model.embed_tokens" if hp.tied else "lm_head"
-        role = "token_embd" if hp.tied else "output"
+        head, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
         graph.output(self._linear(last, head, role, "logits"), ("batch", 1, hp.n_vocab))
-        for key, value in self._caches:
-            for cache in (key, value):
-                graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
+        for cache in self._caches:
+            graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
         return graph
 
     def _past(self, layer: int) -> tuple[ir.Value, ir.Value]:
@@ -86,16 +86,29 @@ class LlamaGraph:
         return (self.ops.norm(x, weight, name), x) if more is None else self.ops.added_norm(x, more, weight, name)
 
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
-        hp, name, source = self.hp, f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
+        qkv = self._qkv(x, f"model.layers.{layer}.self_attn", f"layers.{layer}.attention")
+        return self._mixed(qkv, layer, past, rotary=self._tables)
+
+    def _mixed(
+        self,
+        qkv: Sequence[ir.Value | None],
+        layer: int,
+        past: tuple[ir.Value, ir.Value],
+        rotary: tuple[ir.Value, ir.Value] | None = None,
+        bias: ir.Value | None = None,
+    ) -> ir.Value:
+        """Attention and the matrix after it; the cache with the new positions becomes an output."""
+        hp, name = self.hp, f"layers.{layer}.attention"
         mixed, *cache = self.ops.attention(
-            *(self._qkv(x, source, name), past, f"{name}.mixed"),
+            *(qkv, past, f"{name}.mixed"),
             heads=(hp.n_head, hp.n_head_kv),
             head_dim=hp.head_dim,
             present=(f"present.{layer}.key", f"present.{layer}.value"),
-            rotary=self._tables,
+            rotary=rotary,
+            bias=bias,
         )
-        self._caches.append((cache[0], cache[1]))
-        return self._linear(mixed, f"{source}.o_proj", "attn_output", f"{name}.o")
+        self._caches += cache
+        return self._linear(mixed, f"model.layers.{layer}.self_attn.o_proj", "attn_output", f"{name}.o")
 
     def _qkv(self, x: ir.Value, source: str, name: str) -> list[ir.Value | None]:
         """Queries, keys and values: all in the first where the three matrices can be stored as one."""
@@ -115,9 +128,8 @@ class LlamaGraph:
     def _mlp(self, x: ir.Value, source: str, name: str) -> ir.Value:
         gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate")
         up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up")
-        return self._linear(
-            self.ops.swiglu(gate, up, f"{name}.gated"), f"{source}.down_proj", "ffn_down", f"{name}.down"
-        )
+        gated = self.ops.swiglu(gate, up, f"{name}.gated")
+        return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down")
 
     def _linear(self, x: ir.Value, source: str, role: str, name: str) -> ir.Value:
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
@@ -129,6 +141,7 @@ class LlamaGraph:
         return None if tensor is None else recode(tensor.read(0, 1), tensor.format, F32).view(np.float32)[0]
 
     def _form(self, matrix: Tensor, role: str) -> Form:
+        self.roles.add(role)
         return self._recipe.form(role, matrix.columns, matrix.format)
 
 

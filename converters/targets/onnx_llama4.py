@@ -11,12 +11,11 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Fields, Tensor
 from converters.targets.onnx_graph import FLOAT, Made
 from converters.targets.onnx_llama import LlamaGraph
-from converters.targets.onnx_ops import Experts, MicrosoftOps
+from converters.targets.onnx_ops import NEVER, Experts, MicrosoftOps
 from edge_llama.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 
 _EXPERT_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
-_NEVER = -1e30  # added to a score, it leaves nothing
 
 
 class Llama4Graph(LlamaGraph):
@@ -79,11 +78,11 @@ class Llama4Graph(LlamaGraph):
         rows = ops.reshape(ops.op("Div", queries, size, name="chunks.query"), "chunks.query_column", 1, 1, -1, 1)
         columns = ops.reshape(ops.op("Div", keys, size, name="chunks.key"), "chunks.key_row", 1, 1, 1, -1)
         is_earlier = ops.op("Less", columns, rows, name="chunks.is_earlier")
-        never, zero = graph.constant("chunks.never", _NEVER), graph.constant("chunks.nothing", 0.0)
+        never, zero = graph.constant("chunks.never", NEVER), graph.constant("chunks.nothing", 0.0)
         return ops.op("Where", is_earlier, never, zero, name="chunks.bias")
 
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
-        hp, more, ops = self.hp, self.more, self.ops
+        hp, more = self.hp, self.more
         name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
         q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}") for part in "qkv")
         has_positions = more.rope_layers[layer]
@@ -93,15 +92,8 @@ class Llama4Graph(LlamaGraph):
         elif self._temperature is not None:
             made = Made(("batch", "sequence", hp.n_head * hp.head_dim))
             q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", made=made)
-        mixed, *cache = ops.attention(
-            *((q, k, v), past, f"{name}.mixed"),
-            heads=(hp.n_head, hp.n_head_kv),
-            head_dim=hp.head_dim,
-            present=(f"present.{layer}.key", f"present.{layer}.value"),
-            bias=self._chunks if more.layer_types[layer] == "chunked_attention" else None,
-        )
-        self._caches.append((cache[0], cache[1]))
-        return self._linear(mixed, f"{source}.o_proj", "attn_output", f"{name}.o")
+        bias = self._chunks if more.layer_types[layer] == "chunked_attention" else None
+        return self._mixed((q, k, v), layer, past, bias=bias)
 
     def _turned(self, x: ir.Value, heads: int, name: str) -> ir.Value:
         """Queries or keys by their positions."""

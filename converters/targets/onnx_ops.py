@@ -3,6 +3,7 @@
 :mod:`converters.targets.onnx_standard` has the same in standard operators.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +19,12 @@ from quant.nbits import Grid
 from quant.onnx_recipe import Form
 
 ROWS = ("batch", "sequence")
+NEVER = -1e30
+"""Added to a score, it leaves nothing of it."""
 _INT8_ACTIVATIONS = 4  # accuracy_level: several times as fast as float, for 8 bits the only fast kernel
 
 
-class Ops:
+class Ops(ABC):
     """What both kinds share. They write into ``graph``; ``eps`` is that of the norms.
 
     Activations are float32 ``(batch, sequence, width)``.
@@ -35,7 +38,6 @@ class Ops:
         self.graph = graph
         self.eps = eps
         self._sums: dict[tuple[str, int], ir.Value] = {}
-        self._kept: dict[str, list[ir.Value]] = {}
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Take the graph's inputs, ``(batch, sequence)`` and ``(batch, total)``."""
@@ -66,6 +68,35 @@ class Ops:
 
     def _number(self, number: int) -> ir.Value:
         return self.graph.constant(f"numbers.{number}", np.array(number))
+
+    def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
+        """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
+        if bias is None:
+            return self.product(x, matrix, form, name, name)
+        return self.biased(self.product(x, matrix, form, name, f"{name}.product"), bias, name, name)
+
+    @abstractmethod
+    def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
+        """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
+
+    def biased(self, x: ir.Value, bias: Tensor, name: str, output: str) -> ir.Value:
+        """``x`` plus ``bias``, which is stored under ``name``."""
+        return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output)
+
+    def turned_by(
+        self, real: ir.Value, imaginary: ir.Value, tables: tuple[ir.Value, ir.Value], name: str
+    ) -> tuple[ir.Value, ir.Value]:
+        """Complex numbers turned by angles, of which ``tables`` are cosines and sines."""
+        cos, sin = tables
+        parts = {
+            f"{part}_{turn}": self.op("Mul", x, table, name=f"{name}.{part}_{turn}")
+            for part, x in (("real", real), ("imaginary", imaginary))
+            for turn, table in (("cos", cos), ("sin", sin))
+        }
+        return (
+            self.op("Sub", parts["real_cos"], parts["imaginary_sin"], name=f"{name}.turned_real"),
+            self.op("Add", parts["real_sin"], parts["imaginary_cos"], name=f"{name}.turned_imaginary"),
+        )
 
     def block_sums(self, x: ir.Value, n_blocks: int, block: int) -> ir.Value:
         """What a block's offset is multiplied by."""
@@ -100,7 +131,7 @@ class MicrosoftOps(Ops):
         """The rows ``ids`` of ``table``."""
         if not isinstance(form, Grid):
             return self.op("Gather", self.graph.weight(f"{name}.weight", table, form), ids, name=name, axis=0)
-        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, inner(table, form))
+        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, _row(table, form))
         made = Made((*ROWS, table.columns))
         axes = {"gather_axis": 0, "quantize_axis": 1, "block_size": form.block}
         rows = f"{name}.numbers" if form.has_offsets else name
@@ -115,27 +146,17 @@ class MicrosoftOps(Ops):
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
         return self.reshape(self.op("Add", blocks, added, name=f"{name}.sum"), name, 0, 0, table.columns)
 
-    def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
-        """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
+    def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
+        """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
         made = Made((*sizes(x)[:-1], matrix.rows))
-        last = name if bias is None else f"{name}.product"
-        if isinstance(form, Grid):
-            product = self._blocks(x, matrix, form, last, made)
-        else:
+        if not isinstance(form, Grid):
             weight = self.graph.weight(f"{name}.weight", matrix, form)
-            product = self._ms("FusedMatMul", x, weight, name=last, made=made, transB=1)
-        if bias is None:
-            return product
-        return self.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
-
-    def _blocks(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, made: Made) -> ir.Value:
+            return self._ms("FusedMatMul", x, weight, name=output, made=made, transB=1)
         n_blocks = matrix.columns // form.block
-        numbers, scales, zeros = self._grid(
-            name.removesuffix(".product"), matrix, form, (n_blocks, form.block * form.bits // 8)
-        )
+        numbers, scales, zeros = self._grid(name, matrix, form, (n_blocks, form.block * form.bits // 8))
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
-            name=f"{name}.numbers_product" if form.has_offsets else name,
+            name=f"{output}.numbers_product" if form.has_offsets else output,
             made=made,
             K=matrix.columns,
             N=matrix.rows,
@@ -143,20 +164,25 @@ class MicrosoftOps(Ops):
             block_size=form.block,
             accuracy_level=_INT8_ACTIVATIONS,
         )
-        if not form.has_offsets:
-            return product
+        return self._with_offsets(product, x, matrix, form, name, output) if form.has_offsets else product
+
+    def _with_offsets(
+        self, product: ir.Value, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str
+    ) -> ir.Value:
+        """``product``, of the numbers alone, plus what the blocks' offsets add."""
+        n_blocks, made = matrix.columns // form.block, Made((*sizes(x)[:-1], matrix.rows))
         offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
         sums = self.block_sums(x, n_blocks, form.block)
-        added = self._ms("FusedMatMul", sums, offsets, name=f"{name}.offsets_product", made=made, transB=1)
-        return self.op("Add", product, added, name=name)
+        added = self._ms("FusedMatMul", sums, offsets, name=f"{output}.offsets_product", made=made, transB=1)
+        return self.op("Add", product, added, name=output)
 
     def _grid(
-        self, name: str, matrix: Tensor, form: Grid, inner: tuple[int, ...]
+        self, name: str, matrix: Tensor, form: Grid, row: tuple[int, ...]
     ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-        """A matrix's numbers, of ``inner`` bytes a row, its scales and zero points."""
+        """A matrix's numbers, of ``row`` bytes each, its scales and zero points."""
         graph, n_blocks = self.graph, matrix.columns // form.block
         outer = matrix.shape[:-1]
-        numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *inner), UINT8)
+        numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *row), UINT8)
         scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
         if form.has_zeros:
@@ -245,8 +271,8 @@ class MicrosoftOps(Ops):
 
     def chosen_experts(self, x: ir.Value, router: ir.Value, experts: "Experts", name: str) -> ir.Value:
         """What the expert of the highest ``router`` logit makes of each row of ``x``, unweighed."""
-        first = self._grid(f"{name}.gate_up", experts.gate_up, experts.form, inner(experts.gate_up, experts.form))
-        second = self._grid(f"{name}.down", experts.down, experts.form, inner(experts.down, experts.form))
+        first = self._grid(f"{name}.gate_up", experts.gate_up, experts.form, _row(experts.gate_up, experts.form))
+        second = self._grid(f"{name}.down", experts.down, experts.form, _row(experts.down, experts.form))
         inputs = [*first[:2], None, *second[:2], None, None, None, None, first[2], second[2]]
         return self._ms(
             "QMoE",
@@ -279,13 +305,13 @@ class Experts:
     form: Grid
 
 
-def inner(matrix: Tensor, form: Grid) -> tuple[int, ...]:
+def _row(matrix: Tensor, form: Grid) -> tuple[int, ...]:
     """Bytes of a row of numbers, as a shape."""
     return (matrix.columns * form.bits // 8,)
 
 
 def sizes(x: ir.Value) -> tuple[int | str, ...]:
     """The shape of ``x`` as far as it is known."""
-    return (
-        (*ROWS, "width") if x.shape is None else tuple(size if isinstance(size, int) else str(size) for size in x.shape)
-    )
+    if x.shape is None:
+        return (*ROWS, "width")
+    return tuple(size if isinstance(size, int) else str(size) for size in x.shape)

@@ -6,24 +6,27 @@ Weights of 4 and 8 bits are DequantizeLinear before MatMul, which runtimes fuse;
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
-from converters.targets.onnx_graph import FLOAT, INT4, INT8, UINT8, Made
-from converters.targets.onnx_ops import Ops
+from converters.targets.onnx_graph import FLOAT, INT4, INT8, UINT8, Graph, Made
+from converters.targets.onnx_ops import NEVER, Ops
 from converters.transposed import floats, transposed
 from edge_llama.formats import F32
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
 
-_NEVER = -1e30  # added to a score, it leaves nothing
-
 
 class StandardOps(Ops):
     """The portable ones."""
+
+    def __init__(self, graph: Graph, eps: float) -> None:
+        super().__init__(graph, eps)
+        self._kept: dict[str, tuple[ir.Value, ir.Value]] = {}
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``: those are dequantized, not the table."""
@@ -41,16 +44,13 @@ class StandardOps(Ops):
         found = self.op("Gather", scales, ids, name=f"{name}.block_scales", axis=0)
         return self.reshape(self.op("Mul", blocks, found, name=f"{name}.scaled"), name, 0, 0, table.columns)
 
-    def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
-        """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
+    def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
+        """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
         if isinstance(form, Grid):
             weight = self._dequantized(matrix, form, name)
         else:
             weight = self.graph.weight(f"{name}.weight", _turned(matrix), form)
-        product = self.op("MatMul", x, weight, name=name if bias is None else f"{name}.product")
-        if bias is None:
-            return product
-        return self.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
+        return self.op("MatMul", x, weight, name=output)
 
     def _dequantized(self, matrix: Tensor, form: Grid, name: str) -> ir.Value:
         """The matrix turned over, ``(inputs, outputs)``, as float32."""
@@ -111,8 +111,7 @@ class StandardOps(Ops):
             for value, count, part in ((q, n_head, "q"), (k, n_head_kv, "k"), (v, n_head_kv, "v"))
         )
         if rotary is not None:
-            tables = self._tables(rotary)
-            q, k = (self._by_halves(x, tables, f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
+            q, k = (self._by_halves(x, rotary, f"{name}.{part}") for x, part in ((q, "q"), (k, "k")))
         key = self.op("Concat", past[0], k, name=present[0], axis=2)
         value = self.op("Concat", past[1], v, name=present[1], axis=2)
         group = n_head // n_head_kv
@@ -148,45 +147,30 @@ class StandardOps(Ops):
         split = self.reshape(x, f"{name}.split", 0, 0, count, head_dim)
         return self.op("Transpose", split, name=f"{name}.heads", perm=[0, 2, 1, 3])
 
-    def _tables(self, rotary: tuple[ir.Value, ir.Value]) -> list[ir.Value]:
-        """The rows of these positions, ``(sequence, head_dim / 2)``."""
-        if "rotary.rows" not in self._kept:
-            self._kept["rotary.rows"] = [
-                self.op("Gather", table, self.positions, name=f"{table.name}.rows", axis=0) for table in rotary
-            ]
-        return self._kept["rotary.rows"]
+    def _shared(
+        self, rotary: tuple[ir.Value, ir.Value], kind: str, how: ir.Value, name: str, **attributes: Any
+    ) -> tuple[ir.Value, ir.Value]:
+        """Both tables after a node of ``kind``: made once, for all layers."""
+        if name not in self._kept:
+            cos, sin = (self.op(kind, table, how, name=f"{table.name}.{name}", **attributes) for table in rotary)
+            self._kept[name] = cos, sin
+        return self._kept[name]
 
-    def _by_halves(self, x: ir.Value, tables: list[ir.Value], name: str) -> ir.Value:
+    def _by_halves(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], name: str) -> ir.Value:
         """``(batch, heads, sequence, head_dim)`` turned: its first half is real, its second imaginary."""
-        real, imaginary = self._parts(x, name)
-        return self.op("Concat", *self._product(real, imaginary, tables, name), name=f"{name}.turned", axis=-1)
+        rows = self._shared(rotary, "Gather", self.positions, "rows", axis=0)  # (sequence, head_dim / 2)
+        return self.op("Concat", *self.turned_by(*self._parts(x, name), rows, name), name=f"{name}.turned", axis=-1)
 
-    def _parts(self, x: ir.Value, name: str) -> list[ir.Value]:
-        return self.graph.ops("Split", x, names=(f"{name}.real", f"{name}.imaginary"), axis=-1, num_outputs=2)
-
-    def _product(self, real: ir.Value, imaginary: ir.Value, tables: list[ir.Value], name: str) -> list[ir.Value]:
-        """Complex numbers turned by the angles of ``tables``, cosines and sines."""
-        cos, sin = tables
-        parts = {
-            f"{part}_{turn}": self.op("Mul", x, table, name=f"{name}.{part}_{turn}")
-            for part, x in (("real", real), ("imaginary", imaginary))
-            for turn, table in (("cos", cos), ("sin", sin))
-        }
-        return [
-            self.op("Sub", parts["real_cos"], parts["imaginary_sin"], name=f"{name}.turned_real"),
-            self.op("Add", parts["imaginary_cos"], parts["real_sin"], name=f"{name}.turned_imaginary"),
-        ]
+    def _parts(self, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        names = (f"{name}.real", f"{name}.imaginary")
+        real, imaginary = self.graph.ops("Split", x, names=names, axis=-1, num_outputs=2)
+        return real, imaginary
 
     def turned(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
         """Heads turned by neighbouring pairs; ``rotary``: cosines and sines of these positions."""
-        axis = self.graph.constant("rotary.axes", [1, 3])
-        if "rotary.columns" not in self._kept:
-            self._kept["rotary.columns"] = [
-                self.op("Unsqueeze", table, axis, name=f"{table.name}.columns") for table in rotary
-            ]
+        columns = self._shared(rotary, "Unsqueeze", self.graph.constant("rotary.axes", [1, 3]), "columns")
         pairs = self.reshape(x, f"{name}.pairs", 0, 0, heads, head_dim // 2, 2)
-        real, imaginary = self._parts(pairs, name)
-        both = self._product(real, imaginary, self._kept["rotary.columns"], name)
+        both = self.turned_by(*self._parts(pairs, name), columns, name)
         joined = self.op("Concat", *both, name=f"{name}.turned_pairs", axis=-1)
         return self.reshape(joined, name, 0, 0, heads * head_dim)
 
@@ -195,7 +179,7 @@ class StandardOps(Ops):
         """``(sequence, total)``: nothing where a key is not later than the query."""
         column = self.reshape(self.positions, "causal.query", -1, 1)
         is_later = self.op("Greater", self.all_positions, column, name="causal.is_later")
-        never, zero = (self.graph.constant(f"causal.{n}", x) for n, x in (("never", _NEVER), ("nothing", 0.0)))
+        never, zero = (self.graph.constant(f"causal.{n}", x) for n, x in (("never", NEVER), ("nothing", 0.0)))
         return self.op("Where", is_later, never, zero, name="causal")
 
     def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:

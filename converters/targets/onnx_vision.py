@@ -103,7 +103,7 @@ class _Tower:
         form = F16 if isinstance(self._form, Grid) or self._rounds else self._form  # neither of them convolves
         kernel = graph.weight("vision.patch_embedding.weight", matrix, form, (hp.n_embd, 3, side, side))
         grid = graph.op("Conv", pixels, kernel, name="vision.patches.grid", strides=[side, side])
-        columns = self._reshape(grid, "vision.patches.columns", 0, hp.n_embd, hp.grid**2)
+        columns = self._ops.reshape(grid, "vision.patches.columns", 0, hp.n_embd, hp.grid**2)
         x = graph.op("Transpose", columns, name="vision.patch_embedding", perm=[0, 2, 1])
         x = graph.op("Concat", x, self._class_tokens(pixels), name="vision.embedded", axis=1)
         places = graph.weight("vision.positions.embedding", self._tensors["positional_embedding_vlm"], F32)
@@ -136,14 +136,14 @@ class _Tower:
         q, k = self._turned(q, f"{name}.q"), self._turned(k, f"{name}.k")
         q = graph.op("Transpose", q, name=f"{name}.q.heads", perm=[0, 2, 1, 3])
         k = graph.op("Transpose", k, name=f"{name}.k.heads", perm=[0, 2, 3, 1])
-        v = self._reshape(v, f"{name}.v.split", 0, 0, hp.n_head, hp.head_dim)
+        v = self._ops.reshape(v, f"{name}.v.split", 0, 0, hp.n_head, hp.head_dim)
         v = graph.op("Transpose", v, name=f"{name}.v.heads", perm=[0, 2, 1, 3])
         scores = graph.op("MatMul", q, k, name=f"{name}.scores")
         scores = graph.op("Mul", scores, self._scale, name=f"{name}.scaled")
         weights = graph.op("Softmax", scores, name=f"{name}.weights", axis=-1)
         mixed = graph.op("MatMul", weights, v, name=f"{name}.mixed")
         mixed = graph.op("Transpose", mixed, name=f"{name}.mixed.in_rows", perm=[0, 2, 1, 3])
-        mixed = self._reshape(mixed, f"{name}.joined", 0, 0, hp.n_embd)
+        mixed = self._ops.reshape(mixed, f"{name}.joined", 0, 0, hp.n_embd)
         return self._linear(mixed, f"{source}.self_attn.o_proj", f"{name}.o")
 
     def _turned(self, x: ir.Value, name: str) -> ir.Value:
@@ -151,23 +151,10 @@ class _Tower:
 
         First all real parts, then all imaginary ones: for products of queries with keys the order is all the same.
         """
-        hp, graph = self.hp, self.graph
-        cos, sin = self._cos, self._sin
-        x = self._reshape(x, f"{name}.split", 0, 0, hp.n_head, hp.head_dim)
+        x = self._ops.reshape(x, f"{name}.split", 0, 0, self.hp.n_head, self.hp.head_dim)
         real, imaginary = self._every_second(x, 0, f"{name}.real"), self._every_second(x, 1, f"{name}.imaginary")
-        turned_real = graph.op(
-            "Sub",
-            graph.op("Mul", real, cos, name=f"{name}.real_cos"),
-            graph.op("Mul", imaginary, sin, name=f"{name}.imaginary_sin"),
-            name=f"{name}.turned_real",
-        )
-        turned_imaginary = graph.op(
-            "Add",
-            graph.op("Mul", real, sin, name=f"{name}.real_sin"),
-            graph.op("Mul", imaginary, cos, name=f"{name}.imaginary_cos"),
-            name=f"{name}.turned_imaginary",
-        )
-        return graph.op("Concat", turned_real, turned_imaginary, name=f"{name}.turned", axis=-1)
+        turned = self._ops.turned_by(real, imaginary, (self._cos, self._sin), name)
+        return self.graph.op("Concat", *turned, name=f"{name}.turned", axis=-1)
 
     def _every_second(self, x: ir.Value, first: int, name: str) -> ir.Value:
         bounds = (("first", first), ("last", self.hp.head_dim), ("axis", 3), ("step", 2))
@@ -177,9 +164,9 @@ class _Tower:
         """Pixel shuffle without the class token: ``scale`` x ``scale`` neighbouring patches become one row."""
         hp, graph, side = self.hp, self.graph, self.hp.grid // self.hp.scale
         x = self._slice(x, "vision.shuffle.patches", ("first", 0), ("last", -1), ("axis", 1))
-        x = self._reshape(x, "vision.shuffle.cut", -1, hp.scale, side, hp.scale * hp.n_embd)
+        x = self._ops.reshape(x, "vision.shuffle.cut", -1, hp.scale, side, hp.scale * hp.n_embd)
         x = graph.op("Transpose", x, name="vision.shuffle.in_rows", perm=[0, 2, 1, 3])
-        return self._reshape(x, "vision.shuffled", -1, side**2, hp.scale**2 * hp.n_embd)
+        return self._ops.reshape(x, "vision.shuffled", -1, side**2, hp.scale**2 * hp.n_embd)
 
     def _slice(self, x: ir.Value, name: str, *bounds: tuple[str, int]) -> ir.Value:
         return self.graph.op(
@@ -193,19 +180,27 @@ class _Tower:
         return x
 
     def _linear(self, x: ir.Value, source: str, name: str, output: str = "") -> ir.Value:
-        """``x`` times a matrix, plus a bias where there is one."""
-        matrix, bias, form = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias"), self._form
-        if isinstance(form, Grid) and form.fits(matrix.columns):
-            return self._blocks(x, matrix, bias, form, name, output)
-        if self._rounds:
-            return self._in_integers(x, matrix, bias, name, output)
-        weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
+        """``x`` times a matrix, plus a bias where there is one; ``output`` is what it is called, else ``name``."""
+        matrix, bias, last = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias"), output or name
         if bias is None:
-            return self.graph.op("MatMul", x, weight, name=output or name)
-        product = self.graph.op("MatMul", x, weight, name=f"{name}.product")
-        return self.graph.op("Add", product, self.graph.weight(f"{name}.bias", bias, F32), name=name)
+            return self._product(x, matrix, name, last)
+        return self._ops.biased(self._product(x, matrix, name, f"{name}.product"), bias, name, last)
 
-    def _in_integers(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, name: str, output: str) -> ir.Value:
+    def _product(self, x: ir.Value, matrix: Tensor, name: str, output: str) -> ir.Value:
+        form, hp = self._form, self.hp
+        if self._rounds:
+            return self._in_integers(x, matrix, name, output)
+        if not isinstance(form, Grid) or not form.fits(matrix.columns):
+            weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
+            return self.graph.op("MatMul", x, weight, name=output)
+        places = hp.grid**2 + 1 if name.startswith("vision.") else (hp.grid // hp.scale) ** 2
+        # For operators of Microsoft's ONNX infers no shape.
+        x.shape, x.type = ir.Shape((self._tiles, places, matrix.columns)), ir.TensorType(FLOAT)
+        product = self._ops.product(x, matrix, form, name, name if output == VISION_OUTPUT else output)
+        product.name = output
+        return product
+
+    def _in_integers(self, x: ir.Value, matrix: Tensor, name: str, output: str) -> ir.Value:
         """The same by a product of integers: ``x`` is rounded to 8 bits by its own range, the matrix row by row.
 
         Twice as fast as floats, where a product of blocks, each with a scale, is slower than they are.
@@ -218,11 +213,7 @@ class _Tower:
         product = graph.op("MatMulInteger", numbers, weight, zero, name=f"{name}.integers")
         product = graph.op("Cast", product, name=f"{name}.floats", to=int(FLOAT))
         steps = graph.op("Mul", scale, scales, name=f"{name}.steps")
-        last = output or name
-        product = graph.op("Mul", product, steps, name=last if bias is None else f"{name}.product")
-        if bias is None:
-            return product
-        return graph.op("Add", product, graph.weight(f"{name}.bias", bias, F32), name=last)
+        return graph.op("Mul", product, steps, name=output)
 
     def _rounded(self, x: ir.Value) -> list[ir.Value]:
         """Numbers, scale and zero point; those of a value that several matrices multiply are made once."""
@@ -232,22 +223,8 @@ class _Tower:
             self._integers[name] = self.graph.ops("DynamicQuantizeLinear", x, names=parts)
         return self._integers[name]
 
-    def _blocks(self, x: ir.Value, matrix: Tensor, bias: Tensor | None, form: Grid, name: str, output: str) -> ir.Value:
-        """The same with a matrix in blocks; for operators of Microsoft's ONNX infers no shape."""
-        hp = self.hp
-        is_inside = name.startswith("vision.")
-        places = hp.grid**2 + 1 if is_inside else (hp.grid // hp.scale) ** 2
-        x.shape, x.type = ir.Shape((self._tiles, places, matrix.columns)), ir.TensorType(FLOAT)
-        product = self._ops.linear(x, matrix, form, name, bias)
-        product.name = output or name
-        return product
-
     def _norm(self, x: ir.Value, source: str, name: str) -> ir.Value:
         weight, bias = (
             self.graph.weight(f"{name}.{part}", self._tensors[f"{source}.{part}"], F32) for part in ("weight", "bias")
         )
         return self.graph.op("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=EPS)
-
-    def _reshape(self, x: ir.Value, name: str, *shape: int) -> ir.Value:
-        """0 keeps a size."""
-        return self.graph.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name)
