@@ -44,6 +44,12 @@ def _number(number: Any, key: str, kind: ValueType, path: Path) -> Value:
 
 def ends_to_gguf(generation: Mapping[str, Any], n_vocab: int, path: Path) -> dict[str, Value]:
     """All tokens that end an answer: llama.cpp's own keys hold one. CheckpointError for what is no token."""
+    ids = end_ids(generation, n_vocab, path)
+    return {END_TOKENS: array(ValueType.UINT32, ids)} if ids else {}
+
+
+def end_ids(generation: Mapping[str, Any], n_vocab: int, path: Path) -> list[int]:
+    """All tokens that end an answer, none if the file names none; CheckpointError for what is no token."""
     given = generation.get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
     for index in ids:
@@ -53,7 +59,7 @@ def ends_to_gguf(generation: Mapping[str, Any], n_vocab: int, path: Path) -> dic
                 f"{n_vocab - 1:,}",
                 remedy=_CORRECT,
             )
-    return {END_TOKENS: array(ValueType.UINT32, ids)} if ids else {}
+    return ids
 
 
 def from_gguf(header: Header) -> dict[str, Any]:

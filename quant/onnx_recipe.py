@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import F16, F32, FORMATS, Format
+from edge_llama.formats import F16, F32, Format
 from quant.nbits import BLOCKS, Grid, exact_grid
-from quant.recipe import ROLES
+from quant.recipe import check_types
 
 Form = Format | Grid
 RECIPES: dict[str, Form] = {"int4": Grid(4), "int8": Grid(8), "f16": F16, "f32": F32}
@@ -34,12 +34,7 @@ class OnnxRecipe:
             raise OptionError(
                 f"--quant {self.name}: has no blocks", remedy="leave --block and --zero-points out, or say int4"
             )
-        for role, name in self.tensor_types.items():
-            option = f"--tensor-type {role}={name}"
-            if role not in ROLES:
-                raise OptionError(f"{option}: no such role", remedy=f"known: {', '.join(ROLES)}")
-            if name not in RECIPES:
-                raise OptionError(f"{option}: no such format", remedy=f"known: {', '.join(RECIPES)}")
+        check_types(self.tensor_types, RECIPES)
 
     def form(self, role: str, columns: int, source: Format) -> Form:
         """How rows of ``columns`` weights in ``source`` are stored.
@@ -57,4 +52,4 @@ class OnnxRecipe:
         if exact and exact.bits == form.bits and self.block == BLOCKS[0] and not self.has_zeros:
             return exact
         blocks = [block for block in BLOCKS if block <= self.block and columns % block == 0]
-        return Grid(form.bits, max(blocks), self.has_zeros) if blocks else FORMATS["f16"]
+        return Grid(form.bits, max(blocks), self.has_zeros) if blocks else F16

@@ -5,7 +5,7 @@ equals llama.cpp's byte for byte. They know roles, not names: ``attn_v`` of laye
 three bits that need an importance matrix (``iq1_*``, ``iq2_*``, ``q2_k_s``), ``iq3_*`` and the ternary ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -160,26 +160,34 @@ def assign(
     it holds in recipes of floats too, and a role is not a pattern. OptionError for an unknown role or format, and for
     a role that the model lacks. Rows that are no multiple of a block fall back as they do by recipe.
     """
-    given = _checked(tensor_types or {}, slots)
+    check_types(tensor_types or {}, WRITTEN)
+    check_present(tensor_types or {}, {slot.role for slot in slots})
+    given = {role: FORMATS[name] for role, name in (tensor_types or {}).items()}
     tied = all(slot.role != "output" for slot in slots)
     seen: dict[str, int] = {}
     wanted = [_kept(slot) or given.get(slot.role) or _wanted(recipe, slot, model, tied, seen) for slot in slots]
     return [Choice(_fallback(format_, slot.columns), format_) for format_, slot in zip(wanted, slots, strict=True)]
 
 
-def _checked(tensor_types: Mapping[str, str], slots: Sequence[Slot]) -> dict[str, Format]:
-    present = {slot.role for slot in slots}
+def check_types(tensor_types: Mapping[str, str], formats: Collection[str]) -> None:
+    """OptionError for a role or a format that nobody knows."""
     for role, name in tensor_types.items():
         option = f"--tensor-type {role}={name}"
         if role not in ROLES:
             raise OptionError(f"{option}: no such role", remedy=f"known: {', '.join(ROLES)}")
-        if name not in WRITTEN:
-            raise OptionError(f"{option}: no such format", remedy=f"known: {', '.join(WRITTEN)}")
+        if name not in formats:
+            raise OptionError(f"{option}: no such format", remedy=f"known: {', '.join(formats)}")
+
+
+def check_present(tensor_types: Mapping[str, str], present: Collection[str]) -> None:
+    """OptionError for a role that the model lacks."""
+    for role, name in tensor_types.items():
         if role not in present:
             there = ", ".join(role for role in ROLES if role in present)
             why = " (its head is token_embd)" if role == "output" else ""
-            raise OptionError(f"{option}: the model has no such tensor{why}", remedy=f"there are: {there}")
-    return {role: FORMATS[name] for role, name in tensor_types.items()}
+            raise OptionError(
+                f"--tensor-type {role}={name}: the model has no such tensor{why}", remedy=f"there are: {there}"
+            )
 
 
 def _kept(slot: Slot) -> Format | None:

@@ -12,7 +12,6 @@ def config(
     hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
 ) -> dict[str, Any]:
     """genai_config.json; ``ids`` are those of special tokens, ``generation`` is generation_config.json's content."""
-    caches = ("past_key_values.%d.key", "past_key_values.%d.value"), ("present.%d.key", "present.%d.value")
     return {
         "model": {
             "type": "llama",
@@ -30,13 +29,13 @@ def config(
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
-                    "past_key_names": caches[0][0],
-                    "past_value_names": caches[0][1],
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
                 },
                 "outputs": {
                     "logits": "logits",
-                    "present_key_names": caches[1][0],
-                    "present_value_names": caches[1][1],
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
                 },
             },
         },

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from converters import sampling
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
 from converters.options import Options
@@ -13,6 +14,7 @@ from converters.targets.onnx_llama import LlamaGraph
 from converters.targets.onnx_llama4 import Llama4Graph
 from converters.tokenizers.writer import write_files
 from quant.onnx_recipe import DEFAULT, OnnxRecipe
+from quant.recipe import check_present
 
 _GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Graph}
 """By ``Architecture.gguf_name``."""
@@ -32,21 +34,24 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
     tensors = architecture.tower_tensors(checkpoint)
     writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
+    graph = writer.write()
+    check_present(options.tensor_types, writer.roles)
     settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
     files = {
         "genai_config.json": settings,
         "generation_config.json": generation(checkpoint),
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
-    parts = writer.write().parts("")
-    return TextFiles(tuple(parts), {name: encoded(content, name, checkpoint) for name, content in files.items()})
+    return TextFiles(
+        tuple(graph.parts("")), {name: encoded(content, name, checkpoint) for name, content in files.items()}
+    )
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ids of special tokens as genai_config.json has them: all that end an answer, and a pad in any case."""
-    ids: dict[str, Any] = dict(special_ids(checkpoint.vocabulary))
-    given = checkpoint.generation.get("eos_token_id")
-    ends = given if isinstance(given, list) else [given] if given is not None else end_ids(checkpoint.vocabulary)
+    vocabulary = checkpoint.vocabulary
+    ids: dict[str, Any] = dict(special_ids(vocabulary))
+    ends = sampling.end_ids(checkpoint.generation, len(vocabulary.tokens), checkpoint.path) or end_ids(vocabulary)
     if ends:
         ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         ids.setdefault("pad_token_id", ends[0])

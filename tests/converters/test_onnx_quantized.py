@@ -16,7 +16,7 @@ from onnx_graphs import TextGraph, matrices, without_rounded_activations
 import edge_llama
 from converters import convert, plan
 from edge_llama.artifact import packaged_path
-from edge_llama.errors import OptionError
+from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.formats import F32, FORMATS
 from quant import nbits
 from quant.kernels import recode
@@ -152,6 +152,21 @@ def test_the_built_in_model_is_carried_over_and_answers_as_its_floats(tmp_path: 
 def tokens(text: str) -> list[int]:
     with edge_llama.open(packaged_path()) as model:
         return model.tokenizer.encode(text)
+
+
+def test_a_role_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    """Else the option would be without effect, and nobody would know."""
+    source = checkpoints.smollm(tmp_path / "source", shape=WIDE)
+    with pytest.raises(OptionError, match="output=int4: the model has no such tensor"):
+        plan(source, tmp_path / "out", to="onnx", tensor_types={"output": "int4"})
+
+
+def test_an_end_token_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Else the folder could not be opened."""
+    source = checkpoints.smollm(tmp_path / "source", shape=WIDE)
+    (source / "generation_config.json").write_text('{"eos_token_id": [2, 9999999]}', "utf-8")
+    with pytest.raises(CheckpointError, match="eos_token_id has 9999999"):
+        plan(source, tmp_path / "out", to="onnx")
 
 
 def kl(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
