@@ -119,13 +119,14 @@ def theirs(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """Of a process that has imported onnxruntime; the second time weights are packed in a file already."""
+    """Of a process that has imported onnxruntime; later weights are packed in a file, unless told to keep none."""
     folder = onnx("int4")
     with_empty_cache = CACHE / "empty"
     shutil.rmtree(with_empty_cache, ignore_errors=True)
     environment = os.environ | {"XDG_CACHE_HOME": str(with_empty_cache)}
-    for label in ("first", *["later"] * options.pairs):
-        found = run([sys.executable, "-c", OPEN, folder], environment)
+    for label in ("first", *["later"] * options.pairs, "packed anew"):
+        kept = {"EDGE_LLAMA_PREPACKED": "0"} if label == "packed anew" else {}
+        found = run([sys.executable, "-c", OPEN, folder], environment | kept)
         print(f"  {label}: {found['added'] / 1e6:.0f} MB added, of which KV cache {found['cache'] / 1e6:.0f} MB")
     disk = sum(path.stat().st_size for path in with_empty_cache.rglob("*") if path.is_file())
     print(f"  on disk: {disk / 1e6:.0f} MB of packed weights, for {folder_bytes(folder) / 1e6:.0f} MB of model")
@@ -161,9 +162,8 @@ def conversion(options: argparse.Namespace) -> None:
 
 def answers(_options: argparse.Namespace) -> None:
     """Activations in 8 bits: what that alone changes, since the floats are those that the file holds."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/converters")]
-    from onnx_graphs import TextGraph  # noqa: PLC0415 - needs the test extra
-    from test_onnx_quantized import with_weights  # noqa: PLC0415
+    sys.path.insert(0, str(ROOT / "tests"))
+    from onnx_graphs import TextGraph, kl, with_weights  # noqa: PLC0415 - needs the test extra
 
     from edge_llama.hf_tokenizer import HFTokenizer  # noqa: PLC0415
     from edge_llama.onnx_text import read_onnx_text  # noqa: PLC0415
@@ -176,11 +176,6 @@ def answers(_options: argparse.Namespace) -> None:
         pairs = [(whole.feed([token]), rounded.feed([token])) for token in ids]
         agreed = np.mean([expected.argmax() == found.argmax() for expected, found in pairs])
         print(f"  {quant}: {len(ids)} tokens, KL {np.mean([kl(*pair) for pair in pairs]):.4f}, top-1 {agreed:.1%}")
-
-
-def kl(expected: Any, found: Any) -> float:
-    p, q = (np.float64(logits) - np.logaddexp.reduce(np.float64(logits)) for logits in (expected, found))
-    return float((np.exp(p) * (p - q)).sum())
 
 
 # What is compared.

@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import llama4
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -107,3 +108,51 @@ def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
         grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
         found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
     return found
+
+
+def with_weights(folder: Path, quantized: Path) -> onnx.ModelProto:
+    """The float model in ``folder`` with the weights of ``quantized``."""
+    model = onnx.load(folder / "model.onnx")
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, matrix in (matrices(quantized) | halves(quantized)).items():
+        weights |= experts(name, matrix) or {name.replace("embedding.rows", "embedding"): matrix}
+    for name in list(weights):  # the float graph keeps q, k and v as one
+        if ".attention.q." in name:
+            parts = [weights.get(name.replace(".q.", f".{part}.")) for part in "qkv"]
+            if f"{name.removesuffix('.q.weight')}.qkv.weight" in {tensor.name for tensor in model.graph.initializer}:
+                weights[name.replace(".q.", ".qkv.")] = np.concatenate([part for part in parts if part is not None])
+    replaced = set()
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            new = weights[tensor.name].reshape(tuple(tensor.dims))
+            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
+            replaced.add(tensor.name)
+    large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2 and "rotary" not in tensor.name}
+    assert {name for name in large if "router" not in name and name != "image_features"} <= replaced
+    return model
+
+
+def halves(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Matrices that are stored in float16."""
+    model = onnx.load(folder / "model.onnx")
+    found = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
+    return {tensor.name: numpy_helper.to_array(tensor).astype(np.float32) for tensor in found}
+
+
+def experts(name: str, matrix: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Of all experts' matrices each one's own, by the float graph's names."""
+    if ".experts.gate_up." not in name and not name.endswith(".experts.down.weight"):
+        return {}
+    prefix = name.split(".experts.", maxsplit=1)[0] + ".experts"
+    found = {}
+    for index, one in enumerate(matrix.reshape(llama4.SCOUT["num_local_experts"], -1, matrix.shape[-1])):
+        if "gate_up" in name:
+            found |= {f"{prefix}.{index}.gate.weight": one[::2], f"{prefix}.{index}.up.weight": one[1::2]}
+        else:
+            found[f"{prefix}.{index}.down.weight"] = one
+    return found
+
+
+def kl(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    p, q = (np.float64(logits) - np.logaddexp.reduce(np.float64(logits)) for logits in (expected, found))
+    return float((np.exp(p) * (p - q)).sum())

@@ -7,11 +7,8 @@ from typing import Any
 import checkpoints
 import llama4
 import numpy as np
-import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx_graphs import TextGraph, matrices, without_rounded_activations
+from onnx_graphs import TextGraph, kl, with_weights, without_rounded_activations
 
 import edge_llama
 from converters import convert, plan
@@ -63,49 +60,6 @@ def test_logits_are_those_of_the_dequantized_weights(source: Path, options: dict
     found = TextGraph(tmp_path / "quantized", without_rounded_activations(tmp_path / "quantized")).feed(IDS)
     expected = TextGraph(tmp_path / "float", with_weights(tmp_path / "float", tmp_path / "quantized")).feed(IDS)
     assert np.abs(found - expected).max() <= (3e-2 if rounds else 1e-3) * np.abs(expected).max()
-
-
-def with_weights(folder: Path, quantized: Path) -> onnx.ModelProto:
-    """The float model in ``folder`` with the weights of ``quantized``."""
-    model = onnx.load(folder / "model.onnx")
-    weights: dict[str, NDArray[np.float32]] = {}
-    for name, matrix in (matrices(quantized) | halves(quantized)).items():
-        weights |= experts(name, matrix) or {name.replace("embedding.rows", "embedding"): matrix}
-    for name in list(weights):  # the float graph keeps q, k and v as one
-        if ".attention.q." in name:
-            parts = [weights.get(name.replace(".q.", f".{part}.")) for part in "qkv"]
-            if f"{name.removesuffix('.q.weight')}.qkv.weight" in {tensor.name for tensor in model.graph.initializer}:
-                weights[name.replace(".q.", ".qkv.")] = np.concatenate([part for part in parts if part is not None])
-    replaced = set()
-    for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            new = weights[tensor.name].reshape(tuple(tensor.dims))
-            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-            replaced.add(tensor.name)
-    large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2 and "rotary" not in tensor.name}
-    assert {name for name in large if "router" not in name and name != "image_features"} <= replaced
-    return model
-
-
-def halves(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Matrices that are stored in float16."""
-    model = onnx.load(folder / "model.onnx")
-    found = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
-    return {tensor.name: numpy_helper.to_array(tensor).astype(np.float32) for tensor in found}
-
-
-def experts(name: str, matrix: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Of all experts' matrices each one's own, by the float graph's names."""
-    if ".experts.gate_up." not in name and not name.endswith(".experts.down.weight"):
-        return {}
-    prefix = name.split(".experts.", maxsplit=1)[0] + ".experts"
-    found = {}
-    for index, one in enumerate(matrix.reshape(llama4.SCOUT["num_local_experts"], -1, matrix.shape[-1])):
-        if "gate_up" in name:
-            found |= {f"{prefix}.{index}.gate.weight": one[::2], f"{prefix}.{index}.up.weight": one[1::2]}
-        else:
-            found[f"{prefix}.{index}.down.weight"] = one
-    return found
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
@@ -167,11 +121,6 @@ def test_an_end_token_that_is_none_is_refused(tmp_path: Path) -> None:
     (source / "generation_config.json").write_text('{"eos_token_id": [2, 9999999]}', "utf-8")
     with pytest.raises(CheckpointError, match="eos_token_id has 9999999"):
         plan(source, tmp_path / "out", to="onnx")
-
-
-def kl(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    p, q = (np.float64(logits) - np.logaddexp.reduce(np.float64(logits)) for logits in (expected, found))
-    return float((np.exp(p) * (p - q)).sum())
 
 
 def test_the_plan_says_what_is_exact(tmp_path: Path) -> None:
