@@ -157,9 +157,8 @@ def _recoded(
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
-                ahead.append(
-                    (entry, pool.submit(_recode, entry, (start, stop), check, times, kept), stop == entry.tensor.rows)
-                )
+                made = pool.submit(_recode, entry, (start, stop), check, times, kept)
+                ahead.append((entry, made, stop == entry.tensor.rows))
                 if len(ahead) > 2 * threads:
                     entry_, future, is_last = ahead.popleft()
                     yield entry_, future.result(), is_last

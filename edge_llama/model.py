@@ -27,7 +27,7 @@ from edge_llama.errors import (
 from edge_llama.generation import Answer, Generation
 from edge_llama.images import Image
 from edge_llama.messages import Message, check_messages, check_text, images_of
-from edge_llama.onnx_text import IMAGE_FEATURES, OnnxArtifact
+from edge_llama.onnx_text import IMAGE_FEATURES
 from edge_llama.pace import Pace
 from edge_llama.parking import Keeper, State
 from edge_llama.plan import plan_engine
@@ -411,7 +411,7 @@ def _bundled_vision(model: str | os.PathLike[str] | None) -> VisionArtifact | No
 
 
 def _check_sight(artifact: Artifact, sees: VisionArtifact) -> None:
-    if isinstance(artifact, OnnxArtifact) and not artifact.takes_embeddings:
+    if not artifact.takes_embeddings:
         raise ArtifactError(
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
             remedy=f"convert the text model again, or open it without {sees.path}",

@@ -5,6 +5,7 @@ only that is read which is needed to run the graph.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,7 +43,7 @@ class Names:
     present: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxArtifact(Artifact):
     """A text tower for ONNX Runtime."""
 
@@ -86,6 +87,10 @@ class OnnxArtifact(Artifact):
 
     def identity(self) -> str:
         """By the graph, its weights as :func:`edge_llama.integrity.identity_of` samples them, and the tokenizer."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         return identity_of([*self.graph.identified(), (self.tokenizer, self.tokenizer.stat().st_size, ())])
 
 

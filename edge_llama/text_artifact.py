@@ -55,6 +55,11 @@ class Artifact(ABC):
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
+    def takes_embeddings(self) -> bool:
+        """Whether images can be given to it."""
+        return True
+
+    @property
     def cache_depends_on_context(self) -> bool:
         """Whether the context's size changes what the KV cache holds: some models then turn keys by other angles."""
         return False

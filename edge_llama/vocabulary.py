@@ -133,9 +133,8 @@ class Vocabulary(ABC):
 
     def _lost(self, text: str) -> str:
         """The first character that would have to be written by bytes that have no token; empty if there is none."""
-        if (
-            self._kind == SENTENCEPIECE
-        ):  # a character that is a token needs none; spaces become one, also before the text
+        # In sentencepiece's a character that is a token needs none; spaces become one, also before the text.
+        if self._kind == SENTENCEPIECE:
             letters = SPACE + text.replace(" ", SPACE)
             known: Container[str] = self._known
         else:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.errors import EngineError
 from edge_llama.sampling import SamplingParams
 from edge_llama.tokenizer import Tokenizer
 
@@ -107,6 +108,14 @@ class TextTower(Protocol):
 
     def close(self) -> None:
         """Give back the engine's memory."""
+
+
+def checked_embeddings(embeddings: NDArray[np.float32], tower: TextTower) -> NDArray[np.float32]:
+    """Contiguous float32 ``(n, n_embd)``; EngineError for another shape, or for more than the tower takes at once."""
+    values = np.ascontiguousarray(embeddings, np.float32)
+    if values.ndim != 2 or values.shape[1] != tower.n_embd or not 0 < len(values) <= tower.n_batch:
+        raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {tower.n_embd:,})")
+    return values
 
 
 class VisionTower(Protocol):

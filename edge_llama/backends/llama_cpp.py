@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import health
-from edge_llama.backends.base import AbortedError, Sampler
+from edge_llama.backends.base import AbortedError, Sampler, checked_embeddings
 from edge_llama.backends.ggml_devices import engine_devices
 from edge_llama.backends.gguf_tokenizer import GGUFTokenizer
 from edge_llama.backends.llama_cpp_loaded import AfterLoad
@@ -192,9 +192,7 @@ class LlamaCppTower:
 
     def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
         """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
-        values = np.ascontiguousarray(embeddings, np.float32)
-        if values.ndim != 2 or values.shape[1] != self.n_embd or not 0 < len(values) <= self.n_batch:
-            raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {self.n_embd:,})")
+        values = checked_embeddings(embeddings, self)
         pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         self._decode(self._lib.llama_batch(n_tokens=len(values), embd=pointer), len(values))
 

@@ -123,6 +123,13 @@ def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, modu
         remembered.remember(kind, key, {"survived": True})
 
 
+def fits(found: Sequence[Any], wanted: Sequence[int | None]) -> bool:
+    """Whether a shape of a graph, where names stand for any size, may be the one that is wanted (None: any)."""
+    return len(found) == len(wanted) and all(
+        not isinstance(size, int) or want is None or size == want for size, want in zip(found, wanted, strict=True)
+    )
+
+
 def give_back() -> None:
     """Return freed memory to the system: glibc keeps what lies below any living byte, half a megabyte to 50 of it."""
     if sys.platform == "linux":

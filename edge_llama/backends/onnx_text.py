@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import first_run, onnx_prepacked
-from edge_llama.backends.base import AbortedError, Sampler
+from edge_llama.backends.base import AbortedError, Sampler, checked_embeddings
 from edge_llama.backends.onnx_cache import new_cache
-from edge_llama.backends.onnx_runtime import give_back, open_session, runtime, survived, why
+from edge_llama.backends.onnx_runtime import fits, give_back, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.hf_tokenizer import HFTokenizer
 from edge_llama.onnx_text import IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
@@ -98,9 +98,7 @@ class OnnxTower:
 
     def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
         """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
-        values = np.ascontiguousarray(embeddings, np.float32)
-        if values.ndim != 2 or values.shape[1] != self.n_embd or not 0 < len(values) <= self.n_batch:
-            raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {self.n_embd:,})")
+        values = checked_embeddings(embeddings, self)
         binding = self._binding(pictured=True)
         binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
         self._run(binding, self._absent, len(values))
@@ -238,19 +236,12 @@ def _check(artifact: OnnxArtifact, session: Any) -> bool:
             if node.name not in known:
                 raise _unfit(artifact, f"has the {kind} {node.name!r:.100}, which this version does not know")
             type_, shape = known[node.name]
-            if node.type != type_ or not _fits(node.shape, shape):
+            if node.type != type_ or not fits(node.shape, shape):
                 sizes = ", ".join("?" if size is None else str(size) for size in shape)
                 found = f"{node.type} {node.shape}"
                 raise _unfit(artifact, f"has the {kind} {node.name!r:.100} as {found}, expected {type_} [{sizes}]")
     logits = next(node for node in session.get_outputs() if node.name == names.logits)
     return bool(logits.shape[1] == 1)
-
-
-def _fits(found: Sequence[Any], wanted: Sequence[int | None]) -> bool:
-    """Whether a shape of the graph, where names stand for any size, may be the one that is wanted."""
-    return len(found) == len(wanted) and all(
-        not isinstance(size, int) or want is None or size == want for size, want in zip(found, wanted, strict=True)
-    )
 
 
 def _unfit(artifact: OnnxArtifact, problem: str) -> ArtifactError:

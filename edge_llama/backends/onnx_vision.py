@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edge_llama.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
 from edge_llama.backends import first_run
 from edge_llama.backends.base import AbortedError
-from edge_llama.backends.onnx_runtime import open_session, runtime, survived, why
+from edge_llama.backends.onnx_runtime import fits, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
 
 _log = logging.getLogger(__name__)
@@ -104,20 +104,11 @@ class OnnxVision:
                 names = ", ".join(node.name for node in found)
                 raise self._unfit(f"its {kind}s are {names or 'none'}, expected {name}")
             (node,) = found
-            if node.type != "tensor(float)" or not _fits(node.shape, shape):
+            if node.type != "tensor(float)" or not fits(node.shape, (_BATCH, *shape)):
                 raise self._unfit(f"its {kind} {name} is {node.type} {node.shape}, expected float (tiles, *{shape})")
 
     def _unfit(self, why: str) -> ArtifactError:
         return ArtifactError(f"{self._artifact.path}: {why}", remedy="convert the vision tower again")
-
-
-def _fits(found: list[Any], shape: tuple[int, ...]) -> bool:
-    """Whether a shape of the graph (names stand for any size) is ``shape`` for any number of tiles, or for a batch."""
-    return (
-        len(found) == len(shape) + 1
-        and (not isinstance(found[0], int) or found[0] == _BATCH)
-        and all(not isinstance(size, int) or size == wanted for size, wanted in zip(found[1:], shape, strict=True))
-    )
 
 
 def main(path: str, device: str) -> None:
