@@ -33,6 +33,8 @@ from peers import ROOT
 from edge_llama import devices
 
 GENAI = "0.18.0"
+PAGES = ("docs/llama4.md", "docs/conversion.md", "README.md")
+"""Text that is newer than the model."""
 CLIENT = """
 import json, sys, time
 import onnxruntime_genai as genai
@@ -168,14 +170,24 @@ def answers(_options: argparse.Namespace) -> None:
     from edge_llama.hf_tokenizer import HFTokenizer  # noqa: PLC0415
     from edge_llama.onnx_text import read_onnx_text  # noqa: PLC0415
 
-    text = (ROOT / "docs/llama4.md").read_text("utf-8")  # newer than the model
-    for quant in ("int4", "int8"):
-        folder = onnx(quant)
-        ids = HFTokenizer(read_onnx_text(folder / "model.onnx")).encode(text)[:1000]
+    folders = {"int4": onnx("int4"), "int8": onnx("int8"), "int4 --portable": onnx("int4", "--portable")}
+    for name, folder in folders.items():
+        tokenizer = HFTokenizer(read_onnx_text(folder / "model.onnx"))
         rounded, whole = TextGraph(folder), TextGraph(onnx("f32"), with_weights(onnx("f32"), folder))
-        pairs = [(whole.feed([token]), rounded.feed([token])) for token in ids]
-        agreed = np.mean([expected.argmax() == found.argmax() for expected, found in pairs])
-        print(f"  {quant}: {len(ids)} tokens, KL {np.mean([kl(*pair) for pair in pairs]):.4f}, top-1 {agreed:.1%}")
+        found: list[tuple[float, bool]] = []
+        for page in PAGES:
+            rounded.forget()
+            whole.forget()
+            ids = tokenizer.encode((ROOT / page).read_text("utf-8"))[:1000]
+            pairs = [(whole.feed([token]), rounded.feed([token])) for token in ids]
+            found += [(kl(*pair), pair[0].argmax() == pair[1].argmax()) for pair in pairs]
+            report(f"{name}, {page}", found[-len(ids) :])
+        report(f"{name}, all", found)
+
+
+def report(what: str, found: list[tuple[float, bool]]) -> None:
+    divergence, agreed = np.mean(found, axis=0)
+    print(f"  {what}: {len(found)} tokens, KL {divergence:.5f}, top-1 {agreed:.1%}", flush=True)
 
 
 # What is compared.
@@ -187,8 +199,10 @@ def checkpoint_folder() -> Path:
     return made("smollm2-f32", "smollm2", "--to", "safetensors", "--quant", "f32")
 
 
-def onnx(quant: str) -> Path:
-    return made(f"smollm2-onnx-{quant}", str(checkpoint_folder()), "--to", "onnx", "--quant", quant)
+@cache
+def onnx(quant: str, *options: str) -> Path:
+    name = "".join(("smollm2-onnx-", quant, *options))
+    return made(name, str(checkpoint_folder()), "--to", "onnx", "--quant", quant, *options)
 
 
 def gguf(quant: str) -> Path:

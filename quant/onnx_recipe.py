@@ -13,6 +13,7 @@ RECIPES: dict[str, Form] = {"int4": Grid(4), "int8": Grid(8), "f16": F16, "f32":
 DEFAULT = "int4"
 _EIGHT_BITS = ("token_embd", "output")
 """Roles that int4 gives 8 bits: every answer passes through them, and 4 bits there cost more than anywhere else."""
+_COMPARED = ("attn_q", "attn_k", "attn_v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,15 @@ class OnnxRecipe:
                 f"--quant {self.name}: has no blocks", remedy="leave --block and --zero-points out, or say int4"
             )
         check_types(self.tensor_types, RECIPES)
+
+    def is_precise(self, role: str, layer: int, n_layer: int) -> bool:
+        """Whether what this matrix multiplies keeps more than 8 bits, which takes longer.
+
+        Those are where rounding changed SmolLM2's answers most: queries, keys and values, the first and the last layer,
+        and ``ffn_down`` of the first and last eighth. Experts never are: their operator knows no mixture.
+        """
+        is_outer = not n_layer // 8 <= layer < n_layer * 7 // 8
+        return role in _COMPARED or layer in (0, n_layer - 1) or (role == "ffn_down" and is_outer)
 
     def form(self, role: str, columns: int, source: Format) -> Form:
         """How rows of ``columns`` weights in ``source`` are stored.

@@ -12,7 +12,7 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.joined import joined
 from converters.targets.onnx_graph import INT64, Graph, Made
-from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_ops import MicrosoftOps, sizes
 from converters.targets.onnx_standard import StandardOps
 from edge_llama.formats import F32
 from quant.kernels import recode
@@ -55,13 +55,14 @@ class LlamaGraph:
             name, source = f"layers.{layer}", f"model.layers.{layer}"
             h, x = self._normed(x, more, f"{source}.input_layernorm", f"{name}.norm1")
             attended = self._attention(h, layer, past)
+            x = self._needed(x, layer)
             h, x = self._normed(x, attended, f"{source}.post_attention_layernorm", f"{name}.norm2")
             more = self._feed_forward(h, layer)
         h, _ = self._normed(x, more, "model.norm", "norm")
-        made = Made(("batch", 1, hp.n_embd))
-        last = graph.op("Gather", h, graph.constant("last.index", [-1]), name="last", axis=1, made=made)
-        head, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
-        graph.output(self._linear(last, head, role, "logits"), ("batch", 1, hp.n_vocab))
+        name, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
+        head = self._tensors[f"{name}.weight"]
+        logits = self.ops.logits(h, head, self._form(head, role), "logits")
+        graph.output(logits, ("batch", 1, hp.n_vocab))
         for cache in self._caches:
             graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
         return graph
@@ -70,6 +71,15 @@ class LlamaGraph:
         shape = ("batch", self.hp.n_head_kv, "past", self.hp.head_dim)
         key, value = (self.graph.input(f"past_key_values.{layer}.{part}", shape) for part in ("key", "value"))
         return key, value
+
+    def _needed(self, x: ir.Value, layer: int) -> ir.Value:
+        """The rows of ``x`` that what follows attention needs: after the last layer's, the last one alone."""
+        if layer < self.hp.n_layer - 1:
+            return x
+        made = Made(("batch", 1, *sizes(x)[2:]))
+        return self.graph.op(
+            "Gather", x, self.graph.constant("last.index", [-1]), name=f"{x.name}.last", axis=1, made=made
+        )
 
     def _begin(self) -> None:
         """What all layers share."""
@@ -86,7 +96,7 @@ class LlamaGraph:
         return (self.ops.norm(x, weight, name), x) if more is None else self.ops.added_norm(x, more, weight, name)
 
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
-        qkv = self._qkv(x, f"model.layers.{layer}.self_attn", f"layers.{layer}.attention")
+        qkv = self._qkv(x, layer)
         return self._mixed(qkv, layer, past, rotary=self._tables)
 
     def _mixed(
@@ -108,32 +118,41 @@ class LlamaGraph:
             bias=bias,
         )
         self._caches += cache
-        return self._linear(mixed, f"model.layers.{layer}.self_attn.o_proj", "attn_output", f"{name}.o")
+        mixed = self._needed(mixed, layer)
+        return self._linear(mixed, f"model.layers.{layer}.self_attn.o_proj", "attn_output", f"{name}.o", layer)
 
-    def _qkv(self, x: ir.Value, source: str, name: str) -> list[ir.Value | None]:
+    def _qkv(self, x: ir.Value, layer: int) -> list[ir.Value | None]:
         """Queries, keys and values: all in the first where the three matrices can be stored as one."""
+        name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
         roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v"}
         matrices = [self._tensors[f"{source}.{part}_proj.weight"] for part in roles]
         forms = {self._form(matrix, role) for matrix, role in zip(matrices, roles.values(), strict=True)}
         if len(forms) > 1 or len({matrix.format for matrix in matrices}) > 1:
-            return [self._linear(x, f"{source}.{part}_proj", role, f"{name}.{part}") for part, role in roles.items()]
+            return [
+                self._linear(x, f"{source}.{part}_proj", role, f"{name}.{part}", layer) for part, role in roles.items()
+            ]
         biases = [self._tensors.get(f"{source}.{part}_proj.bias") for part in roles]
         bias = joined([bias for bias in biases if bias], 0) if all(biases) else None
         matrix = joined(matrices, 0).renamed(f"{source}.qkv_proj.weight")
-        return [self.ops.linear(x, matrix, forms.pop(), f"{name}.qkv", bias), None, None]
+        is_precise = self._is_precise("attn_q", layer)
+        return [self.ops.linear(x, matrix, forms.pop(), f"{name}.qkv", bias, is_precise=is_precise), None, None]
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
-        return self._mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp")
+        return self._mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp", layer)
 
-    def _mlp(self, x: ir.Value, source: str, name: str) -> ir.Value:
-        gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate")
-        up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up")
+    def _mlp(self, x: ir.Value, source: str, name: str, layer: int) -> ir.Value:
+        gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate", layer)
+        up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up", layer)
         gated = self.ops.swiglu(gate, up, f"{name}.gated")
-        return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down")
+        return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down", layer)
 
-    def _linear(self, x: ir.Value, source: str, role: str, name: str) -> ir.Value:
+    def _linear(self, x: ir.Value, source: str, role: str, name: str, layer: int | None = None) -> ir.Value:
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
-        return self.ops.linear(x, matrix, self._form(matrix, role), name, bias)
+        is_precise = self._is_precise(role, layer)
+        return self.ops.linear(x, matrix, self._form(matrix, role), name, bias, is_precise=is_precise)
+
+    def _is_precise(self, role: str, layer: int | None) -> bool:
+        return layer is None or self._recipe.is_precise(role, layer, self.hp.n_layer)
 
     def rope_factors(self) -> "NDArray[np.float32] | None":
         """By what rotary frequencies are divided where only a tensor tells."""

@@ -11,7 +11,7 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Fields, Tensor
 from converters.targets.onnx_graph import FLOAT, Made
 from converters.targets.onnx_llama import LlamaGraph
-from converters.targets.onnx_ops import NEVER, Experts, MicrosoftOps
+from converters.targets.onnx_ops import NEVER, Experts, MicrosoftOps, sizes
 from edge_llama.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 
@@ -84,7 +84,7 @@ class Llama4Graph(LlamaGraph):
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         hp, more = self.hp, self.more
         name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
-        q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}") for part in "qkv")
+        q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
         has_positions = more.rope_layers[layer]
         if has_positions:
             q = self._turned(q, hp.n_head, f"{name}.q")
@@ -103,15 +103,15 @@ class Llama4Graph(LlamaGraph):
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         if layer not in self.more.moe_layers:
-            return self._mlp(x, source, name)
-        shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert")
-        made = Made(("batch", "sequence", self.hp.n_embd))
+            return self._mlp(x, source, name, layer)
+        shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
+        made = Made(sizes(x))
         return self.graph.op("Add", self._routed(x, source, name), shared, name=name, made=made)
 
     def _routed(self, x: ir.Value, source: str, name: str) -> ir.Value:
         """What the experts that the router chooses for each row make of it, times the router's score for them."""
         hp, ops = self.hp, self.ops
-        rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, made=Made(("rows", hp.n_embd)))
+        rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, made=Made((f"{name}.count", hp.n_embd)))
         logits = self._linear(rows, f"{source}.router", "router", f"{name}.router")
         used = self.graph.constant(f"{name}.router.used", [self.more.n_expert_used])
         best, chosen = self.graph.ops(
@@ -121,7 +121,9 @@ class Llama4Graph(LlamaGraph):
         experts = [self._tensors[f"{source}.experts.{part}_proj.weight"] for part in ("gate", "up", "down")]
         form = self._experts_form(experts)
         if form is not None and isinstance(ops, MicrosoftOps):
-            weighed = self.graph.op("Mul", rows, scores, name=f"{name}.weighed", made=Made(("rows", hp.n_embd)))
+            weighed = self.graph.op(
+                "Mul", rows, scores, name=f"{name}.weighed", made=Made((f"{name}.count", hp.n_embd))
+            )
             gate_up = _by_turns(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
             made = ops.chosen_experts(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
         else:
@@ -139,7 +141,7 @@ class Llama4Graph(LlamaGraph):
         self, rows: ir.Value, chosen: ir.Value, scores: ir.Value, experts: list[Tensor], name: str
     ) -> ir.Value:
         """Expert by expert, those rows that are its; one that nobody chose reads none of its weights."""
-        graph, ops, made = self.graph, self.ops, Made(("rows", self.hp.n_embd))
+        graph, ops, made = self.graph, self.ops, Made(sizes(rows))
         total = graph.op("Mul", rows, graph.constant(f"{name}.nothing", 0.0), name=f"{name}.zeros", made=made)
         for expert in range(self.more.n_expert):
             at = f"{name}.{expert}"

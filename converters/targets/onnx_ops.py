@@ -21,7 +21,11 @@ from quant.onnx_recipe import Form
 ROWS = ("batch", "sequence")
 NEVER = -1e30
 """Added to a score, it leaves nothing of it."""
-_INT8_ACTIVATIONS = 4  # accuracy_level: several times as fast as float, for 8 bits the only fast kernel
+_FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
+"""accuracy_level: 4 rounds what is multiplied to 8 bits, a scale for each block. One row is read twice as fast as in
+float with 4-bit weights, and ten times with 8 bits; many rows are as fast in float, with 4 bits."""
+_LIKELY = 64
+"""Tokens whose logits are computed again: the others share less than rounding changes."""
 
 
 class Ops(ABC):
@@ -38,6 +42,7 @@ class Ops(ABC):
         self.graph = graph
         self.eps = eps
         self._sums: dict[tuple[str, int], ir.Value] = {}
+        self._terms: dict[tuple[str, int], ir.Value] = {}
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Take the graph's inputs, ``(batch, sequence)`` and ``(batch, total)``."""
@@ -69,19 +74,64 @@ class Ops(ABC):
     def _number(self, number: int) -> ir.Value:
         return self.graph.constant(f"numbers.{number}", np.array(number))
 
-    def linear(self, x: ir.Value, matrix: Tensor, form: Form, name: str, bias: Tensor | None = None) -> ir.Value:
-        """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``."""
-        if bias is None:
-            return self.product(x, matrix, form, name, name)
-        return self.biased(self.product(x, matrix, form, name, f"{name}.product"), bias, name, name)
+    def linear(
+        self,
+        x: ir.Value,
+        matrix: Tensor,
+        form: Form,
+        name: str,
+        bias: Tensor | None = None,
+        *,
+        is_precise: bool = False,
+    ) -> ir.Value:
+        """``x`` times the transposed ``matrix`` of ``(outputs, inputs)``, plus ``bias``.
+
+        ``is_precise``: what is multiplied is not rounded to 8 bits.
+        """
+        output = name if bias is None else f"{name}.product"
+        if is_precise and isinstance(form, Grid):
+            product = self.precise_product(x, matrix, form, name, output)
+        else:
+            product = self.product(x, matrix, form, name, output)
+        return product if bias is None else self.biased(product, bias, name, name)
 
     @abstractmethod
     def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
         """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
 
+    def precise_product(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str) -> ir.Value:
+        """As :meth:`product`, with 16 bits of ``x``: two rows of 8 cost little more than one, weights are read once."""
+        both = self.product(self._two_terms(x, matrix.columns, form.block), matrix, form, name, f"{output}.terms")
+        axis, made = self.graph.constant("terms.axis", [-2]), Made((*sizes(x)[:-1], matrix.rows))
+        return self.op("ReduceSum", both, axis, name=output, made=made, keepdims=0)
+
+    def logits(self, x: ir.Value, head: Tensor, form: Form, name: str) -> ir.Value:
+        """``x`` times the transposed ``head`` of ``(tokens, width)``."""
+        return self.linear(x, head, form, name, is_precise=True)
+
+    def _two_terms(self, x: ir.Value, columns: int, block: int) -> ir.Value:
+        """``x`` as kernels round it, and what that takes away, ``(..., 2, columns)``: their sum is ``x``."""
+        key = (str(x.name), block)
+        if key not in self._terms:
+            kept = [0] * (len(sizes(x)) - 1)
+            name = f"{x.name}.by_{block}"
+            blocks = self.reshape(x, f"{name}.blocks", *kept, columns // block, block)
+            axis = self.graph.constant("terms.within_block", [-1])
+            largest = self.op("ReduceMax", self.op("Abs", blocks, name=f"{name}.sizes"), axis, name=f"{name}.largest")
+            step = self.op("Mul", largest, self.graph.constant("terms.per_step", 1 / 127), name=f"{name}.exact_step")
+            step = self.op("Max", step, self.graph.constant("terms.least_step", 1e-30), name=f"{name}.step")
+            steps = self.op("Round", self.op("Div", blocks, step, name=f"{name}.steps"), name=f"{name}.whole_steps")
+            coarse = self.op("Mul", steps, step, name=f"{name}.coarse")
+            rest = self.op("Sub", blocks, coarse, name=f"{name}.rest")
+            both = self.op("Concat", coarse, rest, name=f"{name}.both", axis=-2)
+            made = Made((*sizes(x)[:-1], 2, columns))
+            self._terms[key] = self.reshape(both, f"{name}.terms", *kept, 2, columns, made=made)
+        return self._terms[key]
+
     def biased(self, x: ir.Value, bias: Tensor, name: str, output: str) -> ir.Value:
         """``x`` plus ``bias``, which is stored under ``name``."""
-        return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output)
+        made = None if x.shape is None else Made(sizes(x))
+        return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output, made=made)
 
     def turned_by(
         self, real: ir.Value, imaginary: ir.Value, tables: tuple[ir.Value, ir.Value], name: str
@@ -102,7 +152,7 @@ class Ops(ABC):
         """What a block's offset is multiplied by."""
         key = (str(x.name), block)
         if key not in self._sums:
-            blocks = self.reshape(x, f"{x.name}.blocks", 0, 0, n_blocks, block)
+            blocks = self.reshape(x, f"{x.name}.blocks", *[0] * (len(sizes(x)) - 1), n_blocks, block)
             axis = self.graph.constant(f"{x.name}.block_sums.axis", [-1])
             self._sums[key] = self.op("ReduceSum", blocks, axis, name=f"{x.name}.block_sums", keepdims=0)
         return self._sums[key]
@@ -114,7 +164,7 @@ class Ops(ABC):
     def reshape_like(self, x: ir.Value, like: ir.Value, name: str, columns: int) -> ir.Value:
         """Rows of ``columns`` in the shape of ``like``."""
         shape = self.op("Shape", like, name=f"{name}.shape")
-        return self.graph.op("Reshape", x, shape, name=name, made=Made((*ROWS, columns)))
+        return self.graph.op("Reshape", x, shape, name=name, made=Made((*sizes(like)[:-1], columns)))
 
     def op(self, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
         """The output of a standard node."""
@@ -129,24 +179,44 @@ class MicrosoftOps(Ops):
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``."""
-        if not isinstance(form, Grid):
-            return self.op("Gather", self.graph.weight(f"{name}.weight", table, form), ids, name=name, axis=0)
-        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, _row(table, form))
         made = Made((*ROWS, table.columns))
-        axes = {"gather_axis": 0, "quantize_axis": 1, "block_size": form.block}
-        rows = f"{name}.numbers" if form.has_offsets else name
-        found = self._ms(
-            "GatherBlockQuantized", numbers, ids, scales, zeros, name=rows, made=made, bits=form.bits, **axes
-        )
+        if not isinstance(form, Grid):
+            weight = self.graph.weight(f"{name}.weight", table, form)
+            return self.op("Gather", weight, ids, name=name, made=made, axis=0)
         if not form.has_offsets:
-            return found
+            return self._gathered(ids, table, form, name, name, ROWS)
+        found = self._gathered(ids, table, form, name, f"{name}.numbers", ROWS)
         n_blocks = table.columns // form.block
         offsets = self.graph.stored(f"{name}.offsets", table, form.stored("offsets"), (table.rows, n_blocks, 1), FLOAT)
         added = self.op("Gather", offsets, ids, name=f"{name}.offset_rows", axis=0)
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
-        return self.reshape(self.op("Add", blocks, added, name=f"{name}.sum"), name, 0, 0, table.columns)
+        total = self.op("Add", blocks, added, name=f"{name}.sum")
+        return self.reshape(total, name, 0, 0, table.columns, made=made)
 
-    def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
+    def _gathered(
+        self, ids: ir.Value, table: Tensor, form: Grid, name: str, output: str, outer: Sequence[int | str]
+    ) -> ir.Value:
+        """The rows ``ids``, of the shape ``outer``, of ``table`` without its offsets."""
+        numbers, scales, zeros = self._grid(f"{name}.rows", table, form, _row(table, form))
+        return self._ms(
+            *("GatherBlockQuantized", numbers, ids, scales, zeros),
+            name=output,
+            made=Made((*outer, table.columns)),
+            gather_axis=0,
+            quantize_axis=1,
+            block_size=form.block,
+            bits=form.bits,
+        )
+
+    def product(
+        self,
+        x: ir.Value,
+        matrix: Tensor,
+        form: Form,
+        name: str,
+        output: str,
+        accuracy: int = _INT8_ACTIVATIONS,
+    ) -> ir.Value:
         """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
         made = Made((*sizes(x)[:-1], matrix.rows))
         if not isinstance(form, Grid):
@@ -162,9 +232,31 @@ class MicrosoftOps(Ops):
             N=matrix.rows,
             bits=form.bits,
             block_size=form.block,
-            accuracy_level=_INT8_ACTIVATIONS,
+            accuracy_level=accuracy,
         )
         return self._with_offsets(product, x, matrix, form, name, output) if form.has_offsets else product
+
+    def precise_product(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str) -> ir.Value:
+        """With 4 bits a kernel for floats is fast enough."""
+        if form.bits == 4:
+            return self.product(x, matrix, form, name, output, _FLOAT_ACTIVATIONS)
+        return super().precise_product(x, matrix, form, name, output)
+
+    def logits(self, x: ir.Value, head: Tensor, form: Form, name: str) -> ir.Value:
+        """With 8 bits the likeliest tokens alone are computed again, in float: cheaper than two terms for all."""
+        if not isinstance(form, Grid) or form.bits == 4:
+            return super().logits(x, head, form, name)
+        outer, count = sizes(x)[:-1], min(_LIKELY, head.rows)
+        rough = self.product(x, head, form, name, f"{name}.rough")
+        many = self.graph.constant(f"{name}.likely_count", [count])
+        names = (f"{name}.likely_rough", f"{name}.likely")
+        _, likely = self.graph.ops("TopK", rough, many, names=names, axis=-1, sorted=0)
+        rows = self._gathered(likely, head, form, name, f"{name}.likely_rows", (*outer, count))
+        column = self.reshape(x, f"{name}.column", *[0] * len(outer), head.columns, 1)
+        exact = self.op("MatMul", rows, column, name=f"{name}.likely_column")
+        exact = self.reshape(exact, f"{name}.likely_exact", *[0] * len(outer), count)
+        made = Made((*outer, head.rows))
+        return self.op("ScatterElements", rough, likely, exact, name=name, made=made, axis=-1)
 
     def _with_offsets(
         self, product: ir.Value, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str
@@ -174,7 +266,7 @@ class MicrosoftOps(Ops):
         offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
         sums = self.block_sums(x, n_blocks, form.block)
         added = self._ms("FusedMatMul", sums, offsets, name=f"{output}.offsets_product", made=made, transB=1)
-        return self.op("Add", product, added, name=output)
+        return self.op("Add", product, added, name=output, made=made)
 
     def _grid(
         self, name: str, matrix: Tensor, form: Grid, row: tuple[int, ...]
@@ -192,12 +284,12 @@ class MicrosoftOps(Ops):
     def norm(self, x: ir.Value, weight: Tensor, name: str) -> ir.Value:
         """RMS norm."""
         gamma = self.graph.weight(f"{name}.weight", weight, F32)
-        return self.op("RMSNormalization", x, gamma, name=name, axis=-1, epsilon=self.eps)
+        return self.op("RMSNormalization", x, gamma, name=name, made=Made(sizes(x)), axis=-1, epsilon=self.eps)
 
     def added_norm(self, x: ir.Value, more: ir.Value, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value]:
         """The RMS norm of ``x + more``, and the sum."""
         gamma = self.graph.weight(f"{name}.weight", weight, F32)
-        made = Made((*ROWS, weight.columns))
+        made = Made(sizes(x))
         normed, _, _, total = self.graph.ops(
             *("SkipSimplifiedLayerNormalization", x, more, gamma),
             names=(name, "", "", f"{name}.sum"),
@@ -311,7 +403,6 @@ def _row(matrix: Tensor, form: Grid) -> tuple[int, ...]:
 
 
 def sizes(x: ir.Value) -> tuple[int | str, ...]:
-    """The shape of ``x`` as far as it is known."""
-    if x.shape is None:
-        return (*ROWS, "width")
+    """The shape of ``x``, which must have been told."""
+    assert x.shape is not None, x.name  # noqa: S101 - by who made it
     return tuple(size if isinstance(size, int) else str(size) for size in x.shape)

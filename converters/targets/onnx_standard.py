@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from converters.targets.onnx_graph import FLOAT, INT4, INT8, UINT8, Graph, Made
-from converters.targets.onnx_ops import NEVER, Ops
+from converters.targets.onnx_ops import NEVER, ROWS, Ops, sizes
 from converters.transposed import floats, transposed
 from edge_llama.formats import F32
 from quant.nbits import Grid
@@ -30,9 +30,9 @@ class StandardOps(Ops):
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``: those are dequantized, not the table."""
-        graph = self.graph
+        graph, made = self.graph, Made((*ROWS, table.columns))
         if not isinstance(form, Grid):
-            return self.op("Gather", graph.weight(f"{name}.weight", table, form), ids, name=name, axis=0)
+            return self.op("Gather", graph.weight(f"{name}.weight", table, form), ids, name=name, made=made, axis=0)
         form = Grid(8, form.block)  # rows of half bytes can't be gathered
         n_blocks = table.columns // form.block
         numbers = graph.stored(f"{name}.weight", table, form.stored("numbers"), table.shape, UINT8)
@@ -42,7 +42,8 @@ class StandardOps(Ops):
         rows = self.op("Sub", rows, graph.constant(f"{name}.zero", 128.0), name=f"{name}.centred")
         blocks = self.reshape(rows, f"{name}.blocks", 0, 0, n_blocks, form.block)
         found = self.op("Gather", scales, ids, name=f"{name}.block_scales", axis=0)
-        return self.reshape(self.op("Mul", blocks, found, name=f"{name}.scaled"), name, 0, 0, table.columns)
+        scaled = self.op("Mul", blocks, found, name=f"{name}.scaled")
+        return self.reshape(scaled, name, 0, 0, table.columns, made=made)
 
     def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
         """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
@@ -50,7 +51,7 @@ class StandardOps(Ops):
             weight = self._dequantized(matrix, form, name)
         else:
             weight = self.graph.weight(f"{name}.weight", _turned(matrix), form)
-        return self.op("MatMul", x, weight, name=output)
+        return self.op("MatMul", x, weight, name=output, made=Made((*sizes(x)[:-1], matrix.rows)))
 
     def _dequantized(self, matrix: Tensor, form: Grid, name: str) -> ir.Value:
         """The matrix turned over, ``(inputs, outputs)``, as float32."""
@@ -72,7 +73,8 @@ class StandardOps(Ops):
 
     def norm(self, x: ir.Value, weight: Tensor, name: str) -> ir.Value:
         """RMS norm."""
-        return self.op("Mul", self._unit(x, name), self.graph.weight(f"{name}.weight", weight, F32), name=name)
+        gamma = self.graph.weight(f"{name}.weight", weight, F32)
+        return self.op("Mul", self._unit(x, name), gamma, name=name, made=Made(sizes(x)))
 
     def _unit(self, x: ir.Value, name: str) -> ir.Value:
         """``x`` divided by the root of its mean square."""
@@ -83,13 +85,13 @@ class StandardOps(Ops):
 
     def added_norm(self, x: ir.Value, more: ir.Value, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value]:
         """The RMS norm of ``x + more``, and the sum."""
-        total = self.op("Add", x, more, name=f"{name}.sum")
+        total = self.op("Add", x, more, name=f"{name}.sum", made=Made(sizes(x)))
         return self.norm(total, weight, name), total
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
         silu = self.op("Mul", gate, self.op("Sigmoid", gate, name=f"{name}.sigmoid"), name=f"{name}.silu")
-        return self.op("Mul", silu, up, name=name)
+        return self.op("Mul", silu, up, name=name, made=Made(sizes(gate)))
 
     def attention(
         self,
@@ -130,7 +132,8 @@ class StandardOps(Ops):
         weights = self.op("Softmax", scores, name=f"{name}.weights", axis=-1)
         mixed = self.op("MatMul", weights, values, name=f"{name}.by_groups")
         mixed = self.op("Transpose", mixed, name=f"{name}.in_rows", perm=[0, 3, 1, 2, 4])
-        return self.reshape(mixed, name, 0, 0, n_head * head_dim), key, value
+        made = Made((*ROWS, n_head * head_dim))
+        return self.reshape(mixed, name, 0, 0, n_head * head_dim, made=made), key, value
 
     def _apart(
         self, qkv: Sequence[ir.Value | None], heads: tuple[int, int], head_dim: int, name: str

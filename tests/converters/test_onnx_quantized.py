@@ -1,6 +1,7 @@
 """Quantized ONNX text towers against the float graph of the very weights that they hold."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ PARAGRAPH = (
     "The lighthouse stood on a rock two miles from the harbour. Its keeper, an old man called Tom, lit the lamp every "
     "evening and cleaned the glass every morning. In winter nobody could reach him for weeks, so he read the same "
     "three books again and wrote letters that waited for the boat. One day in March a young seal came to the steps, "
-    "and because it was hurt he fed it with fish until it could swim again. After that it came back each spring."
+    "and because it was hurt he fed it with fish until it could swim again. After that it came back each spring. "
+    "When the light was made electric the council wrote that nobody was needed on the rock any more, and sent a boat "
+    "for the old man and his few things. He gave the brass lamp to the school, where children may still turn its lens, "
+    "and moved into a small house above the quay. Every morning he walked down to the water with a bucket. People who "
+    "asked what he was waiting for were told that friends are not always punctual, and that the tide would bring news."
 )
 IDS = np.random.default_rng(9).integers(3, 250, 32).tolist()
 WIDE = checkpoints.Shape(hidden=128, ffn=384, heads=4, kv_heads=2)
@@ -84,23 +89,39 @@ def test_ggml_blocks_keep_their_values(name: str) -> None:
         assert np.array_equal(found, expected)
 
 
-def test_the_built_in_model_is_carried_over_and_answers_as_its_floats(tmp_path: Path) -> None:
-    """SmolLM2 as its package has it, Q4_1, activations in 8 bits: KL <= 0.02, and mostly the same token.
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_last_layers_and_the_head_round_no_activations(options: dict[str, Any], tmp_path: Path) -> None:
+    """A model of one layer, which is the last, just as it is written: 1e-3 of the largest logit, for likely tokens.
 
-    Of 400 tokens 97.8 % are the same (of these 95, four differ): the model often has two that are as likely.
+    With 8 bits, and with standard operators, activations are two terms of 8 bits there, with 4 bits floats.
+    """
+    source = checkpoints.llama3(tmp_path / "source", shape=replace(WIDE, layers=1))
+    convert(source, tmp_path / "quantized", to="onnx", **options)
+    convert(source, tmp_path / "float", to="onnx", quant="f32")
+    found = TextGraph(tmp_path / "quantized").feed(IDS)
+    expected = TextGraph(tmp_path / "float", with_weights(tmp_path / "float", tmp_path / "quantized")).feed(IDS)
+    likely = expected.argsort()[-32:]
+    assert np.abs(found - expected)[likely].max() <= 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("options", [{}, {"quant": "int8"}, {"portable": True}], ids=str)
+def test_the_built_in_model_answers_as_its_floats(options: dict[str, Any], tmp_path: Path) -> None:
+    """SmolLM2 as its package has it, Q4_1, activations in 8 bits: KL <= 0.02, nearly always the same token.
+
+    Two of a hundred may differ, more of these few: `benchmarks/onnx_folders.py answers` counts over thousands.
     """
     packaged = packaged_path()
     assert packaged
-    convert(packaged, tmp_path / "int4", to="onnx")
+    convert(packaged, tmp_path / "small", to="onnx", **options)
     convert(packaged, tmp_path / "float", to="onnx", quant="f32")
-    ids = tokens(PARAGRAPH)
-    small, whole = TextGraph(tmp_path / "int4"), TextGraph(tmp_path / "float")
+    whole = TextGraph(tmp_path / "float", with_weights(tmp_path / "float", tmp_path / "small") if options else None)
+    small, ids = TextGraph(tmp_path / "small"), tokens(PARAGRAPH)[:120]
     pairs = [(small.feed([token]), whole.feed([token])) for token in ids]
     divergence = np.mean([kl(expected, found) for found, expected in pairs])
     agreement = np.mean([found.argmax() == expected.argmax() for found, expected in pairs])
     print(f"KL {divergence:.4f}, top-1 {agreement:.1%}")
     assert divergence <= 0.02
-    assert agreement >= 0.94
+    assert agreement >= 0.96
 
 
 def tokens(text: str) -> list[int]:

@@ -10,7 +10,7 @@ import llama4
 import meta_folders
 import numpy as np
 import pytest
-from onnx_graphs import TextGraph
+from onnx_graphs import TextGraph, without_rounded_activations
 from transformers import AutoTokenizer
 
 from converters import convert, plan
@@ -56,6 +56,18 @@ def test_gguf_gives_the_same_logits(make: Callable[[Path], Path], gguf: str, qua
     assert layout.warnings == ()
     found, expected = (TextGraph(tmp_path / name).feed(IDS) for name in ("from gguf", "direct"))
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def test_experts_with_offsets_keep_their_numbers(tmp_path: Path) -> None:
+    """Q4_1: the operator for all experts knows no offsets, so each stands by itself. Beside the file's own floats."""
+    types = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "q4_1")
+    convert(llama4.text_only(tmp_path / "source"), tmp_path / "model.gguf", quant="q8_0", tensor_types=types)
+    convert(tmp_path / "model.gguf", tmp_path / "float", to="onnx", quant="f32")
+    types = dict.fromkeys(types, "int4")
+    convert(tmp_path / "model.gguf", tmp_path / "int4", to="onnx", quant="int8", tensor_types=types)
+    expected = TextGraph(tmp_path / "float").feed(IDS)
+    found = TextGraph(tmp_path / "int4", without_rounded_activations(tmp_path / "int4")).feed(IDS)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def is_tied(source: Path) -> bool:
