@@ -40,11 +40,12 @@ class OnnxRecipe:
     def is_precise(self, role: str, layer: int, n_layer: int) -> bool:
         """Whether what this matrix multiplies keeps more than 8 bits, which takes longer.
 
-        Those are where rounding changed SmolLM2's answers most: queries, keys and values, the first and the last layer,
-        and ``ffn_down`` of the first and last eighth. Experts never are: their operator knows no mixture.
+        Those are where rounding changed SmolLM2's answers most for their time: queries, keys and values, the last
+        layer, and ``ffn_down`` of the first and last tenth. Experts never are: their operator knows no mixture.
         """
-        is_outer = not n_layer // 8 <= layer < n_layer * 7 // 8
-        return role in _COMPARED or layer in (0, n_layer - 1) or (role == "ffn_down" and is_outer)
+        outer = max(1, n_layer // 10)
+        is_outer = not outer <= layer < n_layer - outer
+        return role in _COMPARED or layer == n_layer - 1 or (role == "ffn_down" and is_outer)
 
     def form(self, role: str, columns: int, source: Format) -> Form:
         """How rows of ``columns`` weights in ``source`` are stored.

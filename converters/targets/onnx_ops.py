@@ -24,7 +24,7 @@ NEVER = -1e30
 _FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 """accuracy_level: 4 rounds what is multiplied to 8 bits, a scale for each block. One row is read twice as fast as in
 float with 4-bit weights, and ten times with 8 bits; many rows are as fast in float, with 4 bits."""
-_LIKELY = 64
+_LIKELY = 32
 """Tokens whose logits are computed again: the others share less than rounding changes."""
 
 

@@ -66,7 +66,7 @@ class OnnxTower:
         self._positions = np.arange(n_ctx, dtype=np.int64)
         self._has_positions = any(node.name == POSITIONS for node in self._session.get_inputs())
         self._cache = new_cache(artifact, n_ctx)
-        self._bindings: dict[bool, Any] = {}
+        self._bindings: dict[str, Any] = {}
         self._short, self._long = lib.RunOptions(), lib.RunOptions()
         for options in (self._short, self._long):
             options.log_severity_level = 4
@@ -94,36 +94,42 @@ class OnnxTower:
         """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""
         count = len(tokens)
         self._ids[:count] = tokens
-        self._run(self._binding(pictured=False), self._ids, count)
+        self._run(self._binding("token" if count == 1 else "tokens"), self._ids, count)
 
     def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
         """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
         values = checked_embeddings(embeddings, self)
-        binding = self._binding(pictured=True)
+        binding = self._binding("embeddings")
         binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
         self._run(binding, self._absent, len(values))
 
-    def _binding(self, *, pictured: bool) -> Any:
-        """What is bound for tokens, or for images: what is bound once stays so."""
+    def _binding(self, kind: str) -> Any:
+        """What is bound for a token, several, or embeddings: what never changes is bound once."""
         if self._session is None:
             raise EngineError("the model is closed", remedy="open it again")
-        if pictured not in self._bindings:
-            self._bindings[pictured] = self._session.io_binding()
-            self._cache.attach(self._bindings[pictured])
-        return self._bindings[pictured]
+        if kind not in self._bindings:
+            self._bindings[kind] = binding = self._session.io_binding()
+            self._cache.attach(binding)
+            if kind == "token":
+                self._bind(binding, self._ids, 1)
+        return self._bindings[kind]
+
+    def _bind(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
+        names, rows = self._artifact.names, 1 if self._is_last_only else count
+        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
+        shape = (1, rows, self._artifact.n_vocab)
+        binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
 
     def _run(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
-        names, total = self._artifact.names, self.length + count
+        total = self.length + count
         if total > self._n_ctx:
             raise EngineError(f"{total:,} positions don't fit the context of {self._n_ctx:,}")
-        rows = 1 if self._is_last_only else count
-        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
-        binding.bind_input(names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+        if binding is not self._bindings.get("token"):
+            self._bind(binding, ids, count)
+        binding.bind_input(self._artifact.names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
             address = self._positions[self.length :].ctypes.data
             binding.bind_input(POSITIONS, "cpu", 0, np.int64, (1, count), address)
-        shape = (1, rows, self._artifact.n_vocab)
-        binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
         self._cache.bind(binding, self.length, count)
         options = self._short if count == 1 else self._long
         if options.terminate:
@@ -137,7 +143,7 @@ class OnnxTower:
         if options is self._long:
             give_back()
         self._cache.appended()
-        self.length, self._last = total, rows - 1
+        self.length, self._last = total, 0 if self._is_last_only else count - 1
 
     def logits(self) -> NDArray[np.float32]:
         """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
