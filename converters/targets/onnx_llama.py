@@ -12,7 +12,8 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.joined import joined
 from converters.targets.onnx_graph import INT64, Graph, Made
-from converters.targets.onnx_ops import MicrosoftOps, sizes
+from converters.targets.onnx_microsoft import MicrosoftOps
+from converters.targets.onnx_ops import sizes
 from converters.targets.onnx_standard import StandardOps
 from edge_llama.formats import F32
 from quant.kernels import recode

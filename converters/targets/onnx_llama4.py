@@ -11,7 +11,8 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Fields, Tensor
 from converters.targets.onnx_graph import FLOAT, Made
 from converters.targets.onnx_llama import LlamaGraph
-from converters.targets.onnx_ops import NEVER, Experts, MicrosoftOps, sizes
+from converters.targets.onnx_microsoft import Experts, MicrosoftOps
+from converters.targets.onnx_ops import NEVER, sizes
 from edge_llama.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 

@@ -16,7 +16,7 @@ from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparamete
 from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
 from converters.targets.onnx_graph import FLOAT, INT8, Graph
-from converters.targets.onnx_ops import MicrosoftOps
+from converters.targets.onnx_microsoft import MicrosoftOps
 from converters.targets.onnx_qdq import QdqGraph, int8_rows, read_floats, row_scales
 from converters.targets.onnx_standard import StandardOps
 from converters.transposed import transposed
