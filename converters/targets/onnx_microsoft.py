@@ -18,8 +18,8 @@ from quant.onnx_recipe import Form
 _FLOAT_ACTIVATIONS, _INT8_ACTIVATIONS = 0, 4
 """accuracy_level: 4 rounds what is multiplied to 8 bits, a scale for each block. One row is read twice as fast as in
 float with 4-bit weights, and ten times with 8 bits; many rows are as fast in float, with 4 bits."""
-_LIKELY = 32
-"""Tokens whose logits are computed again: the others share less than rounding changes."""
+_PARTS = (*range(64, 31, -1), *range(65, 129))
+"""Into how many parts a vocabulary may be divided, the best number first."""
 
 
 class MicrosoftOps(Ops):
@@ -94,18 +94,27 @@ class MicrosoftOps(Ops):
         return super().precise_product(x, matrix, form, name, output)
 
     def logits(self, x: ir.Value, head: Tensor, form: Form, name: str) -> ir.Value:
-        """With 8 bits the likeliest tokens alone are computed again, in float: cheaper than two terms for all."""
-        if not isinstance(form, Grid) or form.bits == 4:
+        """With 8 bits the likeliest tokens alone are computed again, in float: cheaper than two terms for all.
+
+        They are the likeliest of some sixty parts of the vocabulary: WebGPU's TopK takes no more than 2,048 at once.
+        """
+        parts = next((count for count in _PARTS if head.rows % count == 0), None)
+        if not isinstance(form, Grid) or form.bits == 4 or parts is None:
             return super().logits(x, head, form, name)
-        outer, count = sizes(x)[:-1], min(_LIKELY, head.rows)
+        outer, size = sizes(x)[:-1], head.rows // parts
+        kept = [0] * len(outer)
         rough = self.product(x, head, form, name, f"{name}.rough")
-        many = self.graph.constant(f"{name}.likely_count", [count])
-        names = (f"{name}.likely_rough", f"{name}.likely")
-        _, likely = self.graph.ops("TopK", rough, many, names=names, axis=-1, sorted=0)
-        rows = self._gathered(likely, head, form, name, f"{name}.likely_rows", (*outer, count))
-        column = self.reshape(x, f"{name}.column", *[0] * len(outer), head.columns, 1)
+        split = self.reshape(rough, f"{name}.parts", *kept, size, parts)  # neighbours apart: often both are likely
+        best = self.op("ArgMax", split, name=f"{name}.best_of_parts", axis=-2, keepdims=0)
+        stride = self.graph.constant(f"{name}.part_count", np.array(parts))
+        starts = self.op("Mul", best, stride, name=f"{name}.likely_starts")
+        likely = self.op(
+            "Add", starts, self.graph.constant(f"{name}.part_numbers", np.arange(parts)), name=f"{name}.likely"
+        )
+        rows = self._gathered(likely, head, form, name, f"{name}.likely_rows", (*outer, parts))
+        column = self.reshape(x, f"{name}.column", *kept, head.columns, 1)
         exact = self.op("MatMul", rows, column, name=f"{name}.likely_column")
-        exact = self.reshape(exact, f"{name}.likely_exact", *[0] * len(outer), count)
+        exact = self.reshape(exact, f"{name}.likely_exact", *kept, parts)
         made = Made((*outer, head.rows))
         return self.op("ScatterElements", rough, likely, exact, name=name, made=made, axis=-1)
 

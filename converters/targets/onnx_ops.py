@@ -110,7 +110,10 @@ class Ops(ABC):
             largest = self.op("ReduceMax", self.op("Abs", blocks, name=f"{name}.sizes"), axis, name=f"{name}.largest")
             step = self.op("Mul", largest, self.graph.constant("terms.per_step", 1 / 127), name=f"{name}.exact_step")
             step = self.op("Max", step, self.graph.constant("terms.least_step", 1e-30), name=f"{name}.step")
-            steps = self.op("Round", self.op("Div", blocks, step, name=f"{name}.steps"), name=f"{name}.whole_steps")
+            steps = self.op("Div", blocks, step, name=f"{name}.steps")
+            half = self.graph.constant("terms.half", 0.5)  # WebGPU has no Round
+            steps = self.op("Add", steps, half, name=f"{name}.steps_and_half")
+            steps = self.op("Floor", steps, name=f"{name}.whole_steps")
             coarse = self.op("Mul", steps, step, name=f"{name}.coarse")
             rest = self.op("Sub", blocks, coarse, name=f"{name}.rest")
             both = self.op("Concat", coarse, rest, name=f"{name}.both", axis=-2)

@@ -91,7 +91,7 @@ def test_ggml_blocks_keep_their_values(name: str) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_last_layers_and_the_head_round_no_activations(options: dict[str, Any], tmp_path: Path) -> None:
-    """A model of one layer, which is the last, just as it is written: 1e-3 of the largest logit, for likely tokens.
+    """A model of one layer, which is the last, just as it is written: the likeliest token, its logit within 1e-3.
 
     With 8 bits, and with standard operators, activations are two terms of 8 bits there, with 4 bits floats.
     """
@@ -100,8 +100,11 @@ def test_last_layers_and_the_head_round_no_activations(options: dict[str, Any], 
     convert(source, tmp_path / "float", to="onnx", quant="f32")
     found = TextGraph(tmp_path / "quantized").feed(IDS)
     expected = TextGraph(tmp_path / "float", with_weights(tmp_path / "float", tmp_path / "quantized")).feed(IDS)
-    likely = expected.argsort()[-16:]
-    assert np.abs(found - expected)[likely].max() <= 1e-3 * np.abs(expected).max()
+    best = expected.argmax()
+    assert found.argmax() == best
+    assert abs(found[best] - expected[best]) <= 1e-3 * np.abs(expected).max()
+    exact = 1e-3 if options.get("portable") else 1e-2  # else others that are likely are exact, the rest is not
+    assert np.abs(found - expected).max() <= exact * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("options", [{}, {"quant": "int8"}, {"portable": True}], ids=str)
