@@ -103,10 +103,6 @@ def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
         numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
         grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
         found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
-    if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
-        numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
-        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
-        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
     return found
 
 

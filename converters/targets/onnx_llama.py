@@ -147,13 +147,13 @@ class LlamaGraph:
         gated = self.ops.swiglu(gate, up, f"{name}.gated")
         return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down", layer)
 
-    def _linear(self, x: ir.Value, source: str, role: str, name: str, layer: int | None = None) -> ir.Value:
+    def _linear(self, x: ir.Value, source: str, role: str, name: str, layer: int) -> ir.Value:
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
         is_precise = self._is_precise(role, layer)
         return self.ops.linear(x, matrix, self._form(matrix, role), name, bias, is_precise=is_precise)
 
-    def _is_precise(self, role: str, layer: int | None) -> bool:
-        return layer is None or self._recipe.is_precise(role, layer, self.hp.n_layer)
+    def _is_precise(self, role: str, layer: int) -> bool:
+        return self._recipe.is_precise(role, layer, self.hp.n_layer)
 
     def rope_factors(self) -> "NDArray[np.float32] | None":
         """By what rotary frequencies are divided where only a tensor tells."""

@@ -107,13 +107,14 @@ class Llama4Graph(LlamaGraph):
             return self._mlp(x, source, name, layer)
         shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
         made = Made(sizes(x))
-        return self.graph.op("Add", self._routed(x, source, name), shared, name=name, made=made)
+        return self.graph.op("Add", self._routed(x, layer), shared, name=name, made=made)
 
-    def _routed(self, x: ir.Value, source: str, name: str) -> ir.Value:
+    def _routed(self, x: ir.Value, layer: int) -> ir.Value:
         """What the experts that the router chooses for each row make of it, times the router's score for them."""
+        name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         hp, ops = self.hp, self.ops
         rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, made=Made((f"{name}.count", hp.n_embd)))
-        logits = self._linear(rows, f"{source}.router", "router", f"{name}.router")
+        logits = self._linear(rows, f"{source}.router", "router", f"{name}.router", layer)
         used = self.graph.constant(f"{name}.router.used", [self.more.n_expert_used])
         best, chosen = self.graph.ops(
             "TopK", logits, used, names=(f"{name}.router.best", f"{name}.router.chosen"), axis=-1
