@@ -31,7 +31,7 @@ import psutil
 from numpy.typing import NDArray
 from peers import ROOT, convert_command, quantize_command
 
-from edge_llama.artifact import converted_path
+from edge_llama.files.artifact import converted_path
 from quant.recipe import RECIPES
 
 CACHE = ROOT / ".cache"

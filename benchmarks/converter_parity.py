@@ -32,8 +32,8 @@ from quantizer import differences, quantized_by_llama_cpp
 
 import converters
 from converters.targets import mmproj
-from edge_llama.artifact import converted_path
-from edge_llama.gguf import Header, read_header
+from edge_llama.files.artifact import converted_path
+from edge_llama.files.gguf import Header, read_header
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=768, layers=8, heads=4, kv_heads=1)

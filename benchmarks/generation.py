@@ -31,8 +31,8 @@ from typing import Any
 from peers import program, program_environment
 
 import edge_llama
-from edge_llama import devices
-from edge_llama.artifact import locate
+from edge_llama.files.artifact import locate
+from edge_llama.host import devices
 
 STORY = "Once upon a time, in a village by the sea, there lived an old fisherman who told stories to the children."
 ASK = " Now tell me a very long story about a dragon, with many chapters. Write at least two thousand words."

@@ -33,8 +33,8 @@ from npu import in_integers, pictured
 import converters
 import edge_llama
 from edge_llama import Image
-from edge_llama.artifact import read_bundle
-from edge_llama.backends.vision import open_vision
+from edge_llama.backends.registry import open_vision
+from edge_llama.files.artifact import read_bundle
 
 THREADS = 2
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.formats import BF16, F16, FORMATS, Format
+from edge_llama.files.formats import BF16, F16, FORMATS, Format
 from quant import compiled, ggml
 
 ROWS, COLUMNS = 64, 2048

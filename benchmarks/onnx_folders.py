@@ -30,7 +30,7 @@ from conversion import CACHE, measured, synthetic, warm
 from generation import bench, compare, spread, worker
 from peers import ROOT
 
-from edge_llama import devices
+from edge_llama.host import devices
 
 GENAI = "0.18.0"
 PAGES = ("docs/llama4.md", "docs/conversion.md", "README.md")
@@ -167,8 +167,8 @@ def answers(_options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from onnx_graphs import TextGraph, kl, with_weights  # noqa: PLC0415 - needs the test extra
 
-    from edge_llama.hf_tokenizer import HFTokenizer  # noqa: PLC0415
-    from edge_llama.onnx_text import read_onnx_text  # noqa: PLC0415
+    from edge_llama.files.onnx_text import read_onnx_text  # noqa: PLC0415
+    from edge_llama.prompts.hf_tokenizer import HFTokenizer  # noqa: PLC0415
 
     folders = {"int4": onnx("int4"), "int8": onnx("int8"), "int4 --portable": onnx("int4", "--portable")}
     for name, folder in folders.items():

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters import lora
-from converters.chat_templates import with_template
 from converters.checkpoint import Checkpoint
-from converters.companions import Companions
 from converters.options import Options
 from converters.output import growing, partial_folder
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
 from converters.targets.layout import Entry, Layout
+from converters.tensors.pending_scales import Companions
 from converters.times import Times
+from converters.transforms import lora
+from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import Format
+from edge_llama.files.formats import Format
 from quant.kernels import NonFiniteError, hastened, recode, recode_arrays
 from quant.nbits import Stored
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.provenance import Provenance
-from converters.vocabulary import Vocabulary
+from converters.metadata.provenance import Provenance
+from converters.metadata.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import Format
-from edge_llama.gguf import Value
+from edge_llama.files.formats import Format
+from edge_llama.files.gguf import Value
 
 INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
 """Of the files that a checkpoint is read from."""

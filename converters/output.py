@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
-from edge_llama.manifest import NAME, StoredFile, read_manifest, sha256_of
+from edge_llama.files.manifest import NAME, StoredFile, read_manifest, sha256_of
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),

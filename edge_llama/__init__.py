@@ -26,12 +26,12 @@ from edge_llama.errors import (
     TemplateError,
 )
 from edge_llama.generation import Answer, Generation, Piece, Timings
-from edge_llama.images import Image
-from edge_llama.logprobs import Alternative, TokenLogprobs
-from edge_llama.messages import Message, ToolCall
+from edge_llama.media.images import Image
 from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
-from edge_llama.sampling import SamplingParams
-from edge_llama.shortening import Shortened
+from edge_llama.prompts.context_overflow import Shortened
+from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.sampling.logprobs import Alternative, TokenLogprobs
+from edge_llama.sampling.params import SamplingParams
 
 __all__ = [
     "Alternative",

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Piece
-from edge_llama.images import Image, ImageSource
-from edge_llama.messages import Message, ToolCall, as_json, images_of
-from edge_llama.parking import Keeper
-from edge_llama.sampling import check_whole
-from edge_llama.shortening import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
-from edge_llama.tools import tools_of
+from edge_llama.media.images import Image, ImageSource
+from edge_llama.prompts.context_overflow import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
+from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
+from edge_llama.prompts.tools import tools_of
+from edge_llama.runtime.kv_store import Keeper
+from edge_llama.sampling.params import check_whole
 
 if TYPE_CHECKING:
     from edge_llama.model import Model
@@ -246,7 +246,7 @@ class Chat:
             self._model.require_vision()
         if video is None:
             return Message("user", [*images, text]) if images else Message("user", text)
-        from edge_llama import video as clips  # noqa: PLC0415 - an extra, and PyAV takes its time
+        from edge_llama.media import video as clips  # noqa: PLC0415 - an extra, and PyAV takes its time
 
         spec, n_ctx = self._model.require_vision().spec, self._model.n_ctx
         clip = clips.probe(video)

@@ -10,16 +10,16 @@ from types import TracebackType
 from typing import Literal
 
 from edge_llama.backends.base import AbortedError, Sampler, TextTower
-from edge_llama.embedder import Pictured
-from edge_llama.engine import Engine, Job
 from edge_llama.errors import EdgeLlamaError, OptionError
-from edge_llama.logprobs import Distribution, TokenLogprobs
-from edge_llama.messages import ToolCall
-from edge_llama.parking import Keeper
-from edge_llama.sampling import SamplingParams, StopStrings
-from edge_llama.structured import Constraint, constraint
-from edge_llama.tokenizer import Tokenizer
-from edge_llama.tool_reader import Read, ToolCallReader
+from edge_llama.prompts.messages import ToolCall
+from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_parser import Read, ToolCallReader
+from edge_llama.runtime.encoders import Pictured
+from edge_llama.runtime.kv_store import Keeper
+from edge_llama.runtime.scheduler import Engine, Job
+from edge_llama.sampling.constraint import Constraint, constraint
+from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
+from edge_llama.sampling.params import SamplingParams, StopStrings
 
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;

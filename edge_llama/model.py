@@ -9,12 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge_llama import devices, session_file
-from edge_llama.artifact import VisionArtifact, existing, locate, read_artifact, read_bundle, read_vision
 from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.chat import Chat
-from edge_llama.embedder import Embedder, Pictured
-from edge_llama.engine import Engine
 from edge_llama.errors import (
     ArtifactError,
     ContextFullError,
@@ -24,22 +20,27 @@ from edge_llama.errors import (
     SessionError,
     TemplateError,
 )
+from edge_llama.files.artifact import VisionArtifact, existing, locate, read_artifact, read_bundle, read_vision
+from edge_llama.files.onnx_text import IMAGE_FEATURES
+from edge_llama.files.text_artifact import Artifact
 from edge_llama.generation import Answer, Generation
-from edge_llama.images import Image
-from edge_llama.messages import Message, check_messages, check_text, images_of
-from edge_llama.onnx_text import IMAGE_FEATURES
-from edge_llama.pace import Pace
-from edge_llama.parking import Keeper, State
-from edge_llama.plan import plan_engine
-from edge_llama.prompts import ChatTemplate
-from edge_llama.sampling import SamplingParams, check_whole
-from edge_llama.session import Session
-from edge_llama.session_file import SavedChat
-from edge_llama.shortening import Shortened, WhenFull
-from edge_llama.text_artifact import Artifact
-from edge_llama.tokenizer import check_length
-from edge_llama.tool_reader import ToolCallReader
-from edge_llama.tools import Tool, Tools, tools_of, trained_tools
+from edge_llama.host import devices
+from edge_llama.media.images import Image
+from edge_llama.planning.plan import plan_engine
+from edge_llama.prompts.chat_template import ChatTemplate
+from edge_llama.prompts.context_overflow import Shortened, WhenFull
+from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
+from edge_llama.prompts.tokenizer import check_length
+from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
+from edge_llama.runtime import session_file
+from edge_llama.runtime.encoders import Embedder, Pictured
+from edge_llama.runtime.kv_store import Keeper, State
+from edge_llama.runtime.scheduler import Engine
+from edge_llama.runtime.session import Session
+from edge_llama.runtime.session_file import SavedChat
+from edge_llama.runtime.thread_pacer import Pace
+from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger("edge_llama")
 
@@ -236,9 +237,9 @@ class Model:
 
         While ``keeper`` lives, what was read is kept as long as there is memory; without one, until others read.
 
-        ``tools`` are functions or JSON schemas (:data:`edge_llama.tools.Tool`). The model is told of them, and calls
-        that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
-        model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+        ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
+        calls that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else
+        the model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
         ``tools_in_user_message``, ``builtin_tools``, ... ; ``params`` are those of SamplingParams.
         """
         self._engine.check_process()
@@ -426,7 +427,7 @@ def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, thr
         )
 
     def opened() -> VisionTower:
-        from edge_llama.backends.vision import open_vision  # noqa: PLC0415 - loads native code
+        from edge_llama.backends.registry import open_vision  # noqa: PLC0415 - loads native code
 
         return open_vision(sees, threads=threads)
 

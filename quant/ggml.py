@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError
-from edge_llama.formats import BF16, F16, F32, Format
+from edge_llama.files.formats import BF16, F16, F32, Format
 
 _LIBRARIES = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)

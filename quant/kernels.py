@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import BF16, F16, FORMATS, Format
+from edge_llama.files.formats import BF16, F16, FORMATS, Format
 from quant import compiled, ggml, nbits
 from quant.ggml import can_read
 

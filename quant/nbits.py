@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.formats import FORMATS, Format
+from edge_llama.files.formats import FORMATS, Format
 
 BLOCKS = (32, 64, 128)
 _Q4_0, _Q4_1, _Q8_0 = FORMATS["q4_0"], FORMATS["q4_1"], FORMATS["q8_0"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import F16, F32, Format
+from edge_llama.files.formats import F16, F32, Format
 from quant.nbits import BLOCKS, Grid, exact_grid
 from quant.recipe import check_types
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import F16, F32, FORMATS, Format
+from edge_llama.files.formats import F16, F32, FORMATS, Format
 
 ROLES = ("token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 """The roles whose format can be chosen; experts, routed and shared, have the role of their dense counterpart.

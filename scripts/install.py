@@ -64,7 +64,7 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 def works(python: Path) -> bool:
-    proof = "from edge_llama.backends import health; health.check()"
+    proof = "from edge_llama.backends.llama_cpp import build_probe; build_probe.check()"
     child = subprocess.run([str(python), "-c", proof], check=False, capture_output=True, text=True)
     print("".join(child.stderr.splitlines(keepends=True)[-1:]), end="", flush=True)
     return child.returncode == 0

@@ -20,8 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from edge_llama.formats import F16, F32
-from edge_llama.gguf import Header, Value, encode_header, f32, string, u32
+from edge_llama.files.formats import F16, F32
+from edge_llama.files.gguf import Header, Value, encode_header, f32, string, u32
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT, EPS = 64, 160, 2, 4, 2, 512, 1e-5
 Tensors = Iterator[tuple[str, NDArray[np.float32]]]

@@ -16,9 +16,9 @@ import pytest
 
 import converters
 import edge_llama
-from edge_llama import remembered
-from edge_llama.artifact import converted_path, packaged_path
-from edge_llama.history import FOLDER_VARIABLE
+from edge_llama.files.artifact import converted_path, packaged_path
+from edge_llama.history.store import FOLDER_VARIABLE
+from edge_llama.host import user_cache
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,11 +27,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Compiled kernels excepted, which depend on nothing but sources and processor: they are the user's own.
     """
-    kernels = remembered.folder() / "kernels"
+    kernels = user_cache.folder() / "kernels"
     kernels.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
     (folder / "kernels").symlink_to(kernels)
-    os.environ[remembered.CACHE_VARIABLE] = str(folder)
+    os.environ[user_cache.CACHE_VARIABLE] = str(folder)
     return folder
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 import edge_llama
 from edge_llama.backends.base import TextTower
-from edge_llama.backends.llama_cpp import LlamaCppTower
-from edge_llama.session import Session
+from edge_llama.backends.llama_cpp.text import LlamaCppTower
+from edge_llama.runtime.session import Session
 
 T = TypeVar("T")
 CAPITAL = "What is the capital of Japan?"

@@ -24,10 +24,21 @@ import numpy as np
 from ggufs import read_tensor
 
 import edge_llama
-from edge_llama.artifact import packaged_path
-from edge_llama.backends import first_run
-from edge_llama.formats import BY_GGML_ID
-from edge_llama.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, f32, read_header, string, u32
+from edge_llama.backends import crash_probe
+from edge_llama.files.artifact import packaged_path
+from edge_llama.files.formats import BY_GGML_ID
+from edge_llama.files.gguf import (
+    Header,
+    TensorInfo,
+    Value,
+    ValueType,
+    array,
+    encode_header,
+    f32,
+    read_header,
+    string,
+    u32,
+)
 
 _Field = tuple[str, Value]
 _ABSENT = {  # what llama.cpp reads for a Llama if it is there: by key a value that changes nothing, or None
@@ -366,7 +377,7 @@ def serve(source: Path, found: Sequence[Case], verdict: Callable[[Path], str]) -
 def main() -> None:
     if sys.argv[2:] == ["-"]:
         source = Path(sys.argv[1])
-        first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
+        crash_probe.require = lambda _artifact, _settings: None  # the checks of headers must do alone
         serve(source, cases(read_header(source)), verdict)
         return
     if sys.argv[1:]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.formats import FORMATS, Format
-from edge_llama.gguf import TensorInfo, Value, encode_header, read_header
+from edge_llama.files.formats import FORMATS, Format
+from edge_llama.files.gguf import TensorInfo, Value, encode_header, read_header
 from quant import ggml
 
 READABLE = tuple(name for name, format_ in FORMATS.items() if ggml.can_read(format_))

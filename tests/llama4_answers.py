@@ -12,7 +12,7 @@ from llama4_training import Dialogue, Turn, dialogues
 import converters
 import edge_llama
 from edge_llama import Image, Message
-from edge_llama.vision import tiles
+from edge_llama.media.llama4_tiles import tiles
 
 KINDS = ("single", "across", "stacked", "two pictures")
 EXACT = {"kv_format": "f32", "flash_attention": False}
@@ -48,8 +48,8 @@ def theirs(reference: Reference, question: Question, *, same_pixels: bool = True
     return reference.tokenizer.decode(reference.generate(ids, pixels), skip_special_tokens=True)
 
 
-def _spec(pixels: np.ndarray) -> edge_llama.vision.VisionSpec:  # type: ignore[type-arg]
-    return edge_llama.vision.VisionSpec(tile=pixels.shape[-1], max_tiles=16, tokens_per_tile=1, n_embd=1)
+def _spec(pixels: np.ndarray) -> edge_llama.media.llama4_tiles.VisionSpec:  # type: ignore[type-arg]
+    return edge_llama.media.llama4_tiles.VisionSpec(tile=pixels.shape[-1], max_tiles=16, tokens_per_tile=1, n_embd=1)
 
 
 def ours(model: edge_llama.Model, question: Question, *, blank: bool = False) -> str:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 import converters
 from edge_llama import Image
-from edge_llama.artifact import VISION_INPUT, read_vision
-from edge_llama.vision import VisionSpec, tiles
+from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.media.llama4_tiles import tiles
 from quant.calibration import measured
 
 PACKAGES = {"openvino": "onnxruntime_ep_openvino", "qnn": "onnxruntime_qnn"}

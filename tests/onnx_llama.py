@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_llama.artifact import locate
-from edge_llama.backends.onnx_text import OnnxTower
-from edge_llama.onnx_text import OnnxArtifact, read_onnx_text
+from edge_llama.backends.onnxruntime.text import OnnxTower
+from edge_llama.files.artifact import locate
+from edge_llama.files.onnx_text import OnnxArtifact, read_onnx_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
 LONGEST = 4096

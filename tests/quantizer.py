@@ -7,8 +7,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from edge_llama.formats import FORMATS
-from edge_llama.gguf import Header, Value
+from edge_llama.files.formats import FORMATS
+from edge_llama.files.gguf import Header, Value
 
 _STRICT = ("architecture", "type", "file_type", "quantization_version", "alignment", "sampling.")
 

@@ -8,7 +8,7 @@ from engines import decoded, logits_along
 
 import edge_llama
 from edge_llama.generation import Generation
-from edge_llama.sampling import SamplingParams
+from edge_llama.sampling.params import SamplingParams
 
 
 def main(model_path: str, session: str, given: str, out: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 
-from edge_llama.sampling import SamplingParams
-from edge_llama.structured import constraint
+from edge_llama.sampling.constraint import constraint
+from edge_llama.sampling.params import SamplingParams
 
 SHORT = {"type": "string", "maxLength": 12}
 TREE = {

@@ -20,8 +20,8 @@ import converters
 import edge_llama
 from edge_llama import Message
 from edge_llama.backends.base import TextTower
-from edge_llama.gguf import Value, ValueType
-from edge_llama.session import Session
+from edge_llama.files.gguf import Value, ValueType
+from edge_llama.runtime.session import Session
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 300  # about 3,000 tokens
 

@@ -21,10 +21,10 @@ import converters
 import edge_llama
 from edge_llama import ContextFullError, Image, InputError, Message, OptionError, SessionError, TemplateError
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.history import Conversation, History
-from edge_llama.messages import ToolCall
-from edge_llama.tools import tools_of
-from edge_llama.vision import tiles
+from edge_llama.history.store import Conversation, History
+from edge_llama.media.llama4_tiles import tiles
+from edge_llama.prompts.messages import ToolCall
+from edge_llama.prompts.tools import tools_of
 
 if TYPE_CHECKING:
     from edge_llama.generation import Answer
@@ -90,7 +90,7 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_ids_logits_and_32_tokens_are_transformers(name: str, model: edge_llama.Model, reference: Reference) -> None:
-    """Its processor rounds pixels to bfloat16 (tests/test_vision.py); its towers get ours here: within 1e-3 then."""
+    """Its processor rounds pixels to bfloat16 (test_llama4_tiles.py); its towers get ours here: within 1e-3 then."""
     ours, theirs = text_and_images(*CONVERSATIONS[name])
     pictures = [image for message in ours for _, image in message.images]
     ids, pixels = reference.inputs(theirs, [Pillow.fromarray(image.pixels()) for image in pictures])
@@ -283,7 +283,7 @@ def test_a_cancel_does_not_wait_for_a_large_photo(model: edge_llama.Model, monke
         ended.wait(30)
         return tiles(*arguments)
 
-    monkeypatch.setattr("edge_llama.embedder.tiles", slow)
+    monkeypatch.setattr("edge_llama.runtime.encoders.tiles", slow)
     generation = model.chat(max_tokens=2).send("What is this?", images=[picture(200, 200)])
     assert started.wait(10)
     generation.cancel()

@@ -8,7 +8,7 @@ from converters.architectures.llama import LLAMA, Weight
 from converters.architectures.llama4 import LLAMA4
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Header, Value
+from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
 __all__ = ["ARCHITECTURES", "Architecture", "Weight", "for_config", "for_gguf"]

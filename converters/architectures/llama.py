@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from converters.architectures.rotary import llama3_factors, llama3_scaling
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Fields, Tensor, shortest
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import F32
-from edge_llama.gguf import Header, Value, f32, string, u32
+from edge_llama.files.formats import F32
+from edge_llama.files.gguf import Header, Value, f32, string, u32
 from quant.recipe import Model
 
 _LAYER = {

@@ -13,11 +13,11 @@ from typing import Any
 from converters.architectures import llama
 from converters.architectures.llama import OUTSIDE, ROPE_FREQS, Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
-from converters.joined import joined
-from converters.transposed import floats, transposed
+from converters.tensors.joined import joined
+from converters.tensors.transposed import floats, transposed
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Header, Value, u32
-from edge_llama.gguf_checks import LLAMA4_NOPE_INTERVAL
+from edge_llama.files.gguf import Header, Value, u32
+from edge_llama.files.gguf_limits import LLAMA4_NOPE_INTERVAL
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's

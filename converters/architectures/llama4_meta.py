@@ -19,9 +19,9 @@ from converters.architectures.llama4 import MAX_LAYERS
 from converters.architectures.llama4_vision import resampled
 from converters.architectures.llama_families import LLAMA4_TOKENS
 from converters.checkpoint import Fields, Tensor
-from converters.joined import joined
-from converters.transposed import transposed
-from converters.vocabulary import Vocabulary
+from converters.metadata.vocabulary import Vocabulary
+from converters.tensors.joined import joined
+from converters.tensors.transposed import transposed
 from edge_llama.errors import CheckpointError
 
 NAME = "Llama 4"

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from converters.architectures.llama import Weight
 from converters.checkpoint import Checkpoint, Fields, Tensor, read_json, text_config
 from edge_llama.errors import ArtifactError, CheckpointError
-from edge_llama.formats import F32
-from edge_llama.gguf import Value, ValueType, array, boolean, f32, string, u32
-from edge_llama.vision import VisionSpec
+from edge_llama.files.formats import F32
+from edge_llama.files.gguf import Value, ValueType, array, boolean, f32, string, u32
+from edge_llama.files.vision_spec import VisionSpec
 from quant.kernels import recode
 
 EPS = 1e-5  # of every LayerNorm, whatever config.json says: transformers never asks it

@@ -15,7 +15,7 @@ from typing import Any
 from converters.architectures.llama import halved
 from converters.architectures.llama_families import LLAMA3_TOKENS
 from converters.checkpoint import Fields, Tensor
-from converters.vocabulary import Vocabulary
+from converters.metadata.vocabulary import Vocabulary
 
 NAME = "Llama"
 TOKENS = LLAMA3_TOKENS

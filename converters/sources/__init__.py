@@ -6,9 +6,9 @@ from pathlib import Path
 
 from converters.checkpoint import INPUT_SUFFIXES, Checkpoint
 from converters.sources import gguf, meta, safetensors
-from edge_llama.artifact import BUILT_IN, packaged_path
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf_parts import parts
+from edge_llama.files.artifact import BUILT_IN, packaged_path
+from edge_llama.files.gguf_parts import parts
 
 
 def open_checkpoint(source: Path) -> Checkpoint:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from converters import sampling
 from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
+from converters.metadata import generation_config
+from converters.metadata.vocabulary import from_gguf
 from converters.sources.stored import Stored
-from converters.vocabulary import from_gguf
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Header, TensorInfo
-from edge_llama.gguf_text import read_gguf_text
+from edge_llama.files.gguf import Header, TensorInfo
+from edge_llama.files.gguf_text import read_gguf_text
 from quant.kernels import can_read
 
 
@@ -26,7 +26,7 @@ def open_file(path: Path) -> Checkpoint:
         config=config,
         tensors=architecture.tensors_from_gguf(tensors, config, path),
         vocabulary=from_gguf(header),
-        generation=sampling.from_gguf(header),
+        generation=generation_config.from_gguf(header),
         metadata=header.fields,
     )
 

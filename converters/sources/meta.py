@@ -15,14 +15,14 @@ import numpy as np
 
 from converters.architectures import llama4_meta, llama_meta
 from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT
-from converters.chat_templates import TOPIC, with_family
 from converters.checkpoint import Checkpoint, Tensor, read_json
-from converters.joined import joined
-from converters.provenance import read_provenance
+from converters.metadata.provenance import read_provenance
+from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.torch_file import read_file
+from converters.tensors.joined import joined
 from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
-from converters.vocabulary import TokenType, Vocabulary
+from converters.transforms.chat_templates import TOPIC, with_family
 from edge_llama.errors import CheckpointError
 
 Params = llama_meta.Params | llama4_meta.Params

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
-from converters.provenance import read_provenance
+from converters.metadata.provenance import read_provenance
 from converters.sources.stored import Stored
 from converters.tokenizers.reader import read_folder
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import BF16, F16, F32, Format
+from edge_llama.files.formats import BF16, F16, F32, Format
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

@@ -19,7 +19,7 @@ from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.stored import Stored
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import CheckpointError
-from edge_llama.formats import Format
+from edge_llama.files.formats import Format
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB
 _MAX_MEMBERS = 100_000

@@ -16,7 +16,7 @@ from converters.options import Options
 from converters.targets import gguf, mmproj
 from converters.targets.layout import Closing, Layout, Part
 from edge_llama.errors import CheckpointError, OptionError
-from edge_llama.manifest import NAME, Manifest, StoredFile, Tower
+from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
 
 QUANTS = gguf.QUANTS
 DEFAULT_QUANT = gguf.DEFAULT_QUANT
@@ -71,7 +71,7 @@ def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], d
     """The text tower's files, of which its engine opens the first, and small ones."""
     if options.to != "onnx":
         return gguf.lay_out(checkpoint, "text.gguf", options).parts, {}
-    from converters.targets.onnx_text import text_files  # noqa: PLC0415 - its library takes a third of a second to load
+    from converters.targets.onnx.text import text_files  # noqa: PLC0415 - its library takes a third of a second to load
 
     made = text_files(checkpoint, options)
     return made.parts, made.files
@@ -81,10 +81,10 @@ def _vision(checkpoint: Checkpoint, kind: str, format_name: str, options: Option
     """The vision tower's files, of which its engine opens the first."""
     if kind == "gguf":
         return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
-    from converters.targets import onnx_vision  # noqa: PLC0415 - its library takes a third of a second to load
+    from converters.targets.onnx import vision  # noqa: PLC0415 - its library takes a third of a second to load
 
     ranges = None if options.ranges is None else Path(options.ranges)
-    return tuple(onnx_vision.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
+    return tuple(vision.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

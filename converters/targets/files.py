@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from converters.checkpoint import Checkpoint
-from converters.vocabulary import TokenType, Vocabulary
+from converters.metadata.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _END_TEXTS = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"}

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from converters import sampling
 from converters.architectures import Architecture, for_config
 from converters.checkpoint import Checkpoint
+from converters.metadata import generation_config
+from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
 from converters.targets.layout import Entry, Layout, Part
-from converters.vocabulary import to_gguf
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import ALIGNMENT, Value, ValueType, string, u32
-from edge_llama.integrity import header_with_room, seal
+from edge_llama.files.gguf import ALIGNMENT, Value, ValueType, string, u32
+from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe
 
 QUANTS = tuple(recipe.RECIPES)
@@ -41,7 +41,7 @@ def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
     entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
-        **sampling.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
+        **generation_config.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
@@ -107,7 +107,7 @@ def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Va
         "general.type": string("model"),
         "general.name": string(checkpoint.name),
         **checkpoint.provenance.fields,
-        **sampling.to_gguf(checkpoint.generation, checkpoint.path),
+        **generation_config.to_gguf(checkpoint.generation, checkpoint.path),
         **architecture.metadata(checkpoint),
         **to_gguf(checkpoint.vocabulary),
     }

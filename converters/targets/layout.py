@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from math import prod
 
 from converters.checkpoint import Tensor
-from edge_llama.formats import Format
-from edge_llama.manifest import StoredFile
+from edge_llama.files.formats import Format
+from edge_llama.files.manifest import StoredFile
 from quant.nbits import Stored, is_exact
 
 Closing = Callable[[Mapping[str, StoredFile]], Mapping[str, bytes]]

@@ -1,14 +1,14 @@
 """A vision tower as llama.cpp's tools take it: a GGUF file of its own, called mmproj."""
 
-from converters import sampling
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint, Tensor
+from converters.metadata import generation_config
 from converters.options import Options
 from converters.targets import gguf
 from converters.targets.layout import Entry, Layout, Part
-from edge_llama.formats import F16, F32, FORMATS, Format
-from edge_llama.gguf import string, u32
-from edge_llama.mmproj import ARCHITECTURE, MAX_TILES, is_added
+from edge_llama.files.formats import F16, F32, FORMATS, Format
+from edge_llama.files.gguf import string, u32
+from edge_llama.files.mmproj import ARCHITECTURE, MAX_TILES, is_added
 from quant.recipe import RECIPES
 
 QUANTS = ("f16", "f32", "bf16", "q8_0")
@@ -29,7 +29,7 @@ def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
         "general.type": string("mmproj"),
         "general.name": string(checkpoint.name),
         **checkpoint.provenance.fields,
-        **sampling.to_gguf(checkpoint.generation, checkpoint.path),
+        **generation_config.to_gguf(checkpoint.generation, checkpoint.path),
         **metadata,
         MAX_TILES: u32(llama4_vision.spec(checkpoint).max_tiles),
         "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),

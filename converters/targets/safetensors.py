@@ -10,7 +10,7 @@ from converters.targets.files import encoded, generation, special_ids
 from converters.targets.layout import Entry, Layout, Part
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
-from edge_llama.formats import FORMATS, Format
+from edge_llama.files.formats import FORMATS, Format
 
 QUANTS = ("f32", "f16", "bf16")
 DEFAULT_QUANT = "bf16"

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import read_json
+from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
 from converters.tokenizers.tiktoken_ranks import is_ranks
-from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"

@@ -6,7 +6,7 @@ from there. Only what a reader needs is written: pieces, the kind of model, how 
 
 import struct
 
-from converters.vocabulary import TokenType, Vocabulary
+from converters.metadata.vocabulary import TokenType, Vocabulary
 
 _SPACE = "\u2581"
 _BPE = 2  # TrainerSpec.ModelType

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from converters.vocabulary import TokenType, Vocabulary
+from converters.metadata.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers import sentencepiece_model
 from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, LLAMA4_REGEX, split
-from converters.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError
-from edge_llama.sampling import SamplingParams
-from edge_llama.tokenizer import Tokenizer
+from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.sampling.params import SamplingParams
 
 
 class AbortedError(Exception):
@@ -18,8 +18,8 @@ class AbortedError(Exception):
 class Sampler(Protocol):
     """Chooses tokens for one answer, remembering those that it chose.
 
-    An engine without one of its own gives :class:`edge_llama.sampler.NumpySampler`. What surrounds it for every
-    engine, grammars and logprobs, is in :mod:`edge_llama.generation`.
+    An engine without one of its own gives NumpySampler (:mod:`edge_llama.sampling.numpy_sampler`). What surrounds it
+    for every engine, grammars and logprobs, is in :mod:`edge_llama.generation`.
     """
 
     def sample(self) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-from edge_llama.cli import bench, calibrate, chat, conversations, convert, devices, history, inspect, run, verify
+from edge_llama.cli import bench, calibrate, chat, convert, devices, history, inspect, run, verify
+from edge_llama.cli.chat_session import conversations
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_llama import speed
-from edge_llama.cli import options
-from edge_llama.devices import cpu, cpu_threads
+from edge_llama.cli import options, speed
 from edge_llama.errors import printable
+from edge_llama.host.devices import cpu, cpu_threads
 from edge_llama.model import Model
 
 

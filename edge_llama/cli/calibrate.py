@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_llama.artifact import VISION_INPUT, VisionArtifact, existing, read_vision
 from edge_llama.cli import options
-from edge_llama.cli.console import note
-from edge_llama.devices import cpu_threads
+from edge_llama.cli.terminal.console import note
 from edge_llama.errors import ArtifactError, OptionError, OutputError
-from edge_llama.images import Image
-from edge_llama.vision import tiles
+from edge_llama.files.artifact import VISION_INPUT, VisionArtifact, existing, read_vision
+from edge_llama.host.devices import cpu_threads
+from edge_llama.media.images import Image
+from edge_llama.media.llama4_tiles import tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

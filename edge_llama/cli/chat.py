@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_llama.cli import commands, options
-from edge_llama.cli.console import messages_of_stdin, note, speed
-from edge_llama.cli.conversation import Conversation
-from edge_llama.cli.conversations import Kept
-from edge_llama.cli.pictures import dropped
+from edge_llama.cli import options
+from edge_llama.cli.chat_session import commands
+from edge_llama.cli.chat_session.conversation import Conversation
+from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.pictures import dropped
+from edge_llama.cli.terminal.console import messages_of_stdin, note, speed
 from edge_llama.errors import EdgeLlamaError
 
 EXAMPLE = "What is the capital of Japan?"
@@ -104,7 +105,7 @@ def _answer_all(conversation: Conversation, messages: Iterator[str], *, quiet: b
 
 def _talk(conversation: Conversation) -> None:
     """Read, answer, repeat, until /exit or Ctrl-D."""
-    from edge_llama.cli.reading import Reader  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
+    from edge_llama.cli.terminal.reading import Reader  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
 
     reader = Reader(commands.COMMANDS)
     while not conversation.is_over:

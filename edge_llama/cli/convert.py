@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.console import note, progress
+from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from edge_llama import devices as machine
 from edge_llama.cli import options
-from edge_llama.engines import EngineState, engines
 from edge_llama.errors import printable
+from edge_llama.host import devices as machine
+from edge_llama.planning.engine_report import EngineState, engines
 
 # What llama.cpp's kernels make use of, on x86-64 and on ARM; the whole list is in --json.
 _USEFUL = {

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.console import note
-from edge_llama.cli.conversations import completed
+from edge_llama.cli.chat_session.conversations import completed
+from edge_llama.cli.terminal.console import note
 from edge_llama.errors import HistoryError, OptionError, printable
-from edge_llama.history import FOLDER_VARIABLE, OFF, Conversation, Entry, History, folder
-from edge_llama.history_search import Found
-from edge_llama.images import Image
-from edge_llama.messages import Message
+from edge_llama.history.search import Found
+from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, Entry, History, folder
+from edge_llama.media.images import Image
+from edge_llama.prompts.messages import Message
 
 app = typer.Typer(
     help="Conversations of `chat`, kept on this machine: list, show, search, delete.",

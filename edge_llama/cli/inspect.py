@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_llama.artifact import Bundle, VisionArtifact, existing, read_artifact, read_towers
 from edge_llama.cli import options
 from edge_llama.errors import printable
-from edge_llama.gguf import Header, TensorInfo, Value, ValueType
-from edge_llama.gguf_text import GGUFArtifact
-from edge_llama.onnx_text import OnnxArtifact
-from edge_llama.text_artifact import Artifact
+from edge_llama.files.artifact import Bundle, VisionArtifact, existing, read_artifact, read_towers
+from edge_llama.files.gguf import Header, TensorInfo, Value, ValueType
+from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.onnx_text import OnnxArtifact
+from edge_llama.files.text_artifact import Artifact
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_llama import shortening
-from edge_llama.cli.console import note
-from edge_llama.cli.conversations import completed
-from edge_llama.devices import cpu_threads
+from edge_llama.cli.chat_session.conversations import completed
+from edge_llama.cli.terminal.console import note
 from edge_llama.errors import OptionError
+from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
+from edge_llama.prompts import context_overflow
 
 NCtx = Annotated[
     int | None, typer.Option("--n-ctx", help="Tokens of context. Default: what is useful and fits the memory.")
@@ -240,10 +240,10 @@ def read_text(path: Path, option: str) -> str:
         raise OptionError(f"{option} {path}: cannot be read: {error}") from error
 
 
-def when_full(value: str) -> shortening.WhenFull:
+def when_full(value: str) -> context_overflow.WhenFull:
     """``--when-full`` as the library's own value."""
     try:
-        return shortening.check_when_full(value)
+        return context_overflow.check_when_full(value)
     except OptionError as error:
         raise OptionError(f"--when-full {value}: unknown", remedy=error.remedy) from error
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.console import Plain, ended, logprob_lines, note, speed, stream, token_text
+from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
-from edge_llama.tokenizer import Tokenizer
+from edge_llama.prompts.tokenizer import Tokenizer
 
 
 @options.with_sampling

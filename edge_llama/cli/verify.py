@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from edge_llama import manifest
-from edge_llama.artifact import VisionArtifact, existing, read_artifact, read_towers
 from edge_llama.cli import options
-from edge_llama.cli.console import note, progress
+from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import NotVerifiableError
-from edge_llama.gguf import Header
-from edge_llama.gguf_text import GGUFArtifact
-from edge_llama.integrity import verify as verify_file
-from edge_llama.text_artifact import Artifact
+from edge_llama.files import manifest
+from edge_llama.files.artifact import VisionArtifact, existing, read_artifact, read_towers
+from edge_llama.files.gguf import Header
+from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.integrity import verify as verify_file
+from edge_llama.files.text_artifact import Artifact
 
 
 def verify(

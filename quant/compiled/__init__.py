@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.formats import FORMATS, Format
+from edge_llama.files.formats import FORMATS, Format
 from quant import ggml
 
 if TYPE_CHECKING:

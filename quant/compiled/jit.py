@@ -10,7 +10,7 @@ import numba
 from filelock import FileLock
 from numba import njit
 
-from edge_llama.remembered import folder
+from edge_llama.host.user_cache import folder
 
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
 """No contraction (FMA) and no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""

@@ -19,13 +19,14 @@ from refusals import refusal
 import converters
 import edge_llama
 from edge_llama import Image, Message
-from edge_llama.artifact import VisionArtifact, read_vision
-from edge_llama.backends import first_run, llama_cpp_vision, onnx_plugins, onnx_runtime
+from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError, VisionTower
-from edge_llama.backends.llama_cpp_vision import levels
-from edge_llama.backends.onnx_runtime import providers
-from edge_llama.backends.vision import open_vision
+from edge_llama.backends.llama_cpp import vision
+from edge_llama.backends.llama_cpp.vision import levels
+from edge_llama.backends.onnxruntime import providers, session
+from edge_llama.backends.registry import open_vision
 from edge_llama.errors import ArtifactError, EngineError, OptionError
+from edge_llama.files.artifact import VisionArtifact, read_vision
 
 EXACT, LLAMA_CPP = 1e-3, 0.01
 """Largest difference: of ONNX in f32, and of llama.cpp as a share of the largest value (it computes GELU by tanh)."""
@@ -81,9 +82,9 @@ def test_llama_cpps_encoder_is_transformers_but_for_its_gelu(towers: dict[str, P
 
 def test_the_order_of_the_installed_encoder_is_found_out_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path))
-    first = llama_cpp_vision._transposes()
-    monkeypatch.setattr(llama_cpp_vision.first_run, "child", None)  # not asked again
-    assert llama_cpp_vision._transposes() == first
+    first = vision._transposes()
+    monkeypatch.setattr(vision.first_run, "child", None)  # not asked again
+    assert vision._transposes() == first
 
 
 def test_a_tile_goes_back_to_its_levels_exactly() -> None:
@@ -129,7 +130,7 @@ def test_llama_cpps_encoder_stops_in_the_midst_of_a_tile(
 ) -> None:
     with closing(open_vision(read_vision(towers["mmproj"]), threads=1)) as tower:
         expected = tower.encode(pixels(1))
-        library = llama_cpp_vision._library()
+        library = vision._library()
         encode = library.mtmd_encode_chunk
 
         def stopped_within(*arguments: object) -> int:
@@ -199,7 +200,7 @@ def test_a_foreign_graph_is_tried_out_once(
 ) -> None:
     artifact = _foreign(_damaged(towers, tmp_path), lambda model: setattr(model, "producer_name", "another"))
     open_vision(artifact, threads=1).close()
-    monkeypatch.setattr(first_run, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "child", None)  # not asked again
     with closing(open_vision(artifact, threads=1)) as tower:
         np.testing.assert_allclose(tower.encode(pixels(1)), reference.image_features(pixels(1)), atol=EXACT, rtol=0)
 
@@ -266,15 +267,15 @@ def test_a_graph_of_another_shape_than_its_bundle_says_is_an_error(towers: dict[
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     options = onnxruntime.SessionOptions()
-    assert providers("auto", options) == ["CPUExecutionProvider"]
+    assert session.providers("auto", options) == ["CPUExecutionProvider"]
     with refusal(OptionError, "device toaster", "coreml"):
-        providers("toaster", options)
+        session.providers("toaster", options)
     with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.* install another"):
-        providers("cuda", options)
-    monkeypatch.setattr(onnx_plugins, "find_spec", lambda _: None)
-    monkeypatch.setattr(onnx_runtime.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+        session.providers("cuda", options)
+    monkeypatch.setattr(providers, "find_spec", lambda _: None)
+    monkeypatch.setattr(session.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"no QNN.*pip install onnxruntime-qnn"):
-        providers("qnn", options)
+        session.providers("qnn", options)
     with pytest.raises(RuntimeError, match="disable_cpu_ep_fallback"):
         options.get_session_config_entry("session.disable_cpu_ep_fallback")
 

@@ -8,7 +8,7 @@ import pytest
 from engines import CAPITAL
 from terminals import Terminal
 
-from edge_llama.cli.commands import COMMANDS
+from edge_llama.cli.chat_session.commands import COMMANDS
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,12 +10,12 @@ from engines import CAPITAL
 from ggufs import rewritten
 from terminals import Terminal
 
-from edge_llama import devices
 from edge_llama.cli import options
-from edge_llama.cli.console import is_unfinished, unquoted
-from edge_llama.cli.conversation import Conversation
-from edge_llama.cli.conversations import Kept
+from edge_llama.cli.chat_session.conversation import Conversation
+from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.terminal.console import is_unfinished, unquoted
 from edge_llama.errors import OptionError, TemplateError
+from edge_llama.host import devices
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from terminals import EDGE_LLAMA, Terminal
 
 from edge_llama import Message, ToolCall
-from edge_llama.history import Conversation, History
+from edge_llama.history.store import Conversation, History
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,8 +14,8 @@ from PIL import Image as Pillow
 from terminals import Terminal
 
 import converters
-from edge_llama.cli.pictures import dropped, unquoted
-from edge_llama.history import History
+from edge_llama.cli.chat_session.pictures import dropped, unquoted
+from edge_llama.history.store import History
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 WHICH = "Which digits are these?"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge_llama.cli import markdown, page
-from edge_llama.cli.markdown import Markdown
+from edge_llama.cli.terminal import markdown, page
+from edge_llama.cli.terminal.markdown import Markdown
 
 DOCUMENT = """# Heading with `code`
 

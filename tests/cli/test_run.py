@@ -13,7 +13,7 @@ from engines import CAPITAL
 from ggufs import rewritten
 from terminals import EDGE_LLAMA
 
-from edge_llama.gguf import read_header, string
+from edge_llama.files.gguf import read_header, string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_llama.gguf import read_header
+from edge_llama.files.gguf import read_header
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

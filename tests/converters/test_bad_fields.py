@@ -25,7 +25,7 @@ import converters
 from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, LLAMA4_REGEX, pre_tokenizer_name
 from edge_llama import EdgeLlamaError
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Value, ValueType, array, encode_header, string, u32
+from edge_llama.files.gguf import Value, ValueType, array, encode_header, string, u32
 
 FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "added_tokens.json", "tokenizer.json")
 _REMOVE = object()

@@ -15,12 +15,12 @@ from refusals import refusal
 
 import converters
 from converters import partial_folder
-from edge_llama.artifact import locate, read_artifact, read_bundle, read_towers, read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError, OutputError
-from edge_llama.gguf import read_header
-from edge_llama.gguf_text import END_TOKENS
-from edge_llama.integrity import verify as verify_file
-from edge_llama.manifest import NAME, read_manifest, verify
+from edge_llama.files.artifact import locate, read_artifact, read_bundle, read_towers, read_vision
+from edge_llama.files.gguf import read_header
+from edge_llama.files.gguf_text import END_TOKENS
+from edge_llama.files.integrity import verify as verify_file
+from edge_llama.files.manifest import NAME, read_manifest, verify
 
 EVERYTHING = ["LICENSE", NAME, "text.gguf", "vision/model.onnx", "vision/model.onnx.data"]
 

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import converters
 import edge_llama
 from edge_llama import CheckpointError, OutputError
-from edge_llama.gguf import read_header
+from edge_llama.files.gguf import read_header
 
 GGUF = "model.gguf"
 

@@ -25,7 +25,7 @@ import converters
 import edge_llama
 from edge_llama import ArtifactError, CheckpointError
 from edge_llama.errors import InputError
-from edge_llama.gguf import Value, ValueType, read_header, string
+from edge_llama.files.gguf import Value, ValueType, read_header, string
 
 
 class Trip:

@@ -24,7 +24,7 @@ import converters
 import edge_llama
 from converters.architectures import llama4 as architecture
 from edge_llama.errors import ArtifactError, CheckpointError
-from edge_llama.gguf import Header, read_header, u32
+from edge_llama.files.gguf import Header, read_header, u32
 from quant.recipe import RECIPES
 
 MAKERS: dict[str, Callable[..., Path]] = {
@@ -148,8 +148,8 @@ def test_rows_read_in_any_slices_are_the_same(
     folders: dict[str, Path], rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With stripes so narrow that they cross from one expert to the next."""
-    monkeypatch.setattr("converters.transposed._STRIPE", 20_000)
-    monkeypatch.setattr("converters.transposed._BLOCK", 7)
+    monkeypatch.setattr("converters.tensors.transposed._STRIPE", 20_000)
+    monkeypatch.setattr("converters.tensors.transposed._BLOCK", 7)
     for entry in converters.plan(folders["scout"], tmp_path / "x.gguf", tower="text").layout.entries:
         tensor = entry.tensor
         cuts = rng.integers(0, tensor.rows // tensor.step + 1, 5) * tensor.step

@@ -29,8 +29,8 @@ from converters.architectures import llama4_meta
 from converters.architectures.llama_families import FAMILIES
 from edge_llama import Message, ToolCall
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import Header, read_header
-from edge_llama.prompts import ChatTemplate
+from edge_llama.files.gguf import Header, read_header
+from edge_llama.prompts.chat_template import ChatTemplate
 
 _TORCHVISION = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")  # for pictures alone
 with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in _TORCHVISION}):

@@ -10,7 +10,7 @@ import pytest
 import sparse_llama4
 
 import converters
-from edge_llama.gguf import read_header
+from edge_llama.files.gguf import read_header
 
 _CONVERT = "import sys, converters; converters.convert(sys.argv[1], sys.argv[2], quant='q8_0', threads=2)"
 

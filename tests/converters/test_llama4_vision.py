@@ -24,9 +24,9 @@ from refusals import refusal
 from safetensors.numpy import load_file, save_file
 
 import converters
-from edge_llama.artifact import read_vision
 from edge_llama.errors import CheckpointError
-from edge_llama.gguf import read_header
+from edge_llama.files.artifact import read_vision
+from edge_llama.files.gguf import read_header
 
 TOLERANCE = 1e-4
 """Of float32: the sums are added in another order. Embeddings go to about 6."""

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 from variants import edit_json
 
 import converters
-from converters.lora import merge
 from converters.sources import open_checkpoint
+from converters.transforms.lora import merge
 from edge_llama import CheckpointError, OutputError
-from edge_llama.formats import F32
+from edge_llama.files.formats import F32
 from quant.kernels import recode
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

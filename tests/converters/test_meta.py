@@ -24,9 +24,9 @@ import converters
 import edge_llama
 from converters.architectures.llama_meta import read_params
 from edge_llama import Message
-from edge_llama.gguf import Header, read_header
-from edge_llama.gguf_text import END_TOKENS
-from edge_llama.integrity import ROOT
+from edge_llama.files.gguf import Header, read_header
+from edge_llama.files.gguf_text import END_TOKENS
+from edge_llama.files.integrity import ROOT
 
 SHAPE = checkpoints.Shape(kv_heads=2)
 

@@ -22,8 +22,8 @@ import converters
 import edge_llama
 from converters.architectures.llama_families import FAMILIES
 from edge_llama import Message, OptionError, ToolCall
-from edge_llama.gguf import Header, read_header
-from edge_llama.prompts import ChatTemplate
+from edge_llama.files.gguf import Header, read_header
+from edge_llama.prompts.chat_template import ChatTemplate
 
 RANKS = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
 

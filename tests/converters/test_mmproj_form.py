@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import converters
-from edge_llama.gguf import read_header
+from edge_llama.files.gguf import read_header
 
 
 @pytest.mark.parametrize("layers", [3, 11])

@@ -13,9 +13,9 @@ from onnx_graphs import TextGraph, kl, with_weights, without_rounded_activations
 
 import edge_llama
 from converters import convert, plan
-from edge_llama.artifact import packaged_path
 from edge_llama.errors import CheckpointError, OptionError
-from edge_llama.formats import F32, FORMATS
+from edge_llama.files.artifact import packaged_path
+from edge_llama.files.formats import F32, FORMATS
 from quant import nbits
 from quant.kernels import recode
 

@@ -14,8 +14,8 @@ from onnx_graphs import TextGraph, without_rounded_activations
 from transformers import AutoTokenizer
 
 from converters import convert, plan
-from edge_llama.gguf import read_header
-from edge_llama.manifest import verify
+from edge_llama.files.gguf import read_header
+from edge_llama.files.manifest import verify
 
 IDS = np.random.default_rng(2).integers(3, 250, 24).tolist()
 META: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path]]] = {
@@ -105,7 +105,7 @@ def test_scales_that_found_no_room_are_made_again(
     """They wait in memory while a matrix's numbers are written, as far as there is some for them."""
     source = checkpoints.llama3(tmp_path / "source")
     convert(source, tmp_path / "kept", to="onnx", **options)
-    monkeypatch.setattr("converters.companions._ROOM", 5000)
+    monkeypatch.setattr("converters.tensors.pending_scales._ROOM", 5000)
     convert(source, tmp_path / "made again", to="onnx", **options)
     kept, again = ((tmp_path / name / "model.onnx.data").read_bytes() for name in ("kept", "made again"))
     assert kept == again

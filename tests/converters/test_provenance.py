@@ -9,8 +9,8 @@ import pytest
 import converters
 import edge_llama
 from edge_llama import CheckpointError
-from edge_llama.gguf import read_header
-from edge_llama.gguf_text import END_TOKENS
+from edge_llama.files.gguf import read_header
+from edge_llama.files.gguf_text import END_TOKENS
 
 CARD = """---
 language:

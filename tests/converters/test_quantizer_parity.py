@@ -11,7 +11,7 @@ import pytest
 from quantizer import differences, quantized_by_llama_cpp
 
 import converters
-from edge_llama.gguf import read_header
+from edge_llama.files.gguf import read_header
 from quant.recipe import RECIPES, ROLES, WRITTEN
 
 

@@ -10,8 +10,8 @@ from refusals import refusal
 
 import converters
 from edge_llama import ArtifactError
-from edge_llama.formats import FORMATS
-from edge_llama.gguf import Header, ValueType, array, f32, read_header, string, u32
+from edge_llama.files.formats import FORMATS
+from edge_llama.files.gguf import Header, ValueType, array, f32, read_header, string, u32
 from quant.recipe import RECIPES
 
 SHAPE = checkpoints.Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=2)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from converters.sources import open_checkpoint
 from edge_llama.errors import OptionError
-from edge_llama.formats import BF16, F32, FORMATS
+from edge_llama.files.formats import BF16, F32, FORMATS
 from quant import compiled, ggml, kernels
 from quant.compiled import NAMES, Kernel
 
@@ -154,7 +154,7 @@ def run(code: str, **environment: str) -> str:
 
 HASTENED = """
 import sys, time
-from edge_llama.formats import FORMATS
+from edge_llama.files.formats import FORMATS
 from quant import kernels
 q4_k = FORMATS["q4_k"]
 with kernels.hastened({q4_k: int(sys.argv[1])}, 1):

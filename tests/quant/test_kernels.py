@@ -4,7 +4,7 @@ import gguf as reference
 import numpy as np
 import pytest
 
-from edge_llama.formats import BF16, F16, F32, FORMATS
+from edge_llama.files.formats import BF16, F16, F32, FORMATS
 from quant import ggml
 from quant.kernels import NonFiniteError, recode
 from quant.recipe import WRITTEN

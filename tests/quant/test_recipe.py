@@ -12,8 +12,8 @@ import pytest
 from quantizer import quantized_by_llama_cpp
 
 from edge_llama.errors import OptionError
-from edge_llama.formats import F32, FORMATS, Format
-from edge_llama.gguf import encode_header, f32, read_header, string, u32
+from edge_llama.files.formats import F32, FORMATS, Format
+from edge_llama.files.gguf import encode_header, f32, read_header, string, u32
 from quant import ggml
 from quant.kernels import recode
 from quant.recipe import RECIPES, ROLES, WRITTEN, Model, Slot, assign

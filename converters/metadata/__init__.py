@@ -1,0 +1,1 @@
+"""What a checkpoint says beside its weights: vocabulary, sampling defaults, provenance."""

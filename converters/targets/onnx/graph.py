@@ -1,0 +1,160 @@
+"""Writes an ONNX graph node by node, with its weights in a file beside it that is streamed later."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.checkpoint import Tensor
+from converters.targets.layout import Entry, Part
+from converters.tensors.transposed import transposed
+from edge_llama.files.formats import F16, F32, Format
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STANDARD, MICROSOFT = "", "com.microsoft"
+ALIGNMENT = 64
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+INT4, INT8, INT32, INT64, UINT8 = (
+    ir.DataType.INT4,
+    ir.DataType.INT8,
+    ir.DataType.INT32,
+    ir.DataType.INT64,
+    ir.DataType.UINT8,
+)
+_IR_VERSIONS = {21: 10, 23: 11}
+"""The oldest that an operator set needs, so that as many programs as possible read the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The type and shape of a value that ONNX itself can't infer, since an operator of Microsoft's makes it."""
+
+    shape: Sequence[int | str]
+    dtype: ir.DataType = FLOAT
+
+
+class Graph:
+    """A graph that grows. Each value has the name of the node that makes it."""
+
+    def __init__(self, name: str, data_file: str, opset: int = 21) -> None:
+        self._name = name
+        self._data_file = data_file
+        self._opset = opset
+        self._nodes: list[ir.Node] = []
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self._entries: list[Entry] = []
+        self._places: dict[tuple[str, Format], int] = {}
+        self._at = 0
+
+    def input(self, name: str, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> ir.Value:
+        """What is given to the graph."""
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self._inputs.append(value)
+        return value
+
+    def optional_input(self, name: str, shape: Sequence[int | str], default: "NDArray[Any]") -> ir.Value:
+        """An input that need not be given; it is ``default`` then."""
+        tensor = ir.tensor(default, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self._initializers[name] = value
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> None:
+        """Give ``value`` to who runs the graph."""
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
+        self._outputs.append(value)
+
+    def weight(
+        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, turned: bool = False
+    ) -> ir.Value:
+        """A tensor of the checkpoint, stored in ``format_`` (f32 or f16), as float32.
+
+        ``turned``: a matrix's columns become its rows. ``shape``: if the graph sees the numbers in another.
+        """
+        tensor = transposed(tensor) if turned else tensor
+        if format_ is F32:
+            return self.stored(name, tensor, F32, shape or tensor.shape, FLOAT)
+        value = self.stored(name, tensor, F16, shape or tensor.shape, FLOAT16)
+        return self.op("Cast", value, name=f"{name}.as_f32", to=int(FLOAT))
+
+    def stored(self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
+        """The bytes of ``tensor`` in ``format_``, as the graph sees them; asked for again, the same bytes."""
+        if name in self._initializers:
+            return self._initializers[name]
+        entry = Entry(tensor.renamed(name), format_)
+        if (tensor.name, format_) not in self._places:
+            self._places[tensor.name, format_] = self._at
+            self._at += entry.stored_bytes(ALIGNMENT)
+            self._entries.append(entry)
+        at = self._places[tensor.name, format_]
+        data = ir.ExternalTensor(self._data_file, at, entry.nbytes, dtype, shape=ir.Shape(shape), name=name)
+        return self._initializer(name, data, dtype, shape)
+
+    def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
+        """Numbers that are part of the graph: integers as int64, others as float32."""
+        numbers = np.asarray(values)
+        numbers = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.float32)
+        tensor = ir.tensor(numbers, name=name)
+        return self._initializer(name, tensor, tensor.dtype, numbers.shape)
+
+    def op(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        name: str,
+        domain: str = STANDARD,
+        made: Made | None = None,
+        **attributes: Any,
+    ) -> ir.Value:
+        """The output of a node of ``kind``; None stands for an input that is left out."""
+        outputs = None if made is None else [made]
+        return self.ops(kind, *inputs, names=(name,), domain=domain, made=outputs, **attributes)[0]
+
+    def ops(
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        names: Sequence[str],
+        domain: str = STANDARD,
+        made: Sequence[Made | None] | None = None,
+        **attributes: Any,
+    ) -> list[ir.Value]:
+        """The outputs of a node that has several; "" for one that nothing reads."""
+        node = ir.node(kind, list(inputs), attributes, domain=domain, num_outputs=len(names), name=names[0])
+        for value, name, known in zip(node.outputs, names, made or [None] * len(names), strict=True):
+            value.name = name
+            if known:
+                value.shape, value.type = ir.Shape(known.shape), ir.TensorType(known.dtype)
+        self._nodes.append(node)
+        return list(node.outputs)
+
+    def parts(self, folder: str) -> list[Part]:
+        """The model's file and its data's."""
+        domains = {node.domain for node in self._nodes} | {STANDARD}
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={domain: self._opset if domain == STANDARD else 1 for domain in sorted(domains)},
+            name=self._name,
+        )
+        model = ir.Model(graph, ir_version=_IR_VERSIONS[self._opset], producer_name="edge-llama")
+        file = self._data_file.removesuffix(".data")
+        prefix = f"{folder}/" if folder else ""
+        return [
+            Part(prefix + file, ir.to_proto(model).SerializeToString(), ()),
+            Part(prefix + self._data_file, b"", tuple(self._entries), ALIGNMENT),
+        ]
+
+    def _initializer(self, name: str, tensor: Any, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+        self._initializers[name] = value
+        return value

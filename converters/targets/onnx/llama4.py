@@ -1,0 +1,187 @@
+"""The graph of Llama 4's text tower: it reads as transformers' ``modeling_llama4.py`` computes."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from converters.architectures import llama, llama4
+from converters.architectures.rotary import frequencies
+from converters.checkpoint import Checkpoint, Fields, Tensor
+from converters.targets.onnx.graph import FLOAT, Made
+from converters.targets.onnx.llama import LlamaGraph
+from converters.targets.onnx.microsoft import Experts, MicrosoftOps
+from converters.targets.onnx.ops import NEVER, sizes
+from edge_llama.files.onnx_text import IMAGE_FEATURES
+from quant.nbits import Grid
+
+_EXPERT_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
+
+
+class Llama4Graph(LlamaGraph):
+    """Beside :class:`LlamaGraph`: experts, attention in chunks, layers without positions, and images."""
+
+    def hyperparameters(self, checkpoint: Checkpoint) -> llama.Hyperparameters:
+        """What the config says; CheckpointError for an activation that is not Llama's."""
+        self.more = more = llama4.hyperparameters(checkpoint.config, checkpoint.path)
+        if more.activation not in ("silu", "swish"):
+            raise Fields(checkpoint.config, checkpoint.path).fail(
+                "hidden_act", f"is {more.activation!r}, expected 'silu'", "only Llama's own is supported"
+            )
+        return more.base
+
+    def _embedded(self, ids: ir.Value) -> ir.Value:
+        """The rows of the ids; in place of negative ones, in order, rows that are given."""
+        graph, ops, hp = self.graph, self.ops, self.hp
+        features = graph.optional_input(
+            IMAGE_FEATURES, ("image_positions", hp.n_embd), np.zeros((0, hp.n_embd), np.float32)
+        )
+        zero = graph.constant("images.zero", np.array(0))
+        rows = super()._embedded(ops.op("Max", ids, zero, name="images.ids"))
+        is_image = ops.op("Less", ids, zero, name="images.is_image")
+        places = ops.op("NonZero", is_image, name="images.places")
+        places = ops.op("Transpose", places, name="images.places_in_rows", perm=[1, 0])
+        made = Made(("batch", "sequence", hp.n_embd))
+        return graph.op("ScatterND", rows, places, features, name="embedded", made=made)
+
+    def _begin(self) -> None:
+        self._tables = self._angles(self.ops.positions)
+        self._temperature = self._scales(self.ops.positions) if self.more.has_temperature else None
+        self._chunks = None
+        if "chunked_attention" in self.more.layer_types and (self.more.chunk_size or 0) < self.hp.n_ctx:
+            self._chunks = self._chunk_bias(self.ops.positions, self.ops.all_positions)
+
+    def _angles(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines, ``(sequence, head_dim / 2)``: a table of ten million positions would take gigabytes."""
+        graph, ops, hp = self.graph, self.ops, self.hp
+        turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, self.rope_factors())
+        column = ops.reshape(ops.op("Cast", positions, name="rotary.at", to=int(FLOAT)), "rotary.column", -1, 1)
+        angles = ops.op("Mul", column, graph.constant("rotary.turns", turns), name="rotary.angles")
+        return ops.op("Cos", angles, name="rotary.cos"), ops.op("Sin", angles, name="rotary.sin")
+
+    def _scales(self, positions: ir.Value) -> ir.Value:
+        """By what queries without positions are multiplied, ``(sequence, 1)``: the further on, the sharper."""
+        graph, ops = self.graph, self.ops
+        one = graph.constant("temperature.one", 1.0)
+        x = ops.op("Cast", positions, name="temperature.at", to=int(FLOAT))
+        x = ops.op("Add", x, one, name="temperature.number")
+        x = ops.op("Div", x, graph.constant("temperature.floor_scale", self.more.floor_scale), name="temperature.steps")
+        x = ops.op("Floor", x, name="temperature.floor")
+        x = ops.op("Log", ops.op("Add", x, one, name="temperature.plus_one"), name="temperature.log")
+        x = ops.op("Mul", x, graph.constant("temperature.scale", self.more.attn_scale), name="temperature.scaled")
+        return ops.reshape(ops.op("Add", x, one, name="temperature.row"), "temperature", -1, 1)
+
+    def _chunk_bias(self, queries: ir.Value, keys: ir.Value) -> ir.Value:
+        """``(1, 1, sequence, total)``: a query sees no key of an earlier chunk."""
+        graph, ops = self.graph, self.ops
+        size = graph.constant("chunks.size", np.array(self.more.chunk_size))
+        rows = ops.reshape(ops.op("Div", queries, size, name="chunks.query"), "chunks.query_column", 1, 1, -1, 1)
+        columns = ops.reshape(ops.op("Div", keys, size, name="chunks.key"), "chunks.key_row", 1, 1, 1, -1)
+        is_earlier = ops.op("Less", columns, rows, name="chunks.is_earlier")
+        never, zero = graph.constant("chunks.never", NEVER), graph.constant("chunks.nothing", 0.0)
+        return ops.op("Where", is_earlier, never, zero, name="chunks.bias")
+
+    def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
+        hp, more = self.hp, self.more
+        name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
+        q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
+        has_positions = more.rope_layers[layer]
+        if has_positions:
+            q = self._turned(q, hp.n_head, f"{name}.q")
+            k = self._turned(k, hp.n_head_kv, f"{name}.k")
+        elif self._temperature is not None:
+            made = Made(("batch", "sequence", hp.n_head * hp.head_dim))
+            q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", made=made)
+        bias = self._chunks if more.layer_types[layer] == "chunked_attention" else None
+        return self._mixed((q, k, v), layer, past, bias=bias)
+
+    def _turned(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """Queries or keys by their positions."""
+        turned = self.ops.turned(x, self._tables, heads, self.hp.head_dim, f"{name}.turned")
+        return self.ops.head_norm(turned, heads, self.hp.head_dim, f"{name}.norm") if self.more.use_qk_norm else turned
+
+    def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
+        name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
+        if layer not in self.more.moe_layers:
+            return self._mlp(x, source, name, layer)
+        shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
+        made = Made(sizes(x))
+        return self.graph.op("Add", self._routed(x, layer), shared, name=name, made=made)
+
+    def _routed(self, x: ir.Value, layer: int) -> ir.Value:
+        """What the experts that the router chooses for each row make of it, times the router's score for them."""
+        name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
+        hp, ops = self.hp, self.ops
+        rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, made=Made((f"{name}.count", hp.n_embd)))
+        logits = self._linear(rows, f"{source}.router", "router", f"{name}.router", layer)
+        used = self.graph.constant(f"{name}.router.used", [self.more.n_expert_used])
+        best, chosen = self.graph.ops(
+            "TopK", logits, used, names=(f"{name}.router.best", f"{name}.router.chosen"), axis=-1
+        )
+        scores = ops.op("Sigmoid", best, name=f"{name}.router.scores")
+        experts = [self._tensors[f"{source}.experts.{part}_proj.weight"] for part in ("gate", "up", "down")]
+        form = self._experts_form(experts)
+        if form is not None and isinstance(ops, MicrosoftOps):
+            weighed = self.graph.op(
+                "Mul", rows, scores, name=f"{name}.weighed", made=Made((f"{name}.count", hp.n_embd))
+            )
+            gate_up = _by_turns(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
+            made = ops.chosen_experts(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
+        else:
+            made = self._each_expert(rows, chosen, scores, experts, f"{name}.experts")
+        return ops.reshape_like(made, x, f"{name}.routed", hp.n_embd)
+
+    def _experts_form(self, experts: list[Tensor]) -> Grid | None:
+        """The form of all matrices, if one operator can take them."""
+        forms = {self._form(matrix, role) for matrix, role in zip(experts, _EXPERT_ROLES, strict=True)}
+        form = forms.pop()
+        is_one = not forms and experts[0].format is experts[1].format and self.more.n_expert_used == 1
+        return form if is_one and isinstance(form, Grid) and not form.has_offsets else None
+
+    def _each_expert(
+        self, rows: ir.Value, chosen: ir.Value, scores: ir.Value, experts: list[Tensor], name: str
+    ) -> ir.Value:
+        """Expert by expert, those rows that are its; one that nobody chose reads none of its weights."""
+        graph, ops, made = self.graph, self.ops, Made(sizes(rows))
+        total = graph.op("Mul", rows, graph.constant(f"{name}.nothing", 0.0), name=f"{name}.zeros", made=made)
+        for expert in range(self.more.n_expert):
+            at = f"{name}.{expert}"
+            is_chosen = ops.op("Equal", chosen, graph.constant(f"{at}.index", np.array(expert)), name=f"{at}.is_chosen")
+            places = ops.op("NonZero", is_chosen, name=f"{at}.places")
+            places = ops.op("Transpose", places, name=f"{at}.places_in_rows", perm=[1, 0])
+            row, _slot = graph.ops("Split", places, names=(f"{at}.row", f"{at}.slot"), axis=1, num_outputs=2)
+            score = ops.reshape(ops.op("GatherND", scores, places, name=f"{at}.score"), f"{at}.score_column", -1, 1)
+            mine = Made((f"{at}.rows", self.hp.n_embd))
+            taken = ops.op("GatherND", rows, row, name=f"{at}.taken")
+            weighed = graph.op("Mul", taken, score, name=f"{at}.weighed", made=mine)
+            gate, up, down = (_one(tensor, expert) for tensor in experts)
+            gated = ops.swiglu(
+                ops.linear(weighed, gate, self._form(gate, "ffn_gate"), f"{at}.gate"),
+                ops.linear(weighed, up, self._form(up, "ffn_up"), f"{at}.up"),
+                f"{at}.gated",
+            )
+            result = ops.linear(gated, down, self._form(down, "ffn_down"), f"{at}.down")
+            total = graph.op("ScatterND", total, row, result, name=f"{at}.added", reduction="add", made=made)
+        return total
+
+
+def _one(experts: Tensor, expert: int) -> Tensor:
+    """The matrix of one expert."""
+    height = experts.shape[1]
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        return experts.read(expert * height + start, expert * height + stop)
+
+    return replace(experts, name=f"{experts.name}.{expert}", shape=experts.shape[1:], read=read)
+
+
+def _by_turns(gate: Tensor, up: Tensor) -> Tensor:
+    """``(experts, rows, columns)`` of both as ``(experts, 2 * rows, columns)``: a row of each by turns."""
+    n_expert, height, columns = gate.shape
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        pair = [tensor.read(start // 2, stop // 2) for tensor in (gate, up)]
+        return np.stack(pair, axis=1).reshape(stop - start, -1)
+
+    return replace(gate, shape=(n_expert, 2 * height, columns), read=read, step=2 * gate.step)

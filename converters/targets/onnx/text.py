@@ -1,0 +1,60 @@
+"""ONNX, the text tower: a graph, its weights beside it, and the files with which onnxruntime-genai loads them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from converters.architectures import for_config
+from converters.checkpoint import Checkpoint
+from converters.metadata import generation_config
+from converters.options import Options
+from converters.targets.files import encoded, end_ids, generation, special_ids
+from converters.targets.layout import Part
+from converters.targets.onnx import genai
+from converters.targets.onnx.llama import LlamaGraph
+from converters.targets.onnx.llama4 import Llama4Graph
+from converters.tokenizers.writer import write_files
+from quant.onnx_recipe import DEFAULT, OnnxRecipe
+from quant.recipe import check_present
+
+_GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Graph}
+"""By ``Architecture.gguf_name``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextFiles:
+    """``parts``: model.onnx and its data; ``files`` beside them, by name."""
+
+    parts: tuple[Part, ...]
+    files: dict[str, bytes]
+
+
+def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
+    """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
+    architecture = for_config(checkpoint)
+    recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
+    tensors = architecture.tower_tensors(checkpoint)
+    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
+    graph = writer.write()
+    check_present(options.tensor_types, writer.roles)
+    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
+    files = {
+        "genai_config.json": settings,
+        "generation_config.json": generation(checkpoint),
+        **write_files(checkpoint.vocabulary, checkpoint.path),
+    }
+    return TextFiles(
+        tuple(graph.parts("")), {name: encoded(content, name, checkpoint) for name, content in files.items()}
+    )
+
+
+def _ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The ids of special tokens as genai_config.json has them: all that end an answer, and a pad in any case."""
+    vocabulary = checkpoint.vocabulary
+    ids: dict[str, Any] = dict(special_ids(vocabulary))
+    ends = generation_config.end_ids(checkpoint.generation, len(vocabulary.tokens), checkpoint.path) or end_ids(
+        vocabulary
+    )
+    if ends:
+        ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+        ids.setdefault("pad_token_id", ends[0])
+    return ids

@@ -1,0 +1,1 @@
+"""What changes a checkpoint on its way: adapters and chat templates."""

@@ -1,0 +1,66 @@
+"""The chat template that goes into the output: the source's own, a family's, a file's, or none."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from converters.architectures.llama_families import FAMILIES, Family
+from converters.checkpoint import Checkpoint
+from converters.metadata.vocabulary import Vocabulary, to_gguf
+from edge_llama.errors import OptionError
+from edge_llama.files.gguf import Value
+
+TOPIC = "chat template"
+_MAX_FILE = 1 << 20
+
+
+def with_template(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) -> Checkpoint:
+    """The checkpoint with the template that ``given`` means: a family, a file, ``none``; None leaves it as it is.
+
+    Raises OptionError if it is none of these, or a family whose control tokens the vocabulary lacks.
+    """
+    if given is None:
+        return checkpoint
+    name = os.fspath(given)
+    if name == "none":
+        vocabulary, note = replace(checkpoint.vocabulary, chat_templates={}), "none, as asked"
+    elif name in FAMILIES:
+        vocabulary, note = with_family(checkpoint.vocabulary, name), f"{name}, as asked"
+    else:
+        vocabulary = replace(checkpoint.vocabulary, chat_templates={"default": _read(Path(name))})
+        note = f"from {name}"
+    metadata = _with_vocabulary(checkpoint.metadata, vocabulary)
+    return replace(checkpoint, vocabulary=vocabulary, metadata=metadata, notes={**checkpoint.notes, TOPIC: note})
+
+
+def _with_vocabulary(metadata: Mapping[str, Value], vocabulary: Vocabulary) -> Mapping[str, Value]:
+    """A GGUF source's own metadata, which a GGUF output keeps, with the new template in place of the old ones."""
+    if not metadata:
+        return metadata
+    others = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.chat_template")}
+    return others | to_gguf(vocabulary)
+
+
+def with_family(vocabulary: Vocabulary, name: str) -> Vocabulary:
+    """The vocabulary with a family's template and ends of turn; OptionError if it lacks the tokens for it."""
+    family: Family = FAMILIES[name]
+    ids = {text: index for index, text in enumerate(vocabulary.tokens)}
+    if missing := [token for token in family.needs if token not in ids]:
+        raise OptionError(
+            f"--chat-template {name}: the vocabulary has no {missing[0]}", remedy="give the template as a file"
+        )
+    special = {**{kind: ids[token] for kind, token in family.ends.items()}, **vocabulary.special}
+    return replace(vocabulary, chat_templates={"default": family.template}, special=special)
+
+
+def _read(path: Path) -> str:
+    where = f"--chat-template {path}"
+    if not path.exists():
+        raise OptionError(f"{where}: no such file or family", remedy=f"families: {', '.join(FAMILIES)}; or none")
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise OptionError(f"{where}: {path.stat().st_size:,} bytes, at most {_MAX_FILE:,} are read")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{where}: cannot be read: {error}", remedy="give a Jinja file in UTF-8") from error

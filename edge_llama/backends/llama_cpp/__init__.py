@@ -1,0 +1,1 @@
+"""llama.cpp: GGUF text towers and mmproj vision towers."""

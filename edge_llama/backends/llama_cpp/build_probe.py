@@ -1,0 +1,152 @@
+"""Proof that the installed llama.cpp works on this processor: a few tokens decoded in a child process.
+
+Some virtual machines announce AMX and fault on its first instruction; a build made elsewhere may use instructions
+that this processor lacks. Either kills the process in the first ``llama_decode``: so a child goes first. A good verdict
+is remembered for this build on this processor; a bad one is never: the check is made again each time.
+
+    python -m edge_llama.backends.llama_cpp.build_probe
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_llama.backends.llama_cpp.tiny_models import VOCABULARY, tiny_model
+from edge_llama.errors import EngineError
+from edge_llama.host import devices, user_cache
+
+_log = logging.getLogger(__name__)
+_KIND = "engine-health"
+_SECONDS = 120  # half a second when quiet
+_CHILD = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from edge_llama.backends.llama_cpp.build_probe import main
+main()
+"""
+REBUILD = (
+    "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
+    "llama-cpp-python llama-cpp-python; on x86-64 with CFLAGS and CXXFLAGS set to "
+    "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A sound engine: its version, what llama.cpp says of its build, its devices, and when that was found."""
+
+    version: str
+    system_info: str
+    devices: tuple[devices.Device, ...]
+    checked: str
+    """Local time, ISO 8601."""
+
+
+def build() -> dict[str, Any] | None:
+    """What tells one installed llama.cpp from another, without loading it; None if there is none."""
+    spec = find_spec("llama_cpp")
+    if spec is None or not spec.origin:
+        return None
+    package = Path(spec.origin).parent
+    files = [Path(spec.origin), *sorted((package / "lib").glob("*"))]
+    return {"package": str(package), "files": [(file.name, *_stamp(file)) for file in files]}
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@cache
+def require() -> None:
+    """EngineError unless the engine is known to work here; once in a process.
+
+    In a frozen application there is no interpreter to run a child with: its maker is trusted.
+    """
+    if getattr(sys, "frozen", False) or not sys.executable:
+        _log.debug("the engine is not checked: this process has no interpreter for a child")
+        return
+    verdict()
+
+
+def verdict(*, again: bool = False) -> Verdict:
+    """The remembered verdict for this build and processor, else (or ``again``) that of :func:`check`."""
+    key = {"build": build(), "cpu": asdict(devices.cpu())}
+    if not again and (found := user_cache.recall(_KIND, key)):
+        try:
+            return Verdict(**{**found, "devices": tuple(devices.Device(**device) for device in found["devices"])})
+        except (TypeError, KeyError):
+            _log.debug("a remembered verdict has another form: checking again")
+    good = check()
+    user_cache.remember(_KIND, key, asdict(good))
+    return good
+
+
+def check() -> Verdict:
+    """Decode in a child process; EngineError with what to do if it dies or fails."""
+    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603 - this interpreter, this module
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s", remedy=REBUILD
+        ) from error
+    if child.returncode:
+        how = f"died of signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
+        lines = child.stderr.strip().splitlines()
+        raise EngineError(
+            f"llama.cpp does not work here: a test decode {how}{': ' + lines[-1] if lines else ''}",
+            remedy=REBUILD,
+        )
+    said = json.loads(child.stdout.strip().splitlines()[-1])
+    found = tuple(devices.Device(**device) for device in said["devices"])
+    return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
+
+
+def decode() -> None:
+    """Write a one-layer model with random weights, and decode a batch and a token with it, in this process."""
+    import ctypes  # noqa: PLC0415
+
+    import llama_cpp  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.gguf"
+        path.write_bytes(tiny_model())
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = 256
+        params.n_threads = params.n_threads_batch = 1  # more would wait for each other on a busy machine
+        context = llama_cpp.llama_init_from_model(model, params)
+        for count in (64, 1):
+            tokens = (ctypes.c_int32 * count)(*range(count))
+            if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, count)):
+                raise EngineError("llama_decode failed")
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(VOCABULARY,))
+        if not np.isfinite(logits).all() or not logits.any():
+            raise EngineError("llama_decode gave no sound logits")
+
+
+def main() -> None:
+    """Decode; then tell on stdout, as one line of JSON, what :class:`Verdict` holds."""
+    decode()
+    import llama_cpp  # noqa: PLC0415
+
+    from edge_llama.backends.llama_cpp.devices import engine_devices  # noqa: PLC0415
+
+    info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |")
+    found = [asdict(device) for device in engine_devices()]
+    print(json.dumps({"version": llama_cpp.__version__, "system_info": info, "devices": found}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

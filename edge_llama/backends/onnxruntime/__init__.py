@@ -1,0 +1,1 @@
+"""ONNX Runtime: ONNX text and vision towers, on the devices of its execution providers."""

@@ -1,0 +1,268 @@
+"""ONNX Runtime as the text tower's engine: buffers that never move, bound to the graph; nothing is copied but ids.
+
+It ends the process on some graphs, so it is given those that are as our converter wrote them, and others only after a
+child process has survived them.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.backends import crash_probe
+from edge_llama.backends.base import AbortedError, Sampler, checked_embeddings
+from edge_llama.backends.onnxruntime import prepacked
+from edge_llama.backends.onnxruntime.kv_cache import new_cache
+from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, runtime, survived, why
+from edge_llama.errors import ArtifactError, EngineError
+from edge_llama.files.onnx_text import IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
+from edge_llama.prompts.hf_tokenizer import HFTokenizer
+from edge_llama.sampling.numpy_sampler import NumpySampler
+from edge_llama.sampling.params import SamplingParams
+
+_log = logging.getLogger(__name__)
+_LOGIT_BYTES = 1 << 26
+"""Of logits, where a graph gives those of every position: it is then given fewer at once."""
+_FLOAT, _WHOLE = "tensor(float)", "tensor(int64)"
+_Kind = tuple[str, tuple[int | None, ...]]
+_UNFIT = "the graph and genai_config.json do not belong together: copy the whole folder again, or convert again"
+_TRIAL_TOKENS = 8
+
+
+def require(artifact: OnnxArtifact, device: str) -> None:
+    """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
+    survived("first-onnx-text", artifact.files, artifact.path.parent, artifact.identity(), __name__, device)
+
+
+class OnnxTower:
+    """A text tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
+
+    def __init__(
+        self, artifact: OnnxArtifact, *, n_ctx: int, threads: int, n_batch: int = 512, device: str = "cpu"
+    ) -> None:
+        """Map the weights and allocate a KV cache of ``n_ctx`` positions in float32.
+
+        ``device``: see :func:`edge_llama.backends.onnxruntime.session.providers`. Raises ArtifactError if ONNX
+        Runtime refuses the file or it is not as genai_config.json says, EngineError if the device can't run it.
+        """
+        self._artifact = artifact
+        self.tokenizer = HFTokenizer(artifact)
+        self._lib = lib = runtime()
+        self._session: Any = open_session(prepacked.graph(artifact, device), artifact.path, device, _options(threads))
+        is_last_only = _check(artifact, self._session)
+        self._n_ctx = n_ctx
+        self.length = 0
+        rows = 1 if is_last_only else max(1, min(n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
+        self._logits: NDArray[np.float32] = np.zeros((rows, artifact.n_vocab), np.float32)
+        self._last = 0
+        self._is_last_only = is_last_only
+        self._ids = np.zeros(n_batch if is_last_only else rows, np.int64)
+        self._absent = np.full(len(self._ids), -1, np.int64)
+        self._mask = np.ones(n_ctx, np.int64)
+        self._positions = np.arange(n_ctx, dtype=np.int64)
+        self._has_positions = any(node.name == POSITIONS for node in self._session.get_inputs())
+        self._cache = new_cache(artifact, n_ctx)
+        self._bindings: dict[str, Any] = {}
+        self._short, self._long = lib.RunOptions(), lib.RunOptions()
+        for options in (self._short, self._long):
+            options.log_severity_level = 4
+        # What a prompt takes beyond the cache is given back after it; a token's is kept for the next.
+        self._long.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        give_back()
+        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {lib.__version__}", "device": device}
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that the cache holds."""
+        return self._n_ctx
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens that one ``decode`` takes at most."""
+        return len(self._ids)
+
+    @property
+    def n_embd(self) -> int:
+        """Width of an embedding."""
+        return self._artifact.n_embd
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""
+        count = len(tokens)
+        self._ids[:count] = tokens
+        self._run(self._binding("token" if count == 1 else "tokens"), self._ids, count)
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
+        values = checked_embeddings(embeddings, self)
+        binding = self._binding("embeddings")
+        binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
+        self._run(binding, self._absent, len(values))
+
+    def _binding(self, kind: str) -> Any:
+        """What is bound for a token, several, or embeddings: what never changes is bound once."""
+        if self._session is None:
+            raise EngineError("the model is closed", remedy="open it again")
+        if kind not in self._bindings:
+            self._bindings[kind] = binding = self._session.io_binding()
+            self._cache.attach(binding)
+            if kind == "token":
+                self._bind(binding, self._ids, 1)
+        return self._bindings[kind]
+
+    def _bind(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
+        names, rows = self._artifact.names, 1 if self._is_last_only else count
+        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
+        shape = (1, rows, self._artifact.n_vocab)
+        binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+
+    def _run(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
+        total = self.length + count
+        if total > self._n_ctx:
+            raise EngineError(f"{total:,} positions don't fit the context of {self._n_ctx:,}")
+        if binding is not self._bindings.get("token"):
+            self._bind(binding, ids, count)
+        binding.bind_input(self._artifact.names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+        if self._has_positions:
+            address = self._positions[self.length :].ctypes.data
+            binding.bind_input(POSITIONS, "cpu", 0, np.int64, (1, count), address)
+        self._cache.bind(binding, self.length, count)
+        options = self._short if count == 1 else self._long
+        if options.terminate:
+            raise AbortedError
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # its errors share no class but this
+            if options.terminate:
+                raise AbortedError from error
+            raise EngineError(f"ONNX Runtime failed at position {self.length:,}: {why(error)}") from error
+        if options is self._long:
+            give_back()
+        self._cache.appended()
+        self.length, self._last = total, 0 if self._is_last_only else count - 1
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
+        return self.logits_view().copy()
+
+    def logits_view(self) -> NDArray[np.float32]:
+        """The logits of the last decoded position where ONNX Runtime wrote them; good until the next decode."""
+        row: NDArray[np.float32] = self._logits[self._last]
+        return row
+
+    def rewind(self, length: int) -> None:
+        """Keep the first ``length`` positions of the cache."""
+        if length < self.length:
+            self._cache.cut(self.length, length)
+            self.length = length
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that :meth:`save` would give."""
+        return self._bytes_of(self.length)
+
+    def _bytes_of(self, length: int) -> int:
+        return 4 * len(self._artifact.names.past) * self._artifact.n_kv_heads * length * self._artifact.head_dim
+
+    def save(self) -> NDArray[np.uint8]:
+        """A copy of the cache: keys and values by layer, float32 ``(n_kv_heads, length, head_dim)`` each."""
+        data = np.empty(self.saved_bytes, np.uint8)
+        for part, values in zip(self._parts(data, self.length), self._cache.tensors(self.length), strict=True):
+            part[:] = values
+        return data
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        """Have the cache that :meth:`save` gave. EngineError if it is not of ``length`` positions; it is then empty."""
+        self.rewind(0)
+        if length > self._n_ctx or kv.nbytes != self._bytes_of(length):
+            raise EngineError(f"a cache of {kv.nbytes:,} bytes, {self._bytes_of(length):,} are {length:,} positions")
+        for part, values in zip(self._parts(kv, length), self._cache.tensors(length), strict=True):
+            values[:] = part
+        self.length, self._last = length, 0
+        if logits is not None:
+            self._logits[0] = logits
+
+    def _parts(self, data: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
+        shape = (len(self._artifact.names.past), self._artifact.n_kv_heads, length, self._artifact.head_dim)
+        return np.ascontiguousarray(data).view(np.float32).reshape(shape)
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
+        """ONNX Runtime has none: our own."""
+        return NumpySampler(self.logits_view, params, history)
+
+    def use_threads(self, count: int) -> None:
+        """ONNX Runtime's number of threads is fixed when the tower is opened."""
+
+    def abort(self) -> None:
+        """Stop the ``decode`` that is running, within a graph node's time, and refuse others until ``resume``."""
+        self._short.terminate = self._long.terminate = True
+
+    def resume(self) -> None:
+        """Take work again after ``abort``."""
+        self._short.terminate = self._long.terminate = False
+
+    def close(self) -> None:
+        """Free the cache and the weights. May be called twice."""
+        self._bindings.clear()
+        self._session = None
+
+
+def _options(threads: int) -> Any:
+    options = runtime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between tokens others have the cores
+    options.enable_mem_pattern = False  # every length of the cache would add one
+    return options
+
+
+def _check(artifact: OnnxArtifact, session: Any) -> bool:
+    """Whether the graph gives one row of logits; ArtifactError unless all else is as genai_config.json says."""
+    names = artifact.names
+    whole: _Kind = (_WHOLE, (None, None))
+    cache: _Kind = (_FLOAT, (None, artifact.n_kv_heads, None, artifact.head_dim))
+    takes: dict[str, _Kind] = {
+        names.ids: whole,
+        names.mask: whole,
+        POSITIONS: whole,
+        **dict.fromkeys(names.past, cache),
+    }
+    takes[IMAGE_FEATURES] = (_FLOAT, (None, artifact.n_embd))
+    gives: dict[str, _Kind] = {names.logits: (_FLOAT, (None, None, artifact.n_vocab))}
+    gives |= dict.fromkeys(names.present, cache)
+    optional = [node for node in session.get_overridable_initializers() if node.name in takes]
+    for kind, nodes, known in (
+        ("input", [*session.get_inputs(), *optional], takes),
+        ("output", session.get_outputs(), gives),
+    ):
+        for node in nodes:
+            if node.name not in known:
+                raise _unfit(artifact, f"has the {kind} {node.name!r:.100}, which this version does not know")
+            type_, shape = known[node.name]
+            if node.type != type_ or not fits(node.shape, shape):
+                sizes = ", ".join("?" if size is None else str(size) for size in shape)
+                found = f"{node.type} {node.shape}"
+                raise _unfit(artifact, f"has the {kind} {node.name!r:.100} as {found}, expected {type_} [{sizes}]")
+    logits = next(node for node in session.get_outputs() if node.name == names.logits)
+    return bool(logits.shape[1] == 1)
+
+
+def _unfit(artifact: OnnxArtifact, problem: str) -> ArtifactError:
+    return ArtifactError(f"{artifact.path}: the graph {problem}", remedy=_UNFIT)
+
+
+def main(path: str, device: str) -> None:
+    """The child: open the file, read a few tokens at once, then one."""
+    crash_probe.begin()
+    try:
+        artifact = read_onnx_text(Path(path))
+        tower = OnnxTower(artifact, n_ctx=min(64, artifact.n_ctx_train), threads=1, device=device)
+        tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch, tower.n_ctx - 1))]
+        tower.decode(tokens)
+        tower.decode(tokens[:1])
+        tower.close()
+    except Exception as error:  # the parent will meet it
+        _log.debug("%s", error)
+    crash_probe.end()

@@ -1,0 +1,1 @@
+"""What a chat in the terminal works on: its commands, settings, pictures and history."""

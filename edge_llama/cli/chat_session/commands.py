@@ -1,0 +1,233 @@
+"""What can be typed in a chat besides messages. To add a command, add a function here: help and completion follow."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_llama.cli.chat_session import settings
+from edge_llama.cli.chat_session.conversation import Conversation
+from edge_llama.cli.chat_session.pictures import CLIPS, unquoted
+from edge_llama.cli.terminal.clipboard import copy
+from edge_llama.cli.terminal.console import QUOTES, note, speed
+from edge_llama.errors import OptionError
+from edge_llama.files.artifact import BUILT_IN
+from edge_llama.media.images import Image
+
+PATH = "a path"
+"""Among the values that an argument may take: any path."""
+_Run = Callable[[Conversation, str], None]
+_Values = Callable[[str], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """``run(conversation, argument)`` does it.
+
+    ``values("")`` are what the argument may begin with, ``values(first word)`` what may follow that.
+    """
+
+    usage: str
+    help: str
+    run: _Run
+    values: _Values
+
+    @property
+    def name(self) -> str:
+        """With its slash."""
+        return self.usage.split()[0]
+
+
+COMMANDS: dict[str, Command] = {}
+"""In the order in which they are defined here."""
+
+
+def run(conversation: Conversation, line: str) -> None:
+    """Do what a line that begins with a slash says. OptionError if there is no such command."""
+    name, _, argument = line.partition(" ")
+    if name not in COMMANDS:
+        raise OptionError(
+            f"{name} is unknown", remedy=f"/help shows the commands; {QUOTES} before and after a text sends it"
+        )
+    COMMANDS[name].run(conversation, argument.strip())
+
+
+def _command(usage: str, help_: str, values: _Values = lambda _before: ()) -> Callable[[_Run], _Run]:
+    def add(function: _Run) -> _Run:
+        command = Command(usage, help_, function, values)
+        COMMANDS[command.name] = command
+        return function
+
+    return add
+
+
+def _paths(before: str) -> Iterable[str]:
+    return () if before else (PATH,)
+
+
+def _setting_values(before: str) -> Iterable[str]:
+    if not before:
+        return settings.NAMES
+    return (PATH,) if before in settings.FILES else ()
+
+
+@_command("/help", "show this")
+def _help(_conversation: Conversation, _argument: str) -> None:
+    note("\n".join(f"{command.usage:22} {command.help}" for command in COMMANDS.values()))
+    note(f"{QUOTES:22} before and after a message of several lines")
+
+
+@_command("/retry", "answer the last message again")
+def _retry(conversation: Conversation, _argument: str) -> None:
+    conversation.retry()
+
+
+@_command("/undo [N]", "take back the last message and its answer, or the last N")
+def _undo(conversation: Conversation, argument: str) -> None:
+    if argument and not argument.isdecimal():
+        raise OptionError(f"/undo {argument}: expected a whole number")
+    before = conversation.chat.messages
+    conversation.chat.rewind(int(argument or 1))
+    conversation.used = 0
+    first = before[len(conversation.chat.messages)].content
+    note(f"taken back: {settings.shown(first)}")
+
+
+@_command("/clear", "forget the conversation, keep the system message")
+def _clear(conversation: Conversation, _argument: str) -> None:
+    conversation.chat.clear()
+    conversation.used = 0
+    note("the conversation is forgotten")
+
+
+@_command("/compact", "have the model summarise all but the last exchange, in their place")
+def _compact(conversation: Conversation, _argument: str) -> None:
+    if conversation.chat.compact() is None:
+        note("there is nothing to summarise before the last exchange")
+    else:
+        conversation.used = 0
+
+
+@_command("/system [TEXT]", "set the system message, show it, or remove it (/system -)")
+def _system(conversation: Conversation, argument: str) -> None:
+    if argument:
+        conversation.chat.system = None if argument == "-" else argument
+    note(f"system message: {conversation.chat.system or 'none (the model may have its own)'}")
+
+
+@_command("/set [NAME [VALUE]]", "a sampling setting: set it, show it, show all; - takes its default", _setting_values)
+def _set(conversation: Conversation, argument: str) -> None:
+    name, _, text = argument.partition(" ")
+    if not name:
+        note(settings.table(conversation.model.sampling(conversation.params), conversation.params))
+        return
+    settings.check_name(name)
+    if text := text.strip():
+        conversation.set(name, None if text == "-" else settings.parse(name, text))
+    note(f"{name}: {settings.shown(getattr(conversation.model.sampling(conversation.params), name))}")
+
+
+@_command("/image PATH", "show a picture with the next message; several in order; - shows none", _paths)
+def _image(conversation: Conversation, argument: str) -> None:
+    if argument == "-":
+        conversation.shown.clear()
+        note("the next message shows nothing")
+    else:
+        _show_image(conversation, _file(unquoted(argument), "/image"))
+
+
+@_command("/video PATH", "show a clip with the next message: frames of it, with their times", _paths)
+def _video(conversation: Conversation, argument: str) -> None:
+    _show_clip(conversation, _file(unquoted(argument), "/video"))
+
+
+def show(conversation: Conversation, path: Path) -> None:
+    """Show a picture or a clip, by its name's ending, with the next message."""
+    (_show_clip if path.suffix.lower() in CLIPS else _show_image)(conversation, path)
+
+
+def _show_image(conversation: Conversation, path: Path) -> None:
+    image = Image.open(path)
+    tokens = conversation.model.image_tokens(image)
+    conversation.shown.images.append(image)
+    for told in image.notes:
+        note(f"[{path}: {told}]")
+    note(f"with the next message: {path.name}, {image.width:,} x {image.height:,} pixels, {tokens:,} tokens")
+
+
+def _show_clip(conversation: Conversation, path: Path) -> None:
+    from edge_llama.media import video  # noqa: PLC0415 - an extra
+
+    conversation.model.require_vision()
+    seconds = video.duration(path)
+    conversation.shown.clip = path
+    note(f"with the next message: {path.name}, {seconds:,.1f} seconds, as many frames as the context holds")
+
+
+@_command("/save FILE", "write the conversation to a file, with all that the model has read", _paths)
+def _save(conversation: Conversation, argument: str) -> None:
+    path = _file(argument, "/save")
+    conversation.chat.save(path)
+    note(f"saved: {path}, {path.stat().st_size:,} bytes")
+
+
+@_command("/load FILE", "go on with a saved conversation in place of this one", _paths)
+def _load(conversation: Conversation, argument: str) -> None:
+    path = _file(argument, "/load")
+    conversation.load(path)
+    chat = conversation.chat
+    note(f"loaded: {path}, {len(chat.messages):,} messages")
+    if chat.reread_reason:
+        note(f"it is read again with the next message: {chat.reread_reason}")
+
+
+def _models(before: str) -> Iterable[str]:
+    return () if before else (PATH, BUILT_IN)
+
+
+@_command("/model [PATH]", "go on with another model, or show this one", _models)
+def _model(conversation: Conversation, argument: str) -> None:
+    if argument:
+        conversation.change_model(argument)
+    model = conversation.model
+    note(f"{model.artifact.name} ({model.artifact.path}): {model.context}")
+    if argument and conversation.chat.messages:
+        note(f"it reads the {len(conversation.chat.messages):,} messages so far with the next one")
+
+
+@_command("/copy", "put the last answer into the clipboard")
+def _copy(conversation: Conversation, _argument: str) -> None:
+    answers = [message.content for message in conversation.chat.messages if message.role == "assistant"]
+    if not answers:
+        raise OptionError("there is no answer to copy")
+    note(f"{len(answers[-1]):,} characters are in {copy(answers[-1])}")
+
+
+@_command("/context", "how full the context is")
+def _context(conversation: Conversation, _argument: str) -> None:
+    used = conversation.model.count_tokens(conversation.chat.messages)
+    note(gauge(used, conversation.model.n_ctx))
+
+
+@_command("/speed", "the speed of the last answer")
+def _speed(conversation: Conversation, _argument: str) -> None:
+    note(speed(conversation.last.timings) if conversation.last else "there is no answer yet")
+
+
+@_command("/exit", "leave (so does Ctrl-D)")
+def _exit(conversation: Conversation, _argument: str) -> None:
+    conversation.is_over = True
+
+
+def gauge(used: int, n_ctx: int) -> str:
+    """How full the context is, in few characters."""
+    filled = min(10, round(10 * used / n_ctx))
+    return f"context: [{'#' * filled}{'.' * (10 - filled)}] {used / n_ctx:.0%}, {used:,} of {n_ctx:,} tokens"
+
+
+def _file(argument: str, command: str) -> Path:
+    if not argument:
+        raise OptionError(f"{command}: which file?", remedy=f"{command} FILE")
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise OptionError(f"{command} {argument}: its owner's home is not known") from error

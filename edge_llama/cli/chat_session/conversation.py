@@ -1,0 +1,183 @@
+"""A chat in the terminal: the model, the conversation, and the settings of its answers."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from edge_llama.chat import Chat
+from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.pictures import Shown
+from edge_llama.cli.terminal.console import ended, logprob_lines, note, output, stream
+from edge_llama.files.artifact import locate, read_artifact
+from edge_llama.files.text_artifact import Artifact
+from edge_llama.generation import Answer, Generation, check_biases
+from edge_llama.host import devices
+from edge_llama.model import Model
+from edge_llama.planning.memory import fits_beside
+from edge_llama.prompts.context_overflow import Shortened, WhenFull
+from edge_llama.sampling.constraint import constraint
+
+
+class Conversation:
+    """What the commands of a chat work on. It owns the model, which may be changed for another."""
+
+    def __init__(
+        self,
+        open_model: Callable[..., Model],
+        model: str | None,
+        params: dict[str, Any],
+        kept: Kept,
+        *,
+        settings: Mapping[str, Any],
+        n_ctx: int | None = None,
+        system: str | None = None,
+        when_full: WhenFull = "error",
+        plain: bool = False,
+    ) -> None:
+        """``open_model(name, **options)`` opens a model, this one with ``settings``, others with ``n_ctx``.
+
+        ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was.
+        Raises what opening a model raises, OptionError, or TemplateError.
+        """
+        self.params = params
+        self.last: Answer | None = None
+        """The last answer, also a cancelled one; None before the first."""
+        self.used = 0
+        """Tokens that the conversation takes in the context, as far as they were counted."""
+        self.is_over = False
+        self.shown = Shown()
+        """What goes before the next message's text."""
+        self._n_ctx = n_ctx
+        self._when_full = when_full
+        self._is_plain = plain
+        self._open = open_model
+        self._kept = kept
+        self._leaving = ExitStack()
+        self._reopen: Callable[[], Model] = lambda: open_model(model, **settings)
+        self.model = self._reopen()
+        try:
+            _check(self.model, params)
+            led = kept.chat(self.model, system=system, when_full=when_full, on_shortened=_tell)
+            self.chat = self._leaving.enter_context(led)
+        except BaseException:
+            self.model.close()
+            raise
+
+    def _new_chat(self, model: Model) -> Chat:
+        """An empty conversation of ``model``. TemplateError if it can't chat, OptionError if it can't by the params."""
+        _check(model, self.params)
+        return model.chat(when_full=self._when_full, on_shortened=_tell)
+
+    def keep(self) -> None:
+        """Have what is new in the conversation remembered."""
+        self._kept.keep(self.model, self.chat)
+
+    def send(self, text: str) -> None:
+        """Say ``text`` and show the answer. What waits to be shown goes with it; an error leaves it waiting."""
+        generation = self.chat.send(text, images=self.shown.images, video=self.shown.clip, **self.params)
+        if self.shown.clip:
+            note(f"[{self.shown.clip.name}: {self.chat.frames_shown:,} frames of it are shown]")
+        self.shown.clear()
+        self.show(generation)
+
+    def retry(self) -> None:
+        """Answer the last message again."""
+        self.show(self.chat.retry(**self.params))
+
+    def show(self, generation: Generation) -> None:
+        """Show an answer as it comes, and why it ended if the model did not end it.
+
+        Ctrl-C ends the answer and is passed on.
+        """
+        try:
+            stream(generation, output(plain=self._is_plain))
+        except KeyboardInterrupt:
+            if generation.is_finished:
+                self._take(generation.result())
+            raise
+        self._take(generation.result())
+
+    def _take(self, answer: Answer) -> None:
+        self.last = answer
+        self.used = answer.timings.prompt_tokens + len(answer.tokens)
+        for line in logprob_lines(answer, self.model.tokenizer):
+            note(line)
+        if why := ended(answer, n_ctx=self.model.n_ctx):
+            note(f"[{why}]")
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a sampling setting for the answers to come; None takes the default. OptionError if it can't be."""
+        params = {key: kept for key, kept in self.params.items() if key != name}
+        if value is not None:
+            params[name] = value
+        _check(self.model, params)
+        self.params = params
+
+    def load(self, path: Path) -> None:
+        """Go on with a saved conversation in place of this one. SessionError leaves this one as it is."""
+        self.chat = self.model.load_chat(path, when_full=self._when_full, on_shortened=_tell)
+        self.last, self.used = None, 0
+
+    def change_model(self, name: str) -> None:
+        """Go on with another model, which reads the messages with the next one.
+
+        Its file is checked first. An error leaves the model as it was; where memory does not hold both, that one is
+        closed before and opened again after an error.
+        """
+        artifact = read_artifact(locate(name))
+        reopen, old = self._reopen, self.model
+        is_beside = self._fits_beside(artifact)
+        if not is_beside:
+            note("the memory does not hold both models: this one is closed first")
+            old.close()
+        try:
+            # What was given beside the first model was meant for it.
+            self._reopen = lambda: self._open(name, vision=None, **_template(artifact))
+            self._move(self._reopen())
+        except BaseException:
+            self._reopen = reopen
+            if not is_beside:
+                self._move(reopen())
+            raise
+        old.close()
+
+    def _fits_beside(self, artifact: Artifact) -> bool:
+        """Whether memory holds both models. OptionError if it does not even hold ``artifact`` alone."""
+        mine = self.model.context.bytes + self.model.artifact.weight_bytes
+        return fits_beside(artifact, self._n_ctx, devices.available_memory(), mine)
+
+    def _move(self, model: Model) -> None:
+        """Go on with ``model``; it is closed if it can't."""
+        try:
+            chat = self._new_chat(model)
+        except BaseException:
+            model.close()
+            raise
+        chat.messages = list(self.chat.messages)
+        self.model, self.chat, self.used = model, chat, 0
+        self.keep()  # before the old model is closed: from here on it is this one whose cache is saved
+
+    def close(self) -> None:
+        """Save the conversation, and close the model."""
+        try:
+            self._leaving.close()
+        finally:
+            self.model.close()
+
+
+def _check(model: Model, params: dict[str, Any]) -> None:
+    """OptionError unless ``model`` can answer by ``params``."""
+    sampling = model.sampling(params)
+    check_biases(sampling, model.tokenizer)
+    constraint(sampling, model.tokenizer)
+
+
+def _template(artifact: Artifact) -> dict[str, Any]:
+    """``--chat-template`` was meant for the first model: another one's own goes before it."""
+    return {"chat_template": None} if artifact.chat_template else {}
+
+
+def _tell(shortened: Shortened) -> None:
+    """Told also with --quiet: what the model no longer knows is no progress report."""
+    note(f"[{shortened}]")

@@ -1,0 +1,1 @@
+"""What people see and type: streaming text, Markdown, the line editor, the clipboard."""

@@ -1,0 +1,129 @@
+"""A text tower in GGUF files: what their header says of it, checked. No native code."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from edge_llama.errors import ArtifactError
+from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
+from edge_llama.files.gguf_limits import check_model, items, numbers
+from edge_llama.files.gguf_parts import read_parts
+from edge_llama.files.integrity import identity as identity_of_headers
+from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
+from edge_llama.files.text_artifact import Artifact, Recommended
+
+END_TOKENS = "edge_llama.eos_token_ids"
+"""Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GGUFArtifact(Artifact):
+    """A text tower for llama.cpp."""
+
+    engine: ClassVar[str] = "llama.cpp"
+
+    headers: tuple[Header, ...] = field(repr=False)
+    """One for each file; the metadata is in the first."""
+
+    @property
+    def header(self) -> Header:
+        """The metadata, and the tensors of the first file."""
+        return self.headers[0]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensors of all files."""
+        return tuple(tensor for header in self.headers for tensor in header.tensors)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, the first of them first."""
+        return tuple(header.path for header in self.headers)
+
+    @property
+    def cache_depends_on_context(self) -> bool:
+        """Whether the context's size changes what the KV cache holds: with long rope factors it does."""
+        return any(tensor.name.startswith("rope_factors_long") for tensor in self.tensors)
+
+    def identity(self) -> str:
+        """See :func:`edge_llama.files.integrity.identity`."""
+        return identity_of_headers(self.headers)
+
+
+def read_gguf_text(path: Path) -> GGUFArtifact:
+    """Read the header at ``path`` and check what a text tower needs; ArtifactError names what is wrong.
+
+    A model that was written in several files is read from the first of them.
+    """
+    headers = read_parts(path)
+    header = headers[0]
+    architecture = header.architecture
+    if not architecture:
+        raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
+    if architecture == MMPROJ:
+        raise ArtifactError(
+            f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
+        )
+    n_layer, n_ctx_train = _positive(header, "block_count"), _positive(header, "context_length")
+    kv_values = _kv_values(header, n_layer)
+    check_model(headers)
+    artifact = GGUFArtifact(
+        path=path,
+        headers=headers,
+        name=header.get("general.name", str, path.stem),
+        architecture=architecture,
+        chat_template=header.get("tokenizer.chat_template", str, "") or None,
+        n_layer=n_layer,
+        n_ctx_train=n_ctx_train,
+        n_vocab=len(header.fields["tokenizer.ggml.tokens"].data),
+        kv_values_per_token=kv_values,
+        sampling=_sampling(header),
+    )
+    if any(token >= artifact.n_vocab for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
+        raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
+    return artifact
+
+
+def _sampling(header: Header) -> tuple[Recommended, ...]:
+    keys = {f"general.sampling.{key}": option for key, option in _SAMPLING_KEYS.items()}
+    return tuple(Recommended(keys[key], key, header.fields[key].data) for key in keys if key in header.fields)
+
+
+def _positive(header: Header, key: str) -> int:
+    key = f"{header.architecture}.{key}"
+    number = header.get(key, int, 0)
+    if number < 1:
+        problem = f"is {number}, expected a positive number" if key in header.fields else "is missing"
+        raise ArtifactError(f"{header.path}: {key} {problem}", remedy=DAMAGED)
+    return number
+
+
+def _kv_values(header: Header, n_layer: int) -> int:
+    """Values per token over all layers; head counts may be given per layer."""
+    prefix = f"{header.architecture}.attention."
+    heads = numbers(header, prefix + "head_count")
+    width = _positive(header, "embedding_length")
+    if len(heads) == 1 and heads[0] == 0 and header.architecture != "llama":
+        return 0  # recurrent: no attention, no cache that grows
+    if len(heads) == 1 and (heads[0] < 1 or (width % heads[0] and prefix + "key_length" not in header.fields)):
+        raise ArtifactError(
+            f"{header.path}: {prefix}head_count is {heads[0]:,}, expected a divisor of {width:,}", remedy=DAMAGED
+        )
+    head_dim = width // max(max(heads, default=0), 1)
+    values = header.get(prefix + "key_length", int, head_dim) + header.get(prefix + "value_length", int, head_dim)
+    kv_heads = numbers(header, prefix + "head_count_kv") or heads
+    if len(kv_heads) != 1:
+        return sum(kv_heads) * values
+    if len(heads) == 1 and (kv_heads[0] < 1 or heads[0] % kv_heads[0]):
+        raise ArtifactError(
+            f"{header.path}: {prefix}head_count_kv is {kv_heads[0]:,}, which does not divide {heads[0]:,} heads",
+            remedy=DAMAGED,
+        )
+    return n_layer * kv_heads[0] * values

@@ -1,0 +1,240 @@
+"""``edge-llama.json``: what a bundle holds, how its towers are run, and every file's size and hash. No native code.
+
+A bundle is a folder that is copied and opened as one. Its manifest may come from anywhere, so nothing in it is
+believed before it was checked: paths stay inside the folder, files are there, whole. ``seal`` covers the manifest
+itself: the SHA-256 of its bytes with these digits as zeros.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edge_llama.errors import ArtifactError, NotVerifiableError
+from edge_llama.files.json_fields import KINDS, parse_object, read_bytes
+from edge_llama.files.vision_spec import VisionSpec
+
+NAME = "edge-llama.json"
+SCHEMA = 1
+_MAX_BYTES = 1 << 20
+_ZEROS = "0" * 64
+_AGAIN = "copy the whole folder again, or convert again"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file's size, and its SHA-256 as 64 hexadecimal digits."""
+
+    nbytes: int
+    sha256: str = _ZEROS
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """The engine that runs a tower and the file that it opens: the first, if the tower lies in several.
+
+    ``format`` is that of its matrices, "" where a recipe mixes several.
+    """
+
+    engine: str
+    file: str
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A bundle's contents; ``files`` by their POSIX paths in its folder, ``images`` where there is a vision tower.
+
+    ``generation`` is the content of the checkpoint's generation_config.json.
+    """
+
+    name: str
+    writer: str
+    files: Mapping[str, StoredFile]
+    text: Tower | None = None
+    vision: Tower | None = None
+    images: VisionSpec | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """The file's bytes, sealed. Their number does not depend on the files' hashes.
+
+        ValueError or RecursionError for what JSON can't hold.
+        """
+        towers = {"text": self.text, "vision": self.vision}
+        content = {
+            "schema": SCHEMA,
+            "writer": self.writer,
+            "name": self.name,
+            **{key: _described(tower) for key, tower in towers.items() if tower},
+            **({"images": self.images.to_json()} if self.images else {}),
+            "generation": dict(self.generation),
+            "files": {name: {"bytes": file.nbytes, "sha256": file.sha256} for name, file in self.files.items()},
+            "seal": _ZEROS,
+        }
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"{len(text):,} bytes, at most {_MAX_BYTES:,} are read")
+        at = text.rindex(_ZEROS.encode())
+        return text[:at] + hashlib.sha256(text).hexdigest().encode() + text[at + len(_ZEROS) :]
+
+
+def _described(tower: Tower) -> dict[str, str]:
+    stored = {"engine": tower.engine, "file": tower.file}
+    return stored | ({"format": tower.format} if tower.format else {})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in ``folder``, with every file that it names there and of its size.
+
+    ArtifactError names what is malformed, missing, or outside the folder; the files' contents are not read.
+    """
+    path = folder / NAME
+    return _Reader(path, _parsed(path, _content(path))).manifest()
+
+
+def verify(
+    folder: Path, on_progress: Callable[[int], None] | None = None, *, only: Container[str] | None = None
+) -> Manifest:
+    """Check every bit of the bundle in ``folder``; ``on_progress`` is told the bytes just checked.
+
+    ``only``: of the files, those of these names.
+
+    Raises ArtifactError, naming the file that is damaged, or NotVerifiableError for a manifest without a seal.
+    """
+    manifest = read_manifest(folder)
+    raw = _content(folder / NAME)
+    seal = _parsed(folder / NAME, raw).get("seal")
+    if seal is None:
+        raise NotVerifiableError(
+            f"{folder / NAME}: carries no seal of its own",
+            remedy="convert the original checkpoint with edge-llama to have one",
+        )
+    before, found, after = raw.rpartition(str(seal).encode("utf-8", "replace"))
+    if not found or hashlib.sha256(before + _ZEROS.encode() + after).hexdigest() != seal:
+        raise _damaged(folder / NAME)
+    for name, file in manifest.files.items():
+        if (only is None or name in only) and sha256_of(folder / name, on_progress) != file.sha256:
+            raise _damaged(folder / name)
+    return manifest
+
+
+def sha256_of(path: Path, on_progress: Callable[[int], None] | None = None) -> str:
+    """A file's SHA-256 in hexadecimal digits; ArtifactError if it can't be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(1 << 22):
+                digest.update(data)
+                if on_progress:
+                    on_progress(len(data))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _damaged(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: is not as it was written", remedy=f"the file is damaged: {_AGAIN}")
+
+
+def _content(path: Path) -> bytes:
+    return read_bytes(path, _MAX_BYTES, _AGAIN)
+
+
+def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
+    return parse_object(path, raw, _AGAIN)
+
+
+class _Reader:
+    """A manifest's content, read field by field."""
+
+    def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
+        self.path = path
+        self.content = content
+
+    def fail(self, key: str, problem: str, remedy: str = _AGAIN) -> ArtifactError:
+        return ArtifactError(f"{self.path}: {key} {problem}", remedy=remedy)
+
+    def get(self, where: Mapping[str, Any], key: str, kind: type, called: str, default: Any = None) -> Any:
+        """The value under ``key``, of ``kind``; ``default`` if it is not there, an error if that is None."""
+        value = where.get(key, default)
+        if value is None:
+            raise self.fail(called, "is missing")
+        if type(value) is not kind:
+            raise self.fail(called, f"is {value!r:.100}, expected {KINDS[kind]}")
+        return value
+
+    def manifest(self) -> Manifest:
+        schema = self.get(self.content, "schema", int, "schema")
+        if schema != SCHEMA:
+            newer = schema > SCHEMA
+            raise self.fail(
+                "schema",
+                f"is {schema}, this version of edge-llama reads {SCHEMA}",
+                "it is newer: update edge-llama" if newer else _AGAIN,
+            )
+        files = self._files()
+        text, vision = self._tower("text", files), self._tower("vision", files)
+        if text is None and vision is None:
+            raise self.fail("text", "and vision are missing: there is nothing to run")
+        return Manifest(
+            name=self.get(self.content, "name", str, "name"),
+            writer=self.get(self.content, "writer", str, "writer", ""),
+            files=files,
+            text=text,
+            vision=vision,
+            images=self._images() if vision else None,
+            generation=self.get(self.content, "generation", dict, "generation", {}),
+        )
+
+    def _files(self) -> dict[str, StoredFile]:
+        files = self.get(self.content, "files", dict, "files")
+        return {name: self._file(name, entry) for name, entry in files.items()}
+
+    def _file(self, name: str, entry: Any) -> StoredFile:
+        called = f"files: {name[:200]!r}"
+        if type(entry) is not dict:
+            raise self.fail(called, f"is {entry!r:.100}, expected an object")
+        nbytes = self.get(entry, "bytes", int, f"{called}: bytes")
+        sha256 = self.get(entry, "sha256", str, f"{called}: sha256")
+        if len(sha256) != len(_ZEROS) or set(sha256) - set("0123456789abcdef"):
+            raise self.fail(f"{called}: sha256", f"is {sha256!r:.100}, expected 64 hexadecimal digits")
+        found = self._found(name, called)
+        if found != nbytes:
+            raise self.fail(called, f"has {found:,} bytes instead of {nbytes:,}")
+        return StoredFile(nbytes, sha256)
+
+    def _found(self, name: str, called: str) -> int:
+        """The size of the file ``name``, which must lie in the bundle's folder."""
+        plain = name.isprintable() and not set(name) & set('\\:*?"<>|')  # what Windows reads otherwise
+        if not plain or str(PurePosixPath(name)) != name or set(name.split("/")) & {"", ".", ".."}:
+            raise self.fail(called, "is no path inside the bundle")
+        folder, target = self.path.parent.resolve(), self.path.parent / name
+        try:
+            real = target.resolve(strict=True)
+            if not real.is_relative_to(folder):
+                raise self.fail(called, f"lies outside the bundle, at {real}", "copy the files, not links")
+            if not real.is_file():
+                raise self.fail(called, "is no file")
+            return real.stat().st_size
+        except FileNotFoundError:
+            raise self.fail(called, "is missing") from None
+        except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
+            raise self.fail(called, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+    def _tower(self, key: str, files: Mapping[str, StoredFile]) -> Tower | None:
+        if key not in self.content:
+            return None
+        entry = self.get(self.content, key, dict, key)
+        engine, file = (self.get(entry, part, str, f"{key}: {part}") for part in ("engine", "file"))
+        if file not in files:
+            raise self.fail(f"{key}: file", f"is {file!r:.200}, which is none of the files")
+        return Tower(engine, file, self.get(entry, "format", str, f"{key}: format", ""))
+
+    def _images(self) -> VisionSpec:
+        try:
+            return VisionSpec.from_json(self.get(self.content, "images", dict, "images"))
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error.message}", remedy=error.remedy or _AGAIN) from error

@@ -1,0 +1,199 @@
+"""What an ONNX file says of its weights, its input and its output, read without ONNX. No native code.
+
+The file is a protocol buffer (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); of it only what is needed is
+read: names of the graph's inputs and outputs, and initializers whose data lies beside it. Where else a file is named
+ONNX Runtime (1.32) itself refuses one that is outside of the folder.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from edge_llama.errors import ArtifactError
+from edge_llama.files.formats import FORMATS, Format
+from edge_llama.files.gguf import TensorInfo
+
+_MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundred kilobytes
+_AGAIN = "copy the whole bundle again, or convert again"
+_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
+_MODEL_GRAPH = 7
+_GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
+_TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
+_STORED = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
+_OWN = {2: ("u8", 1, 1), 4: ("u16", 1, 2), 9: ("bool", 1, 1), 12: ("u32", 1, 4), 13: ("u64", 1, 8)}
+_OWN |= {21: ("u4", 2, 1), 22: ("i4", 2, 1)}
+_FORMATS = {kind: FORMATS[name] for kind, name in _STORED.items()}
+_FORMATS |= {kind: Format(name, -1, values, nbytes) for kind, (name, values, nbytes) in _OWN.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """``data``: the files beside it, and the tensors in each, at their offsets."""
+
+    path: Path
+    inputs: tuple[str, ...]
+    """Also initializers that may be given in their stead."""
+    outputs: tuple[str, ...]
+    data: Mapping[Path, tuple[TensorInfo, ...]]
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """Those that lie beside the graph."""
+        return tuple(tensor for tensors in self.data.values() for tensor in tensors)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The graph's file, and those beside it."""
+        return (self.path, *self.data)
+
+    def identified(self) -> list[tuple[Path, int, Sequence[TensorInfo]]]:
+        """The files as :func:`edge_llama.files.integrity.identity_of` takes them: the graph whole."""
+        return [(self.path, self.path.stat().st_size, ()), *((file, 0, tensors) for file, tensors in self.data.items())]
+
+
+def read_onnx(path: Path) -> OnnxFile:
+    """Read and check the ONNX file at ``path``; its tensors' data must be whole, in files of the same folder.
+
+    ArtifactError names what is malformed.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise ValueError(f"is larger than {_MAX_BYTES:,} bytes, where the graph without weights is expected")
+        return _read(path, memoryview(raw))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: {error}", remedy=_AGAIN) from error
+
+
+def _read(path: Path, raw: memoryview) -> OnnxFile:
+    graph = next((value for number, value in _fields(raw) if number == _MODEL_GRAPH), None)
+    if not isinstance(graph, memoryview):
+        raise ValueError("not an ONNX file: it holds no graph")
+    inputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_INPUT)
+    outputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_OUTPUT)
+    found = [pair for number, value in _fields(graph) if number == _GRAPH_TENSOR and (pair := _external(value))]
+    return OnnxFile(path, inputs, outputs, _data(path, found))
+
+
+def _fields(message: "memoryview | int") -> Iterator[tuple[int, "memoryview | int"]]:
+    """A message's fields in order: number, and value as an integer or bytes."""
+    if isinstance(message, int):
+        raise ValueError("is damaged: a number where a message is expected")
+    at, end = 0, len(message)
+    while at < end:
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == _VARINT:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if kind == _BYTES:
+            size, at = _varint(message, at)
+        elif kind in _FIXED:
+            size = _FIXED[kind]
+        else:
+            raise ValueError("is damaged, or not an ONNX file")
+        if size > end - at:
+            raise ValueError("is cut short, or not an ONNX file")
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(message):
+            raise ValueError("is cut short, or not an ONNX file")
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise ValueError("is damaged, or not an ONNX file")
+
+
+def _name(message: "memoryview | int") -> str:
+    """The field ``name`` of an input or output."""
+    return next((_text(value) for number, value in _fields(message) if number == 1), "")
+
+
+def _text(value: "memoryview | int") -> str:
+    if isinstance(value, int):
+        raise ValueError("is damaged: a number where text is expected")
+    return bytes(value).decode("utf-8")
+
+
+def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
+    """A tensor with data in another file, and that file's name; None for one whose data is here."""
+    name, kind, shape = "", 0, list[int]()
+    entries: dict[str, str] = {}
+    for number, value in _fields(message):
+        if number == _TENSOR_NAME:
+            name = _text(value)
+        elif number == _TENSOR_TYPE and isinstance(value, int):
+            kind = value
+        elif number == _TENSOR_SIZE:
+            shape += [value] if isinstance(value, int) else _packed(value)
+        elif number == _TENSOR_EXTERNAL:
+            pair = {key: _text(text) for key, text in _fields(value)}
+            entries[pair.get(1, "")] = pair.get(2, "")
+    if not entries:
+        return None
+    format_ = _FORMATS.get(kind)
+    if format_ is None:
+        raise ValueError(f"tensor {name!r:.100} has the unknown type {kind}")
+    info = TensorInfo(name, tuple(shape) or (1,), format_, _number(entries.get("offset", "0"), name))
+    _check_size(info, _number(entries.get("length", str(info.nbytes)), name))
+    return info, entries.get("location", "")
+
+
+def _packed(message: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(message):
+        value, at = _varint(message, at)
+        values.append(value)
+    return values
+
+
+def _number(text: str, name: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ValueError(f"tensor {name!r:.100}: {text!r:.100} is no place in a file")
+    return int(text)
+
+
+def _check_size(info: TensorInfo, length: int) -> None:
+    if min(info.shape) < 1 or prod(info.shape) > 1 << 62:
+        raise ValueError(f"tensor {info.name!r:.100} has the impossible shape {list(info.shape)}")
+    if length != info.nbytes:
+        raise ValueError(f"tensor {info.name!r:.100} has {length:,} bytes, its shape needs {info.nbytes:,}")
+
+
+def _data(path: Path, found: Iterable[tuple[TensorInfo, str]]) -> dict[Path, tuple[TensorInfo, ...]]:
+    """The files beside ``path`` by what their tensors say; each must hold every tensor of its own whole."""
+    tensors: dict[str, list[TensorInfo]] = {}
+    for tensor, location in found:
+        tensors.setdefault(location, []).append(tensor)
+    return {_beside(path, name): _checked(path, name, tensors[name]) for name in sorted(tensors)}
+
+
+def _beside(path: Path, name: str) -> Path:
+    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+        raise ValueError(f"its weights lie in {name!r:.200}, expected a file beside it")
+    data = path.with_name(name)
+    if not data.is_file():
+        raise ValueError(f"its weights are missing: {data}")
+    return data
+
+
+def _checked(path: Path, name: str, tensors: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
+    size = path.with_name(name).stat().st_size
+    for tensor in tensors:
+        if (end := tensor.offset + tensor.nbytes) > size:
+            raise ValueError(
+                f"tensor {tensor.name!r:.100} ends at byte {end:,}, but {path.with_name(name)} has {size:,}"
+            )
+    return tuple(tensors)

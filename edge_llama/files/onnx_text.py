@@ -1,0 +1,229 @@
+"""A text tower in a folder as onnxruntime-genai reads it: a graph, genai_config.json, a tokenizer. No native code.
+
+The folder may be of another program. Nothing in it is believed before it was checked; of what is in genai_config.json
+only that is read which is needed to run the graph.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from edge_llama.errors import ArtifactError
+from edge_llama.files.formats import F32, Format
+from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.integrity import identity_of
+from edge_llama.files.json_fields import Fields, read_bytes
+from edge_llama.files.manifest import NAME as MANIFEST
+from edge_llama.files.manifest import read_manifest
+from edge_llama.files.onnx_graph_file import OnnxFile, read_onnx
+from edge_llama.files.text_artifact import Artifact, Recommended
+
+CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+IMAGE_FEATURES = "image_features"
+"""The input, an initializer that may be left out, whose rows stand where ``input_ids`` are negative: float32."""
+POSITIONS = "position_ids"
+_AGAIN = "copy the whole folder again, or convert again"
+_MAX_BYTES = 1 << 24  # settings with 2,000 tokens described one by one take half a megabyte
+_MOST = {"layers": 10_000, "heads": 10_000, "width": 1 << 20, "vocabulary": 1 << 24, "context": 2**31 - 1}
+_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the graph calls its inputs and outputs; keys and values by layer."""
+
+    ids: str
+    mask: str
+    logits: str
+    past: tuple[str, ...]
+    """Key and value of the first layer, of the second, ..."""
+    present: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxArtifact(Artifact):
+    """A text tower for ONNX Runtime."""
+
+    engine: ClassVar[str] = "onnxruntime"
+    kv_format: ClassVar[Format] = F32
+
+    graph: OnnxFile = field(repr=False)
+    names: Names = field(repr=False)
+    n_embd: int
+    n_kv_heads: int
+    head_dim: int
+    is_shared: bool
+    """Whether the graph appends to the cache where it is; else it takes one and gives a longer one."""
+    ends: frozenset[int]
+    """Tokens that end an answer."""
+    tokenizer: Path
+    settings: Fields = field(repr=False)
+    """tokenizer_config.json."""
+    config: Fields = field(repr=False)
+    """genai_config.json."""
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The weights that lie beside the graph."""
+        return self.graph.tensors
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The graph's file, and those of its weights."""
+        return self.graph.files
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of these files: a tensor may serve twice."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def takes_embeddings(self) -> bool:
+        """Whether images can be given to the graph."""
+        return IMAGE_FEATURES in self.graph.inputs
+
+    def identity(self) -> str:
+        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.integrity.identity_of` has them."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        return identity_of([*self.graph.identified(), (self.tokenizer, self.tokenizer.stat().st_size, ())])
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether ``path`` is the text tower's ONNX file in its folder. ArtifactError if what should say is damaged."""
+    return (path.parent / CONFIG).is_file() and text_file(path.parent).name == path.name
+
+
+def text_file(folder: Path) -> Path:
+    """The text tower's file in ``folder``, by its genai_config.json. ArtifactError if that names none."""
+    decoder = _config(folder).within("model").within("decoder")
+    name: str = decoder.get("filename", str)
+    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
+        raise decoder.fail("filename", f"is {name!r:.100}, expected a file in this folder")
+    return folder / name
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Everything that is read of the text tower at ``path``: its graph, its weights, and what lies beside them."""
+    beside = [path.parent / name for name in (CONFIG, SETTINGS, *TOKENIZERS, GENERATION, TEMPLATE)]
+    return (*read_onnx(path).files, *(file for file in beside if file.exists()))
+
+
+def read_onnx_text(path: Path) -> OnnxArtifact:
+    """Read what lies beside the graph at ``path`` and check what a text tower needs.
+
+    ArtifactError names what is wrong: the file, the field, and the value.
+    """
+    config, settings = _config(path.parent), Fields.read(path.parent / SETTINGS, _MAX_BYTES, _AGAIN)
+    model = config.within("model")
+    decoder = model.within("decoder")
+    n_vocab, n_layer = (
+        model.count("vocab_size", _MOST["vocabulary"]),
+        decoder.count("num_hidden_layers", _MOST["layers"]),
+    )
+    n_kv_heads, head_dim = (
+        decoder.count("num_key_value_heads", _MOST["heads"]),
+        decoder.count("head_size", _MOST["width"]),
+    )
+    is_shared = config.within("search").get("past_present_share_buffer", bool, False)
+    names = _names(decoder, n_layer)
+    return OnnxArtifact(
+        path=path,
+        name=_name(path.parent),
+        architecture=model.get("type", str),
+        chat_template=_template(settings),
+        n_layer=n_layer,
+        n_ctx_train=model.count("context_length", _MOST["context"]),
+        n_vocab=n_vocab,
+        kv_values_per_token=2 * n_layer * n_kv_heads * head_dim * (1 if is_shared else 2),  # the old and the new
+        sampling=_sampling(path.parent, config),
+        graph=_graph(path, names),
+        names=names,
+        n_embd=decoder.count("hidden_size", _MOST["width"]),
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        is_shared=is_shared,
+        ends=frozenset(model.ids("eos_token_id", n_vocab)),
+        tokenizer=_tokenizer(path.parent),
+        settings=settings,
+        config=config,
+    )
+
+
+def _name(folder: Path) -> str:
+    return read_manifest(folder).name if (folder / MANIFEST).exists() else folder.resolve().name
+
+
+def _config(folder: Path) -> Fields:
+    return Fields.read(folder / CONFIG, _MAX_BYTES, _AGAIN)
+
+
+def _names(decoder: Fields, n_layer: int) -> Names:
+    inputs, outputs = decoder.within("inputs"), decoder.within("outputs")
+    return Names(
+        ids=inputs.get("input_ids", str, "input_ids"),
+        mask=inputs.get("attention_mask", str, "attention_mask"),
+        logits=outputs.get("logits", str, "logits"),
+        past=_by_layer(inputs, "past", "past_key_values", n_layer),
+        present=_by_layer(outputs, "present", "present", n_layer),
+    )
+
+
+def _by_layer(fields: Fields, when: str, usual: str, n_layer: int) -> tuple[str, ...]:
+    patterns = [fields.get(f"{when}_{kind}_names", str, f"{usual}.%d.{kind}") for kind in ("key", "value")]
+    for kind, pattern in zip(("key", "value"), patterns, strict=True):
+        if pattern.count("%d") != 1 or pattern.count("%") != 1:
+            raise fields.fail(f"{when}_{kind}_names", f"is {pattern!r:.100}, expected a name with one %d for the layer")
+    return tuple(pattern % layer for layer in range(n_layer) for pattern in patterns)
+
+
+def _graph(path: Path, names: Names) -> OnnxFile:
+    """The graph, which must have these inputs and outputs, and no other input that must be given."""
+    graph = read_onnx(path)
+    inputs, outputs = (names.ids, names.mask, *names.past), (names.logits, *names.present)
+    for kind, wanted, found in (("input", inputs, graph.inputs), ("output", outputs, graph.outputs)):
+        if missing := next((name for name in wanted if name not in found), None):
+            raise ArtifactError(
+                f"{path}: the graph has no {kind} {missing!r:.100}, which {CONFIG} names", remedy=_AGAIN
+            )
+    return graph
+
+
+def _tokenizer(folder: Path) -> Path:
+    found = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if found is None:
+        raise ArtifactError(f"{folder}: holds no {' and no '.join(TOKENIZERS)}", remedy=_AGAIN)
+    return found
+
+
+def _template(settings: Fields) -> str | None:
+    """The chat template: of its own file, or of tokenizer_config.json, where several have names."""
+    beside = settings.path.with_name(TEMPLATE)
+    if beside.is_file():
+        try:
+            return read_bytes(beside, _MAX_BYTES, _AGAIN).decode("utf-8") or None
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{beside}: is not UTF-8: {error}", remedy=_AGAIN) from error
+    given = settings.content.get("chat_template")
+    if isinstance(given, list):
+        named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
+        given = named.get("default")
+    if given is not None and not isinstance(given, str):
+        raise settings.fail("chat_template", f"is {given!r:.100}, expected a text or a list of named ones")
+    return given or None
+
+
+def _sampling(folder: Path, config: Fields) -> tuple[Recommended, ...]:
+    """The publisher's settings: of generation_config.json, else of genai_config.json where it means to draw."""
+    if (folder / GENERATION).is_file():
+        name, where = GENERATION, Fields.read(folder / GENERATION, _MAX_BYTES, _AGAIN).content
+    else:
+        search = config.within("search")
+        name, where = f"{CONFIG}: search", search.content if search.get("do_sample", bool, False) else {}
+    options = [option for option in _OPTIONS if where.get(option) is not None]
+    return tuple(Recommended(option, f"{name}: {option}", where[option]) for option in options)

@@ -1,0 +1,147 @@
+"""Keeps a chat in the history as it goes on, and takes it up again."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypedDict
+
+from edge_llama.chat import Chat
+from edge_llama.errors import SessionError
+from edge_llama.history.store import Conversation, History
+from edge_llama.model import Model
+from edge_llama.prompts.context_overflow import SUMMARY_REQUEST
+from edge_llama.prompts.messages import Message
+
+
+class _About(TypedDict):
+    model: str
+    model_path: str
+    identity: str
+
+
+class Recording:
+    """One chat after another, each a conversation of ``history``; ``tell`` is called with what a person should know.
+
+    Messages are told apart by being the same objects: a chat keeps them, also when it is shortened or taken back.
+    """
+
+    def __init__(self, history: History, tell: Callable[[str], None], conversation: Conversation | None = None) -> None:
+        """``conversation`` is one of ``history`` that goes on."""
+        self.conversation = conversation
+        self._history = history
+        self._tell = tell
+        self._times_set_aside = history.times_set_aside
+        self._seen: tuple[object, ...] = ()
+        self._shortened: object = None
+        self._is_deleted = False
+        self._has_new = False
+
+    def resume(self, model: Model, conversation: Conversation, **options: Any) -> Chat:
+        """A conversation of the history as a chat of ``model``; ``reread_reason`` says what is read again.
+
+        ``options`` are those of :meth:`Model.load_chat`.
+        """
+        chat, self.reread_reason = self._loaded(model, conversation, options)
+        chat = chat or model.chat(**options)
+        chat.messages = conversation.context
+        self.conversation, self._seen = conversation, _state(model, chat)
+        return chat
+
+    def keep(self, model: Model, chat: Chat) -> None:
+        """Store what the chat has that is not stored yet; call it whenever something may have been said.
+
+        A chat that was emptied goes on as a new conversation. HistoryError leaves it to the next call.
+        """
+        state = _state(model, chat)
+        if self._is_deleted or (len(state) == len(self._seen) and all(map(_same, state, self._seen))):
+            return
+        messages = [message for message in chat.messages if message.role != "system"]
+        if messages:
+            self._store(model, chat, messages)
+        else:
+            self.conversation = None
+        self._seen = state
+        self._shortened = chat.shortened
+        self._has_new = True
+
+    def keep_kv(self, chat: Chat) -> None:
+        """Write the KV file of the conversation, if there is anything new in it."""
+        if self.conversation and self._has_new and self._history.has(self.conversation.id):
+            self._history.keep_kv(self.conversation.id, chat.save)
+            self._has_new = False
+
+    def _loaded(
+        self, model: Model, conversation: Conversation, options: dict[str, Any]
+    ) -> tuple[Chat | None, str | None]:
+        """The chat with what is kept of its KV cache, and why the model must read (some of) it again."""
+        if conversation.identity != model.identity:
+            return None, f"it was with {conversation.model}, now with {model.artifact.name}"
+        path = self._history.kv_file(conversation.id)
+        if not path.exists():
+            return None, "its KV cache is not kept any more"
+        try:
+            chat = model.resume_chat(path, **options)
+        except SessionError as error:
+            path.unlink(missing_ok=True)
+            return None, str(error)
+        os.utime(path)  # used: others go first when room is short
+        if not chat.reread_reason and chat.messages != conversation.context:
+            return chat, "its KV cache is older than the last message; what both have is not"
+        return chat, chat.reread_reason
+
+    def _store(self, model: Model, chat: Chat, messages: list[Message]) -> None:
+        said = self.conversation.messages if self.conversation else ()
+        artifact = model.artifact
+        about = _About(model=artifact.name, model_path=str(artifact.path.resolve()), identity=model.identity)
+        is_shortened = chat.shortened is not self._shortened
+        head, start, kept = _aligned(said, messages, is_shortened=is_shortened)
+        if self.conversation is None or (kept == 0 and not is_shortened):
+            new = Conversation(messages=tuple(messages), system=chat.system, **about)
+            self.conversation = self._history.create(new)
+            return
+        new = replace(
+            self.conversation,
+            messages=(*said[: start + kept], *messages[head + kept :]),
+            head=tuple(messages[:head]),
+            replaced=start,
+            system=chat.system,
+            **about,
+        )
+        self._update(new, start + kept)
+
+    def _update(self, new: Conversation, first: int) -> None:
+        stored = self._history.update(new, first)
+        if isinstance(stored, Conversation):
+            self.conversation = stored
+        elif stored == "changed" or self._history.times_set_aside > self._times_set_aside:
+            self.conversation = self._history.create(new)
+            if stored == "changed":
+                self._tell(f"{new.id} was continued elsewhere: this chat goes on as {self.conversation.id}")
+        else:
+            self._is_deleted = True
+            self._tell(f"{new.id} was deleted: this chat is no longer kept")
+        self._times_set_aside = self._history.times_set_aside
+
+
+def _state(model: Model, chat: Chat) -> tuple[object, ...]:
+    return model.identity, chat.system, *(message for message in chat.messages if message.role != "system")
+
+
+def _same(one: object, other: object) -> bool:
+    return one is other or (isinstance(one, str) and one == other)
+
+
+def _aligned(said: Sequence[Message], messages: Sequence[Message], *, is_shortened: bool) -> tuple[int, int, int]:
+    """How ``messages`` go with all that was ``said``: how many stand before what was said, from where on and how much.
+
+    So messages[head : head + kept] are said[start : start + kept]; those before are a summary, those after are new.
+    """
+    at = {id(message): place for place, message in enumerate(said) if message is not SUMMARY_REQUEST}
+    head = next((place for place, message in enumerate(messages) if id(message) in at), None)
+    if head is None:  # all was left out or summarised; or it is another conversation
+        return (2 if is_shortened and messages[0] is SUMMARY_REQUEST else 0), len(said), 0
+    start = at[id(messages[head])]
+    kept = 0
+    while head + kept < len(messages) and start + kept < len(said) and messages[head + kept] is said[start + kept]:
+        kept += 1
+    return head, start, kept

@@ -1,0 +1,1 @@
+"""What machine this is, and where findings about it are kept. Imports nothing of ours but errors."""

@@ -1,0 +1,1 @@
+"""Images and clips: opened, cut into tiles, turned into the numbers that an encoder takes."""

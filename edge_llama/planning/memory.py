@@ -1,0 +1,70 @@
+"""Will it fit: arithmetic over the model's sizes and this machine's memory."""
+
+from dataclasses import dataclass
+
+from edge_llama.errors import OptionError
+from edge_llama.files.formats import Format
+from edge_llama.files.text_artifact import Artifact
+
+DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
+_STEP = 256  # llama.cpp pads the cache to this
+_WORK_BYTES = 256 << 20  # compute buffers, logits and the process itself
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSize:
+    """``n_ctx`` positions take ``bytes`` of KV cache; ``reason`` says why this many."""
+
+    n_ctx: int
+    bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.n_ctx:,} tokens of context ({self.reason}), KV cache {self.bytes / 1e6:,.0f} MB"
+
+
+def context_size(artifact: Artifact, requested: int | None, kv_format: Format, available: int) -> ContextSize:
+    """The context to open: ``requested`` if it fits, else as much as is useful and fits in ``available`` bytes.
+
+    Raises OptionError if what was requested is no size, exceeds what the model was trained for, or does not fit:
+    with the numbers and the largest that does.
+    """
+    per_token = artifact.kv_values_per_token * kv_format.block_bytes // kv_format.block_size
+    room = available - artifact.weight_bytes - _WORK_BYTES
+    largest = max(0, room // max(per_token, 1) // _STEP * _STEP)
+    trained = artifact.n_ctx_train
+    if requested is None:
+        # Half of what is free: the rest is for others, and for the pages of the model's own file.
+        n_ctx, reason = min(
+            (trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, "what fits")
+        )
+        if n_ctx < min(_STEP, trained):
+            raise OptionError(
+                f"{artifact.path}: not enough memory: the model takes {artifact.weight_bytes:,} bytes, "
+                f"{available:,} are available",
+                remedy="close other programs, or use a smaller model",
+            )
+        return ContextSize(n_ctx, n_ctx * per_token, reason)
+    if isinstance(requested, bool) or not isinstance(requested, int) or not 1 < requested <= trained:
+        raise OptionError(
+            f"n_ctx is {requested!r}, expected a whole number from 2 to {trained:,}, what the model was trained for"
+        )
+    if requested > largest:
+        raise OptionError(
+            f"n_ctx {requested:,} needs {requested * per_token:,} bytes beside the model's {artifact.weight_bytes:,}, "
+            f"{available:,} are available",
+            remedy=f"at most {min(largest, trained):,} fit",
+        )
+    return ContextSize(requested, requested * per_token, "as asked")
+
+
+def fits_beside(artifact: Artifact, requested: int | None, available: int, other: int) -> bool:
+    """Whether a model gets as much context in ``available`` bytes as with ``other`` more, which another model takes.
+
+    OptionError if it does not fit even with those.
+    """
+    alone = context_size(artifact, requested, artifact.kv_format, available + other)
+    try:
+        return context_size(artifact, requested, artifact.kv_format, available) == alone
+    except OptionError:
+        return False

@@ -1,0 +1,160 @@
+"""What to do when a conversation no longer fits the context: leave out its oldest exchanges, or summarise them.
+
+Nothing is ever cut without being told: each shortening is a :class:`Shortened`, given to whoever owns the chat.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, get_args
+
+from edge_llama.errors import OptionError
+from edge_llama.prompts.messages import Message, images_of
+
+WhenFull = Literal["error", "compact", "drop-oldest"]
+"""``error``: a message that doesn't fit is refused; or older exchanges are summarised, or dropped."""
+
+SUMMARY_REQUEST = Message(
+    "user",
+    "Summarize our conversation so far in a few sentences. Keep names, numbers, decisions and open questions.",
+)
+"""Stands before the summary in the conversation, so that user and assistant go on in turn, as templates demand."""
+
+_Exchanges = list[list[Message]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
+
+    ``images`` were in them: the model sees these no more.
+    """
+
+    summarized: int
+    dropped: int
+    tokens_before: int
+    tokens_after: int
+    n_ctx: int
+    images: int = 0
+
+    def __str__(self) -> str:
+        """One line for people."""
+        done = [
+            f"the oldest {count:,} messages {what}"
+            for count, what in ((self.summarized, "are summarized"), (self.dropped, "are left out"))
+            if count
+        ]
+        unseen = f", with {self.images:,} images that the model sees no more" if self.images else ""
+        return (
+            f"{' and '.join(done) or 'nothing could be left out'}{unseen}: {self.tokens_before:,} tokens become "
+            f"{self.tokens_after:,} of {self.n_ctx:,}"
+        )
+
+
+def check_when_full(value: object) -> WhenFull:
+    """``value`` if it is one; OptionError otherwise."""
+    for known in get_args(WhenFull):
+        if value == known:
+            return known  # type: ignore[no-any-return] # get_args forgets
+    raise OptionError(f"when_full is {value!r}", remedy=f"known: {', '.join(get_args(WhenFull))}")
+
+
+def exchanges_of(messages: Sequence[Message]) -> tuple[list[Message], _Exchanges]:
+    """The system message, if any, and the rest cut before each message of the user."""
+    head = [message for message in messages if message.role == "system"]
+    exchanges: _Exchanges = []
+    for message in messages:
+        if message.role == "user" or (not exchanges and message.role != "system"):
+            exchanges.append([])
+        if message.role != "system":
+            exchanges[-1].append(message)
+    return head, exchanges
+
+
+class Shortening:
+    """Makes conversations shorter. It decides; what it needs of the model it is given as functions."""
+
+    def __init__(
+        self,
+        n_ctx: int,
+        count: Callable[[Sequence[Message]], int],
+        summarize: Callable[[Sequence[Message], int], str],
+    ) -> None:
+        """``count`` gives a conversation's tokens, ``summarize(messages, max_tokens)`` an answer to them."""
+        self.n_ctx = n_ctx
+        self._count = count
+        self._summarize = summarize
+        self._summary_tokens = max(16, min(512, n_ctx // 8))
+
+    def room(self, max_tokens: int | None) -> int:
+        """Tokens to keep free for an answer: a quarter of the context, or what is asked for if that is less."""
+        return min(max_tokens or self.n_ctx, self.n_ctx // 4)
+
+    def drop_oldest(self, messages: Sequence[Message]) -> tuple[list[Message], Shortened]:
+        """Leave out the oldest exchanges until half of the context is free: what remains is read again, so seldom.
+
+        The system message and the last exchange always stay, whether they fit or not.
+        """
+        head, exchanges = exchanges_of(messages)
+        first = self._first_to_keep(head, exchanges, self.n_ctx // 2)
+        kept = [*head, *_flat(exchanges[first:])]
+        return kept, self._told(messages, kept, summarized=0, dropped=len(_flat(exchanges[:first])))
+
+    def compact(self, messages: Sequence[Message], *, keep: int | None = None) -> tuple[list[Message], Shortened]:
+        """Put a summary by the model in place of the oldest exchanges: all but the last ``keep``.
+
+        ``keep`` None keeps as many as leave half of the context free, at least the last. An exchange so long that it
+        can't even be summarised is left out.
+        """
+        head, exchanges = exchanges_of(messages)
+        if keep is None:
+            first = self._first_to_keep(head, exchanges, self.n_ctx // 2 - self._summary_tokens)
+        else:
+            first = max(0, len(exchanges) - keep)
+        summary, summarized, dropped = self._summary(head, exchanges[:first])
+        kept = [*head, *summary, *_flat(exchanges[first:])]
+        return kept, self._told(messages, kept, summarized=summarized, dropped=dropped)
+
+    def _first_to_keep(self, head: list[Message], exchanges: _Exchanges, limit: int) -> int:
+        """The first exchange from which on all fit in ``limit`` tokens; the last one in any case."""
+        numbers = range(len(exchanges) - 1)
+        return bisect_left(numbers, True, key=lambda at: self._count([*head, *_flat(exchanges[at:])]) <= limit)
+
+    def _summary(self, head: list[Message], exchanges: _Exchanges) -> tuple[list[Message], int, int]:
+        """The summary as an exchange, and how many messages it replaces and how many are lost.
+
+        It is made in as many rounds as the context demands, each of which has the last one's summary before it.
+        """
+        summary: list[Message] = []
+        done = summarized = dropped = 0
+        while done < len(exchanges):
+            rest = exchanges[done:]
+            count = self._how_many([*head, *summary], rest)
+            messages = _flat(rest[: max(count, 1)])
+            request = [*head, *summary, *messages, SUMMARY_REQUEST]
+            text = self._summarize(request, self._summary_tokens).strip() if count else ""
+            if text:
+                summary = [SUMMARY_REQUEST, Message("assistant", text)]
+                summarized += len(messages)
+            else:
+                dropped += len(messages)
+            done += max(count, 1)
+        return summary, summarized, dropped
+
+    def _how_many(self, before: list[Message], exchanges: _Exchanges) -> int:
+        """How many of the exchanges fit the context together with the request for a summary and the summary."""
+        limit = self.n_ctx - self._summary_tokens
+
+        def is_too_long(count: int) -> bool:
+            return self._count([*before, *_flat(exchanges[:count]), SUMMARY_REQUEST]) > limit
+
+        return bisect_left(range(1, len(exchanges) + 1), True, key=is_too_long)
+
+    def _told(self, before: Sequence[Message], after: Sequence[Message], *, summarized: int, dropped: int) -> Shortened:
+        images = len(images_of(before)) - len(images_of(after))
+        return Shortened(summarized, dropped, self._count(before), self._count(after), self.n_ctx, images)
+
+
+def _flat(exchanges: _Exchanges) -> list[Message]:
+    return list(chain.from_iterable(exchanges))

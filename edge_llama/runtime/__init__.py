@@ -1,0 +1,1 @@
+"""A model at work: the thread that owns the towers, KV caches, sessions."""

@@ -1,0 +1,189 @@
+"""A conversation on disk: what was said, and the KV cache of it.
+
+    8 bytes   "edgelses"
+    u32       version of the format, little-endian as all numbers
+    u32       bytes of the header
+    header    JSON: the model, what the engine's bytes depend on, tokens, messages
+    logits    float32 of the last position, or nothing
+    kv        the engine's bytes
+    32 bytes  SHA-256 of all before
+
+Nothing of a file reaches the engine before its hash was checked: llama.cpp trusts what it is given.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.errors import OptionError, OutputError, SessionError
+from edge_llama.prompts.messages import Message
+from edge_llama.runtime.kv_store import State
+
+MAGIC = b"edgelses"
+VERSION = 1
+_PREFIX = struct.Struct("<8sII")
+_HASH_BYTES = 32
+_ABANDONED = 3600  # seconds
+_DAMAGED = "the file is damaged or incomplete: use a copy, or begin a new chat"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChat:
+    """What a session file holds. ``state`` is None if the chat's cache was not kept when it was saved.
+
+    ``model`` names the model for people, ``identity`` tells it from others (:mod:`edge_llama.files.integrity`);
+    ``settings`` are those of the tower that made the state's bytes, and its ``n_ctx``; ``images`` are hashes.
+    """
+
+    model: str
+    identity: str
+    settings: Mapping[str, Any]
+    messages: tuple[Message, ...]
+    state: State | None
+    images: tuple[str, ...] = ()
+
+
+def write(path: Path, saved: SavedChat) -> None:
+    """Write the file, whole or not at all, readable by its owner only. OutputError if it can't be written.
+
+    It takes the place of an older session; another file of this name is left alone.
+    """
+    _check_place(path)
+    parts = _encode(saved)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    try:
+        try:
+            with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        _sync_folder(path.parent)
+        _tidy(path)
+    except OSError as error:
+        raise OutputError(f"{path}: the session can't be written: {error.strerror or error}") from error
+
+
+def read(path: Path) -> SavedChat:
+    """Read and check the file. SessionError if it is no session, damaged, or of a newer version."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(_PREFIX.size)
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = _check_prefix(path, prefix, size)
+            data = np.empty(size, np.uint8)
+            data[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+            if file.readinto(data.data[len(prefix) :]) != size - len(prefix) or file.read(1):
+                raise SessionError(f"{path}: its size changes while it is read", remedy="wait until it is written")
+    except OSError as error:
+        raise SessionError(f"{path}: the session can't be read: {error.strerror or error}") from error
+    if hashlib.sha256(data[:-_HASH_BYTES].data).digest() != data[-_HASH_BYTES:].tobytes():
+        raise SessionError(f"{path}: its contents are not as they were written", remedy=_DAMAGED)
+    body = _PREFIX.size + header_bytes
+    return _decode(path, data[_PREFIX.size : body].tobytes(), data[body:-_HASH_BYTES])
+
+
+def _check_prefix(path: Path, prefix: bytes, size: int) -> int:
+    if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+        raise SessionError(f"{path}: this is no session of edge-llama", remedy="give a file that Chat.save wrote")
+    _, version, header_bytes = _PREFIX.unpack(prefix)
+    if version != VERSION:
+        raise SessionError(
+            f"{path}: session format {version}, this edge-llama reads {VERSION}", remedy="use a newer edge-llama"
+        )
+    if _PREFIX.size + header_bytes + _HASH_BYTES > size:
+        raise SessionError(f"{path}: it is cut short: {size:,} bytes", remedy=_DAMAGED)
+    return int(header_bytes)
+
+
+def _encode(saved: SavedChat) -> list[bytes | memoryview]:
+    state = saved.state
+    logits = np.zeros(0, np.float32) if state is None or state.logits is None else state.logits
+    header = {
+        "model": saved.model,
+        "identity": saved.identity,
+        "settings": dict(saved.settings),
+        "images": list(saved.images),
+        "messages": [message.to_json() for message in saved.messages],
+        "tokens": None if state is None else state.tokens.tolist(),
+        "n_logits": len(logits),
+    }
+    text = json.dumps(header, ensure_ascii=False).encode()
+    parts: list[bytes | memoryview] = [_PREFIX.pack(MAGIC, VERSION, len(text)), text]
+    parts.append(logits.astype("<f4", copy=False).tobytes())
+    if state is not None:
+        parts.append(state.kv.data)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return [*parts, digest.digest()]
+
+
+def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
+    """The hash has been checked: what doesn't fit here was written so, by another program."""
+    try:
+        fields = json.loads(header)
+        n_logits, tokens = int(fields["n_logits"]), fields["tokens"]
+        logits = body[: 4 * n_logits].view("<f4") if n_logits else None
+        if n_logits < 0 or 4 * n_logits > len(body):
+            raise ValueError(f"{n_logits} logits")
+        state = None if tokens is None else State(np.array(tokens, np.int32), body[4 * n_logits :], logits)
+        return SavedChat(
+            str(fields["model"]),
+            str(fields["identity"]),
+            {str(key): value for key, value in fields["settings"].items()},
+            tuple(map(Message.from_json, fields["messages"])),
+            state,
+            tuple(map(str, fields["images"])),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OptionError) as error:
+        raise SessionError(f"{path}: its header can't be understood: {error!r}", remedy=_DAMAGED) from error
+
+
+def _check_place(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            is_session = file.read(len(MAGIC)) == MAGIC
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path}: the session can't be written there: {error.strerror or error}") from error
+    if not is_session:
+        raise OutputError(f"{path}: exists and is no session", remedy="choose another name, or remove it")
+
+
+def _tidy(path: Path) -> None:
+    """Remove what writers of the same file left that were killed: parts that nobody has written to for an hour."""
+    for name in os.listdir(path.parent):  # noqa: PTH208 - a name may hold what glob takes for a pattern
+        if name.startswith(f".{path.name}.") and name.endswith(".partial"):
+            left = path.with_name(name)
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED:
+                    left.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name survive a power cut, where folders can be opened (not on Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,196 @@
+"""Answers that fit a JSON schema, a regular expression or a grammar: masks over the logits, by llguidance.
+
+They work with every engine and every sampler, since they are written into the logits before a token is chosen.
+llama.cpp's own grammars are not used: they end the process on a token, or a grammar, that they don't expect.
+"""
+
+import json
+import re
+import weakref
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.errors import EngineError, OptionError
+from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.sampling import grammar_guard, json_schema
+from edge_llama.sampling.params import SamplingParams
+
+_MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
+_MAX_PROBES = 500
+_OVERLAP = (
+    "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
+)
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+# Text that must come is not cut into tokens by llguidance, which would need a tokenizer that begins in mid-text: the
+# model chooses among all tokens that begin it.
+_NO_FORCING = '%llguidance {"no_forcing": true}'
+_JSON_OPTIONS = {
+    "lenient": False,
+    "coerce_one_of": False,
+    "whitespace_flexible": True,
+    # Blanks end: a model that can't go on would write them for ever.
+    "whitespace_pattern": r" |\n[ ]{0,40}",
+    # No \u: llguidance would take "\u0061" for another key than "a".
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+
+class Constraint:
+    """What the answer must fit, and how far it came. For one answer, in one thread at a time."""
+
+    def __init__(self, matcher: Any, what: str, n_vocab: int) -> None:
+        self._matcher = matcher
+        self._what = what
+        self._n_vocab = n_vocab
+        self.refused()  # what nothing fits is an error at once
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer fits and nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def mask(self, logits: NDArray[np.float32]) -> None:
+        """Make every token impossible that does not fit, in place; ``logits`` are ``(n_vocab,)``.
+
+        OptionError if there is none, or the grammar takes too much time or memory here.
+        """
+        np.copyto(logits, -np.inf, where=self.refused())
+
+    def refused(self) -> NDArray[np.bool_]:
+        """``(n_vocab,)``: the tokens that can't come now. End tokens can where the answer so far is whole."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        refused: NDArray[np.bool_] = np.unpackbits(bits, count=self._n_vocab, bitorder="little") == 0
+        if refused.all():
+            raise self._dead_end()
+        return refused
+
+    def accept(self, token: int) -> None:
+        """Go on by a token that was not refused."""
+        if not self._matcher.consume_token(token):
+            self._check()
+            raise EngineError(f"the sampler chose token {token}, which {self._what} had refused")
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            report = _gist(self._matcher.get_error())
+            if report.startswith("NoExtension"):  # it allows an end token there, though the answer is not whole
+                raise self._dead_end()
+            raise OptionError(f"{self._what}: {report}", remedy="simplify it")
+
+    def _dead_end(self) -> OptionError:
+        return OptionError(
+            f"{self._what}: nothing that the model can write fits here",
+            remedy="check what must follow, and that the model's vocabulary has its characters",
+        )
+
+
+def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
+    """The constraint that ``params`` ask for, or None.
+
+    OptionError for what is invalid, unsupported, without end or unsatisfiable.
+    """
+    found = _grammar(params)
+    if found is None:
+        return None
+    what, grammar = found
+    if tokenizer not in _vocabularies:  # making it takes a second or more: what can't be is told before
+        Constraint(_matcher(_bytes(), grammar, what), what, _bytes().vocab_size)
+    return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+def _grammar(params: SamplingParams) -> tuple[str, str] | None:
+    """Which option was given, and what it asks for in Lark's syntax."""
+    if params.json_schema is not None:
+        return "json_schema", f"start: %json {_inline(params.json_schema)}"
+    for what, text in (("regex", params.regex), ("grammar", params.grammar)):
+        if text is not None and len(text) > _MAX_TEXT:
+            raise OptionError(f"{what} has {len(text):,} characters", remedy=f"up to {_MAX_TEXT:,} are supported")
+    if params.regex is not None:
+        return "regex", f"start: /{_llguidance().regex_to_lark(params.regex, '')}/"
+    if params.grammar is not None:
+        return "grammar", _checked_lark(params.grammar)
+    return None
+
+
+def _inline(schema: object) -> str:
+    return json.dumps({**json_schema.checked(schema), "x-guidance": _JSON_OPTIONS})
+
+
+def _checked_lark(text: str) -> str:
+    """The grammar with its schemas rebuilt, after a look at each part that might fit nothing."""
+    grammar = grammar_guard.read(text, _inline)
+    if len(grammar.probes) > _MAX_PROBES:
+        raise OptionError(
+            f"grammar: has {len(grammar.probes):,} regular expressions", remedy=f"up to {_MAX_PROBES:,} are supported"
+        )
+    for part, probe in grammar.probes.items():
+        Constraint(_matcher(_bytes(), probe, f"grammar: {part:.80}"), f"grammar: {part:.80}", _bytes().vocab_size)
+    return grammar.text
+
+
+def _matcher(vocabulary: Any, grammar: str, what: str) -> Any:
+    matcher_type = _llguidance().LLMatcher
+    matcher = matcher_type(vocabulary, matcher_type.grammar_from_lark(f"{grammar}\n{_NO_FORCING}"), log_level=0)
+    if matcher.is_error():
+        report = _gist(matcher.get_error())
+        if what in ("json_schema", "regex"):  # the place in the grammar that we made of it tells nobody anything
+            report = _OVERLAP if "coerce_one_of" in report else _PLACE.sub("", report)
+        raise OptionError(f"{what}: {report}")
+    return matcher
+
+
+def _gist(report: str) -> str:
+    """The first line of llguidance's report, and the regular expression parser's own reason after it."""
+    lines = [line.strip() for line in report.strip().splitlines()]
+    reasons = [line for line in lines[1:] if line.startswith("error: ")]
+    return " ".join([*(line[:200] for line in lines[:1]), *reasons[:1]])
+
+
+@cache
+def _llguidance() -> Any:
+    """The module, loaded when the first constraint is made."""
+    try:
+        import llguidance  # noqa: PLC0415
+    except ImportError as error:
+        raise EngineError(f"llguidance cannot be loaded: {error}", remedy="reinstall it") from error
+    return llguidance
+
+
+@cache
+def _bytes() -> Any:
+    """A vocabulary of the 256 bytes, to look into grammars with."""
+    return _llguidance().LLTokenizer("byte")
+
+
+_vocabularies: "weakref.WeakKeyDictionary[Tokenizer, Any]" = weakref.WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Tokenizer) -> Any:
+    """A vocabulary as llguidance takes it: each token's bytes, none for control tokens. Made once per model."""
+    if tokenizer not in _vocabularies:
+        module = _llguidance()
+        ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
+        if not ends:
+            raise OptionError("the model's vocabulary has no end token: its answers can't fit anything")
+        wrapper = module.TokenizerWrapper(_Words(tokenizer, ends))
+        _vocabularies[tokenizer] = module.LLTokenizer(wrapper, eos_token=ends)
+    return _vocabularies[tokenizer]
+
+
+class _Words:
+    """What llguidance asks of a tokenizer. End tokens have no bytes, also where a base model ends with a newline."""
+
+    def __init__(self, tokenizer: Tokenizer, ends: list[int]) -> None:
+        self.eos_token_id = ends[0]
+        self.bos_token_id = None
+        self.tokens = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
+        for token in ends:
+            self.tokens[token] = b""
+
+    def __call__(self, _text: bytes) -> list[int]:
+        """Text as tokens, which llguidance needs only to force some."""
+        return []

@@ -1,0 +1,312 @@
+"""Tool calls are found in answers however these are cut, and nothing else of an answer changes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llama_models.datatypes import ToolCall as MetaToolCall
+from llama_models.datatypes import ToolPromptFormat
+from llama_models.llama3.tool_utils import ToolUtils
+from tools import LLAMA4_TEMPLATE, PYTHONIC_LLAMA4_TEMPLATE, official_template
+
+from converters.architectures.llama_families import FAMILIES
+from edge_llama import OptionError
+from edge_llama.prompts.tool_formats import FORMS, form_named, form_of
+from edge_llama.prompts.tool_parser import ToolCallReader
+
+NAMES = frozenset(("f", "g", "get_weather", "api.get"))
+OPEN, CLOSE = 1, 2
+TAGS = {OPEN: "<|python_tag|>", CLOSE: "<|python_end|>"}
+Calls = list[tuple[str, dict[str, Any]]]
+
+
+def read(form: str, answer: list[str | int], names: frozenset[str] = NAMES) -> tuple[str, Calls, list[str]]:
+    """What is made of an answer in pieces; numbers are tags."""
+    reader = ToolCallReader(FORMS[form], names, TAGS)
+    reads = [reader.tag(part) if isinstance(part, int) else reader.feed(part) for part in answer] + [reader.finish()]
+    calls = [(call.name, call.arguments) for part in reads for call in part.calls]
+    return "".join(part.text for part in reads), calls, reader.notes
+
+
+F1: Calls = [("f", {"x": 1})]
+ANSWERS: list[tuple[str, list[str | int], str, Calls, str]] = [
+    # form, answer, its text, its calls, what a note says
+    ("json", ['{"name": "f", "parameters": {"x": 1}}'], "", F1, ""),
+    ("json", ['\n\n{"type": "function", "name": "f", "parameters": {"x": 1}}\n'], "", F1, ""),
+    ("json", ['{ "name":"f" ,"arguments" : {"x": 1}} ; {"name": "g", "parameters": {}}'], "", [*F1, ("g", {})], ""),
+    ("json", ['{"name": "f", "parameters": {"x": 1}}{"name": "g", "parameters": {}}'], "", [*F1, ("g", {})], ""),
+    ("json", ['[{"name": "f", "parameters": {"x": 1}}, {"name": "g", "parameters": {}}]'], "", [*F1, ("g", {})], ""),
+    ("json", ['{"parameters": {"x": "}\\"{"}, "name": "f"}'], "", [("f", {"x": '}"{'})], ""),
+    ("json", ['Let me see.\n{"name": "f", "parameters": {"x": 1}}'], "Let me see.\n", F1, ""),
+    ("json", ['{"name": "f", "parameters": {"x": 1}}; that is it'], "; that is it", F1, ""),
+    (
+        "json",
+        ['{"name": "f", "parameters": {"x": 1}}\nand\n {"name": "g", "parameters": {}}'],
+        "\nand\n ",
+        [*F1, ("g", {})],
+        "",
+    ),
+    ("json", ["  \n "], "  \n ", [], ""),
+    ("json", ['x = {"a": [1]}, {} and []'], 'x = {"a": [1]}, {} and []', [], ""),
+    ("json", ['{"name": "Ann", "age": 5}'], '{"name": "Ann", "age": 5}', [], "no tool is called Ann"),
+    ("json", ['{"name": "f", "parameters": 5}.'], '{"name": "f", "parameters": 5}.', [], "no object of parameters"),
+    ("json", ['{"name": "f"}'], '{"name": "f"}', [], "no object of parameters"),
+    ("json", ['{"name": "f", "parameters": {}, "z": 1}'], '{"name": "f", "parameters": {}, "z": 1}', [], "more than"),
+    (
+        "json",
+        ['{"name": "f", "name": "g", "parameters": {}}'],
+        '{"name": "f", "name": "g", "parameters": {}}',
+        [],
+        "twice",
+    ),
+    (
+        "json",
+        ['{"name": "f", "parameters": {"x": NaN}}'],
+        '{"name": "f", "parameters": {"x": NaN}}',
+        [],
+        "NaN is no JSON",
+    ),
+    (
+        "json",
+        ['{"name": "f", "parameters": {"x": 1e999}}'],
+        '{"name": "f", "parameters": {"x": 1e999}}',
+        [],
+        "Out of range",
+    ),
+    (
+        "json",
+        ['{"name": "f", "parameters": {"x": "\\ud800"}}'],
+        '{"name": "f", "parameters": {"x": "\\ud800"}}',
+        [],
+        "surrog",
+    ),
+    ("json", ['{"name": "f", "parameters": {"x": '], '{"name": "f", "parameters": {"x": ', [], "ends within it"),
+    ("json", ["[f(x=1)]"], "[f(x=1)]", [], ""),
+    ("json", [OPEN, '{"name": "f", "parameters": {"x": 1}}'], "", F1, ""),
+    ("json", ["Well: ", OPEN, '{"name": "f", "parameters": {"x": 1}}', CLOSE, "done"], "Well: done", F1, ""),
+    ("json", [OPEN, "a", CLOSE, '{"name": "f", "parameters": {"x": 1}}'], "a", F1, "no tool call: 'a'"),
+    (
+        "json",
+        [OPEN, '{"name": "f", "parameters": {"x": 1}}; {"name": "Z", "parameters": {}}'],
+        '; {"name": "Z", "parameters": {}}',
+        F1,
+        "no tool is called Z",
+    ),
+    ("json", [OPEN, 'f.call(query="a\\"b]")'], "", [("f", {"query": 'a"b]'})], ""),
+    ("json", [OPEN, "[f(x=1)]"], "", F1, ""),
+    ("json", [OPEN, "import os"], "import os", [], "invalid syntax"),
+    ("json", [OPEN], "", [], ""),
+    ("json", ['{"name": "f", "para', OPEN, "[f(x=1)]"], '{"name": "f", "para', F1, "ends within it"),
+    ("json", ['<|python_tag|>{"name": "g", "parameters": {}}'], "<|python_tag|>", [("g", {})], ""),
+    ("pythonic", ["[f(x=1)]"], "", F1, ""),
+    ("pythonic", [" [f(x=1), g(), api.get(y='a]')]\n"], "", [*F1, ("g", {}), ("api.get", {"y": "a]"})], ""),
+    (
+        "pythonic",
+        ["[f(x=True, y=[null, -1.5e3, {'a': (false, None)}])]"],
+        "",
+        [("f", {"x": True, "y": [None, -1500.0, {"a": [False, None]}]})],
+        "",
+    ),
+    (
+        "pythonic",
+        [r"""[f(a='', b="", c='''it's "[x]"''', d="\d\n\\", e='\'')]"""],
+        "",
+        [("f", {"a": "", "b": "", "c": 'it\'s "[x]"', "d": "\\d\n\\", "e": "'"})],
+        "",
+    ),
+    ("pythonic", ["[f(from='A', class = 'as=b', x=1)]"], "", [("f", {"from": "A", "class": "as=b", "x": 1})], ""),
+    ("pythonic", ["Sure! [f(x=1)] ok"], "Sure!  ok", F1, ""),
+    ("pythonic", ["a [link](http://x), [1, 2], [] [x"], "a [link](http://x), [1, 2], [] [x", [], ""),
+    ("pythonic", ["[Z(x=1)]"], "[Z(x=1)]", [], "no tool is called Z"),
+    ("pythonic", ["[f(1)]"], "[f(1)]", [], "have no names"),
+    ("pythonic", ["[f(**x)]"], "[f(**x)]", [], "have no names"),
+    ("pythonic", ["[f(x=y)]"], "[f(x=y)]", [], "no literal"),
+    ("pythonic", ["[f(x=b'y')]"], "[f(x=b'y')]", [], "a string begins with b"),
+    ("pythonic", ["[f(x={1})]"], "[f(x={1})]", [], "JSON can't express"),
+    ("pythonic", ["[f(x='\\400')]"], "[f(x='\\400')]", [], "no character"),
+    ("pythonic", ["[f(x=1if y else 2)]"], "[f(x=1if y else 2)]", [], "a number runs into a word"),
+    ("pythonic", ["[f(x=1), 2]"], "[f(x=1), 2]", [], "no list of calls"),
+    ("pythonic", ["[f(x=1), Z()]"], "[f(x=1), Z()]", [], "no tool is called Z"),
+    ("pythonic", ["[f(x=1}"], "[f(x=1}", [], "ends within it"),
+    ("pythonic", ["[f(x=1"], "[f(x=1", [], "ends within it"),
+    ("pythonic", [OPEN, "[f(x=1)]", CLOSE], "", F1, ""),
+    ("pythonic", [OPEN, '{"name": "f", "parameters": {"x": 1}}', CLOSE], "", F1, ""),
+]
+
+
+@pytest.mark.parametrize(("form", "answer", "text", "calls", "note"), ANSWERS)
+def test_calls_are_taken_out_and_all_else_is_text(
+    form: str, answer: list[str | int], text: str, calls: Calls, note: str
+) -> None:
+    found = read(form, answer)
+    assert found[:2] == (text, calls)
+    assert len(found[2]) == bool(note)
+    assert note in "".join(found[2])
+
+
+@pytest.mark.parametrize(("form", "answer"), [(form, answer) for form, answer, *_ in ANSWERS])
+def test_an_answer_cut_anywhere_reads_the_same(form: str, answer: list[str | int]) -> None:
+    whole = read(form, answer)
+    letters: list[str | int] = []
+    for at, part in enumerate(answer):
+        letters += [part] if isinstance(part, int) else list(part)
+        for cut in range(0 if isinstance(part, int) else len(part)):
+            assert read(form, [*answer[:at], str(part)[:cut], str(part)[cut:], *answer[at + 1 :]]) == whole, cut
+    assert read(form, letters) == whole
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        *(
+            '{"name": "f", "parameters": {"x": 1}}',
+            '{"name": "',
+            '{"type": "function", ',
+            '"parameters": {}}',
+            "name",
+            ":",
+        ),
+        *("[f(x=1)]", "[g()", "f", "g(", "x=", "from=", "null", "f.call(", "Z", "1", "é", ";", ",", " ", "\n"),
+        *("{", "}", "[", "]", "(", ")", "'", '"', "'''", '"""', "\\", OPEN, CLOSE),
+    ]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    parts=st.lists(FRAGMENTS, max_size=14), form=st.sampled_from(list(FORMS)), cuts=st.randoms(use_true_random=False)
+)
+def test_any_answer_cut_anyhow_reads_the_same_and_loses_nothing(parts: list[str | int], form: str, cuts: Any) -> None:
+    joined: list[str | int] = []
+    pieces: list[str | int] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+        at = cuts.randint(0, len(part)) if isinstance(part, str) else 0
+        pieces += [part[:at], part[at:]] if isinstance(part, str) else [part]
+    text, calls, notes = read(form, joined)
+    assert read(form, pieces) == (text, calls, notes)
+    plain = "".join(part for part in parts if isinstance(part, str))
+    if not calls:
+        assert text == plain
+    else:  # the text in its order, with less in it
+        assert re.search(".*?".join(map(re.escape, text)), plain, re.DOTALL)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True).map("a{}".format), JSON_VALUES, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(many=st.lists(ARGUMENTS, min_size=1, max_size=3), spaced=st.booleans())
+def test_any_arguments_come_back(many: list[dict[str, Any]], spaced: bool) -> None:
+    calls = [("f", arguments) for arguments in many]
+    dumped = [
+        json.dumps({"name": "f", "parameters": arguments}, indent=2 if spaced else None, ensure_ascii=spaced)
+        for arguments in many
+    ]
+    assert read("json", list("; ".join(dumped))) == ("", calls, [])
+    for write in (repr, json.dumps):
+        bodies = [", ".join(f"{key}={write(value)}" for key, value in arguments.items()) for arguments in many]
+        assert read("pythonic", list("[" + ", ".join(f"f({body})" for body in bodies) + "]")) == ("", calls, [])
+
+
+META_ARGUMENTS = st.dictionaries(
+    st.from_regex(r"[a-z]{1,8}", fullmatch=True).map("a{}".format),
+    st.integers() | st.booleans() | st.none() | st.text("abc ]})é", max_size=5),
+    max_size=4,
+)
+
+
+@given(arguments=META_ARGUMENTS)
+def test_what_metas_code_writes_is_read_as_its_code_reads_it(arguments: dict[str, Any]) -> None:
+    for form, meta in (("json", ToolPromptFormat.json), ("pythonic", ToolPromptFormat.python_list)):
+        call = MetaToolCall(call_id="1", tool_name="get_weather", arguments=arguments)
+        text = ToolUtils.encode_tool_call(call, meta)
+        by_meta = ToolUtils.maybe_extract_custom_tool_call(text) or ("get_weather", arguments)  # theirs fails at "as"
+        assert read(form, [text]) == ("", [by_meta], [])
+
+
+def test_plain_text_passes_at_once_and_a_call_is_given_when_it_is_complete() -> None:
+    for form in FORMS:
+        reader = ToolCallReader(FORMS[form], NAMES, TAGS)
+        for text in ("The", " weather", "\n", "in f (Paris) is: ", '"x" ', "} ] "):
+            assert reader.feed(text).text == text
+    reader = ToolCallReader(FORMS["json"], NAMES, TAGS)
+    assert [reader.feed(letter).text for letter in '{"n'] == ["", "", ""]
+    assert reader.feed("o").text == '{"no', "clear by now: no call has such a key"
+    for letter in '{"name": "f", "parameters": {"x": 1}':
+        assert reader.feed(letter) == type(reader.feed(""))()
+    assert [call.name for call in reader.feed("}").calls] == ["f"]
+    assert [reader.feed(letter).text for letter in '{"name": "Ann"'][-1] == '{"name": "Ann"'
+    reader = ToolCallReader(FORMS["pythonic"], NAMES, TAGS)
+    assert [reader.feed(part).text for part in ("[", "link", "](")] == ["", "", "[link]("]
+
+
+def test_code_between_tags_is_a_call_of_the_interpreter_if_there_is_one() -> None:
+    code = "def f(x):\n    return {'a': x}\nprint(f(1))"
+    names = frozenset(("code_interpreter", "f"))
+    assert read("json", [OPEN, code], names) == ("", [("code_interpreter", {"code": code})], [])
+    assert read("json", [OPEN, '{"name": "f", "parameters": {}}'], names) == ("", [("f", {})], [])
+
+
+def test_python_is_read_and_never_run(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    for code in (f"__import__('pathlib').Path({str(canary)!r}).touch()", f"open({str(canary)!r}, 'w')"):
+        for answer in (
+            [f"[f(x={code})]"],
+            [OPEN, f"[f(x={code})]"],
+            [f"[{code}]"],
+            [OPEN, code],
+            [f"[f({code})(x=1)]"],
+        ):
+            assert read("pythonic", answer)[:2] == ("".join(part for part in answer if isinstance(part, str)), [])
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(
+            "[" * 5000 + "]" * 5000,
+            "-" * 100_000 + "1",
+            "1+" * 100_000 + "1",
+            "not " * 5000 + "1",
+            "a" + ".b" * 100_000,
+        ),
+        *("9" * 5000, "\0", "'\0'", '"\\N{no such}"', "'\\x1'", "'\\ud800'", "lambda: 1", "0777"),
+    ],
+)
+def test_a_call_that_the_parser_refuses_stays_text(body: str) -> None:
+    text = f"[f(x={body})]"
+    assert read("pythonic", [text])[:2] == (text, [])
+
+
+def test_json_nested_too_deeply_stays_text() -> None:
+    text = '{"name": "f", "parameters": {"x": ' + "[" * 200_000 + "]" * 200_000 + "}}"
+    assert read("json", [text])[:2] == (text, [])
+
+
+def test_the_form_is_the_templates_or_else_the_vocabularys() -> None:
+    def name(template: str, *vocabulary: str) -> str:
+        return form_of(template, set(vocabulary)).name
+
+    assert name(LLAMA4_TEMPLATE, "<|python_start|>") == "json"
+    assert name(PYTHONIC_LLAMA4_TEMPLATE, "<|python_start|>") == "pythonic"
+    assert (name(FAMILIES["llama3.1"].template), name(FAMILIES["llama3.2"].template)) == ("json", "pythonic")
+    assert (name("", "<|python_start|>"), name("", "<|python_tag|>")) == ("pythonic", "json")
+    assert name(official_template("meta-llama-Llama-3.1-8B-Instruct"), "<|python_tag|>") == "json"
+
+
+def test_an_unknown_form_is_an_error() -> None:
+    with pytest.raises(OptionError, match="tool_format is 'xml'; known: json, pythonic"):
+        form_named("xml")
