@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 import converters
 import edge_llama
 from edge_llama import Message
+from edge_llama.backends.registry import open_artifact
 from edge_llama.files import integrity
-from edge_llama.files.artifact import read_artifact
 from edge_llama.files.gguf import TensorInfo
 from edge_llama.generation import Generation
 from edge_llama.runtime import session_file
@@ -350,7 +350,7 @@ def test_any_tensor_tells_models_apart_without_hashes(llama3: Path, tmp_path: Pa
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
     bare = dict.fromkeys((integrity.ROOT, integrity.TENSORS, integrity.CERTIFICATE))
     path = rewritten(tmp_path / "a.gguf", tmp_path / "bare.gguf", fields=bare)
-    headers = read_artifact(path).headers
+    headers = open_artifact(path).headers
     identities = {integrity.identity(headers)}
     for tensor in headers[0].tensors:
         data = bytearray(path.read_bytes())

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
 from npu import in_integers, needs, pictured
@@ -24,10 +25,11 @@ from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama.backends.onnxruntime.session import DEVICES, providers
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
+from edge_llama.backends.onnxruntime.session import providers
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, EngineError, OptionError
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
@@ -161,7 +163,7 @@ def test_an_npus_engine_runs_every_node_and_agrees(device: str, folder: Path, se
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(read_vision(folder / "a16w8").path, options, providers=chosen)
     (graph,) = session.get_provider_graph_assignment_info()
-    assert graph.ep_name == DEVICES[device]
+    assert graph.ep_name == PROVIDERS[canonical(device)].name
     assert len(graph.get_nodes()) >= len(onnx.load(folder / "a16w8/vision/model.onnx").graph.node)
 
 
