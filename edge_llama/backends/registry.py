@@ -11,7 +11,7 @@ Nothing here loads an engine's own package.
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +27,34 @@ _OWN = (
 
 
 @cache
-def _own() -> tuple[Engine[Any], ...]:
+def own_engines() -> tuple[Engine[Any], ...]:
+    """Those that come with edge-llama."""
     return tuple(import_module(name).ENGINE for name in _OWN)
 
 
 @cache
-def _others() -> tuple[Engine[Any], ...]:
-    """Engines of other packages. To look for them takes tens of milliseconds, so they are asked last."""
-    found = []
-    for entry in entry_points(group=GROUP):
-        try:
-            found.append(entry.load())
-        except Exception as error:  # whatever a package does when it is imported
-            raise EngineError(
-                f"the engine {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
-                remedy="reinstall or remove the package that registers it",
-            ) from error
-    return tuple(found)
+def registrations() -> tuple[EntryPoint, ...]:
+    """What other packages registered; to look for them takes tens of milliseconds."""
+    return tuple(entry_points(group=GROUP))
+
+
+@cache
+def registered(entry: EntryPoint) -> Engine[Any]:
+    """The engine that was registered by ``entry``. EngineError if its package can't be loaded."""
+    try:
+        engine: Engine[Any] = entry.load()
+    except Exception as error:  # whatever a package does when it is imported
+        raise EngineError(
+            f"the engine {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}",
+            remedy="reinstall or remove the package that registers it",
+        ) from error
+    return engine
 
 
 def engines() -> Iterator[Engine[Any]]:
-    """Every engine, our own first."""
-    yield from _own()
-    yield from _others()
+    """Every engine, our own first: others are asked only about what those don't know."""
+    yield from own_engines()
+    yield from map(registered, registrations())
 
 
 def engine_named(name: str) -> Engine[Any] | None:
@@ -76,7 +81,7 @@ def engine_for(path: Path) -> Engine[Any]:
 
     What nobody recognises is taken for a GGUF file: its reader says what is wrong with it.
     """
-    return next((engine for engine in engines() if engine.recognise(path)), _own()[0])
+    return next((engine for engine in engines() if engine.recognise(path)), own_engines()[0])
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends.base import Bundled, Engine, VisionEngine
-from edge_llama.backends.registry import engine_for, engine_named, engines
+from edge_llama.backends.registry import engine_for, engine_named, engines, own_engines
 from edge_llama.errors import ArtifactError
 from edge_llama.files.artifact import Bundle, VisionArtifact, existing
 from edge_llama.files.manifest import NAME as MANIFEST
@@ -39,8 +39,8 @@ def locate(model: str | os.PathLike[str] | None = None) -> Path:
 
 def _pair(folder: Path) -> tuple[Path, list[Path]]:
     """The text model in a folder without a manifest, and what there is of vision towers, told by their usual name."""
-    texts = [file for engine in engines() for file in engine.find(folder)]
-    towers = [file for engine in engines() if engine.vision for file in engine.vision.find(folder)]
+    texts = _texts(own_engines(), folder) or _texts(engines(), folder)
+    towers = [file for engine in own_engines() if engine.vision for file in engine.vision.find(folder)]
     if len(texts) == 1:
         return texts[0], towers
     if (folder / "config.json").is_file():
@@ -53,6 +53,10 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
         f"{folder}: expected exactly one text model (.gguf, or an .onnx with its {CONFIG}), found {found}",
         remedy="name the file itself",
     )
+
+
+def _texts(asked: Iterable[Engine[Any]], folder: Path) -> list[Path]:
+    return [file for engine in asked for file in engine.find(folder)]
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -50,7 +50,7 @@ def test_writing_decides_and_a_small_difference_does_not(
 def test_every_setting_is_measured_on_the_models_own_heads(artifact: Artifact) -> None:
     measured = tune.measure(artifact)
     assert {figure.setting for figure in measured} >= {OFF, ON, SMALL}
-    assert all(figure.depth == 1024 and figure.read > 0 and figure.write > 0 for figure in measured)
+    assert all(figure.depth == 1024 and figure.prefill > 0 and figure.decode > 0 for figure in measured)
 
 
 def test_what_was_measured_is_remembered_for_the_file_wherever_it_lies(
