@@ -16,7 +16,7 @@ from edge_llama.media.images import Image, ImageSource
 from edge_llama.prompts.context_overflow import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
 from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
 from edge_llama.prompts.tools import tools_of
-from edge_llama.runtime.kv_store import Keeper
+from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.sampling.params import check_whole
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Chat:
         self._model = model
         self.options = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
-        self.keeper = Keeper()
+        self.cache_owner = CacheOwner()
         """For whom the engine keeps what it has read."""
         self._on_shortened = on_shortened
         self._summary: Generation | None = None
@@ -130,7 +130,7 @@ class Chat:
             self._check_idle()
             other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened, **self.options)
             other.messages = list(self.messages)
-            self._model.share(self.keeper, other.keeper)
+            self._model.share(self.cache_owner, other.cache_owner)
         return other
 
     def rewind(self, exchanges: int = 1) -> None:
@@ -153,7 +153,7 @@ class Chat:
         self._end_last()
         with self._lock:
             self._check_idle()
-            self._model.save_chat(path, self.messages, self.keeper)
+            self._model.save_chat(path, self.messages, self.cache_owner)
 
     def compact(self) -> Shortened | None:
         """Have the model summarise all exchanges but the last, in their place; None if there are none.
@@ -268,7 +268,7 @@ class Chat:
         def settle(answer: Answer) -> None:
             self._settle(exchange, answer.text, answer.tool_calls, is_whole=answer.finish_reason != "cancelled")
 
-        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **{**self.options, **params})
+        generation = self._model.answer(messages, on_finish=settle, owner=self.cache_owner, **{**self.options, **params})
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
         return generation
 
@@ -298,7 +298,7 @@ class Chat:
         return partial(self._model.count_tokens, **of_prompt)
 
     def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
-        self._summary = summary = self._model.answer(messages, keeper=self.keeper, temperature=0, max_tokens=max_tokens)
+        self._summary = summary = self._model.answer(messages, owner=self.cache_owner, temperature=0, max_tokens=max_tokens)
         try:
             answer = summary.result()
         finally:

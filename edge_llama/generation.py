@@ -13,9 +13,9 @@ from edge_llama.backends.base import AbortedError, Sampler, TextTower
 from edge_llama.errors import EdgeLlamaError, OptionError
 from edge_llama.prompts.messages import ToolCall
 from edge_llama.prompts.tokenizer import Tokenizer
-from edge_llama.prompts.tool_parser import Read, ToolCallReader
-from edge_llama.runtime.encoders import Pictured
-from edge_llama.runtime.kv_store import Keeper
+from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.runtime.encoders import ImageEmbeddings
+from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.runtime.scheduler import Engine, Job
 from edge_llama.sampling.constraint import Constraint, constraint
 from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
@@ -87,14 +87,14 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Made:
+class _Progress:
     """What the engine's thread made so far. It alone writes here."""
 
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
     ended: threading.Event = field(default_factory=threading.Event)
-    reader: ToolCallReader | None = None
+    parser: ToolCallParser | None = None
     stop_string: str | None = None
 
     def answer(self, timings: Timings) -> Answer:
@@ -103,7 +103,7 @@ class _Made:
         logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
         calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
-        notes = tuple(self.reader.notes) if self.reader else ()
+        notes = tuple(self.parser.notes) if self.parser else ()
         reason = reason or "cancelled"
         return Answer(text, tokens, timings, reason, logprobs, calls, notes, stop_string=self.stop_string)
 
@@ -123,18 +123,18 @@ class Generation(Iterator[Piece]):
         prompt: Sequence[int],
         params: SamplingParams,
         *,
-        reader: ToolCallReader | None = None,
+        parser: ToolCallParser | None = None,
         on_finish: Callable[[Answer], None] | None = None,
-        owner: object = None,
-        keeper: Keeper | None = None,
-        pictured: Pictured | None = None,
+        keep_alive: object = None,
+        owner: CacheOwner | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> None:
-        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
+        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
-        ``reader`` takes the tool calls out of the text; None: all is text.
+        ``parser`` takes the tool calls out of the text; None: all is text.
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
-        ``pictured`` has what the prompt's negative ids stand for.
-        For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
+        ``image_embeddings`` has what the prompt's negative ids stand for.
+        For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
         """
         check_biases(params, engine.tower.tokenizer)
         fits = constraint(params, engine.tower.tokenizer)
@@ -142,12 +142,12 @@ class Generation(Iterator[Piece]):
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
         self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._made = _Made(reader=reader)
+        self._progress = _Progress(parser=parser)
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
-        self._owner = owner
-        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper, pictured)
+        self._keep_alive = keep_alive
+        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._progress, self._queue, owner, image_embeddings)
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -155,7 +155,7 @@ class Generation(Iterator[Piece]):
             raise StopIteration
         self._job.engine.check_process()
         piece = self._take()
-        if piece is self._made.end:
+        if piece is self._progress.end:
             return self._finish(piece)
         assert isinstance(piece, Piece)  # noqa: S101 - an error is always the end
         self.taken.append(piece)
@@ -163,7 +163,7 @@ class Generation(Iterator[Piece]):
 
     def _take(self) -> Piece | EdgeLlamaError:
         # A Ctrl-C may have come between an earlier taking of the end and its handling.
-        if (end := self._made.end) is not None and self._queue.empty():
+        if (end := self._progress.end) is not None and self._queue.empty():
             return end
         try:
             return self._queue.get()
@@ -177,7 +177,7 @@ class Generation(Iterator[Piece]):
             if self._is_finished:
                 raise StopIteration
             self._is_finished = True
-            self._owner = None
+            self._keep_alive = None
             if isinstance(end, EdgeLlamaError):
                 # Its traceback will refer to this object and this frame, in a circle: neither may hold more.
                 self._on_finish = None
@@ -185,7 +185,7 @@ class Generation(Iterator[Piece]):
             self.taken.append(end)
             on_finish, self._on_finish = self._on_finish, None
             if on_finish:
-                on_finish(self._made.answer(self.timings))
+                on_finish(self._progress.answer(self.timings))
             return end
 
     def result(self) -> Answer:
@@ -194,15 +194,15 @@ class Generation(Iterator[Piece]):
         for _ in self:
             pass
         with self._lock:  # another thread may be in on_finish
-            if isinstance(self._made.end, EdgeLlamaError):
-                raise self._made.end
-            return self._made.answer(self.timings)
+            if isinstance(self._progress.end, EdgeLlamaError):
+                raise self._progress.end
+            return self._progress.answer(self.timings)
 
     def _await_end(self) -> None:
         """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
         self._job.engine.check_process()
         try:
-            self._made.ended.wait()
+            self._progress.ended.wait()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
             self._job.cancel()
             raise
@@ -250,20 +250,20 @@ class _Work:
         params: SamplingParams,
         fits: Constraint | None,
         timings: Timings,
-        made: _Made,
+        progress: _Progress,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
-        keeper: Keeper | None,
-        pictured: Pictured | None,
+        owner: CacheOwner | None,
+        image_embeddings: ImageEmbeddings | None,
     ) -> None:
         self.engine = engine
         self.prompt = prompt
         self.params = params
         self.fits = fits
         self.timings = timings
-        self.made = made
+        self.progress = progress
         self.out = out
-        self.keeper = keeper
-        self.pictured = pictured
+        self.owner = owner
+        self.image_embeddings = image_embeddings
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
@@ -276,22 +276,22 @@ class _Work:
         except AbortedError:
             reason = "cancelled"
         # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
-        rest = self._read(self._flushed())
-        end = self.made.reader.finish() if self.made.reader else Read()
+        rest = self._parse(self._flushed())
+        end = self.progress.parser.finish() if self.progress.parser else Parsed()
         calls = rest.calls + end.calls
-        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.made.pieces)):
+        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
             reason = "tool_calls"
-        last = self._piece(Read(rest.text + end.text, calls), reason)
-        self.made.pieces.append(last)
+        last = self._piece(Parsed(rest.text + end.text, calls), reason)
+        self.progress.pieces.append(last)
         self.end(last)
 
     def end(self, end: Piece | EdgeLlamaError) -> None:
-        self.made.end = end
+        self.progress.end = end
         self.out.put(end)
-        self.made.ended.set()
+        self.progress.ended.set()
 
     def _generate(self) -> FinishReason:
-        self._read_prompt()
+        self._prefill()
         tower = self.engine.tower
         sampler = tower.sampler(self.params, [token for token in self.prompt if token >= 0])
         started = time.perf_counter()
@@ -303,17 +303,17 @@ class _Work:
             if self.fits:  # its masks were written into the logits
                 self.engine.session.has_logits = False
 
-    def _read_prompt(self) -> None:
-        embedder, timings = self.engine.embedder, self.timings
-        before = (embedder.encoded, embedder.seconds) if embedder else (0, 0.0)
+    def _prefill(self) -> None:
+        encoder, timings = self.engine.encoder, self.timings
+        before = (encoder.encoded, encoder.seconds) if encoder else (0, 0.0)
         started = time.perf_counter()
         try:
-            embed = self.pictured.embed if self.pictured else None
-            timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper, embed)
+            embed = self.image_embeddings.embed if self.image_embeddings else None
+            timings.cached_tokens = self.engine.session.prefill(self.prompt, self.owner, embed)
         finally:
             timings.prompt_seconds = time.perf_counter() - started
-            if embedder:
-                timings.tiles, timings.image_seconds = embedder.encoded - before[0], embedder.seconds - before[1]
+            if encoder:
+                timings.tiles, timings.image_seconds = encoder.encoded - before[0], encoder.seconds - before[1]
 
     def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
         """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""
@@ -348,15 +348,15 @@ class _Work:
                 return "stop"
             self.timings.generated_tokens += 1
             self.pending.append(token)
-            if self.made.reader and token in self.made.reader.tags:
-                self._put(self._read(self._flushed()))
-                self._put(self.made.reader.tag(token))
+            if self.progress.parser and token in self.progress.parser.tags:
+                self._put(self._parse(self._flushed()))
+                self._put(self.progress.parser.tag(token))
                 text, is_stopped = "", False
             else:
                 text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
-            self._put(self._read(text))
+            self._put(self._parse(text))
             if is_stopped:
-                self.made.stop_string = self.stops.reached
+                self.progress.stop_string = self.stops.reached
                 self.decoder.reset()
                 return "stop"
             if fits and fits.is_complete:
@@ -369,19 +369,19 @@ class _Work:
         """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
         return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
 
-    def _read(self, text: str) -> Read:
-        return self.made.reader.feed(text) if self.made.reader else Read(text)
+    def _parse(self, text: str) -> Parsed:
+        return self.progress.parser.feed(text) if self.progress.parser else Parsed(text)
 
-    def _put(self, read: Read) -> None:
-        if not read.text and not read.calls:
+    def _put(self, parsed: Parsed) -> None:
+        if not parsed.text and not parsed.calls:
             return
         piece = self._piece(read)
-        self.made.pieces.append(piece)
+        self.progress.pieces.append(piece)
         self.out.put(piece)
 
-    def _piece(self, read: Read, reason: FinishReason | None = None) -> Piece:
+    def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
         logprobs = tuple(self.logprobs[: len(self.pending)])
-        piece = Piece(read.text, tuple(self.pending), logprobs, reason, read.calls)
+        piece = Piece(parsed.text, tuple(self.pending), logprobs, reason, parsed.calls)
         self.pending.clear()
         self.logprobs.clear()
         return piece

@@ -31,11 +31,11 @@ from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.tokenizer import check_length
-from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tool_parser import ToolCallParser
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime import session_file
-from edge_llama.runtime.encoders import Embedder, Pictured
-from edge_llama.runtime.kv_store import Keeper, State
+from edge_llama.runtime.encoders import ImageEncoder, ImageEmbeddings
+from edge_llama.runtime.kv_store import CacheOwner, State
 from edge_llama.runtime.scheduler import Engine
 from edge_llama.runtime.session import Session
 from edge_llama.runtime.session_file import SavedChat
@@ -132,16 +132,16 @@ class Model:
     @property
     def vision(self) -> VisionArtifact | None:
         """The vision tower's file; None if the model sees no images."""
-        return self._engine.embedder.artifact if self._engine.embedder else None
+        return self._engine.encoder.artifact if self._engine.encoder else None
 
-    def require_vision(self) -> Embedder:
+    def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
-        if self._engine.embedder is None:
+        if self._engine.encoder is None:
             raise InputError(
                 f"{self.artifact.path}: the model sees no images: it has no vision tower",
                 remedy="open a model that has one, or give one: vision= (--vision FILE)",
             )
-        return self._engine.embedder
+        return self._engine.encoder
 
     def image_tokens(self, image: Image) -> int:
         """How many tokens of context an image takes. InputError if the model sees none."""
@@ -230,12 +230,12 @@ class Model:
         tool_format: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         on_finish: Callable[[Answer], None] | None = None,
-        keeper: Keeper | None = None,
+        owner: CacheOwner | None = None,
         **params: Any,
     ) -> Generation:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
-        While ``keeper`` lives, what was read is kept as long as there is memory; without one, until others read.
+        While ``owner`` lives, what was read is kept as long as there is memory; without one, until others read.
 
         ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
         calls that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else
@@ -248,10 +248,10 @@ class Model:
         tokens = self._prompt(messages, described, variables, self.n_ctx)
         images = images_of(messages)
         self.check_room(len(tokens), images)
-        pictured = Pictured(self.require_vision(), tokens, images) if images else None
+        image_embeddings = ImageEmbeddings(self.require_vision(), tokens, images) if images else None
         names = described.names | trained_tools(variables)
-        reader = self.template.call_reader(names, tool_format) if names or tool_format else None
-        return self._generate(tokens, params, on_finish, reader, keeper, pictured)
+        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
+        return self._generate(tokens, params, on_finish, parser, owner, image_embeddings)
 
     def count_tokens(
         self,
@@ -296,14 +296,14 @@ class Model:
             )
         return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
 
-    def share(self, keeper: Keeper, other: Keeper) -> None:
-        """Keep for ``other`` what is kept for ``keeper`` at this point of the engine's work."""
-        self._engine.submit(lambda job: job.engine.session.share(keeper, other))
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        """Keep for ``other`` what is kept for ``owner`` at this point of the engine's work."""
+        self._engine.submit(lambda job: job.engine.session.share(owner, other))
 
-    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], keeper: Keeper) -> None:
-        """Write ``messages`` and what is kept for ``keeper``: see :meth:`Chat.save`."""
+    def save_chat(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
+        """Write ``messages`` and what is kept for ``owner``: see :meth:`Chat.save`."""
         target = _session_path(path)
-        state = self._engine.call(lambda session: session.state(keeper))
+        state = self._engine.call(lambda session: session.state(owner))
         settings = {**self._engine.tower.settings, "n_ctx": self.n_ctx}
         checked = check_messages(messages)
         hashes = tuple(dict.fromkeys(image.digest for image in images_of(checked)))
@@ -326,7 +326,7 @@ class Model:
 
         def adopt(session: Session) -> str | None:
             try:
-                session.adopt(state, chat.keeper)
+                session.adopt(state, chat.cache_owner)
             except EngineError as error:
                 return str(error)
             return None
@@ -375,9 +375,9 @@ class Model:
         tokens: Sequence[int],
         params: dict[str, Any],
         on_finish: Callable[[Answer], None] | None = None,
-        reader: ToolCallReader | None = None,
-        keeper: Keeper | None = None,
-        pictured: Pictured | None = None,
+        parser: ToolCallParser | None = None,
+        owner: CacheOwner | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> Generation:
         sampling = self.sampling(params)
         self.check_room(len(tokens), ())
@@ -385,11 +385,11 @@ class Model:
             self._engine,
             tokens,
             sampling,
-            reader=reader,
+            parser=parser,
             on_finish=on_finish,
-            owner=self,
-            keeper=keeper,
-            pictured=pictured,
+            keep_alive=self,
+            owner=owner,
+            image_embeddings=image_embeddings,
         )
 
     def close(self) -> None:
@@ -419,7 +419,7 @@ def _check_sight(artifact: Artifact, sees: VisionArtifact) -> None:
         )
 
 
-def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, threads: int) -> Embedder:
+def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, threads: int) -> ImageEncoder:
     if sees.spec.n_embd != tower.n_embd:
         raise ArtifactError(
             f"{sees.path}: its embeddings are {sees.spec.n_embd:,} wide, the text model's {tower.n_embd:,}",
@@ -431,7 +431,7 @@ def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, thr
 
         return open_vision(sees, threads=threads)
 
-    return Embedder(sees, opened, tower.tokenizer.control_tokens, max_tiles)
+    return ImageEncoder(sees, opened, tower.tokenizer.control_tokens, max_tiles)
 
 
 def session_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

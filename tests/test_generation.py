@@ -177,10 +177,10 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
     prompt, other = list(range(40, 80)), [*range(40, 66), *range(90, 100)]
 
     def work(session: Session, tower: TextTower) -> tuple[Any, Any, int]:
-        session.read(prompt)
+        session.prefill(prompt)
         fresh = tower.logits()
-        session.read(other)
-        reused = session.read(prompt)
+        session.prefill(other)
+        reused = session.prefill(prompt)
         return fresh, tower.logits(), reused
 
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128, kv_format="f32") as floats:

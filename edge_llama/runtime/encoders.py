@@ -40,7 +40,7 @@ class Tile:
     index: int
 
 
-class Embedder:
+class ImageEncoder:
     """A vision tower, opened when the first image is read, and what it made.
 
     Ids may be asked for by any thread; the engine's thread embeds, and ``abort`` stops it from any other.
@@ -187,22 +187,22 @@ class Embedder:
             self._kept.popitem(last=False)
 
 
-class Pictured:
+class ImageEmbeddings:
     """What the negative ids of one prompt stand for: ``embed(start, stop)`` for a session that reads it."""
 
-    def __init__(self, embedder: Embedder, prompt: Sequence[int], images: Sequence[Image]) -> None:
-        self._embedder = embedder
+    def __init__(self, encoder: ImageEncoder, prompt: Sequence[int], images: Sequence[Image]) -> None:
+        self._encoder = encoder
         tiles: dict[tuple[int, ...], Tile] = {}  # by their ids: a template may show images in another order
         for image in images:
-            ids = embedder.ids(image)
+            ids = encoder.ids(image)
             runs = (tuple(ids[start:stop]) for start, stop in _runs(ids))
-            tiles.update(zip(runs, embedder.tiles(image), strict=True))
+            tiles.update(zip(runs, encoder.tiles(image), strict=True))
         self._runs = {(start, stop): tiles[tuple(prompt[start:stop])] for start, stop in _runs(prompt)}
 
     def embed(self, start: int, stop: int) -> NDArray[np.float32]:
         """The embeddings of the positions from ``start`` to ``stop``, which lie within one tile."""
         begin, tile = next((run[0], tile) for run, tile in self._runs.items() if run[0] <= start and stop <= run[1])
-        return self._embedder.embed(tile)[start - begin : stop - begin]
+        return self._encoder.embed(tile)[start - begin : stop - begin]
 
 
 def _runs(prompt: Sequence[int]) -> Iterator[tuple[int, int]]:

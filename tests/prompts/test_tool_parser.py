@@ -16,7 +16,7 @@ from tools import LLAMA4_TEMPLATE, PYTHONIC_LLAMA4_TEMPLATE, official_template
 from converters.architectures.llama_families import FAMILIES
 from edge_llama import OptionError
 from edge_llama.prompts.tool_formats import FORMS, form_named, form_of
-from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tool_parser import ToolCallParser
 
 NAMES = frozenset(("f", "g", "get_weather", "api.get"))
 OPEN, CLOSE = 1, 2
@@ -26,7 +26,7 @@ Calls = list[tuple[str, dict[str, Any]]]
 
 def read(form: str, answer: list[str | int], names: frozenset[str] = NAMES) -> tuple[str, Calls, list[str]]:
     """What is made of an answer in pieces; numbers are tags."""
-    reader = ToolCallReader(FORMS[form], names, TAGS)
+    reader = ToolCallParser(FORMS[form], names, TAGS)
     reads = [reader.tag(part) if isinstance(part, int) else reader.feed(part) for part in answer] + [reader.finish()]
     calls = [(call.name, call.arguments) for part in reads for call in part.calls]
     return "".join(part.text for part in reads), calls, reader.notes
@@ -238,17 +238,17 @@ def test_what_metas_code_writes_is_read_as_its_code_reads_it(arguments: dict[str
 
 def test_plain_text_passes_at_once_and_a_call_is_given_when_it_is_complete() -> None:
     for form in FORMS:
-        reader = ToolCallReader(FORMS[form], NAMES, TAGS)
+        reader = ToolCallParser(FORMS[form], NAMES, TAGS)
         for text in ("The", " weather", "\n", "in f (Paris) is: ", '"x" ', "} ] "):
             assert reader.feed(text).text == text
-    reader = ToolCallReader(FORMS["json"], NAMES, TAGS)
+    reader = ToolCallParser(FORMS["json"], NAMES, TAGS)
     assert [reader.feed(letter).text for letter in '{"n'] == ["", "", ""]
     assert reader.feed("o").text == '{"no', "clear by now: no call has such a key"
     for letter in '{"name": "f", "parameters": {"x": 1}':
         assert reader.feed(letter) == type(reader.feed(""))()
     assert [call.name for call in reader.feed("}").calls] == ["f"]
     assert [reader.feed(letter).text for letter in '{"name": "Ann"'][-1] == '{"name": "Ann"'
-    reader = ToolCallReader(FORMS["pythonic"], NAMES, TAGS)
+    reader = ToolCallParser(FORMS["pythonic"], NAMES, TAGS)
     assert [reader.feed(part).text for part in ("[", "link", "](")] == ["", "", "[link]("]
 
 
