@@ -1,25 +1,27 @@
-"""An answer as it is made: pieces of text, and the whole in the end."""
+"""An answer as it is generated: pieces of text, and the whole in the end."""
 
 import codecs
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from edge_llama.backends.base import AbortedError, Sampler, TextTower
-from edge_llama.errors import EdgeLlamaError, OptionError
+from edge_llama.backends.base import AbortedError
+from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.messages import ToolCall
-from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.prompts.tools import Tool, Tools
 from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.runtime.scheduler import Engine, Job
 from edge_llama.sampling.constraint import Constraint, constraint
-from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
-from edge_llama.sampling.params import SamplingParams, StopStrings
+from edge_llama.sampling.logprobs import TokenLogprobs
+from edge_llama.sampling.params import SamplingOptions, SamplingParams, check_biases
+from edge_llama.sampling.stop_strings import StopStrings
+from edge_llama.sampling.token_choice import TokenChoice
 
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
@@ -42,6 +44,20 @@ class Piece:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
+class AnswerOptions(SamplingOptions, total=False):
+    """The options of an answer in a chat: those of sampling, and what stands in its prompt.
+
+    ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
+    calls that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
+    model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+    ``tools_in_user_message``, ``builtin_tools``, ...
+    """
+
+    tools: Iterable[Tool] | Tools | None
+    tool_format: str | None
+    template_variables: Mapping[str, Any] | None
+
+
 @dataclass(slots=True)
 class Timings:
     """What the work took: tokens, and seconds on the engine's thread."""
@@ -59,7 +75,7 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of reading what was not cached."""
+        """Speed of prefilling what was not cached."""
         return (self.prompt_tokens - self.cached_tokens) / max(self.prompt_seconds, 1e-9)
 
     @property
@@ -88,7 +104,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Progress:
-    """What the engine's thread made so far. It alone writes here."""
+    """How far the answer has come. Only the engine's thread writes here."""
 
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
@@ -137,7 +153,7 @@ class Generation(Iterator[Piece]):
         For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
         """
         check_biases(params, engine.tower.tokenizer)
-        fits = constraint(params, engine.tower.tokenizer)
+        found = constraint(params, engine.tower.tokenizer)
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
@@ -147,7 +163,9 @@ class Generation(Iterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._keep_alive = keep_alive
-        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._progress, self._queue, owner, image_embeddings)
+        work = _Work(
+            engine, tuple(prompt), params, found, self.timings, self._progress, self._queue, owner, image_embeddings
+        )
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -248,7 +266,7 @@ class _Work:
         engine: Engine,
         prompt: tuple[int, ...],
         params: SamplingParams,
-        fits: Constraint | None,
+        found: Constraint | None,
         timings: Timings,
         progress: _Progress,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
@@ -258,7 +276,7 @@ class _Work:
         self.engine = engine
         self.prompt = prompt
         self.params = params
-        self.fits = fits
+        self.constraint = found
         self.timings = timings
         self.progress = progress
         self.out = out
@@ -293,15 +311,23 @@ class _Work:
     def _generate(self) -> FinishReason:
         self._prefill()
         tower = self.engine.tower
-        sampler = tower.sampler(self.params, [token for token in self.prompt if token >= 0])
+        prompt = [token for token in self.prompt if token >= 0]
+        sampler = tower.sampler(self.params, prompt)
+        choose = TokenChoice(
+            sampler.sample,
+            tower.logits_view,
+            self.params,
+            self.constraint,
+            tower.tokenizer,
+            prompt,
+            self.logprobs.append,
+        )
         started = time.perf_counter()
         try:
-            return self._sample(self._surrounded(sampler, tower))
+            return self._decode(choose)
         finally:
             self.timings.generation_seconds = time.perf_counter() - started
             sampler.close()
-            if self.fits:  # its masks were written into the logits
-                self.engine.session.has_logits = False
 
     def _prefill(self) -> None:
         encoder, timings = self.engine.encoder, self.timings
@@ -315,35 +341,10 @@ class _Work:
             if encoder:
                 timings.tiles, timings.image_seconds = encoder.encoded - before[0], encoder.seconds - before[1]
 
-    def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
-        """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""
-        sample, fits, count = sampler.sample, self.fits, self.params.logprobs
-
-        def fitting() -> int:
-            assert fits  # noqa: S101 - used only then
-            logits = tower.logits_view()
-            whole = logits.copy()
-            fits.mask(logits)
-            token = sampler.sample()
-            logits[:] = whole  # who answers the same prompt next may find them here
-            if not tower.tokenizer.is_end(token):
-                fits.accept(token)
-            return token
-
-        chosen = fitting if fits else sample
-
-        def recorded() -> int:
-            raw = Distribution(tower.logits_view())
-            token = chosen()
-            self.logprobs.append(raw.of(token, count or 0))
-            return token
-
-        return chosen if count is None else recorded
-
-    def _sample(self, sample: Callable[[], int]) -> FinishReason:
-        tokenizer, session, fits = self.engine.tower.tokenizer, self.engine.session, self.fits
+    def _decode(self, choose: TokenChoice) -> FinishReason:
+        tokenizer, session = self.engine.tower.tokenizer, self.engine.session
         while True:
-            token = sample()
+            token = choose()
             if tokenizer.is_end(token):
                 return "stop"
             self.timings.generated_tokens += 1
@@ -359,7 +360,7 @@ class _Work:
                 self.progress.stop_string = self.stops.reached
                 self.decoder.reset()
                 return "stop"
-            if fits and fits.is_complete:
+            if choose.is_complete:
                 return "stop"
             if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
                 return "length"
@@ -375,7 +376,7 @@ class _Work:
     def _put(self, parsed: Parsed) -> None:
         if not parsed.text and not parsed.calls:
             return
-        piece = self._piece(read)
+        piece = self._piece(parsed)
         self.progress.pieces.append(piece)
         self.out.put(piece)
 
@@ -385,12 +386,3 @@ class _Work:
         self.pending.clear()
         self.logprobs.clear()
         return piece
-
-
-def check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
-    """OptionError if ``logit_bias`` names a token that is not there."""
-    for token in params.logit_bias or ():
-        if token >= tokenizer.n_vocab:
-            raise OptionError(
-                f"logit_bias: there is no token {token}", remedy=f"ids are from 0 to {tokenizer.n_vocab - 1:,}"
-            )

@@ -1,7 +1,6 @@
 """Options that have one name everywhere, and what they open."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -15,6 +14,8 @@ from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
 from edge_llama.prompts import context_overflow
+from edge_llama.sampling.option_text import OptionText, read_text
+from edge_llama.sampling.params import OPTION_TEXTS
 
 NCtx = Annotated[
     int | None, typer.Option("--n-ctx", help="Tokens of context. Default: what is useful and fits the memory.")
@@ -63,53 +64,15 @@ MaxTiles = Annotated[
     typer.Option(help="See each picture in so many tiles at most: fewer take less time and context, and show less."),
 ]
 System = Annotated[str | None, typer.Option(help="The system message.")]
-SAMPLING: dict[str, Any] = {
-    "temperature": Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")],
-    "top_k": Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0: all.")],
-    "top_p": Annotated[
-        float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")
-    ],
-    "min_p": Annotated[
-        float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")
-    ],
-    "repetition_penalty": Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")],
-    "frequency_penalty": Annotated[
-        float | None, typer.Option(help="Above 0: tokens become less likely each time that they come.")
-    ],
-    "presence_penalty": Annotated[
-        float | None, typer.Option(help="Above 0: tokens that have come before become less likely.")
-    ],
-    "penalty_window": Annotated[int | None, typer.Option(help="Tokens that the penalties look back over.")],
-    "logit_bias": Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID=VALUE", help="Add to the logit of a token, from -10000 to 10000. May be repeated."),
-    ],
-    "logprobs": Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Each token's log-probability and the N likeliest at its place, by the model itself, before any "
-            "sampling option: on stderr, or in --json.",
-        ),
-    ],
-    "json_schema": Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")
-    ],
-    "regex": Annotated[str | None, typer.Option(help="The whole answer fits this regular expression.")],
-    "grammar": Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar in Lark's syntax.")
-    ],
-    "seed": Annotated[
-        int | None,
-        typer.Option(
-            help="The same seed gives the same answer with the same model file, on the same machine, "
-            "after the same text was read before."
-        ),
-    ],
-    "max_tokens": Annotated[int | None, typer.Option(help="End the answer after so many tokens.")],
-    "stop": Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")],
-}
-"""An option for each field of SamplingParams, for every verb that answers; see :func:`with_sampling`."""
+
+
+def _annotation(text: OptionText) -> Any:
+    kind: Any = Path if text.is_file else list[text.kind] if text.is_repeated else text.kind  # type: ignore[name-defined] # a type to typer
+    return Annotated[kind | None, typer.Option(metavar=text.metavar, help=text.help)]
+
+
+SAMPLING: dict[str, Any] = {name: _annotation(text) for name, text in OPTION_TEXTS.items()}
+"""An option for each that SamplingParams says how to write, for every verb that answers; see :func:`with_sampling`."""
 WhenFull = Annotated[
     str,
     typer.Option(
@@ -184,7 +147,9 @@ def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def with_params(**given: Any) -> None:
         sampling = {name: given.pop(name) for name in SAMPLING}
-        verb(params={name: _read(name, value) for name, value in sampling.items() if value not in (None, [])}, **given)
+        asked = {name: value for name, value in sampling.items() if value not in (None, [])}
+        params = {name: OPTION_TEXTS[name].from_command_line(value, _flag(name)) for name, value in asked.items()}
+        verb(params=params, **given)
 
     own = [parameter for name, parameter in signature(verb).parameters.items() if name != "params"]
     options = [
@@ -198,46 +163,8 @@ def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
     return with_params
 
 
-def _read(name: str, value: Any) -> Any:
-    """The value of a sampling option for SamplingParams; OptionError if it can't be read."""
-    if name == "logit_bias":
-        return biases(value, "--logit-bias")
-    if name == "json_schema":
-        return read_schema(value, "--json-schema")
-    return read_text(value, "--grammar") if name == "grammar" else value
-
-
-def biases(given: Iterable[str], option: str) -> dict[int, float]:
-    """What ``ID=VALUE`` texts say."""
-    found: dict[int, float] = {}
-    for text in given:
-        token, _, value = text.partition("=")
-        try:
-            found[int(token)] = float(value)
-        except ValueError as error:
-            raise OptionError(f"{option} {text}: expected ID=VALUE", remedy="for example 42=-3.5") from error
-    return found
-
-
-def read_schema(path: Path, option: str) -> Any:
-    """The JSON in a file."""
-    return parse_schema(read_text(path, option), f"{option} {path}")
-
-
-def parse_schema(text: str, where: str) -> Any:
-    """JSON; OptionError if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"{where}: not JSON: {error}") from error
-
-
-def read_text(path: Path, option: str) -> str:
-    """The text of a file, UTF-8."""
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{option} {path}: cannot be read: {error}") from error
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def when_full(value: str) -> context_overflow.WhenFull:
