@@ -82,7 +82,7 @@ class ChatOptions(AnswerOptions, total=False):
 
 @dataclass(eq=False, slots=True)
 class _Exchange:
-    """An answer that is being made, and what it answers.
+    """An answer that is being generated, and what it answers.
 
     The chat holds the generation weakly: who drops it has left, and nothing refers to itself in a circle.
     """
@@ -94,7 +94,7 @@ class _Exchange:
 
 
 class Chat:
-    """Messages so far. What the model has read once it does not read again, while there is memory to keep it."""
+    """Messages so far. What was prefilled once is not prefilled again, while there is memory to keep its KV cache."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Chat:
         """See :meth:`edge_llama.Model.chat`."""
         self.when_full = check_when_full(when_full)
         self.reread_reason: str | None = None
-        """Why the model has to read a loaded conversation again, with the first message; None if it has not."""
+        """Why a loaded conversation is prefilled again, with the first message; None if it is not."""
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
         self.frames_shown = 0
@@ -130,7 +130,7 @@ class Chat:
     def system(self) -> str | None:
         """The system message; setting it keeps the conversation, None removes it.
 
-        An answer that is being made joins the conversation under the new one.
+        An answer that is being generated joins the conversation under the new one.
         """
         return self.messages[0].content if self.messages and self.messages[0].role == "system" else None
 
@@ -176,7 +176,7 @@ class Chat:
             return self._answer(messages, options)
 
     def fork(self) -> "Chat":
-        """A second chat that goes on from here. Neither reads again what was said so far."""
+        """A second chat that goes on from here. Neither prefills again what was said so far."""
         self._end_last()
         with self._lock:
             self._check_idle()
@@ -200,7 +200,7 @@ class Chat:
         """Write the conversation and its KV cache to one file, for :meth:`edge_llama.Model.load_chat`.
 
         The file appears whole or not at all, readable by its owner only, in place of an older session. Raises
-        OutputError; EngineError while an answer is being made.
+        OutputError; EngineError while an answer is being generated.
         """
         self._end_last()
         with self._lock:
@@ -210,7 +210,7 @@ class Chat:
     def compact(self) -> Shortened | None:
         """Have the model summarise all exchanges but the last, in their place; None if there are none.
 
-        It takes the time of reading what is not in the KV cache and writing the summary.
+        It takes the time of prefilling what is not in the KV cache and of generating the summary.
         """
         self._end_last()
         with self._lock:
@@ -276,14 +276,14 @@ class Chat:
         return answer
 
     def clear(self) -> None:
-        """Forget all but the system message, also the answer that is being made: it goes on, but joins no more."""
+        """Forget all but the system message, also the answer that is being generated: it goes on, but joins no more."""
         with self._lock:
             if self._exchange:
                 self._exchange.is_settled = True
             self.messages = [message for message in self.messages if message.role == "system"]
 
     def cancel(self) -> None:
-        """Stop the answer or summary that is being made, if any. Any thread may call it."""
+        """Stop the answer or summary that is being generated, if any. Any thread may call it."""
         if summary := self._summary:
             summary.cancel()
         exchange = self._exchange

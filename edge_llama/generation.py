@@ -226,7 +226,7 @@ class Generation(Iterator[Piece]):
             raise
 
     def cancel(self) -> None:
-        """Stop the work; the pieces made so far can still be taken. Any thread may call it, any number of times."""
+        """Stop the work; the pieces so far can still be taken. Any thread may call it, any number of times."""
         self._job.cancel()
 
     def close(self) -> None:

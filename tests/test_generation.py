@@ -203,7 +203,7 @@ def test_cancelling_within_a_long_prompt_ends_it_early(model: edge_llama.Model) 
     assert again.timings.cached_tokens == read, "what was read before the cancel is read no second time"
 
 
-def test_cancelling_within_an_answer_keeps_what_was_made(model: edge_llama.Model) -> None:
+def test_cancelling_within_an_answer_keeps_what_was_generated(model: edge_llama.Model) -> None:
     chat = model.chat()
     generation = chat.send("Tell me a very long story about the sea.", temperature=0)
     first = next(generation)

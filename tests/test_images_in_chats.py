@@ -130,7 +130,7 @@ def test_a_second_question_embeds_and_decodes_nothing_of_the_image_again(model: 
     assert other.tiles == 17, "another picture of the same size is another"
 
 
-def test_fork_rewind_and_retry_read_no_image_again(model: edge_llama.Model) -> None:
+def test_fork_rewind_and_retry_encode_no_image_again(model: edge_llama.Model) -> None:
     chat = model.chat(temperature=0, max_tokens=4)
     answer = chat.send("What is this?", images=[picture(120, 90)]).result()
     forked = chat.fork().send("And now?").result()
@@ -347,7 +347,7 @@ def test_a_chat_whose_images_are_gone_is_saved_and_loaded(leave: Any, model: edg
     assert loaded.send("Hello").result().tokens == chat.send("Hello").result().tokens
 
 
-def test_images_that_other_tiles_show_are_read_again_and_that_is_told(
+def test_images_that_other_tiles_show_are_encoded_again_and_that_is_told(
     model: edge_llama.Model, folder: Path, tmp_path: Path
 ) -> None:
     chat = model.chat(temperature=0, max_tokens=2)

@@ -1,4 +1,4 @@
-"""An image as Llama 4 reads it: which tiles it is cut into, their pixels, and the tokens that frame them.
+"""An image as Llama 4 takes it: which tiles it is cut into, their pixels, and the tokens that frame them.
 
 The reference is transformers' ``Llama4ImageProcessor`` and ``Llama4Processor``; canvases and sizes follow it to the
 last rounding, since one tile more or less is another prompt.

@@ -83,17 +83,17 @@ class ChatTemplate:
         """
         variables = self._checked_variables(variables or {})
 
-        def made_of(messages: Sequence[Message]) -> list[int]:
+        def rendered(messages: Sequence[Message]) -> list[int]:
             images = list(map(image_ids, images_of(messages))) if image_ids else []
             return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
 
         try:
-            return made_of(messages)
+            return rendered(messages)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return made_of(apart)
+            return rendered(apart)
 
     def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.

@@ -28,7 +28,7 @@ _Exchanges = list[list[Message]]
 class Shortened:
     """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
 
-    ``images`` were in them: the model sees these no more.
+    ``images`` were in them: the model is shown these no more.
     """
 
     summarized: int
@@ -106,7 +106,7 @@ class Shortening:
         return self.compact(messages) if how == "compact" else self.drop_oldest(messages)
 
     def drop_oldest(self, messages: Sequence[Message]) -> tuple[list[Message], Shortened]:
-        """Leave out the oldest exchanges until half of the context is free: what remains is read again, so seldom.
+        """Leave out the oldest exchanges until half of the context is free: what remains is prefilled again, so seldom.
 
         The system message and the last exchange always stay, whether they fit or not.
         """

@@ -1,4 +1,4 @@
-"""Takes tool calls out of an answer while it is made."""
+"""Takes tool calls out of an answer while it is generated."""
 
 import re
 from collections.abc import Iterable, Mapping, Set

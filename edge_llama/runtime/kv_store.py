@@ -1,8 +1,8 @@
-"""Where KV caches wait while another conversation has the engine.
+"""KV caches that are kept in memory while another conversation has the engine.
 
-An engine reads for one conversation at a time, at full speed: several sequences in one cache would make each of them
-attend over the cells of all. So a cache that is displaced is copied out, and back when its turn comes. A copy takes
-about 3 us per token of the built-in model; reading the token again takes a thousand times that.
+An engine decodes one conversation at a time, at full speed: several sequences in one cache would make each of them
+attend over the cells of all. So a cache that is displaced is copied out, and back when it is wanted. A copy takes
+about 3 us per token of the built-in model; to prefill the token again takes a thousand times that.
 """
 
 import logging
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class CacheOwner:
-    """For whom a KV cache is kept: while one lives, what was read for it stays as long as room lasts. It is empty."""
+    """Whose a KV cache is: while an owner lives, its cache stays as long as there is room. It has no contents."""
 
     __slots__ = ("__weakref__",)
 
@@ -53,7 +53,7 @@ class _Place:
 
 
 class KVStore:
-    """States that wait, each for its owners. The least recently used go when room is short."""
+    """KV caches, each with its owners. The least recently used go when room is short."""
 
     def __init__(self, room: Callable[[int], int]) -> None:
         """``room(used)`` is how many bytes all states may take, ``used`` of which they take already."""
@@ -84,17 +84,17 @@ class KVStore:
         return found
 
     def of(self, owner: CacheOwner) -> State | None:
-        """What waits for ``owner``."""
+        """The cache that is kept for ``owner``."""
         return next((place.state for place in self._alive() if owner in place.owners), None)
 
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
-        """What waits for ``owner`` waits for ``other`` too."""
+        """What is kept for ``owner`` is kept for ``other`` too."""
         for place in self._alive():
             if owner in place.owners:
                 place.owners.add(other)
 
     def leave(self, owner: CacheOwner) -> None:
-        """Nothing waits for ``owner`` any more; what nobody else waits for is freed."""
+        """Nothing is kept for ``owner`` any more; what has no other owner is freed."""
         for place in self._places:
             place.owners.discard(owner)
         self._places = list(self._alive())

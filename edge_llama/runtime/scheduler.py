@@ -58,7 +58,7 @@ class Engine:
     ) -> None:
         """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it.
 
-        ``session_room`` says how much memory may keep what others have read: see :mod:`edge_llama.runtime.kv_store`.
+        ``session_room`` says how much memory may keep the caches of others: see :mod:`edge_llama.runtime.kv_store`.
         """
         self.tower = tower
         self.encoder = encoder

@@ -20,16 +20,16 @@ Embed = Callable[[int, int], NDArray[np.float32]]
 
 
 class Session:
-    """Reads prompts into a tower's cache, and reads nothing twice that this or a parked cache already holds.
+    """Prefills a tower's cache, and nothing twice that this cache or one in the store already holds.
 
-    What is in the cache belongs to its owners. What is read for another one displaces it: then it is parked. A owner
-    that goes back on its own gives up what it leaves.
+    What is in the cache belongs to its owners. A prompt of another one displaces it: then it goes to the store. An
+    owner that goes back on its own gives up what it leaves.
     """
 
     def __init__(
         self, tower: TextTower, room: Callable[[int], int] = lambda _used: 0, pace: Pace | None = None
     ) -> None:
-        """``room``: see :class:`edge_llama.runtime.kv_store.KVStore`; without it nothing is parked.
+        """``room``: see :class:`edge_llama.runtime.kv_store.KVStore`; without it nothing is kept there.
 
         With a ``pace`` the number of threads follows the machine's load from token to token.
         """
@@ -51,7 +51,7 @@ class Session:
 
         A negative id is no token, it stands for an embedding: of an image's content and the place in it (see
         :mod:`edge_llama.runtime.encoders`). ``embed`` is asked only for those that are not in the cache.
-        Raises ContextFullError before any work; AbortedError leaves what was read so far in the cache.
+        Raises ContextFullError before any work; AbortedError leaves what was decoded so far in the cache.
         """
         if len(prompt) >= self._tower.n_ctx:
             raise ContextFullError(len(prompt), self._tower.n_ctx)
@@ -103,7 +103,7 @@ class Session:
             self._store.share(owner, other)
 
     def state(self, owner: CacheOwner) -> State | None:
-        """What ``owner`` has read, as far as it is still kept."""
+        """The cache of ``owner``, as far as it is still kept."""
         return self._copy() if owner in self._owners else self._store.of(owner)
 
     def adopt(self, state: State, owner: CacheOwner) -> None:
@@ -122,7 +122,7 @@ class Session:
         waiting, there = self._store.best(wanted)
         others = self._others(owner)
         if owner:
-            self._store.leave(owner)  # before parking: it makes room
+            self._store.leave(owner)  # before others are stored: it makes room
         if waiting and there > here:
             self._store.touch(waiting)
         self._store_for(others)  # also if the prompt only goes on from here: what follows is not theirs

@@ -24,7 +24,7 @@ STORY = "Tell me a story about the sea. " * 20
 
 @pytest.fixture(autouse=True)
 def _fresh(model: edge_llama.Model) -> None:
-    """Nothing of other tests in the cache, and nothing parked."""
+    """Nothing of other tests in the cache, and nothing in the store."""
     gc.collect()
     on_engine(model, lambda session, tower: session.rewind(0))
 
@@ -37,7 +37,7 @@ def new_tokens(*answers: edge_llama.Answer) -> int:
     return sum(answer.timings.prompt_tokens - answer.timings.cached_tokens for answer in answers)
 
 
-def test_chats_that_alternate_read_only_what_is_new(model: edge_llama.Model) -> None:
+def test_chats_that_alternate_prefill_only_what_is_new(model: edge_llama.Model) -> None:
     chats = [model.chat(system=f"You are number {number}. {STORY}") for number in range(3)]
     for chat in chats:
         say(chat, CAPITAL)
@@ -66,7 +66,7 @@ def test_a_prompt_without_a_chat_costs_a_chat_nothing(model: edge_llama.Model) -
     assert new_tokens(say(chat, "Thanks")) < 20
 
 
-def test_a_fork_reads_nothing_again_and_neither_does_its_origin(model: edge_llama.Model) -> None:
+def test_a_fork_prefills_nothing_again_and_neither_does_its_origin(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     say(chat, CAPITAL)
     length = on_engine(model, lambda session, tower: len(session.tokens))
@@ -90,7 +90,7 @@ def test_a_fork_outlives_its_origin(model: edge_llama.Model) -> None:
     assert new_tokens(say(fork, "And of Italy?")) < 20
 
 
-def test_a_fork_of_a_waiting_chat_reads_nothing_again(model: edge_llama.Model) -> None:
+def test_a_fork_of_a_waiting_chat_prefills_nothing_again(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     say(chat, CAPITAL)
     say(model.chat(system="Another."), "Hello")
@@ -108,7 +108,7 @@ def test_a_chat_with_the_beginning_of_one_that_waits_takes_it_over(model: edge_l
     assert new_tokens(say(first, "And of Italy?")) < 20
 
 
-def test_rewinding_takes_back_exchanges_and_reads_nothing_again(model: edge_llama.Model) -> None:
+def test_rewinding_takes_back_exchanges_and_prefills_nothing_again(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     for text in (CAPITAL, "And of Italy?", "And of Egypt?"):
         say(chat, text)
@@ -123,7 +123,7 @@ def test_rewinding_takes_back_exchanges_and_reads_nothing_again(model: edge_llam
 
 
 @pytest.mark.parametrize("use", ["fork", "rewind", "compact", "save"])
-def test_while_an_answer_is_made_nothing_else_is_done(model: edge_llama.Model, use: str, tmp_path: Path) -> None:
+def test_while_an_answer_is_generated_nothing_else_is_done(model: edge_llama.Model, use: str, tmp_path: Path) -> None:
     chat = model.chat()
     with chat.send("Tell me a long story.", temperature=0) as running:
         next(running)
@@ -131,7 +131,9 @@ def test_while_an_answer_is_made_nothing_else_is_done(model: edge_llama.Model, u
             getattr(chat, use)(*([tmp_path / "x"] if use == "save" else []))
 
 
-def test_without_room_a_chat_reads_again_and_the_log_says_so(converted: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_room_a_chat_prefills_again_and_the_log_says_so(
+    converted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with edge_llama.open(converted, n_ctx=1024, session_bytes=0) as model, caplog.at_level(logging.INFO):
         chats = [model.chat(system=f"{name}. {STORY}") for name in ("One", "Two")]
         say(chats[0], CAPITAL)
@@ -216,7 +218,7 @@ def test_a_copied_cache_gives_the_same_logits(
         on_engine(model, run)
 
 
-def test_a_state_that_the_engine_refuses_is_read_again(llama3: Path, tmp_path: Path) -> None:
+def test_a_state_that_the_engine_refuses_is_prefilled_again(llama3: Path, tmp_path: Path) -> None:
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
 
     def run(session: Session, tower: TextTower) -> None:
@@ -240,7 +242,7 @@ def test_a_state_that_the_engine_refuses_is_read_again(llama3: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("owner", [CacheOwner(), None])
-def test_an_answer_to_messages_is_kept_for_its_keeper(model: edge_llama.Model, owner: CacheOwner | None) -> None:
+def test_an_answer_to_messages_is_kept_for_its_owner(model: edge_llama.Model, owner: CacheOwner | None) -> None:
     messages = [Message("system", STORY), Message("user", CAPITAL)]
     model.answer(messages, temperature=0, max_tokens=4, owner=owner).result()
     model.generate("Once upon a time", max_tokens=2).result()
@@ -272,7 +274,7 @@ class Recurrent:
             self.read = []
 
 
-def test_a_memory_that_cannot_be_cut_is_read_again_as_a_whole() -> None:
+def test_a_memory_that_cannot_be_cut_is_prefilled_again_as_a_whole() -> None:
     tower = Recurrent()
     session = Session(tower)  # type: ignore[arg-type]
     assert session.prefill(range(20)) == 0
