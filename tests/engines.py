@@ -38,7 +38,7 @@ def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
     """Logits after a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
     def work(session: Session, tower: TextTower) -> Any:
-        session.read(tokens)
+        session.prefill(tokens)
         return tower.logits()
 
     with edge_llama.open(path, n_ctx=n_ctx, kv_format="f32") as model:
@@ -49,7 +49,7 @@ def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:
     """The likeliest continuation by plain argmax, at the same settings; no end token stops it."""
 
     def work(session: Session, tower: TextTower) -> list[int]:
-        session.read(tokens)
+        session.prefill(tokens)
         chosen: list[int] = []
         for _ in range(count):
             chosen.append(int(tower.logits().argmax()))

@@ -87,7 +87,7 @@ def _answer_all(conversation: Conversation, messages: Iterator[str], *, quiet: b
 
 def _talk(conversation: Conversation) -> None:
     """Read, answer, repeat, until /exit or Ctrl-D."""
-    from edge_llama.cli.terminal.reading import Reader  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
+    from edge_llama.cli.chat_session.reading import Reader  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
 
     reader = Reader(commands.COMMANDS)
     while not conversation.is_over:

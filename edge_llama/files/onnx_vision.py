@@ -4,6 +4,7 @@ from pathlib import Path
 
 from edge_llama.errors import ArtifactError
 from edge_llama.files.artifact import VisionArtifact, main_format, vision_identity
+from edge_llama.files.manifest import bundle_of, read_manifest
 from edge_llama.files.onnx_graph_file import read_onnx
 from edge_llama.files.vision_spec import VisionSpec
 
@@ -34,3 +35,10 @@ def read_onnx_vision(path: Path, spec: VisionSpec, name: str, format_: str = "")
         files=graph.files,
         tensors=graph.tensors,
     )
+
+
+def read_from_bundle(path: Path) -> VisionArtifact:
+    """The tower at ``path``, by the bundle that it lies in. ArtifactError if there is none."""
+    manifest = read_manifest(bundle_of(path))
+    assert manifest.vision and manifest.images  # noqa: S101, PT018 - so it is found
+    return read_onnx_vision(path, manifest.images, manifest.name, manifest.vision.format)

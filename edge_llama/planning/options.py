@@ -11,26 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 from edge_llama.prompts.messages import check_text
+from edge_llama.sampling.option_text import OptionText, parse_on_or_off
 from edge_llama.sampling.params import check_whole
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How an option is checked, and how the command line takes it."""
+    """How an option is checked, and how people write it."""
 
     check: Callable[[str, Any], Any] = lambda _name, value: value
     """Given the option's name and a value that is not None: the value to use. Raises OptionError."""
-    help: str = ""
-    """For the command line, which does not have the option if this is empty."""
+    text: OptionText | None = None
+    """How the command line takes it; None: it doesn't have it."""
     flag: str = ""
     """Without dashes; the option's own name if empty."""
-    metavar: str | None = None
-    type: type = str
-    """What the command line reads: of bool the words on and off."""
-    default: str | None = None
-    """The value that the command line's help shows as its default."""
-    is_file: bool = False
-    """The command line takes a file, and the option its text."""
     is_saved: bool = False
     """Saved with a session: opened otherwise, the model would have to prefill it again."""
 
@@ -51,8 +45,7 @@ class OpenOptions(TypedDict, total=False):
         int | None,
         Option(
             _whole(2, 2**31 - 1),
-            help="Tokens of context. Default: what is useful and fits the memory.",
-            type=int,
+            text=OptionText(help="Tokens of context. Default: what is useful and fits the memory.", kind=int),
             is_saved=True,
         ),
     ]
@@ -61,7 +54,10 @@ class OpenOptions(TypedDict, total=False):
     threads: Annotated[
         int | None,
         Option(
-            _whole(1, 512), help="CPU threads. Default: as many as there are free cores, from token to token.", type=int
+            _whole(1, 512),
+            text=OptionText(
+                help="CPU threads. Default: as many as there are free cores, from token to token.", kind=int
+            ),
         ),
     ]
     """CPU threads. None: the cores that are free, from token to token; with flash attention on, and only then, their
@@ -70,19 +66,22 @@ class OpenOptions(TypedDict, total=False):
         int | None,
         Option(
             _whole(1, 4096),
-            help="Tokens of a prompt that are computed together. Default: as measured once, mostly 512.",
+            text=OptionText(
+                help="Tokens of a prompt that are computed together. Default: as measured once, mostly 512.", kind=int
+            ),
             flag="batch",
-            type=int,
         ),
     ]
     """Tokens of a prompt that are computed together. None: 512, or as measured with ``tune``."""
     flash_attention: Annotated[
         bool | None,
         Option(
-            help="Flash attention: faster prompts, slower answers on most CPUs. Default: as measured once.",
+            text=OptionText(
+                help="Flash attention: faster prompts, slower answers on most CPUs. Default: as measured once.",
+                metavar="on|off",
+                parse=parse_on_or_off,
+            ),
             flag="flash-attn",
-            metavar="on|off",
-            type=bool,
             is_saved=True,
         ),
     ]
@@ -91,9 +90,11 @@ class OpenOptions(TypedDict, total=False):
     kv_format: Annotated[
         str | None,
         Option(
-            help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half.",
+            text=OptionText(
+                help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half.",
+                metavar="f16|f32|q8_0",
+            ),
             flag="kv",
-            metavar="f16|f32|q8_0",
             is_saved=True,
         ),
     ]
@@ -101,10 +102,11 @@ class OpenOptions(TypedDict, total=False):
     device: Annotated[
         str,
         Option(
-            help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an execution "
-            "provider (cuda, openvino, npu:qnn, ...).",
-            metavar="auto|cpu|gpu|...",
-            default="auto",
+            text=OptionText(
+                help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an "
+                "execution provider (cuda, openvino, npu:qnn, ...). Default: auto.",
+                metavar="auto|cpu|gpu|...",
+            ),
             is_saved=True,
         ),
     ]
@@ -114,9 +116,10 @@ class OpenOptions(TypedDict, total=False):
     vision_device: Annotated[
         str,
         Option(
-            help="The same for the vision tower: auto is the cpu. A tower for llama.cpp runs there alone.",
-            metavar="auto|cpu|...",
-            default="auto",
+            text=OptionText(
+                help="The same for the vision tower. Default: the cpu, where one for llama.cpp always runs.",
+                metavar="auto|cpu|...",
+            ),
             is_saved=True,
         ),
     ]
@@ -129,10 +132,9 @@ class OpenOptions(TypedDict, total=False):
         str | None,
         Option(
             _text,
-            help="A Jinja chat template in place of the model's own.",
-            metavar="FILE",
-            type=Path,
-            is_file=True,
+            text=OptionText(
+                help="A Jinja chat template in place of the model's own.", metavar="FILE", kind=Path, is_file=True
+            ),
         ),
     ]
     """Jinja text in place of the model's own chat template."""
@@ -142,9 +144,11 @@ class OpenOptions(TypedDict, total=False):
     vision: Annotated[
         str | os.PathLike[str] | None,
         Option(
-            help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf.",
-            metavar="FILE",
-            type=Path,
+            text=OptionText(
+                help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf.",
+                metavar="FILE",
+                kind=Path,
+            ),
         ),
     ]
     """The file of a vision tower (a bundle, its ``.onnx`` file, an mmproj ``.gguf``) in place of the model's own."""
@@ -152,8 +156,10 @@ class OpenOptions(TypedDict, total=False):
         int | None,
         Option(
             _whole(1, 256),
-            help="See each picture in so many tiles at most: fewer take less time and context, and show less.",
-            type=int,
+            text=OptionText(
+                help="See each picture in so many tiles at most: fewer take less time and context, and show less.",
+                kind=int,
+            ),
             is_saved=True,
         ),
     ]

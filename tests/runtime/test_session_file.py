@@ -57,7 +57,7 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     on_engine(model, lambda session, tower: session.rewind(0))
     reread = model.load_chat(tmp_path / "a.session")
     params = SamplingParams(temperature=1.0, seed=11, max_tokens=8)
-    continued = Generation(model._engine, tokens, params, keeper=reread.keeper).result()
+    continued = Generation(model._engine, tokens, params, owner=reread.cache_owner).result()
     answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8).result()
 
     np.savez(tmp_path / "given.npz", tokens=tokens, next=following)
@@ -87,12 +87,12 @@ def test_sampling_after_a_load_equals_sampling_before(exact: edge_llama.Model, t
     tokens = on_engine(exact, lambda session, tower: list(session.tokens))
 
     def answers(load: Callable[[], Any]) -> list[tuple[int, ...]]:
-        made = []
+        tokens_of_each = []
         for seed in range(6):
             _kept = load()
             params = SamplingParams(temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=1)
-            made.append(Generation(exact._engine, tokens, params, keeper=chat.keeper).result().tokens)
-        return made
+            tokens_of_each.append(Generation(exact._engine, tokens, params, owner=chat.cache_owner).result().tokens)
+        return tokens_of_each
 
     def read_again() -> None:
         on_engine(exact, lambda session, tower: session.rewind(len(tokens) - 1))
@@ -196,7 +196,7 @@ def test_an_empty_chat_can_be_saved(model: edge_llama.Model, tmp_path: Path) -> 
     assert chat.messages == [Message("system", "Be brief.")]
 
 
-def test_saving_while_an_answer_is_made_is_refused(model: edge_llama.Model, tmp_path: Path) -> None:
+def test_saving_while_an_answer_is_generated_is_refused(model: edge_llama.Model, tmp_path: Path) -> None:
     chat = model.chat()
     with chat.send("Tell me a long story.", temperature=0) as running:
         next(running)

@@ -20,9 +20,9 @@ from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
-from edge_llama.files.manifest import bundle_of, read_manifest
+from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
-from edge_llama.files.onnx_vision import read_onnx_vision
+from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
 
 
 class OnnxRuntime:
@@ -120,9 +120,7 @@ class OnnxEncoders:
     def read(self, path: Path, bundled: Bundled | None = None) -> VisionArtifact:
         """The tower of an ONNX file; the bundle that it lies in says the rest. ArtifactError if it lies in none."""
         if bundled is None:
-            manifest = read_manifest(bundle_of(path))
-            assert manifest.vision and manifest.images  # noqa: S101, PT018 - so it is found
-            bundled = Bundled(manifest.images, manifest.name, manifest.vision.format)
+            return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
     def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's

@@ -17,7 +17,7 @@ from edge_llama.backends.onnxruntime.session import fits, open_session, runtime,
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import bundle_of
-from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT
+from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT, read_from_bundle
 
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
@@ -115,11 +115,9 @@ class OnnxVision:
 
 def main(path: str, device: str) -> None:
     """The child: open the file, encode a tile."""
-    from edge_llama.backends.onnxruntime.engine import OnnxEncoders  # noqa: PLC0415 - which opens what is here
-
     crash_probe.begin()
     try:
-        artifact = OnnxEncoders().read(Path(path))
+        artifact = read_from_bundle(Path(path))
         tower = OnnxVision(artifact, threads=1, device=device)
         tower.encode(np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32))
     except Exception as error:  # the parent will meet it

@@ -12,13 +12,14 @@ from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.pictures import Shown
 from edge_llama.cli.terminal.console import ended, logprob_lines, note, output, stream
 from edge_llama.files.artifact import Artifact
-from edge_llama.generation import Answer, Generation, check_biases
+from edge_llama.generation import Answer, Generation
 from edge_llama.host import devices
 from edge_llama.model import Model
 from edge_llama.planning.memory import fits_beside
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
 from edge_llama.sampling.constraint import constraint
+from edge_llama.sampling.params import check_biases
 
 
 class Conversation:

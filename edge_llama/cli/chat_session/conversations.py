@@ -6,19 +6,20 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import typer.core
 
 from edge_llama.backends.towers import locate
-from edge_llama.chat import Chat
+from edge_llama.chat import Chat, ChatOptions
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
 from edge_llama.files.artifact import BUILT_IN
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder
-from edge_llama.model import Model, session_settings
+from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
+from edge_llama.runtime.chat_sessions import session_settings
 
 LAST = ""
 """What --continue means without an id."""
@@ -78,7 +79,7 @@ class Kept:
         return {}
 
     @contextmanager
-    def chat(self, model: Model, *, system: str | None, **options: Any) -> Iterator[Chat]:
+    def chat(self, model: Model, *, system: str | None, **options: Unpack[ChatOptions]) -> Iterator[Chat]:
         """The chat to lead, new or going on; on leaving, however that comes about, its KV cache is saved.
 
         SIGTERM and the terminal's hangup leave it too.
