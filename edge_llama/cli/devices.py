@@ -92,7 +92,7 @@ def _engine_lines(engine: EngineState) -> list[str]:
 def _kernels() -> str:
     """Those that quantize; this half may be missing where models are only run."""
     try:
-        from quant.kernels import in_use  # noqa: PLC0415
+        from quant.loading import in_use  # noqa: PLC0415
     except ImportError:
         return "none: models are only run here"
     return in_use()

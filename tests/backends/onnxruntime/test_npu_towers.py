@@ -246,7 +246,7 @@ def test_codes_hold_both_ends_and_zero() -> None:
     for low, high in ((-1.5, 3.0), (0.0, 2.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-40, 1e-40)):
         code = Ranges("", 1, {"x": (low, high)}).code("x")
         values = np.array([low, 0.0, high])
-        found = (code.numbers(values).astype(np.float64) - code.zero) * code.scale
+        found = (code.numbers(values).astype(np.float64) - code.zero_point) * code.scale
         np.testing.assert_allclose(found, values, atol=code.scale / 2)
         assert found[1] == 0.0
         assert code.scale <= max(abs(low), abs(high)) / 32767 * 1.0001 or max(abs(low), abs(high)) < 1e-30
