@@ -18,7 +18,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files.gguf import Header, TensorInfo, read_header
 from edge_llama.files.gguf_parts import LATER_PART, parts
 from edge_llama.files.gguf_text import read_gguf_text
-from edge_llama.files.integrity import identity_of
+from edge_llama.files.identity import identity_of
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import Manifest, Tower, read_manifest
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ

@@ -4,7 +4,6 @@ Measured once for a model file, an engine's build and a processor, and remembere
 tomorrow, for these settings change how numbers are rounded.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from edge_llama.errors import OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.identity import header_sha256
 from edge_llama.host import devices, user_cache
 
 _log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def _with(setting: Setting, given: Mapping[str, Any]) -> Setting:
 def _figures(artifact: GGUFArtifact) -> tuple[Figure, ...]:
     from edge_llama.backends.llama_cpp import build_probe, tune  # noqa: PLC0415 - loads native code
 
-    key = {"model": _identity(artifact), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
+    key = {"model": header_sha256(artifact.header), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
     if found := user_cache.recall(_KIND, key):
         try:
             return tuple(Figure(**{**figure, "setting": Setting(**figure["setting"])}) for figure in found["figures"])
@@ -131,9 +131,3 @@ def _figures(artifact: GGUFArtifact) -> tuple[Figure, ...]:
     figures = tuple(tune.measure(artifact))
     user_cache.remember(_KIND, key, {"figures": [asdict(figure) for figure in figures]})
     return figures
-
-
-def _identity(artifact: GGUFArtifact) -> str:
-    """A hash of the metadata and the tensor table; wherever the file lies, and whatever it is called."""
-    with artifact.header.path.open("rb") as file:
-        return hashlib.sha256(file.read(artifact.header.data_offset)).hexdigest()

@@ -17,7 +17,8 @@ from edge_llama.backends.onnxruntime.text import require
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
 from edge_llama.files.artifact import locate, read_artifact, read_bundle, read_towers
-from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower, sha256_of
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
 
 
 @pytest.mark.parametrize(
