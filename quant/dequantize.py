@@ -24,7 +24,11 @@ _BY_GGML = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 _SCALES = {
     **dict.fromkeys(("q4_0", "q5_0", "q8_0", "iq4_nl", "iq4_xs", "q1_0", "q2_0"), (0, 1)),
     **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2)),
-    **{"q2_k": (80, 2), "q3_k": (108, 1), "q6_k": (208, 1), "tq1_0": (52, 1), "tq2_0": (64, 1)},
+    "q2_k": (80, 2),
+    "q3_k": (108, 1),
+    "q6_k": (208, 1),
+    "tq1_0": (52, 1),
+    "tq2_0": (64, 1),
 }
 """Where a block has its float16, a scale and perhaps a minimum, and how many."""
 _NIBBLE, _PAIR = np.uint8(0x0F), np.uint8(0x03)

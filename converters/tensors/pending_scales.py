@@ -22,7 +22,9 @@ class Companions:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """``entries`` are those that will be written: nothing else is kept."""
-        self._awaited = {(entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, ArrayFormat)}
+        self._awaited = {
+            (entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, ArrayFormat)
+        }
         self._waiting: dict[tuple[Any, int], NDArray[np.uint8]] = {}
         self._room = _ROOM
         self._lock = threading.Lock()

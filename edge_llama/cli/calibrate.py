@@ -11,6 +11,7 @@ from edge_llama.cli.terminal.console import note
 from edge_llama.errors import ArtifactError, OptionError, OutputError
 from edge_llama.files.artifact import VisionArtifact, existing
 from edge_llama.files.onnx_vision import VISION_INPUT
+from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import tiles
@@ -51,7 +52,8 @@ def calibrate(
     tower = _float_tower(model)
     found = measured(tower.path, _samples(tower, image, max_tiles), threads=threads or cpu_threads())
     try:
-        output.write_bytes(found.encode())
+        with new_file(output) as file:
+            file.write(found.encode())
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror}", remedy="give another name") from error
     note(f"{output}: ranges of {len(found.values):,} values over {found.tiles:,} tiles", quiet=quiet)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Header, TensorInfo
-from edge_llama.files.integrity import identity_of
+from edge_llama.files.identity import identity_of
 from edge_llama.files.manifest import Manifest
 from edge_llama.files.vision_spec import VisionSpec
 

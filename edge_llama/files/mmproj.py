@@ -12,8 +12,9 @@ from pathlib import Path
 from edge_llama.errors import ArtifactError
 from edge_llama.files.artifact import VisionArtifact, main_format, vision_identity
 from edge_llama.files.formats import BF16, F16, F32, FORMATS
-from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
+from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header, shortest
 from edge_llama.files.gguf_limits import NOT_MULTIPLIED, items
+from edge_llama.files.llama4_vision_shapes import ANY, VisionSizes, names
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.vision_spec import VisionSpec
 
@@ -144,27 +145,17 @@ def _check_heads(header: Header, width: int) -> None:
 
 
 def _shapes(header: Header, width: int, grid: int, patch: int, scale: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the tower and its shape, rows first; -1 for the adapter's inner widths, free but equal."""
-    inner, layers = _size(header, "feed_forward_length"), _size(header, "block_count", _MAX_LAYERS)
-    shapes: dict[str, tuple[int, ...]] = {
-        "v.class_embd": (width,),
-        "v.position_embd.weight": (grid * grid + 1, width),
-        "v.patch_embd.weight": (width, 3 * patch * patch),
-        "mm.model.mlp.1.weight": (-1, width * scale * scale),
-        "mm.model.mlp.2.weight": (-1, -1),
-        "mm.model.fc.weight": (_size(header, "projection_dim"), -1),
-    }
-    for norm in ("v.pre_ln", "v.post_ln"):
-        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    for layer in range(layers):
-        for name, rows, columns in (
-            *(("ln1", width, 0), ("ln2", width, 0)),
-            *((f"attn_{part}", width, width) for part in ("q", "k", "v", "out")),
-            *(("ffn_up", inner, width), ("ffn_down", width, inner)),
-        ):
-            prefix = f"v.blk.{layer}.{name}."
-            shapes |= {prefix + "weight": (rows, columns) if columns else (rows,), prefix + "bias": (rows,)}
-    return shapes
+    """Every tensor of the tower and its shape; the adapter's inner widths are free, but equal."""
+    sizes = VisionSizes(
+        n_embd=width,
+        n_ff=_size(header, "feed_forward_length"),
+        patch=patch,
+        positions=grid * grid + 1,
+        shuffled=width * scale * scale,
+        n_adapter=ANY,
+        n_text=_size(header, "projection_dim"),
+    )
+    return {name: sizes.shape(name) for name in names(_size(header, "block_count", _MAX_LAYERS))}
 
 
 def _check_tensors(header: Header, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -196,10 +187,10 @@ def _check_tensors(header: Header, expected: Mapping[str, tuple[int, ...]]) -> N
 
 def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) -> None:
     fits = len(tensor.shape) == len(shape) and all(
-        want in (-1, size) for want, size in zip(shape, tensor.shape, strict=True)
+        want in (ANY, size) for want, size in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        wanted = " x ".join("any" if size < 0 else f"{size:,}" for size in shape)
+        wanted = " x ".join("any" if size == ANY else f"{size:,}" for size in shape)
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected {wanted}", remedy=DAMAGED
         )
@@ -232,5 +223,5 @@ def _channels(header: Header, key: str) -> tuple[float, float, float]:
     values = items(header, _PREFIX + key, ValueType.FLOAT32, default=())
     if len(values) != 3:
         raise _wrong(header, key, f"has {len(values)} numbers, expected three")
-    red, green, blue = (float(str(value)) for value in values)
+    red, green, blue = map(shortest, values)
     return red, green, blue

@@ -14,7 +14,7 @@ from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.formats import F32, Format
 from edge_llama.files.gguf import TensorInfo
-from edge_llama.files.integrity import identity_of
+from edge_llama.files.identity import identity_of
 from edge_llama.files.json_fields import Fields, read_bytes
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import read_manifest
@@ -98,7 +98,7 @@ class OnnxArtifact(TextArtifact):
         return IMAGE_FEATURES in self.graph.inputs
 
     def identity(self) -> str:
-        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.integrity.identity_of` has them."""
+        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.identity.identity_of` has them."""
         return self._identity
 
     def metadata(self) -> Mapping[str, Any]:
@@ -163,7 +163,7 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
         path=path,
         name=_name(path.parent),
         architecture=model.get("type", str),
-        chat_template=_template(settings),
+        chat_template=_template(path.parent, settings),
         n_layer=n_layer,
         n_ctx_train=model.count("context_length", _MOST["context"]),
         n_vocab=n_vocab,
@@ -236,9 +236,9 @@ def _tokenizer(folder: Path) -> Path:
     return found
 
 
-def _template(settings: Fields) -> str | None:
+def _template(folder: Path, settings: Fields) -> str | None:
     """The chat template: of its own file, or of tokenizer_config.json, where several have names."""
-    beside = settings.path.with_name(TEMPLATE)
+    beside = folder / TEMPLATE
     if beside.is_file():
         try:
             return read_bytes(beside, _MAX_BYTES, _AGAIN).decode("utf-8") or None

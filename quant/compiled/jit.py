@@ -27,4 +27,3 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(cache=True, **FLAGS)(function)  # type: ignore[no-any-return]
     finally:
         numba.config.CACHE_DIR = others
-

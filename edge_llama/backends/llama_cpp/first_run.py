@@ -6,7 +6,6 @@ architecture, runs once in a child before it is loaded here: the same tower read
 loading it (and a second for Python); a good verdict is remembered for the file, the settings and the engine's build.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -17,7 +16,9 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.files.gguf import Header
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
+from edge_llama.files.identity import file_state, header_sha256
 from edge_llama.files.integrity import ROOT
 from edge_llama.host import user_cache
 
@@ -35,7 +36,7 @@ def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
     if not crash_probe.has_children():
         _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
         return
-    files = [_identity(header.path, header.data_offset) for header in artifact.headers]
+    files = [_identity(header) for header in artifact.headers]
     key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
     if user_cache.recall(_KIND, key) is not None:
         return
@@ -49,11 +50,9 @@ def _is_known(artifact: GGUFArtifact) -> bool:
     return artifact.architecture == "llama" and vocabulary in ("llama", "gpt2") and ROOT in artifact.header.fields
 
 
-def _identity(path: Path, data_offset: int) -> list[Any]:
-    status = path.stat()
-    with path.open("rb") as file:
-        header = hashlib.sha256(file.read(data_offset)).hexdigest()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, header]
+def _identity(header: Header) -> list[Any]:
+    status = header.path.stat()
+    return [status.st_dev, status.st_ino, *file_state(header.path), header_sha256(header)]
 
 
 def main(path: str, settings: str) -> None:

@@ -4,7 +4,6 @@ Measured once for a model file, an engine's build and a processor, and remembere
 tomorrow, for these settings change how numbers are rounded.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 from edge_llama.backends.base import Choice, Figure, Setting
 from edge_llama.errors import OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.identity import header_sha256
 from edge_llama.host import devices, user_cache
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _with(setting: Setting, given: Mapping[str, Any]) -> Setting:
 def _figures(artifact: GGUFArtifact) -> tuple[Figure, ...]:
     from edge_llama.backends.llama_cpp import build_probe, tune  # noqa: PLC0415 - loads native code
 
-    key = {"model": _identity(artifact), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
+    key = {"model": header_sha256(artifact.header), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
     if found := user_cache.recall(_KIND, key):
         try:
             return tuple(_figure(remembered) for remembered in found["figures"])
@@ -103,9 +103,3 @@ def _remembered(figure: Figure) -> dict[str, Any]:
 
 def _figure(remembered: Mapping[str, Any]) -> Figure:
     return Figure(Setting(**remembered["setting"]), remembered["depth"], remembered["read"], remembered["write"])
-
-
-def _identity(artifact: GGUFArtifact) -> str:
-    """A hash of the metadata and the tensor table; wherever the file lies, and whatever it is called."""
-    with artifact.header.path.open("rb") as file:
-        return hashlib.sha256(file.read(artifact.header.data_offset)).hexdigest()

@@ -19,7 +19,8 @@ from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate, read_bundle, read_towers
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
-from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower, sha256_of
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
 
 
 @pytest.mark.parametrize(
