@@ -21,7 +21,8 @@ from types import MappingProxyType
 
 PLAIN = {"HF_HUB_OFFLINE": "1", "EDGE_LLAMA_HISTORY": "off", "EDGE_LLAMA_PREPACKED": "0", "GOMP_SPINCOUNT": "3000"}
 CAPITAL, DIGITS = "What is the capital of Japan?", "Which digits are these?"
-SHORT = ("--temperature", "0", "--max-tokens", "12", "--n-ctx", "512")
+MAX_TOKENS = 12
+SHORT = ("--temperature", "0", "--max-tokens", str(MAX_TOKENS), "--n-ctx", "512")
 
 
 def main(output: str) -> None:
@@ -64,7 +65,7 @@ def sessions(out: Path) -> None:
         with edge_llama.open(out / name, n_ctx=512) as model:
             chat = model.chat(system=None if question == DIGITS else "Answer briefly.")
             images = [picture()] if question == DIGITS else []
-            chat.send(question, images=images, temperature=0, max_tokens=12).result()
+            chat.send(question, images=images, temperature=0, max_tokens=MAX_TOKENS).result()
             chat.save(out / f"{Path(name).stem}.session")
 
 

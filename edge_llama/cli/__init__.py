@@ -26,7 +26,7 @@ for verb in (chat, run, convert, calibrate, inspect, verify, bench, devices):
 app.add_typer(history.app, name="history")
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
+def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"edge-llama {version('edge-llama')}")  # noqa: T201
         raise typer.Exit
