@@ -34,11 +34,22 @@ sys.path[:] = json.loads(sys.argv[1])
 from edge_llama.backends.llama_cpp.build_probe import main
 main()
 """
-REBUILD = (
-    "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
-    "llama-cpp-python llama-cpp-python; on x86-64 with CFLAGS and CXXFLAGS set to "
-    "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
-)
+# Without AMX, which some virtual machines announce and fault on; without products and sums fused into one rounding,
+# which would give other quantized bytes than on x86-64. scripts/install.py builds with the same.
+_COMPILER_FLAGS = {
+    **dict.fromkeys(("x86_64", "amd64"), "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"),
+    **dict.fromkeys(("aarch64", "arm64"), "-ffp-contract=off"),
+}
+
+
+def rebuild_remedy(machine: str) -> str:
+    """How to get an engine that works on a ``machine``, named as ``uname -m`` does."""
+    command = (
+        "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
+        "llama-cpp-python llama-cpp-python"
+    )
+    flags = _COMPILER_FLAGS.get(machine.lower())
+    return f"{command}; with CFLAGS and CXXFLAGS set to '{flags}'" if flags else command
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +110,15 @@ def check() -> Verdict:
         child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603 - this interpreter, this module
     except subprocess.TimeoutExpired as error:
         raise EngineError(
-            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s", remedy=REBUILD
+            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s",
+            remedy=rebuild_remedy(devices.cpu().machine),
         ) from error
     if child.returncode:
         how = f"died of signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
         lines = child.stderr.strip().splitlines()
         raise EngineError(
             f"llama.cpp does not work here: a test decode {how}{': ' + lines[-1] if lines else ''}",
-            remedy=REBUILD,
+            remedy=rebuild_remedy(devices.cpu().machine),
         )
     said = json.loads(child.stdout.strip().splitlines()[-1])
     found = tuple(devices.Device(**device) for device in said["devices"])
