@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli.chat_session.conversations import completed
-from edge_llama.cli.terminal.console import note
+from edge_llama.cli.terminal.console import native_output_to_stderr, note
 from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
@@ -105,6 +105,8 @@ def open_model(model: str | None, opening: OpenOptions, *, verbose: bool = False
     """Open the model with the common options; settings that are not given are measured once and remembered."""
     options = opening.copy()
     options.setdefault("tune", True)
+    if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu", "gpu"}:
+        native_output_to_stderr()
     opened = Model(model, **options)
     if verbose:
         seen = f"; vision: {opened.vision_placement}" if opened.vision_placement else ""

@@ -4,9 +4,13 @@ The engines are OpenVINO on the CPU and Qualcomm's HTP in its emulator.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import torch
 from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
-from npu import digit_tiles, in_integers, needs
+from npu import PACKAGES, digit_tiles, in_integers, needs
 from numpy.typing import NDArray
 from refusals import refusal
 
@@ -34,6 +38,7 @@ from edge_llama.files.vision_spec import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
 
+DIGITS = Path(__file__).resolve().parents[3] / "docs" / "digits.png"
 INTEGERS = 0.02
 """Largest difference from float, as a share of the largest value, of the trained tower; 0.5 % was measured."""
 ACTIVATIONS = 3e-3
@@ -276,3 +281,52 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -
         with refusal(CheckpointError, "weights are NaN or infinite"):
             converters.convert(source, tmp_path / "out", tower="vision", vision_quant="a16w8", ranges=ranges)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def seeing(folder: Path, llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model as a bundle: text in q8_0, vision in integers."""
+    bundle = tmp_path_factory.mktemp("seeing") / "digits"
+    converters.convert(llama4_digits, bundle, quant="q8_0", vision_quant="a16w8", ranges=folder / "ranges.json")
+    return bundle
+
+
+@pytest.mark.parametrize("device", ["npu:qnn", "qnn", "openvino", "openvino:cpu"])
+def test_a_model_sees_by_the_device_that_was_asked_for(device: str, seeing: Path) -> None:
+    needed = "qnn" if "qnn" in device else "openvino"
+    if find_spec(PACKAGES[needed]) is None:
+        pytest.skip(f"{PACKAGES[needed]} is not installed")
+    with edge_llama.open(seeing, vision_device=device) as model:
+        assert model.vision_placement is not None
+        assert str(model.vision_placement) == f"{'npu:qnn' if needed == 'qnn' else device} (as asked)"
+        assert model.placement.device == "cpu"
+        answer = model.chat(temperature=0).send("Which digits are these?", images=[DIGITS]).result()
+    assert answer.text == "left 5, right 4"
+    assert answer.timings.tiles
+
+
+@needs("qnn")
+def test_so_does_the_command_line_in_every_verb(seeing: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "EDGE_LLAMA_HISTORY": str(tmp_path / "history")}
+
+    def edge_llama_(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("edge-llama")), *map(str, arguments)]
+        return subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
+
+    asked = ("Which digits are these?", "--image", DIGITS, "--temperature", "0", "-v")
+    done = edge_llama_("run", seeing, *asked, "--vision-device", "npu:qnn")
+    assert done.stdout == "left 5, right 4\n", done.stderr
+    assert "vision: npu:qnn (as asked)" in done.stderr
+    chat = ("chat", seeing, "--temperature", "0", "-v")
+    done = edge_llama_(*chat, "--vision-device", "qnn", text="Which digits are these?\n")
+    assert "vision: npu:qnn (as asked)" in done.stderr
+    done = edge_llama_(*chat, "--continue", text="Which is on the left?\n")
+    assert "vision: npu:qnn (as asked)" in done.stderr  # as it was saved
+    assert "read again" not in done.stderr
+
+
+def test_a_device_that_cannot_be_is_refused(seeing: Path, packaged: Path) -> None:
+    with pytest.raises(OptionError, match=r"device toaster: unknown to ONNX Runtime; known: auto, cpu"):
+        edge_llama.open(seeing, vision_device="toaster")
+    with pytest.raises(OptionError, match=r"vision_device is 'npu:qnn', but the model has no vision tower"):
+        edge_llama.open(packaged, vision_device="npu:qnn")
