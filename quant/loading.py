@@ -96,7 +96,7 @@ def check_kernels(formats: Collection[Format]) -> None:
 
 
 def _quantized(formats: Collection[Format]) -> list[Format]:
-    """ggml's formats whose kernels ``formats`` take; floats and some of ONNX Runtime's grids take none."""
+    """Ggml's formats whose kernels ``formats`` take; floats and some of ONNX Runtime's grids take none."""
     found = [nbits.kernel_format(each.grid) if isinstance(each, nbits.ArrayFormat) else each for each in formats]
     return list(dict.fromkeys(each for each in found if each is not None and each.is_quantized))
 

@@ -70,9 +70,11 @@ class Grid:
         """Bits that a block takes in an array."""
         return {"numbers": self.bits * self.block, "zero_points": self.bits}.get(part, 32)
 
-    def array_format(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
+    def array(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
         """The format of an array."""
-        return ArrayFormat(f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_transposed)
+        return ArrayFormat(
+            f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_transposed
+        )
 
     def fits(self, columns: int) -> bool:
         """Whether rows of ``columns`` are whole blocks."""
@@ -90,7 +92,7 @@ def is_exact(source: Format, target: Format) -> bool:
 
 
 def kernel_format(grid: Grid) -> Format | None:
-    """ggml's format whose kernel quantizes weights for ``grid``; None where numpy does."""
+    """Ggml's format whose kernel quantizes weights for ``grid``; None where numpy does."""
     format_ = _GGML[grid.bits]
     return format_ if grid == exact_grid(format_) else None
 
@@ -141,7 +143,9 @@ def _transposed(rows: NDArray[np.float32], grid: Grid, kernel: Quantize) -> Arra
     blocks = np.ascontiguousarray(rows.reshape(len(rows), grid.block, width).swapaxes(1, 2)).reshape(-1, grid.block)
     arrays = quantize(blocks, grid, kernel)
     signed = _unpacked(arrays["numbers"], grid.bits) ^ np.uint8(2 ** (grid.bits - 1))
-    transposed = np.ascontiguousarray(signed.reshape(len(rows), width, grid.block).swapaxes(1, 2)).reshape(len(rows), -1)
+    transposed = np.ascontiguousarray(signed.reshape(len(rows), width, grid.block).swapaxes(1, 2)).reshape(
+        len(rows), -1
+    )
     return {
         "numbers": transposed if grid.bits == 8 else _paired(transposed),
         "scales": arrays["scales"].reshape(len(rows), -1),

@@ -6,10 +6,9 @@ To be run on x86-64, where no compiler fuses products and sums unasked, and only
 a format that is new, or another algorithm of llama.cpp's.
 """
 
+from edge_llama.files.formats import FORMATS
 from quant import compiled, ggml
 from quant.vectors import hashed
-
-from edge_llama.files.formats import FORMATS
 
 if __name__ == "__main__":
     print("_HASHES = {")

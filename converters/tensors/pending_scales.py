@@ -22,7 +22,9 @@ class Companions:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """``entries`` are those that will be written: nothing else is kept."""
-        self._awaited = {(entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, ArrayFormat)}
+        self._awaited = {
+            (entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, ArrayFormat)
+        }
         self._waiting: dict[tuple[Any, int], NDArray[np.uint8]] = {}
         self._room = _ROOM
         self._lock = threading.Lock()
@@ -32,7 +34,7 @@ class Companions:
         if not isinstance(entry.format, ArrayFormat) or not entry.is_first:
             return
         for part, array in arrays.items():
-            format_ = entry.format.grid.array_format(part, is_transposed=entry.format.is_transposed)
+            format_ = entry.format.grid.array(part, is_transposed=entry.format.is_transposed)
             key = (entry.tensor.read, format_)
             with self._lock:
                 if part != entry.format.part and key in self._awaited and array.nbytes <= self._room:
