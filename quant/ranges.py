@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
+from edge_llama.files.json_fields import parse
 
 _SCHEMA = "edge-llama ranges 1"
 _MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
@@ -86,11 +87,10 @@ def read_ranges(path: Path) -> Ranges:
     """The ranges in the file ``path``; OptionError names what is malformed, or not finite."""
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_BYTES))
+            raw = file.read(_MAX_BYTES)
     except OSError as error:
         raise OptionError(f"--ranges {path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--ranges {path}: not valid JSON: {error}", remedy=_AGAIN) from error
+    content = parse(f"--ranges {path}", raw, _AGAIN, error=OptionError)
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         raise OptionError(f"--ranges {path}: is no {_SCHEMA!r} file", remedy=_AGAIN)
     tower, tiles, values = (content.get(key) for key in ("tower", "tiles", "values"))

@@ -16,7 +16,7 @@ from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, as_json, images_of
 from edge_llama.prompts.tokenizer import Tokenizer, check_length
 from edge_llama.prompts.tool_formats import TAGS, form_named, form_of
-from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
     from edge_llama.prompts.template_sandbox import LimitedTemplate
@@ -83,25 +83,25 @@ class ChatTemplate:
         """
         variables = self._checked_variables(variables or {})
 
-        def made_of(messages: Sequence[Message]) -> list[int]:
+        def rendered(messages: Sequence[Message]) -> list[int]:
             images = list(map(image_ids, images_of(messages))) if image_ids else []
             return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
 
         try:
-            return made_of(messages)
+            return rendered(messages)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return made_of(apart)
+            return rendered(apart)
 
-    def call_reader(self, names: Set[str], tool_format: str | None = None) -> ToolCallReader:
+    def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
 
         OptionError for a ``tool_format`` that is unknown.
         """
         form = form_of(self._source, self._control.keys()) if tool_format is None else form_named(tool_format)
-        return ToolCallReader(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
+        return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
 
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(variables, Mapping):

@@ -16,18 +16,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
-from npu import in_integers, needs, pictured
+from npu import digit_tiles, in_integers, needs
 from numpy.typing import NDArray
 from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama.backends.onnxruntime.session import DEVICES, providers
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
+from edge_llama.backends.onnxruntime.session import providers
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, EngineError, OptionError
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
@@ -52,13 +54,15 @@ def encoded(tower: Path, pixels: NDArray[np.float32], device: str = "cpu") -> ND
 def folder(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tower in f32 and a16w8; its ranges are of digits that it has learned from."""
     spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
-    return in_integers(llama4_digits, tmp_path_factory.mktemp("npu"), pictured(spec, held_out=False, seed=1, count=40))
+    return in_integers(
+        llama4_digits, tmp_path_factory.mktemp("npu"), digit_tiles(spec, held_out=False, seed=1, count=40)
+    )
 
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> NDArray[np.float32]:
     """Digits that it has not learned from."""
-    return pictured(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
+    return digit_tiles(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
 
 
 def test_ranges_are_what_transformers_computes(folder: Path, llama4_scout: Path, tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_an_npus_engine_runs_every_node_and_agrees(device: str, folder: Path, se
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(read_vision(folder / "a16w8").path, options, providers=chosen)
     (graph,) = session.get_provider_graph_assignment_info()
-    assert graph.ep_name == DEVICES[device]
+    assert graph.ep_name == PROVIDERS[canonical(device)].name
     assert len(graph.get_nodes()) >= len(onnx.load(folder / "a16w8/vision/model.onnx").graph.node)
 
 
