@@ -117,7 +117,7 @@ def test_the_file_is_its_owners_only_and_takes_the_place_of_an_older_one(
     path.write_bytes(saved.read_bytes())
     path.chmod(0o644)
     chat = model.load_chat(saved)
-    chat.send("Hi", max_tokens=2).result()
+    chat.send("Hi", temperature=0, max_tokens=2).result()
     chat.save(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(model.load_chat(path).messages) == 5
@@ -225,7 +225,7 @@ def test_any_flipped_bit_is_an_error(
         with pytest.raises(edge_llama.SessionError, match=str(path)):
             model.load_chat(path)
         assert path.read_bytes() == damaged
-    assert model.load_chat(saved).send("Hi", max_tokens=2).result().tokens
+    assert model.load_chat(saved).send("Hi", temperature=0, max_tokens=2).result().tokens
 
 
 def test_a_file_cut_at_any_length_or_with_more_is_an_error(

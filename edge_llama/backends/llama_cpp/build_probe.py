@@ -28,11 +28,22 @@ from edge_llama.host import devices, user_cache
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
 _SECONDS = 120  # half a second when quiet
-REBUILD = (
-    "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
-    "llama-cpp-python llama-cpp-python; on x86-64 with CFLAGS and CXXFLAGS set to "
-    "'-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'"
-)
+# Without AMX, which some virtual machines announce and fault on; without products and sums fused into one rounding,
+# which would give other quantized bytes than on x86-64. scripts/install.py builds with the same.
+_COMPILER_FLAGS = {
+    **dict.fromkeys(("x86_64", "amd64"), "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"),
+    **dict.fromkeys(("aarch64", "arm64"), "-ffp-contract=off"),
+}
+
+
+def rebuild_remedy(machine: str) -> str:
+    """How to get an engine that works on a ``machine``, named as ``uname -m`` does."""
+    command = (
+        "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
+        "llama-cpp-python llama-cpp-python"
+    )
+    flags = _COMPILER_FLAGS.get(machine.lower())
+    return f"{command}; with CFLAGS and CXXFLAGS set to '{flags}'" if flags else command
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +103,14 @@ def check() -> Verdict:
         outcome = crash_probe.run(__name__, seconds=_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise EngineError(
-            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s", remedy=REBUILD
+            f"llama.cpp does not work here: a test decode took more than {_SECONDS} s",
+            remedy=rebuild_remedy(devices.cpu().machine),
         ) from error
     if outcome.said is None:
-        raise EngineError(f"llama.cpp does not work here: a test decode {outcome.how}", remedy=REBUILD)
+        raise EngineError(
+            f"llama.cpp does not work here: a test decode {outcome.how}",
+            remedy=rebuild_remedy(devices.cpu().machine),
+        )
     said = outcome.said
     found = tuple(devices.Device(**device) for device in said["devices"])
     return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
