@@ -294,7 +294,7 @@ def _iq4_xs(blocks: Bytes, out: Floats) -> None:
 def _tq1_0(blocks: Bytes, out: Floats) -> None:
     powers = np.array([1, 3, 9, 27, 81], np.uint8).reshape(5, 1)
     parts = (blocks[:, None, :32] * powers, blocks[:, None, 32:48] * powers, blocks[:, None, 48:52] * powers[:4])
-    trits = np.concatenate([part.reshape(len(blocks), -1) for part in parts], axis=1)
+    trits = np.concatenate([part.reshape(len(blocks), part.shape[1] * part.shape[2]) for part in parts], axis=1)
     levels = ((trits.astype(np.uint16) * 3) >> 8).astype(np.int8) - np.int8(1)
     np.multiply(levels, _halves(blocks, 52), out=out)
 

@@ -22,7 +22,7 @@ _COLUMNS, _ROWS = 1024, 96
 _MANTISSAS = (24, 8, 4)
 """Bits of the weights' mantissas, ``_ROWS`` each: the fewer, the more often a weight lies on a level's border."""
 _SEED = 2
-"""Of twenty the one whose rows give kernels with fused products away most surely."""
+"""Of thirty the one whose rows give kernels with fused products away most surely."""
 
 
 @cache
