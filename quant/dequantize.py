@@ -32,6 +32,9 @@ _SCALES = {
 }
 """Where a block has its float16, a scale and perhaps a minimum, and how many."""
 _NIBBLE, _PAIR = np.uint8(0x0F), np.uint8(0x03)
+_PAIRS_OF_BYTE = np.arange(0, 8, 2, dtype=np.uint8)
+_BITS_OF_BYTE = np.arange(8, dtype=np.uint8).reshape(8, 1)
+"""Shifts."""
 _IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 _FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 """Values of mxfp4 and nvfp4, doubled; their scales are halved."""
@@ -151,7 +154,7 @@ def _q1_0(blocks: Bytes, out: Floats) -> None:
 
 @_decodes("q2_0")
 def _q2_0(blocks: Bytes, out: Floats) -> None:
-    levels = (blocks[:, 2:, None] >> np.arange(0, 8, 2, np.uint8)) & _PAIR
+    levels = (blocks[:, 2:, None] >> _PAIRS_OF_BYTE) & _PAIR
     np.multiply(levels.reshape(len(blocks), 64).view(np.int8) - np.int8(1), _halves(blocks, 0), out=out)
 
 
@@ -200,7 +203,7 @@ def _q2_k(blocks: Bytes, out: Floats) -> None:
 
 def _pairs(octets: Bytes) -> Bytes:
     """Two bits each of 32 bytes, lowest first, then of the next 32: ``(n, 256)`` of 64 bytes."""
-    quarters = octets.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, np.uint8).reshape(4, 1)
+    quarters = octets.reshape(-1, 2, 1, 32) >> _PAIRS_OF_BYTE.reshape(4, 1)
     quarters &= _PAIR
     return quarters.reshape(-1, 256)
 
@@ -208,14 +211,14 @@ def _pairs(octets: Bytes) -> Bytes:
 @_decodes("q3_k")
 def _q3_k(blocks: Bytes, out: Floats) -> None:
     levels = _pairs(blocks[:, 32:96]).reshape(-1, 8, 32)
-    bits = (blocks[:, None, :32] >> np.arange(8, dtype=np.uint8).reshape(8, 1)) & np.uint8(1)
+    bits = (blocks[:, None, :32] >> _BITS_OF_BYTE) & np.uint8(1)
     bits <<= 2
     levels |= bits
     levels -= 4
     low, high = blocks[:, 96:104], blocks[:, 104:108]
     scales = np.empty((len(blocks), 16), np.uint8)
     _nibbles(low, scales)
-    scales |= ((high[:, None] >> np.arange(0, 8, 2, np.uint8).reshape(4, 1)) & _PAIR).reshape(-1, 16) << 4
+    scales |= ((high[:, None] >> _PAIRS_OF_BYTE.reshape(4, 1)) & _PAIR).reshape(-1, 16) << 4
     scales -= 32
     out = out.reshape(-1, 16, 16)
     np.multiply(
@@ -255,7 +258,7 @@ def _q4_k(blocks: Bytes, out: Floats) -> None:
 @_decodes("q5_k")
 def _q5_k(blocks: Bytes, out: Floats) -> None:
     levels = _nibbles_of_256(blocks[:, 48:])
-    bits = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8).reshape(8, 1)
+    bits = blocks[:, None, 16:48] >> _BITS_OF_BYTE
     bits &= np.uint8(1)
     bits <<= 4
     levels |= bits
@@ -264,11 +267,10 @@ def _q5_k(blocks: Bytes, out: Floats) -> None:
 
 @_decodes("q6_k")
 def _q6_k(blocks: Bytes, out: Floats) -> None:
-    levels = np.empty((len(blocks), 2, 128), np.uint8)
-    _nibbles(blocks[:, :128].reshape(-1, 2, 64), levels)
+    levels = np.empty((len(blocks), 256), np.uint8)
+    _nibbles(blocks[:, :128].reshape(-1, 2, 64), levels.reshape(-1, 2, 128))
     bits = _pairs(blocks[:, 128:192])
     bits <<= 4
-    levels = levels.reshape(-1, 256)
     levels |= bits
     levels -= 32
     scales = _halves(blocks, 208) * blocks[:, 192:208].view(np.int8)
@@ -278,7 +280,7 @@ def _q6_k(blocks: Bytes, out: Floats) -> None:
 
 @_decodes("iq4_xs")
 def _iq4_xs(blocks: Bytes, out: Floats) -> None:
-    high = blocks[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, np.uint16)
+    high = blocks[:, 2:4].copy().view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)
     low = (blocks[:, 4:8, None] >> np.array([0, 4], np.uint8)).reshape(-1, 8) & _NIBBLE
     scales = (low | ((high & 3) << 4).astype(np.uint8)).view(np.int8) - np.int8(32)
     levels = np.empty((len(blocks), 8, 32), np.uint8)
@@ -292,7 +294,7 @@ def _iq4_xs(blocks: Bytes, out: Floats) -> None:
 def _tq1_0(blocks: Bytes, out: Floats) -> None:
     powers = np.array([1, 3, 9, 27, 81], np.uint8).reshape(5, 1)
     parts = (blocks[:, None, :32] * powers, blocks[:, None, 32:48] * powers, blocks[:, None, 48:52] * powers[:4])
-    trits = np.concatenate([part.reshape(len(blocks), -1) for part in parts], axis=1)
+    trits = np.concatenate([part.reshape(len(blocks), part.shape[1] * part.shape[2]) for part in parts], axis=1)
     levels = ((trits.astype(np.uint16) * 3) >> 8).astype(np.int8) - np.int8(1)
     np.multiply(levels, _halves(blocks, 52), out=out)
 

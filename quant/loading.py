@@ -76,6 +76,14 @@ def in_use() -> str:
         return f"ggml's ({numba})" if ggml.is_installed() else f"none: neither llama-cpp-python nor {numba}"
     if not ggml.is_installed():
         return "compiled for this machine; llama-cpp-python is not installed"
+    try:
+        is_canonical = _is_canonical(FORMATS["q4_k"])
+    except EngineError as error:
+        return f"none: {error}"
+    if not is_canonical:
+        return (
+            "compiled for this machine; ggml's give other bytes here than elsewhere: its build fuses products and sums"
+        )
     refused = ", ".join(compiled.refused())
     besides = f", and for {refused}, whose compiled kernels give other bytes here" if refused else ""
     return f"compiled for this machine; ggml's for small models and while they are compiled{besides}"

@@ -70,7 +70,7 @@ class Grid:
         """Bits that a block takes in an array."""
         return {"numbers": self.bits * self.block, "zero_points": self.bits}.get(part, 32)
 
-    def array_format(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
+    def array(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
         """The format of an array."""
         return ArrayFormat(
             f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_transposed

@@ -34,7 +34,7 @@ class Companions:
         if not isinstance(entry.format, ArrayFormat) or not entry.is_first:
             return
         for part, array in arrays.items():
-            format_ = entry.format.grid.array_format(part, is_transposed=entry.format.is_transposed)
+            format_ = entry.format.grid.array(part, is_transposed=entry.format.is_transposed)
             key = (entry.tensor.read, format_)
             with self._lock:
                 if part != entry.format.part and key in self._awaited and array.nbytes <= self._room:

@@ -4,8 +4,8 @@ ggml's quantizers are scalar. Here each lane of a SIMD register works on a block
 order of operations (:mod:`quant.compiled.lanes`), so that the bytes are the same. Where that can't be sure (infinities,
 numbers near the ends of float32) a kernel says so, and ggml quantizes these rows.
 
-Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums. So each kernel's bytes
-are compared with those that are expected (:mod:`quant.vectors`) when it is loaded, and it is not used where one differs.
+Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums. So a kernel's bytes
+are compared with those expected (:mod:`quant.vectors`) when it is loaded, and it is not used where one differs.
 """
 
 import sys

@@ -10,7 +10,7 @@ from filelock import FileLock
 from edge_llama.host.user_cache import folder
 
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
-"""numba's. No contraction (FMA) and no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""
+"""numba's. No contraction (FMA), no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""
 
 
 def _cache_folder() -> Path:

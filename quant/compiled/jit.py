@@ -17,8 +17,8 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """What Python calls. It runs without the GIL, and what it compiles to is kept in ``FOLDER`` for the next process.
 
-    Only these are kept, and only :func:`quant.compiled.cache.locked` may they be called for the first time: numba numbers the variants of a
-    function, and two processes at once would give two of them the same number.
+    Only these are kept, and only under :func:`quant.compiled.cache.locked` may they be called for the first time:
+    numba numbers the variants of a function, and two processes at once would give two of them the same number.
     """
     # The setting is numba's only way to say where; others in this process keep theirs.
     others = numba.config.CACHE_DIR

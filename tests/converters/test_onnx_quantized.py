@@ -75,7 +75,7 @@ def test_ggml_blocks_keep_their_values(name: str) -> None:
     raw = recode(rows.view(np.uint8), F32, source)
     grid = nbits.exact_grid(source)
     assert grid
-    parts = {part: recode(raw, source, grid.array_format(part)) for part in grid.parts}
+    parts = {part: recode(raw, source, grid.array(part)) for part in grid.parts}
     scales = parts["scales"].view(np.float32)
     found = dequantize(parts["numbers"], scales, grid)
     expected = np.float64(recode(raw, source, F32).view(np.float32))
