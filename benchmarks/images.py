@@ -29,7 +29,7 @@ from engines import open_vision
 from llama4_answers import EXACT, KINDS, Question, opened, ours, questions, right, theirs
 from llama4_reference import Reference
 from llama4_training import dialogues
-from npu import digit_tiles, in_integers
+from npu import digits, in_integers
 
 import converters
 import edge_llama
@@ -70,9 +70,7 @@ def answers(options: argparse.Namespace, folder: Path) -> None:
         with opened(options.model, folder, "f32", form) as model:
             said[name] = [ours(model, question) for question in asked]
     spec = read_bundle(folder / "f32-f32").vision.spec
-    tower = (
-        in_integers(options.model, folder / "integers", digit_tiles(spec, held_out=False, seed=1, count=40)) / "a16w8"
-    )
+    tower = in_integers(options.model, folder / "integers", digits(spec, held_out=False, seed=1, count=40)) / "a16w8"
     with edge_llama.open(folder / "f32-f32", vision=tower, n_ctx=2048, **EXACT) as model:
         said["ours, f32 and a16w8"] = [ours(model, question) for question in asked]
     first = said["transformers, f32, pixels not rounded to bf16"]

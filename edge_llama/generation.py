@@ -328,6 +328,8 @@ class _Work:
         finally:
             self.timings.generation_seconds = time.perf_counter() - started
             sampler.close()
+            if choose.changes_logits:
+                self.engine.session.has_logits = False  # neither a waiting cache nor a saved one may have them
 
     def _prefill(self) -> None:
         encoder, timings = self.engine.encoder, self.timings

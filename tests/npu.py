@@ -36,7 +36,7 @@ def in_integers(source: Path, folder: Path, tiles: NDArray[np.float32]) -> Path:
     return folder
 
 
-def digit_tiles(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
+def digits(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
     """Tiles of ``count`` pictures of drawn digits, in many sizes."""
     rng, found = np.random.default_rng(seed), []
     for at in range(count):

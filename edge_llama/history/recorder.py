@@ -25,9 +25,9 @@ class Recording:
     Messages are told apart by being the same objects: a chat keeps them, also when it is shortened or taken back.
     """
 
-    def __init__(self, history: History, tell: Callable[[str], None], conversation: Conversation | None = None) -> None:
-        """``conversation`` is one of ``history`` that goes on."""
-        self.conversation = conversation
+    def __init__(self, history: History, tell: Callable[[str], None]) -> None:
+        self.conversation: Conversation | None = None
+        """The one that the chat is kept as; None until it has messages."""
         self._history = history
         self._tell = tell
         self._times_set_aside = history.times_set_aside

@@ -19,7 +19,7 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """Kinds of vocabularies, as GGUF calls them: of letters that stand for bytes, of text with ``▁`` for a space."""
 SPACE = "\u2581"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{3,}\]")
-# Merges alone don't give such tokens: "<div>" may be an ordinary word of code, "<|x|>" is none.
+# What byte-pair merges leave to tokens that people invent: "<div>" may be an ordinary word of code, "<|x|>" is none.
 _ARTIFICIAL_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
 _PIPED_TAG = re.compile(r"<[|｜].+[|｜]>")
 

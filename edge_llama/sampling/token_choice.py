@@ -46,7 +46,8 @@ class TokenChoice:
         self._token_ids = list(prompt) if self._processors else []
         self._n_logprobs = params.logprobs
         self._on_logprobs = on_logprobs
-        self._is_plain = not self._processors and constraint is None
+        self.changes_logits = bool(self._processors or constraint)
+        """Whether the engine's logits are changed for each choice. They are put back after it."""
 
     def __call__(self) -> int:
         """The next token. OptionError if a function over the logits fails, or nothing can follow by the constraint."""
@@ -63,7 +64,7 @@ class TokenChoice:
         return self._constraint is not None and self._constraint.is_complete
 
     def _chosen(self) -> int:
-        if self._is_plain:
+        if not self.changes_logits:
             return self._sample()
         logits = self._logits()
         whole = logits.copy()

@@ -155,7 +155,8 @@ def test_a_write_that_fails_leaves_the_older_session(
 SAVING = """
 import sys
 import numpy as np
-from edge_llama import Message, session_file
+from edge_llama import Message
+from edge_llama.runtime import session_file
 from pathlib import Path
 number = 0
 while True:

@@ -23,7 +23,7 @@ import torch
 from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
-from npu import PACKAGES, digit_tiles, in_integers, needs
+from npu import PACKAGES, digits, in_integers, needs
 from numpy.typing import NDArray
 from refusals import refusal
 
@@ -59,15 +59,13 @@ def encoded(tower: Path, pixels: NDArray[np.float32], device: str = "cpu") -> ND
 def folder(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tower in f32 and a16w8; its ranges are of digits that it has learned from."""
     spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
-    return in_integers(
-        llama4_digits, tmp_path_factory.mktemp("npu"), digit_tiles(spec, held_out=False, seed=1, count=40)
-    )
+    return in_integers(llama4_digits, tmp_path_factory.mktemp("npu"), digits(spec, held_out=False, seed=1, count=40))
 
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> NDArray[np.float32]:
     """Digits that it has not learned from."""
-    return digit_tiles(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
+    return digits(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
 
 
 def test_ranges_are_what_transformers_computes(folder: Path, llama4_scout: Path, tmp_path: Path) -> None:
