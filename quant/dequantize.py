@@ -55,7 +55,7 @@ def dequantize(raw: Bytes, format_: Format) -> Floats:
     """``(n_rows, row_bytes)`` bytes of ``format_``, C-contiguous, as ``(n_rows, columns)`` float32.
 
     By ggml's C, two to ten times as fast, where it is installed and gives the same bits. Raises EngineError for a
-    format that :func:`takes_ggml` where llama-cpp-python is missing, KeyError for one that :func:`can_dequantize` denies.
+    format that :func:`takes_ggml` where llama-cpp-python is missing, KeyError for one that can't be dequantized.
     """
     if format_ in FLOATS:
         return widen(raw, format_)
