@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edge_llama.files.formats import BF16, F16, FORMATS, Format
 from quant import compiled, ggml
-from quant.dequantize import dequantize
+from quant.dequantize import dequantize_by_numpy
+from quant.floats import FLOATS, widen
 
 ROWS, COLUMNS = 64, 2048
 
@@ -56,7 +57,9 @@ def reading(rounds: int) -> None:
         raw = ggml.quantize(rows, format_) if format_.is_quantized else _halves(rows, format_)
         ways = {
             "ggml": lambda raw=raw, format_=format_: ggml.dequantize(raw, format_),
-            "numpy": lambda raw=raw, format_=format_: dequantize(raw, format_),
+            "numpy": lambda raw=raw, format_=format_: (widen if format_ in FLOATS else dequantize_by_numpy)(
+                raw, format_
+            ),
         }
         if format_ is BF16:
             ways["compiled"] = lambda raw=raw: compiled_rows.widen(

@@ -1,6 +1,6 @@
 """One row format to another: the one door to the kernels, whichever are in use.
 
-Floats and what dequantizes are numpy's (:mod:`quant.floats`, :mod:`quant.dequantize`). What quantizes has the same
+Floats are numpy's (:mod:`quant.floats`); :mod:`quant.dequantize` chooses what dequantizes. What quantizes has the same
 bytes twice: in llama.cpp's own C (:mod:`quant.ggml`), and compiled here (:mod:`quant.compiled`), several times as fast.
 The C does the work until :func:`load` has brought the other; :mod:`quant.loading` says when that is worth it.
 """
