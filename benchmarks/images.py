@@ -25,6 +25,7 @@ from PIL import Image as Pillow
 sys.path.insert(0, str(ROOT / "tests"))
 
 import llama4
+from engines import open_vision
 from llama4_answers import EXACT, KINDS, Question, opened, ours, questions, right, theirs
 from llama4_reference import Reference
 from llama4_training import dialogues
@@ -33,8 +34,7 @@ from npu import digits, in_integers
 import converters
 import edge_llama
 from edge_llama import Image
-from edge_llama.backends.registry import open_vision
-from edge_llama.files.artifact import read_bundle
+from edge_llama.backends.towers import read_bundle
 
 THREADS = 2
 

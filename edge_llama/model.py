@@ -4,20 +4,22 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from edge_llama.backends.base import TextTower, VisionTower
+from edge_llama.backends.base import Placement, TextTower
+from edge_llama.backends.registry import open_artifact, vision_engine_of
+from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import ArtifactError, InputError, OptionError, TemplateError
-from edge_llama.files.artifact import VisionArtifact, existing, locate, read_artifact, read_bundle, read_vision
+from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.files.text_artifact import Artifact
 from edge_llama.generation import Answer, AnswerOptions, Generation
 from edge_llama.host import devices
 from edge_llama.media.images import Image
+from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
@@ -28,7 +30,7 @@ from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_roo
 from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.runtime.scheduler import Engine
 from edge_llama.runtime.thread_pacer import Pace
-from edge_llama.sampling.params import SamplingOptions, SamplingParams, check_whole, recommended
+from edge_llama.sampling.params import SamplingOptions, SamplingParams, recommended
 
 _log = logging.getLogger("edge_llama")
 
@@ -36,73 +38,38 @@ _log = logging.getLogger("edge_llama")
 class Model:
     """A model file, loaded. Threads may share it; their work is done in turn."""
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        n_ctx: int | None = None,
-        threads: int | None = None,
-        n_batch: int | None = None,
-        flash_attention: bool | None = None,
-        kv_format: str | None = None,
-        device: str = "auto",
-        tune: bool = False,
-        chat_template: str | None = None,
-        session_bytes: int | None = None,
-        vision: str | os.PathLike[str] | None = None,
-        max_tiles: int | None = None,
-    ) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`open`."""
-        if threads is not None:
-            threads = check_whole("threads", threads, 1, 512)
-        if n_batch is not None:
-            n_batch = check_whole("n_batch", n_batch, 1, 4096)
-        if n_ctx is not None:
-            n_ctx = check_whole("n_ctx", n_ctx, 2, 2**31 - 1)
-        if chat_template is not None:
-            check_text(chat_template, "chat_template")
-        if session_bytes is not None:
-            session_bytes = check_whole("session_bytes", session_bytes, 0, 2**63 - 1)
-        if max_tiles is not None:
-            max_tiles = check_whole("max_tiles", max_tiles, 1, 256)
-        self.artifact = artifact = read_artifact(locate(_path(model)))
-        sees = read_vision(Path(str(_path(vision)))) if vision is not None else _bundled_vision(model)
-        if max_tiles is not None and sees is None:
-            raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")
-        self._template_source = chat_template or artifact.chat_template
-        if sees is not None:
-            _check_sight(artifact, sees)
-        plan = plan_engine(
-            artifact,
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            flash_attention=flash_attention,
-            kv_format=kv_format,
-            device=device,
-            tune=tune,
-            other_bytes=sees.nbytes if sees else 0,
-        )
+        given = checked(options)
+        self.artifact = artifact = open_artifact(locate(_path(model)))
+        vision = _vision(model, given)
+        self._template_source = given.get("chat_template") or artifact.chat_template
+        self.vision_placement = _place_vision(artifact, vision, given)
+        """Where the vision tower runs; None if the model has none."""
+        plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
         self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
-        if plan.has_fixed_threads:
+        threads = given.get("threads")
+        if plan.engine.has_fixed_threads:
             threads = threads or devices.cpu_threads()
         self.threads = threads
         """How many threads every token takes; None: as many as are free then."""
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         try:
-            embedder = _embedder(sees, tower, max_tiles, threads or devices.cpu_threads()) if sees else None
+            encoder = self._encoder(vision, tower, given.get("max_tiles"))
         except BaseException:
             tower.close()
             raise
         # While a GPU works its thread sleeps: that says nothing about others.
         pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
+        session_bytes = given.get("session_bytes")
         limit = self.context.bytes if session_bytes is None else session_bytes
         self._engine = Engine(
             tower,
             pace.begin if pace else lambda: threads or devices.free_threads(),
             lambda used: min(limit, used + devices.available_memory() // 2),
             pace,
-            embedder,
+            encoder,
         )
         try:
             self.identity = artifact.identity()
@@ -111,6 +78,20 @@ class Model:
             raise
         self._finalizer = weakref.finalize(self, self._engine.close)
         _log.info("%s: %s; %s; %s", artifact.path, self.context, self.choice, self.placement)
+
+    def _encoder(self, vision: VisionArtifact | None, tower: TextTower, max_tiles: int | None) -> ImageEncoder | None:
+        """What embeds images by ``vision``, opened with the first of them. ArtifactError if it is another model's."""
+        if vision is None:
+            return None
+        if vision.spec.n_embd != tower.n_embd:
+            raise ArtifactError(
+                f"{vision.path}: its embeddings are {vision.spec.n_embd:,} wide, the text model's {tower.n_embd:,}",
+                remedy="the towers are of different models: open those that belong together",
+            )
+        placement, threads = self.vision_placement, self.threads or devices.cpu_threads()
+        assert placement  # noqa: S101 - there is a tower
+        opened = partial(vision_engine_of(vision).open, vision, placement, threads=threads)
+        return ImageEncoder(vision, opened, tower.tokenizer.control_tokens, max_tiles)
 
     @property
     def n_ctx(self) -> int:
@@ -125,7 +106,11 @@ class Model:
     @cached_property
     def sessions(self) -> ChatSessions:
         """What the engine holds of the model's chats."""
-        return ChatSessions(self._engine, self.artifact, self.identity)
+        settings: dict[str, Any] = {}
+        if self.vision_placement is not None:
+            encoder = self.require_vision()
+            settings = {"vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
+        return ChatSessions(self._engine, self.artifact, self.identity, settings)
 
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
@@ -278,33 +263,35 @@ class Model:
         self.close()
 
 
-def _bundled_vision(model: str | os.PathLike[str] | None) -> VisionArtifact | None:
-    """The vision tower that lies in a bundle or a folder beside the text tower."""
-    path = existing(_path(model))
-    return read_bundle(path).vision if path.is_dir() else None
+def _vision(model: str | os.PathLike[str] | None, options: OpenOptions) -> VisionArtifact | None:
+    """The vision tower that was given, or the one that lies in a bundle or a folder beside the text tower."""
+    given = options.get("vision")
+    if given is not None:
+        vision: VisionArtifact | None = read_vision(Path(str(_path(given))))
+    else:
+        path = existing(_path(model))
+        vision = read_bundle(path).vision if path.is_dir() else None
+    if vision is None and "max_tiles" in options:
+        raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")
+    return vision
 
 
-def _check_sight(artifact: Artifact, sees: VisionArtifact) -> None:
+def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: OpenOptions) -> Placement | None:
+    """Where the vision tower goes. ArtifactError if the text tower takes no images, OptionError for no such device."""
+    device = options.get("vision_device", "auto")
+    if vision is None:
+        if device != "auto":
+            raise OptionError(
+                f"vision_device is {device!r}, but the model has no vision tower",
+                remedy="leave it out (--vision-device), or give a tower: vision= (--vision FILE)",
+            )
+        return None
     if not artifact.takes_embeddings:
         raise ArtifactError(
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
-            remedy=f"convert the text model again, or open it without {sees.path}",
+            remedy=f"convert the text model again, or open it without {vision.path}",
         )
-
-
-def _embedder(sees: VisionArtifact, tower: TextTower, max_tiles: int | None, threads: int) -> ImageEncoder:
-    if sees.spec.n_embd != tower.n_embd:
-        raise ArtifactError(
-            f"{sees.path}: its embeddings are {sees.spec.n_embd:,} wide, the text model's {tower.n_embd:,}",
-            remedy="the towers are of different models: open those that belong together",
-        )
-
-    def opened() -> VisionTower:
-        from edge_llama.backends.registry import open_vision  # noqa: PLC0415 - loads native code
-
-        return open_vision(sees, threads=threads)
-
-    return ImageEncoder(sees, opened, tower.tokenizer.control_tokens, max_tiles)
+    return vision_engine_of(vision).place(vision, device)
 
 
 def _path(model: object) -> str | None:
@@ -315,54 +302,14 @@ def _path(model: object) -> str | None:
 
 
 def open(  # noqa: A001 - as in io.open; used as edge_llama.open
-    model: str | os.PathLike[str] | None = None,
-    *,
-    n_ctx: int | None = None,
-    threads: int | None = None,
-    n_batch: int | None = None,
-    flash_attention: bool | None = None,
-    kv_format: str | None = None,
-    device: str = "auto",
-    tune: bool = False,
-    chat_template: str | None = None,
-    session_bytes: int | None = None,
-    vision: str | os.PathLike[str] | None = None,
-    max_tiles: int | None = None,
+    model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]
 ) -> Model:
     """Open a model: a ``.gguf`` file, a folder with one or with an ONNX model, the name ``smollm2``, or None.
 
     None is the default model. A folder with an ONNX model is as onnxruntime-genai reads it; ONNX Runtime runs it.
-
-    ``n_ctx`` None takes what the model was trained for as far as it is useful and fits the memory
-    (``Model.context`` says); ``threads`` None takes the cores that are free, from token to token: with flash attention
-    on, and only then, their number changes how numbers are rounded.
-    ``flash_attention`` None is off, because generation on a CPU is faster without (prompts are faster with); on a GPU
-    it is on. ``kv_format`` is f16 (None), f32 or q8_0; ``n_batch`` tokens of a prompt are computed together (512).
-    ``tune`` lets a measurement choose these three where they are None: half a second once for a model file, then
-    remembered in the user's cache folder (``Model.choice`` says). Without it nothing outside the call decides.
-    For an ONNX model these two are given by its graph, and are an error; its number of threads is kept.
-    ``device`` auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu. For an ONNX model
-    auto is the cpu; others by their names (cuda, openvino, qnn, ...) take the whole model or are an error.
-    ``chat_template`` is Jinja text in place of the model's own.
-    ``session_bytes`` of memory may keep what chats have read while others read; None: as much as the KV cache takes.
-    Never more than half of what is free.
-    ``vision`` is the file of a vision tower (a bundle, its ``.onnx`` file, an mmproj ``.gguf``) in place of the model's
-    own; images are cut into ``max_tiles`` tiles at most, or as many as the model knows.
+    ``options``: see :class:`edge_llama.planning.options.OpenOptions`.
 
     Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
     which a child process finds out once for each build of it.
     """
-    return Model(
-        model,
-        n_ctx=n_ctx,
-        threads=threads,
-        n_batch=n_batch,
-        flash_attention=flash_attention,
-        kv_format=kv_format,
-        device=device,
-        tune=tune,
-        chat_template=chat_template,
-        session_bytes=session_bytes,
-        vision=vision,
-        max_tiles=max_tiles,
-    )
+    return Model(model, **options)

@@ -9,8 +9,10 @@ import llama_cpp
 import numpy as np
 
 import edge_llama
-from edge_llama.backends.base import TextTower
+from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
+from edge_llama.backends.registry import vision_engine_of
+from edge_llama.files.artifact import VisionArtifact
 from edge_llama.runtime.session import Session
 
 T = TypeVar("T")
@@ -81,3 +83,9 @@ def logits_along(model: edge_llama.Model, tokens: Sequence[int]) -> Any:
         return np.stack(rows)
 
     return on_engine(model, work)
+
+
+def open_vision(artifact: VisionArtifact, *, threads: int, device: str = "auto") -> VisionTower:
+    """The vision tower on its engine, where ``device`` says."""
+    engine = vision_engine_of(artifact)
+    return engine.open(artifact, engine.place(artifact, device), threads=threads)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import converters
 from edge_llama import Image
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.backends.towers import read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.media.llama4_tiles import tiles
 from quant.calibration import measured

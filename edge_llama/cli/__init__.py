@@ -3,7 +3,9 @@
 import io
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -22,6 +24,21 @@ for verb in (chat, run, convert, calibrate, inspect, verify, bench, devices):
     command = conversations.ChatCommand if verb is chat else None
     app.command(cls=command)(verb.__dict__[verb.__name__.rpartition(".")[2]])
 app.add_typer(history.app, name="history")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edge-llama {version('edge-llama')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

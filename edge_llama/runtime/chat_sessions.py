@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_llama.errors import EngineError, SessionError
-from edge_llama.files.text_artifact import Artifact
+from edge_llama.files.artifact import Artifact
 from edge_llama.media.images import Image
+from edge_llama.planning.options import SAVED, OpenOptions, checked
 from edge_llama.prompts.messages import Message, check_messages, images_of
 from edge_llama.runtime import session_file
 from edge_llama.runtime.kv_store import CacheOwner, State
@@ -18,8 +19,12 @@ from edge_llama.runtime.session_file import SavedChat
 class ChatSessions:
     """The KV caches of one model's chats, each known by its :class:`CacheOwner`. Any thread may use it."""
 
-    def __init__(self, engine: Engine, artifact: Artifact, identity: str) -> None:
-        """``identity`` is that of ``artifact``, which is asked for once, when the model is opened."""
+    def __init__(self, engine: Engine, artifact: Artifact, identity: str, settings: Mapping[str, Any]) -> None:
+        """``identity`` is that of ``artifact``, which is asked for once, when the model is opened.
+
+        ``settings`` go into session files beside the tower's own: options with which the model shall be opened again.
+        """
+        self._settings = settings
         self._engine = engine
         self._artifact = artifact
         self._identity = identity
@@ -36,7 +41,7 @@ class ChatSessions:
         target = session_file.checked_path(path)
         state = self._engine.call(lambda session: session.state(owner))
         tower = self._engine.tower
-        settings = {**tower.settings, "n_ctx": tower.n_ctx}
+        settings = {**tower.settings, "n_ctx": tower.n_ctx, **self._settings}
         checked = check_messages(messages)
         hashes = tuple(dict.fromkeys(image.digest for image in images_of(checked)))
         saved = SavedChat(self._artifact.name, self._identity, settings, checked, state, hashes)
@@ -107,10 +112,10 @@ class ChatSessions:
         return f"{count:,} images were read by another vision tower, or in other tiles (max_tiles)" if count else None
 
 
-def session_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+def session_settings(path: str | os.PathLike[str]) -> OpenOptions:
     """The settings that a saved chat was made with, to give to :func:`edge_llama.open`: only so is nothing read again.
 
     Raises SessionError if the file is damaged, no session or of a newer version.
     """
     saved = session_file.read(session_file.checked_path(path)).settings
-    return {key: saved[key] for key in ("n_ctx", "flash_attention", "kv_format") if key in saved}
+    return checked({key: saved[key] for key in SAVED if key in saved})

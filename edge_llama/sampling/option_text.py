@@ -1,7 +1,7 @@
-"""How a person writes a sampling option: on the command line, and in a chat by ``/set``.
+"""How a person writes an option: on the command line, and in a chat by ``/set``.
 
-Each field of :class:`edge_llama.sampling.params.SamplingParams` that people may set carries an :class:`OptionText`;
-the command line's options, their help and what ``/set`` takes follow from it.
+Each field of :class:`edge_llama.sampling.params.SamplingParams` that people may set carries an :class:`OptionText`, and
+so do the options of :func:`edge_llama.open`; the command line's options and their help follow from it.
 """
 
 import json
@@ -28,7 +28,7 @@ class OptionText:
     """How one option is written. ``help`` is for people; ``metavar`` names the value where its kind doesn't say it."""
 
     help: str
-    kind: type[int] | type[float] | type[str] = str
+    kind: type[int] | type[float] | type[str] | type[Path] = str
     """What one text stands for."""
     metavar: str | None = None
     is_repeated: bool = False
@@ -59,7 +59,7 @@ class OptionText:
             return self.from_command_line(_expanded(line), where)
         return self.parse(self._of_kind(line, where), where)
 
-    def _of_kind(self, line: str, where: str) -> int | float | str:
+    def _of_kind(self, line: str, where: str) -> int | float | str | Path:
         try:
             return self.kind(line)
         except ValueError as error:
@@ -116,3 +116,10 @@ def split_stops(line: str, where: str) -> tuple[Any, ...]:
     """One stop string as it is, or JSON: ``"a"``, ``["a", "b"]``."""
     value = parse_json(line, where) if line.startswith(("[", '"')) else line
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+def parse_on_or_off(word: str, where: str) -> bool:
+    """What ``on`` and ``off`` say; OptionError for another word."""
+    if word not in ("on", "off"):
+        raise OptionError(f"{where} {word}: unknown", remedy="on or off")
+    return word == "on"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
-from edge_llama.files.text_artifact import Recommended
+from edge_llama.files.artifact import Recommended
 from edge_llama.prompts.messages import check_text
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.sampling.option_text import (

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
 from npu import digits, in_integers, needs
@@ -24,10 +25,11 @@ from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama.backends.onnxruntime.session import DEVICES, providers
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
+from edge_llama.backends.onnxruntime.session import providers
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, EngineError, OptionError
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
@@ -161,7 +163,7 @@ def test_an_npus_engine_runs_every_node_and_agrees(device: str, folder: Path, se
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(read_vision(folder / "a16w8").path, options, providers=chosen)
     (graph,) = session.get_provider_graph_assignment_info()
-    assert graph.ep_name == DEVICES[device]
+    assert graph.ep_name == PROVIDERS[canonical(device)].name
     assert len(graph.get_nodes()) >= len(onnx.load(folder / "a16w8/vision/model.onnx").graph.node)
 
 
@@ -242,7 +244,7 @@ def test_codes_hold_both_ends_and_zero() -> None:
     for low, high in ((-1.5, 3.0), (0.0, 2.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-40, 1e-40)):
         code = Ranges("", 1, {"x": (low, high)}).code("x")
         values = np.array([low, 0.0, high])
-        found = (code.numbers(values).astype(np.float64) - code.zero) * code.scale
+        found = (code.numbers(values).astype(np.float64) - code.zero_point) * code.scale
         np.testing.assert_allclose(found, values, atol=code.scale / 2)
         assert found[1] == 0.0
         assert code.scale <= max(abs(low), abs(high)) / 32767 * 1.0001 or max(abs(low), abs(high)) < 1e-30
