@@ -1,6 +1,5 @@
 """A conversation: messages, and answers that follow them."""
 
-import json
 import logging
 import os
 import threading
@@ -12,7 +11,7 @@ from typing import Any, Protocol, Unpack
 
 from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
-from edge_llama.media.images import Image, ImageSource
+from edge_llama.media.images import Image, ImageSource, open_images
 from edge_llama.prompts.context_overflow import (
     Shortened,
     Shortening,
@@ -21,7 +20,15 @@ from edge_llama.prompts.context_overflow import (
     exchanges_of,
     least_of,
 )
-from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
+from edge_llama.prompts.messages import (
+    QUESTIONS,
+    Message,
+    ToolCall,
+    images_of,
+    open_calls,
+    tool_result,
+    up_to_last_question,
+)
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEncoder, check_room
@@ -29,8 +36,6 @@ from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)
-_QUESTIONS = ("user", "tool")
-"""Who the model answers."""
 
 
 class ChatModel(Protocol):
@@ -162,7 +167,7 @@ class Chat:
         says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
         self._end_last()
-        question = self._question(text, _opened(images), video, options)
+        question = self._question(text, open_images(images), video, options)
         with self._lock:
             return self._answer([*self.messages, question], options)
 
@@ -170,7 +175,7 @@ class Chat:
         """Answer the last user message or tool results again, in place of the last answer."""
         self._end_last()
         with self._lock:
-            messages = _up_to_last_question(self.messages)
+            messages = up_to_last_question(self.messages)
             if not messages:
                 raise OptionError("there is nothing to answer again", remedy="send a message first")
             return self._answer(messages, options)
@@ -227,24 +232,16 @@ class Chat:
         OptionError if the last message has no such call, it was answered, or JSON can't express the result.
         """
         self._end_last()
-        if not isinstance(call, ToolCall):
-            raise OptionError(
-                f"the call is {type(call).__name__}, expected ToolCall", remedy="answer.tool_calls has them"
-            )
-        if not isinstance(result, str):
-            result = json.dumps(as_json(result, f"the result of {call.name}"), ensure_ascii=False)
+        message = tool_result(call, result)
         with self._lock:
             if call not in self.open_calls:
                 raise OptionError(f"no call {call.id} of {call.name} waits for a result")
-            self.messages = [*self.messages, Message("tool", result, tool_call_id=call.id, name=call.name)]
+            self.messages = [*self.messages, message]
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
         """Tool calls of the last answer that have no result yet."""
-        at = max((at for at, message in enumerate(self.messages) if message.role != "tool"), default=0)
-        answered = {message.tool_call_id for message in self.messages[at + 1 :]}
-        calls = self.messages[at].tool_calls if self.messages else ()
-        return tuple(call for call in calls if call.id not in answered)
+        return open_calls(self.messages)
 
     def answer(self, **options: Unpack[AnswerOptions]) -> Generation:
         """Have the model go on after the results of its tool calls, as :meth:`send` does after a message.
@@ -255,7 +252,7 @@ class Chat:
         with self._lock:
             if waiting := self.open_calls:
                 raise OptionError(f"no result for the call of {waiting[0].name}", remedy="give it by add_tool_result")
-            if not self.messages or self.messages[-1].role not in _QUESTIONS:
+            if not self.messages or self.messages[-1].role not in QUESTIONS:
                 raise OptionError("there is nothing to answer", remedy="send a message")
             return self._answer(self.messages, options)
 
@@ -394,18 +391,7 @@ class Chat:
             exchange.is_settled = True
             if not text and not calls and not is_whole:
                 return
-            before = _up_to_last_question(self.messages)
+            before = up_to_last_question(self.messages)
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
             self.messages = [*before, Message("assistant", text, calls)]
-
-
-def _opened(images: Iterable[ImageSource]) -> list[Image]:
-    if not isinstance(images, Iterable) or isinstance(images, str | bytes):
-        raise OptionError(f"images is {type(images).__name__}, expected a list", remedy="for one: images=[image]")
-    return list(map(Image.open, images))
-
-
-def _up_to_last_question(messages: Sequence[Message]) -> list[Message]:
-    last = max((at for at, message in enumerate(messages) if message.role in _QUESTIONS), default=-1)
-    return list(messages[: last + 1])

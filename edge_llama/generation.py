@@ -266,7 +266,7 @@ class _Work:
         engine: Engine,
         prompt: tuple[int, ...],
         params: SamplingParams,
-        found: Constraint | None,
+        constraint: Constraint | None,
         timings: Timings,
         progress: _Progress,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
@@ -276,7 +276,7 @@ class _Work:
         self.engine = engine
         self.prompt = prompt
         self.params = params
-        self.constraint = found
+        self.constraint = constraint
         self.timings = timings
         self.progress = progress
         self.out = out

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,13 @@ class Image:
         with _decoding(self.name):
             opened = _open(self.data)
             return _upright(rgb(opened), _orientation(opened))
+
+
+def open_images(sources: Iterable[ImageSource]) -> list[Image]:
+    """Each by :meth:`Image.open`; OptionError for one image in place of several."""
+    if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
+        raise OptionError(f"images is {type(sources).__name__}, expected a list", remedy="for one: images=[image]")
+    return list(map(Image.open, sources))
 
 
 def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None) -> Path:
