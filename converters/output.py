@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from converters.checkpoint import INPUT_SUFFIXES
 from converters.targets.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
-from edge_llama.files.manifest import NAME, StoredFile, read_manifest, sha256_of
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.manifest import NAME, StoredFile, read_manifest
+from edge_llama.host.atomic import replace_folder, sync_folder
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
@@ -234,34 +236,12 @@ def _publish(folder: Path, output: Path, layout: Layout) -> None:
     grown = folder / "output"
     if layout.is_folder:
         for inner in {(grown / name).parent for name in layout.names}:
-            _sync_folder(inner)
-        _replace_folder(grown, output, folder / "replaced")
+            sync_folder(inner)
+        replace_folder(grown, output, folder / "replaced")
     else:
         for part in reversed(layout.parts):
             (grown / part.name).replace(output.parent / part.name)
-    _sync_folder(output.parent)
-
-
-def _replace_folder(grown: Path, output: Path, aside: Path) -> None:
-    if output.is_dir():
-        output.replace(aside)
-    try:
-        grown.replace(output)
-    except OSError:
-        if aside.is_dir():
-            aside.replace(output)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is safe when its folder is on the disk; Windows has no way to say so, and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(output.parent)
 
 
 def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], force: bool) -> None:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_llama.backends.onnxruntime.text import OnnxTower
-from edge_llama.files.artifact import locate
+from edge_llama.backends.towers import locate
 from edge_llama.files.onnx_text import OnnxArtifact, read_onnx_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")

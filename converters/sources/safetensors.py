@@ -13,7 +13,7 @@ from typing import Any
 
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
 from converters.metadata.provenance import read_provenance
-from converters.sources.stored import Stored
+from converters.sources.file_rows import FileRows
 from converters.tokenizers.reader import read_folder
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
@@ -200,7 +200,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, Stored(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return Tensor(name, shape, format_, FileRows(path, data_start + begin, format_.row_bytes(shape[-1])))
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:

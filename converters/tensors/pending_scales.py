@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.targets.layout import Entry
-from quant.nbits import Arrays, Stored
+from quant.nbits import ArrayFormat, Arrays
 
 _ROOM = 64 << 20  # the scales of a billion weights, as float32, take 128 MB
 
@@ -22,17 +22,19 @@ class Companions:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         """``entries`` are those that will be written: nothing else is kept."""
-        self._awaited = {(entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, Stored)}
+        self._awaited = {
+            (entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, ArrayFormat)
+        }
         self._waiting: dict[tuple[Any, int], NDArray[np.uint8]] = {}
         self._room = _ROOM
         self._lock = threading.Lock()
 
     def keep(self, entry: Entry, start: int, arrays: Arrays) -> None:
         """Have what was made beside ``entry``'s own array of the rows from ``start`` on."""
-        if not isinstance(entry.format, Stored) or not entry.is_first:
+        if not isinstance(entry.format, ArrayFormat) or not entry.is_first:
             return
         for part, array in arrays.items():
-            format_ = entry.format.grid.stored(part, is_across=entry.format.is_across)
+            format_ = entry.format.grid.array(part, is_transposed=entry.format.is_transposed)
             key = (entry.tensor.read, format_)
             with self._lock:
                 if part != entry.format.part and key in self._awaited and array.nbytes <= self._room:

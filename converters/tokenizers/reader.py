@@ -19,7 +19,9 @@ from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
 from converters.tokenizers.tiktoken_ranks import is_ranks
 from edge_llama.errors import CheckpointError
+from edge_llama.files.byte_letters import byte_letters
 
+_SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CODE_LLAMA_SIZE = 32016
@@ -279,7 +281,7 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(merge, str):
             yield merge
         elif isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
-            yield " ".join(part.replace(" ", "\u0120") for part in merge)
+            yield " ".join(part.replace(" ", _SPACE_LETTER) for part in merge)
         else:
             raise CheckpointError(
                 f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts", remedy=_NOT_TOGETHER

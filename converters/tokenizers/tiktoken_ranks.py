@@ -13,13 +13,11 @@ from pathlib import Path
 
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
+from edge_llama.files.byte_letters import byte_letters
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
 _MAX_BYTES = 256  # of a token; Llama 3's longest has 128, all spaces
-_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_ALPHABET = [chr(byte) if byte in _PRINTABLE else chr(256 + _OTHERS.index(byte)) for byte in range(256)]
-"""GPT-2's letters for bytes."""
+_LETTERS = byte_letters()
 
 
 def is_ranks(content: bytes) -> bool:
@@ -99,4 +97,4 @@ def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
 
 
 def _letters(token: bytes) -> str:
-    return "".join([_ALPHABET[byte] for byte in token])
+    return "".join([_LETTERS[byte] for byte in token])

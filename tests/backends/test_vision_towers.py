@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from engines import open_vision
 from llama4_reference import Reference
 from numpy.typing import NDArray
 from refusals import refusal
@@ -24,9 +25,9 @@ from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp import vision
 from edge_llama.backends.llama_cpp.vision import levels
 from edge_llama.backends.onnxruntime import providers, session
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, EngineError, OptionError
-from edge_llama.files.artifact import VisionArtifact, read_vision
+from edge_llama.files.artifact import VisionArtifact
 
 EXACT, LLAMA_CPP = 1e-3, 0.01
 """Largest difference: of ONNX in f32, and of llama.cpp as a share of the largest value (it computes GELU by tanh)."""
@@ -83,7 +84,7 @@ def test_llama_cpps_encoder_is_transformers_but_for_its_gelu(towers: dict[str, P
 def test_the_order_of_the_installed_encoder_is_found_out_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path))
     first = vision._transposes()
-    monkeypatch.setattr(vision.first_run, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "run", None)  # not asked again
     assert vision._transposes() == first
 
 
@@ -200,7 +201,7 @@ def test_a_foreign_graph_is_tried_out_once(
 ) -> None:
     artifact = _foreign(_damaged(towers, tmp_path), lambda model: setattr(model, "producer_name", "another"))
     open_vision(artifact, threads=1).close()
-    monkeypatch.setattr(crash_probe, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "run", None)  # not asked again
     with closing(open_vision(artifact, threads=1)) as tower:
         np.testing.assert_allclose(tower.encode(pixels(1)), reference.image_features(pixels(1)), atol=EXACT, rtol=0)
 

@@ -50,7 +50,7 @@ def logits(path: Path, tokens: list[int]) -> Any:
     """After a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
     def work(session: Any, tower: Any) -> Any:
-        session.read(tokens)
+        session.prefill(tokens)
         return tower.logits()
 
     with edge_llama.open(path, n_ctx=1024, kv_format="f32") as model:

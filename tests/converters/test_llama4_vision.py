@@ -24,8 +24,8 @@ from refusals import refusal
 from safetensors.numpy import load_file, save_file
 
 import converters
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import CheckpointError
-from edge_llama.files.artifact import read_vision
 from edge_llama.files.gguf import read_header
 
 TOLERANCE = 1e-4

@@ -63,7 +63,7 @@ def model(onnx_folder: Path) -> Iterator[edge_llama.Model]:
         yield answering
 
 
-def test_logits_are_transformers_however_a_prompt_is_read(case: Case, rng: np.random.Generator) -> None:
+def test_logits_are_transformers_however_a_prompt_is_prefilled(case: Case, rng: np.random.Generator) -> None:
     tokens = rng.integers(0, case.reference.config.vocab_size, 120).tolist()
     expected = case.logits(tokens)
     with opened(case.folder, n_batch=64) as tower:
@@ -118,7 +118,7 @@ def test_prompts_and_greedy_answers_are_transformers(case: Case) -> None:
             assert list(answer.tokens) == wanted
 
 
-def test_a_chat_is_parked_saved_and_resumed_without_reading_again(
+def test_a_chat_is_stored_saved_and_resumed_without_prefilling_again(
     model: edge_llama.Model, onnx_folder: Path, tmp_path: Path
 ) -> None:
     chats = [model.chat(system=f"You are number {number}. {'Be kind. ' * 20}") for number in range(2)]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from converters.architectures import llama, llama4
 from converters.architectures.rotary import frequencies
-from converters.checkpoint import Checkpoint, Fields, Tensor
+from converters.checkpoint import Checkpoint, Tensor, config_fields
 from converters.targets.onnx.graph import FLOAT, Made
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.microsoft import Experts, MicrosoftOps
@@ -26,7 +26,7 @@ class Llama4Graph(LlamaGraph):
         """What the config says; CheckpointError for an activation that is not Llama's."""
         self.more = more = llama4.hyperparameters(checkpoint.config, checkpoint.path)
         if more.activation not in ("silu", "swish"):
-            raise Fields(checkpoint.config, checkpoint.path).fail(
+            raise config_fields(checkpoint.config, checkpoint.path).fail(
                 "hidden_act", f"is {more.activation!r}, expected 'silu'", "only Llama's own is supported"
             )
         return more.base

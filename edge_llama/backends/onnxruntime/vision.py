@@ -15,7 +15,9 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.onnxruntime.session import fits, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.files.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
+from edge_llama.files.artifact import VisionArtifact
+from edge_llama.files.manifest import bundle_of
+from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT, read_from_bundle
 
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
@@ -115,7 +117,7 @@ def main(path: str, device: str) -> None:
     """The child: open the file, encode a tile."""
     crash_probe.begin()
     try:
-        artifact = read_vision(Path(path))
+        artifact = read_from_bundle(Path(path))
         tower = OnnxVision(artifact, threads=1, device=device)
         tower.encode(np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32))
     except Exception as error:  # the parent will meet it
