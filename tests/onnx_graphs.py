@@ -54,10 +54,12 @@ class TextGraph:
         }
         if features is not None:
             feeds["image_features"] = features
-        made = dict(zip([node.name for node in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
+        outputs = dict(
+            zip([node.name for node in self.session.get_outputs()], self.session.run(None, feeds), strict=True)
+        )
         for name in self.cache:
-            self.cache[name] = made[name.replace("past_key_values", "present")]
-        return made["logits"][0, -1]
+            self.cache[name] = outputs[name.replace("past_key_values", "present")]
+        return outputs["logits"][0, -1]
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The likeliest continuation."""

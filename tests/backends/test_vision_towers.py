@@ -95,7 +95,7 @@ def test_a_tile_goes_back_to_its_levels_exactly() -> None:
         assert (levels(tile, mean, std) == every).all()
 
 
-def test_a_chat_sees_with_llama_cpp_what_it_sees_with_onnx_runtime(
+def test_a_chat_gets_the_same_images_from_either_engine(
     llama4_digits: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     from llama4_training import dialogues  # noqa: PLC0415 - torch
@@ -209,8 +209,8 @@ def test_a_foreign_graph_is_tried_out_once(
 @pytest.mark.usefixtures("fresh_cache")
 def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(towers: dict[str, Path], tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        made = ["half", "other_half"]
-        model.graph.node.append(onnx.helper.make_node("Split", ["vision.norm_post"], made, axis=-1, num_outputs=1))
+        halves = ["half", "other_half"]
+        model.graph.node.append(onnx.helper.make_node("Split", ["vision.norm_post"], halves, axis=-1, num_outputs=1))
 
     artifact = _foreign(_damaged(towers, tmp_path), change)
     with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself

@@ -128,7 +128,7 @@ def test_a_gguf_file_becomes_the_folder_again(name: str, folders: dict[str, Path
     assert np.abs(Reference(tmp_path / "again").logits(tokens)[-1] - expected).max() < 1e-3
 
 
-def test_experts_are_turned_over_and_parted(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_experts_are_transposed_and_split(folders: dict[str, Path], tmp_path: Path) -> None:
     """Against torch's own transpose of what the checkpoint holds."""
     header = converted(folders["scout"], tmp_path / "a.gguf")
     stored = {

@@ -113,8 +113,10 @@ def test_prompts_and_greedy_answers_are_transformers(case: Case) -> None:
             prompt = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
             assert model.template.tokens(messages(conversation)) == prompt
             answer = model.answer(messages(conversation), temperature=0, max_tokens=12).result()
-            made = case.reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
-            wanted = list(takewhile(lambda token: not model.tokenizer.is_end(token), made.tolist()))
+            generated = case.reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[
+                0, len(prompt) :
+            ]
+            wanted = list(takewhile(lambda token: not model.tokenizer.is_end(token), generated.tolist()))
             assert list(answer.tokens) == wanted
 
 

@@ -58,14 +58,14 @@ class LlamaCppVision:
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
         spec = self._artifact.spec
-        made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
+        embeddings = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
         side = round(spec.tokens_per_tile**0.5)
         for number, tile in enumerate(tiles):
             found = self._raw.encode(levels(tile, spec.mean, spec.std))
             if self._is_transposed:
                 found = found.reshape(side, side, -1).swapaxes(0, 1).reshape(found.shape)
-            made[number] = found
-        return made
+            embeddings[number] = found
+        return embeddings
 
     def use_threads(self, count: int) -> None:
         """The encoder's number of threads is fixed when it is opened."""

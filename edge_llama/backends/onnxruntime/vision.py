@@ -56,10 +56,10 @@ class OnnxVision:
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
         spec = self._artifact.spec
-        made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
+        embeddings = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
         for start in range(0, len(tiles), _BATCH):
-            made[start : start + _BATCH] = self._run(tiles[start : start + _BATCH])
-        return made
+            embeddings[start : start + _BATCH] = self._run(tiles[start : start + _BATCH])
+        return embeddings
 
     def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         session = self._session
@@ -68,15 +68,15 @@ class OnnxVision:
         if self._run_options.terminate:
             raise AbortedError
         try:
-            (made,) = session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
+            (embeddings,) = session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
         except Exception as error:
             if self._run_options.terminate:
                 raise AbortedError from error
             raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {why(error)}") from error
         spec = self._artifact.spec
-        if made.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
-            raise self._unfit(f"it makes {[*made.shape]} of {len(tiles)} tiles")
-        return made  # type: ignore[no-any-return]
+        if embeddings.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
+            raise self._unfit(f"it makes {[*embeddings.shape]} of {len(tiles)} tiles")
+        return embeddings  # type: ignore[no-any-return]
 
     def use_threads(self, count: int) -> None:
         """ONNX Runtime's number of threads is fixed when the tower is opened."""

@@ -290,7 +290,7 @@ def seeing(folder: Path, llama4_digits: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("device", ["npu:qnn", "qnn", "openvino", "openvino:cpu"])
-def test_a_model_sees_by_the_device_that_was_asked_for(device: str, seeing: Path) -> None:
+def test_images_are_encoded_on_the_device_that_was_asked_for(device: str, seeing: Path) -> None:
     needed = "qnn" if "qnn" in device else "openvino"
     if find_spec(PACKAGES[needed]) is None:
         pytest.skip(f"{PACKAGES[needed]} is not installed")
