@@ -33,7 +33,8 @@ def old(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_inspected_and_intact(name: str) -> None:
     told = json.loads(old_files.edge_llama("inspect", FILES / name, "--json").stdout)
-    assert told
+    assert len(told["tensors"]) == MODELS[name]
+    assert list(told["towers"]) == {"digits": ["text", "vision"], "digits-mmproj.gguf": ["vision"]}.get(name, ["text"])
     intact = json.loads(old_files.edge_llama("verify", FILES / name, "--json").stdout)
     assert (intact["intact"], intact["tensors"]) == (True, MODELS[name])
 

@@ -90,10 +90,10 @@ def _talk(conversation: Conversation) -> None:
     """Read, answer, repeat, until /exit or Ctrl-D."""
     from edge_llama.cli.chat_session.line_editor import LineEditor  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
 
-    reader = Reader(commands.COMMANDS)
+    editor = LineEditor(commands.COMMANDS)
     while not conversation.is_over:
         try:
-            text, is_quoted = reader.read(conversation.used, conversation.model.n_ctx)
+            text, is_quoted = editor.read(conversation.used, conversation.model.n_ctx)
         except KeyboardInterrupt:
             continue
         except EOFError:
