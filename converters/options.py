@@ -3,6 +3,9 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
+
+_FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +40,27 @@ class Options:
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
     allow_nonfinite: bool = False
+
+
+class ConvertOptions(TypedDict, total=False):
+    """The same as keyword arguments: an editor completes them, mypy finds a typo. A test compares the two."""
+
+    quant: str | None
+    to: str | None
+    tower: str | None
+    vision_to: str | None
+    vision_quant: str | None
+    ranges: str | os.PathLike[str] | None
+    tensor_types: Mapping[str, str]
+    block: int | None
+    zero_points: bool
+    portable: bool
+    max_shard_bytes: int | None
+    chat_template: str | os.PathLike[str] | None
+    lora: str | os.PathLike[str] | None
+    allow_nonfinite: bool
+
+
+def flag(name: str) -> str:
+    """How the command line calls a field of :class:`Options`."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))

@@ -15,6 +15,7 @@ from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.layout import Part
+from converters.targets.onnx import VISION_FORMS
 from converters.targets.onnx.graph import FLOAT, INT8, Graph
 from converters.targets.onnx.microsoft import MicrosoftOps
 from converters.targets.onnx.qdq import QdqGraph, int8_rows, read_floats, row_scales
@@ -28,14 +29,13 @@ from quant.onnx_recipe import Form
 from quant.ranges import fingerprint, read_ranges
 
 _I8 = FORMATS["i8"]
-QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": _I8, "int4": Grid(4), "a16w8": _I8}
 _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
 def vision_parts(
     checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None, *, is_portable: bool = False
 ) -> list[Part]:
-    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`QUANTS`.
+    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`VISION_FORMS`.
 
     It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.artifact` names: of any
     number of tiles, or of one in ``a16w8``, which needs the file ``ranges``. ``is_portable``: in standard operators.
@@ -45,7 +45,7 @@ def vision_parts(
     tensors = llama4_vision.tensors(checkpoint, hp)
     if ranges is None:
         ops = StandardOps if is_portable else MicrosoftOps
-        return _Tower(hp, tensors, ops(Graph(_NAME, _DATA), EPS), QUANTS[quant], "tiles").parts(folder)
+        return _Tower(hp, tensors, ops(Graph(_NAME, _DATA), EPS), VISION_FORMS[quant], "tiles").parts(folder)
     measured = read_ranges(ranges)
     norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
     if measured.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
@@ -53,7 +53,7 @@ def vision_parts(
             f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
             remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
         )
-    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), QUANTS[quant], 1).parts(folder)
+    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), VISION_FORMS[quant], 1).parts(folder)
 
 
 class _Tower:
