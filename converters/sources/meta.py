@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from converters.architectures import MetaFamily, for_meta
+from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.architectures.llama_families import with_family
 from converters.architectures.meta import EMBEDDING, OUTPUT
 from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
-from converters.metadata.provenance import read_provenance
+from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
@@ -25,6 +26,7 @@ from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
 from edge_llama.errors import CheckpointError
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_TOKENIZER = "tokenizer.model"
 _MAX_TOKENIZER = 64 << 20
 _SLICE = 4 << 20  # bytes compared at once
 
@@ -66,10 +68,16 @@ def open_folder(folder: Path) -> Checkpoint:
         family.hugging_face(merged),
         vocabulary,
         generation={},
+        files=_files(folder, names, path),
         notes=family.notes(config) | _padding_note(path, vocabulary),
         provenance=read_provenance(folder),
     )
     return _with_default_template(checkpoint, family.template(vocabulary))
+
+
+def _files(folder: Path, shards: Sequence[str], tokenizer: Path) -> tuple[Path, ...]:
+    own = [folder / name for name in ("params.json", _TOKENIZER, *shards, *PREPROCESSORS)]
+    return (*sorted((*own, *provenance_files(folder))), tokenizer)
 
 
 def _shard_names(folder: Path) -> list[str]:
@@ -174,7 +182,7 @@ def _is_tied(merged: Mapping[str, Tensor]) -> bool:
 
 def _tokenizer(folder: Path) -> tuple[Path, bytes]:
     """tokenizer.model: in the folder, or beside it as Llama 2's download puts it."""
-    for path in (folder / "tokenizer.model", folder.absolute().parent / "tokenizer.model"):
+    for path in (folder / _TOKENIZER, folder.absolute().parent / _TOKENIZER):
         if path.is_file():
             if path.stat().st_size > _MAX_TOKENIZER:
                 raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")

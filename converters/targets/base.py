@@ -10,7 +10,7 @@ from converters.targets.layout import Layout, Part
 from edge_llama.errors import OptionError
 
 NEEDS_RANGES = "a16w8"
-"""The form of a vision tower that is made by the ranges of its values."""
+"""The format of a vision tower's weights for which the ranges of all values must be known."""
 
 
 class Target(Protocol):
@@ -38,7 +38,7 @@ class TowerFiles:
 
 
 def needless_ranges(options: Options) -> OptionError:
-    """The error about ranges that nothing is made by."""
+    """The error about ranges that no format needs."""
     return OptionError(f"--ranges {options.ranges}: is for --vision-quant {NEEDS_RANGES} alone", remedy="leave it out")
 
 

@@ -1,7 +1,7 @@
 """A bundle: a folder with the towers of a model, each for its engine, and a manifest that says how they are run.
 
 The text tower is a GGUF file (or several) or an ONNX file with its weights beside it; so is the vision tower, whose
-GGUF file is called mmproj. The checkpoint's licence files go along; the manifest is made last, since it holds every
+GGUF file is called mmproj. The checkpoint's licence files go along; the manifest is written last, since it holds every
 file's hash.
 """
 

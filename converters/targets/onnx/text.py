@@ -27,7 +27,7 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
-    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
+    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.shares_cache)
     files = {
         "genai_config.json": settings,
         "generation_config.json": generation(checkpoint),
