@@ -35,8 +35,10 @@ lint: $(ENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The whole suite in workers, each on cores of its own (tests/suite.py); a part of it in one process.
 test: lint $(MODEL)
-	$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python scripts/engine_source.py
+	$(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses=4 --dist=loadfile)
 
 clean:
 	rm -rf $(ENV) dist build

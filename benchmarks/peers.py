@@ -4,13 +4,16 @@ import os
 import platform
 import subprocess
 import sys
-import tarfile
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from engine_source import ENGINE, unpacked
+
 _CONVERT = """
 import runpy, sys
 source, pre = sys.argv[1], sys.argv[2]
@@ -29,23 +32,9 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
-@cache
-def llama_cpp_source() -> Path:
-    """The folder of llama.cpp in the source distribution of the installed llama-cpp-python."""
-    cache, release = ROOT / ".cache", version("llama-cpp-python")
-    source = cache / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
-    if not source.is_dir():
-        cache.mkdir(exist_ok=True)
-        wanted = ["--no-deps", "--no-binary", "llama-cpp-python", f"llama-cpp-python=={release}"]
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "-d", cache, *wanted], check=True)
-        with tarfile.open(cache / f"llama_cpp_python-{release}.tar.gz") as archive:
-            archive.extractall(cache, filter="data")
-    return source
-
-
 def convert_command(checkpoint: Path, output: Path, outtype: str, pre: str = "") -> list[str]:
     """llama.cpp's converter; ``pre`` tells it the tokenizer's name where it can't know it."""
-    source = llama_cpp_source()
+    source = unpacked(version(ENGINE))
     command = [sys.executable, "-c", _CONVERT, source, pre, checkpoint, "--outfile", output, "--outtype", outtype]
     return list(map(str, command))
 
@@ -67,11 +56,11 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
 @cache
 def program(name: str) -> Path:
     """A program of llama.cpp (``llama-bench``, ``llama-mtmd-cli``), built once from the same source."""
-    source, build = llama_cpp_source(), ROOT / ".cache" / f"llama-bench-{version('llama-cpp-python')}"
+    source, build = unpacked(version(ENGINE)), ROOT / ".cache" / f"llama-bench-{version(ENGINE)}"
     built = build / "bin" / name
     if not built.is_file():
         environment = dict(os.environ)
-        if platform.machine().lower() in ("x86_64", "amd64"):  # as scripts/install.py builds the engine
+        if platform.machine().lower() in ("x86_64", "amd64"):  # runs wherever scripts/install.py's do
             environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
         flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]

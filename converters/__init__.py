@@ -28,10 +28,11 @@ from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import CheckpointError, EngineError
 from edge_llama.files.formats import Format
-from quant.kernels import NonFiniteError, hastened, recode, recode_arrays
-from quant.nbits import Stored
+from quant.kernels import NonFiniteError, recode, recode_arrays
+from quant.loading import check_kernels, loading_kernels
+from quant.nbits import ArrayFormat
 
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
@@ -99,6 +100,7 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
     files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
+    check_kernels(_quantized(layout.entries))
     return Plan(checkpoint, layout, chosen, tuple(inputs), files, fingerprint(files))
 
 
@@ -125,7 +127,7 @@ def convert(
         check = not work.options.allow_nonfinite
         threads = min(threads or _cpu_count(), _MAX_THREADS)
         times = Times(threads)
-        with hastened(_quantized(partial.remaining), threads):
+        with loading_kernels(_quantized(partial.remaining), threads):
             for entry, data, is_last in _recoded(partial.remaining, threads, check, times):
                 with times.measured("write"):
                     partial.write(data, ends_entry=is_last)
@@ -143,7 +145,7 @@ def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
     """How many weights are to be quantized in each format."""
     counts: Counter[Format] = Counter()
     for entry in entries:
-        if entry.format.is_quantized and entry.format is not entry.tensor.format:
+        if entry.format.is_quantized and not entry.is_exact:
             counts[entry.format] += entry.tensor.rows * entry.tensor.columns
     return counts
 
@@ -186,7 +188,7 @@ def _recode(
         with times.measured("read"):
             raw = tensor.read(start, stop)
         with times.measured("compute"):
-            if not isinstance(entry.format, Stored):
+            if not isinstance(entry.format, ArrayFormat):
                 return recode(raw, tensor.format, entry.format, check=check)
             arrays = recode_arrays(raw, tensor.format, entry.format, check=check)
         if entry.is_first:
@@ -197,6 +199,8 @@ def _recode(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
             remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
         ) from error
+    except EngineError as error:
+        raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
     except CheckpointError:
         raise
     except ValueError as error:

@@ -24,25 +24,25 @@ _AGAIN = "calibrate again: edge-llama calibrate"
 
 
 class Code(NamedTuple):
-    """A uint16 number ``n`` stands for ``(n - zero) * scale``."""
+    """A uint16 number ``n`` stands for ``(n - zero_point) * scale``."""
 
     scale: float
-    zero: int
+    zero_point: int
 
     @classmethod
     def of(cls, low: float, high: float) -> "Code":
         """The one for values from ``low`` to ``high``, and for 0 exactly.
 
-        With values below 0, zero lies in the middle, even if it wastes half of the numbers: OpenVINO 1.8 multiplies
-        values around any other zero ten times less exactly.
+        With values below 0, the zero point lies in the middle, even if it wastes half of the numbers: OpenVINO 1.8
+        multiplies values around any other ten times less exactly.
         """
-        zero = 0 if low >= 0 else _MIDDLE
-        scale = float(np.float32(max(-low, high) / (_MOST - zero)))
-        return cls(scale if scale > LEAST else 1.0, zero)
+        zero_point = 0 if low >= 0 else _MIDDLE
+        scale = float(np.float32(max(-low, high) / (_MOST - zero_point)))
+        return cls(scale if scale > LEAST else 1.0, zero_point)
 
     def numbers(self, values: "NDArray[Any]") -> NDArray[np.uint16]:
         """``values`` in it, rounded."""
-        numbers: NDArray[Any] = np.rint(values / self.scale) + self.zero
+        numbers: NDArray[Any] = np.rint(values / self.scale) + self.zero_point
         return numbers.clip(0, _MOST).astype(np.uint16)
 
 

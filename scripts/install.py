@@ -3,20 +3,60 @@
 
 usage: install.py VENV EXTRAS          for example: install.py .venv convert,demo
 
-pip keeps wheels that it built, and one built elsewhere or without our flags may be found again: a build is trusted
-only after it has decoded tokens in a child process, and is made anew if it could not.
+llama.cpp is compiled for the very processor that is here, which is fastest, and trusted only after it has decoded
+tokens in a child process; where it could not, the next variant is compiled. Wheels are kept in the user's cache
+folder under all that they depend on, and with them which variant failed: another clone compiles nothing.
 """
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
+import sysconfig
+import tempfile
+import tomllib
 import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from engine_source import ENGINE, ROOT, cache_folder, fetch
+
 # Some virtual machines announce AMX and fault on its first instruction.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+# gcc fuses products and sums there, which rounds once instead of twice: quantized bytes would differ from x86-64's.
+NO_FUSING = "-ffp-contract=off"
+PROOF = """
+import sys
+from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.errors import EngineError
+try:
+    build_probe.check()
+except EngineError as error:
+    sys.exit(error.message)  # the remedy is what happens next
+"""
+# What else a compiler and CMake take from the environment.
+BUILD_VARIABLES = (
+    "CC",
+    "CXX",
+    "CFLAGS",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CMAKE_ARGS",
+    "CMAKE_GENERATOR",
+    "CMAKE_TOOLCHAIN_FILE",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compile llama.cpp."""
+
+    name: str
+    flags: str
+    """For the compilers of C and C++, after the user's own."""
 
 
 def main() -> None:
@@ -27,19 +67,117 @@ def main() -> None:
     if not has_pip(python):  # none yet, half-made, or its Python is gone
         print(f"making {folder}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
-    print(
-        f"installing edge-llama[{extras}]; llama.cpp is compiled the first time, which takes 3 to 7 minutes", flush=True
+    wanted = requirement()
+    if has(python, wanted):
+        print(f"installing edge-llama[{extras}]", flush=True)
+        pip(python, "install", "-e", f"{ROOT}[{extras}]")
+        if not fault(python):
+            print("llama.cpp works on this processor", flush=True)
+            return
+        print("llama.cpp does not run on this processor as it was built: looking for another build", flush=True)
+
+    def try_out(wheel: Path) -> str:
+        pip(python, "install", "--force-reinstall", "--no-deps", str(wheel))
+        print(f"installing edge-llama[{extras}]", flush=True)
+        pip(python, "install", "-e", f"{ROOT}[{extras}]")
+        return fault(python)
+
+    source = fetch(python, wanted)
+    chosen = first_that_works([CachedWheel(python, source, variant) for variant in variants()], try_out)
+    print(f"llama.cpp works on this processor: built {chosen.variant.name}", flush=True)
+
+
+def requirement() -> str:
+    """What pyproject.toml asks of llama-cpp-python."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    return next(str(each) for each in wanted if each.startswith(ENGINE))
+
+
+def variants(machine: str = platform.machine(), system: str = os.name) -> Sequence[Variant]:
+    """The ways to compile for this processor, the fastest first."""
+    if system == "nt":  # another compiler, other flags
+        return (Variant("natively", ""),)
+    if machine.lower() in ("x86_64", "amd64"):
+        return (Variant("natively", ""), Variant("without AMX", NO_AMX))
+    return (Variant("natively", NO_FUSING if machine.lower() in ("aarch64", "arm64") else ""),)
+
+
+def first_that_works(wheels: "Sequence[CachedWheel]", try_out: Callable[[Path], str]) -> "CachedWheel":
+    """Try one after the other; ``try_out`` installs a wheel and says what is wrong with it, or ''."""
+    for each in wheels:
+        if wrong := each.known_fault():
+            print(f"llama.cpp built {each.variant.name}, tried before: {wrong}", flush=True)
+            continue
+        if not (wrong := try_out(each.wheel())):
+            return each
+        print(f"llama.cpp built {each.variant.name}: {wrong}", flush=True)
+        each.reject(wrong)
+    sys.exit(
+        "llama.cpp does not run on this processor; the messages above say how it failed. What was tried is kept in "
+        f"{cache_folder() / 'wheels'}: delete it to try again"
     )
-    pip(python, "-e", f"{ROOT}[{extras}]")
-    if not works(python):
-        print("llama.cpp does not run on this processor as it was built: building it again", flush=True)
-        engine = "llama-cpp-python"
-        version = output_of(python, f"from importlib.metadata import version; print(version('{engine}'))")
-        wanted = f"{engine}=={version.strip()}"
-        pip(python, "--no-cache-dir", "--force-reinstall", "--no-deps", "--no-binary", engine, wanted)
-        if not works(python):
-            sys.exit("llama.cpp does not run on this processor; the messages above say how it failed")
-    print("llama.cpp works on this processor", flush=True)
+
+
+class CachedWheel:
+    """A variant's wheel in the user's cache folder, in a folder named after all that the wheel depends on."""
+
+    def __init__(self, python: Path, source: Path, variant: Variant) -> None:
+        self._python, self._source, self.variant = python, source, variant
+        self._key = {
+            "source": source.name,
+            "flags": variant.flags,
+            "environment": {name: os.environ[name] for name in BUILD_VARIABLES if os.environ.get(name)},
+            "python": sys.implementation.cache_tag,
+            "platform": [sysconfig.get_platform(), *platform.libc_ver()],
+            "processor": processor(),
+        }
+        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
+        self.folder = cache_folder() / "wheels" / digest[:24]
+
+    def known_fault(self) -> str:
+        """How this variant died here before, or ''."""
+        note = self.folder / "failed.txt"
+        return note.read_text("utf-8") if note.is_file() else ""
+
+    def wheel(self) -> Path:
+        """The wheel, built now if it isn't there; complete or not there at all."""
+        if kept := sorted(self.folder.glob("*.whl")):
+            return kept[0]
+        print(f"compiling llama.cpp {self.variant.name}, once on this machine: 3 to 7 minutes", flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "key.json").write_text(json.dumps(self._key, indent=1), "utf-8")
+        environment = with_flags(os.environ, self.variant.flags)
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            # pip's own cache is asked by the source's name alone: it would give a wheel of other flags.
+            pip(self._python, "wheel", "--no-deps", "--no-cache-dir", "-w", folder, str(self._source), env=environment)
+            (built,) = Path(folder).iterdir()
+            return built.replace(self.folder / built.name)
+
+    def reject(self, wrong: str) -> None:
+        """Remember a build that kills its process; one that failed otherwise, as for want of time, is tried again."""
+        for wheel in self.folder.glob("*.whl"):
+            wheel.unlink()
+        if "died of signal" in wrong:
+            (self.folder / "failed.txt").write_text(wrong, "utf-8")
+
+
+def with_flags(environment: Mapping[str, str], flags: str) -> dict[str, str]:
+    added = {name: f"{environment.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")} if flags else {}
+    return {**environment, **added}
+
+
+def processor() -> list[str]:
+    """Its name and instruction set extensions, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return [platform.processor(), platform.machine()]
+    first: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        first.setdefault(key.strip(), value.strip())
+    told = ("model name", "CPU implementer", "CPU part", "flags", "Features")  # x86, ARM
+    return [platform.machine(), *(first[key] for key in told if key in first)]
 
 
 def has_pip(python: Path) -> bool:
@@ -49,25 +187,28 @@ def has_pip(python: Path) -> bool:
         return False
 
 
-def output_of(python: Path, code: str) -> str:
-    return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout
+def has(python: Path, wanted: str) -> bool:
+    """Whether the environment fulfils a requirement: pip, with nowhere to look for it, is content."""
+    nowhere = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+    options = ["--isolated", "install", "--dry-run", "--no-index", "--no-deps", wanted]
+    return (
+        subprocess.run([str(python), "-m", "pip", *options], env=nowhere, check=False, capture_output=True).returncode
+        == 0
+    )
 
 
-def pip(python: Path, *arguments: str) -> None:
-    environment = dict(os.environ)
-    if platform.machine().lower() in ("x86_64", "amd64") and os.name != "nt":
-        for flags in ("CFLAGS", "CXXFLAGS"):
-            environment[flags] = f"{environment.get(flags, '')} {NO_AMX}".strip()
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, env=environment, check=False).returncode:
+def pip(python: Path, verb: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+    command = [str(python), "-m", "pip", verb, "--quiet", "--disable-pip-version-check", *arguments]
+    if subprocess.run(command, env=env, check=False).returncode:
         sys.exit("pip failed; the messages above say why")
 
 
-def works(python: Path) -> bool:
-    proof = "from edge_llama.backends.llama_cpp import build_probe; build_probe.check()"
-    child = subprocess.run([str(python), "-c", proof], check=False, capture_output=True, text=True)
-    print("".join(child.stderr.splitlines(keepends=True)[-1:]), end="", flush=True)
-    return child.returncode == 0
+def fault(python: Path) -> str:
+    """What is wrong with the installed llama.cpp on this processor, or ''; in a child, which it may kill."""
+    child = subprocess.run([str(python), "-c", PROOF], check=False, capture_output=True, text=True)
+    if not child.returncode:
+        return ""
+    return (child.stderr.strip().splitlines() or [f"ended with {child.returncode}"])[-1]
 
 
 if __name__ == "__main__":

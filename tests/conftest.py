@@ -13,6 +13,7 @@ import checkpoints
 import llama4
 import numpy as np
 import pytest
+from suite import shared
 
 import converters
 import edge_llama
@@ -54,20 +55,16 @@ def packaged() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model as a full-precision Hugging Face checkpoint in bf16."""
-    made = converted_path().parent / "smollm2"
-    if (made / "model.safetensors").is_file():
-        return made
-    folder = tmp_path_factory.mktemp("smollm2") / "checkpoint"
-    converters.convert("smollm2", folder, to="safetensors")
-    return folder
+    folder = converted_path().parent / "smollm2"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    return shared(tmp_path_factory, "smollm2", lambda folder: converters.convert("smollm2", folder, to="safetensors"))
 
 
 @pytest.fixture(scope="session")
 def converted(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That checkpoint converted to Q4_K_M by this code, whatever `make chat` left."""
-    path = tmp_path_factory.mktemp("converted") / "smollm2-q4_k_m.gguf"
-    converters.convert(smollm2, path)
-    return path
+    return shared(tmp_path_factory, "smollm2-q4_k_m.gguf", lambda path: converters.convert(smollm2, path))
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +80,7 @@ def exact(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[e
 
     Quantized kernels round differently for other batch sizes, which moves logits by up to 1 on some processors.
     """
-    path = tmp_path_factory.mktemp("exact") / "smollm2-f32.gguf"
-    converters.convert(smollm2, path, quant="f32")
+    path = shared(tmp_path_factory, "smollm2-f32.gguf", lambda path: converters.convert(smollm2, path, quant="f32"))
     with edge_llama.open(path, n_ctx=2048, kv_format="f32") as opened:
         yield opened
 
@@ -148,7 +144,7 @@ def tool_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama that was trained to call tools; see ``trained.py``."""
     import trained  # noqa: PLC0415 - torch takes seconds to load
 
-    return trained.tool_llama(tmp_path_factory.mktemp("tools") / "checkpoint")
+    return shared(tmp_path_factory, "tool_llama", trained.tool_llama).with_suffix(".gguf")
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Tools for tests, conversations in which they are called, and the chat templates of the models that do so."""
 
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any, Literal
 
-import pytest
+from engine_source import ENGINE, unpacked
 from transformers.models.llama4 import processing_llama4
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def get_weather(city: str, unit: Literal["celsius", "fahrenheit"] = "celsius") -> str:
@@ -79,11 +77,8 @@ TWO_CALLS = [_ASK, _SUMS, result("3.5"), result("?", 1)]
 
 
 def official_template(name: str) -> str:
-    """A published template as llama.cpp's source carries it; the test is skipped where that was never downloaded."""
-    found = sorted(ROOT.glob(f".cache/llama_cpp_python-*/vendor/llama.cpp/models/templates/{name}.jinja"))
-    if not found:
-        pytest.skip("llama.cpp's source is not in .cache: benchmarks/converter_parity.py brings it")
-    return found[-1].read_text("utf-8")
+    """A published template as llama.cpp's source carries it, which ``make test`` brings."""
+    return (unpacked(version(ENGINE)) / "models" / "templates" / f"{name}.jinja").read_text("utf-8")
 
 
 LLAMA4_TEMPLATE: str = processing_llama4.chat_template

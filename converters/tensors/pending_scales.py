@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from edge_llama.files.formats import Format
-from quant.nbits import Arrays, Stored
+from quant.nbits import ArrayFormat, Arrays
 
 _ROOM = 64 << 20  # bytes; the scales of a billion weights, as float32, take 128 MB
 
@@ -22,15 +22,15 @@ class PendingScales:
 
     def __init__(self, entries: Iterable[tuple[Tensor, Format]]) -> None:
         """``entries`` are those that will be written: nothing else is kept."""
-        self._awaited = {(tensor.read, format_) for tensor, format_ in entries if isinstance(format_, Stored)}
+        self._awaited = {(tensor.read, format_) for tensor, format_ in entries if isinstance(format_, ArrayFormat)}
         self._waiting: dict[tuple[object, Format, int], NDArray[np.uint8]] = {}
         self._room = _ROOM
         self._lock = threading.Lock()
 
-    def keep(self, tensor: Tensor, format_: Stored, start: int, arrays: Arrays) -> None:
+    def keep(self, tensor: Tensor, format_: ArrayFormat, start: int, arrays: Arrays) -> None:
         """Have what was computed beside the array ``format_`` of ``tensor``'s rows from ``start`` on."""
         for part, array in arrays.items():
-            other = format_.grid.stored(part, is_across=format_.is_across)
+            other = format_.grid.array(part, is_transposed=format_.is_transposed)
             with self._lock:
                 is_awaited = part != format_.part and (tensor.read, other) in self._awaited
                 if is_awaited and array.nbytes <= self._room:

@@ -97,6 +97,22 @@ def read_manifest(folder: Path) -> Manifest:
     return _Reader(path, _parsed(path, _content(path))).manifest()
 
 
+def bundle_of(file: Path) -> Path:
+    """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper.
+
+    ArtifactError if there is none.
+    """
+    for folder in (file.parent, file.parent.parent):
+        if (folder / NAME).is_file():
+            vision = read_manifest(folder).vision
+            if vision is not None and (folder / vision.file).resolve() == file.resolve():
+                return folder
+    raise ArtifactError(
+        f"{file}: {NAME}, which says what a tower needs, is not beside it, nor in the folder above",
+        remedy="give the bundle as it was converted",
+    )
+
+
 def verify(
     folder: Path, on_progress: Callable[[int], None] | None = None, *, only: Container[str] | None = None
 ) -> Manifest:

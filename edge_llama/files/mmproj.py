@@ -6,12 +6,16 @@ the process; some of it, a missing norm first of all, it takes in silence to com
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from edge_llama.errors import ArtifactError
+from edge_llama.files.artifact import VisionArtifact, main_format, vision_identity
 from edge_llama.files.formats import BF16, F16, F32, FORMATS
-from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, shortest
+from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header, shortest
 from edge_llama.files.gguf_limits import NOT_MULTIPLIED, items
 from edge_llama.files.llama4_vision_shapes import ANY, VisionSizes, names
+from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.vision_spec import VisionSpec
 
 ARCHITECTURE = "clip"
@@ -38,6 +42,29 @@ _OF_OTHERS = (  # read for every tower, without use for this one
 )
 _MAX_SIDE, _MAX_LAYERS = 8192, 512
 _OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.weight")
+
+
+def read_mmproj(path: Path, bundled: VisionSpec | None = None, name: str | None = None) -> VisionArtifact:
+    """The tower of a GGUF file; ``bundled`` is what a manifest says of it, which may differ in what is not its own."""
+    header = read_header(path)
+    own = read_spec(header)
+    spec = bundled or own
+    if replace(own, max_tiles=spec.max_tiles, mean=spec.mean, std=spec.std) != spec:
+        raise ArtifactError(
+            f"{path}: a tower of {own}, where {MANIFEST} says {spec}", remedy="copy or convert both again"
+        )
+    return VisionArtifact(
+        path=path,
+        engine="llama.cpp",
+        spec=spec,
+        identity=vision_identity(spec, (path, header.data_offset, header.tensors)),
+        name=name or header.get("general.name", str, path.stem),
+        format=main_format(header.tensors),
+        nbytes=header.file_size,
+        files=(path,),
+        tensors=header.tensors,
+        header=header,
+    )
 
 
 def projector(header: Header) -> str:

@@ -19,8 +19,8 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """Kinds of vocabularies, as GGUF calls them: of letters that stand for bytes, of text with ``▁`` for a space."""
 SPACE = "\u2581"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{3,}\]")
-# What byte-pair merges leave to tokens that somebody made: "<div>" may be an ordinary word of code, "<|x|>" is none.
-_MADE_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
+# What byte-pair merges leave to tokens that people invent: "<div>" may be an ordinary word of code, "<|x|>" is none.
+_ARTIFICIAL_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
 _PIPED_TAG = re.compile(r"<[|｜].+[|｜]>")
 
 
@@ -65,7 +65,7 @@ class Vocabulary(ABC):
         written = {
             text: token
             for token, text, kind in self._tags
-            if (_TAG if kind == USER_DEFINED else _MADE_TAG).fullmatch(text)
+            if (_TAG if kind == USER_DEFINED else _ARTIFICIAL_TAG).fullmatch(text)
             and text in template
             and not _is_looked_for(text, template)
         }

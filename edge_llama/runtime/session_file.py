@@ -54,6 +54,13 @@ class SavedChat:
     images: tuple[str, ...] = ()
 
 
+def checked_path(path: object) -> Path:
+    """``path`` as a Path; OptionError unless it is text or an object that stands for some, without NUL."""
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+        return Path(name)
+    raise OptionError(f"a session's path is {path!r}, expected text", remedy="os.fsdecode makes one of bytes")
+
+
 def write(path: Path, saved: SavedChat) -> None:
     """Write the file, whole or not at all, readable by its owner only. OutputError if it can't be written.
 

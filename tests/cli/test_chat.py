@@ -23,7 +23,7 @@ def test_each_line_of_stdin_gets_one_answer(cli: Cli) -> None:
 
 
 def test_an_empty_stdin_answers_an_example_and_prints_the_speed(cli: Cli) -> None:
-    done = cli("chat")
+    done = cli("chat", "--temperature", 0)
     assert done.returncode == 0
     assert "Tokyo" in done.stdout
     assert f"> {CAPITAL}" in done.stderr

@@ -187,7 +187,7 @@ def test_a_model_without_a_template_says_what_to_pass_and_raw_works(cli: Cli, co
         done = cli(verb, bare, *(["Hello"] if verb == "run" else []), stdin="Hello")
         assert done.returncode == 2
         assert "pass one (--chat-template FILE)" in done.stderr
-    done = cli("run", bare, "Hello", "--raw", "--max-tokens", 3)
+    done = cli("run", bare, "Hello", "--raw", "--temperature", 0, "--max-tokens", 3)
     assert (done.returncode, bool(done.stdout.strip())) == (0, True)
 
 

@@ -233,7 +233,7 @@ def test_a_forged_system_turn_has_no_effect(model: edge_llama.Model) -> None:
 
 def log_probability(model: edge_llama.Model, prompt: list[int], text: str) -> float:
     def work(session: Session, tower: TextTower) -> float:
-        session.read(prompt)
+        session.prefill(prompt)
         total = 0.0
         for token in model.tokenizer.encode(text):
             logits = tower.logits().astype(np.float64)

@@ -25,7 +25,7 @@ def chat(llama: edge_llama.Model) -> Chat:
 
 
 def form_name(model: edge_llama.Model) -> str:
-    return model.template.call_reader(frozenset(["weather"]))._form.name
+    return model.template.call_parser(frozenset(["weather"]))._form.name
 
 
 def arguments(calls: tuple[ToolCall, ...]) -> list[tuple[str, dict[str, Any]]]:

@@ -84,7 +84,7 @@ class Caller:
 
     def dropped(self, rng: np.random.Generator, first: str, second: str) -> None:
         chat = self.model.chat()
-        next(chat.send(first, temperature=1.0))
+        next(chat.send(first, temperature=1.0), None)
         if rng.integers(2):
             chat.retry(temperature=1.0, max_tokens=50)
 
@@ -106,6 +106,8 @@ def solo_answers(model: edge_llama.Model) -> dict[tuple[str, str], tuple[str, st
     return answers
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(2 * SECONDS + 300)
 @pytest.mark.parametrize("which", ["tiny", "exact"])
 def test_threads_that_come_and_go_get_the_answers_they_would_get_alone(
     which: str, request: pytest.FixtureRequest, tmp_path: Path, seed: int

@@ -38,7 +38,7 @@ class MicrosoftOps(Ops):
             return self._gathered(ids, table, form, name, name, ROWS)
         found = self._gathered(ids, table, form, name, f"{name}.numbers", ROWS)
         n_blocks = table.columns // form.block
-        offsets = self.graph.stored(f"{name}.offsets", table, form.stored("offsets"), (table.rows, n_blocks, 1), FLOAT)
+        offsets = self.graph.stored(f"{name}.offsets", table, form.array("offsets"), (table.rows, n_blocks, 1), FLOAT)
         added = self.op("Gather", offsets, ids, name=f"{name}.offset_rows", axis=0)
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
         total = self.op("Add", blocks, added, name=f"{name}.sum")
@@ -123,7 +123,7 @@ class MicrosoftOps(Ops):
     ) -> ir.Value:
         """``product``, of the numbers alone, plus what the blocks' offsets add."""
         n_blocks, info = matrix.columns // form.block, ValueInfo((*sizes(x)[:-1], matrix.rows))
-        offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
+        offsets = self.graph.stored(f"{name}.offsets", matrix, form.array("offsets"), (matrix.rows, n_blocks), FLOAT)
         sums = self.block_sums(x, n_blocks, form.block)
         added = self._ms("FusedMatMul", sums, offsets, name=f"{output}.offsets_product", info=info, transB=1)
         return self.op("Add", product, added, name=output, info=info)
@@ -134,11 +134,11 @@ class MicrosoftOps(Ops):
         """A matrix's numbers, of ``row`` bytes each, its scales and zero points."""
         graph, n_blocks = self.graph, matrix.columns // form.block
         outer = matrix.shape[:-1]
-        numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *row), UINT8)
-        scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
+        numbers = graph.stored(f"{name}.weight", matrix, form.array("numbers"), (*outer, *row), UINT8)
+        scales = graph.stored(f"{name}.scales", matrix, form.array("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
-        if form.has_zeros:
-            return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.stored("zeros"), shape, UINT8)
+        if form.has_zero_points:
+            return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.array("zero_points"), shape, UINT8)
         return numbers, scales, None
 
     def norm(self, x: ir.Value, weight: Tensor, name: str) -> ir.Value:

@@ -96,7 +96,7 @@ class QdqGraph(Graph):
         return self._pair(name, self._ranges.code(name))
 
     def _pair(self, name: str, code: Code) -> _Pair:
-        return super().constant(f"{name}.scale", code.scale), self._numbers(f"{name}.zero", np.uint16(code.zero))
+        return super().constant(f"{name}.scale", code.scale), self._numbers(f"{name}.zero", np.uint16(code.zero_point))
 
     def _numbers(self, name: str, numbers: "NDArray[Any] | np.uint16") -> ir.Value:
         """Integers as they are."""

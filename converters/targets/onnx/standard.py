@@ -33,8 +33,8 @@ class StandardOps(Ops):
             return self.op("Gather", graph.weight(f"{name}.weight", table, form), ids, name=name, info=info, axis=0)
         form = Grid(8, form.block)  # rows of half bytes can't be gathered
         n_blocks = table.columns // form.block
-        numbers = graph.stored(f"{name}.weight", table, form.stored("numbers"), table.shape, UINT8)
-        scales = graph.stored(f"{name}.scales", table, form.stored("scales"), (table.rows, n_blocks, 1), FLOAT)
+        numbers = graph.stored(f"{name}.weight", table, form.array("numbers"), table.shape, UINT8)
+        scales = graph.stored(f"{name}.scales", table, form.array("scales"), (table.rows, n_blocks, 1), FLOAT)
         rows = self.op("Gather", numbers, ids, name=f"{name}.numbers", axis=0)
         rows = self.op("Cast", rows, name=f"{name}.floats", to=int(FLOAT))
         rows = self.op("Sub", rows, graph.constant(f"{name}.zero", 128.0), name=f"{name}.centred")
@@ -58,8 +58,8 @@ class StandardOps(Ops):
         form = Grid(bits, form.block)
         blocks = row_blocks(_transposed(matrix), form.block)
         shape, dtype = (matrix.columns, matrix.rows), INT4 if form.bits == 4 else INT8
-        numbers = graph.stored(f"{name}.weight", blocks, form.stored("numbers", is_across=True), shape, dtype)
-        scales = form.stored("scales", is_across=True)
+        numbers = graph.stored(f"{name}.weight", blocks, form.array("numbers", is_transposed=True), shape, dtype)
+        scales = form.array("scales", is_transposed=True)
         scale = graph.stored(f"{name}.scales", blocks, scales, (n_blocks, matrix.rows), FLOAT)
         return graph.op(
             *("DequantizeLinear", numbers, scale),

@@ -23,8 +23,8 @@ from converters.targets.onnx.qdq import QdqGraph, int8_rows, read_floats, row_sc
 from converters.targets.onnx.standard import StandardOps
 from converters.tensors.transposed import transposed
 from edge_llama.errors import OptionError
-from edge_llama.files.artifact import VISION_INPUT, VISION_OUTPUT
 from edge_llama.files.formats import F16, F32, FORMATS
+from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
 from quant.ranges import fingerprint, read_ranges
@@ -38,8 +38,8 @@ def vision_parts(
 ) -> list[Part]:
     """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`VISION_FORMS`.
 
-    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.artifact` names: of any
-    number of tiles, or of one in ``a16w8``, which needs the file ``ranges``. ``is_portable``: in standard operators.
+    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.onnx_vision` names: of
+    any number of tiles, or of one in ``a16w8``, which needs ``ranges``, a file. ``is_portable``: in standard operators.
     CheckpointError if the checkpoint is not whole, OptionError for ranges that can't be used, or are of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.onnxruntime.session import DEVICES, runtime
+from edge_llama.backends.onnxruntime.session import CPU, runtime
 from edge_llama.files.identity import sampled_sha256
 from edge_llama.files.onnx_text import OnnxArtifact
 from edge_llama.host import devices, user_cache
@@ -70,7 +70,7 @@ def _write(model: Path, folder: Path) -> None:
     options.optimized_model_filepath = str(folder / _GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    lib.InferenceSession(str(model), options, providers=[DEVICES["cpu"]])
+    lib.InferenceSession(str(model), options, providers=[CPU])
 
 
 def _hashes(folder: Path) -> dict[str, str]:
