@@ -19,6 +19,14 @@ edge_llama.host
 edge_llama.files
 | quant.compiled
 | quant
+| converters.metadata
+| converters.checkpoint
+| converters.tensors   converters.tokenizers
+| converters.architectures
+| converters.sources   converters.options
+| converters.transforms
+| converters.targets
+| converters.output   converters.times
 | converters
 edge_llama.media
 edge_llama.prompts
@@ -31,7 +39,7 @@ edge_llama.generation
 edge_llama.chat
 edge_llama.model
 edge_llama
-edge_llama.history
+edge_llama.history   edge_llama.convert
 edge_llama.cli.terminal
 edge_llama.cli.chat_session
 edge_llama.cli

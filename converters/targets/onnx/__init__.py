@@ -8,20 +8,9 @@ from pathlib import Path
 from converters.checkpoint import Checkpoint
 from converters.options import Options
 from converters.targets.base import NEEDS_RANGES, TowerFiles, needless_ranges
+from converters.targets.onnx.forms import VISION_FORMS
 from edge_llama.errors import OptionError
-from edge_llama.files.formats import F16, F32, FORMATS
 from quant import onnx_recipe
-from quant.nbits import Grid
-from quant.onnx_recipe import Form
-
-VISION_FORMS: dict[str, Form] = {
-    "f16": F16,
-    "f32": F32,
-    "int8": FORMATS["i8"],
-    "int4": Grid(4),
-    NEEDS_RANGES: FORMATS["i8"],
-}
-"""What a vision tower's matrices may be stored in."""
 
 
 class OnnxTextWriter:

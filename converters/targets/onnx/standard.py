@@ -1,6 +1,7 @@
 """A decoder in standard operators alone (opset 21), for runtimes that have no others.
 
-Weights of 4 and 8 bits are DequantizeLinear before MatMul, which runtimes fuse; new keys and values are concatenated to the cache.
+Weights of 4 and 8 bits are DequantizeLinear before MatMul, which runtimes fuse; the cache is concatenated with what is
+new.
 """
 
 from collections.abc import Sequence
