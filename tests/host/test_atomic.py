@@ -12,6 +12,10 @@ import pytest
 from edge_llama.host.atomic import new_file, new_folder, replace_folder
 
 
+def stop_after(_work: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_file_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -26,8 +30,7 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), new_file(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+        stop_after(file.write(b"new"))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -66,8 +69,7 @@ def test_a_folder_takes_its_place_when_it_is_complete(tmp_path: Path) -> None:
             (folder / content).touch()
         assert [entry.name for entry in path.iterdir()] == [content]
     with pytest.raises(KeyboardInterrupt), new_folder(path) as folder:
-        (folder / "third").touch()
-        raise KeyboardInterrupt
+        stop_after((folder / "third").touch())
     assert [entry.name for entry in path.iterdir()] == ["second"]
     assert list(tmp_path.iterdir()) == [path]
 
