@@ -48,11 +48,7 @@ def open_folder(folder: Path) -> Checkpoint:
     path, ranks = _tokenizer(folder)
     names = _shard_names(folder)
     shards = [family.split(shard, folder) for shard in _shards(folder, names, family.ignored)]
-    if unknown := [name for name in shards[0] if not family.is_known(name)]:
-        raise CheckpointError(
-            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.name} in Meta's format",
-            remedy=family.remedy,
-        )
+    _check_known(family, folder, shards)
     n_vocab = _n_vocab(family, folder, shards)
     _check_width(family, folder, shards)
     merged = {name: _merged(name, family, n_vocab, folder, shards) for name in shards[0]}
@@ -97,6 +93,14 @@ def _shards(folder: Path, names: Sequence[str], ignored: re.Pattern[str]) -> lis
                 f"{folder / lacks}: tensor {odd[0]!r} is missing, {has} has it", remedy="download it again"
             )
     return shards
+
+
+def _check_known(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    if unknown := [name for name in shards[0] if not family.is_known(name)]:
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.name} in Meta's format",
+            remedy=family.remedy,
+        )
 
 
 def _n_vocab(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> int:
