@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
-from converters.options import ConvertOptions, Options
+from converters.options import Options
 from converters.output import partial_folder, partial_output
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
@@ -87,7 +87,7 @@ class Conversion:
     times: Times
 
 
-def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[ConvertOptions]) -> Plan:
+def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; ``options`` are those of :class:`Options`.
 
     Raises what :func:`convert` would raise before it starts.
@@ -111,7 +111,7 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
-    **options: Unpack[ConvertOptions],
+    **options: Any,
 ) -> Conversion:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; ``options``: see :class:`Options`.
 

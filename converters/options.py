@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
@@ -11,6 +10,8 @@ _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The keyword arguments of :func:`converters.plan` and :func:`converters.convert`.
+
+    An application finds the same in :class:`edge_llama.convert.ConvertOptions`; a test compares the two.
 
     ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
@@ -40,25 +41,6 @@ class Options:
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
     allow_nonfinite: bool = False
-
-
-class ConvertOptions(TypedDict, total=False):
-    """The same as keyword arguments: an editor completes them, mypy finds a typo. A test compares the two."""
-
-    quant: str | None
-    to: str | None
-    tower: str | None
-    vision_to: str | None
-    vision_quant: str | None
-    ranges: str | os.PathLike[str] | None
-    tensor_types: Mapping[str, str]
-    block: int | None
-    zero_points: bool
-    portable: bool
-    max_shard_bytes: int | None
-    chat_template: str | os.PathLike[str] | None
-    lora: str | os.PathLike[str] | None
-    allow_nonfinite: bool
 
 
 def flag(name: str) -> str:

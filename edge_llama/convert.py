@@ -10,15 +10,47 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from edge_llama.errors import OptionError
 
 if TYPE_CHECKING:
     from converters import Plan
-    from converters.options import ConvertOptions
 
-__all__ = ["Conversion", "ConversionPlan", "PlannedTensor", "convert", "plan"]
+__all__ = ["Conversion", "ConversionPlan", "ConvertOptions", "PlannedTensor", "convert", "plan"]
+
+
+class ConvertOptions(TypedDict, total=False):
+    """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same."""
+
+    quant: str | None
+    """The recipe: ``q4_k_m`` (None), ``q8_0``, ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None)."""
+    to: str | None
+    """``gguf``, ``onnx`` or ``safetensors``; None: by the output's name."""
+    tower: str | None
+    """Which of two towers are written: ``text``, ``vision`` or ``all`` (None)."""
+    vision_to: str | None
+    """``onnx`` (None) or ``gguf``."""
+    vision_quant: str | None
+    """The vision tower's format: ``f16`` (None), ``int8``, ..."""
+    ranges: str | os.PathLike[str] | None
+    """The file that ``edge-llama calibrate`` measured, for ``a16w8``."""
+    tensor_types: Mapping[str, str]
+    """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
+    block: int | None
+    """ONNX: so many weights share a scale: 32 (None), 64 or 128."""
+    zero_points: bool
+    """ONNX: int4 and int8 with zero points."""
+    portable: bool
+    """ONNX: standard operators alone."""
+    max_shard_bytes: int | None
+    """GGUF: several files of at most so many bytes."""
+    chat_template: str | os.PathLike[str] | None
+    """A family such as ``llama3.1``, a Jinja file, or ``none``."""
+    lora: str | os.PathLike[str] | None
+    """The folder of an adapter that is merged on the way."""
+    allow_nonfinite: bool
+    """Go on where weights are NaN, infinite or too large for their format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +94,7 @@ class Conversion:
 
 
 def plan(
-    source: str | os.PathLike[str], output: str | os.PathLike[str], **options: "Unpack[ConvertOptions]"
+    source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[ConvertOptions]
 ) -> ConversionPlan:
     """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts."""
     with _installed():
@@ -77,7 +109,7 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    **options: "Unpack[ConvertOptions]",
+    **options: Unpack[ConvertOptions],
 ) -> Conversion:
     """Convert the checkpoint at ``source`` (a folder, a .gguf file, ``smollm2``) into ``output`` in one streaming pass.
 
