@@ -48,7 +48,7 @@ edge_llama.cli
 and what is marked | is known to no room below it but those marked so, ``convert`` and ``cli``."""
 LINES = [line for line in LAYERS.splitlines() if line]
 LEVELS = {room: at for at, line in enumerate(LINES) for room in line.strip("| ").split()}
-CONVERSION = {line.strip("| ") for line in LINES if line.startswith("|")}
+CONVERSION = {room for line in LINES if line.startswith("|") for room in line.strip("| ").split()}
 BOTH_HALVES = {"edge_llama.convert", "edge_llama.cli"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
