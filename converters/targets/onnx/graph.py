@@ -66,9 +66,9 @@ class Graph:
         self._inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> None:
-        """Give ``value`` to who runs the graph."""
-        value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
+    def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
+        """Give ``value``, float32, to who runs the graph."""
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(FLOAT)
         self._outputs.append(value)
 
     def weight(

@@ -26,7 +26,7 @@ class LlamaGraph:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool = False
+        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
     ) -> None:
         self.hp = self.hyperparameters(checkpoint)
         operators = OPERATOR_SETS[is_portable]

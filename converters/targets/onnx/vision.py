@@ -34,7 +34,7 @@ _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
 def vision_parts(
-    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None, *, is_portable: bool = False
+    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None, *, is_portable: bool
 ) -> list[Part]:
     """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`VISION_FORMS`.
 
