@@ -92,8 +92,9 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
 
     Raises what :func:`convert` would raise before it starts.
     """
+    asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
-    target, chosen = choose(Path(output), checkpoint, Options(**options))
+    target, chosen = choose(Path(output), checkpoint, asked)
     inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
     checkpoint = with_template(checkpoint, chosen.chat_template)
     if chosen.lora is not None:
