@@ -16,8 +16,6 @@ from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
 from edge_llama.files.json_fields import Fields, parse_object
 
-INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
-"""Of the files that a checkpoint is read from."""
 TEMPLATE_NOTE = "chat template"
 """The topic of a checkpoint's note on where its chat template is from."""
 NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
@@ -78,7 +76,8 @@ class Tensor:
 class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
-    ``generation`` is generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
+    ``files`` are all that it is read from, also those that would be if they were there. ``generation`` is
+    generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
     left open and what was chosen: for the conversion's report. ``metadata`` is a GGUF source's own, which a GGUF output
     keeps; empty for other sources.
     """
@@ -89,6 +88,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
+    files: tuple[Path, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Value] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

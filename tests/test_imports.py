@@ -19,6 +19,14 @@ edge_llama.host
 edge_llama.files
 | quant.compiled
 | quant
+| converters.metadata
+| converters.checkpoint
+| converters.tensors   converters.tokenizers
+| converters.architectures
+| converters.sources   converters.options
+| converters.transforms
+| converters.targets
+| converters.output   converters.times
 | converters
 edge_llama.media
 edge_llama.prompts
@@ -31,7 +39,7 @@ edge_llama.generation
 edge_llama.chat
 edge_llama.model
 edge_llama
-edge_llama.history
+edge_llama.history   edge_llama.convert
 edge_llama.cli.terminal
 edge_llama.cli.chat_session
 edge_llama.cli
@@ -40,7 +48,7 @@ edge_llama.cli
 and what is marked | is known to no room below it but those marked so, ``convert`` and ``cli``."""
 LINES = [line for line in LAYERS.splitlines() if line]
 LEVELS = {room: at for at, line in enumerate(LINES) for room in line.strip("| ").split()}
-CONVERSION = {line.strip("| ") for line in LINES if line.startswith("|")}
+CONVERSION = {room for line in LINES if line.startswith("|") for room in line.strip("| ").split()}
 BOTH_HALVES = {"edge_llama.convert", "edge_llama.cli"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 

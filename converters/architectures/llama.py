@@ -61,7 +61,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """A Llama config, checked, with today's and older spellings made one and transformers' defaults filled in."""
+    """A Llama config, checked, with today's and older spellings unified and transformers' defaults filled in."""
 
     n_vocab: int
     n_ctx: int

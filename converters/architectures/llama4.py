@@ -258,7 +258,7 @@ class Llama4:
     config_names = ("Llama4ForConditionalGeneration", "Llama4ForCausalLM")
 
     def weights(self, checkpoint: Checkpoint) -> list[Weight]:
-        """Every tensor of the GGUF file, checked for shape, sorted as llama.cpp sorts; experts are turned over."""
+        """Every tensor of the GGUF file, checked for shape, sorted as llama.cpp sorts; experts are transposed."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         _check_for_gguf(hp, checkpoint.config, checkpoint.path)
         return llama.in_order(self._checked(checkpoint, hp))
@@ -286,7 +286,7 @@ class Llama4:
         return Model(hp.base.n_layer, hp.base.n_head, hp.base.n_head_kv, hp.n_expert)
 
     def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-        """The text tower's under Hugging Face's names, experts turned over; CheckpointError unless it is whole."""
+        """The text tower's under Hugging Face's names, experts transposed; CheckpointError unless it is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         names = _names(hp)
         tensors = {names[weight.tensor.name]: weight.tensor for weight in self._checked(checkpoint, hp)}
@@ -295,7 +295,7 @@ class Llama4:
         return tensors
 
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-        """Those of both towers, a GGUF source's experts turned over; CheckpointError unless the text tower is whole."""
+        """Those of both towers, a GGUF source's experts transposed; CheckpointError unless the text tower is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         self._checked(checkpoint, hp)
         llama.check_scaling_for_folder(checkpoint, hp.base)

@@ -1,7 +1,7 @@
 """Llama 4 as Meta publishes it: params.json and its names, in Hugging Face's terms.
 
 Source: github.com/meta-llama/llama-models, ``models/llama4``: ``args.py`` for what the fields mean, the load hooks of
-``model.py``, ``moe.py`` and ``ffn.py`` for what tensors under the names of training are made of. Rotary embedding pairs
+``model.py``, ``moe.py`` and ``ffn.py`` for what tensors under the names of training hold. Rotary embedding pairs
 neighbouring rows in both, so no rows are reordered. The vision tower's tensors get Hugging Face's names too.
 """
 

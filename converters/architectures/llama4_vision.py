@@ -25,6 +25,8 @@ from quant.kernels import recode
 
 EPS = 1e-5  # of every LayerNorm, whatever config.json says: transformers never asks it
 MODEL, PROJECTOR = "vision_model.", "multi_modal_projector.linear_1.weight"
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files with the image processor's settings: of the first that is there."""
 _ROPE_THETA = 10000.0  # llama.cpp's, built in
 _BEFORE = {
     "class_embedding": "v.class_embd",
@@ -161,12 +163,11 @@ def spec(checkpoint: Checkpoint) -> VisionSpec:
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     """The image processor's settings: in a file of their own, or within processor_config.json."""
-    if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        given = read_json(folder / "processor_config.json").get("image_processor")
-        return given if isinstance(given, dict) else {}
-    return {}
+    own, within = (folder / name for name in PREPROCESSORS)
+    if own.is_file():
+        return read_json(own)
+    given = read_json(within).get("image_processor") if within.is_file() else None
+    return given if isinstance(given, dict) else {}
 
 
 def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
@@ -247,10 +248,10 @@ def _metadata(hp: Hyperparameters, images: VisionSpec) -> dict[str, Value]:
 
 
 def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines by which each pair of values in a head is turned, float32 (patches + 1, head_dim / 2).
+    """RoPE's cosines and sines for each pair of values in a head, float32 ``(patches + 1, head_dim / 2)``.
 
-    The first half of the pairs is turned by a patch's column, the second by its row, both from 1; the class token,
-    which is the last, is not turned.
+    The first half of the pairs is rotated by a patch's column, the second by its row, both from 1; the class token,
+    which is the last, is not rotated.
     """
     patches = np.arange(hp.grid**2)
     half = hp.head_dim // 2
@@ -262,7 +263,7 @@ def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 def resampled(old: Tensor) -> Tensor:
-    """Positions as Meta's code had them before ``positional_embedding_vlm``, made into these: float32.
+    """Position embeddings as Meta's code had them before ``positional_embedding_vlm``, as these: float32.
 
     The class token's is the first of them and remains. The others lie half a patch further right and down: each of
     the new is the mean of the four around it, and beyond the upper and left edge there are zeros. So the load hook of

@@ -28,6 +28,7 @@ def open_file(path: Path) -> Checkpoint:
         tensors=architecture.tensors_from_gguf(tensors, config, path),
         vocabulary=from_gguf(header),
         generation=generation_config.from_gguf(header),
+        files=artifact.files,
         metadata=header.fields,
     )
 

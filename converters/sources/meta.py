@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from converters.architectures import MetaFamily, for_meta
+from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.architectures.llama_families import with_family
 from converters.architectures.meta import EMBEDDING, OUTPUT
 from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
-from converters.metadata.provenance import read_provenance
+from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
@@ -25,6 +26,7 @@ from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
 from edge_llama.errors import CheckpointError
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_TOKENIZER = "tokenizer.model"
 _MAX_TOKENIZER = 64 << 20
 _SLICE = 4 << 20  # bytes compared at once
 
@@ -46,11 +48,7 @@ def open_folder(folder: Path) -> Checkpoint:
     path, ranks = _tokenizer(folder)
     names = _shard_names(folder)
     shards = [family.split(shard, folder) for shard in _shards(folder, names, family.ignored)]
-    if unknown := [name for name in shards[0] if not family.is_known(name)]:
-        raise CheckpointError(
-            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.name} in Meta's format",
-            remedy=family.remedy,
-        )
+    _check_known(family, folder, shards)
     n_vocab = _n_vocab(family, folder, shards)
     _check_width(family, folder, shards)
     merged = {name: _merged(name, family, n_vocab, folder, shards) for name in shards[0]}
@@ -66,10 +64,16 @@ def open_folder(folder: Path) -> Checkpoint:
         family.hugging_face(merged),
         vocabulary,
         generation={},
+        files=_files(folder, names, path),
         notes=family.notes(config) | _padding_note(path, vocabulary),
         provenance=read_provenance(folder),
     )
     return _with_default_template(checkpoint, family.template(vocabulary))
+
+
+def _files(folder: Path, shards: Sequence[str], tokenizer: Path) -> tuple[Path, ...]:
+    own = [folder / name for name in ("params.json", _TOKENIZER, *shards, *PREPROCESSORS)]
+    return (*sorted((*own, *provenance_files(folder))), tokenizer)
 
 
 def _shard_names(folder: Path) -> list[str]:
@@ -89,6 +93,14 @@ def _shards(folder: Path, names: Sequence[str], ignored: re.Pattern[str]) -> lis
                 f"{folder / lacks}: tensor {odd[0]!r} is missing, {has} has it", remedy="download it again"
             )
     return shards
+
+
+def _check_known(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    if unknown := [name for name in shards[0] if not family.is_known(name)]:
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.name} in Meta's format",
+            remedy=family.remedy,
+        )
 
 
 def _n_vocab(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> int:
@@ -174,7 +186,7 @@ def _is_tied(merged: Mapping[str, Tensor]) -> bool:
 
 def _tokenizer(folder: Path) -> tuple[Path, bytes]:
     """tokenizer.model: in the folder, or beside it as Llama 2's download puts it."""
-    for path in (folder / "tokenizer.model", folder.absolute().parent / "tokenizer.model"):
+    for path in (folder / _TOKENIZER, folder.absolute().parent / _TOKENIZER):
         if path.is_file():
             if path.stat().st_size > _MAX_TOKENIZER:
                 raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")

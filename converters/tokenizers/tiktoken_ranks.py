@@ -25,20 +25,20 @@ def is_ranks(content: bytes) -> bool:
     return bool(_LINE.fullmatch(content.partition(b"\n")[0].rstrip()))
 
 
-def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_vocab: int | None) -> Vocabulary:
+def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_vocab: int) -> Vocabulary:
     """The vocabulary of a rank file with ``special`` control tokens after it.
 
-    It is padded to ``n_vocab`` tokens if given. Raises CheckpointError naming ``path`` and the line.
+    It is padded to ``n_vocab`` tokens. Raises CheckpointError naming ``path`` and the line.
     """
     ranks = _ranks(content, path)
     tokens = [_letters(token) for token in ranks] + list(special)
-    if n_vocab is not None and len(tokens) > n_vocab:
+    if len(tokens) > n_vocab:
         raise CheckpointError(
             f"{path}: {len(ranks):,} tokens and {len(special):,} special ones but the embedding has {n_vocab:,} rows",
             remedy="give the tokenizer.model that came with these weights",
         )
     types = [int(TokenType.NORMAL)] * len(ranks) + [int(TokenType.CONTROL)] * len(special)
-    padding = range(len(tokens), n_vocab or len(tokens))
+    padding = range(len(tokens), n_vocab)
     tokens += [f"[PAD{index}]" for index in padding]
     types += [int(TokenType.UNUSED)] * len(padding)
     return Vocabulary("gpt2", pre, tokens, types, merges=list(_merges(ranks)))

@@ -29,6 +29,7 @@ def with_template(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) 
     else:
         vocabulary = replace(checkpoint.vocabulary, chat_templates={"default": _read(Path(name))})
         note = f"from {name}"
+        checkpoint = replace(checkpoint, files=(*checkpoint.files, Path(name)))
     metadata = _with_vocabulary(checkpoint.metadata, vocabulary)
     return replace(
         checkpoint, vocabulary=vocabulary, metadata=metadata, notes={**checkpoint.notes, TEMPLATE_NOTE: note}

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edge_llama.errors import ArtifactError
-from edge_llama.files import gguf_metadata, identity
+from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
+from edge_llama.files.identity import identity_of
 from edge_llama.files.integrity import verify
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.files.text_artifact import TextArtifact
@@ -61,8 +62,8 @@ class GGUFArtifact(TextArtifact):
         return any(tensor.name.startswith("rope_factors_long") for tensor in self.tensors)
 
     def identity(self) -> str:
-        """See :func:`edge_llama.files.identity.identity`."""
-        return identity.identity(self.headers)
+        """See :func:`edge_llama.files.identity.identity_of`."""
+        return identity_of((header.path, header.data_offset, header.tensors) for header in self.headers)
 
     def metadata(self) -> Mapping[str, Any]:
         """The first file's fields as JSON has them."""

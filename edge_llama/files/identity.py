@@ -7,7 +7,8 @@
 - Is a cache's file as it was left? :func:`sampled_sha256` needs no table of tensors: packed weights have none.
 - Is it the very file that was seen before, untouched? :func:`file_state` reads nothing.
 
-What they hash is stored on people's disks: it can't change without losing their sessions.
+What they hash is stored on people's disks: it can't change without losing their sessions. (Whether ranges are those of
+a vision tower, in whatever format its weights are, is a question about numbers, not files: :mod:`quant.ranges`.)
 """
 
 import hashlib
@@ -23,19 +24,14 @@ _READ = 1 << 22
 _SAMPLES, _SAMPLE = 256, 4096
 
 
-def identity(headers: Sequence[Header]) -> str:
-    """Which model the files are, to tell it from others of the same shape: 64 hexadecimal digits.
-
-    It is a hash of the headers, the sizes, and the first, middle and last 4 KiB of each tensor. Headers that carry
-    hashes tell every bit apart; they are not believed alone, since other tools copy them into files with other weights.
-    For files without, other weights have another identity, but damage between the samples has not. ArtifactError if a
-    file can't be read.
-    """
-    return identity_of((header.path, header.data_offset, header.tensors) for header in headers)
-
-
 def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
-    """The same of any files: each with how many of its first bytes count whole, and with its tensors."""
+    """Which model ``files`` are, to tell it from others of the same shape: 64 hexadecimal digits.
+
+    Of each file: how many of its first bytes (its header) count whole, and its tensors. It is a hash of the headers,
+    the sizes, and the first, middle and last 4 KiB of each tensor. Headers that carry hashes tell every bit apart; they
+    are not believed alone, since other tools copy them into files with other weights. For files without, other weights
+    have another identity, but damage between the samples has not. ArtifactError if a file can't be read.
+    """
     digest = hashlib.sha256()
     for path, start, tensors in files:
         try:
