@@ -186,7 +186,7 @@ def test_no_filter_or_border_forms_a_control_token(model: edge_llama.Model, sour
         return
     assert [at for at, token in enumerate(ids) if token in control] == [len(ids) - 1]
     text = b"".join(map(model.tokenizer.piece, ids)).decode()
-    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}), True)
+    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}))
 
 
 @pytest.mark.parametrize(
