@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import BF16, F16, FORMATS, Format
-from quant import compiled, ggml
+from quant import compiled
 from quant.dequantize import dequantize_by_numpy
 from quant.floats import FLOATS, widen
+from quant.reference import ggml
 
 ROWS, COLUMNS = 64, 2048
 

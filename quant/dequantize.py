@@ -2,7 +2,7 @@
 
 Each decoder takes whole blocks ``(n, block_bytes)`` uint8 and writes ``(n, block_size)`` float32. It keeps the order of
 ggml's float operations (``dequantize_row_*`` of ``ggml-quants.c``, ggml 0.25): a product is rounded before a minimum is
-taken off. Formats of one to three bits that look their values up in large grids are left to :mod:`quant.ggml`.
+taken off. Formats of one to three bits that look their values up in large grids are left to ggml.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import Format
-from quant import ggml
 from quant.floats import FLOATS, floats_are_finite, widen
+from quant.reference import ggml
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -47,7 +47,7 @@ def can_dequantize(format_: Format) -> bool:
 
 
 def takes_ggml(format_: Format) -> bool:
-    """Whether :func:`dequantize` asks :mod:`quant.ggml` for ``format_``."""
+    """Whether :func:`dequantize` asks :mod:`quant.reference.ggml` for ``format_``."""
     return format_.name in _BY_GGML
 
 

@@ -1,7 +1,8 @@
 """One row format to another: the one door to the kernels, whichever are in use.
 
 Floats are numpy's (:mod:`quant.floats`); :mod:`quant.dequantize` chooses what dequantizes. What quantizes has the same
-bytes twice: in llama.cpp's own C (:mod:`quant.ggml`), and compiled here (:mod:`quant.compiled`), several times as fast.
+bytes twice: in llama.cpp's own C (:mod:`quant.reference`), and compiled here, several times as fast
+(:mod:`quant.compiled`).
 The C does the work until :func:`load` has brought the other; :mod:`quant.loading` says when that is worth it.
 """
 
@@ -14,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import BF16, F16, FORMATS, Format
-from quant import compiled, ggml, nbits
+from quant import compiled, nbits
 from quant.dequantize import dequantize, is_finite
 from quant.floats import FLOATS, narrow
+from quant.reference import ggml
 
 if TYPE_CHECKING:
     from quant.compiled import Kernel, RowTools

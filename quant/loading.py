@@ -1,7 +1,7 @@
 """Which kernels a conversion takes, and how compiled ones come while it runs.
 
-ggml's own (:mod:`quant.ggml`) are there at once. :mod:`quant.compiled` has the same bytes several times as fast, but
-must load numba first and, on a machine's first conversion, compile: worth it for models from some hundred million
+ggml's own (:mod:`quant.reference`) are there at once. :mod:`quant.compiled` has the same bytes several times as fast,
+but must load numba first and, on a machine's first conversion, compile: worth it for models from some hundred million
 weights on. :func:`loading_kernels` does that while ggml's kernels already work. ``EDGE_LLAMA_KERNELS`` decides
 otherwise: ``ggml``, or ``compiled`` (from the first row on, whatever it takes).
 
@@ -23,8 +23,9 @@ from typing import NamedTuple
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.formats import FORMATS, Format
 from edge_llama.host.user_cache import CACHE_VARIABLE
-from quant import compiled, ggml, kernels, nbits
-from quant.vectors import gives_expected_bytes
+from quant import compiled, kernels, nbits
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes
 
 _log = logging.getLogger("edge_llama")
 CHOICES = ("auto", "ggml", "compiled")

@@ -1,4 +1,4 @@
-"""Print ``_HASHES`` of ``quant/vectors.py``, as the installed llama-cpp-python has them.
+"""Print ``_HASHES`` of ``quant/reference/vectors.py``, as the installed llama-cpp-python has them.
 
 .venv/bin/python scripts/kernel_hashes.py
 
@@ -7,8 +7,9 @@ a format that is new, or another algorithm of llama.cpp's.
 """
 
 from edge_llama.files.formats import FORMATS
-from quant import compiled, ggml
-from quant.vectors import hashed
+from quant import compiled
+from quant.reference import ggml
+from quant.reference.vectors import hashed
 
 if __name__ == "__main__":
     print("_HASHES = {")

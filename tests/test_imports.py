@@ -17,6 +17,7 @@ LAYERS = """
 edge_llama.errors
 edge_llama.host
 edge_llama.files
+| quant.reference
 | quant.compiled
 | quant
 | converters.metadata

@@ -10,8 +10,8 @@ from converters.sources.file_rows import FileRows
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, TensorInfo
 from edge_llama.files.gguf_text import read_gguf_text
-from quant import ggml
 from quant.dequantize import can_dequantize, takes_ggml
+from quant.reference import ggml
 
 
 def open_file(path: Path) -> Checkpoint:

@@ -5,7 +5,7 @@ order of operations (:mod:`quant.compiled.lanes`), so that the bytes are the sam
 numbers near the ends of float32) a kernel says so, and ggml quantizes these rows.
 
 Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums. So a kernel's bytes
-are compared with those expected (:mod:`quant.vectors`) when it is loaded, and it is not used where one differs.
+are compared with those expected (:mod:`quant.reference`) when it is loaded, and it is not used where one differs.
 """
 
 import sys
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import FORMATS, Format
-from quant import ggml
-from quant.vectors import gives_expected_bytes
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes
 
 _MODULES = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "k_quants"),

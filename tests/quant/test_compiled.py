@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from converters.sources import open_checkpoint
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import BF16, F32, FORMATS
-from quant import compiled, ggml, kernels
+from quant import compiled, kernels
 from quant.compiled import NAMES, Kernel
 from quant.loading import choice, in_use
-from quant.vectors import gives_expected_bytes, hashed
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes, hashed
 
 Rows = NDArray[np.float32]
 ROWS, COLUMNS = 9, 1280  # the last tile of lanes is not full, in any format

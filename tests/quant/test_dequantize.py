@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import BF16, F16, F32, FORMATS, Format
-from quant import ggml
 from quant.dequantize import can_dequantize, dequantize, dequantize_by_numpy, is_finite, takes_ggml
 from quant.floats import FLOATS, narrow, widen
+from quant.reference import ggml
 
 DECODED = [name for name, format_ in FORMATS.items() if can_dequantize(format_) and not takes_ggml(format_)]
 HALVED = [name for name in DECODED if name not in ("f32", "mxfp4", "nvfp4")]
