@@ -28,6 +28,7 @@ from edge_llama.errors import (
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece, Timings
 from edge_llama.media.images import Image
 from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.runtime.chat_sessions import session_settings
@@ -53,6 +54,7 @@ __all__ = [
     "Message",
     "Model",
     "NotVerifiableError",
+    "OpenOptions",
     "OptionError",
     "OutputError",
     "Piece",
