@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
+from converters.layout import Entry, Layout
 from converters.options import Options
 from converters.output import partial_folder, partial_output
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
-from converters.targets.layout import Entry, Layout
 from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
 from converters.transforms import lora

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from converters.targets.layout import Entry, Layout, Part
+from converters.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.manifest import NAME, StoredFile, read_manifest

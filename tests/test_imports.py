@@ -20,14 +20,14 @@ edge_llama.files
 | quant.reference
 | quant.compiled
 | quant
-| converters.metadata
+| converters.metadata   converters.options   converters.times
 | converters.checkpoint
-| converters.tensors   converters.tokenizers
+| converters.layout   converters.folder_files   converters.tokenizers
+| converters.tensors   converters.output   converters.target
 | converters.architectures
-| converters.sources   converters.options
+| converters.sources   converters.targets.onnx
 | converters.transforms
 | converters.targets
-| converters.output   converters.times
 | converters
 edge_llama.media
 edge_llama.prompts

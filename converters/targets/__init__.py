@@ -5,7 +5,7 @@ from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.options import Options, flag
-from converters.targets.base import Target
+from converters.target import Target
 from converters.targets.bundle import BUNDLE
 from converters.targets.gguf_file import TEXT_FILE, VISION_FILE
 from converters.targets.safetensors import SAFETENSORS

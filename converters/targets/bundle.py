@@ -12,9 +12,9 @@ from pathlib import Path
 
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint
+from converters.layout import Closing, Layout
 from converters.options import Options
-from converters.targets.base import TowerFiles
-from converters.targets.layout import Closing, Layout
+from converters.target import TowerFiles
 from converters.targets.writers import (
     TEXT,
     VISION,

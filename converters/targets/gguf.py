@@ -9,11 +9,11 @@ from pathlib import Path
 
 from converters.architectures import Architecture, for_config
 from converters.checkpoint import Checkpoint
+from converters.layout import Entry, Part
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
-from converters.targets.base import TowerFiles
-from converters.targets.layout import Entry, Part
+from converters.target import TowerFiles
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import ALIGNMENT, Value, ValueType, string, u32
 from edge_llama.files.integrity import header_with_room, seal

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 
 from converters.checkpoint import Checkpoint
+from converters.layout import Layout
 from converters.options import Options
 from converters.targets import gguf, mmproj
 from converters.targets.gguf import GGUF
-from converters.targets.layout import Layout
 from converters.targets.writers import check_heeded, check_same_kind, with_quant, with_vision_quant
 from edge_llama.errors import OptionError
 

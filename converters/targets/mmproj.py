@@ -2,11 +2,11 @@
 
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint, Tensor
+from converters.layout import Entry, Part
 from converters.metadata import generation_config
 from converters.options import Options
+from converters.target import TowerFiles, needless_ranges
 from converters.targets import gguf
-from converters.targets.base import TowerFiles, needless_ranges
-from converters.targets.layout import Entry, Part
 from edge_llama.files.formats import F16, F32, FORMATS, Format
 from edge_llama.files.gguf import string, u32
 from edge_llama.files.mmproj import ARCHITECTURE, MAX_TILES, is_added

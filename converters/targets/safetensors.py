@@ -6,9 +6,9 @@ from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
+from converters.folder_files import encoded, generation, special_ids
+from converters.layout import Entry, Layout, Part
 from converters.options import Options
-from converters.targets.files import encoded, generation, special_ids
-from converters.targets.layout import Entry, Layout, Part
 from converters.targets.writers import check_heeded, with_quant
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, replace
 
 from converters.options import Options, flag
-from converters.targets.base import TowerWriter
+from converters.target import TowerWriter
 from converters.targets.gguf import GGUF
 from converters.targets.mmproj import MMPROJ
 from converters.targets.onnx import ONNX_TEXT, ONNX_VISION

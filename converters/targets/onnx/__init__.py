@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.options import Options
-from converters.targets.base import NEEDS_RANGES, TowerFiles, needless_ranges
+from converters.target import NEEDS_RANGES, TowerFiles, needless_ranges
 from converters.targets.onnx.forms import VISION_FORMS
 from edge_llama.errors import OptionError
 from quant import onnx_recipe

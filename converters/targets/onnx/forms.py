@@ -1,6 +1,6 @@
 """What the matrices of a vision tower may be stored in as ONNX; a text tower's recipes are :mod:`quant.onnx_recipe`."""
 
-from converters.targets.base import NEEDS_RANGES
+from converters.target import NEEDS_RANGES
 from edge_llama.files.formats import F16, F32, FORMATS
 from quant.nbits import Grid
 from quant.onnx_recipe import Form

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.checkpoint import Tensor
-from converters.targets.layout import Entry, Part
+from converters.layout import Entry, Part
 from converters.tensors.transposed import transposed
 from edge_llama.files.formats import F16, F32, Format
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
+from converters.folder_files import encoded, end_ids, generation, special_ids
 from converters.metadata import generation_config
 from converters.options import Options
-from converters.targets.base import TowerFiles
-from converters.targets.files import encoded, end_ids, generation, special_ids
+from converters.target import TowerFiles
 from converters.targets.onnx import genai
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.llama4 import Llama4Graph

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
-from converters.targets.layout import Part
+from converters.layout import Part
 from converters.targets.onnx.forms import VISION_FORMS
 from converters.targets.onnx.graph import FLOAT, INT8, Graph
 from converters.targets.onnx.operator_set import OperatorSet

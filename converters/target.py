@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from converters.checkpoint import Checkpoint
+from converters.layout import Layout, Part
 from converters.options import Options
-from converters.targets.layout import Layout, Part
 from edge_llama.errors import OptionError
 
 NEEDS_RANGES = "a16w8"
