@@ -100,7 +100,7 @@ def main() -> None:
             work = Path(folder) / f"tower-{number}"
             work.mkdir()
             checkpoint = make(work / "Tiny-Llama-Instruct")
-            for quant in mmproj.QUANTS:
+            for quant in mmproj.MMPROJ.quants:
                 failures += report(family, quant, list(compare_towers(checkpoint, quant, work)))
     sys.exit(bool(failures))
 

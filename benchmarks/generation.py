@@ -31,7 +31,7 @@ from typing import Any
 from peers import program, program_environment
 
 import edge_llama
-from edge_llama.files.artifact import locate
+from edge_llama.backends.towers import locate
 from edge_llama.host import devices
 
 STORY = "Once upon a time, in a village by the sea, there lived an old fisherman who told stories to the children."

@@ -25,16 +25,16 @@ from PIL import Image as Pillow
 sys.path.insert(0, str(ROOT / "tests"))
 
 import llama4
+from engines import open_vision
 from llama4_answers import EXACT, KINDS, Question, opened, ours, questions, right, theirs
 from llama4_reference import Reference
 from llama4_training import dialogues
-from npu import in_integers, pictured
+from npu import digits, in_integers
 
 import converters
 import edge_llama
 from edge_llama import Image
-from edge_llama.backends.registry import open_vision
-from edge_llama.files.artifact import read_bundle
+from edge_llama.backends.towers import read_bundle
 
 THREADS = 2
 
@@ -70,7 +70,7 @@ def answers(options: argparse.Namespace, folder: Path) -> None:
         with opened(options.model, folder, "f32", form) as model:
             said[name] = [ours(model, question) for question in asked]
     spec = read_bundle(folder / "f32-f32").vision.spec
-    tower = in_integers(options.model, folder / "integers", pictured(spec, held_out=False, seed=1, count=40)) / "a16w8"
+    tower = in_integers(options.model, folder / "integers", digits(spec, held_out=False, seed=1, count=40)) / "a16w8"
     with edge_llama.open(folder / "f32-f32", vision=tower, n_ctx=2048, **EXACT) as model:
         said["ours, f32 and a16w8"] = [ours(model, question) for question in asked]
     first = said["transformers, f32, pixels not rounded to bf16"]

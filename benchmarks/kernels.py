@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import BF16, F16, FORMATS, Format
-from quant import compiled, ggml
+from quant import compiled
+from quant.dequantize import dequantize_by_numpy
+from quant.floats import FLOATS, widen
+from quant.reference import ggml
 
 ROWS, COLUMNS = 64, 2048
 
@@ -46,14 +49,19 @@ def main() -> None:
 
 
 def reading(rounds: int) -> None:
-    """Compiled widening of half floats, and ggml's dequantizers, which are used as they are."""
+    """What dequantizes: numpy and, of half floats, compiled code; ggml's C beside them."""
     rows = (np.random.default_rng(0).standard_normal((ROWS, COLUMNS)) * 0.02).astype(np.float32)
     compiled_rows = compiled.load_rows()
     wide = np.empty(ROWS * COLUMNS, np.float32)
     print("millions of weights a second, one thread, median")
     for format_ in (F16, BF16, *(FORMATS[name] for name in compiled.NAMES)):
         raw = ggml.quantize(rows, format_) if format_.is_quantized else _halves(rows, format_)
-        ways = {"ggml": lambda raw=raw, format_=format_: ggml.dequantize(raw, format_)}
+        ways = {
+            "ggml": lambda raw=raw, format_=format_: ggml.dequantize(raw, format_),
+            "numpy": lambda raw=raw, format_=format_: (widen if format_ in FLOATS else dequantize_by_numpy)(
+                raw, format_
+            ),
+        }
         if format_ is BF16:
             ways["compiled"] = lambda raw=raw: compiled_rows.widen(
                 raw.view(np.uint16).reshape(-1), wide.view(np.uint32)

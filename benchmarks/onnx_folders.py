@@ -196,20 +196,20 @@ def report(what: str, found: list[tuple[float, bool]]) -> None:
 @cache
 def checkpoint_folder() -> Path:
     """SmolLM2 as a Hugging Face folder in float32."""
-    return made("smollm2-f32", "smollm2", "--to", "safetensors", "--quant", "f32")
+    return converted("smollm2-f32", "smollm2", "--to", "safetensors", "--quant", "f32")
 
 
 @cache
 def onnx(quant: str, *options: str) -> Path:
     name = "".join(("smollm2-onnx-", quant, *options))
-    return made(name, str(checkpoint_folder()), "--to", "onnx", "--quant", quant, *options)
+    return converted(name, str(checkpoint_folder()), "--to", "onnx", "--quant", quant, *options)
 
 
 def gguf(quant: str) -> Path:
-    return made(f"smollm2-{quant}.gguf", str(checkpoint_folder()), "--quant", quant)
+    return converted(f"smollm2-{quant}.gguf", str(checkpoint_folder()), "--quant", quant)
 
 
-def made(name: str, source: str, *how: str) -> Path:
+def converted(name: str, source: str, *how: str) -> Path:
     output = CACHE / name
     command = [str(Path(sys.executable).with_name("edge-llama")), "convert", source, str(output), *how, "--force"]
     subprocess.run([*command, "--quiet"], check=True)

@@ -97,11 +97,11 @@ def copies(model: edge_llama.Model, path: Path) -> None:
     out, back = [], []
     for _ in range(9):
         started = time.perf_counter()
-        state = model._engine.call(lambda session: session.state(chat.keeper))
+        state = model._engine.call(lambda session: session.state(chat.cache_owner))
         out.append(time.perf_counter() - started)
         assert state is not None
         started = time.perf_counter()
-        model._engine.call(lambda session, state=state: session.adopt(state, chat.keeper))
+        model._engine.call(lambda session, state=state: session.adopt(state, chat.cache_owner))
         back.append(time.perf_counter() - started)
     show("copying it out of the engine", out)
     show("copying it back             ", back)

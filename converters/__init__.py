@@ -2,7 +2,7 @@
 
 ``convert`` opens the source, lays out the whole output (every size is known from shapes and formats), writes the
 header and then streams the tensors after it: rows are read, recoded and written in chunks, on all cores, with a few
-chunks in memory. The output appears complete or not at all; what an earlier run of the same left is not made again.
+chunks in memory. The output appears complete or not at all; what an earlier run of the same left is kept.
 """
 
 import hashlib
@@ -19,19 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
+from converters.layout import Entry, Layout
 from converters.options import Options
-from converters.output import growing, partial_folder
+from converters.output import partial_folder, partial_output
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
-from converters.targets.layout import Entry, Layout
-from converters.tensors.pending_scales import Companions
+from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import CheckpointError, EngineError
 from edge_llama.files.formats import Format
-from quant.kernels import NonFiniteError, hastened, recode, recode_arrays
-from quant.nbits import Stored
+from quant.kernels import NonFiniteError, recode, recode_arrays
+from quant.loading import check_kernels, loading_kernels
+from quant.nbits import ArrayFormat
 
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
@@ -51,8 +52,11 @@ class Plan:
     options: Options
     """As asked, and where that leaves a choice, as chosen."""
     inputs: tuple[Path, ...]
+    """What was named to read from, files and folders: the output may be none of these."""
+    files: tuple[Path, ...]
+    """Every file that is read, also those that would be if they were there."""
     source_state: str
-    """Names, sizes and times of the inputs' files: a change while they are read is noticed by it."""
+    """Names, sizes and times of these files: a change while they are read is noticed by it."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -88,18 +92,17 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
 
     Raises what :func:`convert` would raise before it starts.
     """
-    chosen = Options(**options)
+    asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
-    target, chosen = choose(Path(output), checkpoint, chosen)
+    target, chosen = choose(Path(output), checkpoint, asked)
+    inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
     checkpoint = with_template(checkpoint, chosen.chat_template)
-    inputs: tuple[Path, ...] = (checkpoint.path,)
-    if chosen.ranges is not None:
-        inputs += (Path(chosen.ranges),)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
-        inputs += (Path(chosen.lora),)
+    files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
-    return Plan(checkpoint, layout, chosen, inputs, fingerprint(inputs))
+    check_kernels(_quantized(layout.entries))
+    return Plan(checkpoint, layout, chosen, tuple(inputs), files, fingerprint(files))
 
 
 def convert(
@@ -119,31 +122,31 @@ def convert(
     """
     work = plan(source, output, **options)
     output = Path(output)
-    with growing(output, work.layout, work.key, work.inputs, force=force) as grown:
+    with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
         total = work.layout.source_bytes
-        done = total - sum(entry.tensor.nbytes for entry in grown.remaining if entry.is_first)
+        done = total - sum(entry.tensor.nbytes for entry in partial.remaining if entry.is_first)
         check = not work.options.allow_nonfinite
         threads = min(threads or _cpu_count(), _MAX_THREADS)
         times = Times(threads)
-        with hastened(_quantized(grown.remaining), threads):
-            for entry, data, is_last in _recoded(grown.remaining, threads, check, times):
+        with loading_kernels(_quantized(partial.remaining), threads):
+            for entry, data, is_last in _recoded(partial.remaining, threads, check, times):
                 with times.measured("write"):
-                    grown.write(data, ends_entry=is_last)
+                    partial.write(data, ends_entry=is_last)
                 if entry.is_first:
                     done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
                 if on_progress:
                     on_progress(done, total)
-        if fingerprint(work.inputs) != work.source_state:
+        if fingerprint(work.files) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
-    return Conversion(work, opened, grown.resumed_bytes, grown.sync_seconds, times)
+    return Conversion(work, opened, partial.resumed_bytes, partial.sync_seconds, times)
 
 
 def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
     """How many weights are to be quantized in each format."""
     counts: Counter[Format] = Counter()
     for entry in entries:
-        if entry.format.is_quantized and entry.format is not entry.tensor.format:
+        if entry.format.is_quantized and not entry.is_exact:
             counts[entry.format] += entry.tensor.rows * entry.tensor.columns
     return counts
 
@@ -152,13 +155,14 @@ def _recoded(
     entries: Sequence[Entry], threads: int, check: bool, times: Times
 ) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
     """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
-    pool, kept = ThreadPoolExecutor(threads, thread_name_prefix="convert"), Companions(entries)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
+    pending = PendingScales((entry.tensor, entry.format) for entry in entries)
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
-                made = pool.submit(_recode, entry, (start, stop), check, times, kept)
-                ahead.append((entry, made, stop == entry.tensor.rows))
+                rows = pool.submit(_recode, entry, (start, stop), check, times, pending)
+                ahead.append((entry, rows, stop == entry.tensor.rows))
                 if len(ahead) > 2 * threads:
                     entry_, future, is_last = ahead.popleft()
                     yield entry_, future.result(), is_last
@@ -175,24 +179,29 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(entry: Entry, rows: tuple[int, int], check: bool, times: Times, kept: Companions) -> NDArray[np.uint8]:
+def _recode(
+    entry: Entry, rows: tuple[int, int], check: bool, times: Times, pending: PendingScales
+) -> NDArray[np.uint8]:
     tensor, (start, stop) = entry.tensor, rows
-    if (waiting := kept.take(entry, start)) is not None:
+    if (waiting := pending.take(tensor, entry.format, start)) is not None:
         return waiting
     try:
         with times.measured("read"):
             raw = tensor.read(start, stop)
         with times.measured("compute"):
-            if not isinstance(entry.format, Stored):
+            if not isinstance(entry.format, ArrayFormat):
                 return recode(raw, tensor.format, entry.format, check=check)
             arrays = recode_arrays(raw, tensor.format, entry.format, check=check)
-        kept.keep(entry, start, arrays)
+        if entry.is_first:
+            pending.keep(tensor, entry.format, start, arrays)
         return arrays[entry.format.part]
     except NonFiniteError as error:
         raise CheckpointError(
             f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
             remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
         ) from error
+    except EngineError as error:
+        raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
     except CheckpointError:
         raise
     except ValueError as error:

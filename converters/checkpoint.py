@@ -1,6 +1,5 @@
 """A checkpoint: full-precision weights as published. Nothing is read until asked."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -15,9 +14,10 @@ from converters.metadata.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
+from edge_llama.files.json_fields import Fields, parse_object
 
-INPUT_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".pth", ".gguf"}
-"""Of the files that a checkpoint is read from."""
+TEMPLATE_NOTE = "chat template"
+"""The topic of a checkpoint's note on where its chat template is from."""
 NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
 
 
@@ -76,7 +76,8 @@ class Tensor:
 class Checkpoint:
     """What every source gives, in Hugging Face's terms: config.json's content, tensors by name, a vocabulary.
 
-    ``generation`` is generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
+    ``files`` are all that it is read from, also those that would be if they were there. ``generation`` is
+    generation_config.json's content, empty if there is none. ``notes`` tell by topic what the source
     left open and what was chosen: for the conversion's report. ``metadata`` is a GGUF source's own, which a GGUF output
     keeps; empty for other sources.
     """
@@ -87,6 +88,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     vocabulary: Vocabulary
     generation: Mapping[str, Any]
+    files: tuple[Path, ...]
     notes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Value] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -111,60 +113,15 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-class Fields:
-    """Typed access to a config file's content: an error names the file, the field and the value."""
-
-    def __init__(self, config: Mapping[str, Any], path: Path, file: str = "config.json") -> None:
-        self.config = config
-        self.path = path
-        self.file = file
-
-    def fail(self, key: str, problem: str, remedy: str = "") -> CheckpointError:
-        """The error about the field ``key``."""
-        remedy = remedy or "correct it, or download the file again"
-        return CheckpointError(f"{self.path}: {self.file}: {key} {problem}", remedy=remedy)
-
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer that GGUF can hold."""
-        value = self.config.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise self.fail(key, "is missing")
-        if type(value) is not int or not 1 <= value < 1 << 32:
-            raise self.fail(key, f"is {value!r:.100}, expected a positive integer below 2**32")
-        return value
-
-    def real(self, key: str, default: float, within: Mapping[str, Any] | None = None) -> float:
-        """A positive number that float32 can hold."""
-        value = (self.config if within is None else within).get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-38 < value < 3e38:
-            raise self.fail(key, f"is {value!r:.100}, expected a positive number")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """True or false; false if it is not there."""
-        value = self.config.get(key) or False
-        if not isinstance(value, bool):
-            raise self.fail(key, f"is {value!r:.100}, expected true or false")
-        return value
-
-
-def shortest(number: float) -> float:
-    """The decimal that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(number)))
+def config_fields(config: Mapping[str, Any], path: Path, file: str = "config.json") -> Fields:
+    """The content of a checkpoint's ``file``: an error is a CheckpointError that names checkpoint and file too."""
+    return Fields(f"{path}: {file}", config, "correct it, or download the file again", error=CheckpointError)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; CheckpointError names the file and the place."""
     try:
-        data = json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}", remedy="download it again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, found {type(data).__name__}", remedy="download it again"
-        )
-    return data
+    return parse_object(path, raw, "download it again", error=CheckpointError, is_strict=False)

@@ -4,10 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The keyword arguments of :func:`converters.plan` and :func:`converters.convert`.
+
+    An application finds the same in :class:`edge_llama.convert.ConvertOptions`; a test compares the two.
 
     ``quant`` names a recipe (None: ``q4_k_m``, or ``bf16`` for safetensors), ``to`` a target (None: by the output's
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
@@ -37,3 +41,8 @@ class Options:
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
     allow_nonfinite: bool = False
+
+
+def flag(name: str) -> str:
+    """How the command line calls a field of :class:`Options`."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))

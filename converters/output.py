@@ -1,8 +1,8 @@
-"""Where an output grows until it is complete: the folder ``.OUTPUT.partial`` beside it.
+"""Where an output lies until it is complete: the folder ``.OUTPUT.partial`` beside it.
 
 It holds the output's files so far, a lock, and a journal: a first line that says of which conversion (source, plan
 and version), then the SHA-256 of each finished tensor's data. A process that dies, however it dies, leaves it there;
-the next run of the same conversion believes of it what the hashes confirm, and goes on. The output itself appears
+the next run of the same conversion keeps of it what the hashes confirm, and goes on. The output itself appears
 only complete: synced, sealed, renamed.
 """
 
@@ -19,10 +19,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from converters.checkpoint import INPUT_SUFFIXES
-from converters.targets.layout import Entry, Layout, Part
+from converters.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
-from edge_llama.files.manifest import NAME, StoredFile, read_manifest, sha256_of
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.manifest import NAME, StoredFile, read_manifest
+from edge_llama.host.atomic import replace_folder, sync_folder
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
@@ -36,15 +37,18 @@ def partial_folder(output: Path) -> Path:
 
 
 @contextmanager
-def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, force: bool) -> Iterator["Growing"]:
-    """The output to write to; on leaving without an error it takes its place.
+def partial_output(
+    output: Path, layout: Layout, key: str, inputs: Sequence[Path], files: Sequence[Path], *, force: bool
+) -> Iterator["PartialOutput"]:
+    """The output to write to; on leaving without an error it takes its place, which none of ``inputs`` may be.
 
-    ``key`` identifies the conversion: only the same one is resumed. A typed error or one of the file system removes
-    what was written; anything else (Ctrl-C, a signal) keeps it for the next run. Raises OutputError.
+    ``files`` are all that is read. ``key`` identifies the conversion: only the same one is resumed. A typed error or
+    one of the file system removes what was written; anything else (Ctrl-C, a signal) keeps it for the next run. Raises
+    OutputError.
     """
     output = output.absolute()
     folder = partial_folder(output)
-    _check_names(output, layout, inputs, force)
+    _check_names(output, layout, inputs, files, force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -56,11 +60,11 @@ def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, f
             f"{output.parent}: cannot be written: {error.strerror}", remedy="give another folder"
         ) from error
     try:
-        with closing(Growing(folder, layout, key)) as grown:
-            _check_space(output, layout.output_bytes - grown.resumed_bytes)
-            yield grown
-            grown.seal()
-        _check_names(output, layout, inputs, force)  # once more: somebody may have put a file there meanwhile
+        with closing(PartialOutput(folder, layout, key)) as partial:
+            _check_space(output, layout.output_bytes - partial.resumed_bytes)
+            yield partial
+            partial.seal()
+        _check_names(output, layout, inputs, files, force)  # once more: somebody may have put a file there meanwhile
         _publish(folder, output, layout)
         shutil.rmtree(folder)
     except EdgeLlamaError:
@@ -76,7 +80,7 @@ def growing(output: Path, layout: Layout, key: str, inputs: Sequence[Path], *, f
         lock.release()
 
 
-class Growing:
+class PartialOutput:
     """Takes the data of ``remaining`` entries in order, in pieces of any size."""
 
     def __init__(self, folder: Path, layout: Layout, key: str) -> None:
@@ -85,7 +89,7 @@ class Growing:
         self._journal_path = folder / "journal"
         self._whole = {part.name: hashlib.sha256(part.header) for part in layout.parts if part.seal is None}
         """Of files whose header is final: their digests so far."""
-        self._hashes = self._believed(key)
+        self._hashes = self._confirmed(key)
         self.remaining: Sequence[Entry] = layout.entries[len(self._hashes) :]
         self.resumed_bytes = sum(entry.nbytes for entry in layout.entries[: len(self._hashes)])
         """Bytes of the output that an earlier run left."""
@@ -186,7 +190,7 @@ class Growing:
         os.fsync(file.fileno())
         self.sync_seconds += time.perf_counter() - started
 
-    def _believed(self, key: str) -> list[bytes]:
+    def _confirmed(self, key: str) -> list[bytes]:
         """The hashes of the entries that an earlier run of this conversion finished, and left as they still are.
 
         An entry's own; where the file's header is final, of all from the file's beginning to the entry's end.
@@ -231,44 +235,22 @@ def _add(digest: Any, path: Path, offset: int, nbytes: int) -> bool:
 
 def _publish(folder: Path, output: Path, layout: Layout) -> None:
     """Move what is complete to where it belongs; of several parts the first, by which a model is opened, comes last."""
-    grown = folder / "output"
+    complete = folder / "output"
     if layout.is_folder:
-        for inner in {(grown / name).parent for name in layout.names}:
-            _sync_folder(inner)
-        _replace_folder(grown, output, folder / "replaced")
+        for inner in {(complete / name).parent for name in layout.names}:
+            sync_folder(inner)
+        replace_folder(complete, output, folder / "replaced")
     else:
         for part in reversed(layout.parts):
-            (grown / part.name).replace(output.parent / part.name)
-    _sync_folder(output.parent)
+            (complete / part.name).replace(output.parent / part.name)
+    sync_folder(output.parent)
 
 
-def _replace_folder(grown: Path, output: Path, aside: Path) -> None:
-    if output.is_dir():
-        output.replace(aside)
-    try:
-        grown.replace(output)
-    except OSError:
-        if aside.is_dir():
-            aside.replace(output)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is safe when its folder is on the disk; Windows has no way to say so, and needs none."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], force: bool) -> None:
+def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], files: Sequence[Path], force: bool) -> None:
     """Nothing that is read, and nothing that was not asked for, may be replaced."""
     targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
     for target in targets:
-        _check_inputs(target, inputs)
+        _check_inputs(target, inputs, files)
         if not target.exists():
             continue
         if target.is_dir() != layout.is_folder:
@@ -280,15 +262,15 @@ def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], force: bo
             _check_contents(target, layout)
 
 
-def _check_inputs(target: Path, inputs: Sequence[Path]) -> None:
+def _check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:
     resolved = target.resolve()
     for path in (path.resolve() for path in inputs):
         if resolved == path:
             raise OutputError(f"{target}: output and input are the same", remedy="give another name")
         if resolved in path.parents:
             raise OutputError(f"{target}: the input lies in the output: {path}", remedy="give another name")
-        if path in resolved.parents and resolved.suffix in INPUT_SUFFIXES and resolved.exists():
-            raise OutputError(f"{target}: is one of the input's files", remedy="give another name")
+    if resolved.exists() and resolved in (file.resolve() for file in files):
+        raise OutputError(f"{target}: is one of the input's files", remedy="give another name")
 
 
 def _check_contents(folder: Path, layout: Layout) -> None:

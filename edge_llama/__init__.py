@@ -10,7 +10,7 @@
 Importing this loads no native library; opening a model does.
 """
 
-from edge_llama.chat import Chat
+from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import (
     ArtifactError,
     CheckpointError,
@@ -25,19 +25,23 @@ from edge_llama.errors import (
     SessionError,
     TemplateError,
 )
-from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.generation import Answer, AnswerOptions, Generation, Piece, Timings
 from edge_llama.media.images import Image
-from edge_llama.model import Model, open, session_settings  # noqa: A004 - the API's name
+from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.runtime.chat_sessions import session_settings
 from edge_llama.sampling.logprobs import Alternative, TokenLogprobs
-from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.params import LogitsProcessor, SamplingOptions, SamplingParams
 
 __all__ = [
     "Alternative",
     "Answer",
+    "AnswerOptions",
     "ArtifactError",
     "Chat",
+    "ChatOptions",
     "CheckpointError",
     "ContextFullError",
     "EdgeLlamaError",
@@ -46,12 +50,15 @@ __all__ = [
     "HistoryError",
     "Image",
     "InputError",
+    "LogitsProcessor",
     "Message",
     "Model",
     "NotVerifiableError",
+    "OpenOptions",
     "OptionError",
     "OutputError",
     "Piece",
+    "SamplingOptions",
     "SamplingParams",
     "SessionError",
     "Shortened",

@@ -1,6 +1,5 @@
 """A conversation: messages, and answers that follow them."""
 
-import json
 import logging
 import os
 import threading
@@ -8,29 +7,87 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, Unpack
 
-from edge_llama.errors import ContextFullError, EdgeLlamaError, EngineError, OptionError
-from edge_llama.generation import Answer, Generation, Piece
-from edge_llama.media.images import Image, ImageSource
-from edge_llama.prompts.context_overflow import Shortened, Shortening, WhenFull, check_when_full, exchanges_of
-from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
-from edge_llama.prompts.tools import tools_of
-from edge_llama.runtime.kv_store import Keeper
-from edge_llama.sampling.params import check_whole
-
-if TYPE_CHECKING:
-    from edge_llama.model import Model
+from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
+from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
+from edge_llama.media.images import Image, ImageSource, open_images
+from edge_llama.prompts.context_overflow import (
+    Shortened,
+    Shortening,
+    WhenFull,
+    check_when_full,
+    exchanges_of,
+    least_of,
+)
+from edge_llama.prompts.messages import (
+    QUESTIONS,
+    Message,
+    ToolCall,
+    images_of,
+    open_calls,
+    tool_result,
+    up_to_last_question,
+)
+from edge_llama.prompts.tools import Tool, Tools, tools_of
+from edge_llama.runtime.chat_sessions import ChatSessions
+from edge_llama.runtime.encoders import ImageEncoder, check_room
+from edge_llama.runtime.kv_store import CacheOwner
+from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)
-_FRAMES_PER_SECOND = 2
-_QUESTIONS = ("user", "tool")
-"""Who the model answers."""
+
+
+class ChatModel(Protocol):
+    """What a chat needs of its model; :class:`edge_llama.Model` has it."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+
+    @property
+    def sessions(self) -> ChatSessions:
+        """What the engine holds of the model's chats."""
+
+    def require_vision(self) -> ImageEncoder:
+        """What embeds images; InputError if the model sees none."""
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        *,
+        on_finish: Callable[[Answer], None] | None = None,
+        owner: CacheOwner | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generation:
+        """Answer a conversation: see :meth:`edge_llama.Model.answer`."""
+
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        n_ctx: int | None = None,
+    ) -> int:
+        """How many tokens the conversation takes: see :meth:`edge_llama.Model.count_tokens`."""
+
+
+class ChatOptions(AnswerOptions, total=False):
+    """The options of a chat: those of all its answers, and what is done when it no longer fits the context.
+
+    ``when_full`` says what happens when a message leaves no room for an answer: ``error`` refuses it once it does not
+    fit at all, ``drop-oldest`` leaves out the oldest exchanges, ``compact`` has the model summarise them; never the
+    system message. ``on_shortened`` is called with what was done, which ``Chat.shortened`` keeps.
+    """
+
+    when_full: WhenFull
+    on_shortened: Callable[[Shortened], None] | None
 
 
 @dataclass(eq=False, slots=True)
 class _Exchange:
-    """An answer that is being made, and what it answers.
+    """An answer that is being generated, and what it answers.
 
     The chat holds the generation weakly: who drops it has left, and nothing refers to itself in a circle.
     """
@@ -42,30 +99,30 @@ class _Exchange:
 
 
 class Chat:
-    """Messages so far. What the model has read once it does not read again, while there is memory to keep it."""
+    """Messages so far. What was prefilled once is not prefilled again, while there is memory to keep its KV cache."""
 
     def __init__(
         self,
-        model: "Model",
+        model: ChatModel,
         *,
         system: str | None = None,
         when_full: WhenFull = "error",
         on_shortened: Callable[[Shortened], None] | None = None,
-        **options: Any,
+        **options: Unpack[AnswerOptions],
     ) -> None:
         """See :meth:`edge_llama.Model.chat`."""
         self.when_full = check_when_full(when_full)
         self.reread_reason: str | None = None
-        """Why the model has to read a loaded conversation again, with the first message; None if it has not."""
+        """Why a loaded conversation is prefilled again, with the first message; None if it is not."""
         self.shortened: Shortened | None = None
         """What was last done to make the conversation fit."""
         self.frames_shown = 0
         """Frames of the last video that were shown to the model."""
         self._model = model
-        self.options = {**options, "tools": tools_of(options.get("tools"))}
+        self.options: AnswerOptions = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
-        self.keeper = Keeper()
-        """For whom the engine keeps what it has read."""
+        self.cache_owner = CacheOwner()
+        """For whom the engine keeps the KV cache of this chat."""
         self._on_shortened = on_shortened
         self._summary: Generation | None = None
         # Never held while another answer's end is awaited: that one's taker needs it to settle.
@@ -78,7 +135,7 @@ class Chat:
     def system(self) -> str | None:
         """The system message; setting it keeps the conversation, None removes it.
 
-        An answer that is being made joins the conversation under the new one.
+        An answer that is being generated joins the conversation under the new one.
         """
         return self.messages[0].content if self.messages and self.messages[0].role == "system" else None
 
@@ -94,9 +151,9 @@ class Chat:
         *,
         images: Iterable[ImageSource] = (),
         video: str | os.PathLike[str] | None = None,
-        **params: Any,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
-        """Say ``text`` and get the answer, streamed; ``params`` are those of :meth:`Model.answer`.
+        """Say ``text`` and get the answer, streamed; ``options`` are those of :meth:`edge_llama.Model.answer`.
 
         ``images`` stand before the text, in order; after them frames of ``video`` with their times, two a second or as
         many as the context holds with room for an answer (``frames_shown`` says how many). InputError for what is none,
@@ -110,27 +167,27 @@ class Chat:
         says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
         self._end_last()
-        question = self._question(text, _opened(images), video, params)
+        question = self._question(text, open_images(images), video, options)
         with self._lock:
-            return self._answer([*self.messages, question], params)
+            return self._answer([*self.messages, question], options)
 
-    def retry(self, **params: Any) -> Generation:
+    def retry(self, **options: Unpack[AnswerOptions]) -> Generation:
         """Answer the last user message or tool results again, in place of the last answer."""
         self._end_last()
         with self._lock:
-            messages = _up_to_last_question(self.messages)
+            messages = up_to_last_question(self.messages)
             if not messages:
                 raise OptionError("there is nothing to answer again", remedy="send a message first")
-            return self._answer(messages, params)
+            return self._answer(messages, options)
 
     def fork(self) -> "Chat":
-        """A second chat that goes on from here. Neither reads again what was said so far."""
+        """A second chat that goes on from here. Neither prefills again what was said so far."""
         self._end_last()
         with self._lock:
             self._check_idle()
             other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened, **self.options)
             other.messages = list(self.messages)
-            self._model.share(self.keeper, other.keeper)
+            self._model.sessions.share(self.cache_owner, other.cache_owner)
         return other
 
     def rewind(self, exchanges: int = 1) -> None:
@@ -148,25 +205,24 @@ class Chat:
         """Write the conversation and its KV cache to one file, for :meth:`edge_llama.Model.load_chat`.
 
         The file appears whole or not at all, readable by its owner only, in place of an older session. Raises
-        OutputError; EngineError while an answer is being made.
+        OutputError; EngineError while an answer is being generated.
         """
         self._end_last()
         with self._lock:
             self._check_idle()
-            self._model.save_chat(path, self.messages, self.keeper)
+            self._model.sessions.save(path, self.messages, self.cache_owner)
 
     def compact(self) -> Shortened | None:
         """Have the model summarise all exchanges but the last, in their place; None if there are none.
 
-        It takes the time of reading what is not in the KV cache and writing the summary.
+        It takes the time of prefilling what is not in the KV cache and of generating the summary.
         """
         self._end_last()
         with self._lock:
             self._check_idle()
             if len(exchanges_of(self.messages)[1]) < 2:
                 return None
-            shortening = Shortening(self._model.n_ctx, self._counter(self.options), self._summarize)
-            self.messages, told = shortening.compact(self.messages, keep=1)
+            self.messages, told = self._shortening(self.options).compact(self.messages, keep=1)
             self._tell(told)
             return told
 
@@ -176,26 +232,18 @@ class Chat:
         OptionError if the last message has no such call, it was answered, or JSON can't express the result.
         """
         self._end_last()
-        if not isinstance(call, ToolCall):
-            raise OptionError(
-                f"the call is {type(call).__name__}, expected ToolCall", remedy="answer.tool_calls has them"
-            )
-        if not isinstance(result, str):
-            result = json.dumps(as_json(result, f"the result of {call.name}"), ensure_ascii=False)
+        message = tool_result(call, result)
         with self._lock:
             if call not in self.open_calls:
                 raise OptionError(f"no call {call.id} of {call.name} waits for a result")
-            self.messages = [*self.messages, Message("tool", result, tool_call_id=call.id, name=call.name)]
+            self.messages = [*self.messages, message]
 
     @property
     def open_calls(self) -> tuple[ToolCall, ...]:
         """Tool calls of the last answer that have no result yet."""
-        at = max((at for at, message in enumerate(self.messages) if message.role != "tool"), default=0)
-        answered = {message.tool_call_id for message in self.messages[at + 1 :]}
-        calls = self.messages[at].tool_calls if self.messages else ()
-        return tuple(call for call in calls if call.id not in answered)
+        return open_calls(self.messages)
 
-    def answer(self, **params: Any) -> Generation:
+    def answer(self, **options: Unpack[AnswerOptions]) -> Generation:
         """Have the model go on after the results of its tool calls, as :meth:`send` does after a message.
 
         OptionError if a call has no result yet, or the last message is the model's own.
@@ -204,35 +252,35 @@ class Chat:
         with self._lock:
             if waiting := self.open_calls:
                 raise OptionError(f"no result for the call of {waiting[0].name}", remedy="give it by add_tool_result")
-            if not self.messages or self.messages[-1].role not in _QUESTIONS:
+            if not self.messages or self.messages[-1].role not in QUESTIONS:
                 raise OptionError("there is nothing to answer", remedy="send a message")
-            return self._answer(self.messages, params)
+            return self._answer(self.messages, options)
 
-    def run_tools(self, text: str, *, max_rounds: int = 5, **params: Any) -> Answer:
+    def run_tools(self, text: str, *, max_rounds: int = 5, **options: Unpack[AnswerOptions]) -> Answer:
         """Say ``text``, call the Python functions that the model asks for, and let it go on; its last answer.
 
         After ``max_rounds`` of calls the answer may be one that asks for more. A function whose arguments the model
         gets wrong is not called: the model is told. What a function raises comes through, and the call stays open.
         """
         rounds = check_whole("max_rounds", max_rounds, 0, 1000)
-        params["tools"] = tools = tools_of(params.get("tools", self.options["tools"]))
-        answer = self.send(text, **params).result()
+        options["tools"] = tools = tools_of(options.get("tools", self.options["tools"]))
+        answer = self.send(text, **options).result()
         while answer.tool_calls and rounds:
             rounds -= 1
             for call in answer.tool_calls:
                 self.add_tool_result(call, tools.run(call))
-            answer = self.answer(**params).result()
+            answer = self.answer(**options).result()
         return answer
 
     def clear(self) -> None:
-        """Forget all but the system message, also the answer that is being made: it goes on, but joins no more."""
+        """Forget all but the system message, also the answer that is being generated: it goes on, but joins no more."""
         with self._lock:
             if self._exchange:
                 self._exchange.is_settled = True
             self.messages = [message for message in self.messages if message.role == "system"]
 
     def cancel(self) -> None:
-        """Stop the answer or summary that is being made, if any. Any thread may call it."""
+        """Stop the answer or summary that is being generated, if any. Any thread may call it."""
         if summary := self._summary:
             summary.cancel()
         exchange = self._exchange
@@ -240,7 +288,7 @@ class Chat:
             generation.cancel()
 
     def _question(
-        self, text: str, images: Sequence[Image], video: str | os.PathLike[str] | None, params: Mapping[str, Any]
+        self, text: str, images: Sequence[Image], video: str | os.PathLike[str] | None, options: AnswerOptions
     ) -> Message:
         if images or video is not None:
             self._model.require_vision()
@@ -248,57 +296,58 @@ class Chat:
             return Message("user", [*images, text]) if images else Message("user", text)
         from edge_llama.media import video as clips  # noqa: PLC0415 - an extra, and PyAV takes its time
 
-        spec, n_ctx = self._model.require_vision().spec, self._model.n_ctx
-        clip = clips.probe(video)
-        count = self._counter({**self.options, **params})
-        room = n_ctx - n_ctx // 4 - count([*self.messages, Message("user", [*images, text])])
-        fitting = clips.frames_that_fit(clip.width, clip.height, spec, room)
-        if fitting < 1:
-            least = n_ctx - room + clips.tokens_of_frame(clip.width, clip.height, spec)
-            raise ContextFullError(least, n_ctx, remedy="no frame of the video fits: begin anew, or a larger n_ctx")
-        frames = clips.frames(video, min(fitting, max(1, round(_FRAMES_PER_SECOND * clip.duration))), spec)
+        spec, clip = self._model.require_vision().spec, clips.probe(video)
+        used = self._counter(options)([*self.messages, Message("user", [*images, text])])
+        frames = clips.frames(video, clips.frames_to_show(clip, spec, self._model.n_ctx, used), spec)
         self.frames_shown = len(frames)
         _log.info("%s: %s frames of %.1f seconds are shown", os.fsdecode(video), len(frames), clip.duration)
         return Message("user", [*images, *clips.as_parts(frames), text])
 
-    def _answer(self, messages: Sequence[Message], params: dict[str, Any]) -> Generation:
+    def _answer(self, messages: Sequence[Message], options: AnswerOptions) -> Generation:
         self._check_idle()  # again, under the lock: another thread may have been faster
-        messages = self._with_room(messages, params)
+        options = {**self.options, **options}
+        messages = self._with_room(messages, options)
 
         def settle(answer: Answer) -> None:
             self._settle(exchange, answer.text, answer.tool_calls, is_whole=answer.finish_reason != "cancelled")
 
-        generation = self._model.answer(messages, on_finish=settle, keeper=self.keeper, **{**self.options, **params})
+        generation = self._model.answer(messages, on_finish=settle, owner=self.cache_owner, **options)
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
         return generation
 
-    def _with_room(self, messages: Sequence[Message], params: dict[str, Any]) -> Sequence[Message]:
+    def _with_room(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Message]:
         """``messages``, the last of which is a question, or fewer: such as leave room for an answer."""
         if self.when_full == "error":
             return messages
-        options = {**self.options, **params}
-        count = self._counter(options)
-        head, exchanges = exchanges_of(messages)
-        # Before a summary is made: the question has to fit with nothing but the system message before it.
-        least = count([*head, *exchanges[-1]], n_ctx=self._model.n_ctx)
-        self._model.check_room(least, images_of([*head, *exchanges[-1]]))
-        shortening = Shortening(self._model.n_ctx, count, self._summarize)
-        room = shortening.room(self._model.sampling({"max_tokens": options.get("max_tokens")}).max_tokens)
-        if len(exchanges) < 2 or count(messages) + room <= self._model.n_ctx:
-            return messages
-        shorten = shortening.compact if self.when_full == "compact" else shortening.drop_oldest
-        shorter, told = shorten(messages)
-        self.messages = [*shorter[:-1], *self.messages[len(messages) - 1 :]]  # with a retry's question, and its answer
-        self._tell(told)
+        # Before the model summarises: the question has to fit with nothing but the system message before it.
+        self._check_fits(least_of(messages), options)
+        max_tokens = SamplingParams(max_tokens=options.get("max_tokens")).max_tokens
+        shorter, told = self._shortening(options).fit(messages, self.when_full, max_tokens)
+        if told:
+            # With a retry's question, and its answer.
+            self.messages = [*shorter[:-1], *self.messages[len(messages) - 1 :]]
+            self._tell(told)
         return shorter
 
-    def _counter(self, options: Mapping[str, Any]) -> Callable[..., int]:
-        """``Model.count_tokens`` with those of an answer's options that stand in its prompt."""
-        of_prompt = {name: options[name] for name in ("tools", "template_variables") if name in options}
-        return partial(self._model.count_tokens, **of_prompt)
+    def _check_fits(self, messages: Sequence[Message], options: AnswerOptions) -> None:
+        """ContextFullError if these messages alone are more than the context holds."""
+        n_ctx, images = self._model.n_ctx, images_of(messages)
+        needed = self._counter(options)(messages, n_ctx=n_ctx)
+        check_room(needed, n_ctx, images, self._model.require_vision() if images else None)
+
+    def _shortening(self, options: AnswerOptions) -> Shortening:
+        return Shortening(self._model.n_ctx, self._counter(options), self._summarize)
+
+    def _counter(self, options: AnswerOptions) -> Callable[..., int]:
+        """``count_tokens`` of the model with those options of the chat and of an answer that stand in its prompt."""
+        options = {**self.options, **options}
+        variables = options.get("template_variables")
+        return partial(self._model.count_tokens, tools=options["tools"], template_variables=variables)
 
     def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
-        self._summary = summary = self._model.answer(messages, keeper=self.keeper, temperature=0, max_tokens=max_tokens)
+        self._summary = summary = self._model.answer(
+            messages, owner=self.cache_owner, temperature=0, max_tokens=max_tokens
+        )
         try:
             answer = summary.result()
         finally:
@@ -342,18 +391,7 @@ class Chat:
             exchange.is_settled = True
             if not text and not calls and not is_whole:
                 return
-            before = _up_to_last_question(self.messages)
+            before = up_to_last_question(self.messages)
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
             self.messages = [*before, Message("assistant", text, calls)]
-
-
-def _opened(images: Iterable[ImageSource]) -> list[Image]:
-    if not isinstance(images, Iterable) or isinstance(images, str | bytes):
-        raise OptionError(f"images is {type(images).__name__}, expected a list", remedy="for one: images=[image]")
-    return list(map(Image.open, images))
-
-
-def _up_to_last_question(messages: Sequence[Message]) -> list[Message]:
-    last = max((at for at, message in enumerate(messages) if message.role in _QUESTIONS), default=-1)
-    return list(messages[: last + 1])

@@ -1,25 +1,27 @@
-"""An answer as it is made: pieces of text, and the whole in the end."""
+"""An answer as it is generated: pieces of text, and the whole in the end."""
 
 import codecs
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from edge_llama.backends.base import AbortedError, Sampler, TextTower
-from edge_llama.errors import EdgeLlamaError, OptionError
+from edge_llama.backends.base import AbortedError
+from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.messages import ToolCall
-from edge_llama.prompts.tokenizer import Tokenizer
-from edge_llama.prompts.tool_parser import Read, ToolCallReader
-from edge_llama.runtime.encoders import Pictured
-from edge_llama.runtime.kv_store import Keeper
+from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.prompts.tools import Tool, Tools
+from edge_llama.runtime.encoders import ImageEmbeddings
+from edge_llama.runtime.kv_store import CacheOwner
 from edge_llama.runtime.scheduler import Engine, Job
 from edge_llama.sampling.constraint import Constraint, constraint
-from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
-from edge_llama.sampling.params import SamplingParams, StopStrings
+from edge_llama.sampling.logprobs import TokenLogprobs
+from edge_llama.sampling.params import SamplingOptions, SamplingParams, check_biases
+from edge_llama.sampling.stop_strings import StopStrings
+from edge_llama.sampling.token_choice import TokenChoice
 
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
@@ -42,6 +44,20 @@ class Piece:
     tool_calls: tuple[ToolCall, ...] = ()
 
 
+class AnswerOptions(SamplingOptions, total=False):
+    """The options of an answer in a chat: those of sampling, and what stands in its prompt.
+
+    ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
+    calls that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
+    model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+    ``tools_in_user_message``, ``builtin_tools``, ...
+    """
+
+    tools: Iterable[Tool] | Tools | None
+    tool_format: str | None
+    template_variables: Mapping[str, Any] | None
+
+
 @dataclass(slots=True)
 class Timings:
     """What the work took: tokens, and seconds on the engine's thread."""
@@ -59,7 +75,7 @@ class Timings:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Speed of reading what was not cached."""
+        """Speed of prefilling what was not cached."""
         return (self.prompt_tokens - self.cached_tokens) / max(self.prompt_seconds, 1e-9)
 
     @property
@@ -87,14 +103,14 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Made:
-    """What the engine's thread made so far. It alone writes here."""
+class _Progress:
+    """How far the answer has come. Only the engine's thread writes here."""
 
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
     ended: threading.Event = field(default_factory=threading.Event)
-    reader: ToolCallReader | None = None
+    parser: ToolCallParser | None = None
     stop_string: str | None = None
 
     def answer(self, timings: Timings) -> Answer:
@@ -103,7 +119,7 @@ class _Made:
         logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
         calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
-        notes = tuple(self.reader.notes) if self.reader else ()
+        notes = tuple(self.parser.notes) if self.parser else ()
         reason = reason or "cancelled"
         return Answer(text, tokens, timings, reason, logprobs, calls, notes, stop_string=self.stop_string)
 
@@ -123,31 +139,33 @@ class Generation(Iterator[Piece]):
         prompt: Sequence[int],
         params: SamplingParams,
         *,
-        reader: ToolCallReader | None = None,
+        parser: ToolCallParser | None = None,
         on_finish: Callable[[Answer], None] | None = None,
-        owner: object = None,
-        keeper: Keeper | None = None,
-        pictured: Pictured | None = None,
+        keep_alive: object = None,
+        owner: CacheOwner | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
     ) -> None:
-        """``owner`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
+        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
 
-        ``reader`` takes the tool calls out of the text; None: all is text.
+        ``parser`` takes the tool calls out of the text; None: all is text.
         OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
-        ``pictured`` has what the prompt's negative ids stand for.
-        For ``keeper`` the KV cache of this prompt and answer is kept when others displace it.
+        ``image_embeddings`` has what the prompt's negative ids stand for.
+        For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
         """
         check_biases(params, engine.tower.tokenizer)
-        fits = constraint(params, engine.tower.tokenizer)
+        found = constraint(params, engine.tower.tokenizer)
         self.timings = Timings(prompt_tokens=len(prompt))
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
         self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._made = _Made(reader=reader)
+        self._progress = _Progress(parser=parser)
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
-        self._owner = owner
-        work = _Work(engine, tuple(prompt), params, fits, self.timings, self._made, self._queue, keeper, pictured)
+        self._keep_alive = keep_alive
+        work = _Work(
+            engine, tuple(prompt), params, found, self.timings, self._progress, self._queue, owner, image_embeddings
+        )
         self._job = engine.submit(work.run, on_error=work.end)
 
     def __next__(self) -> Piece:
@@ -155,7 +173,7 @@ class Generation(Iterator[Piece]):
             raise StopIteration
         self._job.engine.check_process()
         piece = self._take()
-        if piece is self._made.end:
+        if piece is self._progress.end:
             return self._finish(piece)
         assert isinstance(piece, Piece)  # noqa: S101 - an error is always the end
         self.taken.append(piece)
@@ -163,7 +181,7 @@ class Generation(Iterator[Piece]):
 
     def _take(self) -> Piece | EdgeLlamaError:
         # A Ctrl-C may have come between an earlier taking of the end and its handling.
-        if (end := self._made.end) is not None and self._queue.empty():
+        if (end := self._progress.end) is not None and self._queue.empty():
             return end
         try:
             return self._queue.get()
@@ -177,7 +195,7 @@ class Generation(Iterator[Piece]):
             if self._is_finished:
                 raise StopIteration
             self._is_finished = True
-            self._owner = None
+            self._keep_alive = None
             if isinstance(end, EdgeLlamaError):
                 # Its traceback will refer to this object and this frame, in a circle: neither may hold more.
                 self._on_finish = None
@@ -185,7 +203,7 @@ class Generation(Iterator[Piece]):
             self.taken.append(end)
             on_finish, self._on_finish = self._on_finish, None
             if on_finish:
-                on_finish(self._made.answer(self.timings))
+                on_finish(self._progress.answer(self.timings))
             return end
 
     def result(self) -> Answer:
@@ -194,21 +212,21 @@ class Generation(Iterator[Piece]):
         for _ in self:
             pass
         with self._lock:  # another thread may be in on_finish
-            if isinstance(self._made.end, EdgeLlamaError):
-                raise self._made.end
-            return self._made.answer(self.timings)
+            if isinstance(self._progress.end, EdgeLlamaError):
+                raise self._progress.end
+            return self._progress.answer(self.timings)
 
     def _await_end(self) -> None:
         """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
         self._job.engine.check_process()
         try:
-            self._made.ended.wait()
+            self._progress.ended.wait()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
             self._job.cancel()
             raise
 
     def cancel(self) -> None:
-        """Stop the work; the pieces made so far can still be taken. Any thread may call it, any number of times."""
+        """Stop the work; the pieces so far can still be taken. Any thread may call it, any number of times."""
         self._job.cancel()
 
     def close(self) -> None:
@@ -248,22 +266,22 @@ class _Work:
         engine: Engine,
         prompt: tuple[int, ...],
         params: SamplingParams,
-        fits: Constraint | None,
+        constraint: Constraint | None,
         timings: Timings,
-        made: _Made,
+        progress: _Progress,
         out: "SimpleQueue[Piece | EdgeLlamaError]",
-        keeper: Keeper | None,
-        pictured: Pictured | None,
+        owner: CacheOwner | None,
+        image_embeddings: ImageEmbeddings | None,
     ) -> None:
         self.engine = engine
         self.prompt = prompt
         self.params = params
-        self.fits = fits
+        self.constraint = constraint
         self.timings = timings
-        self.made = made
+        self.progress = progress
         self.out = out
-        self.keeper = keeper
-        self.pictured = pictured
+        self.owner = owner
+        self.image_embeddings = image_embeddings
         self.stops = StopStrings(params.stop)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pending: list[int] = []
@@ -276,90 +294,75 @@ class _Work:
         except AbortedError:
             reason = "cancelled"
         # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
-        rest = self._read(self._flushed())
-        end = self.made.reader.finish() if self.made.reader else Read()
+        rest = self._parse(self._flushed())
+        end = self.progress.parser.finish() if self.progress.parser else Parsed()
         calls = rest.calls + end.calls
-        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.made.pieces)):
+        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
             reason = "tool_calls"
-        last = self._piece(Read(rest.text + end.text, calls), reason)
-        self.made.pieces.append(last)
+        last = self._piece(Parsed(rest.text + end.text, calls), reason)
+        self.progress.pieces.append(last)
         self.end(last)
 
     def end(self, end: Piece | EdgeLlamaError) -> None:
-        self.made.end = end
+        self.progress.end = end
         self.out.put(end)
-        self.made.ended.set()
+        self.progress.ended.set()
 
     def _generate(self) -> FinishReason:
-        self._read_prompt()
+        self._prefill()
         tower = self.engine.tower
-        sampler = tower.sampler(self.params, [token for token in self.prompt if token >= 0])
+        prompt = [token for token in self.prompt if token >= 0]
+        sampler = tower.sampler(self.params, prompt)
+        choose = TokenChoice(
+            sampler.sample,
+            tower.logits_view,
+            self.params,
+            self.constraint,
+            tower.tokenizer,
+            prompt,
+            self.logprobs.append,
+        )
         started = time.perf_counter()
         try:
-            return self._sample(self._surrounded(sampler, tower))
+            return self._decode(choose)
         finally:
             self.timings.generation_seconds = time.perf_counter() - started
             sampler.close()
-            if self.fits:  # its masks were written into the logits
-                self.engine.session.has_logits = False
+            if choose.changes_logits:
+                self.engine.session.has_logits = False  # neither a waiting cache nor a saved one may have them
 
-    def _read_prompt(self) -> None:
-        embedder, timings = self.engine.embedder, self.timings
-        before = (embedder.encoded, embedder.seconds) if embedder else (0, 0.0)
+    def _prefill(self) -> None:
+        encoder, timings = self.engine.encoder, self.timings
+        before = (encoder.encoded, encoder.seconds) if encoder else (0, 0.0)
         started = time.perf_counter()
         try:
-            embed = self.pictured.embed if self.pictured else None
-            timings.cached_tokens = self.engine.session.read(self.prompt, self.keeper, embed)
+            embed = self.image_embeddings.embed if self.image_embeddings else None
+            timings.cached_tokens = self.engine.session.prefill(self.prompt, self.owner, embed)
         finally:
             timings.prompt_seconds = time.perf_counter() - started
-            if embedder:
-                timings.tiles, timings.image_seconds = embedder.encoded - before[0], embedder.seconds - before[1]
+            if encoder:
+                timings.tiles, timings.image_seconds = encoder.encoded - before[0], encoder.seconds - before[1]
 
-    def _surrounded(self, sampler: Sampler, tower: TextTower) -> Callable[[], int]:
-        """The sampler's choice, within what the answer must fit, and with a record of how likely it was."""
-        sample, fits, count = sampler.sample, self.fits, self.params.logprobs
-
-        def fitting() -> int:
-            assert fits  # noqa: S101 - used only then
-            logits = tower.logits_view()
-            whole = logits.copy()
-            fits.mask(logits)
-            token = sampler.sample()
-            logits[:] = whole  # who answers the same prompt next may find them here
-            if not tower.tokenizer.is_end(token):
-                fits.accept(token)
-            return token
-
-        chosen = fitting if fits else sample
-
-        def recorded() -> int:
-            raw = Distribution(tower.logits_view())
-            token = chosen()
-            self.logprobs.append(raw.of(token, count or 0))
-            return token
-
-        return chosen if count is None else recorded
-
-    def _sample(self, sample: Callable[[], int]) -> FinishReason:
-        tokenizer, session, fits = self.engine.tower.tokenizer, self.engine.session, self.fits
+    def _decode(self, choose: TokenChoice) -> FinishReason:
+        tokenizer, session = self.engine.tower.tokenizer, self.engine.session
         while True:
-            token = sample()
+            token = choose()
             if tokenizer.is_end(token):
                 return "stop"
             self.timings.generated_tokens += 1
             self.pending.append(token)
-            if self.made.reader and token in self.made.reader.tags:
-                self._put(self._read(self._flushed()))
-                self._put(self.made.reader.tag(token))
+            if self.progress.parser and token in self.progress.parser.tags:
+                self._put(self._parse(self._flushed()))
+                self._put(self.progress.parser.tag(token))
                 text, is_stopped = "", False
             else:
                 text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
-            self._put(self._read(text))
+            self._put(self._parse(text))
             if is_stopped:
-                self.made.stop_string = self.stops.reached
+                self.progress.stop_string = self.stops.reached
                 self.decoder.reset()
                 return "stop"
-            if fits and fits.is_complete:
+            if choose.is_complete:
                 return "stop"
             if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
                 return "length"
@@ -369,28 +372,19 @@ class _Work:
         """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
         return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
 
-    def _read(self, text: str) -> Read:
-        return self.made.reader.feed(text) if self.made.reader else Read(text)
+    def _parse(self, text: str) -> Parsed:
+        return self.progress.parser.feed(text) if self.progress.parser else Parsed(text)
 
-    def _put(self, read: Read) -> None:
-        if not read.text and not read.calls:
+    def _put(self, parsed: Parsed) -> None:
+        if not parsed.text and not parsed.calls:
             return
-        piece = self._piece(read)
-        self.made.pieces.append(piece)
+        piece = self._piece(parsed)
+        self.progress.pieces.append(piece)
         self.out.put(piece)
 
-    def _piece(self, read: Read, reason: FinishReason | None = None) -> Piece:
+    def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
         logprobs = tuple(self.logprobs[: len(self.pending)])
-        piece = Piece(read.text, tuple(self.pending), logprobs, reason, read.calls)
+        piece = Piece(parsed.text, tuple(self.pending), logprobs, reason, parsed.calls)
         self.pending.clear()
         self.logprobs.clear()
         return piece
-
-
-def check_biases(params: SamplingParams, tokenizer: Tokenizer) -> None:
-    """OptionError if ``logit_bias`` names a token that is not there."""
-    for token in params.logit_bias or ():
-        if token >= tokenizer.n_vocab:
-            raise OptionError(
-                f"logit_bias: there is no token {token}", remedy=f"ids are from 0 to {tokenizer.n_vocab - 1:,}"
-            )

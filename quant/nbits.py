@@ -3,7 +3,7 @@
 A row is cut into blocks; a weight is ``(number - zero point) * scale`` of its block. Numbers have 4 bits, two to a
 byte, the first in the low half, or 8; scales are float32. Without zero points of its own a block has 8 or 128.
 What ggml stores as Q4_0 and Q8_0 are the same numbers in another order: they are carried over bit for bit, and blocks
-of 32 without zero points are made by these formats' kernels.
+of 32 without zero points are quantized by these formats' kernels.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,16 @@ Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored(Format):
-    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zeros or offsets.
+class ArrayFormat(Format):
+    """One of the arrays that a matrix becomes: ``part`` is numbers, scales, zero_points or offsets.
 
-    ``is_across``: of the matrix turned over, with blocks down its columns and signed numbers, as DequantizeLinear takes
-    it before a MatMul. A row holds ``block`` rows of it, one after another.
+    ``is_transposed``: of the transposed matrix, with blocks down its columns and signed numbers, as DequantizeLinear
+    takes it before a MatMul. A row holds ``block`` rows of it, one after another.
     """
 
     grid: "Grid"
     part: str
-    is_across: bool = False
+    is_transposed: bool = False
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of ``columns`` weights; ValueError unless it is whole blocks."""
@@ -52,27 +52,29 @@ class Grid:
 
     bits: int
     block: int = 32
-    has_zeros: bool = False
+    has_zero_points: bool = False
     has_offsets: bool = False
 
     @property
     def name(self) -> str:
         """``int4``, and what differs from the usual: ``int4 by 128 with zeros``."""
         block = "" if self.block == 32 else f" by {self.block}"
-        return f"int{self.bits}{block}{' with zeros' * self.has_zeros}{' with offsets' * self.has_offsets}"
+        return f"int{self.bits}{block}{' with zeros' * self.has_zero_points}{' with offsets' * self.has_offsets}"
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The arrays that a matrix becomes."""
-        return ("numbers", "scales", *["zeros"] * self.has_zeros, *["offsets"] * self.has_offsets)
+        return ("numbers", "scales", *["zero_points"] * self.has_zero_points, *["offsets"] * self.has_offsets)
 
     def bits_of(self, part: str) -> int:
         """Bits that a block takes in an array."""
-        return {"numbers": self.bits * self.block, "zeros": self.bits}.get(part, 32)
+        return {"numbers": self.bits * self.block, "zero_points": self.bits}.get(part, 32)
 
-    def stored(self, part: str, *, is_across: bool = False) -> Stored:
+    def array(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
         """The format of an array."""
-        return Stored(f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_across)
+        return ArrayFormat(
+            f"{self.name}: {part}", -1, self.block, -(-self.bits_of(part) // 8), self, part, is_transposed
+        )
 
     def fits(self, columns: int) -> bool:
         """Whether rows of ``columns`` are whole blocks."""
@@ -86,7 +88,13 @@ def exact_grid(source: Format) -> Grid | None:
 
 def is_exact(source: Format, target: Format) -> bool:
     """Whether weights in ``source`` keep their values in ``target``."""
-    return isinstance(target, Stored) and not target.is_across and exact_grid(source) == target.grid
+    return isinstance(target, ArrayFormat) and not target.is_transposed and exact_grid(source) == target.grid
+
+
+def kernel_format(grid: Grid) -> Format | None:
+    """Ggml's format whose kernel quantizes weights for ``grid``; None where numpy does."""
+    format_ = _GGML[grid.bits]
+    return format_ if grid == exact_grid(format_) else None
 
 
 Arrays = dict[str, NDArray[np.uint8]]
@@ -97,61 +105,51 @@ def repacked(raw: NDArray[np.uint8], source: Format) -> Arrays:
     """Rows in ggml's ``source`` as the same weights in :func:`exact_grid`."""
     blocks = raw.reshape(-1, source.block_bytes)
     heads = blocks[:, : 4 if source is _Q4_1 else 2].copy().view(np.float16).astype(np.float32)
-    made = {"scales": np.ascontiguousarray(heads[:, :1]).view(np.uint8)}
+    arrays = {"scales": np.ascontiguousarray(heads[:, :1]).view(np.uint8)}
     if source is _Q4_1:
-        made["offsets"] = (heads[:, 1:] + 8 * heads[:, :1]).view(np.uint8)
+        arrays["offsets"] = (heads[:, 1:] + 8 * heads[:, :1]).view(np.uint8)
     if source is _Q8_0:
-        made["numbers"] = blocks[:, 2:] ^ np.uint8(0x80)
+        arrays["numbers"] = blocks[:, 2:] ^ np.uint8(0x80)
     else:  # low halves hold numbers 0 to 15, high ones 16 to 31: two bytes have four, and become one of each
         pairs = np.ascontiguousarray(blocks[:, -16:]).view("<u2")
-        numbers = made["numbers"] = np.empty((len(blocks), 16), np.uint8)
+        numbers = arrays["numbers"] = np.empty((len(blocks), 16), np.uint8)
         shifted = pairs >> 4
         numbers[:, :8] = (pairs & 0x0F) | (shifted & 0xF0)
         numbers[:, 8:] = (shifted & 0x0F) | ((pairs >> 8) & 0xF0)
-    return {part: array.reshape(len(raw), -1) for part, array in made.items()}
+    return {part: array.reshape(len(raw), -1) for part, array in arrays.items()}
 
 
-def quantize(rows: NDArray[np.float32], grid: Grid, by_ggml: Quantize, *, is_across: bool = False) -> Arrays:
-    """Finite rows ``(n_rows, columns)`` in ``grid``; ``by_ggml`` quantizes in one of ggml's formats.
+def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_transposed: bool = False) -> Arrays:
+    """Finite rows ``(n_rows, columns)`` in ``grid``; ``kernel`` quantizes to one of ggml's formats.
 
-    ``is_across``: see :class:`Stored`.
+    ``is_transposed``: see :class:`ArrayFormat`.
     """
-    if is_across:
-        return _across(rows, grid, by_ggml)
-    if grid == exact_grid(_GGML[grid.bits]):
-        source = _GGML[grid.bits]
-        return repacked(by_ggml(rows, source), source)
+    if is_transposed:
+        return _transposed(rows, grid, kernel)
+    if (source := kernel_format(grid)) is not None:
+        return repacked(kernel(rows, source), source)
     blocks = rows.reshape(len(rows), -1, grid.block)
-    scales, zeros = _asymmetric(blocks, grid) if grid.has_zeros else _symmetric(blocks, grid)
-    numbers = (_divided(blocks, scales) + zeros[..., None]).clip(0, 2**grid.bits - 1)
+    scales, zero_points = _asymmetric(blocks, grid) if grid.has_zero_points else _symmetric(blocks, grid)
+    numbers = (_divided(blocks, scales) + zero_points[..., None]).clip(0, 2**grid.bits - 1)
     return {
         "numbers": _packed(numbers.reshape(len(rows), -1), grid.bits),
         "scales": scales.view(np.uint8).reshape(len(rows), -1),
-        **({"zeros": _packed(zeros, grid.bits)} if grid.has_zeros else {}),
+        **({"zero_points": _packed(zero_points, grid.bits)} if grid.has_zero_points else {}),
     }
 
 
-def _across(rows: NDArray[np.float32], grid: Grid, by_ggml: Quantize) -> Arrays:
+def _transposed(rows: NDArray[np.float32], grid: Grid, kernel: Quantize) -> Arrays:
     width = rows.shape[1] // grid.block
     blocks = np.ascontiguousarray(rows.reshape(len(rows), grid.block, width).swapaxes(1, 2)).reshape(-1, grid.block)
-    made = quantize(blocks, grid, by_ggml)
-    signed = _unpacked(made["numbers"], grid.bits) ^ np.uint8(2 ** (grid.bits - 1))
-    turned = np.ascontiguousarray(signed.reshape(len(rows), width, grid.block).swapaxes(1, 2)).reshape(len(rows), -1)
+    arrays = quantize(blocks, grid, kernel)
+    signed = _unpacked(arrays["numbers"], grid.bits) ^ np.uint8(2 ** (grid.bits - 1))
+    transposed = np.ascontiguousarray(signed.reshape(len(rows), width, grid.block).swapaxes(1, 2)).reshape(
+        len(rows), -1
+    )
     return {
-        "numbers": turned if grid.bits == 8 else _paired(turned),
-        "scales": made["scales"].reshape(len(rows), -1),
+        "numbers": transposed if grid.bits == 8 else _paired(transposed),
+        "scales": arrays["scales"].reshape(len(rows), -1),
     }
-
-
-def dequantize(
-    numbers: NDArray[np.uint8], scales: NDArray[np.float32], grid: Grid, zeros: NDArray[np.uint8] | None = None
-) -> NDArray[np.float32]:
-    """Weights ``(n_rows, columns)`` of the arrays as stored: a row's bytes, its scales, its zero points' bytes."""
-    n_blocks = scales.shape[1]
-    blocks = _unpacked(numbers, grid.bits).reshape(len(numbers), n_blocks, grid.block).astype(np.float32)
-    middle = np.float32(2 ** (grid.bits - 1))
-    zero = middle if zeros is None else _unpacked(zeros, grid.bits)[:, :n_blocks, None].astype(np.float32)
-    return ((blocks - zero) * scales[..., None]).reshape(len(numbers), -1)
 
 
 def _symmetric(blocks: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -25,13 +25,13 @@ class OnnxRecipe:
 
     name: str
     block: int = 32
-    has_zeros: bool = False
+    has_zero_points: bool = False
     tensor_types: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise OptionError(f"--block {self.block}: unknown", remedy=f"known: {', '.join(map(str, BLOCKS))}")
-        if not isinstance(RECIPES[self.name], Grid) and (self.block != BLOCKS[0] or self.has_zeros):
+        if not isinstance(RECIPES[self.name], Grid) and (self.block != BLOCKS[0] or self.has_zero_points):
             raise OptionError(
                 f"--quant {self.name}: has no blocks", remedy="leave --block and --zero-points out, or say int4"
             )
@@ -60,7 +60,7 @@ class OnnxRecipe:
         if not isinstance(form, Grid):
             return form
         exact = exact_grid(source)
-        if exact and exact.bits == form.bits and self.block == BLOCKS[0] and not self.has_zeros:
+        if exact and exact.bits == form.bits and self.block == BLOCKS[0] and not self.has_zero_points:
             return exact
         blocks = [block for block in BLOCKS if block <= self.block and columns % block == 0]
-        return Grid(form.bits, max(blocks), self.has_zeros) if blocks else F16
+        return Grid(form.bits, max(blocks), self.has_zero_points) if blocks else F16

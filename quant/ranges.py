@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
+from edge_llama.files.json_fields import parse
 
 _SCHEMA = "edge-llama ranges 1"
 _MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
@@ -23,25 +24,25 @@ _AGAIN = "calibrate again: edge-llama calibrate"
 
 
 class Code(NamedTuple):
-    """A uint16 number ``n`` stands for ``(n - zero) * scale``."""
+    """A uint16 number ``n`` stands for ``(n - zero_point) * scale``."""
 
     scale: float
-    zero: int
+    zero_point: int
 
     @classmethod
     def of(cls, low: float, high: float) -> "Code":
         """The one for values from ``low`` to ``high``, and for 0 exactly.
 
-        With values below 0, zero lies in the middle, even if it wastes half of the numbers: OpenVINO 1.8 multiplies
-        values around any other zero ten times less exactly.
+        With values below 0, the zero point lies in the middle, even if it wastes half of the numbers: OpenVINO 1.8
+        multiplies values around any other ten times less exactly.
         """
-        zero = 0 if low >= 0 else _MIDDLE
-        scale = float(np.float32(max(-low, high) / (_MOST - zero)))
-        return cls(scale if scale > LEAST else 1.0, zero)
+        zero_point = 0 if low >= 0 else _MIDDLE
+        scale = float(np.float32(max(-low, high) / (_MOST - zero_point)))
+        return cls(scale if scale > LEAST else 1.0, zero_point)
 
     def numbers(self, values: "NDArray[Any]") -> NDArray[np.uint16]:
         """``values`` in it, rounded."""
-        numbers: NDArray[Any] = np.rint(values / self.scale) + self.zero
+        numbers: NDArray[Any] = np.rint(values / self.scale) + self.zero_point
         return numbers.clip(0, _MOST).astype(np.uint16)
 
 
@@ -86,11 +87,10 @@ def read_ranges(path: Path) -> Ranges:
     """The ranges in the file ``path``; OptionError names what is malformed, or not finite."""
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_BYTES))
+            raw = file.read(_MAX_BYTES)
     except OSError as error:
         raise OptionError(f"--ranges {path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"--ranges {path}: not valid JSON: {error}", remedy=_AGAIN) from error
+    content = parse(f"--ranges {path}", raw, _AGAIN, error=OptionError)
     if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         raise OptionError(f"--ranges {path}: is no {_SCHEMA!r} file", remedy=_AGAIN)
     tower, tiles, values = (content.get(key) for key in ("tower", "tiles", "values"))

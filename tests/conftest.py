@@ -55,9 +55,9 @@ def packaged() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model as a full-precision Hugging Face checkpoint in bf16."""
-    made = converted_path().parent / "smollm2"
-    if (made / "model.safetensors").is_file():
-        return made
+    folder = converted_path().parent / "smollm2"
+    if (folder / "model.safetensors").is_file():
+        return folder
     return shared(tmp_path_factory, "smollm2", lambda folder: converters.convert("smollm2", folder, to="safetensors"))
 
 

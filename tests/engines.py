@@ -9,8 +9,10 @@ import llama_cpp
 import numpy as np
 
 import edge_llama
-from edge_llama.backends.base import TextTower
+from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
+from edge_llama.backends.registry import vision_engine_of
+from edge_llama.files.artifact import VisionArtifact
 from edge_llama.runtime.session import Session
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
     """Logits after a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
     def work(session: Session, tower: TextTower) -> Any:
-        session.read(tokens)
+        session.prefill(tokens)
         return tower.logits()
 
     with edge_llama.open(path, n_ctx=n_ctx, kv_format="f32") as model:
@@ -47,7 +49,7 @@ def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:
     """The likeliest continuation by plain argmax, at the same settings; no end token stops it."""
 
     def work(session: Session, tower: TextTower) -> list[int]:
-        session.read(tokens)
+        session.prefill(tokens)
         chosen: list[int] = []
         for _ in range(count):
             chosen.append(int(tower.logits().argmax()))
@@ -81,3 +83,9 @@ def logits_along(model: edge_llama.Model, tokens: Sequence[int]) -> Any:
         return np.stack(rows)
 
     return on_engine(model, work)
+
+
+def open_vision(artifact: VisionArtifact, *, threads: int, device: str = "auto") -> VisionTower:
+    """The vision tower on its engine, where ``device`` says."""
+    engine = vision_engine_of(artifact)
+    return engine.open(artifact, engine.place(artifact, device), threads=threads)

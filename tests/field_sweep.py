@@ -24,7 +24,7 @@ import numpy as np
 from ggufs import read_tensor
 
 import edge_llama
-from edge_llama.backends import crash_probe
+from edge_llama.backends.llama_cpp import first_run
 from edge_llama.files.artifact import packaged_path
 from edge_llama.files.formats import BY_GGML_ID
 from edge_llama.files.gguf import (
@@ -377,7 +377,7 @@ def serve(source: Path, found: Sequence[Case], verdict: Callable[[Path], str]) -
 def main() -> None:
     if sys.argv[2:] == ["-"]:
         source = Path(sys.argv[1])
-        crash_probe.require = lambda _artifact, _settings: None  # the checks of headers must do alone
+        first_run.require = lambda _artifact, _settings: None  # the checks of headers must do alone
         serve(source, cases(read_header(source)), verdict)
         return
     if sys.argv[1:]:

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from edge_llama.files.formats import FORMATS, Format
 from edge_llama.files.gguf import TensorInfo, Value, encode_header, read_header
-from quant import ggml
+from quant.reference import ggml
 
-READABLE = tuple(name for name, format_ in FORMATS.items() if ggml.can_read(format_))
+READABLE = tuple(name for name, format_ in FORMATS.items() if ggml.can_dequantize(format_))
 """Names of the formats that ggml dequantizes."""
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 import converters
 from edge_llama import Image
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.backends.towers import read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.media.llama4_tiles import tiles
 from quant.calibration import measured
@@ -35,7 +36,7 @@ def in_integers(source: Path, folder: Path, tiles: NDArray[np.float32]) -> Path:
     return folder
 
 
-def pictured(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
+def digits(spec: VisionSpec, *, held_out: bool, seed: int, count: int) -> NDArray[np.float32]:
     """Tiles of ``count`` pictures of drawn digits, in many sizes."""
     rng, found = np.random.default_rng(seed), []
     for at in range(count):

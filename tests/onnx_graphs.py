@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from quant import nbits
+from quant.nbits import Grid
 
 _PLACES = {"MatMulNBits": [(1, 2, 3)], "GatherBlockQuantized": [(0, 2, 3)], "QMoE": [(2, 3, 11), (5, 6, 12)]}
 """Where an operator has numbers, scales and zero points."""
@@ -54,10 +54,12 @@ class TextGraph:
         }
         if features is not None:
             feeds["image_features"] = features
-        made = dict(zip([node.name for node in self.session.get_outputs()], self.session.run(None, feeds), strict=True))
+        outputs = dict(
+            zip([node.name for node in self.session.get_outputs()], self.session.run(None, feeds), strict=True)
+        )
         for name in self.cache:
-            self.cache[name] = made[name.replace("past_key_values", "present")]
-        return made["logits"][0, -1]
+            self.cache[name] = outputs[name.replace("past_key_values", "present")]
+        return outputs["logits"][0, -1]
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The likeliest continuation."""
@@ -95,15 +97,31 @@ def matrices(folder: Path) -> dict[str, NDArray[np.float32]]:
         bits = attributes.get("bits", attributes.get("expert_weight_bits"))
         for at in _PLACES.get(node.op_type, ()):
             numbers, scales, zeros = (weights.get(node.input[i]) if i < len(node.input) else None for i in at)
-            grid = nbits.Grid(bits, attributes["block_size"], has_zeros=zeros is not None)
+            grid = Grid(bits, attributes["block_size"], has_zero_points=zeros is not None)
             rows = prod(scales.shape[:-1])
             parts = [None if part is None else part.reshape(rows, -1) for part in (numbers, scales, zeros)]
-            found[node.input[at[0]]] = nbits.dequantize(*parts[:2], grid, parts[2])
+            found[node.input[at[0]]] = dequantize(*parts[:2], grid, parts[2])
     if "embedding.scales" in weights:  # rows of bytes that are dequantized once they are gathered
         numbers, scales = weights["embedding.weight"], weights["embedding.scales"][..., 0]
-        grid = nbits.Grid(8, numbers.shape[1] // scales.shape[1])
-        found["embedding.weight"] = nbits.dequantize(numbers, scales, grid)
+        grid = Grid(8, numbers.shape[1] // scales.shape[1])
+        found["embedding.weight"] = dequantize(numbers, scales, grid)
     return found
+
+
+def dequantize(
+    numbers: NDArray[np.uint8], scales: NDArray[np.float32], grid: Grid, zero_points: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
+    """Weights ``(rows, columns)`` of the arrays as they lie in the file: a row's bytes, scales, zero points' bytes."""
+    n_blocks = scales.shape[1]
+    blocks = _unpacked(numbers, grid.bits).reshape(len(numbers), n_blocks, grid.block).astype(np.float32)
+    zero: Any = np.float32(2 ** (grid.bits - 1))
+    if zero_points is not None:
+        zero = _unpacked(zero_points, grid.bits)[:, :n_blocks, None].astype(np.float32)
+    return ((blocks - zero) * scales[..., None]).reshape(len(numbers), -1)
+
+
+def _unpacked(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    return raw if bits == 8 else np.stack([raw & 15, raw >> 4], axis=-1).reshape(len(raw), -1)
 
 
 def with_weights(folder: Path, quantized: Path) -> onnx.ModelProto:

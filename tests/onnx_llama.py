@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_llama.backends.onnxruntime.text import OnnxTower
-from edge_llama.files.artifact import locate
+from edge_llama.backends.towers import locate
 from edge_llama.files.onnx_text import OnnxArtifact, read_onnx_text
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "generation_config.json")
@@ -228,7 +228,7 @@ class _Graph:
             return self.op("GroupQueryAttention", *inputs, out=out, more=present, domain="com.microsoft", **sizes)
         positions = (self.cos, self.sin)
         for at, (name, count) in enumerate(((q, heads), (k, kv_heads))):
-            turned = self.op("RotaryEmbedding", name, *positions, "positions", out=f"{name}.turned", num_heads=count)
-            q, k = (turned, k) if at == 0 else (q, turned)
+            rotated = self.op("RotaryEmbedding", name, *positions, "positions", out=f"{name}.rotated", num_heads=count)
+            q, k = (rotated, k) if at == 0 else (q, rotated)
         sizes = {"q_num_heads": heads, "kv_num_heads": kv_heads}
         return self.op("Attention", q, k, v, "visible", *past, out=out, more=present, **sizes)

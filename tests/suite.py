@@ -107,11 +107,11 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """What ``make`` writes at a path of this name: the first worker that needs it makes it, the others find it."""
     folder = _folder_of_run(factory)
-    path, made = folder / name, folder / f"{name}.made"
+    path, done = folder / name, folder / f"{name}.done"
     with FileLock(folder / f"{name}.lock"):
-        if not made.exists():
+        if not done.exists():
             make(path)
-            made.touch()
+            done.touch()
     return path
 
 

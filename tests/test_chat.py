@@ -115,7 +115,7 @@ def test_retry_after_a_dropped_answer_answers_the_same_message(model: edge_llama
     assert chat.messages == [Message("user", CAPITAL), Message("assistant", answer.text)]
 
 
-def test_what_was_cleared_while_an_answer_was_made_does_not_come_back(model: edge_llama.Model) -> None:
+def test_what_was_cleared_while_an_answer_was_generated_does_not_come_back(model: edge_llama.Model) -> None:
     chat = model.chat(system="Be brief.")
     chat.send("Hello", max_tokens=4).result()
     with chat.send("Tell me a story.", temperature=0, max_tokens=8) as running:
@@ -126,7 +126,9 @@ def test_what_was_cleared_while_an_answer_was_made_does_not_come_back(model: edg
 
 
 @pytest.mark.parametrize("is_retry", [False, True])
-def test_a_system_message_that_was_set_while_an_answer_was_made_stays(model: edge_llama.Model, is_retry: bool) -> None:
+def test_a_system_message_that_was_set_while_an_answer_was_generated_stays(
+    model: edge_llama.Model, is_retry: bool
+) -> None:
     chat = model.chat(system="Be brief.")
     chat.send("Hello", max_tokens=4).result()
     brief = {"temperature": 0, "max_tokens": 4}

@@ -177,10 +177,10 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
     prompt, other = list(range(40, 80)), [*range(40, 66), *range(90, 100)]
 
     def work(session: Session, tower: TextTower) -> tuple[Any, Any, int]:
-        session.read(prompt)
+        session.prefill(prompt)
         fresh = tower.logits()
-        session.read(other)
-        reused = session.read(prompt)
+        session.prefill(other)
+        reused = session.prefill(prompt)
         return fresh, tower.logits(), reused
 
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128, kv_format="f32") as floats:
@@ -203,7 +203,7 @@ def test_cancelling_within_a_long_prompt_ends_it_early(model: edge_llama.Model) 
     assert again.timings.cached_tokens == read, "what was read before the cancel is read no second time"
 
 
-def test_cancelling_within_an_answer_keeps_what_was_made(model: edge_llama.Model) -> None:
+def test_cancelling_within_an_answer_keeps_what_was_generated(model: edge_llama.Model) -> None:
     chat = model.chat()
     generation = chat.send("Tell me a very long story about the sea.", temperature=0)
     first = next(generation)

@@ -130,7 +130,7 @@ def test_a_second_question_embeds_and_decodes_nothing_of_the_image_again(model: 
     assert other.tiles == 17, "another picture of the same size is another"
 
 
-def test_fork_rewind_and_retry_read_no_image_again(model: edge_llama.Model) -> None:
+def test_fork_rewind_and_retry_encode_no_image_again(model: edge_llama.Model) -> None:
     chat = model.chat(temperature=0, max_tokens=4)
     answer = chat.send("What is this?", images=[picture(120, 90)]).result()
     forked = chat.fork().send("And now?").result()
@@ -254,22 +254,22 @@ def test_an_image_that_does_not_fit_says_by_how_much_and_how_few_tiles_would(fol
 
 def test_a_cancel_reaches_the_vision_tower_and_the_chat_goes_on(model: edge_llama.Model) -> None:
     chat = model.chat(temperature=0, max_tokens=4)
-    embedder = model.require_vision()
+    encoder = model.require_vision()
     entered = threading.Event()
-    embed = embedder.embed
+    embed = encoder.embed
 
     def watched(tile: Any) -> Any:
         entered.set()
         return embed(tile)
 
-    embedder.embed = watched  # type: ignore[method-assign] # only to know when
+    encoder.embed = watched  # type: ignore[method-assign] # only to know when
     generation = chat.send("What is this?", images=[picture(900, 880)])
     assert entered.wait(10)
     began = time.perf_counter()
     generation.cancel()
     assert generation.result().finish_reason == "cancelled"
     assert time.perf_counter() - began < 5  # the promise of 250 ms is benchmarks/'s: this machine may be busy
-    embedder.embed = embed  # type: ignore[method-assign]
+    encoder.embed = embed  # type: ignore[method-assign]
     assert chat.messages == []
     assert chat.send("Hello").result().finish_reason in ("stop", "length")
 
@@ -347,7 +347,7 @@ def test_a_chat_whose_images_are_gone_is_saved_and_loaded(leave: Any, model: edg
     assert loaded.send("Hello").result().tokens == chat.send("Hello").result().tokens
 
 
-def test_images_that_other_tiles_show_are_read_again_and_that_is_told(
+def test_images_that_other_tiles_show_are_encoded_again_and_that_is_told(
     model: edge_llama.Model, folder: Path, tmp_path: Path
 ) -> None:
     chat = model.chat(temperature=0, max_tokens=2)
@@ -420,8 +420,8 @@ def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(mode
     expected = chat.send("What is this?", images=[picture(200, 200)]).result().tokens
     chat.rewind()
     model.answer([Message("user", "Something else")], max_tokens=1).result()
-    embedder = model.require_vision()
-    tower = embedder._opened()
+    encoder = model.require_vision()
+    tower = encoder._opened()
     encode, calls = tower.encode, iter(range(100))
 
     def failing(pixels: Any) -> Any:
@@ -429,7 +429,7 @@ def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(mode
             raise EngineError("the tower failed")
         return encode(pixels)
 
-    embedder._kept.clear()
+    encoder._kept.clear()
     chat = model.chat(temperature=0, max_tokens=4)
     on_engine(model, lambda session, _tower: session.rewind(0))
     tower.encode = failing  # type: ignore[method-assign] # a fault, as of memory that runs out
@@ -441,14 +441,14 @@ def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(mode
 
 
 def test_a_model_that_is_closed_while_an_image_is_embedded_ends_the_answer(model: edge_llama.Model) -> None:
-    embedder, entered = model.require_vision(), threading.Event()
-    opened = embedder._open_tower
+    encoder, entered = model.require_vision(), threading.Event()
+    opened = encoder._open_tower
 
     def watched() -> Any:
         entered.set()
         return opened()
 
-    embedder._open_tower = watched  # only to know when
+    encoder._open_tower = watched  # only to know when
     generation = model.answer([Message("user", [Image.open(picture(900, 880)), "?"])], max_tokens=2)
     waiting = model.answer([Message("user", [Image.open(picture(90, 88)), "?"])], max_tokens=2)
     assert entered.wait(10)

@@ -3,6 +3,9 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,44 +13,117 @@ import pytest
 import edge_llama
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "formats", "gguf", "gguf_checks", "images", "integrity", "artifact", "remembered", "vision"}
-LEAVES |= {"gguf_parts", "gguf_text", "json_file", "manifest", "mmproj", "onnx_file", "onnx_text", "text_artifact"}
+LAYERS = """
+edge_llama.errors
+edge_llama.host
+edge_llama.files
+| quant.reference
+| quant.compiled
+| quant
+| converters.metadata   converters.options   converters.times
+| converters.checkpoint
+| converters.layout   converters.folder_files   converters.tokenizers
+| converters.tensors   converters.output   converters.target
+| converters.architectures
+| converters.sources   converters.targets.onnx
+| converters.transforms
+| converters.targets
+| converters
+edge_llama.media
+edge_llama.prompts
+edge_llama.sampling
+edge_llama.backends
+edge_llama.backends.llama_cpp   edge_llama.backends.onnxruntime
+edge_llama.planning
+edge_llama.runtime
+edge_llama.generation
+edge_llama.chat
+edge_llama.model
+edge_llama
+edge_llama.history   edge_llama.convert
+edge_llama.cli.terminal
+edge_llama.cli.chat_session
+edge_llama.cli
+"""
+"""The rooms, the lowest first: each imports only rooms above it in this list. Rooms in one line don't know each other,
+and what is marked | is known to no room below it but those marked so, ``convert`` and ``cli``."""
+LINES = [line for line in LAYERS.splitlines() if line]
+LEVELS = {room: at for at, line in enumerate(LINES) for room in line.strip("| ").split()}
+CONVERSION = {room for line in LINES if line.startswith("|") for room in line.strip("| ").split()}
+BOTH_HALVES = {"edge_llama.convert", "edge_llama.cli"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names of our own modules that the file imports, wherever in it."""
+def name_of(path: Path) -> str:
+    """The dotted name of the module in a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in SOURCES}
+
+
+def room_of(module: str) -> str:
+    """The room that a module is in: itself, or the nearest package that is one."""
+    return next(room for room in _upwards(module) if room in LEVELS)
+
+
+def _upwards(module: str) -> Iterator[str]:
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Our own modules that a module imports, wherever in it: within functions and for type checking too."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(ast.parse(MODULES[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.partition(".")[0] in ("edge_llama", "converters", "quant")}
+            assert not node.level, f"{module} imports relatively"
+            names |= {
+                full if (full := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
+    return frozenset(name for name in names if name in MODULES and name != module)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    for name in imported(path):
-        package, _, rest = name.partition(".")
-        module = rest.partition(".")[0]
-        if parts[0] == "quant":
-            assert package == "quant" or module in LEAVES, f"quant imports {name}"
-        elif parts[0] == "converters":
-            assert package in ("converters", "quant") or module in LEAVES, f"converters imports {name}"
-        elif parts[:2] != ("edge_llama", "cli"):
-            assert package == "edge_llama", f"the runtime imports {name}"
-            assert module != "cli", f"{parts} imports the command line"
-        if parts[0] == "edge_llama" and parts[-1] in LEAVES and len(parts) == 2:
-            assert module in LEAVES, f"the leaf {parts[-1]} imports {name}"
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    room = room_of(module)
+    for name in imported(module):
+        other = room_of(name)
+        if other == room:
+            continue
+        assert LEVELS[other] < LEVELS[room], f"{module} ({room}) imports {name} ({other})"
+        if other in CONVERSION:
+            assert room in CONVERSION | BOTH_HALVES, f"{module}, of the runtime, imports {name}"
+        if room in CONVERSION:
+            assert other in CONVERSION or LEVELS[other] < min(map(LEVELS.__getitem__, CONVERSION)), f"{module}: {name}"
 
 
-def test_the_command_line_imports_the_converter_only_inside_a_verb() -> None:
-    for path in sorted((ROOT / "edge_llama" / "cli").glob("*.py")):
-        for node in ast.parse(path.read_text("utf-8")).body:
-            module = getattr(node, "module", None) or ""
-            assert module.partition(".")[0] not in ("converters", "quant"), path
+def test_no_files_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter({module: imported(module) for module in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1][::-1]))
+
+
+def test_every_room_is_there() -> None:
+    assert set(LEVELS) <= set(MODULES)
+    packages = {name_of(path) for path in SOURCES if path.name == "__init__.py"}
+    assert {package for package in packages if package.count(".") == 1 and package.startswith("edge_llama.")} <= set(
+        LEVELS
+    )
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if room_of(name) in BOTH_HALVES))
+def test_the_converter_is_imported_only_inside_a_function(module: str) -> None:
+    for node in ast.parse(MODULES[module].read_text("utf-8")).body:
+        imports = node.names if isinstance(node, ast.Import) else []
+        names = [alias.name for alias in imports] + [getattr(node, "module", None) or ""]
+        assert not {name.partition(".")[0] for name in names} & {"converters", "quant"}
 
 
 def run(code: str) -> str:

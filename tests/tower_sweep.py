@@ -18,8 +18,8 @@ import llama_cpp
 import numpy as np
 from llama_cpp import mtmd_cpp as mtmd
 
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.files.artifact import read_vision
 from edge_llama.files.gguf import ValueType, array, boolean, f32, read_header, string, u32
 
 _V = "clip.vision."

@@ -6,12 +6,15 @@ from typing import Any, Protocol
 
 from converters.architectures.llama import LLAMA, Weight
 from converters.architectures.llama4 import LLAMA4
+from converters.architectures.llama4_meta import MetaLlama4, is_llama4
+from converters.architectures.llama_meta import MetaLlama
+from converters.architectures.meta import MetaFamily
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
-__all__ = ["ARCHITECTURES", "Architecture", "Weight", "for_config", "for_gguf"]
+__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta"]
 
 
 class Architecture(Protocol):
@@ -76,3 +79,8 @@ def for_gguf(header: Header) -> Architecture:
     raise CheckpointError(
         f"{header.path}: architecture {header.architecture!r} can't be converted", remedy=f"supported: {supported}"
     )
+
+
+def for_meta(params: Mapping[str, Any], folder: Path) -> MetaFamily:
+    """The family of a Meta folder whose params.json holds ``params``, which are checked: CheckpointError."""
+    return MetaLlama4.read(params, folder) if is_llama4(params) else MetaLlama.read(params, folder)

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.architectures.rotary import llama3_factors, llama3_scaling
-from converters.checkpoint import NOT_TOGETHER, Checkpoint, Fields, Tensor, shortest
+from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, config_fields
+from converters.tensors.permuted import halved, interleaved
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import F32
-from edge_llama.files.gguf import Header, Value, f32, string, u32
+from edge_llama.files.gguf import Header, Value, f32, shortest, string, u32
+from edge_llama.files.json_fields import Fields
 from quant.recipe import Model
 
 _LAYER = {
@@ -59,7 +61,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """A Llama config, checked, with today's and older spellings made one and transformers' defaults filled in."""
+    """A Llama config, checked, with today's and older spellings unified and transformers' defaults filled in."""
 
     n_vocab: int
     n_ctx: int
@@ -79,7 +81,7 @@ class Hyperparameters:
 
 def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     """Read a Llama config.json; CheckpointError names the field that is missing, of a wrong type or unsupported."""
-    fields = Fields(config, path)
+    fields = config_fields(config, path)
     if config.get("quantization_config"):
         raise fields.fail(
             "quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint"
@@ -116,10 +118,11 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
 
 def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
     """The base and the scaling, empty if there is none. transformers 5 keeps both in ``rope_parameters``."""
-    parameters = fields.config.get("rope_parameters") or fields.config.get("rope_scaling") or {}
+    parameters = fields.content.get("rope_parameters") or fields.content.get("rope_scaling") or {}
     if not isinstance(parameters, dict):
         raise fields.fail("rope_scaling", f"is {parameters!r}, expected an object")
-    theta = fields.real("rope_theta", 10000.0, parameters if "rope_theta" in parameters else None)
+    rope = replace(fields, content=parameters)
+    theta = (rope if "rope_theta" in parameters else fields).real("rope_theta", 10000.0)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return theta, {}
@@ -127,11 +130,11 @@ def _rope(fields: Fields) -> tuple[float, dict[str, Any]]:
         return theta, {"rope_type": kind}
     if kind not in ("linear", "llama3"):
         raise fields.fail("rope_scaling", f"has type {kind!r}", "supported: default, linear, llama3")
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": fields.real("factor", 8.0, parameters)}
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": rope.real("factor", 8.0)}
     if kind == "llama3":
-        scaling["low_freq_factor"] = fields.real("low_freq_factor", 1.0, parameters)
-        scaling["high_freq_factor"] = fields.real("high_freq_factor", 4.0, parameters)
-        scaling["original"] = fields.real("original_max_position_embeddings", 8192, parameters)
+        scaling["low_freq_factor"] = rope.real("low_freq_factor", 1.0)
+        scaling["high_freq_factor"] = rope.real("high_freq_factor", 4.0)
+        scaling["original"] = rope.real("original_max_position_embeddings", 8192)
     return theta, scaling
 
 
@@ -153,28 +156,6 @@ def _factors(hp: Hyperparameters, path: Path) -> NDArray[np.float32]:
             remedy="download config.json again",
         )
     return factors
-
-
-def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
-    """Q or K rows from Hugging Face's order (halves) to llama.cpp's (pairs)."""
-    return _reordered(tensor, head_dim, (2, head_dim // 2))
-
-
-def halved(tensor: Tensor, head_dim: int) -> Tensor:
-    """The inverse of :func:`interleaved`."""
-    return _reordered(tensor, head_dim, (head_dim // 2, 2))
-
-
-def _reordered(tensor: Tensor, head_dim: int, grid: tuple[int, int]) -> Tensor:
-    """Within each head, rows seen as ``grid`` are transposed. A bias is a column of such rows."""
-    is_vector = len(tensor.shape) == 1
-    unit = tensor.format.row_bytes(1 if is_vector else tensor.columns)
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        raw = tensor.read(start, stop)
-        return raw.reshape(-1, *grid, unit).swapaxes(1, 2).reshape(raw.shape)
-
-    return replace(tensor, read=read, step=1 if is_vector else head_dim)
 
 
 def keeps_rope_freqs(hp: Hyperparameters) -> bool:

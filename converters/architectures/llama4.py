@@ -12,12 +12,13 @@ from typing import Any
 
 from converters.architectures import llama
 from converters.architectures.llama import OUTSIDE, ROPE_FREQS, Weight
-from converters.checkpoint import Checkpoint, Fields, Tensor, text_config
+from converters.checkpoint import Checkpoint, Tensor, config_fields, text_config
 from converters.tensors.joined import joined
 from converters.tensors.transposed import floats, transposed
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value, u32
 from edge_llama.files.gguf_limits import LLAMA4_NOPE_INTERVAL
+from edge_llama.files.json_fields import Fields
 from quant.recipe import Model
 
 _DEFAULTS = {  # of transformers' Llama4TextConfig, where they differ from Llama's
@@ -77,7 +78,7 @@ class Hyperparameters:
 def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
     """Read the text part of a Llama 4's config.json; CheckpointError names the field that is missing or wrong."""
     text = {**_DEFAULTS, **text_config(config)}
-    fields = Fields(text, path)
+    fields = config_fields(text, path)
     base = llama.hyperparameters({**text, "hidden_act": "silu"}, path)
     if base.n_layer > MAX_LAYERS:
         raise fields.fail("num_hidden_layers", f"is {base.n_layer}, expected {MAX_LAYERS} at most")
@@ -109,7 +110,7 @@ def hyperparameters(config: Mapping[str, Any], path: Path) -> Hyperparameters:
 
 
 def _whole(fields: Fields, key: str, least: int) -> int:
-    value = fields.config[key]
+    value = fields.content[key]
     if not isinstance(value, int) or not least <= value < 1 << 32:
         raise fields.fail(key, f"is {value!r:.100}, expected an integer of at least {least}")
     return int(value)
@@ -117,7 +118,7 @@ def _whole(fields: Fields, key: str, least: int) -> int:
 
 def _integers(fields: Fields, key: str, default: range) -> tuple[int, ...]:
     """A list of small numbers; layers that are listed are there."""
-    value = fields.config.get(key)
+    value = fields.content.get(key)
     if value is None:
         return tuple(default)
     if not isinstance(value, list) or any(not isinstance(item, int) or not 0 <= item < 1 << 16 for item in value):
@@ -173,7 +174,7 @@ def _check_for_gguf(hp: Hyperparameters, config: Mapping[str, Any], path: Path) 
     ):
         if not is_built_in:
             problem = f"is {value!r:.100}; in GGUF it can only be: {built_in}"
-            raise Fields(config, path).fail(key, problem, _KEEP)
+            raise config_fields(config, path).fail(key, problem, _KEEP)
 
 
 def _qk_norm(hp: Hyperparameters) -> str:
@@ -257,7 +258,7 @@ class Llama4:
     config_names = ("Llama4ForConditionalGeneration", "Llama4ForCausalLM")
 
     def weights(self, checkpoint: Checkpoint) -> list[Weight]:
-        """Every tensor of the GGUF file, checked for shape, sorted as llama.cpp sorts; experts are turned over."""
+        """Every tensor of the GGUF file, checked for shape, sorted as llama.cpp sorts; experts are transposed."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         _check_for_gguf(hp, checkpoint.config, checkpoint.path)
         return llama.in_order(self._checked(checkpoint, hp))
@@ -285,7 +286,7 @@ class Llama4:
         return Model(hp.base.n_layer, hp.base.n_head, hp.base.n_head_kv, hp.n_expert)
 
     def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-        """The text tower's under Hugging Face's names, experts turned over; CheckpointError unless it is whole."""
+        """The text tower's under Hugging Face's names, experts transposed; CheckpointError unless it is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         names = _names(hp)
         tensors = {names[weight.tensor.name]: weight.tensor for weight in self._checked(checkpoint, hp)}
@@ -294,7 +295,7 @@ class Llama4:
         return tensors
 
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-        """Those of both towers, a GGUF source's experts turned over; CheckpointError unless the text tower is whole."""
+        """Those of both towers, a GGUF source's experts transposed; CheckpointError unless the text tower is whole."""
         hp = hyperparameters(checkpoint.config, checkpoint.path)
         self._checked(checkpoint, hp)
         llama.check_scaling_for_folder(checkpoint, hp.base)

@@ -1,7 +1,7 @@
 """Llama 4 as Meta publishes it: params.json and its names, in Hugging Face's terms.
 
 Source: github.com/meta-llama/llama-models, ``models/llama4``: ``args.py`` for what the fields mean, the load hooks of
-``model.py``, ``moe.py`` and ``ffn.py`` for what tensors under the names of training are made of. Rotary embedding pairs
+``model.py``, ``moe.py`` and ``ffn.py`` for what tensors under the names of training hold. Rotary embedding pairs
 neighbouring rows in both, so no rows are reordered. The vision tower's tensors get Hugging Face's names too.
 """
 
@@ -9,27 +9,23 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from converters.architectures import llama_meta
 from converters.architectures.llama4 import MAX_LAYERS
-from converters.architectures.llama4_vision import resampled
-from converters.architectures.llama_families import LLAMA4_TOKENS
-from converters.checkpoint import Fields, Tensor
+from converters.architectures.llama4_vision import gguf_name, resampled
+from converters.architectures.llama_families import LLAMA4_TOKENS, Tokens
+from converters.architectures.llama_meta import OUTSIDE, MetaLlama
+from converters.checkpoint import Tensor, config_fields
 from converters.metadata.vocabulary import Vocabulary
 from converters.tensors.joined import joined
+from converters.tensors.split import rows
 from converters.tensors.transposed import transposed
 from edge_llama.errors import CheckpointError
+from edge_llama.files.json_fields import Fields
+from edge_llama.files.llama4_vision_shapes import VisionSizes
 
-NAME = "Llama 4"
-TOKENS = LLAMA4_TOKENS
-IGNORED = re.compile(r"(^|\.)rope\.freqs$|\._extra_state$|_gate_stats_3E$|\.expert_activation_DE$")
-"""Recomputed by every runtime, or left over from training."""
 _CONTEXT, _SCALED_CONTEXT = 1 << 20, 10 << 20  # Maverick's and Scout's, as published; params.json doesn't say
-REMEDY = "give the folder of a Llama 4 in full precision, or its Hugging Face version"
+_REMEDY = "give the folder of a Llama 4 in full precision, or its Hugging Face version"
 _ROUTER, _EXPERTS = "feed_forward.router_DE", "feed_forward.experts"
 _LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -94,21 +90,66 @@ class Vision:
     output_dim: int
     shuffle_ratio: float
 
+    def sizes(self, n_text: int) -> VisionSizes:
+        """What the shapes follow from beside a text tower of width ``n_text``."""
+        return VisionSizes(
+            n_embd=self.dim,
+            n_ff=self.n_ff,
+            patch=self.patch,
+            positions=(self.image // self.patch) ** 2 + 1,
+            shuffled=int(self.dim // self.shuffle_ratio**2),
+            n_adapter=self.output_dim,
+            n_text=n_text,
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Params:
-    """params.json, checked. ``base.n_ff`` is the width of layers without experts, ``n_ff`` that of an expert."""
+class MetaLlama4:
+    """params.json, checked; see :class:`~converters.architectures.meta.MetaFamily`.
 
-    base: llama_meta.Params
+    ``base.n_ff`` is the width of layers without experts, ``n_ff`` that of an expert.
+    """
+
+    name: ClassVar[str] = "Llama 4"
+    tokens: ClassVar[Tokens] = LLAMA4_TOKENS
+    has_sentencepiece: ClassVar[bool] = False
+    ignored: ClassVar[re.Pattern[str]] = re.compile(
+        r"(^|\.)rope\.freqs$|\._extra_state$|_gate_stats_3E$|\.expert_activation_DE$"
+    )
+    """Recomputed by every runtime, or left over from training."""
+    remedy: ClassVar[str] = _REMEDY
+    gate: ClassVar[None] = None
+
+    base: MetaLlama
     n_expert: int
     n_expert_used: int
     moe_step: int
     n_ff: int
     vision: Vision | None
 
+    @classmethod
+    def read(cls, config: Mapping[str, Any], path: Path) -> "MetaLlama4":
+        """Check the content of ``path``/params.json; CheckpointError names the field."""
+        others = {key: value for key, value in config.items() if key not in ("moe_args", "vision_args")}
+        base = MetaLlama.read({"rope_theta": 500000.0, **others}, path)
+        if base.n_layers > MAX_LAYERS:
+            raise base.fields.fail("n_layers", f"is {base.n_layers}, expected {MAX_LAYERS} at most")
+        moe = config_fields(config["moe_args"], path, "params.json: moe_args")
+        vision = config.get("vision_args")
+        if vision is not None and not isinstance(vision, dict):
+            raise base.fields.fail("vision_args", f"is {vision!r:.100}, expected an object")
+        return cls(
+            base=base,
+            n_expert=moe.size("num_experts"),
+            n_expert_used=moe.size("top_k", 1),
+            moe_step=moe.size("interleave_moe_layer_step", 1),
+            n_ff=_expert_width(base, moe),
+            vision=_vision(config_fields(vision, path, "params.json: vision_args")) if vision else None,
+        )
+
     @property
     def fields(self) -> Fields:
-        """For errors, and what needs no check."""
+        """params.json, for errors and for what needs no check."""
         return self.base.fields
 
     @property
@@ -118,8 +159,81 @@ class Params:
 
     @property
     def n_vocab(self) -> int | None:
-        """Rows of the embedding, None: to be taken from it."""
+        """Rows of the embedding; None: as many as there are."""
         return self.base.n_vocab
+
+    def split(self, shard: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
+        """A shard's tensors under the names of Meta's published code, experts as ``(expert, inputs, outputs)``."""
+        found: dict[str, Tensor] = {}
+        for name, tensor in shard.items():
+            prefix, rest = _layer(name)
+            for part_name, part in _taken_apart(rest, tensor, self) if prefix else (_outside(name, tensor, self),):
+                if prefix + part_name in found:
+                    raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=_REMEDY)
+                found[prefix + part_name] = part
+        return found
+
+    def is_known(self, name: str) -> bool:
+        """Whether a Llama 4 of these params has a tensor of that name."""
+        prefix, rest = _layer(name)
+        if prefix:
+            return rest in _LAYER or rest in (_ROUTER, *(f"{_EXPERTS}.w{number}" for number in (1, 2, 3)))
+        return name in OUTSIDE or (self.vision is not None and _vision_name(name) is not None)
+
+    def shape(self, name: str, n_vocab: int) -> tuple[int, ...]:
+        """What a tensor's shape must be, all shards together."""
+        prefix, rest = _layer(name)
+        dim, width = self.dim, self.n_ff
+        if prefix and rest.startswith((_EXPERTS, _ROUTER)):
+            return {
+                _ROUTER: (dim, self.n_expert),
+                f"{_EXPERTS}.w2": (self.n_expert, width, dim),
+            }.get(rest, (self.n_expert, dim, width))
+        if prefix and "shared_expert" in rest:
+            return (dim, width) if rest.endswith("w2.weight") else (width, dim)
+        if self.vision and (known := _vision_name(name)):
+            return self.vision.sizes(dim).shape(gguf_name(known))
+        return self.base.shape(name, n_vocab)
+
+    def copies(self, name: str, shards: int) -> int:
+        """In how many neighbouring shards the same rows lie."""
+        return self.base.copies(name, shards)
+
+    def is_whole(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether each shard may have all of it."""
+        return len(shape) == 1 or name.endswith((_ROUTER, "positional_embedding_vlm"))
+
+    def hugging_face(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors as Hugging Face has them."""
+        text = "language_model." if self.vision else ""
+        return {
+            new_name: renamed.renamed(new_name)
+            for name, tensor in merged.items()
+            for new_name, renamed in _renamed(name, tensor, merged, text)
+        }
+
+    def config(self, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
+        """config.json's content."""
+        text = {**_text_config(self, len(vocabulary.tokens)), "tie_word_embeddings": tied}
+        if self.vision is None:
+            return {"architectures": ["Llama4ForCausalLM"], **text}
+        return {
+            "architectures": ["Llama4ForConditionalGeneration"],
+            "model_type": "llama4",
+            "tie_word_embeddings": tied,
+            "text_config": text,
+            "vision_config": _vision_config(self.vision),
+        }
+
+    def template(self, _vocabulary: Vocabulary) -> str:
+        """The chat template's name."""
+        return "llama4"
+
+    def notes(self, _config: Mapping[str, Any]) -> dict[str, str]:
+        """What params.json left open, by topic."""
+        context = _SCALED_CONTEXT if self.base.scaled_rope else _CONTEXT
+        which = "Scout" if self.base.scaled_rope else "Maverick"
+        return {"context length": f"{context:,}, as in Llama 4 {which} (params.json doesn't say)"}
 
 
 def is_llama4(config: Mapping[str, Any]) -> bool:
@@ -127,31 +241,11 @@ def is_llama4(config: Mapping[str, Any]) -> bool:
     return isinstance(config.get("moe_args"), dict)
 
 
-def read_params(config: Mapping[str, Any], path: Path) -> Params:
-    """Check the content of ``path``/params.json; CheckpointError names the field."""
-    others = {key: value for key, value in config.items() if key not in ("moe_args", "vision_args")}
-    base = llama_meta.read_params({"rope_theta": 500000.0, **others}, path)
-    if base.n_layers > MAX_LAYERS:
-        raise base.fields.fail("n_layers", f"is {base.n_layers}, expected {MAX_LAYERS} at most")
-    moe = Fields(config["moe_args"], path, "params.json: moe_args")
-    vision = config.get("vision_args")
-    if vision is not None and not isinstance(vision, dict):
-        raise base.fields.fail("vision_args", f"is {vision!r:.100}, expected an object")
-    return Params(
-        base=base,
-        n_expert=moe.size("num_experts"),
-        n_expert_used=moe.size("top_k", 1),
-        moe_step=moe.size("interleave_moe_layer_step", 1),
-        n_ff=_expert_width(base, moe),
-        vision=_vision(Fields(vision, path, "params.json: vision_args")) if vision else None,
-    )
-
-
-def _expert_width(base: llama_meta.Params, moe: Fields) -> int:
+def _expert_width(base: MetaLlama, moe: Fields) -> int:
     """By the formula of Meta's ``MoE``: as many weights at work as in a dense layer."""
     width = int(2 * int(base.fields.real("ffn_exp", 4.0) * base.dim) / 3)
     width = int(base.fields.real("ffn_dim_multiplier", 1.0) * width)
-    if moe.config.get("auto_scale_F", True):
+    if moe.content.get("auto_scale_F", True):
         width = int(width / (moe.real("capacity_factor", 1.0) + 1))
     multiple = base.fields.size("multiple_of", 256)
     return width + -width % multiple
@@ -159,10 +253,10 @@ def _expert_width(base: llama_meta.Params, moe: Fields) -> int:
 
 def _vision(fields: Fields) -> Vision:
     def side(key: str) -> int:
-        size = fields.config.get(key)
+        size = fields.content.get(key)
         if not isinstance(size, dict) or size.get("height") != size.get("width"):
             raise fields.fail(key, f"is {size!r:.100}, expected a height and an equal width")
-        return Fields(size, fields.path, f"{fields.file}: {key}").size("height")
+        return replace(fields, content=size, called=f"{key}: ").size("height")
 
     dim = fields.size("dim")
     return Vision(
@@ -177,24 +271,12 @@ def _vision(fields: Fields) -> Vision:
     )
 
 
-def split(shard: Mapping[str, Tensor], params: Params, where: Path) -> dict[str, Tensor]:
-    """A shard's tensors under the names of Meta's published code, experts as ``(expert, inputs, outputs)``."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in shard.items():
-        prefix, rest = _layer(name)
-        for part_name, part in _taken_apart(rest, tensor, params) if prefix else (_outside(name, tensor, params),):
-            if prefix + part_name in found:
-                raise CheckpointError(f"{where}: tensor {prefix + part_name!r} is there twice", remedy=REMEDY)
-            found[prefix + part_name] = part
-    return found
-
-
-def _outside(name: str, tensor: Tensor, params: Params) -> tuple[str, Tensor]:
+def _outside(name: str, tensor: Tensor, params: MetaLlama4) -> tuple[str, Tensor]:
     """What has the wrong shape stays as it is, which will be found."""
     if name != f"{_ENCODER}positional_embedding" or params.vision is None:
         return name, tensor
     new_name = f"{name}_vlm"
-    fits = tensor.shape == _vision_shape(new_name, params.vision, params.dim)
+    fits = tensor.shape == params.shape(new_name, 0)
     return new_name, resampled(tensor) if fits else tensor
 
 
@@ -204,86 +286,19 @@ def _layer(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else ("", name)
 
 
-def _taken_apart(rest: str, tensor: Tensor, params: Params) -> Iterator[tuple[str, Tensor]]:
+def _taken_apart(rest: str, tensor: Tensor, params: MetaLlama4) -> Iterator[tuple[str, Tensor]]:
     """What doesn't divide evenly stays as it is: its shape will be found wrong."""
     if rest in _TOGETHER:
         sizes = (params.base.n_heads, params.base.n_kv_heads, params.base.n_kv_heads) if "wqkv" in rest else (1, 1)
         unit, at = tensor.shape[0] // sum(sizes), 0
         for name, size in zip(_TOGETHER[rest], sizes, strict=True):
-            yield name, _rows(tensor, at, at + size * unit)
+            yield name, rows(tensor, at, at + size * unit)
             at += size * unit
         return
     name = _TRAINED.get(rest, rest)
     if name.startswith(_EXPERTS) and len(tensor.shape) == 2 and tensor.rows % params.n_expert == 0:
         tensor = replace(tensor, shape=(params.n_expert, tensor.rows // params.n_expert, tensor.columns))
     yield name, tensor
-
-
-def _rows(tensor: Tensor, first: int, last: int) -> Tensor:
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return tensor.read(first + start, first + stop)
-
-    return replace(tensor, shape=(last - first, *tensor.shape[1:]), read=read)
-
-
-def shape(name: str, params: Params, n_vocab: int) -> tuple[int, ...]:
-    """What a tensor's shape must be, all shards together."""
-    prefix, rest = _layer(name)
-    dim, width = params.dim, params.n_ff
-    if prefix and rest.startswith((_EXPERTS, _ROUTER)):
-        return {
-            _ROUTER: (dim, params.n_expert),
-            f"{_EXPERTS}.w2": (params.n_expert, width, dim),
-        }.get(rest, (params.n_expert, dim, width))
-    if prefix and "shared_expert" in rest:
-        return (dim, width) if rest.endswith("w2.weight") else (width, dim)
-    if name.startswith("vision_") and params.vision:
-        return _vision_shape(name, params.vision, dim)
-    return llama_meta.shape(name, params.base, n_vocab)
-
-
-def _vision_shape(name: str, vision: Vision, text_dim: int) -> tuple[int, ...]:
-    dim, out = vision.dim, vision.output_dim
-    rest = re.sub(r"^.*\.resblocks\.\d+\.", "", name)
-    return {
-        "vision_projection.weight": (text_dim, out),
-        f"{_ADAPTER}mlp.c_fc.weight": (out, int(dim // vision.shuffle_ratio**2)),
-        f"{_ADAPTER}mlp.c_proj.weight": (out, out),
-        f"{_ENCODER}conv1._linear.weight": (dim, 3 * vision.patch**2),
-        f"{_ENCODER}positional_embedding_vlm": ((vision.image // vision.patch) ** 2 + 1, dim),
-        **{f"attn.w{part}.weight": (dim, dim) for part in "qkvo"},
-        "mlp.c_fc.weight": (vision.n_ff, dim),
-        "mlp.c_fc.bias": (vision.n_ff,),
-        "mlp.c_proj.weight": (dim, vision.n_ff),
-    }.get(rest, (dim,))
-
-
-def is_whole(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether each shard may have all of it."""
-    return len(shape) == 1 or name.endswith((_ROUTER, "positional_embedding_vlm"))
-
-
-def copies(name: str, params: Params, shards: int) -> int:
-    """In how many neighbouring shards the same rows lie."""
-    return llama_meta.copies(name, params.base, shards)
-
-
-def is_known(name: str, params: Params) -> bool:
-    """Whether a Llama 4 of these params has a tensor of that name."""
-    prefix, rest = _layer(name)
-    if prefix:
-        return rest in _LAYER or rest in (_ROUTER, *(f"{_EXPERTS}.w{number}" for number in (1, 2, 3)))
-    return name in llama_meta.OUTSIDE or (params.vision is not None and _vision_name(name) is not None)
-
-
-def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
-    """Whole tensors as Hugging Face has them."""
-    text = "language_model." if params.vision else ""
-    found = {}
-    for name, tensor in merged.items():
-        for new_name, made in _renamed(name, tensor, merged, text):
-            found[new_name] = made.renamed(new_name)
-    return found
 
 
 def _vision_name(name: str) -> str | None:
@@ -298,7 +313,7 @@ def _renamed(name: str, tensor: Tensor, merged: Mapping[str, Tensor], text: str)
     prefix, rest = _layer(name)
     layer = f"{text}model.{prefix}"
     if not prefix:
-        yield _vision_name(name) or text + llama_meta.OUTSIDE[name], tensor
+        yield _vision_name(name) or text + OUTSIDE[name], tensor
     elif rest in _LAYER:
         yield layer + _LAYER[rest], tensor
     elif rest == _ROUTER:
@@ -309,24 +324,10 @@ def _renamed(name: str, tensor: Tensor, merged: Mapping[str, Tensor], text: str)
         yield f"{layer}{_EXPERTS}.gate_up_proj", joined([tensor, merged[f"{prefix}{_EXPERTS}.w3"]], -1)
 
 
-def config(params: Params, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
-    """config.json's content."""
-    text = {**_text_config(params, len(vocabulary.tokens)), "tie_word_embeddings": tied}
-    if params.vision is None:
-        return {"architectures": ["Llama4ForCausalLM"], **text}
-    return {
-        "architectures": ["Llama4ForConditionalGeneration"],
-        "model_type": "llama4",
-        "tie_word_embeddings": tied,
-        "text_config": text,
-        "vision_config": _vision_config(params.vision),
-    }
-
-
-def _text_config(params: Params, n_vocab: int) -> dict[str, Any]:
+def _text_config(params: MetaLlama4, n_vocab: int) -> dict[str, Any]:
     base, fields = params.base, params.fields
-    interval = fields.config.get("nope_layer_interval") and fields.size("nope_layer_interval")
-    chunk = fields.config.get("attention_chunk_size") and fields.size("attention_chunk_size")
+    interval = fields.content.get("nope_layer_interval") and fields.size("nope_layer_interval")
+    chunk = fields.content.get("attention_chunk_size") and fields.size("attention_chunk_size")
     floor = fields.real("floor_scale", 8192.0)
     return {
         "model_type": "llama4_text",
@@ -386,15 +387,3 @@ def _vision_config(vision: Vision) -> dict[str, Any]:
         "vision_output_dim": vision.output_dim,
         "multi_modal_projector_bias": False,
     }
-
-
-def family(_params: Params, _vocabulary: Vocabulary) -> str:
-    """The chat template's name."""
-    return "llama4"
-
-
-def notes(params: Params, _config: Mapping[str, Any]) -> dict[str, str]:
-    """What params.json left open, by topic."""
-    context = _SCALED_CONTEXT if params.base.scaled_rope else _CONTEXT
-    which = "Scout" if params.base.scaled_rope else "Maverick"
-    return {"context length": f"{context:,}, as in Llama 4 {which} (params.json doesn't say)"}

@@ -14,17 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.architectures.llama import Weight
-from converters.checkpoint import Checkpoint, Fields, Tensor, read_json, text_config
+from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, config_fields, read_json, text_config
 from edge_llama.errors import ArtifactError, CheckpointError
 from edge_llama.files.formats import F32
 from edge_llama.files.gguf import Value, ValueType, array, boolean, f32, string, u32
+from edge_llama.files.json_fields import Fields
+from edge_llama.files.llama4_vision_shapes import VisionSizes
 from edge_llama.files.vision_spec import VisionSpec
 from quant.kernels import recode
 
 EPS = 1e-5  # of every LayerNorm, whatever config.json says: transformers never asks it
 MODEL, PROJECTOR = "vision_model.", "multi_modal_projector.linear_1.weight"
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files with the image processor's settings: of the first that is there."""
 _ROPE_THETA = 10000.0  # llama.cpp's, built in
-_OUTSIDE = {
+_BEFORE = {
     "class_embedding": "v.class_embd",
     "positional_embedding_vlm": "v.position_embd.weight",
     "patch_embedding.linear.weight": "v.patch_embd.weight",
@@ -32,6 +36,8 @@ _OUTSIDE = {
     "layernorm_pre.bias": "v.pre_ln.bias",
     "layernorm_post.weight": "v.post_ln.weight",
     "layernorm_post.bias": "v.post_ln.bias",
+}
+_AFTER = {
     "vision_adapter.mlp.fc1.weight": "mm.model.mlp.1.weight",
     "vision_adapter.mlp.fc2.weight": "mm.model.mlp.2.weight",
 }
@@ -82,7 +88,7 @@ def hyperparameters(checkpoint: Checkpoint) -> Hyperparameters:
     config = checkpoint.config.get("vision_config")
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{checkpoint.path}: config.json: vision_config is missing", remedy="download it again")
-    fields = Fields(config, checkpoint.path, "config.json: vision_config")
+    fields = config_fields(config, checkpoint.path, "config.json: vision_config")
     _check_kind(fields)
     n_embd, n_head = fields.size("hidden_size", 768), fields.size("num_attention_heads", 16)
     if n_embd % (4 * n_head):
@@ -96,8 +102,9 @@ def hyperparameters(checkpoint: Checkpoint) -> Hyperparameters:
     n_ff = fields.size("intermediate_size", 5632)
     if n_ff != n_embd * scale**2:  # transformers reads the adapter's input width from it
         raise fields.fail("intermediate_size", f"is {n_ff}, expected {n_embd * scale**2}, the adapter's width")
-    text = Fields(text_config(checkpoint.config), checkpoint.path, "config.json: text_config")
-    rope = config.get("rope_parameters")
+    text = config_fields(text_config(checkpoint.config), checkpoint.path, "config.json: text_config")
+    parameters = config.get("rope_parameters")
+    rope = replace(fields, content=parameters) if isinstance(parameters, Mapping) else fields
     return Hyperparameters(
         n_embd=n_embd,
         n_ff=n_ff,
@@ -108,7 +115,7 @@ def hyperparameters(checkpoint: Checkpoint) -> Hyperparameters:
         scale=scale,
         n_adapter=_n_adapter(fields),
         n_text=text.size("hidden_size", 5120),
-        rope_theta=fields.real("rope_theta", _ROPE_THETA, rope if isinstance(rope, Mapping) else None),
+        rope_theta=rope.real("rope_theta", _ROPE_THETA),
     )
 
 
@@ -117,7 +124,7 @@ def _check_kind(fields: Fields) -> None:
         *(("hidden_act", "gelu"), ("num_channels", 3), ("vision_feature_layer", -1)),
         *(("vision_feature_select_strategy", "default"), ("multi_modal_projector_bias", False)),
     ):
-        if (found := fields.config.get(key, expected)) != expected:
+        if (found := fields.content.get(key, expected)) != expected:
             raise fields.fail(key, f"is {found!r:.100}, expected {expected!r}", "only Llama 4's own is supported")
 
 
@@ -156,44 +163,42 @@ def spec(checkpoint: Checkpoint) -> VisionSpec:
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     """The image processor's settings: in a file of their own, or within processor_config.json."""
-    if (folder / "preprocessor_config.json").is_file():
-        return read_json(folder / "preprocessor_config.json")
-    if (folder / "processor_config.json").is_file():
-        given = read_json(folder / "processor_config.json").get("image_processor")
-        return given if isinstance(given, dict) else {}
-    return {}
+    own, within = (folder / name for name in PREPROCESSORS)
+    if own.is_file():
+        return read_json(own)
+    given = read_json(within).get("image_processor") if within.is_file() else None
+    return given if isinstance(given, dict) else {}
 
 
 def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
     """Every tensor by its name in the checkpoint, without ``vision_model.``, in its order, checked for shape."""
-    shapes = {MODEL + name: shape for name, shape in _shapes(hp)} | {PROJECTOR: (hp.n_text, hp.n_adapter)}
+    sizes = VisionSizes(
+        n_embd=hp.n_embd,
+        n_ff=hp.n_ff,
+        patch=hp.patch_size,
+        positions=hp.grid**2 + 1,
+        shuffled=hp.n_embd * hp.scale**2,
+        n_adapter=hp.n_adapter,
+        n_text=hp.n_text,
+    )
+    shapes = {name: sizes.shape(gguf_name(name)) for name in _names(hp.n_layer)}
     found = {name: checkpoint.tensor(name, shape) for name, shape in shapes.items()}
     ours = [name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector."))]
     if left := sorted(set(ours) - found.keys()):
         raise CheckpointError(
             f"{checkpoint.path}: tensor {left[0]!r} is not part of a Llama 4's vision tower of this config",
-            remedy="config.json and the weights don't belong together: download both again",
+            remedy=NOT_TOGETHER,
         )
     return {name.removeprefix(MODEL): found[name] for name in ours}
 
 
-def _shapes(hp: Hyperparameters) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width = hp.n_embd
-    yield "class_embedding", (width,)
-    yield "positional_embedding_vlm", (hp.grid**2 + 1, width)
-    yield "patch_embedding.linear.weight", (width, 3 * hp.patch_size**2)
-    for norm in ("layernorm_pre", "layernorm_post"):
-        yield f"{norm}.weight", (width,)
-        yield f"{norm}.bias", (width,)
-    for layer in range(hp.n_layer):
-        for name in _LAYER:
-            rows = hp.n_ff if name == "mlp.fc1" else width
-            columns = hp.n_ff if name == "mlp.fc2" else width
-            is_norm = name.endswith("layernorm")
-            yield f"model.layers.{layer}.{name}.weight", (rows,) if is_norm else (rows, columns)
-            yield f"model.layers.{layer}.{name}.bias", (rows,)
-    yield "vision_adapter.mlp.fc1.weight", (hp.n_adapter, width * hp.scale**2)
-    yield "vision_adapter.mlp.fc2.weight", (hp.n_adapter, hp.n_adapter)
+def _names(n_layer: int) -> Iterator[str]:
+    """Every tensor under Hugging Face's name."""
+    yield from (MODEL + name for name in _BEFORE)
+    for layer in range(n_layer):
+        yield from (f"{MODEL}model.layers.{layer}.{part}.{kind}" for part in _LAYER for kind in ("weight", "bias"))
+    yield from (MODEL + name for name in _AFTER)
+    yield PROJECTOR
 
 
 def mmproj(checkpoint: Checkpoint) -> tuple[list[Weight], dict[str, Value]]:
@@ -206,15 +211,17 @@ def mmproj(checkpoint: Checkpoint) -> tuple[list[Weight], dict[str, Value]]:
             remedy="write the vision tower as ONNX (--vision-to onnx)",
         )
     in_order = sorted(tensors(checkpoint, hp).items(), key=lambda entry: entry[1].name)  # as a safetensors file is
-    weights = [Weight(tensor.renamed(_gguf_name(name)), "vision", -1) for name, tensor in in_order]
+    weights = [Weight(tensor.renamed(gguf_name(name)), "vision", -1) for name, tensor in in_order]
     return weights, _metadata(hp, spec(checkpoint))
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """GGUF's name for the tensor that Hugging Face calls ``name``, with or without ``vision_model.``."""
+    name = name.removeprefix(MODEL)
     if name == PROJECTOR:
         return "mm.model.fc.weight"
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
+    if found := _BEFORE.get(name) or _AFTER.get(name):
+        return found
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
     part, _, kind = rest.rpartition(".")
     return f"v.blk.{layer}.{_LAYER[part]}.{kind}"
@@ -241,10 +248,10 @@ def _metadata(hp: Hyperparameters, images: VisionSpec) -> dict[str, Value]:
 
 
 def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines by which each pair of values in a head is turned, float32 (patches + 1, head_dim / 2).
+    """RoPE's cosines and sines for each pair of values in a head, float32 ``(patches + 1, head_dim / 2)``.
 
-    The first half of the pairs is turned by a patch's column, the second by its row, both from 1; the class token,
-    which is the last, is not turned.
+    The first half of the pairs is rotated by a patch's column, the second by its row, both from 1; the class token,
+    which is the last, is not rotated.
     """
     patches = np.arange(hp.grid**2)
     half = hp.head_dim // 2
@@ -256,7 +263,7 @@ def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 def resampled(old: Tensor) -> Tensor:
-    """Positions as Meta's code had them before ``positional_embedding_vlm``, made into these: float32.
+    """Position embeddings as Meta's code had them before ``positional_embedding_vlm``, as these: float32.
 
     The class token's is the first of them and remains. The others lie half a patch further right and down: each of
     the new is the mean of the four around it, and beyond the upper and left edge there are zeros. So the load hook of

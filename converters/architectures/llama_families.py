@@ -7,7 +7,10 @@ templates in Hugging Face's repositories, they neither trim what is said nor add
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from converters.metadata.vocabulary import Vocabulary
+from edge_llama.errors import OptionError
 
 _NAMED = {
     0: "<|begin_of_text|>",
@@ -216,3 +219,15 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """By the names that ``--chat-template`` knows."""
+
+
+def with_family(vocabulary: Vocabulary, name: str) -> Vocabulary:
+    """The vocabulary with a family's template and ends of turn; OptionError if it lacks the tokens for it."""
+    family = FAMILIES[name]
+    ids = {text: index for index, text in enumerate(vocabulary.tokens)}
+    if missing := [token for token in family.needs if token not in ids]:
+        raise OptionError(
+            f"--chat-template {name}: the vocabulary has no {missing[0]}", remedy="give the template as a file"
+        )
+    special = {**{kind: ids[token] for kind, token in family.ends.items()}, **vocabulary.special}
+    return replace(vocabulary, chat_templates={"default": family.template}, special=special)

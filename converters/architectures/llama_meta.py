@@ -10,18 +10,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from converters.architectures.llama import halved
-from converters.architectures.llama_families import LLAMA3_TOKENS
-from converters.checkpoint import Fields, Tensor
+from converters.architectures.llama_families import LLAMA3_TOKENS, Tokens
+from converters.architectures.meta import EMBEDDING, OUTPUT
+from converters.checkpoint import Tensor, config_fields
 from converters.metadata.vocabulary import Vocabulary
+from converters.tensors.permuted import halved
+from edge_llama.files.json_fields import Fields
 
-NAME = "Llama"
-TOKENS = LLAMA3_TOKENS
-IGNORED = re.compile(r"(^|\.)rope\.freqs$")  # Llama 1 and 2: recomputed by every runtime
-EMBEDDING, OUTPUT = "tok_embeddings.weight", "output.weight"
-GATE = "layers.0.feed_forward.w1.weight"
 OUTSIDE = {EMBEDDING: "model.embed_tokens.weight", "norm.weight": "model.norm.weight", OUTPUT: "lm_head.weight"}
 _LAYER = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -42,12 +39,18 @@ _ELSEWHERE = {
     "quantization_args": "quantized weights",
     "lora_args": "an adapter beside the weights",
 }
-REMEDY = "give the folder of a text Llama in full precision, or its Hugging Face version"
 
 
 @dataclass(frozen=True, slots=True)
-class Params:
-    """params.json, checked. ``n_vocab`` None: to be taken from the embedding (Llama 2 says -1)."""
+class MetaLlama:
+    """params.json, checked; see :class:`~converters.architectures.meta.MetaFamily`."""
+
+    name: ClassVar[str] = "Llama"
+    tokens: ClassVar[Tokens] = LLAMA3_TOKENS
+    has_sentencepiece: ClassVar[bool] = True
+    ignored: ClassVar[re.Pattern[str]] = re.compile(r"(^|\.)rope\.freqs$")  # Llama 1 and 2: recomputed by every runtime
+    remedy: ClassVar[str] = "give the folder of a text Llama in full precision, or its Hugging Face version"
+    gate: ClassVar[str] = "layers.0.feed_forward.w1.weight"
 
     fields: Fields
     dim: int
@@ -59,6 +62,33 @@ class Params:
     rope_theta: float
     scaled_rope: bool
 
+    @classmethod
+    def read(cls, config: Mapping[str, Any], path: Path) -> "MetaLlama":
+        """Check the content of ``path``/params.json; CheckpointError names the field."""
+        nested = config.get("model")  # Llama 3.1 405B's
+        fields = config_fields(nested if isinstance(nested, dict) else config, path, "params.json")
+        for key, meaning in _ELSEWHERE.items():
+            value = fields.content.get(key)
+            if value and value != -1:
+                raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", cls.remedy)
+        dim, n_heads = fields.size("dim"), fields.size("n_heads")
+        n_kv_heads = fields.size("n_kv_heads", n_heads)
+        if dim % n_heads or dim // n_heads % 2:
+            raise fields.fail("n_heads", f"is {n_heads}, which does not divide dim {dim} into heads of even size")
+        if n_heads % n_kv_heads:
+            raise fields.fail("n_kv_heads", f"is {n_kv_heads}, which does not divide {n_heads} heads")
+        return cls(
+            fields=fields,
+            dim=dim,
+            n_layers=fields.size("n_layers"),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            n_vocab=None if fields.content.get("vocab_size", -1) == -1 else fields.size("vocab_size"),
+            norm_eps=fields.real("norm_eps", 1e-5),
+            rope_theta=fields.real("rope_theta", 10000.0),
+            scaled_rope=fields.flag("use_scaled_rope"),
+        )
+
     @property
     def head_dim(self) -> int:
         """Values of a head."""
@@ -68,56 +98,111 @@ class Params:
     def n_ff(self) -> int:
         """The feed-forward width, by the formula of Meta's ``FeedForward``."""
         width = int(2 * 4 * self.dim / 3)
-        if self.fields.config.get("ffn_dim_multiplier") is not None:
+        if self.fields.content.get("ffn_dim_multiplier") is not None:
             width = int(self.fields.real("ffn_dim_multiplier", 1.0) * width)
         multiple = self.fields.size("multiple_of", 256)
         return -(-width // multiple) * multiple
 
+    def split(self, shard: Mapping[str, Tensor], _where: Path) -> Mapping[str, Tensor]:
+        """The shard as it is."""
+        return shard
 
-def read_params(config: Mapping[str, Any], path: Path) -> Params:
-    """Check the content of ``path``/params.json; CheckpointError names the field."""
-    nested = config.get("model")  # Llama 3.1 405B's
-    fields = Fields(nested if isinstance(nested, dict) else config, path, "params.json")
-    for key, meaning in _ELSEWHERE.items():
-        value = fields.config.get(key)
-        if value and value != -1:
-            raise fields.fail(key, f"is set: {meaning} can't be converted from Meta's format", REMEDY)
-    dim, n_heads = fields.size("dim"), fields.size("n_heads")
-    n_kv_heads = fields.size("n_kv_heads", n_heads)
-    if dim % n_heads or dim // n_heads % 2:
-        raise fields.fail("n_heads", f"is {n_heads}, which does not divide dim {dim} into heads of even size")
-    if n_heads % n_kv_heads:
-        raise fields.fail("n_kv_heads", f"is {n_kv_heads}, which does not divide {n_heads} heads")
-    return Params(
-        fields=fields,
-        dim=dim,
-        n_layers=fields.size("n_layers"),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        n_vocab=None if fields.config.get("vocab_size", -1) == -1 else fields.size("vocab_size"),
-        norm_eps=fields.real("norm_eps", 1e-5),
-        rope_theta=fields.real("rope_theta", 10000.0),
-        scaled_rope=fields.flag("use_scaled_rope"),
-    )
+    def is_known(self, name: str) -> bool:
+        """Whether a Llama has a tensor of that name."""
+        return _new_name(name) is not None
 
+    def shape(self, name: str, n_vocab: int) -> tuple[int, ...]:
+        """What a tensor's shape must be, all shards together."""
+        q, kv = self.dim, self.n_kv_heads * self.head_dim
+        return {
+            EMBEDDING: (n_vocab, self.dim),
+            OUTPUT: (n_vocab, self.dim),
+            "attention.wq.weight": (q, self.dim),
+            "attention.wk.weight": (kv, self.dim),
+            "attention.wv.weight": (kv, self.dim),
+            "attention.wo.weight": (self.dim, q),
+            "feed_forward.w1.weight": (self.n_ff, self.dim),
+            "feed_forward.w3.weight": (self.n_ff, self.dim),
+            "feed_forward.w2.weight": (self.dim, self.n_ff),
+        }.get(re.sub(r"^layers\.\d+\.", "", name), (self.dim,))
 
-def split(shard: Mapping[str, Tensor], _params: Params, _where: Path) -> Mapping[str, Tensor]:
-    """A shard's tensors, each of which is one."""
-    return shard
+    def copies(self, name: str, shards: int) -> int:
+        """In how many shards the same rows lie: K and V of fewer heads than shards (405B in 16 parts)."""
+        is_kv = name.endswith((".attention.wk.weight", ".attention.wv.weight"))
+        return max(shards // self.n_kv_heads, 1) if is_kv else 1
 
+    def is_whole(self, _name: str, shape: tuple[int, ...]) -> bool:
+        """Whether it is a norm."""
+        return len(shape) == 1
 
-def is_known(name: str, _params: Params) -> bool:
-    """Whether a Llama has a tensor of that name."""
-    return _new_name(name) is not None
+    def hugging_face(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors as Hugging Face has them: the rows of Q and K in halves."""
+        found = {}
+        for name, tensor in merged.items():
+            new_name = _new_name(name) or name
+            found[new_name] = (halved(tensor, self.head_dim) if _is_rotary(name) else tensor).renamed(new_name)
+        return found
 
+    def config(self, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
+        """config.json's content."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "vocab_size": len(vocabulary.tokens),
+            "hidden_size": self.dim,
+            "intermediate_size": self.n_ff,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self._context(_is_llama3(vocabulary)),
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self._rope_scaling(tied) if self.scaled_rope else None,
+            "tie_word_embeddings": tied,
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
 
-def hugging_face(merged: Mapping[str, Tensor], params: Params) -> dict[str, Tensor]:
-    """Whole tensors as Hugging Face has them."""
-    found = {}
-    for name, tensor in merged.items():
-        new_name = _new_name(name) or name
-        found[new_name] = (halved(tensor, params.head_dim) if _is_rotary(name) else tensor).renamed(new_name)
-    return found
+    def _context(self, is_llama3: bool) -> int:
+        """Tokens of context that the model was trained for, which params.json doesn't say.
+
+        By transformers' script; Llama 1 is told from Llama 2 by its eps, as llama.cpp's older script did.
+        """
+        if is_llama3:
+            return 131072 if self.scaled_rope else 8192
+        if self.rope_theta > 10000.0:
+            return 16384  # Code Llama
+        return 4096 if self.norm_eps == 1e-5 else 2048
+
+    def _rope_scaling(self, tied: bool) -> dict[str, Any]:
+        """Llama 3.1's scaling. Its factor, where params.json has none, is 8, and 32 in Llama 3.2 1B and 3B.
+
+        Meta's own code says 8 for all; the published config.json files say 32 for these two, and so do torchtune and
+        every GGUF of them. They are the only Llamas whose output is the embedding (3.2 11B and 90B, with vision, have
+        8).
+        """
+        factor = 32.0 if tied else 8.0
+        return {
+            "rope_type": "llama3",
+            "factor": self.fields.real("rope_scaling_factor", factor),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": self.fields.real("rope_high_freq_factor", 4.0),
+            "original_max_position_embeddings": 8192,
+        }
+
+    def template(self, vocabulary: Vocabulary) -> str:
+        """The chat template's name."""
+        return ("llama3.1" if self.scaled_rope else "llama3") if _is_llama3(vocabulary) else "llama2"
+
+    def notes(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """What params.json left open, by topic."""
+        scaling = config["rope_scaling"]
+        if scaling is None or self.fields.content.get("rope_scaling_factor") is not None:
+            return {}
+        which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
+        return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
 
 
 def _new_name(name: str) -> str | None:
@@ -126,103 +211,10 @@ def _new_name(name: str) -> str | None:
     return f"model.layers.{match[1]}.{rest}" if match and rest else OUTSIDE.get(name)
 
 
-def shape(name: str, params: Params, n_vocab: int) -> tuple[int, ...]:
-    """What a tensor's shape must be, all shards together."""
-    q, kv = params.dim, params.n_kv_heads * params.head_dim
-    return {
-        EMBEDDING: (n_vocab, params.dim),
-        OUTPUT: (n_vocab, params.dim),
-        "attention.wq.weight": (q, params.dim),
-        "attention.wk.weight": (kv, params.dim),
-        "attention.wv.weight": (kv, params.dim),
-        "attention.wo.weight": (params.dim, q),
-        "feed_forward.w1.weight": (params.n_ff, params.dim),
-        "feed_forward.w3.weight": (params.n_ff, params.dim),
-        "feed_forward.w2.weight": (params.dim, params.n_ff),
-    }.get(re.sub(r"^layers\.\d+\.", "", name), (params.dim,))
-
-
-def copies(name: str, params: Params, shards: int) -> int:
-    """In how many neighbouring shards the same rows lie: K and V of fewer heads than shards (405B in 16 parts)."""
-    is_kv = name.endswith((".attention.wk.weight", ".attention.wv.weight"))
-    return max(shards // params.n_kv_heads, 1) if is_kv else 1
-
-
-def is_whole(_name: str, shape: tuple[int, ...]) -> bool:
-    """Whether each shard may have all of it."""
-    return len(shape) == 1
-
-
 def _is_rotary(name: str) -> bool:
     """Whether rows are in the order of Meta's rotary embedding: neighbours are a pair."""
     return name.endswith((".attention.wq.weight", ".attention.wk.weight"))
 
 
-def config(params: Params, vocabulary: Vocabulary, *, tied: bool) -> dict[str, Any]:
-    """config.json's content."""
-    scaling = _rope_scaling(params, tied) if params.scaled_rope else None
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "vocab_size": len(vocabulary.tokens),
-        "hidden_size": params.dim,
-        "intermediate_size": params.n_ff,
-        "num_hidden_layers": params.n_layers,
-        "num_attention_heads": params.n_heads,
-        "num_key_value_heads": params.n_kv_heads,
-        "head_dim": params.head_dim,
-        "max_position_embeddings": _context(params, _is_llama3(vocabulary)),
-        "rms_norm_eps": params.norm_eps,
-        "rope_theta": params.rope_theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": tied,
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
-
-
-def _context(params: Params, is_llama3: bool) -> int:
-    """Tokens of context that the model was trained for, which params.json doesn't say.
-
-    By transformers' script; Llama 1 is told from Llama 2 by its eps, as llama.cpp's older script did.
-    """
-    if is_llama3:
-        return 131072 if params.scaled_rope else 8192
-    if params.rope_theta > 10000.0:
-        return 16384  # Code Llama
-    return 4096 if params.norm_eps == 1e-5 else 2048
-
-
-def _rope_scaling(params: Params, tied: bool) -> dict[str, Any]:
-    """Llama 3.1's scaling. Its factor, where params.json has none, is 8, and 32 in Llama 3.2 1B and 3B.
-
-    Meta's own code says 8 for all; the published config.json files say 32 for these two, and so do torchtune and
-    every GGUF of them. They are the only Llamas whose output is the embedding (3.2 11B and 90B, with vision, have 8).
-    """
-    factor = 32.0 if tied else 8.0
-    return {
-        "rope_type": "llama3",
-        "factor": params.fields.real("rope_scaling_factor", factor),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": params.fields.real("rope_high_freq_factor", 4.0),
-        "original_max_position_embeddings": 8192,
-    }
-
-
-def family(params: Params, vocabulary: Vocabulary) -> str:
-    """The chat template's name."""
-    return ("llama3.1" if params.scaled_rope else "llama3") if _is_llama3(vocabulary) else "llama2"
-
-
 def _is_llama3(vocabulary: Vocabulary) -> bool:
     return vocabulary.merges is not None
-
-
-def notes(params: Params, config: Mapping[str, Any]) -> dict[str, str]:
-    """What params.json left open, by topic."""
-    scaling = config["rope_scaling"]
-    if scaling is None or params.fields.config.get("rope_scaling_factor") is not None:
-        return {}
-    which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
-    return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}

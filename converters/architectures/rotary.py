@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import shortest
+from edge_llama.files.gguf import shortest
 
 _PUBLISHED = (8192.0, 1.0, 4.0)  # original context, low and high frequency factor of Llama 3.1 to 3.3
 _USUAL_FACTORS = (8.0, 32.0, 2.0, 4.0, 16.0, 64.0)

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import shortest
 from edge_llama.errors import CheckpointError
-from edge_llama.files.gguf import Header, Value, ValueType, array, f32
+from edge_llama.files.gguf import Header, Value, ValueType, array, f32, shortest
 from edge_llama.files.gguf_text import END_TOKENS
 
 _CORRECT = "correct it, or remove it"

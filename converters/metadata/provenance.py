@@ -1,4 +1,4 @@
-"""Where a model comes from and under which terms: what a checkpoint says of it goes with what is made of it.
+"""Where a model comes from and under which terms: what a checkpoint says of it goes into the output.
 
 A folder's README.md begins with Hugging Face's model card metadata (YAML); licences and policies are files beside it.
 """
@@ -15,6 +15,7 @@ from edge_llama.files.gguf import Value, ValueType, array, string, u32
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
 _NOTICE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)(\.(txt|md))?", re.IGNORECASE)
 _MAX_BYTES = 1 << 20
+_CARD = "README.md"
 _TEXTS = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
 _LISTS = {"tags": "tags", "language": "languages"}
 
@@ -31,15 +32,24 @@ class Provenance:
 def read_provenance(folder: Path) -> Provenance:
     """What ``folder`` says of the model's origin; a model card that can't be read is a problem to tell, no error."""
     try:
-        card, problem = _card(folder / "README.md")
-        notices = {
-            path.name: path.read_bytes()
-            for path in sorted(folder.iterdir())
-            if _NOTICE.fullmatch(path.name) and path.is_file() and path.stat().st_size <= _MAX_BYTES
-        }
+        card, problem = _card(folder / _CARD)
+        notices = {path.name: path.read_bytes() for path in _notices(folder)}
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return Provenance(_fields(card), notices, problem)
+
+
+def provenance_files(folder: Path) -> list[Path]:
+    """The files that :func:`read_provenance` reads, if they are there."""
+    return [folder / _CARD, *_notices(folder)]
+
+
+def _notices(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if _NOTICE.fullmatch(path.name) and path.is_file() and path.stat().st_size <= _MAX_BYTES
+    ]
 
 
 def _card(path: Path) -> tuple[Mapping[str, Any], str]:

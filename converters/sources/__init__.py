@@ -1,14 +1,14 @@
 """Where checkpoints come from: one file per kind."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from converters.checkpoint import INPUT_SUFFIXES, Checkpoint
+from converters.checkpoint import Checkpoint
 from converters.sources import gguf, meta, safetensors
 from edge_llama.errors import CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
-from edge_llama.files.gguf_parts import parts
+from edge_llama.files.identity import file_state
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
@@ -32,11 +32,14 @@ def open_checkpoint(source: Path) -> Checkpoint:
     )
 
 
-def fingerprint(inputs: Sequence[Path]) -> str:
-    """Names, sizes and times of change of the files that a conversion reads at ``inputs``, files or folders."""
-    try:
-        files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else parts(path))]
-        stats = [(str(file.resolve()), file.stat()) for file in files if file.suffix in INPUT_SUFFIXES]
-    except OSError as error:
-        raise CheckpointError(f"{inputs[0]}: cannot be read: {error.strerror}") from error
-    return json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+def fingerprint(files: Iterable[Path]) -> str:
+    """Names, sizes and times of change of those of ``files`` that are there. CheckpointError if one can't be read."""
+    states = []
+    for file in dict.fromkeys(files):
+        try:
+            states.append((str(file.resolve()), *file_state(file)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    return json.dumps(states)

@@ -6,11 +6,12 @@ from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import from_gguf
-from converters.sources.stored import Stored
+from converters.sources.file_rows import FileRows
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, TensorInfo
 from edge_llama.files.gguf_text import read_gguf_text
-from quant.kernels import can_read
+from quant.dequantize import can_dequantize, takes_ggml
+from quant.reference import ggml
 
 
 def open_file(path: Path) -> Checkpoint:
@@ -27,16 +28,19 @@ def open_file(path: Path) -> Checkpoint:
         tensors=architecture.tensors_from_gguf(tensors, config, path),
         vocabulary=from_gguf(header),
         generation=generation_config.from_gguf(header),
+        files=artifact.files,
         metadata=header.fields,
     )
 
 
 def _tensor(part: Header, info: TensorInfo) -> Tensor:
     """Formats for use inside a computation (q8_1, q8_k) or for other things than weights (i32) have no way back."""
-    if not can_read(info.format):
+    if not can_dequantize(info.format):
         raise CheckpointError(
             f"{part.path}: tensor {info.name!r} is stored as {info.format}, which ggml cannot dequantize",
             remedy="give a file in another format",
         )
+    if takes_ggml(info.format):
+        ggml.require(f"{part.path}: tensor {info.name!r} is stored as {info.format}, which only ggml can dequantize")
     row_bytes = info.format.row_bytes(info.shape[-1])
-    return Tensor(info.name, info.shape, info.format, Stored(part.path, info.offset, row_bytes))
+    return Tensor(info.name, info.shape, info.format, FileRows(part.path, info.offset, row_bytes))

@@ -9,24 +9,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from converters.architectures import llama4_meta, llama_meta
-from converters.architectures.llama_meta import EMBEDDING, GATE, OUTPUT
-from converters.checkpoint import Checkpoint, Tensor, read_json
-from converters.metadata.provenance import read_provenance
+from converters.architectures import MetaFamily, for_meta
+from converters.architectures.llama4_vision import PREPROCESSORS
+from converters.architectures.llama_families import with_family
+from converters.architectures.meta import EMBEDDING, OUTPUT
+from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
+from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
 from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
-from converters.transforms.chat_templates import TOPIC, with_family
 from edge_llama.errors import CheckpointError
 
-Params = llama_meta.Params | llama4_meta.Params
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_TOKENIZER = "tokenizer.model"
 _MAX_TOKENIZER = 64 << 20
 _SLICE = 4 << 20  # bytes compared at once
 
@@ -44,45 +44,44 @@ def open_folder(folder: Path) -> Checkpoint:
     """
     if not (folder / "params.json").is_file():
         raise CheckpointError(f"{folder}: params.json is missing", remedy="download it too")
-    content = read_json(folder / "params.json")
-    family: ModuleType = llama4_meta if llama4_meta.is_llama4(content) else llama_meta
-    params: Params = family.read_params(content, folder)
+    family = for_meta(read_json(folder / "params.json"), folder)
     path, ranks = _tokenizer(folder)
-    shards = [family.split(shard, params, folder) for shard in _shards(folder, family.IGNORED)]
-    if unknown := [name for name in shards[0] if not family.is_known(name, params)]:
-        raise CheckpointError(
-            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.NAME} in Meta's format",
-            remedy=family.REMEDY,
-        )
-    n_vocab = _n_vocab(params, folder, shards)
-    if family is llama_meta:
-        _check_width(params, folder, shards)
-    merged = {name: _merged(name, family, params, n_vocab, folder, shards) for name in shards[0]}
+    names = _shard_names(folder)
+    shards = [family.split(shard, folder) for shard in _shards(folder, names, family.ignored)]
+    _check_known(family, folder, shards)
+    n_vocab = _n_vocab(family, folder, shards)
+    _check_width(family, folder, shards)
+    merged = {name: _merged(name, family, n_vocab, folder, shards) for name in shards[0]}
     vocabulary = _vocabulary(path, ranks, n_vocab, family)
     tied = _is_tied(merged)
     if tied:
         del merged[OUTPUT]
-    config = family.config(params, vocabulary, tied=tied)
+    config = family.config(vocabulary, tied=tied)
     checkpoint = Checkpoint(
         folder,
         _name(folder),
         config,
-        family.hugging_face(merged, params),
+        family.hugging_face(merged),
         vocabulary,
         generation={},
-        notes=family.notes(params, config) | _padding_note(path, vocabulary),
+        files=_files(folder, names, path),
+        notes=family.notes(config) | _padding_note(path, vocabulary),
         provenance=read_provenance(folder),
     )
-    return _with_default_template(checkpoint, family.family(params, vocabulary))
+    return _with_default_template(checkpoint, family.template(vocabulary))
+
+
+def _files(folder: Path, shards: Sequence[str], tokenizer: Path) -> tuple[Path, ...]:
+    own = [folder / name for name in ("params.json", _TOKENIZER, *shards, *PREPROCESSORS)]
+    return (*sorted((*own, *provenance_files(folder))), tokenizer)
 
 
 def _shard_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("consolidated.*.pth") if _SHARD.fullmatch(path.name))
 
 
-def _shards(folder: Path, ignored: re.Pattern[str]) -> list[dict[str, Tensor]]:
+def _shards(folder: Path, names: Sequence[str], ignored: re.Pattern[str]) -> list[dict[str, Tensor]]:
     """The tensors of consolidated.00.pth, .01.pth, ...: the same names in each."""
-    names = _shard_names(folder)
     expected = [f"consolidated.{index:02}.pth" for index in range(max(len(names), 1))]
     if missing := [name for name in expected if name not in names]:
         raise CheckpointError(f"{folder}: {missing[0]} is missing", remedy="download it too")
@@ -96,26 +95,36 @@ def _shards(folder: Path, ignored: re.Pattern[str]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _n_vocab(params: Params, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> int:
+def _check_known(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    if unknown := [name for name in shards[0] if not family.is_known(name)]:
+        raise CheckpointError(
+            f"{folder}: tensor {unknown[0][:200]!r} is not part of a {family.name} in Meta's format",
+            remedy=family.remedy,
+        )
+
+
+def _n_vocab(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> int:
     """Rows of the whole embedding: cut by columns in Llama 2, by rows since Llama 3."""
     parts = _parts(EMBEDDING, folder, shards)
-    whole_rows = all(len(part.shape) == 2 and part.columns == params.dim for part in parts)
+    whole_rows = all(len(part.shape) == 2 and part.columns == family.dim for part in parts)
     n_vocab = sum(part.rows for part in parts) if whole_rows else parts[0].rows
-    if params.n_vocab not in (None, n_vocab):
-        raise params.fields.fail(
+    if family.n_vocab not in (None, n_vocab):
+        raise family.fields.fail(
             "vocab_size",
-            f"is {params.n_vocab}, the embedding has {n_vocab} rows",
+            f"is {family.n_vocab}, the embedding has {n_vocab} rows",
             "a shard is missing or too many, or dim is wrong",
         )
     return n_vocab
 
 
-def _check_width(params: Params, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
-    width = sum(part.shape[0] for part in _parts(GATE, folder, shards))
-    if width != params.n_ff:
-        raise params.fields.fail(
+def _check_width(family: MetaFamily, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> None:
+    if family.gate is None:
+        return
+    width = sum(part.shape[0] for part in _parts(family.gate, folder, shards))
+    if width != family.n_ff:
+        raise family.fields.fail(
             "dim, multiple_of and ffn_dim_multiplier",
-            f"give a feed-forward width of {params.n_ff}, the weights have {width}",
+            f"give a feed-forward width of {family.n_ff}, the weights have {width}",
             "one of them is missing or wrong, or a shard is missing",
         )
 
@@ -127,20 +136,15 @@ def _parts(name: str, folder: Path, shards: Sequence[Mapping[str, Tensor]]) -> l
 
 
 def _merged(
-    name: str,
-    family: ModuleType,
-    params: Params,
-    n_vocab: int,
-    folder: Path,
-    shards: Sequence[Mapping[str, Tensor]],
+    name: str, family: MetaFamily, n_vocab: int, folder: Path, shards: Sequence[Mapping[str, Tensor]]
 ) -> Tensor:
     """A tensor whole, read from all its shares."""
     parts = _parts(name, folder, shards)
-    shape = family.shape(name, params, n_vocab)
+    shape = family.shape(name, n_vocab)
     if len({part.format for part in parts}) > 1:
         raise CheckpointError(f"{folder}: tensor {name!r} has several dtypes", remedy="download it again")
     may_repeat = len(parts) == 1 or family.is_whole(name, shape)
-    tensor = _whole(parts[:: family.copies(name, params, len(parts))], shape, may_repeat=may_repeat)
+    tensor = _whole(parts[:: family.copies(name, len(parts))], shape, may_repeat=may_repeat)
     if tensor is None:
         found = ", ".join(str(list(part.shape)) for part in parts)
         raise CheckpointError(
@@ -182,7 +186,7 @@ def _is_tied(merged: Mapping[str, Tensor]) -> bool:
 
 def _tokenizer(folder: Path) -> tuple[Path, bytes]:
     """tokenizer.model: in the folder, or beside it as Llama 2's download puts it."""
-    for path in (folder / "tokenizer.model", folder.absolute().parent / "tokenizer.model"):
+    for path in (folder / _TOKENIZER, folder.absolute().parent / _TOKENIZER):
         if path.is_file():
             if path.stat().st_size > _MAX_TOKENIZER:
                 raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")
@@ -193,11 +197,11 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 
-def _vocabulary(path: Path, content: bytes, n_vocab: int, family: ModuleType) -> Vocabulary:
+def _vocabulary(path: Path, content: bytes, n_vocab: int, family: MetaFamily) -> Vocabulary:
     """Ranks of tiktoken (since Llama 3) or pieces of sentencepiece (Llama 2), padded as the embedding is."""
-    if not is_ranks(content) and family is llama_meta:
+    if not is_ranks(content) and family.has_sentencepiece:
         return read_sentencepiece(path, n_vocab)
-    known = family.TOKENS
+    known = family.tokens
     vocabulary = read_ranks(content, path, known.pre, known.special, n_vocab)
     special = {kind: vocabulary.tokens.index(text) for kind, text in known.kinds.items()}
     return replace(vocabulary, special=special, add={"bos": True, "eos": False, "sep": False})
@@ -224,7 +228,7 @@ def _with_default_template(checkpoint: Checkpoint, family: str) -> Checkpoint:
         note = (
             f"none, as the name {checkpoint.name!r} says neither chat nor instruct (--chat-template {family} adds one)"
         )
-        return replace(checkpoint, notes={**checkpoint.notes, TOPIC: note})
+        return replace(checkpoint, notes={**checkpoint.notes, TEMPLATE_NOTE: note})
     note = f"{family}, by the name {checkpoint.name!r} (--chat-template changes it)"
     vocabulary = with_family(checkpoint.vocabulary, family)
-    return replace(checkpoint, vocabulary=vocabulary, notes={**checkpoint.notes, TOPIC: note})
+    return replace(checkpoint, vocabulary=vocabulary, notes={**checkpoint.notes, TEMPLATE_NOTE: note})

@@ -6,15 +6,16 @@ Format: https://huggingface.co/docs/safetensors.
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
-from converters.metadata.provenance import read_provenance
-from converters.sources.stored import Stored
-from converters.tokenizers.reader import read_folder
+from converters.metadata.provenance import provenance_files, read_provenance
+from converters.sources.file_rows import FileRows
+from converters.tokenizers.reader import read_folder, tokenizer_files
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
 
@@ -35,7 +36,7 @@ def open_folder(folder: Path) -> Checkpoint:
         )
     config = read_json(config_path)
     text = text_config(config)
-    tensors = _sharded(folder) if (folder / INDEX).is_file() else read_file(_single_file(folder))
+    tensors, weights = _sharded(folder) if (folder / INDEX).is_file() else _single(folder)
     _check_vocab_size(folder, text, tensors)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.is_file() else {}
@@ -47,9 +48,15 @@ def open_folder(folder: Path) -> Checkpoint:
         tensors,
         read_folder(folder, text),
         generation,
+        files=_files(folder, weights),
         notes={"model card": provenance.problem} if provenance.problem else {},
         provenance=provenance,
     )
+
+
+def _files(folder: Path, weights: Sequence[Path]) -> tuple[Path, ...]:
+    settings = [folder / name for name in ("config.json", "generation_config.json", INDEX, *PREPROCESSORS)]
+    return tuple(sorted((*settings, *weights, *tokenizer_files(folder), *provenance_files(folder))))
 
 
 def _check_vocab_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -90,14 +97,21 @@ def _single_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no *.safetensors file", remedy=remedy)
 
 
-def _sharded(folder: Path) -> dict[str, Tensor]:
-    """The tensors of all shards that the index names, each in the shard where the index says."""
+def _single(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of the only file of weights, and that file."""
+    file = _single_file(folder)
+    return read_file(file), [file]
+
+
+def _sharded(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """The tensors of all shards that the index names, each in the shard where the index says, and these files."""
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty", remedy=_DOWNLOAD_INDEX)
     tensors: dict[str, Tensor] = {}
-    for shard in sorted({str(name) for name in weight_map.values()}):
+    shards = sorted({str(name) for name in weight_map.values()})
+    for shard in shards:
         if Path(shard).name != shard or not shard.isprintable():
             raise CheckpointError(
                 f"{index}: weight_map names {shard!r}, which is no file of this folder", remedy=_DOWNLOAD_INDEX
@@ -114,7 +128,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
         if extra := sorted(found.keys() - weight_map.keys()):
             raise CheckpointError(f"{folder / shard}: tensor {extra[0]!r} is not in {INDEX}", remedy=_DOWNLOAD_INDEX)
         tensors |= found
-    return tensors
+    return tensors, [folder / shard for shard in shards]
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -200,7 +214,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, Stored(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return Tensor(name, shape, format_, FileRows(path, data_start + begin, format_.row_bytes(shape[-1])))
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from converters.checkpoint import Tensor
+from converters.sources.file_rows import FileRows
 from converters.sources.safetensors import DTYPES, impostor
-from converters.sources.stored import Stored
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import Format
@@ -165,7 +165,7 @@ def _tensor(path: Path, file: BinaryIO, directory: Mapping[str, ZipInfo], prefix
     if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
         raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
-    return Tensor(name, shape, format_, Stored(path, start, columns * item, pitch * item))
+    return Tensor(name, shape, format_, FileRows(path, start, columns * item, pitch * item))
 
 
 def _format(view: View, fail: Callable[..., CheckpointError]) -> Format:

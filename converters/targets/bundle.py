@@ -1,90 +1,78 @@
 """A bundle: a folder with the towers of a model, each for its engine, and a manifest that says how they are run.
 
 The text tower is a GGUF file (or several) or an ONNX file with its weights beside it; so is the vision tower, whose
-GGUF file is called mmproj. The checkpoint's licence files go along; the manifest is made last, since it holds every
+GGUF file is called mmproj. The checkpoint's licence files go along; the manifest is written last, since it holds every
 file's hash.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint
+from converters.layout import Closing, Layout
 from converters.options import Options
-from converters.targets import gguf, mmproj
-from converters.targets.layout import Closing, Layout, Part
-from edge_llama.errors import CheckpointError, OptionError
+from converters.target import TowerFiles
+from converters.targets.writers import (
+    TEXT,
+    VISION,
+    check_heeded,
+    check_same_kind,
+    with_quant,
+    with_vision_quant,
+)
+from edge_llama.errors import CheckpointError
 from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
 
-QUANTS = gguf.QUANTS
-DEFAULT_QUANT = gguf.DEFAULT_QUANT
-VISION_ENGINES = {"onnx": "onnxruntime", "gguf": "llama.cpp"}
-"""What ``vision_to`` may say, and the engine for it."""
-VISION_QUANTS = {"onnx": ("f16", "f32", "int8", "int4", "a16w8"), "gguf": mmproj.QUANTS}
-DEFAULT_VISION = "onnx"
+_NOTHING = TowerFiles(())
 
 
-def has_vision(checkpoint: Checkpoint) -> bool:
-    """Whether there is a vision tower beside the text tower."""
-    return any(name.startswith("vision_model.") for name in checkpoint.tensors)
+class Bundle:
+    """A folder of towers."""
 
+    def chosen(self, options: Options, towers: Collection[str]) -> Options:
+        """With each tower's recipe or format, and the vision tower's kind of file."""
+        writer = TEXT[options.to or "gguf"]
+        has_text, has_vision = "text" in towers, "vision" in towers
+        check_heeded(options, writer.options if has_text else None, has_vision=has_vision)
+        writer.check(options)
+        check_same_kind(options, towers)
+        if has_text:
+            called = "onnx" if options.to == "onnx" else "bundle"
+            options = with_quant(options, called, writer.quants, writer.default_quant)
+        if has_vision:
+            alone = None if has_text else options.to
+            options = with_vision_quant(options, options.vision_to or alone or next(iter(VISION)))
+        return options
 
-def towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
-    """Which of the checkpoint's towers are written; OptionError if it lacks the one that ``asked`` names."""
-    there = ("text", "vision") if has_vision(checkpoint) else ("text",)
-    if asked in (None, "all"):
-        return there
-    if asked not in there:
-        raise OptionError(
-            f"--tower {asked}: {checkpoint.path} has a text tower alone", remedy="leave it out, or give another source"
+    def lay_out(self, checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
+        """The folder of the towers for which ``options`` name a format."""
+        manifest = Manifest(
+            name=checkpoint.name,
+            writer=f"edge-llama {version('edge-llama')}",
+            files={},
+            generation=checkpoint.generation,
         )
-    return (asked,)
+        text = vision = _NOTHING
+        if options.quant:
+            writer = TEXT[options.to or "gguf"]
+            text = writer.files(checkpoint, options)
+            tower = Tower(writer.engine, text.parts[0].name, options.quant if options.to == "onnx" else "")
+            manifest = replace(manifest, text=tower)
+        if options.vision_quant and options.vision_to:
+            writer = VISION[options.vision_to]
+            vision = writer.files(checkpoint, options)
+            tower = Tower(writer.engine, vision.parts[0].name, options.vision_quant)
+            manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
+        closing = _closing(manifest, checkpoint.path)
+        closing({})  # what it can't hold shows now
+        files = {**checkpoint.provenance.notices, **text.files, **vision.files}
+        return Layout((*text.parts, *vision.parts), files, is_folder=True, closing=closing)
 
 
-def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
-    """The folder of the towers for which ``options`` name a format.
-
-    CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
-    """
-    text, files = _text(checkpoint, options) if options.quant else ((), {})
-    engine, form = ("onnxruntime", options.quant or "") if options.to == "onnx" else ("llama.cpp", "")
-    manifest = Manifest(
-        name=checkpoint.name,
-        writer=f"edge-llama {version('edge-llama')}",
-        files={},
-        text=Tower(engine, text[0].name, form) if text else None,
-        generation=checkpoint.generation,
-    )
-    vision: tuple[Part, ...] = ()
-    if options.vision_quant and options.vision_to:
-        vision = _vision(checkpoint, options.vision_to, options.vision_quant, options)
-        tower = Tower(VISION_ENGINES[options.vision_to], vision[0].name, options.vision_quant)
-        manifest = replace(manifest, vision=tower, images=llama4_vision.spec(checkpoint))
-    closing = _closing(manifest, checkpoint.path)
-    closing({})  # what it can't hold shows now
-    return Layout((*text, *vision), {**checkpoint.provenance.notices, **files}, is_folder=True, closing=closing)
-
-
-def _text(checkpoint: Checkpoint, options: Options) -> tuple[tuple[Part, ...], dict[str, bytes]]:
-    """The text tower's files, of which its engine opens the first, and small ones."""
-    if options.to != "onnx":
-        return gguf.lay_out(checkpoint, "text.gguf", options).parts, {}
-    from converters.targets.onnx.text import text_files  # noqa: PLC0415 - its library takes a third of a second to load
-
-    made = text_files(checkpoint, options)
-    return made.parts, made.files
-
-
-def _vision(checkpoint: Checkpoint, kind: str, format_name: str, options: Options) -> tuple[Part, ...]:
-    """The vision tower's files, of which its engine opens the first."""
-    if kind == "gguf":
-        return (mmproj.part(checkpoint, format_name, "mmproj.gguf"),)
-    from converters.targets.onnx import vision  # noqa: PLC0415 - its library takes a third of a second to load
-
-    ranges = None if options.ranges is None else Path(options.ranges)
-    return tuple(vision.vision_parts(checkpoint, format_name, "vision", ranges, is_portable=options.portable))
+BUNDLE = Bundle()
 
 
 def _closing(manifest: Manifest, source: Path) -> Closing:

@@ -9,29 +9,46 @@ from pathlib import Path
 
 from converters.architectures import Architecture, for_config
 from converters.checkpoint import Checkpoint
+from converters.layout import Entry, Part
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
-from converters.targets.layout import Entry, Layout, Part
+from converters.target import TowerFiles
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import ALIGNMENT, Value, ValueType, string, u32
 from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe
 
-QUANTS = tuple(recipe.RECIPES)
-DEFAULT_QUANT = "q4_k_m"
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _NOT_KEPT = ("general.file_type", "general.quantization_version", "general.alignment", "split.", "edge_llama.")
 """What describes a source file, and not the model in it."""
 
 
-def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
-    """The GGUF file ``name`` of ``checkpoint``, its text tower if it has two.
+class GGUFWriter:
+    """A text tower for llama.cpp."""
+
+    label, engine = "GGUF", "llama.cpp"
+    quants, default_quant = tuple(recipe.RECIPES), "q4_k_m"
+    options = ("quant", "tensor_types", "max_shard_bytes", "chat_template", "lora")
+
+    def check(self, options: Options) -> None:
+        """They all go together."""
+
+    def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
+        """text.gguf, or several files."""
+        return TowerFiles(parts(checkpoint, "text.gguf", options))
+
+
+GGUF = GGUFWriter()
+
+
+def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ...]:
+    """The GGUF file ``name`` of ``checkpoint``, its text tower if it has two; several if it shall be cut.
 
     CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
     """
     architecture = for_config(checkpoint)
-    chosen = recipe.RECIPES[options.quant or DEFAULT_QUANT]
+    chosen = recipe.RECIPES[options.quant or GGUF.default_quant]
     weights = architecture.weights(checkpoint)
     slots = [
         recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
@@ -46,11 +63,9 @@ def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
         "general.file_type": u32(chosen.ftype),
     }
     groups = _grouped(entries, options.max_shard_bytes)
-    return Layout(
-        tuple(
-            part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
-            for number, group in enumerate(groups)
-        )
+    return tuple(
+        part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
+        for number, group in enumerate(groups)
     )
 
 

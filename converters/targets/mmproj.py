@@ -2,26 +2,39 @@
 
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint, Tensor
+from converters.layout import Entry, Part
 from converters.metadata import generation_config
 from converters.options import Options
+from converters.target import TowerFiles, needless_ranges
 from converters.targets import gguf
-from converters.targets.layout import Entry, Layout, Part
 from edge_llama.files.formats import F16, F32, FORMATS, Format
 from edge_llama.files.gguf import string, u32
 from edge_llama.files.mmproj import ARCHITECTURE, MAX_TILES, is_added
 from quant.recipe import RECIPES
 
-QUANTS = ("f16", "f32", "bf16", "q8_0")
-DEFAULT_QUANT = "f16"
+
+class MmprojWriter:
+    """A vision tower for llama.cpp."""
+
+    label, engine = "GGUF", "llama.cpp"
+    quants, default_quant = ("f16", "f32", "bf16", "q8_0"), "f16"
+    options = ("vision_to", "vision_quant")
+
+    def check(self, options: Options) -> None:
+        """No form of it needs ranges."""
+        if options.ranges is not None:
+            raise needless_ranges(options)
+
+    def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
+        """mmproj.gguf."""
+        return TowerFiles((part(checkpoint, options.vision_quant or self.default_quant, "mmproj.gguf"),))
 
 
-def lay_out(checkpoint: Checkpoint, name: str, options: Options) -> Layout:
-    """The file ``name`` with the vision tower of ``checkpoint``."""
-    return Layout((part(checkpoint, options.vision_quant or DEFAULT_QUANT, name),))
+MMPROJ = MmprojWriter()
 
 
 def part(checkpoint: Checkpoint, quant: str, name: str) -> Part:
-    """The same as a part of an output, its matrices in ``quant``. CheckpointError if it can't be expressed so."""
+    """The file ``name`` with the vision tower, its matrices in ``quant``. CheckpointError if it can't be expressed."""
     weights, metadata = llama4_vision.mmproj(checkpoint)
     entries = tuple(Entry(weight.tensor, _format(weight.tensor, FORMATS[quant])) for weight in weights)
     fields = {

@@ -1,48 +1,63 @@
 """A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
+from converters.folder_files import encoded, generation, special_ids
+from converters.layout import Entry, Layout, Part
 from converters.options import Options
-from converters.targets.files import encoded, generation, special_ids
-from converters.targets.layout import Entry, Layout, Part
+from converters.targets.writers import check_heeded, with_quant
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import FORMATS, Format
 
-QUANTS = ("f32", "f16", "bf16")
-DEFAULT_QUANT = "bf16"
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
+_DEFAULT_QUANT = "bf16"
+_HEEDED = ("quant", "tensor_types", "max_shard_bytes", "chat_template", "lora")
+"""Some of them only to say what is for GGUF instead."""
 
 
-def lay_out(checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
-    """The folder of ``checkpoint``, which transformers loads."""
-    _check(options)
-    tensors = for_config(checkpoint).folder_tensors(checkpoint)
-    quant = options.quant or DEFAULT_QUANT
-    format_ = FORMATS[quant]
-    entries = tuple(Entry(tensor, format_) for _, tensor in sorted(tensors.items()))
-    files = {
-        "config.json": _config(checkpoint, _DTYPES[quant][1]),
-        "generation_config.json": generation(checkpoint),
-        **write_files(checkpoint.vocabulary, checkpoint.path),
-        **checkpoint.provenance.notices,
-    }
-    part = Part("model.safetensors", _header(entries, format_), entries)
-    small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
-    return Layout((part,), small, is_folder=True)
+class Safetensors:
+    """A folder that transformers loads, with all that the checkpoint has."""
+
+    def chosen(self, options: Options, _towers: Collection[str]) -> Options:
+        """With a format."""
+        if options.tower not in (None, "all"):
+            raise OptionError(
+                f"--tower {options.tower}: not for safetensors", remedy="leave it out: the folder is whole"
+            )
+        check_heeded(options, _HEEDED, has_vision=False)
+        options = with_quant(options, "safetensors", tuple(_DTYPES), _DEFAULT_QUANT)
+        for role, format_name in options.tensor_types.items():
+            raise OptionError(
+                f"--tensor-type {role}={format_name}: not for safetensors, whose weights have one format",
+                remedy="leave it out, or write a .gguf file",
+            )
+        if options.max_shard_bytes is not None:
+            raise OptionError("--max-shard-size: not for safetensors", remedy="leave it out, or write a .gguf file")
+        return options
+
+    def lay_out(self, checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
+        """The folder of ``checkpoint``."""
+        tensors = for_config(checkpoint).folder_tensors(checkpoint)
+        quant = options.quant or _DEFAULT_QUANT
+        format_ = FORMATS[quant]
+        entries = tuple(Entry(tensor, format_) for _, tensor in sorted(tensors.items()))
+        files = {
+            "config.json": _config(checkpoint, _DTYPES[quant][1]),
+            "generation_config.json": generation(checkpoint),
+            **write_files(checkpoint.vocabulary, checkpoint.path),
+            **checkpoint.provenance.notices,
+        }
+        part = Part("model.safetensors", _header(entries, format_), entries)
+        small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
+        return Layout((part,), small, is_folder=True)
 
 
-def _check(options: Options) -> None:
-    for role, format_name in options.tensor_types.items():
-        raise OptionError(
-            f"--tensor-type {role}={format_name}: not for safetensors, whose weights have one format",
-            remedy="leave it out, or write a .gguf file",
-        )
-    if options.max_shard_bytes is not None:
-        raise OptionError("--max-shard-size: not for safetensors", remedy="leave it out, or write a .gguf file")
+SAFETENSORS = Safetensors()
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

@@ -1,47 +1,45 @@
-"""What is made of a matrix beside what is being written: scales, which wait for their turn in the file.
+"""Scales and zero points that wait for their turn in the file, while the numbers of their matrix are written.
 
 So a matrix is read and quantized once, though its arrays lie one after another. Memory is bounded: what finds no room
-is made again from the matrix when its turn comes.
+is computed again from the matrix when its turn comes.
 """
 
 import threading
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.targets.layout import Entry
-from quant.nbits import Arrays, Stored
+from converters.checkpoint import Tensor
+from edge_llama.files.formats import Format
+from quant.nbits import ArrayFormat, Arrays
 
-_ROOM = 64 << 20  # the scales of a billion weights, as float32, take 128 MB
+_ROOM = 64 << 20  # bytes; the scales of a billion weights, as float32, take 128 MB
 
 
-class Companions:
-    """Arrays that wait, by matrix, part and first row. Threads share it."""
+class PendingScales:
+    """Arrays that wait, by matrix, format and first row. Threads share it."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[tuple[Tensor, Format]]) -> None:
         """``entries`` are those that will be written: nothing else is kept."""
-        self._awaited = {(entry.tensor.read, entry.format) for entry in entries if isinstance(entry.format, Stored)}
-        self._waiting: dict[tuple[Any, int], NDArray[np.uint8]] = {}
+        self._awaited = {(tensor.read, format_) for tensor, format_ in entries if isinstance(format_, ArrayFormat)}
+        self._waiting: dict[tuple[object, Format, int], NDArray[np.uint8]] = {}
         self._room = _ROOM
         self._lock = threading.Lock()
 
-    def keep(self, entry: Entry, start: int, arrays: Arrays) -> None:
-        """Have what was made beside ``entry``'s own array of the rows from ``start`` on."""
-        if not isinstance(entry.format, Stored) or not entry.is_first:
-            return
+    def keep(self, tensor: Tensor, format_: ArrayFormat, start: int, arrays: Arrays) -> None:
+        """Have what was computed beside the array ``format_`` of ``tensor``'s rows from ``start`` on."""
         for part, array in arrays.items():
-            format_ = entry.format.grid.stored(part, is_across=entry.format.is_across)
-            key = (entry.tensor.read, format_)
+            other = format_.grid.array(part, is_transposed=format_.is_transposed)
             with self._lock:
-                if part != entry.format.part and key in self._awaited and array.nbytes <= self._room:
+                is_awaited = part != format_.part and (tensor.read, other) in self._awaited
+                if is_awaited and array.nbytes <= self._room:
                     self._room -= array.nbytes
-                    self._waiting[key, start] = array
+                    self._waiting[tensor.read, other, start] = array
 
-    def take(self, entry: Entry, start: int) -> NDArray[np.uint8] | None:
-        """What waits for this entry, which is then forgotten."""
+    def take(self, tensor: Tensor, format_: Format, start: int) -> NDArray[np.uint8] | None:
+        """What waits for the array ``format_`` of ``tensor``'s rows from ``start`` on, which is then forgotten."""
         with self._lock:
-            found = self._waiting.pop(((entry.tensor.read, entry.format), start), None)
+            found = self._waiting.pop((tensor.read, format_, start), None)
             self._room += 0 if found is None else found.nbytes
             return found

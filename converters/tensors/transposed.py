@@ -1,4 +1,4 @@
-"""Matrices turned over while they are read, a stripe of columns at a time."""
+"""Matrices that are transposed while they are read, a stripe of columns at a time."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ from edge_llama.files.formats import F32
 from quant.kernels import recode
 
 _STRIPE = 20 << 20  # bytes in memory at once; of Llama 4's experts 2,048 columns, in pieces of a page or more on disk
-_BLOCK = 128  # rows turned over at once: what they take stays in a core's cache
+_BLOCK = 128  # rows transposed at once: what they take stays in a core's cache
 
 
 def floats(tensor: Tensor) -> Tensor:
-    """In float32 if it is quantized: blocks of numbers can't be turned over."""
+    """In float32 if it is quantized: blocks can't be transposed."""
     if not tensor.format.is_quantized:
         return tensor
 
@@ -35,7 +35,7 @@ def transposed(tensor: Tensor, first: int = 0, last: int | None = None) -> Tenso
     height, item = last - first, tensor.format.block_bytes
     number = np.dtype(f"u{item}")
 
-    def turned(matrix: int, start: int, stop: int, out: NDArray[np.uint8]) -> None:
+    def transpose(matrix: int, start: int, stop: int, out: NDArray[np.uint8]) -> None:
         numbers = out.view(number)
         for row in range(0, rows, _BLOCK):
             end = min(row + _BLOCK, rows)
@@ -48,7 +48,7 @@ def transposed(tensor: Tensor, first: int = 0, last: int | None = None) -> Tenso
         for matrix in range(start // height, -(-stop // height)):
             begin, end = max(start - matrix * height, 0), min(stop - matrix * height, height)
             at = matrix * height + begin - start
-            turned(matrix, begin, end, out[at : at + end - begin])
+            transpose(matrix, begin, end, out[at : at + end - begin])
         return out
 
     step = min(max(_STRIPE // (rows * item), 1), height)

@@ -19,9 +19,15 @@ from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
 from converters.tokenizers.tiktoken_ranks import is_ranks
 from edge_llama.errors import CheckpointError
+from edge_llama.files.byte_letters import byte_letters
 
+_SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+)
 _CODE_LLAMA_SIZE = 32016
 _CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 
@@ -44,6 +50,15 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
     _check_text(folder, vocabulary)
     _check_unique(folder, vocabulary)
     return vocabulary
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that :func:`read_folder` reads, if they are there."""
+    return [*(folder / name for name in _FILES), *_more_templates(folder)]
+
+
+def _more_templates(folder: Path) -> list[Path]:
+    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
 
 
 def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
@@ -279,7 +294,7 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(merge, str):
             yield merge
         elif isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
-            yield " ".join(part.replace(" ", "\u0120") for part in merge)
+            yield " ".join(part.replace(" ", _SPACE_LETTER) for part in merge)
         else:
             raise CheckpointError(
                 f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts", remedy=_NOT_TOGETHER
@@ -362,8 +377,7 @@ def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]
         return {"default": given}
     jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
     if jinja.is_file():
-        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        return {"default": _template(jinja)} | {file.stem: _template(file) for file in more}
+        return {"default": _template(jinja)} | {file.stem: _template(file) for file in _more_templates(folder)}
     template = read_json(older).get("chat_template") if older.is_file() else None
     return {"default": template} if isinstance(template, str) else {}
 

@@ -4,9 +4,8 @@ The file is a protocol buffer, ``ModelProto`` of sentencepiece's ``src/sentencep
 from there. Only what a reader needs is written: pieces, the kind of model, how text is normalized.
 """
 
-import struct
-
 from converters.metadata.vocabulary import TokenType, Vocabulary
+from edge_llama.files import protobuf
 
 _SPACE = "\u2581"
 _BPE = 2  # TrainerSpec.ModelType
@@ -18,48 +17,33 @@ def encode(vocabulary: Vocabulary) -> bytes:
     pieces = zip(vocabulary.tokens, scores, vocabulary.types, strict=True)
     has_bytes = sum(kind == TokenType.BYTE for kind in vocabulary.types) == 256
     names = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
-    special = {
+    special: dict[int, int | bytes | float] = {
         number: _text(vocabulary.tokens[vocabulary.special[kind]])
         for number, kind in names.items()
         if kind in vocabulary.special
     }
-    trainer: dict[int, int | bytes] = {3: _BPE, 4: len(vocabulary.tokens), 24: False, 26: True, 35: has_bytes} | special
-    normalizer: dict[int, int | bytes] = {
+    trainer: dict[int, int | bytes | float] = {
+        3: _BPE,
+        4: len(vocabulary.tokens),
+        24: False,
+        26: True,
+        35: has_bytes,
+    } | special
+    normalizer: dict[int, int | bytes | float] = {
         1: b"identity",
         3: vocabulary.add_space_prefix is not False,
         4: False,
         5: True,
     }
     messages = [(1, _piece(*piece)) for piece in pieces]
-    messages += [(2, _message(trainer)), (3, _message(normalizer))]
-    return b"".join(_field(number, message) for number, message in messages)
+    messages += [(2, protobuf.encode(trainer)), (3, protobuf.encode(normalizer))]
+    return b"".join(protobuf.encode_field(number, message) for number, message in messages)
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:
     if kind == TokenType.USER_DEFINED:
         text = text.replace(" ", _SPACE)
-    return _field(1, _text(text)) + b"\x15" + struct.pack("<f", score) + _field(3, int(kind))
-
-
-def _message(fields: dict[int, int | bytes]) -> bytes:
-    return b"".join(_field(number, value) for number, value in fields.items())
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """A field as wire type 0 (a number) or 2 (bytes with their length)."""
-    if isinstance(value, bytes):
-        return _varint(number << 3 | 2) + _varint(len(value)) + value
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first, the eighth bit set on all but the last."""
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return protobuf.encode({1: _text(text), 2: float(score), 3: int(kind)})
 
 
 def _text(text: str) -> bytes:

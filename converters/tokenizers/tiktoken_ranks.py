@@ -13,13 +13,11 @@ from pathlib import Path
 
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from edge_llama.errors import CheckpointError
+from edge_llama.files.byte_letters import byte_letters
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
 _MAX_BYTES = 256  # of a token; Llama 3's longest has 128, all spaces
-_PRINTABLE = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_ALPHABET = [chr(byte) if byte in _PRINTABLE else chr(256 + _OTHERS.index(byte)) for byte in range(256)]
-"""GPT-2's letters for bytes."""
+_LETTERS = byte_letters()
 
 
 def is_ranks(content: bytes) -> bool:
@@ -27,20 +25,20 @@ def is_ranks(content: bytes) -> bool:
     return bool(_LINE.fullmatch(content.partition(b"\n")[0].rstrip()))
 
 
-def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_vocab: int | None) -> Vocabulary:
+def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_vocab: int) -> Vocabulary:
     """The vocabulary of a rank file with ``special`` control tokens after it.
 
-    It is padded to ``n_vocab`` tokens if given. Raises CheckpointError naming ``path`` and the line.
+    It is padded to ``n_vocab`` tokens. Raises CheckpointError naming ``path`` and the line.
     """
     ranks = _ranks(content, path)
     tokens = [_letters(token) for token in ranks] + list(special)
-    if n_vocab is not None and len(tokens) > n_vocab:
+    if len(tokens) > n_vocab:
         raise CheckpointError(
             f"{path}: {len(ranks):,} tokens and {len(special):,} special ones but the embedding has {n_vocab:,} rows",
             remedy="give the tokenizer.model that came with these weights",
         )
     types = [int(TokenType.NORMAL)] * len(ranks) + [int(TokenType.CONTROL)] * len(special)
-    padding = range(len(tokens), n_vocab or len(tokens))
+    padding = range(len(tokens), n_vocab)
     tokens += [f"[PAD{index}]" for index in padding]
     types += [int(TokenType.UNUSED)] * len(padding)
     return Vocabulary("gpt2", pre, tokens, types, merges=list(_merges(ranks)))
@@ -99,4 +97,4 @@ def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
 
 
 def _letters(token: bytes) -> str:
-    return "".join([_ALPHABET[byte] for byte in token])
+    return "".join([_LETTERS[byte] for byte in token])

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from converters.architectures.llama_families import FAMILIES, Family
-from converters.checkpoint import Checkpoint
+from converters.architectures.llama_families import FAMILIES, with_family
+from converters.checkpoint import TEMPLATE_NOTE, Checkpoint
 from converters.metadata.vocabulary import Vocabulary, to_gguf
 from edge_llama.errors import OptionError
 from edge_llama.files.gguf import Value
 
-TOPIC = "chat template"
 _MAX_FILE = 1 << 20
 
 
@@ -30,8 +29,11 @@ def with_template(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) 
     else:
         vocabulary = replace(checkpoint.vocabulary, chat_templates={"default": _read(Path(name))})
         note = f"from {name}"
+        checkpoint = replace(checkpoint, files=(*checkpoint.files, Path(name)))
     metadata = _with_vocabulary(checkpoint.metadata, vocabulary)
-    return replace(checkpoint, vocabulary=vocabulary, metadata=metadata, notes={**checkpoint.notes, TOPIC: note})
+    return replace(
+        checkpoint, vocabulary=vocabulary, metadata=metadata, notes={**checkpoint.notes, TEMPLATE_NOTE: note}
+    )
 
 
 def _with_vocabulary(metadata: Mapping[str, Value], vocabulary: Vocabulary) -> Mapping[str, Value]:
@@ -40,18 +42,6 @@ def _with_vocabulary(metadata: Mapping[str, Value], vocabulary: Vocabulary) -> M
         return metadata
     others = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.chat_template")}
     return others | to_gguf(vocabulary)
-
-
-def with_family(vocabulary: Vocabulary, name: str) -> Vocabulary:
-    """The vocabulary with a family's template and ends of turn; OptionError if it lacks the tokens for it."""
-    family: Family = FAMILIES[name]
-    ids = {text: index for index, text in enumerate(vocabulary.tokens)}
-    if missing := [token for token in family.needs if token not in ids]:
-        raise OptionError(
-            f"--chat-template {name}: the vocabulary has no {missing[0]}", remedy="give the template as a file"
-        )
-    special = {**{kind: ids[token] for kind, token in family.ends.items()}, **vocabulary.special}
-    return replace(vocabulary, chat_templates={"default": family.template}, special=special)
 
 
 def _read(path: Path) -> str:

@@ -23,6 +23,7 @@ from converters.checkpoint import Checkpoint, Tensor, read_json
 from converters.sources.safetensors import read_file
 from edge_llama.errors import CheckpointError
 from edge_llama.files.formats import F32
+from edge_llama.files.json_fields import Fields
 from quant.kernels import NonFiniteError, recode
 
 _CONFIG, _WEIGHTS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -52,7 +53,8 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
     Raises CheckpointError, naming field or tensor, for what isn't understood, is missing, left over or doesn't fit.
     """
-    config = _Config(folder, read_json(folder / _CONFIG))
+    fields = Fields(folder / _CONFIG, read_json(folder / _CONFIG), "", error=CheckpointError)
+    config = _Config(folder, fields)
     config.check()
     modules = _modules(folder)
     _check_modules(checkpoint, config, modules)
@@ -71,6 +73,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     return replace(
         checkpoint,
         tensors={**checkpoint.tensors, **merged},
+        files=(*checkpoint.files, folder / _CONFIG, folder / _WEIGHTS),
         warnings=checkpoint.warnings + _warnings(quantized),
     )
 
@@ -84,36 +87,41 @@ def _warnings(quantized: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """adapter_config.json: an error names the file, the field and the value."""
+    """adapter_config.json."""
 
     folder: Path
-    fields: Mapping[str, Any]
+    fields: Fields
 
-    def fail(self, key: str, problem: str, remedy: str = "") -> CheckpointError:
-        return CheckpointError(f"{self.folder / _CONFIG}: {key} {problem}", remedy=remedy)
+    @property
+    def content(self) -> Mapping[str, Any]:
+        return self.fields.content
 
     def check(self) -> None:
         """Only plain LoRA: a field that could change the merge and isn't known here must be empty."""
-        if self.fields.get("peft_type") != "LORA":
-            raise self.fail("peft_type", f"is {self.fields.get('peft_type')!r}", "supported: LORA")
-        if self.fields.get("bias", "none") != "none":
-            raise self.fail("bias", f"is {self.fields['bias']!r}: trained biases can't be merged", "supported: none")
-        if self.fields.get("use_rslora") not in (None, True, False):
-            raise self.fail("use_rslora", f"is {self.fields['use_rslora']!r}, expected true or false")
-        if self.fields.get("init_lora_weights") not in _PLAIN_INITS:
-            raise self.fail(
+        if self.content.get("peft_type") != "LORA":
+            raise self.fields.fail("peft_type", f"is {self.content.get('peft_type')!r}", "supported: LORA")
+        if self.content.get("bias", "none") != "none":
+            raise self.fields.fail(
+                "bias", f"is {self.content['bias']!r}: trained biases can't be merged", "supported: none"
+            )
+        if self.content.get("use_rslora") not in (None, True, False):
+            raise self.fields.fail("use_rslora", f"is {self.content['use_rslora']!r}, expected true or false")
+        if self.content.get("init_lora_weights") not in _PLAIN_INITS:
+            raise self.fields.fail(
                 "init_lora_weights",
-                f"is {self.fields['init_lora_weights']!r}, which changes the base's weights",
+                f"is {self.content['init_lora_weights']!r}, which changes the base's weights",
                 "save it with peft's path_initial_model_for_weight_conversion",
             )
-        for key, value in self.fields.items():
+        for key, value in self.content.items():
             if key not in _UNDERSTOOD and key not in _WITHOUT_EFFECT and value:
-                raise self.fail(key, f"is {str(value)[:80]!r}: not supported", "merge the adapter with peft itself")
+                raise self.fields.fail(
+                    key, f"is {str(value)[:80]!r}: not supported", "merge the adapter with peft itself"
+                )
 
     def number(self, key: str, value: Any, kind: type = int) -> float:
         is_number = isinstance(value, int | kind) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value <= 0:
-            raise self.fail(key, f"is {value!r}, expected a positive {'integer' if kind is int else 'number'}")
+            raise self.fields.fail(key, f"is {value!r}, expected a positive {'integer' if kind is int else 'number'}")
         return float(value)
 
     def rank(self, module: str) -> int:
@@ -122,29 +130,29 @@ class _Config:
     def scale(self, module: str) -> float:
         """What the product is multiplied by: alpha / r, or alpha / sqrt(r) (https://arxiv.org/abs/2312.03732)."""
         alpha, rank = self._by_pattern("lora_alpha", "alpha_pattern", module, float), self.rank(module)
-        return alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)
+        return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
     def _by_pattern(self, key: str, pattern_key: str, module: str, kind: type) -> float:
-        patterns = self.fields.get(pattern_key) or {}
+        patterns = self.content.get(pattern_key) or {}
         if not isinstance(patterns, dict):
-            raise self.fail(pattern_key, f"is {patterns!r}, expected an object")
+            raise self.fields.fail(pattern_key, f"is {patterns!r}, expected an object")
         for pattern, value in patterns.items():
             if self._matches(pattern_key, rf"(.*\.)?({pattern})", module):
                 return self.number(pattern_key, value, kind)
-        return self.number(key, self.fields.get(key), kind)
+        return self.number(key, self.content.get(key), kind)
 
     def _matches(self, key: str, pattern: str, module: str) -> bool:
         try:
             return re.fullmatch(pattern, module) is not None
         except re.error as error:
-            raise self.fail(key, f"is no regular expression: {pattern!r}: {error}") from error
+            raise self.fields.fail(key, f"is no regular expression: {pattern!r}: {error}") from error
 
     def names(self, key: str) -> str | list[str]:
         """A list of names, or one regular expression."""
-        value = self.fields.get(key) or []
+        value = self.content.get(key) or []
         if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
             return value
-        raise self.fail(key, f"is {value!r}, expected names or a regular expression")
+        raise self.fields.fail(key, f"is {value!r}, expected names or a regular expression")
 
     def covers(self, key: str, module: str) -> bool:
         """Whether ``module`` is named by a list (by its end) or by a regular expression, as peft decides."""
@@ -159,8 +167,8 @@ class _Config:
         """Whether an adapter of this config has matrices for ``module``."""
         if not self.covers("target_modules", module) or self.saves(module) or self.covers("exclude_modules", module):
             return False
-        layers = self.fields.get("layers_to_transform")
-        if layers in (None, []) or isinstance(self.fields["target_modules"], str):
+        layers = self.content.get("layers_to_transform")
+        if layers in (None, []) or isinstance(self.content["target_modules"], str):
             return True
         pattern = self.names("layers_pattern") or [r"[^.]*"]
         choices = "|".join([pattern] if isinstance(pattern, str) else pattern)
@@ -227,9 +235,11 @@ def _check_names(config: _Config, known: set[str], base: Path) -> None:
     for key in ("target_modules", "modules_to_save"):
         names = config.names(key)
         for name in [] if isinstance(names, str) else names:
-            alone = replace(config, fields={key: [name]})
+            alone = replace(config, fields=replace(config.fields, content={key: [name]}))
             if not any(alone.covers(key, module) or alone.saves(module) for module in known):
-                raise config.fail(key, f"names {name!r}, which {base} has not", "is it an adapter for another base?")
+                raise config.fields.fail(
+                    key, f"names {name!r}, which {base} has not", "is it an adapter for another base?"
+                )
 
 
 def _whole(checkpoint: Checkpoint, folder: Path, name: str, tensor: Tensor | None) -> Tensor:

@@ -1,12 +1,17 @@
-"""The seam between the runtime and its engines: two Protocols, one per tower."""
+"""The seam between the runtime and its engines: an engine, its two kinds of towers, and what is decided for them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError
+from edge_llama.files.artifact import Artifact, VisionArtifact
+from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.host.devices import Device
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.sampling.params import SamplingParams
 
@@ -138,3 +143,173 @@ class VisionTower(Protocol):
 
     def close(self) -> None:
         """Give back the engine's memory. May be called twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an engine is opened with. The defaults are the fastest for generation on the CPUs that were measured."""
+
+    flash_attention: bool | None = False
+    """None: the engine has no such choice."""
+    kv_format: str = "f16"
+    n_batch: int = 512
+    """Tokens of a prompt that are computed together."""
+
+    def __str__(self) -> str:
+        flash = {True: "flash attention on, ", False: "flash attention off, ", None: ""}[self.flash_attention]
+        return f"{flash}KV {self.kv_format}, batch {self.n_batch}"
+
+
+class AskedSetting(TypedDict):
+    """A :class:`Setting` as far as the caller gave it: None leaves a value open."""
+
+    flash_attention: bool | None
+    kv_format: str | None
+    n_batch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured of one layer's attention with one thread, at ``depth`` tokens: seconds per token."""
+
+    setting: Setting
+    depth: int
+    prefill: float
+    decode: float
+
+    def __str__(self) -> str:
+        flash = "on" if self.setting.flash_attention else "off"
+        name = f"{flash} {self.setting.kv_format} {self.setting.n_batch}"
+        return f"{name} {self.decode * 1e3:.2f} ms a token written, {self.prefill * 1e3:.3f} read"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting and why; ``figures`` are what it was measured by, if it was."""
+
+    setting: Setting
+    reason: str
+    figures: tuple[Figure, ...] = ()
+
+    def __str__(self) -> str:
+        figures = "; ".join(map(str, self.figures))
+        measured = f"; one layer's attention at {self.figures[0].depth:,} tokens: {figures}" if figures else ""
+        return f"{self.setting} ({self.reason}{measured})"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a tower goes: ``gpu_layers`` of its layers to GPUs, or all of it to ``device``."""
+
+    gpu_layers: int
+    reason: str
+    device: str = "cpu"
+    """For an engine that runs the whole tower on one device, which."""
+
+    def __str__(self) -> str:
+        alone = "CPU" if self.device == "cpu" else self.device
+        where = f"{self.gpu_layers:,} layers on the GPU" if self.gpu_layers else alone
+        return f"{where} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """An engine on this machine. ``problem`` says why it can't be used, "" if it can; ``remedy`` what to do then."""
+
+    name: str
+    runs: str
+    """Which files it is for."""
+    version: str | None
+    build: str = ""
+    """What the engine says of its own build."""
+    devices: tuple[Device, ...] = ()
+    checked: str = ""
+    """When it decoded in a child process, ISO 8601."""
+    problem: str = ""
+    remedy: str = ""
+    missing: tuple[str, ...] = ()
+    """How to get an engine for GPUs that this build can't use, a line each; those whose driver is here first."""
+
+
+TowerKind = Literal["text", "vision"]
+A = TypeVar("A", bound=Artifact)
+
+
+class Engine(Protocol[A]):
+    """An engine that runs text towers, whose artifacts are of the type ``A``. Which one is meant: ``registry.py``.
+
+    Everything but ``open`` works without the engine's own package, if only to say what is missing.
+    """
+
+    @property
+    def name(self) -> str:
+        """As manifests name it: ``llama.cpp``."""
+
+    @property
+    def has_fixed_threads(self) -> bool:
+        """Whether a tower keeps the number of threads that it was opened with."""
+
+    @property
+    def vision(self) -> "VisionEngine | None":
+        """The same engine for vision towers, if it runs such."""
+
+    def recognise(self, path: Path) -> bool:
+        """Whether the file at ``path`` is for this engine, by its name or its first bytes: it may be damaged yet."""
+
+    def tower_kind(self, path: Path) -> TowerKind:
+        """Which tower the file at ``path`` holds. ArtifactError if it is damaged."""
+
+    def bundle(self, path: Path) -> Path | None:
+        """The folder of the bundle without whose manifest the file at ``path`` can't be read or verified, if any."""
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        """Files in a folder without a manifest that are text towers for this engine, by their names."""
+
+    def files(self, path: Path) -> Iterable[Path]:
+        """Everything that is read of the text tower at ``path``: what a manifest must list."""
+
+    def read(self, path: Path) -> A:
+        """The text tower at ``path``. ArtifactError names what is wrong."""
+
+    def choose(self, artifact: A, asked: AskedSetting, *, placement: Placement | None, tune: bool) -> Choice:
+        """The setting for this tower, where it goes to ``placement`` if that is known; with ``tune`` by measurement.
+
+        OptionError for what is unknown, does not go together, or is not this engine's to choose.
+        """
+
+    def place(self, artifact: A, device: str, cache_bytes: int) -> Placement:
+        """Where the tower and ``cache_bytes`` of KV cache go, by the ``device`` that is wanted.
+
+        OptionError for one that this engine does not know or that can't hold it.
+        """
+
+    def open(self, artifact: A, *, n_ctx: int, setting: Setting, placement: Placement, threads: int) -> TextTower:
+        """Load the tower. ArtifactError if the engine refuses it, EngineError if it does not work here."""
+
+    def state(self, *, again: bool) -> EngineState:
+        """Whether it works on this machine; what is remembered of that is found out ``again``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundled:
+    """What a bundle's manifest says of its vision tower."""
+
+    spec: VisionSpec
+    name: str
+    format: str
+
+
+class VisionEngine(Protocol):
+    """An engine that runs vision towers."""
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        """Files in a folder without a manifest that are vision towers for this engine, by their names."""
+
+    def read(self, path: Path, bundled: Bundled | None = None) -> VisionArtifact:
+        """The vision tower at ``path``. ArtifactError names what is wrong."""
+
+    def place(self, artifact: VisionArtifact, device: str) -> Placement:
+        """Where the tower goes, by the ``device`` that is wanted. OptionError for one that is not known."""
+
+    def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
+        """Load the tower. ArtifactError if the engine refuses it, EngineError if it does not work here."""

@@ -1,14 +1,16 @@
-"""The command line: one file per verb. The only place that joins the runtime and the converter."""
+"""The command line: one file per verb, found here by its name. It joins the runtime and the converter."""
 
 import io
 import os
 import sys
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated
 
 import typer
 
-from edge_llama.cli import bench, calibrate, chat, convert, devices, history, inspect, run, verify
-from edge_llama.cli.chat_session import conversations
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(
@@ -18,10 +20,37 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (chat, run, convert, calibrate, inspect, verify, bench, devices):
-    command = conversations.ChatCommand if verb is chat else None
-    app.command(cls=command)(verb.__dict__[verb.__name__.rpartition(".")[2]])
-app.add_typer(history.app, name="history")
+_ORDER = ("chat", "run", "convert", "calibrate", "inspect", "verify", "bench", "devices", "history")
+"""Of verbs in the help; others follow by their names."""
+
+
+def _add_verbs() -> None:
+    """Every module here that has a function of its own name, or a ``VERBS`` of several, is a verb."""
+    names = [found.name for found in iter_modules(__path__) if not found.ispkg]
+    for name in sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
+        module = import_module(f"{__name__}.{name}")
+        if several := getattr(module, "VERBS", None):
+            app.add_typer(several, name=name)
+        elif verb := getattr(module, name, None):
+            app.command(cls=getattr(module, "COMMAND", None))(verb)
+
+
+_add_verbs()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edge-llama {version('edge-llama')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

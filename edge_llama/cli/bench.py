@@ -13,9 +13,12 @@ from edge_llama.cli import options, speed
 from edge_llama.errors import printable
 from edge_llama.host.devices import cpu, cpu_threads
 from edge_llama.model import Model
+from edge_llama.planning.options import OpenOptions
 
 
+@options.with_opening("n_batch", "flash_attention", "kv_format", "device", "vision_device")
 def bench(
+    *,
     model: Annotated[str | None, typer.Argument(help="A .gguf file, a folder with a model, or smollm2.")] = None,
     prompt: Annotated[list[int], typer.Option("-p", "--n-prompt", help="Tokens to read. May be repeated.")] = [512],  # noqa: B006 - typer copies it
     gen: Annotated[list[int], typer.Option("-n", "--n-gen", help="Tokens to write. May be repeated.")] = [128],  # noqa: B006
@@ -24,10 +27,7 @@ def bench(
     ] = [0, 1500],  # noqa: B006
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", help="Runs of each test.")] = 5,
     threads: Annotated[int | None, typer.Option("--threads", "-t", help="CPU threads. Default: one a core.")] = None,
-    batch: options.Batch = None,
-    flash_attn: options.FlashAttn = None,
-    kv: options.Kv = None,
-    device: options.Device = "auto",
+    opening: OpenOptions,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -39,15 +39,8 @@ def bench(
     """
     wanted = speed.tests([n for n in prompt if n], [n for n in gen if n], depth)
     threads = threads or cpu_threads()
-    with options.open_model(
-        model,
-        n_ctx=max(test.end for test in wanted) + 1,
-        threads=threads,
-        batch=batch,
-        flash_attn=flash_attn,
-        kv=kv,
-        device=device,
-    ) as opened:
+    opening = {**opening, "n_ctx": max(test.end for test in wanted) + 1, "threads": threads}
+    with options.open_model(model, opening) as opened:
         with _progress(len(wanted) * repetitions, quiet=quiet) as show:
             results = speed.measure(opened, wanted, repetitions=repetitions, on_run=show)
         if as_json:

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_llama.backends.towers import read_vision
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import ArtifactError, OptionError, OutputError
-from edge_llama.files.artifact import VISION_INPUT, VisionArtifact, existing, read_vision
+from edge_llama.files.artifact import VisionArtifact, existing
+from edge_llama.files.onnx_vision import VISION_INPUT
+from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import tiles
@@ -26,7 +29,10 @@ def calibrate(
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture such as will be seen. May be repeated.")
     ] = None,
-    max_tiles: options.MaxTiles = None,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option(help="See each picture in so many tiles at most."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     quiet: options.Quiet = False,
@@ -46,7 +52,8 @@ def calibrate(
     tower = _float_tower(model)
     found = measured(tower.path, _samples(tower, image, max_tiles), threads=threads or cpu_threads())
     try:
-        output.write_bytes(found.encode())
+        with new_file(output) as file:
+            file.write(found.encode())
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror}", remedy="give another name") from error
     note(f"{output}: ranges of {len(found.values):,} values over {found.tiles:,} tiles", quiet=quiet)

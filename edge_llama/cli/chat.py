@@ -11,16 +11,20 @@ import typer
 from edge_llama.cli import options
 from edge_llama.cli.chat_session import commands
 from edge_llama.cli.chat_session.conversation import Conversation
-from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.conversations import ChatCommand, Kept
 from edge_llama.cli.chat_session.pictures import dropped
 from edge_llama.cli.terminal.console import messages_of_stdin, note, speed
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.planning.options import OpenOptions
 
+COMMAND = ChatCommand
 EXAMPLE = "What is the capital of Japan?"
 
 
 @options.with_sampling
+@options.with_opening()
 def chat(
+    *,
     params: dict[str, Any],
     model: Annotated[
         str | None,
@@ -29,15 +33,7 @@ def chat(
         ),
     ] = None,
     system: options.System = None,
-    n_ctx: options.NCtx = None,
-    threads: options.Threads = None,
-    batch: options.Batch = None,
-    flash_attn: options.FlashAttn = None,
-    kv: options.Kv = None,
-    device: options.Device = "auto",
-    chat_template: options.ChatTemplate = None,
-    vision: options.Vision = None,
-    max_tiles: options.MaxTiles = None,
+    opening: OpenOptions,
     when_full: options.WhenFull = "error",
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
@@ -57,26 +53,13 @@ def chat(
     With pictures: edge-llama chat llama4-scout/ --max-tiles 4
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
-    open_model = partial(
-        options.open_model,
-        n_ctx=n_ctx,
-        flash_attn=flash_attn,
-        kv=kv,
-        threads=threads,
-        batch=batch,
-        device=device,
-        chat_template=chat_template,
-        vision=vision,
-        max_tiles=max_tiles,
-        verbose=verbose,
-    )
     conversation = Conversation(
-        open_model,
+        partial(options.open_model, verbose=verbose),
         kept.model(model),
         params,
         kept,
-        settings=kept.settings(model, n_ctx, flash_attn, kv),
-        n_ctx=n_ctx,
+        opening=opening,
+        saved=kept.settings(model),
         system=system,
         when_full=options.when_full(when_full),
         plain=plain,
@@ -105,12 +88,12 @@ def _answer_all(conversation: Conversation, messages: Iterator[str], *, quiet: b
 
 def _talk(conversation: Conversation) -> None:
     """Read, answer, repeat, until /exit or Ctrl-D."""
-    from edge_llama.cli.terminal.reading import Reader  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
+    from edge_llama.cli.chat_session.line_editor import LineEditor  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
 
-    reader = Reader(commands.COMMANDS)
+    editor = LineEditor(commands.COMMANDS)
     while not conversation.is_over:
         try:
-            text, is_quoted = reader.read(conversation.used, conversation.model.n_ctx)
+            text, is_quoted = editor.read(conversation.used, conversation.model.n_ctx)
         except KeyboardInterrupt:
             continue
         except EOFError:

@@ -24,7 +24,7 @@ _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test ho
 
 if TYPE_CHECKING:
     from converters import Conversion, Plan
-    from converters.targets.layout import Part
+    from converters.layout import Part
 
 
 def convert(

@@ -1,17 +1,17 @@
 """``edge-llama devices``: what is here, what would be used, what is missing and why."""
 
 import json
-import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import psutil
 import typer
 
+from edge_llama.backends.base import EngineState
 from edge_llama.cli import options
 from edge_llama.errors import printable
 from edge_llama.host import devices as machine
-from edge_llama.planning.engine_report import EngineState, engines
+from edge_llama.planning.engine_report import engines
 
 # What llama.cpp's kernels make use of, on x86-64 and on ARM; the whole list is in --json.
 _USEFUL = {
@@ -47,11 +47,16 @@ def _described(found: list[EngineState]) -> dict[str, Any]:
     return {
         "cpu": {**asdict(machine.cpu()), "threads": machine.cpu_threads(), "free_threads": machine.free_threads()},
         "memory": {"total": psutil.virtual_memory().total, "available": machine.available_memory()},
-        "engines": [asdict(engine) for engine in found],
+        "engines": [_engine(engine) for engine in found],
         "used": _used(found[0]),
         "kernels": _kernels(),
-        "missing": _missing(found[0]),
+        "missing": found[0].missing,
     }
+
+
+def _engine(engine: EngineState) -> dict[str, Any]:
+    """What is missing is told of all engines at once."""
+    return {name: value for name, value in asdict(engine).items() if name != "missing"}
 
 
 def _lines(found: list[EngineState]) -> list[str]:
@@ -66,7 +71,7 @@ def _lines(found: list[EngineState]) -> list[str]:
         lines += _engine_lines(engine)
     lines.append(f"used     {_used(found[0])}")
     lines.append(f"kernels  {_kernels()}")
-    lines += [f"missing  {line}" for line in _missing(found[0])]
+    lines += [f"missing  {line}" for line in found[0].missing]
     return lines
 
 
@@ -87,7 +92,7 @@ def _engine_lines(engine: EngineState) -> list[str]:
 def _kernels() -> str:
     """Those that quantize; this half may be missing where models are only run."""
     try:
-        from quant.kernels import in_use  # noqa: PLC0415
+        from quant.loading import in_use  # noqa: PLC0415
     except ImportError:
         return "none: models are only run here"
     return in_use()
@@ -100,14 +105,3 @@ def _used(engine: EngineState) -> str:
     if gpus:
         return f"{', '.join(gpus)} for models that fit there whole, else the CPU"
     return "the CPU: the engine's build has no GPU"
-
-
-def _missing(engine: EngineState) -> list[str]:
-    """Kinds of GPU that the build can't use; those whose driver is here first, and said so."""
-    if any(device.kind == "gpu" for device in engine.devices):
-        return []
-    possible = [kind for kind in machine.ACCELERATORS if sys.platform in kind.systems]
-    return [
-        f"{'its driver is here: ' if kind.is_here() else ''}{kind.remedy}"
-        for kind in sorted(possible, key=lambda kind: not kind.is_here())
-    ]

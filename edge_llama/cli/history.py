@@ -18,7 +18,7 @@ from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, Entry, 
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message
 
-app = typer.Typer(
+VERBS = typer.Typer(
     help="Conversations of `chat`, kept on this machine: list, show, search, delete.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -28,7 +28,7 @@ Limit = Annotated[int | None, typer.Option("-n", min=1, help="At most so many.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="An id, or how it begins.", autocompletion=completed)]
 
 
-@app.command("list")
+@VERBS.command("list")
 def list_(limit: Limit = None, as_json: options.Json = False) -> None:
     """List conversations, the latest first.
 
@@ -43,7 +43,7 @@ def list_(limit: Limit = None, as_json: options.Json = False) -> None:
         note("no conversations yet: edge-llama chat begins one")
 
 
-@app.command()
+@VERBS.command()
 def show(conversation_id: Id, as_json: options.Json = False) -> None:
     """Show what was said.
 
@@ -56,7 +56,7 @@ def show(conversation_id: Id, as_json: options.Json = False) -> None:
         _print("\n".join(_transcript(conversation)))
 
 
-@app.command()
+@VERBS.command()
 def search(
     words: Annotated[list[str], typer.Argument(help="Words, or how they begin; a message has all of them.")],
     limit: Limit = None,
@@ -76,7 +76,7 @@ def search(
         raise typer.Exit(1)
 
 
-@app.command()
+@VERBS.command()
 def delete(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID...", help="Ids, or how they begin.", autocompletion=completed)

@@ -1,27 +1,24 @@
 """``edge-llama inspect``: what is inside a model."""
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import read_towers
 from edge_llama.cli import options
 from edge_llama.errors import printable
-from edge_llama.files.artifact import Bundle, VisionArtifact, existing, read_artifact, read_towers
-from edge_llama.files.gguf import Header, TensorInfo, Value, ValueType
-from edge_llama.files.gguf_text import GGUFArtifact
-from edge_llama.files.onnx_text import OnnxArtifact
-from edge_llama.files.text_artifact import Artifact
+from edge_llama.files import gguf_metadata
+from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact, existing
+from edge_llama.files.gguf import TensorInfo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_Row = tuple[str, str, str]
-"""A field's name, its type and its value."""
 _SHOWN = 72  # characters of a value that a table shows
 
 
@@ -34,7 +31,7 @@ def inspect(
     Example: edge-llama inspect llama-3.2-1b-q4_k_m.gguf --json
     """
     found = read_towers(existing(model))
-    text = read_artifact(found.text) if found.text else None
+    text = open_artifact(found.text) if found.text else None
     if as_json:
         print(json.dumps(_described(found, text), ensure_ascii=False))  # noqa: T201
         return
@@ -45,17 +42,16 @@ def inspect(
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
     if text:
-        form = f"GGUF {text.header.version}" if isinstance(text, GGUFArtifact) else "ONNX"
-        title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {form}"
-        _show(console, title, _rows(text), text.tensors, _size(text))
+        title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {text.form}"
+        _show(console, title, text.rows(), text.tensors, _size(text))
     if vision := found.vision:
-        rows = _header_rows(vision.header) if vision.header else []
+        rows = gguf_metadata.as_rows(vision.header) if vision.header else []
         _show(console, f"{printable(vision.name)}: {_kind(vision)}", rows, vision.tensors, _weights(vision.tensors))
 
 
 def _size(text: Artifact) -> str:
     """ONNX packs several weights into a number, and lets two tensors share their bytes."""
-    if isinstance(text, GGUFArtifact):
+    if text.n_weights is not None:
         return _weights(text.tensors)
     return f"{len(text.tensors):,} tensors in {text.weight_bytes:,} bytes"
 
@@ -73,7 +69,7 @@ def _kind(vision: VisionArtifact) -> str:
     )
 
 
-def _show(console: "Console", title: str, rows: Sequence[_Row], tensors: Sequence[TensorInfo], size: str) -> None:
+def _show(console: "Console", title: str, rows: Sequence[Row], tensors: Sequence[TensorInfo], size: str) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -105,7 +101,7 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
             "format": vision.format,
             "file": str(vision.path),
             "images": vision.spec.to_json(),
-            **({"metadata": _metadata(vision.header)} if vision.header else {}),
+            **({"metadata": gguf_metadata.as_json(vision.header)} if vision.header else {}),
         }
         tensors += _tensors("vision", vision.tensors)
         files |= {str(path): path.stat().st_size for path in vision.files}
@@ -117,38 +113,9 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
-        "metadata": _text_metadata(text) if text else {},
+        "metadata": dict(text.metadata()) if text else {},
         "tensors": tensors,
     }
-
-
-def _text_metadata(text: Artifact) -> dict[str, Any]:
-    if isinstance(text, GGUFArtifact):
-        return _metadata(text.header)
-    return dict(_flat(text.config.content)) if isinstance(text, OnnxArtifact) else {}
-
-
-def _rows(text: Artifact) -> list[_Row]:
-    if isinstance(text, GGUFArtifact):
-        return _header_rows(text.header)
-    return [(key, type(value).__name__, str(value)) for key, value in _text_metadata(text).items()]
-
-
-def _header_rows(header: Header) -> list[_Row]:
-    return [(key, _type(value), _short(value)) for key, value in header.fields.items()]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Objects within objects as one, their keys with dots between."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _metadata(header: Header) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in header.fields.items()}
 
 
 def _tensors(tower: str, tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
@@ -162,22 +129,6 @@ def _tensors(tower: str, tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
         }
         for tensor in tensors
     ]
-
-
-def _plain(value: Value) -> Any:
-    """As JSON has it: no NaN and no infinities there."""
-    if value.item is not None:
-        return list(value.data) if value.item is ValueType.STRING else value.data.tolist()
-    return str(value.data) if isinstance(value.data, float) and not math.isfinite(value.data) else value.data
-
-
-def _type(value: Value) -> str:
-    return f"{value.item.name.lower()} x {len(value.data):,}" if value.item is not None else value.type.name.lower()
-
-
-def _short(value: Value) -> str:
-    data = list(value.data[:6]) if value.item is not None else value.data
-    return ", ".join(map(str, data)) if isinstance(data, list) else str(data)
 
 
 def _cut(text: str) -> str:

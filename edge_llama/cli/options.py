@@ -1,7 +1,6 @@
 """Options that have one name everywhere, and what they open."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -10,106 +9,30 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli.chat_session.conversations import completed
-from edge_llama.cli.terminal.console import note
+from edge_llama.cli.terminal.console import native_output_to_stderr, note
 from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
+from edge_llama.planning.options import OpenOptions, checked, described
 from edge_llama.prompts import context_overflow
+from edge_llama.sampling.option_text import OptionText
+from edge_llama.sampling.params import OPTION_TEXTS
 
-NCtx = Annotated[
-    int | None, typer.Option("--n-ctx", help="Tokens of context. Default: what is useful and fits the memory.")
-]
-Threads = Annotated[
-    int | None, typer.Option(help="CPU threads. Default: as many as there are free cores, from token to token.")
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(help="Tokens of a prompt that are computed together. Default: as measured once, mostly 512."),
-]
-FlashAttn = Annotated[
-    str | None,
-    typer.Option(
-        metavar="on|off",
-        help="Flash attention: faster prompts, slower answers on most CPUs. Default: as measured once.",
-    ),
-]
-Kv = Annotated[
-    str | None,
-    typer.Option(
-        metavar="f16|f32|q8_0",
-        help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|cpu|gpu",
-        help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an execution "
-        "provider (cuda, openvino, qnn, ...).",
-    ),
-]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which settings the model runs, and why.")]
-ChatTemplate = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A Jinja chat template in place of the model's own.")
-]
-Vision = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="A vision tower for the text model: a bundle, its .onnx file or an mmproj .gguf."
-    ),
-]
-MaxTiles = Annotated[
-    int | None,
-    typer.Option(help="See each picture in so many tiles at most: fewer take less time and context, and show less."),
-]
 System = Annotated[str | None, typer.Option(help="The system message.")]
-SAMPLING: dict[str, Any] = {
-    "temperature": Annotated[float | None, typer.Option(help="0 takes the likeliest token; higher is more varied.")],
-    "top_k": Annotated[int | None, typer.Option(help="Choose among the K likeliest tokens; 0: all.")],
-    "top_p": Annotated[
-        float | None, typer.Option(help="Choose among the likeliest tokens that make up this probability.")
-    ],
-    "min_p": Annotated[
-        float | None, typer.Option(help="Leave out tokens less likely than this share of the likeliest.")
-    ],
-    "repetition_penalty": Annotated[float | None, typer.Option(help="Above 1: recent tokens become less likely.")],
-    "frequency_penalty": Annotated[
-        float | None, typer.Option(help="Above 0: tokens become less likely each time that they come.")
-    ],
-    "presence_penalty": Annotated[
-        float | None, typer.Option(help="Above 0: tokens that have come before become less likely.")
-    ],
-    "penalty_window": Annotated[int | None, typer.Option(help="Tokens that the penalties look back over.")],
-    "logit_bias": Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID=VALUE", help="Add to the logit of a token, from -10000 to 10000. May be repeated."),
-    ],
-    "logprobs": Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Each token's log-probability and the N likeliest at its place, by the model itself, before any "
-            "sampling option: on stderr, or in --json.",
-        ),
-    ],
-    "json_schema": Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this schema.")
-    ],
-    "regex": Annotated[str | None, typer.Option(help="The whole answer fits this regular expression.")],
-    "grammar": Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar in Lark's syntax.")
-    ],
-    "seed": Annotated[
-        int | None,
-        typer.Option(
-            help="The same seed gives the same answer with the same model file, on the same machine, "
-            "after the same text was read before."
-        ),
-    ],
-    "max_tokens": Annotated[int | None, typer.Option(help="End the answer after so many tokens.")],
-    "stop": Annotated[list[str] | None, typer.Option(help="End the answer before this text. May be repeated.")],
-}
-"""An option for each field of SamplingParams, for every verb that answers; see :func:`with_sampling`."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _annotation(text: OptionText, *flags: str) -> Any:
+    kind: Any = Path if text.is_file else list[text.kind] if text.is_repeated else text.kind  # type: ignore[name-defined] # a type to typer
+    return Annotated[kind | None, typer.Option(*flags, metavar=text.metavar, help=text.help)]
+
+
+SAMPLING: dict[str, Any] = {name: _annotation(text) for name, text in OPTION_TEXTS.items()}
+"""An option for each that SamplingParams says how to write, for every verb that answers; see :func:`with_sampling`."""
 WhenFull = Annotated[
     str,
     typer.Option(
@@ -132,44 +55,63 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 
 
-def open_model(
-    model: str | None,
-    *,
-    n_ctx: int | None = None,
-    threads: int | None = None,
-    batch: int | None = None,
-    flash_attn: str | None = None,
-    kv: str | None = None,
-    device: str = "auto",
-    chat_template: Path | None = None,
-    vision: Path | None = None,
-    max_tiles: int | None = None,
-    verbose: bool = False,
-) -> Model:
+def with_opening(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of ``open`` in place of its parameter ``opening``, which gets those that were given.
+
+    ``names``: only these; else all that are for the command line.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        options = {
+            name: (option, option.text)
+            for name, option in described().items()
+            if option.text and (not names or name in names)
+        }
+        own = list(signature(verb).parameters.values())
+        at = next(at for at, parameter in enumerate(own) if parameter.name == "opening")
+        own[at : at + 1] = [
+            Parameter(
+                name,
+                Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=_annotation(text, _flag(option.flag or name)),
+            )
+            for name, (option, text) in options.items()
+        ]
+
+        @wraps(verb)
+        def with_options(**given: Any) -> None:
+            asked = {name: given.pop(name) for name in options}
+            opening = {
+                name: text.from_command_line(asked[name], _flag(option.flag or name))
+                for name, (option, text) in options.items()
+                if asked[name] is not None
+            }
+            verb(opening=checked(opening), **given)
+
+        return _with_parameters(with_options, own)
+
+    return decorate
+
+
+def _with_parameters(verb: Callable[..., None], parameters: Sequence[Parameter]) -> Callable[..., None]:
+    """``verb`` as typer sees it: with these parameters."""
+    verb.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined] # typer reads it
+    verb.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return verb
+
+
+def open_model(model: str | None, opening: OpenOptions, *, verbose: bool = False) -> Model:
     """Open the model with the common options; settings that are not given are measured once and remembered."""
-    opened = Model(
-        model,
-        n_ctx=n_ctx,
-        threads=threads,
-        n_batch=batch,
-        flash_attention=flash_attention(flash_attn),
-        kv_format=kv,
-        device=device,
-        tune=True,
-        chat_template=read_text(chat_template, "--chat-template") if chat_template else None,
-        vision=vision,
-        max_tiles=max_tiles,
-    )
+    options = opening.copy()
+    options.setdefault("tune", True)
+    if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu", "gpu"}:
+        native_output_to_stderr()
+    opened = Model(model, **options)
     if verbose:
-        note(f"{opened.choice}; {_threads(threads, opened.threads)}; {opened.placement}")
+        seen = f"; vision: {opened.vision_placement}" if opened.vision_placement else ""
+        note(f"{opened.choice}; {_threads(opening.get('threads'), opened.threads)}; {opened.placement}{seen}")
     return opened
-
-
-def flash_attention(flash_attn: str | None) -> bool | None:
-    """The option's meaning; None leaves it open. OptionError for another word than on or off."""
-    if flash_attn not in (None, "on", "off"):
-        raise OptionError(f"--flash-attn {flash_attn}: unknown", remedy="on or off")
-    return None if flash_attn is None else flash_attn == "on"
 
 
 def _threads(asked: int | None, always: int | None) -> str:
@@ -184,60 +126,17 @@ def with_sampling(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def with_params(**given: Any) -> None:
         sampling = {name: given.pop(name) for name in SAMPLING}
-        verb(params={name: _read(name, value) for name, value in sampling.items() if value not in (None, [])}, **given)
+        asked = {name: value for name, value in sampling.items() if value not in (None, [])}
+        params = {name: OPTION_TEXTS[name].from_command_line(value, _flag(name)) for name, value in asked.items()}
+        verb(params=params, **given)
 
     own = [parameter for name, parameter in signature(verb).parameters.items() if name != "params"]
     options = [
-        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation)
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in SAMPLING.items()
     ]
     at = next(at for at, parameter in enumerate(own) if parameter.name == "n_ctx")
-    parameters = [*own[:at], *options, *own[at:]]
-    with_params.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined] # typer reads it
-    with_params.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_params
-
-
-def _read(name: str, value: Any) -> Any:
-    """The value of a sampling option for SamplingParams; OptionError if it can't be read."""
-    if name == "logit_bias":
-        return biases(value, "--logit-bias")
-    if name == "json_schema":
-        return read_schema(value, "--json-schema")
-    return read_text(value, "--grammar") if name == "grammar" else value
-
-
-def biases(given: Iterable[str], option: str) -> dict[int, float]:
-    """What ``ID=VALUE`` texts say."""
-    found: dict[int, float] = {}
-    for text in given:
-        token, _, value = text.partition("=")
-        try:
-            found[int(token)] = float(value)
-        except ValueError as error:
-            raise OptionError(f"{option} {text}: expected ID=VALUE", remedy="for example 42=-3.5") from error
-    return found
-
-
-def read_schema(path: Path, option: str) -> Any:
-    """The JSON in a file."""
-    return parse_schema(read_text(path, option), f"{option} {path}")
-
-
-def parse_schema(text: str, where: str) -> Any:
-    """JSON; OptionError if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise OptionError(f"{where}: not JSON: {error}") from error
-
-
-def read_text(path: Path, option: str) -> str:
-    """The text of a file, UTF-8."""
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{option} {path}: cannot be read: {error}") from error
+    return _with_parameters(with_params, [*own[:at], *options, *own[at:]])
 
 
 def when_full(value: str) -> context_overflow.WhenFull:

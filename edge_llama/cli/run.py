@@ -13,11 +13,14 @@ from edge_llama.cli import options
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
+from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.tokenizer import Tokenizer
 
 
 @options.with_sampling
+@options.with_opening()
 def run(
+    *,
     params: dict[str, Any],
     words: Annotated[list[str], typer.Argument(metavar="[MODEL] PROMPT", help="The prompt, or - for stdin.")],
     raw: Annotated[
@@ -37,15 +40,7 @@ def run(
     video: Annotated[
         Path | None, typer.Option(metavar="CLIP", help="A clip before the prompt: frames of it, with their times.")
     ] = None,
-    n_ctx: options.NCtx = None,
-    threads: options.Threads = None,
-    batch: options.Batch = None,
-    flash_attn: options.FlashAttn = None,
-    kv: options.Kv = None,
-    device: options.Device = "auto",
-    chat_template: options.ChatTemplate = None,
-    vision: options.Vision = None,
-    max_tiles: options.MaxTiles = None,
+    opening: OpenOptions,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -62,19 +57,7 @@ def run(
     if raw:
         _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
     prompt = _read_stdin() if words[-1] == "-" else words[-1]
-    with options.open_model(
-        model_name,
-        n_ctx=n_ctx,
-        threads=threads,
-        batch=batch,
-        flash_attn=flash_attn,
-        kv=kv,
-        device=device,
-        chat_template=chat_template,
-        vision=vision,
-        max_tiles=max_tiles,
-        verbose=verbose,
-    ) as model:
+    with options.open_model(model_name, opening, verbose=verbose) as model:
         described = _read_tools(tools) if tools else None
         if raw:
             generation = model.generate(prompt, **params)

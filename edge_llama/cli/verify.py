@@ -5,15 +5,13 @@ from typing import Annotated
 
 import typer
 
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import read_towers
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import NotVerifiableError
 from edge_llama.files import manifest
-from edge_llama.files.artifact import VisionArtifact, existing, read_artifact, read_towers
-from edge_llama.files.gguf import Header
-from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.artifact import existing
 from edge_llama.files.integrity import verify as verify_file
-from edge_llama.files.text_artifact import Artifact
 
 
 def verify(
@@ -26,7 +24,7 @@ def verify(
     Example: edge-llama verify llama-3.2-1b-q4_k_m.gguf
     """
     towers = read_towers(existing(model))
-    text = read_artifact(towers.text) if towers.text else None
+    text = open_artifact(towers.text) if towers.text else None
     tensors = (*(text.tensors if text else ()), *(towers.vision.tensors if towers.vision else ()))
     files = towers.manifest.files if towers.manifest else {}
     total = sum(file.nbytes for file in files.values()) or sum(tensor.nbytes for tensor in tensors)
@@ -42,23 +40,12 @@ def verify(
         if towers.manifest:
             manifest.verify(towers.path, count)
         else:
-            for header in _headers(text, towers.vision):
-                verify_file(header, count)
+            if text:
+                text.verify(count)
+            if towers.vision and towers.vision.header:
+                verify_file(towers.vision.header, count)
     intact = {"path": str(towers.path), "tensors": len(tensors), "intact": True}
     if as_json:
         print(json.dumps(intact | ({"files": len(files)} if files else {})))  # noqa: T201
     among = f" in {len(files):,} files" if files else ""
     note(f"{towers.path}: intact, {len(tensors):,} tensors{among}", quiet=quiet or as_json)
-
-
-def _headers(text: Artifact | None, vision: VisionArtifact | None) -> list[Header]:
-    """Of GGUF files, which carry their own hashes. NotVerifiableError for others, which only a manifest covers."""
-    if text and not isinstance(text, GGUFArtifact):
-        raise NotVerifiableError(
-            f"{text.path}: its structure is sound, but there are no hashes to verify its contents",
-            remedy="convert the original checkpoint with edge-llama to have them",
-        )
-    return [
-        *(text.headers if isinstance(text, GGUFArtifact) else ()),
-        *((vision.header,) if vision and vision.header else ()),
-    ]

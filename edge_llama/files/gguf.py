@@ -78,6 +78,11 @@ def f32(number: float) -> Value:
     return Value(ValueType.FLOAT32, number)
 
 
+def shortest(number: float) -> float:
+    """The decimal that a float32 was written from: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(number)))
+
+
 def boolean(flag: bool) -> Value:
     """A truth value."""
     return Value(ValueType.BOOL, flag)

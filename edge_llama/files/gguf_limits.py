@@ -4,7 +4,7 @@ llama.cpp refuses much of what is wrong by itself, which becomes a typed error. 
 aborts and uncaught exceptions that one wrong field of a Llama reaches (``tests/field_sweep.py`` finds them), and what
 it takes in silence to compute nonsense. Limits are those of ``llama-hparams.h``, ``llama-model.cpp: load_hparams``
 and ``llama-vocab.cpp: load`` in llama-cpp-python 0.3.36. For architectures whose graphs are not known here
-``backends/llama_cpp/first_run.py`` is the net.
+``backends/llama_cpp/first_run.py`` is the net: it tries a file out in a child process.
 """
 
 import math

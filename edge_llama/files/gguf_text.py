@@ -1,16 +1,20 @@
 """A text tower in GGUF files: what their header says of it, checked. No native code."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edge_llama.errors import ArtifactError
+from edge_llama.files import gguf_metadata
+from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
-from edge_llama.files.integrity import identity as identity_of_headers
+from edge_llama.files.identity import identity_of
+from edge_llama.files.integrity import verify
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
-from edge_llama.files.text_artifact import Artifact, Recommended
+from edge_llama.files.text_artifact import TextArtifact
 
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
@@ -24,7 +28,7 @@ _SAMPLING_KEYS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GGUFArtifact(Artifact):
+class GGUFArtifact(TextArtifact):
     """A text tower for llama.cpp."""
 
     engine: ClassVar[str] = "llama.cpp"
@@ -36,6 +40,11 @@ class GGUFArtifact(Artifact):
     def header(self) -> Header:
         """The metadata, and the tensors of the first file."""
         return self.headers[0]
+
+    @property
+    def form(self) -> str:
+        """GGUF and its version."""
+        return f"GGUF {self.header.version}"
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -53,8 +62,21 @@ class GGUFArtifact(Artifact):
         return any(tensor.name.startswith("rope_factors_long") for tensor in self.tensors)
 
     def identity(self) -> str:
-        """See :func:`edge_llama.files.integrity.identity`."""
-        return identity_of_headers(self.headers)
+        """See :func:`edge_llama.files.identity.identity_of`."""
+        return identity_of((header.path, header.data_offset, header.tensors) for header in self.headers)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """The first file's fields as JSON has them."""
+        return gguf_metadata.as_json(self.header)
+
+    def rows(self) -> Sequence[Row]:
+        """The same for people."""
+        return gguf_metadata.as_rows(self.header)
+
+    def verify(self, on_progress: Callable[[int], None]) -> None:
+        """See :func:`edge_llama.files.integrity.verify`."""
+        for header in self.headers:
+            verify(header, on_progress)
 
 
 def read_gguf_text(path: Path) -> GGUFArtifact:

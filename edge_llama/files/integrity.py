@@ -7,24 +7,21 @@ what a later step proves about the weights.
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 import numpy as np
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.files.formats import Format
-from edge_llama.files.gguf import Header, TensorInfo, Value, ValueType, array, encode_header, string
+from edge_llama.files.gguf import Header, Value, ValueType, array, encode_header, string
+from edge_llama.files.identity import hash_of
 
 ROOT = "edge_llama.sha256"
 TENSORS = "edge_llama.tensor_sha256"
 CERTIFICATE = "edge_llama.certificate"
 _UNKNOWN = "0" * 64
 _CERTIFICATE_BYTES = 1 << 16
-_READ = 1 << 22
-_SAMPLE = 4096
 _ARRAY_HEAD, _STRING_HEAD = 4 + 4 + 8, 4 + 8  # what stands between a key and its value's data
 
 
@@ -91,46 +88,6 @@ def _check_tensors(header: Header, file: IO[bytes], on_progress: Callable[[int],
         end += len(padding)
     if end != header.file_size:
         raise _damaged(header, f"its length: {header.file_size:,} bytes instead of {end:,}")
-
-
-def identity(headers: Sequence[Header]) -> str:
-    """Which model the files are, to tell it from others of the same shape: 64 hexadecimal digits.
-
-    It is a hash of the headers, the sizes, and the first, middle and last 4 KiB of each tensor, so that gigabytes
-    need not be read. Headers that carry hashes tell every bit apart; they are not believed alone, since other tools
-    copy them into files with other weights. For files without, other weights have another identity, but damage
-    between the samples has not. ArtifactError if a file can't be read.
-    """
-    return identity_of((header.path, header.data_offset, header.tensors) for header in headers)
-
-
-def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
-    """The same of any files: each with how many of its first bytes count whole, and with its tensors."""
-    digest = hashlib.sha256()
-    for path, start, tensors in files:
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                digest.update(hash_of(file, 0, start) + size.to_bytes(8, "little"))
-                for tensor in tensors:
-                    last = tensor.offset + max(0, tensor.nbytes - _SAMPLE)
-                    for at in (tensor.offset, (tensor.offset + last) // 2, last):
-                        digest.update(hash_of(file, at, min(_SAMPLE, tensor.nbytes)))
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def hash_of(file: IO[bytes], offset: int, nbytes: int, on_progress: Callable[[int], None] | None = None) -> bytes:
-    """The SHA-256 of ``nbytes`` bytes from ``offset``, or of those that the file has; it is left at their end."""
-    digest = hashlib.sha256()
-    file.seek(offset)
-    while nbytes and (data := file.read(min(nbytes, _READ))):
-        digest.update(data)
-        nbytes -= len(data)
-        if on_progress:
-            on_progress(len(data))
-    return digest.digest()
 
 
 def _damaged(header: Header, what: str) -> ArtifactError:

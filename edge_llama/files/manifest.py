@@ -8,12 +8,13 @@ itself: the SHA-256 of its bytes with these digits as zeros.
 import hashlib
 import json
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
-from edge_llama.files.json_fields import KINDS, parse_object, read_bytes
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.json_fields import Fields, parse_object, read_bytes
 from edge_llama.files.vision_spec import VisionSpec
 
 NAME = "edge-llama.json"
@@ -21,6 +22,7 @@ SCHEMA = 1
 _MAX_BYTES = 1 << 20
 _ZEROS = "0" * 64
 _AGAIN = "copy the whole folder again, or convert again"
+_T = TypeVar("_T", str, dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,22 @@ def read_manifest(folder: Path) -> Manifest:
     return _Reader(path, _parsed(path, _content(path))).manifest()
 
 
+def bundle_of(file: Path) -> Path:
+    """The folder of the bundle whose vision tower is ``file``, which lies in it or one folder deeper.
+
+    ArtifactError if there is none.
+    """
+    for folder in (file.parent, file.parent.parent):
+        if (folder / NAME).is_file():
+            vision = read_manifest(folder).vision
+            if vision is not None and (folder / vision.file).resolve() == file.resolve():
+                return folder
+    raise ArtifactError(
+        f"{file}: {NAME}, which says what a tower needs, is not beside it, nor in the folder above",
+        remedy="give the bundle as it was converted",
+    )
+
+
 def verify(
     folder: Path, on_progress: Callable[[int], None] | None = None, *, only: Container[str] | None = None
 ) -> Manifest:
@@ -121,20 +139,6 @@ def verify(
     return manifest
 
 
-def sha256_of(path: Path, on_progress: Callable[[int], None] | None = None) -> str:
-    """A file's SHA-256 in hexadecimal digits; ArtifactError if it can't be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(1 << 22):
-                digest.update(data)
-                if on_progress:
-                    on_progress(len(data))
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def _damaged(path: Path) -> ArtifactError:
     return ArtifactError(f"{path}: is not as it was written", remedy=f"the file is damaged: {_AGAIN}")
 
@@ -152,25 +156,14 @@ class _Reader:
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
-        self.content = content
-
-    def fail(self, key: str, problem: str, remedy: str = _AGAIN) -> ArtifactError:
-        return ArtifactError(f"{self.path}: {key} {problem}", remedy=remedy)
-
-    def get(self, where: Mapping[str, Any], key: str, kind: type, called: str, default: Any = None) -> Any:
-        """The value under ``key``, of ``kind``; ``default`` if it is not there, an error if that is None."""
-        value = where.get(key, default)
-        if value is None:
-            raise self.fail(called, "is missing")
-        if type(value) is not kind:
-            raise self.fail(called, f"is {value!r:.100}, expected {KINDS[kind]}")
-        return value
+        self.fields = Fields(path, content, _AGAIN)
 
     def manifest(self) -> Manifest:
-        schema = self.get(self.content, "schema", int, "schema")
+        fields = self.fields
+        schema = fields.get("schema", int)
         if schema != SCHEMA:
             newer = schema > SCHEMA
-            raise self.fail(
+            raise fields.fail(
                 "schema",
                 f"is {schema}, this version of edge-llama reads {SCHEMA}",
                 "it is newer: update edge-llama" if newer else _AGAIN,
@@ -178,63 +171,69 @@ class _Reader:
         files = self._files()
         text, vision = self._tower("text", files), self._tower("vision", files)
         if text is None and vision is None:
-            raise self.fail("text", "and vision are missing: there is nothing to run")
+            raise fields.fail("text", "and vision are missing: there is nothing to run")
         return Manifest(
-            name=self.get(self.content, "name", str, "name"),
-            writer=self.get(self.content, "writer", str, "writer", ""),
+            name=fields.get("name", str),
+            writer=_given(fields, "writer", ""),
             files=files,
             text=text,
             vision=vision,
             images=self._images() if vision else None,
-            generation=self.get(self.content, "generation", dict, "generation", {}),
+            generation=_given(fields, "generation", {}),
         )
 
     def _files(self) -> dict[str, StoredFile]:
-        files = self.get(self.content, "files", dict, "files")
-        return {name: self._file(name, entry) for name, entry in files.items()}
+        return {name: self._file(name, entry) for name, entry in self.fields.get("files", dict).items()}
 
     def _file(self, name: str, entry: Any) -> StoredFile:
         called = f"files: {name[:200]!r}"
         if type(entry) is not dict:
-            raise self.fail(called, f"is {entry!r:.100}, expected an object")
-        nbytes = self.get(entry, "bytes", int, f"{called}: bytes")
-        sha256 = self.get(entry, "sha256", str, f"{called}: sha256")
+            raise self.fields.fail(called, f"is {entry!r:.100}, expected an object")
+        fields = replace(self.fields, content=entry, called=f"{called}: ")
+        nbytes, sha256 = fields.get("bytes", int), fields.get("sha256", str)
         if len(sha256) != len(_ZEROS) or set(sha256) - set("0123456789abcdef"):
-            raise self.fail(f"{called}: sha256", f"is {sha256!r:.100}, expected 64 hexadecimal digits")
+            raise fields.fail("sha256", f"is {sha256!r:.100}, expected 64 hexadecimal digits")
         found = self._found(name, called)
         if found != nbytes:
-            raise self.fail(called, f"has {found:,} bytes instead of {nbytes:,}")
+            raise self.fields.fail(called, f"has {found:,} bytes instead of {nbytes:,}")
         return StoredFile(nbytes, sha256)
 
     def _found(self, name: str, called: str) -> int:
         """The size of the file ``name``, which must lie in the bundle's folder."""
+        fail = self.fields.fail
         plain = name.isprintable() and not set(name) & set('\\:*?"<>|')  # what Windows reads otherwise
         if not plain or str(PurePosixPath(name)) != name or set(name.split("/")) & {"", ".", ".."}:
-            raise self.fail(called, "is no path inside the bundle")
+            raise fail(called, "is no path inside the bundle")
         folder, target = self.path.parent.resolve(), self.path.parent / name
         try:
             real = target.resolve(strict=True)
             if not real.is_relative_to(folder):
-                raise self.fail(called, f"lies outside the bundle, at {real}", "copy the files, not links")
+                raise fail(called, f"lies outside the bundle, at {real}", "copy the files, not links")
             if not real.is_file():
-                raise self.fail(called, "is no file")
+                raise fail(called, "is no file")
             return real.stat().st_size
         except FileNotFoundError:
-            raise self.fail(called, "is missing") from None
+            raise fail(called, "is missing") from None
         except (OSError, RuntimeError) as error:  # a name that is too long, a link to itself
-            raise self.fail(called, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+            raise fail(called, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     def _tower(self, key: str, files: Mapping[str, StoredFile]) -> Tower | None:
-        if key not in self.content:
+        if key not in self.fields.content:
             return None
-        entry = self.get(self.content, key, dict, key)
-        engine, file = (self.get(entry, part, str, f"{key}: {part}") for part in ("engine", "file"))
+        fields = replace(self.fields, content=self.fields.get(key, dict), called=f"{key}: ")
+        engine, file = fields.get("engine", str), fields.get("file", str)
         if file not in files:
-            raise self.fail(f"{key}: file", f"is {file!r:.200}, which is none of the files")
-        return Tower(engine, file, self.get(entry, "format", str, f"{key}: format", ""))
+            raise fields.fail("file", f"is {file!r:.200}, which is none of the files")
+        return Tower(engine, file, _given(fields, "format", ""))
 
     def _images(self) -> VisionSpec:
         try:
-            return VisionSpec.from_json(self.get(self.content, "images", dict, "images"))
+            return VisionSpec.from_json(self.fields.get("images", dict))
         except ArtifactError as error:
             raise ArtifactError(f"{self.path}: {error.message}", remedy=error.remedy or _AGAIN) from error
+
+
+def _given(fields: Fields, key: str, default: _T) -> _T:
+    """The value under ``key``, of the type of ``default``, which stands for a field that is not there: null is one."""
+    value: _T = fields.get(key, type(default)) if key in fields.content else default
+    return value

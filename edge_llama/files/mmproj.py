@@ -6,11 +6,16 @@ the process; some of it, a missing norm first of all, it takes in silence to com
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from edge_llama.errors import ArtifactError
+from edge_llama.files.artifact import VisionArtifact, main_format, vision_identity
 from edge_llama.files.formats import BF16, F16, F32, FORMATS
-from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
+from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header, shortest
 from edge_llama.files.gguf_limits import NOT_MULTIPLIED, items
+from edge_llama.files.llama4_vision_shapes import ANY, VisionSizes, names
+from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.vision_spec import VisionSpec
 
 ARCHITECTURE = "clip"
@@ -37,6 +42,29 @@ _OF_OTHERS = (  # read for every tower, without use for this one
 )
 _MAX_SIDE, _MAX_LAYERS = 8192, 512
 _OLD_NORM = re.compile(r"v\.blk\.\d+\.attn_post_norm\.weight")
+
+
+def read_mmproj(path: Path, bundled: VisionSpec | None = None, name: str | None = None) -> VisionArtifact:
+    """The tower of a GGUF file; ``bundled`` is what a manifest says of it, which may differ in what is not its own."""
+    header = read_header(path)
+    own = read_spec(header)
+    spec = bundled or own
+    if replace(own, max_tiles=spec.max_tiles, mean=spec.mean, std=spec.std) != spec:
+        raise ArtifactError(
+            f"{path}: a tower of {own}, where {MANIFEST} says {spec}", remedy="copy or convert both again"
+        )
+    return VisionArtifact(
+        path=path,
+        engine="llama.cpp",
+        spec=spec,
+        identity=vision_identity(spec, (path, header.data_offset, header.tensors)),
+        name=name or header.get("general.name", str, path.stem),
+        format=main_format(header.tensors),
+        nbytes=header.file_size,
+        files=(path,),
+        tensors=header.tensors,
+        header=header,
+    )
 
 
 def projector(header: Header) -> str:
@@ -117,27 +145,17 @@ def _check_heads(header: Header, width: int) -> None:
 
 
 def _shapes(header: Header, width: int, grid: int, patch: int, scale: int) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the tower and its shape, rows first; -1 for the adapter's inner widths, free but equal."""
-    inner, layers = _size(header, "feed_forward_length"), _size(header, "block_count", _MAX_LAYERS)
-    shapes: dict[str, tuple[int, ...]] = {
-        "v.class_embd": (width,),
-        "v.position_embd.weight": (grid * grid + 1, width),
-        "v.patch_embd.weight": (width, 3 * patch * patch),
-        "mm.model.mlp.1.weight": (-1, width * scale * scale),
-        "mm.model.mlp.2.weight": (-1, -1),
-        "mm.model.fc.weight": (_size(header, "projection_dim"), -1),
-    }
-    for norm in ("v.pre_ln", "v.post_ln"):
-        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    for layer in range(layers):
-        for name, rows, columns in (
-            *(("ln1", width, 0), ("ln2", width, 0)),
-            *((f"attn_{part}", width, width) for part in ("q", "k", "v", "out")),
-            *(("ffn_up", inner, width), ("ffn_down", width, inner)),
-        ):
-            prefix = f"v.blk.{layer}.{name}."
-            shapes |= {prefix + "weight": (rows, columns) if columns else (rows,), prefix + "bias": (rows,)}
-    return shapes
+    """Every tensor of the tower and its shape; the adapter's inner widths are free, but equal."""
+    sizes = VisionSizes(
+        n_embd=width,
+        n_ff=_size(header, "feed_forward_length"),
+        patch=patch,
+        positions=grid * grid + 1,
+        shuffled=width * scale * scale,
+        n_adapter=ANY,
+        n_text=_size(header, "projection_dim"),
+    )
+    return {name: sizes.shape(name) for name in names(_size(header, "block_count", _MAX_LAYERS))}
 
 
 def _check_tensors(header: Header, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -169,10 +187,10 @@ def _check_tensors(header: Header, expected: Mapping[str, tuple[int, ...]]) -> N
 
 def _check_tensor(header: Header, tensor: TensorInfo, shape: tuple[int, ...]) -> None:
     fits = len(tensor.shape) == len(shape) and all(
-        want in (-1, size) for want, size in zip(shape, tensor.shape, strict=True)
+        want in (ANY, size) for want, size in zip(shape, tensor.shape, strict=True)
     )
     if not fits:
-        wanted = " x ".join("any" if size < 0 else f"{size:,}" for size in shape)
+        wanted = " x ".join("any" if size == ANY else f"{size:,}" for size in shape)
         raise ArtifactError(
             f"{header.path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected {wanted}", remedy=DAMAGED
         )
@@ -205,5 +223,5 @@ def _channels(header: Header, key: str) -> tuple[float, float, float]:
     values = items(header, _PREFIX + key, ValueType.FLOAT32, default=())
     if len(values) != 3:
         raise _wrong(header, key, f"has {len(values)} numbers, expected three")
-    red, green, blue = (float(str(value)) for value in values)
+    red, green, blue = map(shortest, values)
     return red, green, blue

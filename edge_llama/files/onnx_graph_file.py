@@ -13,10 +13,10 @@ from pathlib import Path
 from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import FORMATS, Format
 from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.protobuf import Field, WireError, fields, packed
 
 _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundred kilobytes
 _AGAIN = "copy the whole bundle again, or convert again"
-_VARINT, _BYTES, _FIXED = 0, 2, {1: 8, 5: 4}
 _MODEL_GRAPH = 7
 _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
@@ -48,7 +48,7 @@ class OnnxFile:
         return (self.path, *self.data)
 
     def identified(self) -> list[tuple[Path, int, Sequence[TensorInfo]]]:
-        """The files as :func:`edge_llama.files.integrity.identity_of` takes them: the graph whole."""
+        """The files as :func:`edge_llama.files.identity.identity_of` takes them: the graph whole."""
         return [(self.path, self.path.stat().st_size, ()), *((file, 0, tensors) for file, tensors in self.data.items())]
 
 
@@ -65,6 +65,8 @@ def read_onnx(path: Path) -> OnnxFile:
         return _read(path, memoryview(raw))
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error
+    except WireError as error:
+        raise ArtifactError(f"{path}: {error}, or not an ONNX file", remedy=_AGAIN) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: {error}", remedy=_AGAIN) from error
 
@@ -79,55 +81,25 @@ def _read(path: Path, raw: memoryview) -> OnnxFile:
     return OnnxFile(path, inputs, outputs, _data(path, found))
 
 
-def _fields(message: "memoryview | int") -> Iterator[tuple[int, "memoryview | int"]]:
-    """A message's fields in order: number, and value as an integer or bytes."""
+def _fields(message: Field) -> Iterator[tuple[int, Field]]:
+    """The fields of a message within the file."""
     if isinstance(message, int):
         raise ValueError("is damaged: a number where a message is expected")
-    at, end = 0, len(message)
-    while at < end:
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == _VARINT:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        if kind == _BYTES:
-            size, at = _varint(message, at)
-        elif kind in _FIXED:
-            size = _FIXED[kind]
-        else:
-            raise ValueError("is damaged, or not an ONNX file")
-        if size > end - at:
-            raise ValueError("is cut short, or not an ONNX file")
-        yield key >> 3, message[at : at + size]
-        at += size
+    return fields(message)
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 64, 7):
-        if at >= len(message):
-            raise ValueError("is cut short, or not an ONNX file")
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("is damaged, or not an ONNX file")
-
-
-def _name(message: "memoryview | int") -> str:
+def _name(message: Field) -> str:
     """The field ``name`` of an input or output."""
     return next((_text(value) for number, value in _fields(message) if number == 1), "")
 
 
-def _text(value: "memoryview | int") -> str:
+def _text(value: Field) -> str:
     if isinstance(value, int):
         raise ValueError("is damaged: a number where text is expected")
     return bytes(value).decode("utf-8")
 
 
-def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
+def _external(message: Field) -> tuple[TensorInfo, str] | None:
     """A tensor with data in another file, and that file's name; None for one whose data is here."""
     name, kind, shape = "", 0, list[int]()
     entries: dict[str, str] = {}
@@ -137,7 +109,7 @@ def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
         elif number == _TENSOR_TYPE and isinstance(value, int):
             kind = value
         elif number == _TENSOR_SIZE:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else packed(value)
         elif number == _TENSOR_EXTERNAL:
             pair = {key: _text(text) for key, text in _fields(value)}
             entries[pair.get(1, "")] = pair.get(2, "")
@@ -149,14 +121,6 @@ def _external(message: "memoryview | int") -> tuple[TensorInfo, str] | None:
     info = TensorInfo(name, tuple(shape) or (1,), format_, _number(entries.get("offset", "0"), name))
     _check_size(info, _number(entries.get("length", str(info.nbytes)), name))
     return info, entries.get("location", "")
-
-
-def _packed(message: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(message):
-        value, at = _varint(message, at)
-        values.append(value)
-    return values
 
 
 def _number(text: str, name: str) -> int:

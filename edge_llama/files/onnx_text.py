@@ -4,20 +4,22 @@ The folder may be of another program. Nothing in it is believed before it was ch
 only that is read which is needed to run the graph.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import ArtifactError, NotVerifiableError
+from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.formats import F32, Format
 from edge_llama.files.gguf import TensorInfo
-from edge_llama.files.integrity import identity_of
+from edge_llama.files.identity import identity_of
 from edge_llama.files.json_fields import Fields, read_bytes
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import read_manifest
 from edge_llama.files.onnx_graph_file import OnnxFile, read_onnx
-from edge_llama.files.text_artifact import Artifact, Recommended
+from edge_llama.files.text_artifact import TextArtifact
 
 CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -44,7 +46,7 @@ class Names:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxArtifact(Artifact):
+class OnnxArtifact(TextArtifact):
     """A text tower for ONNX Runtime."""
 
     engine: ClassVar[str] = "onnxruntime"
@@ -66,6 +68,11 @@ class OnnxArtifact(Artifact):
     """genai_config.json."""
 
     @property
+    def form(self) -> str:
+        """ONNX."""
+        return "ONNX"
+
+    @property
     def tensors(self) -> tuple[TensorInfo, ...]:
         """The weights that lie beside the graph."""
         return self.graph.tensors
@@ -81,13 +88,33 @@ class OnnxArtifact(Artifact):
         return sum(file.stat().st_size for file in self.files)
 
     @property
+    def n_weights(self) -> int | None:
+        """None: several weights are packed into a number."""
+        return None
+
+    @property
     def takes_embeddings(self) -> bool:
         """Whether images can be given to the graph."""
         return IMAGE_FEATURES in self.graph.inputs
 
     def identity(self) -> str:
-        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.integrity.identity_of` has them."""
+        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.identity.identity_of` has them."""
         return self._identity
+
+    def metadata(self) -> Mapping[str, Any]:
+        """genai_config.json, objects within objects as one, their keys with dots between."""
+        return dict(_flat(self.config.content))
+
+    def rows(self) -> Sequence[Row]:
+        """The same for people."""
+        return [(key, type(value).__name__, str(value)) for key, value in self.metadata().items()]
+
+    def verify(self, on_progress: Callable[[int], None]) -> None:  # noqa: ARG002 - there is nothing to check
+        """NotVerifiableError: only a bundle's manifest has hashes of an ONNX folder."""
+        raise NotVerifiableError(
+            f"{self.path}: its structure is sound, but there are no hashes to verify its contents",
+            remedy="convert the original checkpoint with edge-llama to have them",
+        )
 
     @cached_property
     def _identity(self) -> str:
@@ -136,7 +163,7 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
         path=path,
         name=_name(path.parent),
         architecture=model.get("type", str),
-        chat_template=_template(settings),
+        chat_template=_template(path.parent, settings),
         n_layer=n_layer,
         n_ctx_train=model.count("context_length", _MOST["context"]),
         n_vocab=n_vocab,
@@ -153,6 +180,14 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
         settings=settings,
         config=config,
     )
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _name(folder: Path) -> str:
@@ -201,9 +236,9 @@ def _tokenizer(folder: Path) -> Path:
     return found
 
 
-def _template(settings: Fields) -> str | None:
+def _template(folder: Path, settings: Fields) -> str | None:
     """The chat template: of its own file, or of tokenizer_config.json, where several have names."""
-    beside = settings.path.with_name(TEMPLATE)
+    beside = folder / TEMPLATE
     if beside.is_file():
         try:
             return read_bytes(beside, _MAX_BYTES, _AGAIN).decode("utf-8") or None

@@ -1,34 +1,25 @@
-"""What is known of a text tower before a weight is read: what the kinds for each engine have in common."""
+"""The fields of a text tower's :class:`edge_llama.files.artifact.Artifact`, and what most kinds have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.formats import F16, Format
 from edge_llama.files.gguf import TensorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Recommended:
-    """A sampling setting of the model's publisher: which option, what the file calls it, and the value, unchecked."""
-
-    option: str
-    called: str
-    value: Any
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact(ABC):
-    """A text tower whose files were read and found sound."""
+class TextArtifact(ABC):
+    """See :class:`edge_llama.files.artifact.Artifact`, which says what each member is."""
 
     engine: ClassVar[str]
-    """The engine that runs it, as a manifest names it."""
     kv_format: ClassVar[Format] = F16
-    """What the engine keeps keys and values in, unless told otherwise."""
 
     path: Path
-    """The file that the engine opens."""
     name: str
     architecture: str
     chat_template: str | None
@@ -36,8 +27,12 @@ class Artifact(ABC):
     n_ctx_train: int
     n_vocab: int
     kv_values_per_token: int
-    """Numbers that the KV cache holds per token, over all layers, keys and values."""
     sampling: tuple[Recommended, ...] = field(default=(), repr=False)
+
+    @property
+    @abstractmethod
+    def form(self) -> str:
+        """The kind of file, for people."""
 
     @property
     @abstractmethod
@@ -55,18 +50,32 @@ class Artifact(ABC):
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
+    def n_weights(self) -> int | None:
+        """How many numbers the tensors hold; None where several are packed into one."""
+        return sum(prod(tensor.shape) for tensor in self.tensors)
+
+    @property
     def takes_embeddings(self) -> bool:
         """Whether images can be given to it."""
         return True
 
     @property
     def cache_depends_on_context(self) -> bool:
-        """Whether the context's size changes what the KV cache holds: some models then turn keys by other angles."""
+        """Whether the context's size changes what the KV cache holds."""
         return False
 
     @abstractmethod
     def identity(self) -> str:
-        """Which model it is, to tell it from others of the same shape: 64 hexadecimal digits.
+        """Which model it is: 64 hexadecimal digits."""
 
-        ArtifactError if a file can't be read.
-        """
+    @abstractmethod
+    def metadata(self) -> Mapping[str, Any]:
+        """What the file says beside its tensors, as JSON has it."""
+
+    @abstractmethod
+    def rows(self) -> Sequence[Row]:
+        """The same for people."""
+
+    @abstractmethod
+    def verify(self, on_progress: Callable[[int], None]) -> None:
+        """Check every bit by hashes that the file carries."""

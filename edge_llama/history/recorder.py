@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import TypedDict, Unpack
 
-from edge_llama.chat import Chat
+from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import SessionError
 from edge_llama.history.store import Conversation, History
 from edge_llama.model import Model
@@ -25,9 +25,9 @@ class Recording:
     Messages are told apart by being the same objects: a chat keeps them, also when it is shortened or taken back.
     """
 
-    def __init__(self, history: History, tell: Callable[[str], None], conversation: Conversation | None = None) -> None:
-        """``conversation`` is one of ``history`` that goes on."""
-        self.conversation = conversation
+    def __init__(self, history: History, tell: Callable[[str], None]) -> None:
+        self.conversation: Conversation | None = None
+        """The one that the chat is kept as; None until it has messages."""
         self._history = history
         self._tell = tell
         self._times_set_aside = history.times_set_aside
@@ -36,7 +36,7 @@ class Recording:
         self._is_deleted = False
         self._has_new = False
 
-    def resume(self, model: Model, conversation: Conversation, **options: Any) -> Chat:
+    def resume(self, model: Model, conversation: Conversation, **options: Unpack[ChatOptions]) -> Chat:
         """A conversation of the history as a chat of ``model``; ``reread_reason`` says what is read again.
 
         ``options`` are those of :meth:`Model.load_chat`.
@@ -70,9 +70,7 @@ class Recording:
             self._history.keep_kv(self.conversation.id, chat.save)
             self._has_new = False
 
-    def _loaded(
-        self, model: Model, conversation: Conversation, options: dict[str, Any]
-    ) -> tuple[Chat | None, str | None]:
+    def _loaded(self, model: Model, conversation: Conversation, options: ChatOptions) -> tuple[Chat | None, str | None]:
         """The chat with what is kept of its KV cache, and why the model must read (some of) it again."""
         if conversation.identity != model.identity:
             return None, f"it was with {conversation.model}, now with {model.artifact.name}"

@@ -22,6 +22,7 @@ from typing import Literal
 from edge_llama.errors import HistoryError, OptionError
 from edge_llama.history.database import Database
 from edge_llama.history.search import Found, search
+from edge_llama.host.atomic import PARTIAL
 from edge_llama.prompts.messages import Message
 
 FOLDER_VARIABLE = "EDGE_LLAMA_HISTORY"
@@ -214,7 +215,7 @@ class History:
             with suppress(FileNotFoundError):  # another process has removed it
                 files.append((path, path.stat()))
         for path, about in files:
-            if path.suffix == ".partial" and time.time() - about.st_mtime > _ABANDONED:
+            if path.suffix == PARTIAL and time.time() - about.st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)  # its writer was killed
         kept = sorted((about.st_mtime, about.st_size, path) for path, about in files if path.suffix == ".session")
         used, limit = sum(size for _, size, _ in kept), self.kv_limit()

@@ -1,20 +1,14 @@
-"""What this machine has, and what is chosen. One entry per device."""
+"""What this machine has: its processor, the cores and the memory that are free, and what engines say of devices."""
 
 import os
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import psutil
-
-from edge_llama.errors import OptionError
-
-WANTED = ("auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,90 +31,6 @@ class Device:
     description: str
     free_bytes: int
     total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Accelerator:
-    """A kind of GPU: ``flag`` builds llama.cpp for it; ``is_here`` looks for its driver without loading it."""
-
-    name: str
-    flag: str
-    needs: str
-    systems: tuple[str, ...]
-    """Values of ``sys.platform`` where there are such."""
-    is_here: Callable[[], bool]
-
-    @property
-    def remedy(self) -> str:
-        """How to get an engine that uses it."""
-        return (
-            f'for {self.name} ({self.needs}): CMAKE_ARGS="-D{self.flag}=on" pip install --force-reinstall '
-            "--no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-        )
-
-
-ACCELERATORS = (
-    Accelerator("Metal", "GGML_METAL", "a Mac; on by default there", ("darwin",), lambda: True),
-    Accelerator(
-        "CUDA",
-        "GGML_CUDA",
-        "an NVIDIA GPU and the CUDA toolkit",
-        ("linux", "win32"),
-        lambda: Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None,
-    ),
-    Accelerator(
-        "Vulkan",
-        "GGML_VULKAN",
-        "a Vulkan driver, its headers and glslc",
-        ("linux", "win32"),
-        lambda: any(Path("/dev/dri").glob("renderD*")) or Path(r"C:\Windows\System32\vulkan-1.dll").exists(),
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a model's layers go: ``gpu_layers`` of them to GPUs, the others to the CPU."""
-
-    gpu_layers: int
-    reason: str
-    device: str = "cpu"
-    """For an engine that runs the whole model on one device, which."""
-
-    def __str__(self) -> str:
-        alone = "CPU" if self.device == "cpu" else self.device
-        where = f"{self.gpu_layers:,} layers on the GPU" if self.gpu_layers else alone
-        return f"{where} ({self.reason})"
-
-
-def place(wanted: str, found: Sequence[Device], *, n_layer: int, weight_bytes: int, cache_bytes: int) -> Placement:
-    """Where to put a model of these sizes, by what was ``wanted`` (auto, cpu, gpu).
-
-    ``auto`` takes a GPU if the whole model fits there; ``gpu`` puts as many layers there as fit, and is an OptionError
-    with the remedy where the engine's build has no GPU or not one layer fits.
-    """
-    if wanted not in WANTED:
-        raise OptionError(f"the device is {wanted!r}", remedy=f"known: {', '.join(WANTED)}")
-    gpus = [device for device in found if device.kind == "gpu"]
-    if wanted == "cpu":
-        return Placement(0, "as asked")
-    if not gpus:
-        if wanted == "gpu":
-            raise OptionError(
-                "the installed llama.cpp has no GPU that it can use",
-                remedy="build it for yours (edge-llama devices tells how), or leave the choice to it (auto)",
-            )
-        return Placement(0, "the engine's build has no GPU")
-    free = sum(gpu.free_bytes for gpu in gpus) * 9 // 10  # the rest is for compute buffers and the screen
-    layers = min(n_layer + 1, free * (n_layer + 1) // max(weight_bytes + cache_bytes, 1))  # the output counts as one
-    room = f"{weight_bytes + cache_bytes:,} bytes, {free:,} usable on {', '.join(gpu.name for gpu in gpus)}"
-    if layers > n_layer:
-        return Placement(layers, f"all fit: {room}")
-    if wanted == "auto":
-        return Placement(0, f"the whole does not fit the GPU: {room}")
-    if not layers:
-        raise OptionError(f"not one layer fits the GPU: {room}", remedy="take --device cpu, or a smaller --n-ctx")
-    return Placement(layers, f"as many as fit: {room}")
 
 
 @cache

@@ -8,10 +8,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from edge_llama.host.atomic import new_file
 
 _log = logging.getLogger(__name__)
 CACHE_VARIABLE = "EDGE_LLAMA_CACHE"
@@ -48,14 +49,8 @@ def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     try:
         path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"key": key, "found": found}, file, indent=1)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with new_file(path, is_private=True) as file:
+            file.write(json.dumps({"key": key, "found": found}, indent=1).encode())
     except OSError as error:
         _log.debug("a finding of kind %s is not remembered: %s", kind, error)
 

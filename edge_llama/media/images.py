@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,7 +105,14 @@ class Image:
         """
         with _decoding(self.name):
             opened = _open(self.data)
-            return _turned(rgb(opened), _orientation(opened))
+            return _upright(rgb(opened), _orientation(opened))
+
+
+def open_images(sources: Iterable[ImageSource]) -> list[Image]:
+    """Each by :meth:`Image.open`; OptionError for one image in place of several."""
+    if not isinstance(sources, Iterable) or isinstance(sources, str | bytes):
+        raise OptionError(f"images is {type(sources).__name__}, expected a list", remedy="for one: images=[image]")
+    return list(map(Image.open, sources))
 
 
 def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None) -> Path:
@@ -179,7 +186,7 @@ def _png(source: Any) -> bytes:
     with _decoding("image"):
         check_size(*source.size)
         encoded = io.BytesIO()
-        _turned(rgb(source), _orientation(source)).save(encoded, "PNG", compress_level=1)
+        _upright(rgb(source), _orientation(source)).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 
@@ -230,7 +237,7 @@ def _decoding(name: str) -> Iterator[None]:
         ) from error
 
 
-def _turned(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
+def _upright(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
     from PIL.Image import Transpose  # noqa: PLC0415
 
     turns = {
@@ -248,7 +255,7 @@ def _turned(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
 def _orientation(image: "PIL.Image.Image") -> int:
     """Tag 0x0112 of EXIF's first directory, or 1 (upright). Pillow's own reader warns of damage in any tag.
 
-    TIFF has no EXIF here: Pillow turns it while it loads.
+    TIFF has no EXIF here: Pillow rotates it while it loads.
     """
     data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
     order = ">" if data[:2] == b"MM" else "<"

@@ -1,4 +1,4 @@
-"""An image as Llama 4 reads it: which tiles it is cut into, their pixels, and the tokens that frame them.
+"""An image as Llama 4 takes it: which tiles it is cut into, their pixels, and the tokens that frame them.
 
 The reference is transformers' ``Llama4ImageProcessor`` and ``Llama4Processor``; canvases and sizes follow it to the
 last rounding, since one tile more or less is another prompt.
@@ -116,11 +116,3 @@ def token_plan(grid: Grid, spec: VisionSpec) -> Plan:
 def count_tokens(plan: Plan) -> int:
     """The positions that a plan takes in the context."""
     return sum(step if isinstance(step, int) else 1 for step in plan)
-
-
-def largest_fit(width: int, height: int, spec: VisionSpec, room: int) -> int | None:
-    """The largest ``max_tiles`` with which an image of this size takes at most ``room`` tokens; None if 1 doesn't."""
-    for most in range(spec.max_tiles, 0, -1):
-        if count_tokens(token_plan(grid(width, height, spec, most), spec)) <= room:
-            return most
-    return None

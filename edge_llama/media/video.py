@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from edge_llama.errors import InputError, OptionError
+from edge_llama.errors import ContextFullError, InputError, OptionError
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.media.images import MAX_PIXELS, Image, check_size, regular_file
 from edge_llama.media.llama4_tiles import count_tokens, grid, resized, token_plan
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _CONTAINERS = "asf,avi,flv,gif,matroska,mov,mp4,mpeg,mpegts,ogg,webm"
 _KNOWN = "give MP4, WebM, MKV, MOV, AVI or GIF"
+_FRAMES_PER_SECOND = 2
+_TILES = 1  # of a frame, since frames are many
 _TIME_TOKENS = 10  # "[1:02:03] " at most
 _BLIND_STRIDE = 10.0  # seconds: without an index, what is nearer is decoded to, what is farther is sought
 
@@ -52,13 +54,11 @@ def duration(source: "str | os.PathLike[str]") -> float:
     return probe(source).duration
 
 
-def frames(
-    source: "str | os.PathLike[str]", count: int, spec: VisionSpec | None = None, max_tiles: int = 1
-) -> list[tuple[float, Image]]:
+def frames(source: "str | os.PathLike[str]", count: int, spec: VisionSpec | None = None) -> list[tuple[float, Image]]:
     """``count`` frames with their times in seconds: those in view at the middle of each of ``count`` equal parts.
 
-    Fewer if the video has fewer. With ``spec`` each is shrunk to what ``max_tiles`` tiles show, so that it takes no
-    more: one, since frames are many (whose pixels are those of the whole frame read with that limit). Images are PNG.
+    Fewer if the video has fewer. With ``spec`` each is shrunk to what one tile shows, so that it takes no more (its
+    pixels are those of the whole frame cut with that limit). Images are PNG.
     Long videos are sought in, not decoded whole. InputError for what is no video, is cut short or damaged, or has too
     many pixels; OptionError for a count below 1.
     """
@@ -69,7 +69,7 @@ def frames(
         found: dict[float, Image] = {}
         for moment, frame in reader.in_view([reader.start + (index + Fraction(1, 2)) * part for index in range(count)]):
             if moment not in found:
-                image = Image.open(_picture(frame, spec, max_tiles))
+                image = Image.open(_picture(frame, spec))
                 found[moment] = replace(image, name=f"{os.fsdecode(source)} at {clock(moment)}")
         if not found:
             raise InputError("the video has no frames", remedy=_KNOWN)
@@ -81,14 +81,27 @@ def as_parts(frames: Sequence[tuple[float, Image]]) -> list[str | Image]:
     return [part for seconds, image in frames for part in (f"[{clock(seconds)}] ", image)]
 
 
-def frames_that_fit(width: int, height: int, spec: VisionSpec, room: int, max_tiles: int = 1) -> int:
-    """How many frames of this size, times included, ``room`` tokens hold, each in at most ``max_tiles`` tiles."""
-    return max(room, 0) // tokens_of_frame(width, height, spec, max_tiles)
+def frames_to_show(clip: Clip, spec: VisionSpec, n_ctx: int, used: int) -> int:
+    """How many frames of a clip a chat shows: two a second, or as many as leave a quarter of the context for an answer.
+
+    ``used`` of the context's ``n_ctx`` tokens are taken by all else. ContextFullError if not even one frame fits.
+    """
+    room = n_ctx - n_ctx // 4 - used
+    fitting = frames_that_fit(clip.width, clip.height, spec, room)
+    if fitting < 1:
+        least = n_ctx - room + tokens_of_frame(clip.width, clip.height, spec)
+        raise ContextFullError(least, n_ctx, remedy="no frame of the video fits: begin anew, or a larger n_ctx")
+    return min(fitting, max(1, round(_FRAMES_PER_SECOND * clip.duration)))
 
 
-def tokens_of_frame(width: int, height: int, spec: VisionSpec, max_tiles: int = 1) -> int:
-    """What a frame of this size takes of the context at most, its time included."""
-    return count_tokens(token_plan(grid(width, height, spec, max_tiles), spec)) + _TIME_TOKENS
+def frames_that_fit(width: int, height: int, spec: VisionSpec, room: int) -> int:
+    """How many frames of this size in pixels, times included, ``room`` tokens hold, each in one tile."""
+    return max(room, 0) // tokens_of_frame(width, height, spec)
+
+
+def tokens_of_frame(width: int, height: int, spec: VisionSpec) -> int:
+    """What a frame of this size in pixels takes of the context at most, its time included."""
+    return count_tokens(token_plan(grid(width, height, spec, _TILES), spec)) + _TIME_TOKENS
 
 
 def clock(seconds: float) -> str:
@@ -206,7 +219,7 @@ def _quarter_turns(frame: "VideoFrame") -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _picture(frame: "VideoFrame", spec: VisionSpec | None, max_tiles: int) -> "PIL.Image.Image":
+def _picture(frame: "VideoFrame", spec: VisionSpec | None) -> "PIL.Image.Image":
     """Upright, in RGB, no larger than needed."""
     from PIL.Image import Resampling, Transpose, fromarray  # noqa: PLC0415
 
@@ -215,7 +228,7 @@ def _picture(frame: "VideoFrame", spec: VisionSpec | None, max_tiles: int) -> "P
     if turns := _quarter_turns(frame):
         picture = picture.transpose((Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.ROTATE_270)[turns - 1])
     if spec is not None:
-        size = resized(picture.width, picture.height, grid(picture.width, picture.height, spec, max_tiles), spec.tile)
+        size = resized(picture.width, picture.height, grid(picture.width, picture.height, spec, _TILES), spec.tile)
         if size < picture.size:  # both sides shrink, or none
             picture = picture.resize(size, Resampling.BILINEAR)
     return picture

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from edge_llama.errors import OptionError
+from edge_llama.files.artifact import Artifact
 from edge_llama.files.formats import Format
-from edge_llama.files.text_artifact import Artifact
 
 DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
 _STEP = 256  # llama.cpp pads the cache to this

@@ -16,7 +16,7 @@ from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, as_json, images_of
 from edge_llama.prompts.tokenizer import Tokenizer, check_length
 from edge_llama.prompts.tool_formats import TAGS, form_named, form_of
-from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
     from edge_llama.prompts.template_sandbox import LimitedTemplate
@@ -66,7 +66,6 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool = True,
         n_ctx: int | None = None,
         image_ids: Callable[[Image], Sequence[int]] | None = None,
     ) -> list[int]:
@@ -83,25 +82,25 @@ class ChatTemplate:
         """
         variables = self._checked_variables(variables or {})
 
-        def made_of(messages: Sequence[Message]) -> list[int]:
+        def rendered(messages: Sequence[Message]) -> list[int]:
             images = list(map(image_ids, images_of(messages))) if image_ids else []
-            return self._tokens(_contents(messages, tools, variables), add_generation_prompt, n_ctx, images)
+            return self._tokens(_contents(messages, tools, variables), n_ctx, images)
 
         try:
-            return made_of(messages)
+            return rendered(messages)
         except TemplateError:
             apart = _one_call_each(messages)
             if len(apart) == len(messages):
                 raise
-            return made_of(apart)
+            return rendered(apart)
 
-    def call_reader(self, names: Set[str], tool_format: str | None = None) -> ToolCallReader:
+    def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
 
         OptionError for a ``tool_format`` that is unknown.
         """
         form = form_of(self._source, self._control.keys()) if tool_format is None else form_named(tool_format)
-        return ToolCallReader(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
+        return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
 
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(variables, Mapping):
@@ -115,14 +114,12 @@ class ChatTemplate:
                 )
         return {name: as_json(value, f"the chat template's {name}") for name, value in variables.items()}
 
-    def _tokens(
-        self, contents: Contents, add_generation_prompt: bool, n_ctx: int | None, images: Sequence[Sequence[int]]
-    ) -> list[int]:
-        rendered = self._render(contents, add_generation_prompt)
+    def _tokens(self, contents: Contents, n_ctx: int | None, images: Sequence[Sequence[int]]) -> list[int]:
+        rendered = self._render(contents)
         if n_ctx is not None:
             check_length(rendered, self._tokenizer, n_ctx)
-        self._check_shown(contents, add_generation_prompt)
-        own = list(self._own(rendered, contents, add_generation_prompt))
+        self._check_shown(contents)
+        own = list(self._own(rendered, contents))
         self._check_images(own, images)
         waiting = iter(images)
         ids: list[int] = []
@@ -141,7 +138,7 @@ class ChatTemplate:
                 remedy="pass one for images (--chat-template FILE)",
             )
 
-    def _check_shown(self, contents: Contents, add_generation_prompt: bool) -> None:
+    def _check_shown(self, contents: Contents) -> None:
         """TemplateError if tools or calls are given and another name for them makes no difference to the text."""
         calls = sum(len(message.get("tool_calls", ())) for message in contents["messages"])
         given = {what for what, count in (("tools", contents["tools"]), ("tool calls", calls)) if count}
@@ -150,7 +147,7 @@ class ChatTemplate:
                 probe, expected = {**contents, "tools": [_PROBE_TOOL]}, 1
             else:
                 probe, expected = {**contents, "messages": list(map(_with_probe, contents["messages"]))}, calls
-            if self._render(probe, add_generation_prompt).count(_PROBE) < expected:
+            if self._render(probe).count(_PROBE) < expected:
                 raise TemplateError(
                     f"{self._where}: the chat template does not show {what} to the model",
                     remedy="pass one that does (--chat-template FILE), or put them into a message yourself",
@@ -160,7 +157,7 @@ class ChatTemplate:
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, self._control) if text else []
 
-    def _own(self, rendered: str, contents: Contents, add_generation_prompt: bool) -> Iterable[re.Match[str]]:
+    def _own(self, rendered: str, contents: Contents) -> Iterable[re.Match[str]]:
         """The control tokens that the template wrote, as matches whose places hold for ``rendered``.
 
         Without any letter of control tokens nothing can be forged; but a template that looks for a word in contents
@@ -172,7 +169,7 @@ class ChatTemplate:
             if swapped == contents:
                 return self._pattern.finditer(rendered)
             try:
-                other = self._render(swapped, add_generation_prompt)
+                other = self._render(swapped)
             except TemplateError:  # the template wants something of contents that they now lack
                 other = None
             if other is not None and self._differ_in_contents(rendered, other):
@@ -195,11 +192,11 @@ class ChatTemplate:
         cases = {case for char in chars for case in (char, char.lower(), char.upper()) if len(case) == 1}
         return {ord(char): self._stand_in for char in cases}
 
-    def _render(self, contents: Contents, add_generation_prompt: bool) -> str:
+    def _render(self, contents: Contents) -> str:
         try:
             text = self._template.render(
                 documents=None,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=True,
                 **self._tokenizer.special_texts,
                 **contents,
             )

@@ -28,7 +28,7 @@ _Exchanges = list[list[Message]]
 class Shortened:
     """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
 
-    ``images`` were in them: the model sees these no more.
+    ``images`` were in them: the model is shown these no more.
     """
 
     summarized: int
@@ -72,6 +72,12 @@ def exchanges_of(messages: Sequence[Message]) -> tuple[list[Message], _Exchanges
     return head, exchanges
 
 
+def least_of(messages: Sequence[Message]) -> list[Message]:
+    """What no shortening takes away: the system message and the last exchange."""
+    head, exchanges = exchanges_of(messages)
+    return [*head, *exchanges[-1]]
+
+
 class Shortening:
     """Makes conversations shorter. It decides; what it needs of the model it is given as functions."""
 
@@ -87,12 +93,20 @@ class Shortening:
         self._summarize = summarize
         self._summary_tokens = max(16, min(512, n_ctx // 8))
 
-    def room(self, max_tokens: int | None) -> int:
-        """Tokens to keep free for an answer: a quarter of the context, or what is asked for if that is less."""
-        return min(max_tokens or self.n_ctx, self.n_ctx // 4)
+    def fit(
+        self, messages: Sequence[Message], how: Literal["compact", "drop-oldest"], max_tokens: int | None
+    ) -> tuple[Sequence[Message], Shortened | None]:
+        """``messages``, the last of which is a question, or fewer: such as leave room for an answer; and what was done.
+
+        Room is a quarter of the context, or ``max_tokens`` if that is less.
+        """
+        room = min(max_tokens or self.n_ctx, self.n_ctx // 4)
+        if len(exchanges_of(messages)[1]) < 2 or self._count(messages) + room <= self.n_ctx:
+            return messages, None
+        return self.compact(messages) if how == "compact" else self.drop_oldest(messages)
 
     def drop_oldest(self, messages: Sequence[Message]) -> tuple[list[Message], Shortened]:
-        """Leave out the oldest exchanges until half of the context is free: what remains is read again, so seldom.
+        """Leave out the oldest exchanges until half of the context is free: what remains is prefilled again, so seldom.
 
         The system message and the last exchange always stay, whether they fit or not.
         """

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from edge_llama.errors import OptionError
+from edge_llama.files.byte_letters import byte_letters
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, as sentencepiece and GGUF (``tokenizer.ggml.token_type``) number them."""
@@ -18,16 +19,9 @@ BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """Kinds of vocabularies, as GGUF calls them: of letters that stand for bytes, of text with ``▁`` for a space."""
 SPACE = "\u2581"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{3,}\]")
-# What byte-pair merges leave to tokens that somebody made: "<div>" may be an ordinary word of code, "<|x|>" is none.
-_MADE_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
+# What byte-pair merges leave to tokens that people invent: "<div>" may be an ordinary word of code, "<|x|>" is none.
+_ARTIFICIAL_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
 _PIPED_TAG = re.compile(r"<[|｜].+[|｜]>")
-
-
-def byte_letters() -> str:
-    """The letter that stands for each byte in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
 class Vocabulary(ABC):
@@ -71,7 +65,7 @@ class Vocabulary(ABC):
         written = {
             text: token
             for token, text, kind in self._tags
-            if (_TAG if kind == USER_DEFINED else _MADE_TAG).fullmatch(text)
+            if (_TAG if kind == USER_DEFINED else _ARTIFICIAL_TAG).fullmatch(text)
             and text in template
             and not _is_looked_for(text, template)
         }

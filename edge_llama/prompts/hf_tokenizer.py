@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import ArtifactError, EngineError
+from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.onnx_text import OnnxArtifact
 from edge_llama.prompts.control_tokens import (
     BYTE,
@@ -24,7 +25,6 @@ from edge_llama.prompts.control_tokens import (
     UNUSED,
     USER_DEFINED,
     Vocabulary,
-    byte_letters,
 )
 
 _MAX_BYTES = 1 << 28  # 200,000 words and their merges take 28 MB

@@ -3,7 +3,7 @@
 import json
 import secrets
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,8 @@ from edge_llama.errors import OptionError
 from edge_llama.media.images import Image
 
 Role = Literal["system", "user", "assistant", "tool"]
+QUESTIONS = ("user", "tool")
+"""The roles that the model answers."""
 _FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name"}
 _ID_LETTERS = string.ascii_letters + string.digits
 
@@ -210,6 +212,32 @@ def as_json(value: Any, what: str) -> Any:
 def images_of(messages: Iterable[Message]) -> list[Image]:
     """The images of a conversation, in order."""
     return [image for message in messages for _, image in message.images]
+
+
+def up_to_last_question(messages: Sequence[Message]) -> list[Message]:
+    """The messages without those after the last one that the model answers; none if there is no such."""
+    last = max((at for at, message in enumerate(messages) if message.role in QUESTIONS), default=-1)
+    return list(messages[: last + 1])
+
+
+def open_calls(messages: Sequence[Message]) -> tuple[ToolCall, ...]:
+    """Tool calls of the last answer that have no result yet."""
+    at = max((at for at, message in enumerate(messages) if message.role != "tool"), default=0)
+    answered = {message.tool_call_id for message in messages[at + 1 :]}
+    calls = messages[at].tool_calls if messages else ()
+    return tuple(call for call in calls if call.id not in answered)
+
+
+def tool_result(call: ToolCall, result: Any) -> Message:
+    """What a tool answers to ``call``: text as it is, anything else as JSON.
+
+    OptionError if ``call`` is none, or JSON can't express the result.
+    """
+    if not isinstance(call, ToolCall):
+        raise OptionError(f"the call is {type(call).__name__}, expected ToolCall", remedy="answer.tool_calls has them")
+    if not isinstance(result, str):
+        result = json.dumps(as_json(result, f"the result of {call.name}"), ensure_ascii=False)
+    return Message("tool", result, tool_call_id=call.id, name=call.name)
 
 
 def check_messages(messages: object) -> tuple[Message, ...]:

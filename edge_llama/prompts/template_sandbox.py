@@ -99,7 +99,7 @@ class _Budget(threading.local):
                 self.spend(size)
             self.tick()
 
-    def made(self, value: Any) -> Any:
+    def charged(self, value: Any) -> Any:
         """``value``, paid for."""
         self.tick()
         self.spend(_size(value))
@@ -153,7 +153,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def _concat(self, pieces: Iterable[str]) -> str:
         kept: list[str] = []
         for piece in pieces:
-            self.budget.made(piece)
+            self.budget.charged(piece)
             kept.append(piece)
         return "".join(kept)
 
@@ -163,7 +163,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             self._check_format(left, right if isinstance(right, tuple) else (right,))
         elif operator in _SIZES:
             self.budget.spend(_SIZES[operator](left, right))
-        return self.budget.made(super().call_binop(context, operator, left, right))
+        return self.budget.charged(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - jinja2's
         """What a template's function or a value's method gives, if it is of a size that a prompt may need."""
@@ -175,7 +175,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             __self._check_text_call(__obj.__name__, owner, args, kwargs)
         elif getattr(__obj, "__name__", "") in ("format", "format_map"):  # Jinja's wrapper of str's
             __self._check_format(str(getattr(__obj, "__wrapped__", __obj).__self__), (*args, *kwargs.values()))
-        return __self.budget.made(super().call(__context, __obj, *args, **kwargs))
+        return __self.budget.charged(super().call(__context, __obj, *args, **kwargs))
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         skipped = int(hasattr(function, "jinja_pass_arg"))  # the environment or context comes first
@@ -187,7 +187,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if name not in _LIGHT:
                 self._weighed(value)
                 self._check_text_call(name, value, tuple(others), kwargs)
-            return self.budget.made(function(*args, **kwargs))
+            return self.budget.charged(function(*args, **kwargs))
 
         return limited
 

@@ -142,10 +142,10 @@ def _json_call(item: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    arguments = dict(pairs)
+    if len(arguments) < len(pairs):
         raise ValueError("it gives a key twice")
-    return made
+    return arguments
 
 
 def _refuse(constant: str) -> None:

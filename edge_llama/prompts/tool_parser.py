@@ -1,4 +1,4 @@
-"""Takes tool calls out of an answer while it is made."""
+"""Takes tool calls out of an answer while it is generated."""
 
 import re
 from collections.abc import Iterable, Mapping, Set
@@ -12,14 +12,14 @@ _BETWEEN = re.compile(r"[\s;,]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class Parsed:
     """What is certain of an answer by now: text to show, and calls that are complete."""
 
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
 
 
-class ToolCallReader:
+class ToolCallParser:
     """Holds back text that may be the beginning of a call until that is clear; all else passes at once.
 
     What turns out to be no call stays text, and ``notes`` says why. Nothing is lost but tags, and spaces and
@@ -43,31 +43,31 @@ class ToolCallReader:
         self._text = ""
         self._calls: list[ToolCall] = []
 
-    def feed(self, text: str) -> Read:
+    def feed(self, text: str) -> Parsed:
         """The answer goes on with ``text``."""
         self._held += text
         return self._advance(is_end=False)
 
-    def tag(self, token: int) -> Read:
+    def tag(self, token: int) -> Parsed:
         """The answer goes on with one of ``tags``."""
-        read = self._advance(is_end=True)
+        parsed = self._advance(is_end=True)
         self._is_tagged = TAGS[self.tags[token]]
-        return read
+        return parsed
 
-    def finish(self) -> Read:
+    def finish(self) -> Parsed:
         """Nothing follows."""
-        read = self._advance(is_end=True)
+        parsed = self._advance(is_end=True)
         spaces = "" if self._has_calls else self._gap or ""
-        return Read(read.text + spaces, read.calls)
+        return Parsed(parsed.text + spaces, parsed.calls)
 
-    def _advance(self, *, is_end: bool) -> Read:
+    def _advance(self, *, is_end: bool) -> Parsed:
         while self._held and not self._is_rest and self._step(is_end=is_end):
             pass
         if is_end and self._is_tagged:
             self._close_tag()
-        read = Read(self._text, tuple(self._calls))
+        parsed = Parsed(self._text, tuple(self._calls))
         self._text, self._calls = "", []
-        return read
+        return parsed
 
     def _step(self, *, is_end: bool) -> bool:
         """Go past the next part of what is held; False if its kind isn't clear yet."""

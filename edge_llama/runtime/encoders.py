@@ -1,8 +1,8 @@
-"""Images as the text tower reads them: ids that stand for them in a prompt, and embeddings where these are decoded.
+"""Images as the text tower takes them: ids that stand for them in a prompt, and embeddings where these are decoded.
 
 The ids of an image's embeddings are negative and drawn from all that determines the embeddings: the image's content,
-how it is cut, and the vision tower. So whatever compares tokens (the reuse of the KV cache, parked caches, session
-files) knows images too, and nothing that was read is embedded or decoded again.
+how it is cut, and the vision tower. So whatever compares tokens (the reuse of the KV cache, caches in the KV store,
+session files) knows images too, and nothing that is in a cache is embedded or decoded again.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.base import AbortedError, VisionTower
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import ArtifactError, ContextFullError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.media.images import Image
@@ -40,8 +40,8 @@ class Tile:
     index: int
 
 
-class Embedder:
-    """A vision tower, opened when the first image is read, and what it made.
+class ImageEncoder:
+    """A vision tower, opened when the first image is encoded, and the embeddings that it gave.
 
     Ids may be asked for by any thread; the engine's thread embeds, and ``abort`` stops it from any other.
     """
@@ -115,7 +115,7 @@ class Embedder:
         return [Tile(image, cut, index) for index in range(cut.count)]
 
     def embed(self, tile: Tile) -> NDArray[np.float32]:
-        """The embeddings of a tile, ``(tokens_per_tile, n_embd)``; those after it are made along with it.
+        """The embeddings of a tile, ``(tokens_per_tile, n_embd)``; those after it are encoded along with it.
 
         Raises AbortedError, InputError for a damaged image, or what opening and running the tower raises.
         """
@@ -128,15 +128,15 @@ class Embedder:
             pixels = self._prepared(tile)
             tower = self._opened()
             stop = min(tile.index + _AHEAD, tile.grid.count)
-            made = tower.encode(pixels[tile.index : stop])
+            embeddings = tower.encode(pixels[tile.index : stop])
             self.encoded += stop - tile.index
         finally:
             self.seconds += time.perf_counter() - started
-        for index, embeddings in enumerate(made, tile.index):
-            self._keep((tile.image.digest, tile.grid, index), embeddings)
+        for index, of_tile in enumerate(embeddings, tile.index):
+            self._keep((tile.image.digest, tile.grid, index), of_tile)
         if stop == tile.grid.count:
             self._pixels = None
-        first: NDArray[np.float32] = made[0]
+        first: NDArray[np.float32] = embeddings[0]
         return first
 
     def abort(self) -> None:
@@ -152,7 +152,7 @@ class Embedder:
             self._tower.resume()
 
     def close(self) -> None:
-        """Free the tower and what it made. May be called twice."""
+        """Free the tower and the embeddings. May be called twice."""
         self._preparing.shutdown(wait=False)
         self._kept.clear()
         self._pixels = None
@@ -173,11 +173,11 @@ class Embedder:
             raise AbortedError
         key = (tile.image.digest, tile.grid)
         if self._pixels is None or self._pixels[0] != key:
-            made = self._preparing.submit(tiles, tile.image, self.spec, self.max_tiles)
-            while not wait((made,), _GLANCE).done:
+            cutting = self._preparing.submit(tiles, tile.image, self.spec, self.max_tiles)
+            while not wait((cutting,), _GLANCE).done:
                 if self._is_aborted:  # what was begun ends by itself, for nobody
                     raise AbortedError
-            self._pixels = (key, made.result())
+            self._pixels = (key, cutting.result())
         return self._pixels[1]
 
     def _keep(self, key: tuple[str, Grid, int], embeddings: NDArray[np.float32]) -> None:
@@ -187,22 +187,35 @@ class Embedder:
             self._kept.popitem(last=False)
 
 
-class Pictured:
-    """What the negative ids of one prompt stand for: ``embed(start, stop)`` for a session that reads it."""
+def check_room(needed: int, n_ctx: int, images: Sequence[Image], encoder: ImageEncoder | None) -> None:
+    """ContextFullError if a prompt of ``needed`` tokens doesn't fit ``n_ctx``; with images it says what would."""
+    if needed < n_ctx:
+        return
+    remedy = ""
+    if images and encoder:
+        over = needed - n_ctx + 1
+        fewer = encoder.fewer_tiles(images, over)
+        offer = f"max_tiles={fewer} (--max-tiles {fewer}) would do" if fewer else "fewer tiles would not do"
+        remedy = f"that is {over:,} too many: {offer}; or a larger n_ctx (--n-ctx)"
+    raise ContextFullError(needed, n_ctx, remedy=remedy)
 
-    def __init__(self, embedder: Embedder, prompt: Sequence[int], images: Sequence[Image]) -> None:
-        self._embedder = embedder
+
+class ImageEmbeddings:
+    """What the negative ids of one prompt stand for: ``embed(start, stop)`` for the session that prefills it."""
+
+    def __init__(self, encoder: ImageEncoder, prompt: Sequence[int], images: Sequence[Image]) -> None:
+        self._encoder = encoder
         tiles: dict[tuple[int, ...], Tile] = {}  # by their ids: a template may show images in another order
         for image in images:
-            ids = embedder.ids(image)
+            ids = encoder.ids(image)
             runs = (tuple(ids[start:stop]) for start, stop in _runs(ids))
-            tiles.update(zip(runs, embedder.tiles(image), strict=True))
+            tiles.update(zip(runs, encoder.tiles(image), strict=True))
         self._runs = {(start, stop): tiles[tuple(prompt[start:stop])] for start, stop in _runs(prompt)}
 
     def embed(self, start: int, stop: int) -> NDArray[np.float32]:
         """The embeddings of the positions from ``start`` to ``stop``, which lie within one tile."""
         begin, tile = next((run[0], tile) for run, tile in self._runs.items() if run[0] <= start and stop <= run[1])
-        return self._embedder.embed(tile)[start - begin : stop - begin]
+        return self._encoder.embed(tile)[start - begin : stop - begin]
 
 
 def _runs(prompt: Sequence[int]) -> Iterator[tuple[int, int]]:

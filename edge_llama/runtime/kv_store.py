@@ -1,8 +1,8 @@
-"""Where KV caches wait while another conversation has the engine.
+"""KV caches that are kept in memory while another conversation has the engine.
 
-An engine reads for one conversation at a time, at full speed: several sequences in one cache would make each of them
-attend over the cells of all. So a cache that is displaced is copied out, and back when its turn comes. A copy takes
-about 3 us per token of the built-in model; reading the token again takes a thousand times that.
+An engine decodes one conversation at a time, at full speed: several sequences in one cache would make each of them
+attend over the cells of all. So a cache that is displaced is copied out, and back when it is wanted. A copy takes
+about 3 us per token of the built-in model; to prefill the token again takes a thousand times that.
 """
 
 import logging
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 _log = logging.getLogger(__name__)
 
 
-class Keeper:
-    """For whom a KV cache is kept: while one lives, what was read for it stays as long as room lasts. It is empty."""
+class CacheOwner:
+    """Whose a KV cache is: while an owner lives, its cache stays as long as there is room. It has no contents."""
 
     __slots__ = ("__weakref__",)
 
@@ -49,11 +49,11 @@ def shared(ours: NDArray[np.int32], theirs: NDArray[np.int32]) -> int:
 @dataclass(eq=False, slots=True)
 class _Place:
     state: State
-    keepers: "weakref.WeakSet[Keeper]" = field(default_factory=weakref.WeakSet)
+    owners: "weakref.WeakSet[CacheOwner]" = field(default_factory=weakref.WeakSet)
 
 
-class Parking:
-    """States that wait, each for its keepers. The least recently used go when room is short."""
+class KVStore:
+    """KV caches, each with its owners. The least recently used go when room is short."""
 
     def __init__(self, room: Callable[[int], int]) -> None:
         """``room(used)`` is how many bytes all states may take, ``used`` of which they take already."""
@@ -71,9 +71,9 @@ class Parking:
             _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
         return True
 
-    def put(self, state: State, keepers: Iterable[Keeper]) -> None:
+    def put(self, state: State, owners: Iterable[CacheOwner]) -> None:
         """Keep ``state``, for which :meth:`make_room` made room."""
-        self._places.append(_Place(state, weakref.WeakSet(keepers)))
+        self._places.append(_Place(state, weakref.WeakSet(owners)))
 
     def best(self, prompt: NDArray[np.int32]) -> tuple[State | None, int]:
         """The state that begins as ``prompt`` for the most tokens, and how many these are."""
@@ -83,20 +83,20 @@ class Parking:
                 found = (place.state, length)
         return found
 
-    def of(self, keeper: Keeper) -> State | None:
-        """What waits for ``keeper``."""
-        return next((place.state for place in self._alive() if keeper in place.keepers), None)
+    def of(self, owner: CacheOwner) -> State | None:
+        """The cache that is kept for ``owner``."""
+        return next((place.state for place in self._alive() if owner in place.owners), None)
 
-    def share(self, keeper: Keeper, other: Keeper) -> None:
-        """What waits for ``keeper`` waits for ``other`` too."""
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        """What is kept for ``owner`` is kept for ``other`` too."""
         for place in self._alive():
-            if keeper in place.keepers:
-                place.keepers.add(other)
+            if owner in place.owners:
+                place.owners.add(other)
 
-    def leave(self, keeper: Keeper) -> None:
-        """Nothing waits for ``keeper`` any more; what nobody else waits for is freed."""
+    def leave(self, owner: CacheOwner) -> None:
+        """Nothing is kept for ``owner`` any more; what has no other owner is freed."""
         for place in self._places:
-            place.keepers.discard(keeper)
+            place.owners.discard(owner)
         self._places = list(self._alive())
 
     def drop(self, state: State) -> None:
@@ -114,4 +114,4 @@ class Parking:
         return sum(place.state.nbytes for place in self._places)
 
     def _alive(self) -> Iterator[_Place]:
-        return (place for place in self._places if len(place.keepers))
+        return (place for place in self._places if len(place.owners))

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError, EngineError
-from edge_llama.runtime.encoders import Embedder
+from edge_llama.runtime.encoders import ImageEncoder
 from edge_llama.runtime.session import Session
 from edge_llama.runtime.thread_pacer import Pace
 
@@ -54,15 +54,15 @@ class Engine:
         choose_threads: Callable[[], int],
         session_room: Callable[[int], int] = lambda _used: 0,
         pace: Pace | None = None,
-        embedder: Embedder | None = None,
+        encoder: ImageEncoder | None = None,
     ) -> None:
         """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it.
 
-        ``session_room`` says how much memory may keep what others have read: see :mod:`edge_llama.runtime.kv_store`.
+        ``session_room`` says how much memory may keep the caches of others: see :mod:`edge_llama.runtime.kv_store`.
         """
         self.tower = tower
-        self.embedder = embedder
-        self._workers: tuple[TextTower | Embedder, ...] = (tower, embedder) if embedder else (tower,)
+        self.encoder = encoder
+        self._workers: tuple[TextTower | ImageEncoder, ...] = (tower, encoder) if encoder else (tower,)
         self.session = Session(tower, session_room, pace)
         self._choose_threads = choose_threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import ContextFullError, EngineError
-from edge_llama.runtime.kv_store import Keeper, Parking, State, shared
+from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
 from edge_llama.runtime.thread_pacer import Pace, Stopwatch
 
 _log = logging.getLogger(__name__)
@@ -20,23 +20,23 @@ Embed = Callable[[int, int], NDArray[np.float32]]
 
 
 class Session:
-    """Reads prompts into a tower's cache, and reads nothing twice that this or a parked cache already holds.
+    """Prefills a tower's cache, and nothing twice that this cache or one in the store already holds.
 
-    What is in the cache belongs to its keepers. What is read for another one displaces it: then it is parked. A keeper
-    that goes back on its own gives up what it leaves.
+    What is in the cache belongs to its owners. A prompt of another one displaces it: then it goes to the store. An
+    owner that goes back on its own gives up what it leaves.
     """
 
     def __init__(
         self, tower: TextTower, room: Callable[[int], int] = lambda _used: 0, pace: Pace | None = None
     ) -> None:
-        """``room``: see :class:`edge_llama.runtime.kv_store.Parking`; without it nothing is parked.
+        """``room``: see :class:`edge_llama.runtime.kv_store.KVStore`; without it nothing is kept there.
 
         With a ``pace`` the number of threads follows the machine's load from token to token.
         """
         self._tower = tower
-        self._parking = Parking(room)
+        self._store = KVStore(room)
         self._pace = pace
-        self._keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+        self._owners: weakref.WeakSet[CacheOwner] = weakref.WeakSet()
         self.has_logits = False
         """Whether the last position's logits are at hand, as the model gave them."""
         self.tokens: list[int] = []
@@ -46,16 +46,16 @@ class Session:
         """Whether no further token fits."""
         return len(self.tokens) >= self._tower.n_ctx
 
-    def read(self, prompt: Sequence[int], keeper: Keeper | None = None, embed: Embed | None = None) -> int:
+    def prefill(self, prompt: Sequence[int], owner: CacheOwner | None = None, embed: Embed | None = None) -> int:
         """Bring the cache to hold exactly ``prompt``, its last position's logits ready; the number of tokens reused.
 
         A negative id is no token, it stands for an embedding: of an image's content and the place in it (see
         :mod:`edge_llama.runtime.encoders`). ``embed`` is asked only for those that are not in the cache.
-        Raises ContextFullError before any work; AbortedError leaves what was read so far in the cache.
+        Raises ContextFullError before any work; AbortedError leaves what was decoded so far in the cache.
         """
         if len(prompt) >= self._tower.n_ctx:
             raise ContextFullError(len(prompt), self._tower.n_ctx)
-        reused = self._turn_to(prompt, keeper)
+        reused = self._switch_to(prompt, owner)
         if reused == len(prompt) == len(self.tokens) and self.has_logits:
             return reused
         self.rewind(min(reused, len(prompt) - 1))
@@ -86,7 +86,7 @@ class Session:
         self.has_logits = True
         self.tokens += tokens
         if self._pace:
-            self._tower.use_threads(self._pace.after(*watch.read(), len(tokens)))
+            self._tower.use_threads(self._pace.after(*watch.elapsed(), len(tokens)))
 
     def rewind(self, length: int) -> None:
         """Keep the first ``length`` tokens, or none where the model's memory can't be cut there."""
@@ -95,40 +95,40 @@ class Session:
             self._tower.rewind(length)
             del self.tokens[self._tower.length :]
 
-    def share(self, keeper: Keeper, other: Keeper) -> None:
-        """``other`` goes on where ``keeper`` is: a fork, which copies nothing."""
-        if keeper in self._keepers:
-            self._keepers.add(other)
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        """``other`` goes on where ``owner`` is: a fork, which copies nothing."""
+        if owner in self._owners:
+            self._owners.add(other)
         else:
-            self._parking.share(keeper, other)
+            self._store.share(owner, other)
 
-    def state(self, keeper: Keeper) -> State | None:
-        """What ``keeper`` has read, as far as it is still kept."""
-        return self._copy() if keeper in self._keepers else self._parking.of(keeper)
+    def state(self, owner: CacheOwner) -> State | None:
+        """The cache of ``owner``, as far as it is still kept."""
+        return self._copy() if owner in self._owners else self._store.of(owner)
 
-    def adopt(self, state: State, keeper: Keeper) -> None:
-        """Bring the cache to ``state``, for ``keeper``. EngineError if the engine refuses it; the cache is then empty.
+    def adopt(self, state: State, owner: CacheOwner) -> None:
+        """Bring the cache to ``state``, for ``owner``. EngineError if the engine refuses it; the cache is then empty.
 
         The engine is given its bytes as they are: they must come from :meth:`state`, of the same model and settings.
         """
-        self._park(self._others(keeper))
+        self._store_for(self._others(owner))
         self._restore(state)
-        self._belongs_to(keeper)
+        self._belongs_to(owner)
 
-    def _turn_to(self, prompt: Sequence[int], keeper: Keeper | None) -> int:
+    def _switch_to(self, prompt: Sequence[int], owner: CacheOwner | None) -> int:
         """Have the cache that begins as ``prompt`` for the most tokens; the number of these."""
         wanted = np.array(prompt, np.int32)
         here = shared(np.array(self.tokens, np.int32), wanted)
-        waiting, there = self._parking.best(wanted)
-        others = self._others(keeper)
-        if keeper:
-            self._parking.leave(keeper)  # before parking: it makes room
+        waiting, there = self._store.best(wanted)
+        others = self._others(owner)
+        if owner:
+            self._store.leave(owner)  # before others are stored: it makes room
         if waiting and there > here:
-            self._parking.touch(waiting)
-        self._park(others)  # also if the prompt only goes on from here: what follows is not theirs
+            self._store.touch(waiting)
+        self._store_for(others)  # also if the prompt only goes on from here: what follows is not theirs
         if waiting and there > here:
             here = self._try_restore(waiting, there)
-        self._belongs_to(keeper)
+        self._belongs_to(owner)
         return here
 
     def _try_restore(self, state: State, length: int) -> int:
@@ -136,27 +136,27 @@ class Session:
             self._restore(state)
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is read again: %s", error)
-            self._parking.drop(state)
+            self._store.drop(state)
             return 0
         return length
 
     def _restore(self, state: State) -> None:
         self.has_logits = False
-        self._keepers.clear()
+        self._owners.clear()
         self.tokens = []
         self._tower.load(state.kv, len(state.tokens), state.logits)
         self.tokens = state.tokens.tolist()
         self.has_logits = state.logits is not None
 
-    def _others(self, keeper: Keeper | None) -> list[Keeper]:
-        return [each for each in self._keepers if each is not keeper]
+    def _others(self, owner: CacheOwner | None) -> list[CacheOwner]:
+        return [each for each in self._owners if each is not owner]
 
-    def _belongs_to(self, keeper: Keeper | None) -> None:
-        self._keepers = weakref.WeakSet([keeper] if keeper else [])
+    def _belongs_to(self, owner: CacheOwner | None) -> None:
+        self._owners = weakref.WeakSet([owner] if owner else [])
 
-    def _park(self, keepers: Sequence[Keeper]) -> None:
-        if keepers and self.tokens and self._parking.make_room(self._tower.saved_bytes, len(self.tokens)):
-            self._parking.put(self._copy(), keepers)
+    def _store_for(self, owners: Sequence[CacheOwner]) -> None:
+        if owners and self.tokens and self._store.make_room(self._tower.saved_bytes, len(self.tokens)):
+            self._store.put(self._copy(), owners)
 
     def _copy(self) -> State:
         logits = self._tower.logits() if self.has_logits else None

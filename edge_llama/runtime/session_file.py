@@ -14,7 +14,6 @@ Nothing of a file reaches the engine before its hash was checked: llama.cpp trus
 import hashlib
 import json
 import os
-import secrets
 import struct
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError, OutputError, SessionError
+from edge_llama.host.atomic import PARTIAL, new_file
 from edge_llama.prompts.messages import Message
 from edge_llama.runtime.kv_store import State
 
@@ -42,7 +42,7 @@ _DAMAGED = "the file is damaged or incomplete: use a copy, or begin a new chat"
 class SavedChat:
     """What a session file holds. ``state`` is None if the chat's cache was not kept when it was saved.
 
-    ``model`` names the model for people, ``identity`` tells it from others (:mod:`edge_llama.files.integrity`);
+    ``model`` names the model for people, ``identity`` tells it from others (:mod:`edge_llama.files.identity`);
     ``settings`` are those of the tower that made the state's bytes, and its ``n_ctx``; ``images`` are hashes.
     """
 
@@ -54,6 +54,13 @@ class SavedChat:
     images: tuple[str, ...] = ()
 
 
+def checked_path(path: object) -> Path:
+    """``path`` as a Path; OptionError unless it is text or an object that stands for some, without NUL."""
+    if isinstance(path, str | os.PathLike) and isinstance(name := os.fspath(path), str) and "\0" not in name:
+        return Path(name)
+    raise OptionError(f"a session's path is {path!r}, expected text", remedy="os.fsdecode makes one of bytes")
+
+
 def write(path: Path, saved: SavedChat) -> None:
     """Write the file, whole or not at all, readable by its owner only. OutputError if it can't be written.
 
@@ -61,20 +68,9 @@ def write(path: Path, saved: SavedChat) -> None:
     """
     _check_place(path)
     parts = _encode(saved)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
-        try:
-            with os.fdopen(os.open(partial, flags, 0o600), "wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
-        _sync_folder(path.parent)
+        with new_file(path, is_private=True) as file:
+            file.writelines(parts)
         _tidy(path)
     except OSError as error:
         raise OutputError(f"{path}: the session can't be written: {error.strerror or error}") from error
@@ -171,19 +167,8 @@ def _check_place(path: Path) -> None:
 def _tidy(path: Path) -> None:
     """Remove what writers of the same file left that were killed: parts that nobody has written to for an hour."""
     for name in os.listdir(path.parent):  # noqa: PTH208 - a name may hold what glob takes for a pattern
-        if name.startswith(f".{path.name}.") and name.endswith(".partial"):
+        if name.startswith(f".{path.name}.") and name.endswith(PARTIAL):
             left = path.with_name(name)
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _ABANDONED:
                     left.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the new name survive a power cut, where folders can be opened (not on Windows)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -87,6 +87,6 @@ class Stopwatch:
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.thread_time()
 
-    def read(self) -> tuple[float, float]:
+    def elapsed(self) -> tuple[float, float]:
         """(seconds, processor seconds)."""
         return time.perf_counter() - self._wall, time.thread_time() - self._cpu

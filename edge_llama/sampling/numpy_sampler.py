@@ -6,12 +6,16 @@ seed gives other tokens than llama.cpp's.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.sampling.logprobs import likeliest
 from edge_llama.sampling.params import SamplingParams
+
+Logits: TypeAlias = NDArray[np.float32]
+Kept: TypeAlias = NDArray[np.intp] | None
 
 _FIRST_LOOK = 256  # tokens that usually make up top_p
 
@@ -55,16 +59,11 @@ class NumpySampler:
         if params.temperature == 0:
             return np.array([self._likeliest()]), np.ones(1)
         logits = self._penalized(self._biased_logits())
-        tokens = None
-        if 0 < params.top_k < len(logits):
-            tokens = likeliest(logits, params.top_k)
-            logits = logits[tokens]
-        if params.top_p < 1:
-            kept = _top_p(logits, params.top_p)
-            tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
-        if params.min_p > 0:
-            kept = np.flatnonzero(logits >= logits.max() + np.log(np.float32(params.min_p)))
-            tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
+        tokens: Kept = None
+        for keep in _FILTERS:
+            kept = keep(logits, params)
+            if kept is not None:
+                tokens, logits = kept if tokens is None else tokens[kept], logits[kept]
         probabilities = _exp(logits / np.float32(params.temperature)).astype(np.float64)
         probabilities /= probabilities.sum()
         return np.arange(len(logits)) if tokens is None else tokens, probabilities
@@ -103,8 +102,15 @@ class NumpySampler:
         self._counts[token] += 1
 
 
-def _top_p(logits: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
+def _top_k(logits: Logits, params: SamplingParams) -> Kept:
+    return likeliest(logits, params.top_k) if 0 < params.top_k < len(logits) else None
+
+
+def _top_p(logits: Logits, params: SamplingParams) -> Kept:
     """Where the likeliest tokens are that together reach ``top_p``, likeliest first."""
+    top_p = params.top_p
+    if top_p >= 1:
+        return None
     probabilities = _exp(logits)
     probabilities /= probabilities.sum()
     for count in _widening(len(logits)):
@@ -113,6 +119,16 @@ def _top_p(logits: NDArray[np.float32], top_p: float) -> NDArray[np.intp]:
         if cumulative[-1] >= top_p or count == len(logits):
             return best[: int(cumulative.searchsorted(top_p)) + 1]
     raise AssertionError  # the last count is the whole
+
+
+def _min_p(logits: Logits, params: SamplingParams) -> Kept:
+    if params.min_p <= 0:
+        return None
+    return np.flatnonzero(logits >= logits.max() + np.log(np.float32(params.min_p)))
+
+
+_FILTERS: tuple[Callable[[Logits, SamplingParams], Kept], ...] = (_top_k, _top_p, _min_p)
+"""What leaves tokens out, in llama.cpp's order: each gives the places of those that stay, or None for all."""
 
 
 def _widening(size: int) -> Iterator[int]:

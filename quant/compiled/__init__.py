@@ -2,26 +2,24 @@
 
 ggml's quantizers are scalar. Here each lane of a SIMD register works on a block of its own, and every lane keeps ggml's
 order of operations (:mod:`quant.compiled.lanes`), so that the bytes are the same. Where that can't be sure (infinities,
-numbers near the ends of float32) a kernel says so, and ggml makes these rows.
+numbers near the ends of float32) a kernel says so, and ggml quantizes these rows.
 
-Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums in ggml's C. So each
-kernel is compared with ggml's when it is loaded, and not used where a byte differs.
+Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums. So a kernel's bytes
+are compared with those expected (:mod:`quant.reference`) when it is loaded, and it is not used where one differs.
 """
 
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import FORMATS, Format
-from quant import ggml
-
-if TYPE_CHECKING:
-    from filelock import FileLock
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes
 
 _MODULES = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "k_quants"),
@@ -42,13 +40,14 @@ class Kernel:
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """``(n_rows, columns)``, C-contiguous and finite, as ``(n_rows, row_bytes)``; releases the GIL.
 
-        ``importance`` is a float for each column.
+        ``importance``: ``(columns,)`` float32. EngineError for rows that only ggml quantizes where it is missing.
         """
         n_rows, columns = rows.shape
         out = np.empty((n_rows, self.format.row_bytes(columns)), np.uint8)
         odd = np.zeros(rows.size // self.format.block_size, np.bool_)
         self._function(rows.reshape(-1), columns, importance, out.reshape(-1), odd)
         if odd.any():
+            ggml.require(f"weights near the ends of float32 take ggml's own kernel of {self.format}")
             for row in np.flatnonzero(odd.reshape(n_rows, -1).any(axis=1)):
                 out[row] = ggml.quantize(rows[row : row + 1], self.format, importance)
         return out
@@ -60,14 +59,28 @@ def is_available() -> bool:
 
 
 def load(name: str, *, has_importance: bool = False) -> Kernel | None:
-    """The kernel of a format, compiled if need be (seconds); None if it does not give ggml's bytes here.
+    """The kernel of a format, compiled if need be (seconds); None if it does not give the expected bytes here.
 
     With importance it is other code, which is compiled and compared only where it is asked for.
     """
+    from quant.compiled import cache  # noqa: PLC0415 - may raise OSError: there may be no place for a cache
+
     functions: Any = import_module(f"quant.compiled.{_MODULES[name]}")
     kernel = Kernel(FORMATS[name], getattr(functions, name))
-    with _locked(name):
-        return kernel if _agrees(kernel, has_importance) else None
+    with cache.locked(name):
+        is_right = gives_expected_bytes(kernel.format, kernel.quantize, has_importance=has_importance)
+        if not has_importance:
+            cache.note_refused(name, not is_right)
+    return kernel if is_right else None
+
+
+def refused() -> tuple[str, ...]:
+    """Names of the formats whose kernels were not used when they were last loaded: they give other bytes here."""
+    try:
+        from quant.compiled import cache  # noqa: PLC0415
+    except OSError:
+        return ()
+    return cache.refused()
 
 
 class RowTools(NamedTuple):
@@ -79,28 +92,12 @@ class RowTools(NamedTuple):
 
 
 def load_rows() -> RowTools:
-    """What reads rows, compiled if need be."""
+    """What widens rows, compiled if need be."""
+    from quant.compiled.cache import locked  # noqa: PLC0415
+
     rows: Any = import_module("quant.compiled.rows")
-    with _locked("rows"):
+    with locked("rows"):
         rows.widen(np.zeros(1, np.uint16), np.zeros(1, np.uint32))
         rows.widen_half(np.zeros(1, np.uint16), np.zeros(1, np.float32))
         rows.largest_bits(np.zeros(1, np.float32))
     return RowTools(rows.widen, rows.widen_half, rows.largest_bits)
-
-
-def _locked(name: str) -> "FileLock":
-    from quant.compiled.jit import locked  # noqa: PLC0415 - loads numba
-
-    return locked(name)
-
-
-def _agrees(kernel: Kernel, has_importance: bool) -> bool:
-    """Whether 64 Ki weights of several sizes become ggml's bytes.
-
-    A single fused product in the search shows in about one of fourteen super-blocks.
-    """
-    rng = np.random.default_rng(0)
-    sizes = np.exp2(rng.uniform(-12, 2, (64, 1)))
-    rows = (rng.standard_normal((64, 1024)) * sizes).astype(np.float32)
-    importance = rng.random(1024).astype(np.float32) if has_importance else None
-    return np.array_equal(kernel.quantize(rows, importance), ggml.quantize(rows, kernel.format, importance))

@@ -3,7 +3,7 @@
 import sys
 
 from quant.compiled import load, load_rows
-from quant.compiled.jit import FOLDER
+from quant.compiled.cache import note_compiled
 
 if __name__ == "__main__":
     load_rows()
@@ -11,4 +11,4 @@ if __name__ == "__main__":
     for name in sys.argv[1 + has_importance :]:
         load(name, has_importance=has_importance)
         if not has_importance:
-            (FOLDER / f"{name}.compiled").touch()
+            note_compiled(name)

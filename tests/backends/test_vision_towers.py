@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from engines import open_vision
 from llama4_reference import Reference
 from numpy.typing import NDArray
 from refusals import refusal
@@ -24,9 +25,9 @@ from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp import vision
 from edge_llama.backends.llama_cpp.vision import levels
 from edge_llama.backends.onnxruntime import providers, session
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, EngineError, OptionError
-from edge_llama.files.artifact import VisionArtifact, read_vision
+from edge_llama.files.artifact import VisionArtifact
 
 EXACT, LLAMA_CPP = 1e-3, 0.01
 """Largest difference: of ONNX in f32, and of llama.cpp as a share of the largest value (it computes GELU by tanh)."""
@@ -83,7 +84,7 @@ def test_llama_cpps_encoder_is_transformers_but_for_its_gelu(towers: dict[str, P
 def test_the_order_of_the_installed_encoder_is_found_out_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path))
     first = vision._transposes()
-    monkeypatch.setattr(vision.first_run, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "run", None)  # not asked again
     assert vision._transposes() == first
 
 
@@ -94,7 +95,7 @@ def test_a_tile_goes_back_to_its_levels_exactly() -> None:
         assert (levels(tile, mean, std) == every).all()
 
 
-def test_a_chat_sees_with_llama_cpp_what_it_sees_with_onnx_runtime(
+def test_a_chat_gets_the_same_images_from_either_engine(
     llama4_digits: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     from llama4_training import dialogues  # noqa: PLC0415 - torch
@@ -200,7 +201,7 @@ def test_a_foreign_graph_is_tried_out_once(
 ) -> None:
     artifact = _foreign(_damaged(towers, tmp_path), lambda model: setattr(model, "producer_name", "another"))
     open_vision(artifact, threads=1).close()
-    monkeypatch.setattr(crash_probe, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "run", None)  # not asked again
     with closing(open_vision(artifact, threads=1)) as tower:
         np.testing.assert_allclose(tower.encode(pixels(1)), reference.image_features(pixels(1)), atol=EXACT, rtol=0)
 
@@ -208,8 +209,8 @@ def test_a_foreign_graph_is_tried_out_once(
 @pytest.mark.usefixtures("fresh_cache")
 def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(towers: dict[str, Path], tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
-        made = ["half", "other_half"]
-        model.graph.node.append(onnx.helper.make_node("Split", ["vision.norm_post"], made, axis=-1, num_outputs=1))
+        halves = ["half", "other_half"]
+        model.graph.node.append(onnx.helper.make_node("Split", ["vision.norm_post"], halves, axis=-1, num_outputs=1))
 
     artifact = _foreign(_damaged(towers, tmp_path), change)
     with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +81,23 @@ def test_what_can_not_be_measured_is_refused(
         assert told in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_a_write_that_fails_leaves_what_was_there(
+    limit: int, tower: Path, pictures: list[str | Path], tmp_path: Path
+) -> None:
+    """The kernel refuses the write at a chosen byte, as a full disk does."""
+    path = tmp_path / "ranges.json"
+    path.write_text("mine")
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from edge_llama.cli import main; main()"
+    )
+    arguments = [*map(str, ("calibrate", tower, path, *pictures)), "--force", "--max-tiles", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ranges.json"]
+    assert path.read_text() == "mine"

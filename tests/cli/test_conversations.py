@@ -45,17 +45,17 @@ def talk(cli: Cli, *questions: str, options: tuple[object, ...] = ()) -> subproc
     return done
 
 
-def read_and_cached(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+def prefilled_and_cached(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
     found = re.search(r"prompt ([\d,]+) tokens \(([\d,]+) cached", done.stderr)
     assert found
     return found[1], found[2]
 
 
 def test_going_on_reads_no_more_than_staying_does(cli: Cli) -> None:
-    expected = read_and_cached(talk(cli, CAPITAL, ITALY))
+    expected = prefilled_and_cached(talk(cli, CAPITAL, ITALY))
     talk(cli, CAPITAL)
     done = talk(cli, ITALY, options=("--continue",))
-    assert read_and_cached(done) == expected
+    assert prefilled_and_cached(done) == expected
     (last, first) = listed(cli)
     assert re.search(rf"(?m)^{last['id']} goes on: What is the capital of Japan\?$", done.stderr)
     assert "read again" not in done.stderr

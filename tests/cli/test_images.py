@@ -90,7 +90,7 @@ def test_what_can_t_be_shown_is_one_line_and_exit_code_2(
     assert said in done.stderr
 
 
-def test_a_model_that_sees_nothing_says_how_it_would(cli: Cli, picture: Path) -> None:
+def test_a_model_without_vision_says_how_it_would_have_it(cli: Cli, picture: Path) -> None:
     done = cli("run", WHICH, "--image", picture)
     assert done.returncode == 2
     assert "no vision tower" in done.stderr

@@ -84,7 +84,7 @@ def test_a_narrow_window_that_is_resized_during_an_answer_loses_nothing(terminal
     assert [word for word in shown if re.fullmatch(r"[a-z]{3,7}", word)][:61] == [*map(str.strip, answer), "end"]
 
 
-def test_what_was_made_until_ctrl_c_is_all_shown(terminal: Callable[..., Terminal]) -> None:
+def test_what_was_generated_until_ctrl_c_is_all_shown(terminal: Callable[..., Terminal]) -> None:
     chat = started(terminal, "--regex", STORY)
     chat.enter("Go.")
     chat.see(r"\w+ \w+ \w+ \w+")

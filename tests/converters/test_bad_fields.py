@@ -93,8 +93,8 @@ def test_an_edited_field_is_planned_or_refused(
         _write(file, _edited(contents[file], path, value))
         _check_plans(folders[name], tmp_path, f"{file.name}: {path} = {value!r}")
         _write(file, contents[file])
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 500e6
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert growth * (1 if sys.platform == "darwin" else 1024) < 500e6
 
 
 def _check_plans(folder: Path, tmp_path: Path, edit: str) -> None:

@@ -15,8 +15,9 @@ from refusals import refusal
 
 import converters
 from converters import partial_folder
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import locate, read_bundle, read_towers, read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError, OutputError
-from edge_llama.files.artifact import locate, read_artifact, read_bundle, read_towers, read_vision
 from edge_llama.files.gguf import read_header
 from edge_llama.files.gguf_text import END_TOKENS
 from edge_llama.files.integrity import verify as verify_file
@@ -57,7 +58,7 @@ def test_a_bundle_has_both_towers_the_licence_and_a_manifest(bundle: Path, llama
 def test_the_towers_are_read(bundle: Path) -> None:
     read = read_bundle(bundle)
     assert read.text == locate(bundle) == bundle / "text.gguf"
-    text, vision = read_artifact(read.text), read.vision
+    text, vision = open_artifact(read.text), read.vision
     assert vision is not None
     assert text.header.get("llama4.embedding_length", int, 0) == vision.spec.n_embd == 64
     assert (vision.engine, vision.format, vision.path) == ("onnxruntime", "f16", bundle / "vision/model.onnx")
@@ -113,7 +114,7 @@ def test_text_in_several_files(llama4_scout: Path, tmp_path: Path) -> None:
     assert len(parts) > 2
     text = read_bundle(tmp_path / "bundle").text
     assert text == tmp_path / "bundle" / parts[0]
-    assert len(read_artifact(text).headers) == len(parts)
+    assert len(open_artifact(text).headers) == len(parts)
     verify(tmp_path / "bundle")
     content = json.loads((tmp_path / "bundle" / NAME).read_text("utf-8"))
     del content["files"][parts[1]]

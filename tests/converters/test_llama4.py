@@ -50,7 +50,7 @@ def logits(path: Path, tokens: list[int]) -> Any:
     """After a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
     def work(session: Any, tower: Any) -> Any:
-        session.read(tokens)
+        session.prefill(tokens)
         return tower.logits()
 
     with edge_llama.open(path, n_ctx=1024, kv_format="f32") as model:
@@ -128,7 +128,7 @@ def test_a_gguf_file_becomes_the_folder_again(name: str, folders: dict[str, Path
     assert np.abs(Reference(tmp_path / "again").logits(tokens)[-1] - expected).max() < 1e-3
 
 
-def test_experts_are_turned_over_and_parted(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_experts_are_transposed_and_split(folders: dict[str, Path], tmp_path: Path) -> None:
     """Against torch's own transpose of what the checkpoint holds."""
     header = converted(folders["scout"], tmp_path / "a.gguf")
     stored = {

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import converters
 import edge_llama
-from converters.architectures import llama4_meta
+from converters.architectures.llama4_meta import MetaLlama4
 from converters.architectures.llama_families import FAMILIES
 from edge_llama import Message, ToolCall
 from edge_llama.errors import CheckpointError
@@ -111,7 +111,7 @@ def test_settings_become_the_published_config(tmp_path: Path) -> None:
 def test_the_widths_are_those_of_the_published_models(params: dict[str, Any], widths: tuple[int, int]) -> None:
     """Scout's and Maverick's experts, and the dense layers of the latter."""
     sizes = {"dim": 5120, "n_layers": 48, "n_heads": 40, "moe_args": {"num_experts": 16}}
-    found = llama4_meta.read_params(sizes | params, Path())
+    found = MetaLlama4.read(sizes | params, Path())
     assert (found.n_ff, found.base.n_ff) == widths
 
 
@@ -171,7 +171,7 @@ def test_ids_of_tool_calls_equal_metas_chat_format(real_llama4: edge_llama.Model
     assert template.tokens([*asked, Message("tool", '{"degrees": 22}')]) == expected
     begun = len(template.tokens(asked[:1]))
     written = template.tokens(asked, add_generation_prompt=False)[begun:-1]
-    reader = template.call_reader(frozenset(["get_weather"]))
+    reader = template.call_parser(frozenset(["get_weather"]))
     reads = [reader.feed(real_llama4.tokenizer.piece(token).decode(errors="replace")) for token in written]
     called = [call for read in (*reads, reader.finish()) for call in read.calls]
     assert [(call.name, call.arguments) for call in called] == [("get_weather", arguments)]

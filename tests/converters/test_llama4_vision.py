@@ -24,8 +24,8 @@ from refusals import refusal
 from safetensors.numpy import load_file, save_file
 
 import converters
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import CheckpointError
-from edge_llama.files.artifact import read_vision
 from edge_llama.files.gguf import read_header
 
 TOLERANCE = 1e-4
@@ -139,9 +139,9 @@ def test_the_graph_is_standard_complete_and_readable(llama4_scout: Path, tmp_pat
     assert sizes(inferred.input[0]) == ["tiles", 3, 56, 56]
     assert sizes(inferred.output[0]) == ["tiles", 4, 64]
     known = {value.name: sizes(value) for value in (*inferred.value_info, *inferred.output)}
-    made = [name for node in inferred.node for name in node.output]
-    assert all(isinstance(size, int) for name in made for size in known[name][1:])
-    assert {"vision.layers.2.attention.q", "vision.layers.0.mlp.up", "adapter.fc2", "vision.shuffled"} < set(made)
+    outputs = [name for node in inferred.node for name in node.output]
+    assert all(isinstance(size, int) for name in outputs for size in known[name][1:])
+    assert {"vision.layers.2.attention.q", "vision.layers.0.mlp.up", "adapter.fc2", "vision.shuffled"} < set(outputs)
 
 
 def sizes(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -209,7 +209,7 @@ def stored_as(quant: str, name: str, shape: tuple[int, ...]) -> gguf.GGMLQuantiz
     return kinds.F16 if quant == "q8_0" and shape[-1] % 32 else kinds[quant.upper()]
 
 
-def test_an_mmproj_says_how_the_tower_is_made(tmp_path: Path) -> None:
+def test_an_mmproj_says_how_the_tower_is_built(tmp_path: Path) -> None:
     vision = SHAPES["a tile of 6 x 6 patches, nine shuffled into one, heads of four"]
     source = llama4.scout(tmp_path / "source", vision=vision, num_hidden_layers=1)
     converters.convert(source, tmp_path / "mmproj.gguf", tower="vision")

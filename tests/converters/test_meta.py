@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import converters
 import edge_llama
-from converters.architectures.llama_meta import read_params
+from converters.architectures.llama_meta import MetaLlama
 from edge_llama import Message
 from edge_llama.files.gguf import Header, read_header
 from edge_llama.files.gguf_text import END_TOKENS
@@ -147,7 +147,7 @@ def test_rows_read_in_any_slices_are_the_same(tmp_path: Path, rng: np.random.Gen
     ],
 )
 def test_the_feed_forward_width_is_that_of_the_published_models(params: dict[str, Any], width: int) -> None:
-    assert read_params({"n_layers": 1, "n_heads": 32, "norm_eps": 1e-5, **params}, Path()).n_ff == width
+    assert MetaLlama.read({"n_layers": 1, "n_heads": 32, "norm_eps": 1e-5, **params}, Path()).n_ff == width
 
 
 def test_scaled_frequencies_of_llama_3_1_are_metas(tmp_path: Path) -> None:

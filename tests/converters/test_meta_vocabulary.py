@@ -105,7 +105,7 @@ def test_ids_of_tool_calls_equal_metas_chat_format(
     assert template.tokens([*asked, Message("tool", '{"degrees": 22}')]) == expected
     begun = len(template.tokens(asked[:1]))
     written = template.tokens(asked, add_generation_prompt=False)[begun:-1]
-    reader = template.call_reader(frozenset(["get_weather"]))
+    reader = template.call_parser(frozenset(["get_weather"]))
     reads = [reader.feed(real_llama3.tokenizer.piece(token).decode(errors="replace")) for token in written]
     called = [call for read in (*reads, reader.finish()) for call in read.calls]
     assert [(call.name, call.arguments) for call in called] == [("get_weather", arguments)]

@@ -9,7 +9,7 @@ import checkpoints
 import llama4
 import numpy as np
 import pytest
-from onnx_graphs import TextGraph, kl, with_weights, without_rounded_activations
+from onnx_graphs import TextGraph, dequantize, kl, with_weights, without_rounded_activations
 
 import edge_llama
 from converters import convert, plan
@@ -75,9 +75,9 @@ def test_ggml_blocks_keep_their_values(name: str) -> None:
     raw = recode(rows.view(np.uint8), F32, source)
     grid = nbits.exact_grid(source)
     assert grid
-    parts = {part: recode(raw, source, grid.stored(part)) for part in grid.parts}
+    parts = {part: recode(raw, source, grid.array(part)) for part in grid.parts}
     scales = parts["scales"].view(np.float32)
-    found = nbits.dequantize(parts["numbers"], scales, grid)
+    found = dequantize(parts["numbers"], scales, grid)
     expected = np.float64(recode(raw, source, F32).view(np.float32))
     if grid.has_offsets:
         offsets = parts["offsets"].view(np.float32)

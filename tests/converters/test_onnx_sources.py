@@ -99,7 +99,7 @@ def test_scaling_that_only_a_gguf_tensor_tells_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"zero_points": True, "block": 64}, {"portable": True}], ids=str)
-def test_scales_that_found_no_room_are_made_again(
+def test_scales_that_found_no_room_are_computed_again(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They wait in memory while a matrix's numbers are written, as far as there is some for them."""

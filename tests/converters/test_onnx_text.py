@@ -105,5 +105,5 @@ def test_the_file_is_valid_and_its_shapes_are_known(pair: tuple[Path, Any]) -> N
     onnx.checker.check_model(folder / "model.onnx", full_check=True)
     model = onnx.shape_inference.infer_shapes(onnx.load(folder / "model.onnx", load_external_data=False))
     known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
-    made = {name for node in model.graph.node for name in node.output if name}
-    assert made - known == set()
+    outputs = {name for node in model.graph.node for name in node.output if name}
+    assert outputs - known == set()

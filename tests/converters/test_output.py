@@ -58,7 +58,7 @@ def test_a_stopped_conversion_is_resumed_and_gives_the_same_bytes(source: Path, 
     assert not partial.exists()
 
 
-def test_what_was_damaged_meanwhile_is_made_again(source: Path, whole: bytes, tmp_path: Path) -> None:
+def test_what_was_damaged_meanwhile_is_written_again(source: Path, whole: bytes, tmp_path: Path) -> None:
     partial = stop_halfway(source, tmp_path / GGUF)
     data = bytearray((partial / "output" / GGUF).read_bytes())
     data[len(data) // 2] ^= 1

@@ -27,11 +27,11 @@ tags: [facebook, meta]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = checkpoints.llama3(tmp_path / "Llama-3.2-tiny")
-    (made / "README.md").write_text(CARD)
-    (made / "LICENSE.txt").write_text("Be kind.")
-    (made / "USE_POLICY.md").write_text("Do no harm.")
-    return made
+    checkpoint = checkpoints.llama3(tmp_path / "Llama-3.2-tiny")
+    (checkpoint / "README.md").write_text(CARD)
+    (checkpoint / "LICENSE.txt").write_text("Be kind.")
+    (checkpoint / "USE_POLICY.md").write_text("Do no harm.")
+    return checkpoint
 
 
 def test_the_card_becomes_metadata(folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import converters
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.backends.towers import read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 
 FLOAT_ACTIVATIONS = 1e-3
 """Largest difference at accuracy_level 0, as a share of the largest value; none was measured."""

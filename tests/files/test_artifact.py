@@ -9,7 +9,8 @@ from refusals import refusal
 
 import edge_llama
 from edge_llama import ArtifactError
-from edge_llama.files.artifact import MODEL_VARIABLE, converted_path, locate, packaged_path
+from edge_llama.backends.towers import locate
+from edge_llama.files.artifact import MODEL_VARIABLE, converted_path, packaged_path
 from edge_llama.files.gguf import Value, ValueType, array, encode_header, f32, read_header, string, u32
 
 

@@ -14,7 +14,7 @@ import edge_llama
 from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import BY_GGML_ID, F32, FORMATS
 from edge_llama.files.gguf import ValueType, array, boolean, encode_header, f32, read_header, string, u32
-from quant import ggml
+from quant.reference import ggml
 
 FIELDS = {
     "general.architecture": string("llama"),

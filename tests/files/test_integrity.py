@@ -7,7 +7,7 @@ import pytest
 
 import converters
 from edge_llama import EdgeLlamaError, NotVerifiableError
-from edge_llama.files.artifact import read_artifact
+from edge_llama.backends.registry import open_artifact
 from edge_llama.files.gguf import read_header
 from edge_llama.files.integrity import CERTIFICATE, ROOT, TENSORS, verify
 
@@ -21,7 +21,7 @@ def written(llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_written_is_intact(written: Path) -> None:
     checked: list[int] = []
-    artifact = read_artifact(written)
+    artifact = open_artifact(written)
     verify(artifact.header, checked.append)
     assert sum(checked) == artifact.weight_bytes
 
@@ -38,7 +38,7 @@ def test_every_flipped_bit_is_caught(written: Path, tmp_path: Path, seed: int) -
         data[place] ^= bit
         damaged.write_bytes(data)
         with pytest.raises(EdgeLlamaError) as caught:
-            verify(read_artifact(damaged).header)
+            verify(open_artifact(damaged).header)
         assert str(damaged) in str(caught.value), f"byte {place}"
         data[place] ^= bit
 
@@ -47,12 +47,12 @@ def test_every_flipped_bit_is_caught(written: Path, tmp_path: Path, seed: int) -
 def test_what_is_appended_is_caught(written: Path, tmp_path: Path, change: bytes) -> None:
     (tmp_path / "longer.gguf").write_bytes(written.read_bytes() + change)
     with pytest.raises(EdgeLlamaError, match="its length"):
-        verify(read_artifact(tmp_path / "longer.gguf").header)
+        verify(open_artifact(tmp_path / "longer.gguf").header)
 
 
 def test_a_file_of_other_origin_is_not_verifiable(packaged: Path) -> None:
     with pytest.raises(NotVerifiableError, match="its structure is sound"):
-        verify(read_artifact(packaged).header)
+        verify(open_artifact(packaged).header)
 
 
 def test_the_header_has_the_hashes_and_room_for_a_certificate(written: Path) -> None:

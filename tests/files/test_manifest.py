@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from refusals import refusal
 
+from edge_llama.backends.towers import locate, read_bundle
 from edge_llama.errors import ArtifactError, NotVerifiableError
-from edge_llama.files.artifact import locate, read_bundle
 from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower, read_manifest, verify
 from edge_llama.files.vision_spec import VisionSpec
 

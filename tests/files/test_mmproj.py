@@ -14,8 +14,8 @@ from refusals import refusal
 
 import converters
 import edge_llama
+from edge_llama.backends.towers import locate, read_bundle, read_towers, read_vision
 from edge_llama.errors import ArtifactError
-from edge_llama.files.artifact import locate, read_bundle, read_towers, read_vision
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf import (
     TensorInfo,

@@ -10,8 +10,8 @@ import onnx
 import pytest
 from refusals import refusal
 
+from edge_llama.backends.towers import read_bundle, read_vision
 from edge_llama.errors import ArtifactError
-from edge_llama.files.artifact import read_bundle, read_vision
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.manifest import NAME
 from edge_llama.files.onnx_graph_file import read_onnx

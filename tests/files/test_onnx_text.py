@@ -63,7 +63,7 @@ def model(onnx_folder: Path) -> Iterator[edge_llama.Model]:
         yield answering
 
 
-def test_logits_are_transformers_however_a_prompt_is_read(case: Case, rng: np.random.Generator) -> None:
+def test_logits_are_transformers_however_a_prompt_is_prefilled(case: Case, rng: np.random.Generator) -> None:
     tokens = rng.integers(0, case.reference.config.vocab_size, 120).tolist()
     expected = case.logits(tokens)
     with opened(case.folder, n_batch=64) as tower:
@@ -113,12 +113,14 @@ def test_prompts_and_greedy_answers_are_transformers(case: Case) -> None:
             prompt = theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
             assert model.template.tokens(messages(conversation)) == prompt
             answer = model.answer(messages(conversation), temperature=0, max_tokens=12).result()
-            made = case.reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
-            wanted = list(takewhile(lambda token: not model.tokenizer.is_end(token), made.tolist()))
+            generated = case.reference.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[
+                0, len(prompt) :
+            ]
+            wanted = list(takewhile(lambda token: not model.tokenizer.is_end(token), generated.tolist()))
             assert list(answer.tokens) == wanted
 
 
-def test_a_chat_is_parked_saved_and_resumed_without_reading_again(
+def test_a_chat_is_stored_saved_and_resumed_without_prefilling_again(
     model: edge_llama.Model, onnx_folder: Path, tmp_path: Path
 ) -> None:
     chats = [model.chat(system=f"You are number {number}. {'Be kind. ' * 20}") for number in range(2)]

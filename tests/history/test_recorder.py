@@ -151,7 +151,7 @@ def test_a_conversation_that_is_all_replaced_by_a_long_question_stays(small: edg
     assert kept.read().context == chat.messages
 
 
-def test_what_was_read_is_not_read_again(kept: Kept, converted: Path) -> None:
+def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, converted: Path) -> None:
     chat = kept.model.chat(system="Answer briefly.")
     kept.say(chat, CAPITAL)
     kept.recording.keep_kv(chat)

@@ -7,6 +7,8 @@ import pytest
 
 import edge_llama
 from edge_llama import OptionError
+from edge_llama.backends.base import Placement
+from edge_llama.backends.llama_cpp.gpus import place
 from edge_llama.backends.llama_cpp.text import available_devices
 from edge_llama.host import devices
 
@@ -29,8 +31,8 @@ GPU = devices.Device("CUDA0", "gpu", "a GPU", free_bytes=10_000, total_bytes=12_
 CPU = devices.Device("CPU", "cpu", "a processor", free_bytes=1 << 30, total_bytes=1 << 30)
 
 
-def placed(wanted: str, *found: devices.Device, weight_bytes: int = 4_000) -> devices.Placement:
-    return devices.place(wanted, found, n_layer=9, weight_bytes=weight_bytes, cache_bytes=1_000)
+def placed(wanted: str, *found: devices.Device, weight_bytes: int = 4_000) -> Placement:
+    return place(wanted, found, n_layer=9, weight_bytes=weight_bytes, cache_bytes=1_000)
 
 
 @pytest.mark.parametrize("wanted", ["auto", "gpu"])

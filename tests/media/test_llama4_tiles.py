@@ -16,7 +16,7 @@ from refusals import refusal
 from edge_llama.errors import ArtifactError, OptionError
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.media.images import Image
-from edge_llama.media.llama4_tiles import Grid, count_tokens, grid, largest_fit, resized, tiles, token_plan
+from edge_llama.media.llama4_tiles import Grid, count_tokens, grid, resized, tiles, token_plan
 
 SCOUT = VisionSpec(tile=336, max_tiles=16, tokens_per_tile=144, n_embd=5120)
 LEVEL = 2 / 255
@@ -169,21 +169,11 @@ def test_the_processors_prompt_is_the_plans(llama4_scout: Path) -> None:
         assert count_tokens(plan) == len(ids)
 
 
-@settings(max_examples=100, deadline=None)
-@given(width=sides, height=sides, room=st.integers(0, 2700))
-def test_the_largest_limit_that_fits(width: int, height: int, room: int) -> None:
-    needed = {most: count_tokens(token_plan(grid(width, height, SCOUT, most), SCOUT)) for most in range(1, 17)}
-    fitting = [most for most, tokens in needed.items() if tokens <= room]
-    assert largest_fit(width, height, SCOUT, room) == max(fitting, default=None)
-
-
 def test_known_counts() -> None:
     """One tile is 147 tokens; the most that an image takes is 16 tiles and the global one."""
     assert count_tokens(token_plan(Grid(1, 1), SCOUT)) == 147
     assert token_plan(Grid(1, 1), SCOUT) == ("<|image_start|>", "<|image|>", 144, "<|image_end|>")
     assert count_tokens(token_plan(Grid(4, 4), SCOUT)) == 17 * 144 + 4 * 4 + 3
-    assert largest_fit(4000, 3000, SCOUT, 146) is None
-    assert largest_fit(4000, 3000, SCOUT, 147) == 1
 
 
 @pytest.mark.parametrize("most", [0, -1, 17])

@@ -7,8 +7,8 @@ from ggufs import rewritten
 from refusals import refusal
 
 import edge_llama
+from edge_llama.backends.registry import open_artifact
 from edge_llama.errors import OptionError
-from edge_llama.files.artifact import read_artifact
 from edge_llama.files.formats import F16, F32
 from edge_llama.files.gguf import encode_header, read_header, u32
 from edge_llama.planning.memory import context_size
@@ -17,19 +17,19 @@ GIB = 1 << 30
 
 
 def test_kv_size_is_that_of_the_architecture(packaged: Path) -> None:
-    artifact = read_artifact(packaged)
+    artifact = open_artifact(packaged)
     assert artifact.kv_values_per_token == 30 * 3 * (64 + 64)  # layers x KV heads x (key + value)
     assert context_size(artifact, 1000, F16, 8 * GIB).bytes == 1000 * 30 * 3 * 128 * 2
     assert context_size(artifact, 1000, F32, 8 * GIB).bytes == 1000 * 30 * 3 * 128 * 4
 
 
 def test_the_default_is_what_the_model_was_trained_for_if_it_fits(packaged: Path) -> None:
-    size = context_size(read_artifact(packaged), None, F16, 8 * GIB)
+    size = context_size(open_artifact(packaged), None, F16, 8 * GIB)
     assert (size.n_ctx, size.reason) == (8192, "all it was trained for")
 
 
 def test_the_default_shrinks_with_the_memory(packaged: Path) -> None:
-    artifact = read_artifact(packaged)
+    artifact = open_artifact(packaged)
     size = context_size(artifact, None, F16, GIB // 2)
     assert 256 <= size.n_ctx < 8192
     assert size.reason == "what fits"
@@ -38,11 +38,11 @@ def test_the_default_shrinks_with_the_memory(packaged: Path) -> None:
 
 def test_too_little_memory_is_an_error_with_both_numbers(packaged: Path) -> None:
     with pytest.raises(OptionError, match=r"96,576,768 bytes, 100,000,000 are available"):
-        context_size(read_artifact(packaged), None, F16, 100_000_000)
+        context_size(open_artifact(packaged), None, F16, 100_000_000)
 
 
 def test_a_request_that_does_not_fit_names_the_largest_that_does(packaged: Path) -> None:
-    artifact = read_artifact(packaged)
+    artifact = open_artifact(packaged)
     with pytest.raises(OptionError, match="at most") as caught:
         context_size(artifact, 8192, F16, GIB // 2)
     largest = int(str(caught.value).split("at most ")[1].split(" ")[0].replace(",", ""))
@@ -69,4 +69,4 @@ def test_a_model_or_a_context_larger_than_the_memory_is_refused_before_it_is_loa
 @pytest.mark.parametrize("bad", [0, 1, -5, 8193, 1 << 40, 2.5, True])
 def test_an_impossible_request_is_an_error(packaged: Path, bad: object) -> None:
     with pytest.raises(OptionError, match="n_ctx is"):
-        context_size(read_artifact(packaged), bad, F16, 8 * GIB)  # type: ignore[arg-type]
+        context_size(open_artifact(packaged), bad, F16, 8 * GIB)  # type: ignore[arg-type]

@@ -186,7 +186,7 @@ def test_no_filter_or_border_forms_a_control_token(model: edge_llama.Model, sour
         return
     assert [at for at, token in enumerate(ids) if token in control] == [len(ids) - 1]
     text = b"".join(map(model.tokenizer.piece, ids)).decode()
-    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}), True)
+    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_forged_system_turn_has_no_effect(model: edge_llama.Model) -> None:
 
 def log_probability(model: edge_llama.Model, prompt: list[int], text: str) -> float:
     def work(session: Session, tower: TextTower) -> float:
-        session.read(prompt)
+        session.prefill(prompt)
         total = 0.0
         for token in model.tokenizer.encode(text):
             logits = tower.logits().astype(np.float64)

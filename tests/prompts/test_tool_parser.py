@@ -16,7 +16,7 @@ from tools import LLAMA4_TEMPLATE, PYTHONIC_LLAMA4_TEMPLATE, official_template
 from converters.architectures.llama_families import FAMILIES
 from edge_llama import OptionError
 from edge_llama.prompts.tool_formats import FORMS, form_named, form_of
-from edge_llama.prompts.tool_parser import ToolCallReader
+from edge_llama.prompts.tool_parser import ToolCallParser
 
 NAMES = frozenset(("f", "g", "get_weather", "api.get"))
 OPEN, CLOSE = 1, 2
@@ -24,9 +24,9 @@ TAGS = {OPEN: "<|python_tag|>", CLOSE: "<|python_end|>"}
 Calls = list[tuple[str, dict[str, Any]]]
 
 
-def read(form: str, answer: list[str | int], names: frozenset[str] = NAMES) -> tuple[str, Calls, list[str]]:
+def parsed(form: str, answer: list[str | int], names: frozenset[str] = NAMES) -> tuple[str, Calls, list[str]]:
     """What is made of an answer in pieces; numbers are tags."""
-    reader = ToolCallReader(FORMS[form], names, TAGS)
+    reader = ToolCallParser(FORMS[form], names, TAGS)
     reads = [reader.tag(part) if isinstance(part, int) else reader.feed(part) for part in answer] + [reader.finish()]
     calls = [(call.name, call.arguments) for part in reads for call in part.calls]
     return "".join(part.text for part in reads), calls, reader.notes
@@ -142,7 +142,7 @@ ANSWERS: list[tuple[str, list[str | int], str, Calls, str]] = [
 def test_calls_are_taken_out_and_all_else_is_text(
     form: str, answer: list[str | int], text: str, calls: Calls, note: str
 ) -> None:
-    found = read(form, answer)
+    found = parsed(form, answer)
     assert found[:2] == (text, calls)
     assert len(found[2]) == bool(note)
     assert note in "".join(found[2])
@@ -150,13 +150,13 @@ def test_calls_are_taken_out_and_all_else_is_text(
 
 @pytest.mark.parametrize(("form", "answer"), [(form, answer) for form, answer, *_ in ANSWERS])
 def test_an_answer_cut_anywhere_reads_the_same(form: str, answer: list[str | int]) -> None:
-    whole = read(form, answer)
+    whole = parsed(form, answer)
     letters: list[str | int] = []
     for at, part in enumerate(answer):
         letters += [part] if isinstance(part, int) else list(part)
         for cut in range(0 if isinstance(part, int) else len(part)):
-            assert read(form, [*answer[:at], str(part)[:cut], str(part)[cut:], *answer[at + 1 :]]) == whole, cut
-    assert read(form, letters) == whole
+            assert parsed(form, [*answer[:at], str(part)[:cut], str(part)[cut:], *answer[at + 1 :]]) == whole, cut
+    assert parsed(form, letters) == whole
 
 
 FRAGMENTS = st.sampled_from(
@@ -189,8 +189,8 @@ def test_any_answer_cut_anyhow_reads_the_same_and_loses_nothing(parts: list[str 
             joined.append(part)
         at = cuts.randint(0, len(part)) if isinstance(part, str) else 0
         pieces += [part[:at], part[at:]] if isinstance(part, str) else [part]
-    text, calls, notes = read(form, joined)
-    assert read(form, pieces) == (text, calls, notes)
+    text, calls, notes = parsed(form, joined)
+    assert parsed(form, pieces) == (text, calls, notes)
     plain = "".join(part for part in parts if isinstance(part, str))
     if not calls:
         assert text == plain
@@ -214,10 +214,10 @@ def test_any_arguments_come_back(many: list[dict[str, Any]], spaced: bool) -> No
         json.dumps({"name": "f", "parameters": arguments}, indent=2 if spaced else None, ensure_ascii=spaced)
         for arguments in many
     ]
-    assert read("json", list("; ".join(dumped))) == ("", calls, [])
+    assert parsed("json", list("; ".join(dumped))) == ("", calls, [])
     for write in (repr, json.dumps):
         bodies = [", ".join(f"{key}={write(value)}" for key, value in arguments.items()) for arguments in many]
-        assert read("pythonic", list("[" + ", ".join(f"f({body})" for body in bodies) + "]")) == ("", calls, [])
+        assert parsed("pythonic", list("[" + ", ".join(f"f({body})" for body in bodies) + "]")) == ("", calls, [])
 
 
 META_ARGUMENTS = st.dictionaries(
@@ -228,38 +228,38 @@ META_ARGUMENTS = st.dictionaries(
 
 
 @given(arguments=META_ARGUMENTS)
-def test_what_metas_code_writes_is_read_as_its_code_reads_it(arguments: dict[str, Any]) -> None:
+def test_what_metas_code_writes_is_parsed_as_its_code_parses_it(arguments: dict[str, Any]) -> None:
     for form, meta in (("json", ToolPromptFormat.json), ("pythonic", ToolPromptFormat.python_list)):
         call = MetaToolCall(call_id="1", tool_name="get_weather", arguments=arguments)
         text = ToolUtils.encode_tool_call(call, meta)
         by_meta = ToolUtils.maybe_extract_custom_tool_call(text) or ("get_weather", arguments)  # theirs fails at "as"
-        assert read(form, [text]) == ("", [by_meta], [])
+        assert parsed(form, [text]) == ("", [by_meta], [])
 
 
 def test_plain_text_passes_at_once_and_a_call_is_given_when_it_is_complete() -> None:
     for form in FORMS:
-        reader = ToolCallReader(FORMS[form], NAMES, TAGS)
+        reader = ToolCallParser(FORMS[form], NAMES, TAGS)
         for text in ("The", " weather", "\n", "in f (Paris) is: ", '"x" ', "} ] "):
             assert reader.feed(text).text == text
-    reader = ToolCallReader(FORMS["json"], NAMES, TAGS)
+    reader = ToolCallParser(FORMS["json"], NAMES, TAGS)
     assert [reader.feed(letter).text for letter in '{"n'] == ["", "", ""]
     assert reader.feed("o").text == '{"no', "clear by now: no call has such a key"
     for letter in '{"name": "f", "parameters": {"x": 1}':
         assert reader.feed(letter) == type(reader.feed(""))()
     assert [call.name for call in reader.feed("}").calls] == ["f"]
     assert [reader.feed(letter).text for letter in '{"name": "Ann"'][-1] == '{"name": "Ann"'
-    reader = ToolCallReader(FORMS["pythonic"], NAMES, TAGS)
+    reader = ToolCallParser(FORMS["pythonic"], NAMES, TAGS)
     assert [reader.feed(part).text for part in ("[", "link", "](")] == ["", "", "[link]("]
 
 
 def test_code_between_tags_is_a_call_of_the_interpreter_if_there_is_one() -> None:
     code = "def f(x):\n    return {'a': x}\nprint(f(1))"
     names = frozenset(("code_interpreter", "f"))
-    assert read("json", [OPEN, code], names) == ("", [("code_interpreter", {"code": code})], [])
-    assert read("json", [OPEN, '{"name": "f", "parameters": {}}'], names) == ("", [("f", {})], [])
+    assert parsed("json", [OPEN, code], names) == ("", [("code_interpreter", {"code": code})], [])
+    assert parsed("json", [OPEN, '{"name": "f", "parameters": {}}'], names) == ("", [("f", {})], [])
 
 
-def test_python_is_read_and_never_run(tmp_path: Path) -> None:
+def test_python_is_parsed_and_never_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     for code in (f"__import__('pathlib').Path({str(canary)!r}).touch()", f"open({str(canary)!r}, 'w')"):
         for answer in (
@@ -269,7 +269,7 @@ def test_python_is_read_and_never_run(tmp_path: Path) -> None:
             [OPEN, code],
             [f"[f({code})(x=1)]"],
         ):
-            assert read("pythonic", answer)[:2] == ("".join(part for part in answer if isinstance(part, str)), [])
+            assert parsed("pythonic", answer)[:2] == ("".join(part for part in answer if isinstance(part, str)), [])
     assert not canary.exists()
 
 
@@ -288,12 +288,12 @@ def test_python_is_read_and_never_run(tmp_path: Path) -> None:
 )
 def test_a_call_that_the_parser_refuses_stays_text(body: str) -> None:
     text = f"[f(x={body})]"
-    assert read("pythonic", [text])[:2] == (text, [])
+    assert parsed("pythonic", [text])[:2] == (text, [])
 
 
 def test_json_nested_too_deeply_stays_text() -> None:
     text = '{"name": "f", "parameters": {"x": ' + "[" * 200_000 + "]" * 200_000 + "}}"
-    assert read("json", [text])[:2] == (text, [])
+    assert parsed("json", [text])[:2] == (text, [])
 
 
 def test_the_form_is_the_templates_or_else_the_vocabularys() -> None:

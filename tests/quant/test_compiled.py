@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from platform import machine
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from numpy.typing import NDArray
 from converters.sources import open_checkpoint
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import BF16, F32, FORMATS
-from quant import compiled, ggml, kernels
+from quant import compiled, kernels
 from quant.compiled import NAMES, Kernel
+from quant.loading import choice, in_use
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes, hashed
 
 Rows = NDArray[np.float32]
 ROWS, COLUMNS = 9, 1280  # the last tile of lanes is not full, in any format
@@ -24,7 +29,7 @@ ROWS, COLUMNS = 9, 1280  # the last tile of lanes is not full, in any format
 def shaped(rng: np.random.Generator, family: str) -> Rows:
     """Rows of a family that has broken a quantizer somewhere."""
     normal = rng.standard_normal((ROWS, COLUMNS))
-    made = {
+    shaped_rows = {
         "normal": lambda: normal * 0.02,
         "heavy-tailed": lambda: rng.standard_t(2, normal.shape),
         "zeros": lambda: normal * 0,
@@ -43,7 +48,7 @@ def shaped(rng: np.random.Generator, family: str) -> Rows:
         "bf16": lambda: normal.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000),
         "one row of zeros": lambda: normal * (np.arange(ROWS) != 3)[:, None],
     }[family]()
-    return made.view(np.float32) if made.dtype == np.uint32 else made.astype(np.float32)
+    return shaped_rows.view(np.float32) if shaped_rows.dtype == np.uint32 else shaped_rows.astype(np.float32)
 
 
 SANE = ("normal", "heavy-tailed", "zeros", "half zeros", "negative", "positive", "ties", "bf16", "one outlier")
@@ -123,25 +128,77 @@ def test_rows_of_no_weights() -> None:
     assert kernel("q4_k", False).quantize(rows).shape == (0, 144)
 
 
-@pytest.mark.skipif(not get_host_cpu_features().get("fma"), reason="this processor can't fuse products and sums")
+def test_expected_hashes_are_those_of_ggml_here() -> None:
+    """They were carried from x86-64; a ggml that was built otherwise may differ, and is then not asked."""
+    if machine() not in ("x86_64", "AMD64"):
+        pytest.skip("aarch64's compilers fuse products and sums in ggml unasked: canonical are x86-64's bytes")
+    for name in NAMES:
+        for has_importance in (False, True):
+            ours = partial(ggml_quantize, name)
+            assert gives_expected_bytes(FORMATS[name], ours, has_importance=has_importance), (name, has_importance)
+
+
+def ggml_quantize(name: str, rows: Rows, importance: Rows | None) -> NDArray[np.uint8]:
+    return ggml.quantize(rows, FORMATS[name], importance)
+
+
+def test_an_expected_hash_is_of_every_byte() -> None:
+    def all_but_one(rows: Rows, importance: Rows | None) -> NDArray[np.uint8]:
+        out = ggml_quantize("q8_0", rows, importance)
+        out[-1, -1] ^= 1
+        return out
+
+    assert not gives_expected_bytes(FORMATS["q8_0"], all_but_one)
+    assert hashed(all_but_one, False) != hashed(partial(ggml_quantize, "q8_0"), False)
+
+
+FUSES = machine() in ("aarch64", "arm64") or get_host_cpu_features().get("fma")
+"""Every aarch64 has the instruction, and names no feature for it."""
+FUSIBLE = [
+    *((name, False) for name in NAMES if name not in ("q4_1", "q5_1", "q8_0")),
+    *((name, True) for name in NAMES if name != "q8_0"),
+]
+"""Where a product and a sum follow each other, and one rounding less can tell: not so in those three formats."""
+
+
+FUSING = """
+import sys
+from quant.compiled.cache import FLAGS
+FLAGS["fastmath"] = {"contract"}
+from quant import compiled
+from quant.loading import in_use
+print([which for which in eval(sys.argv[1]) if compiled.load(which[0], has_importance=which[1])])
+print(in_use())
+"""
+
+
+@pytest.mark.skipif(not FUSES, reason="this processor can't fuse products and sums")
 def test_kernels_that_fuse_products_are_found_out(tmp_path: Path) -> None:
     """The check at loading has teeth: with contraction allowed (FMA) the bytes differ, and the kernel is refused."""
-    code = """
-from quant.compiled import jit
-jit.FLAGS["fastmath"] = {"contract"}
-from quant import compiled
-print(compiled.load("q4_k"))
-"""
-    environment = os.environ | {"EDGE_LLAMA_CACHE": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.strip() == "None"
+    environment = os.environ | {"EDGE_LLAMA_KERNELS": "auto"}
+
+    def accepted(half: int) -> list[str]:
+        command = [sys.executable, "-c", FUSING, repr(FUSIBLE[half::2])]
+        place = {"EDGE_LLAMA_CACHE": str(tmp_path / str(half))}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | place, check=True)
+        return done.stdout.splitlines()
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(accepted, (0, 1)))
+    for half, (names, kernels_in_use) in enumerate(told):
+        refused = ", ".join(sorted(name for name, has_importance in FUSIBLE[half::2] if not has_importance))
+        assert names == "[]"
+        assert kernels_in_use == (
+            "compiled for this machine; ggml's for small models and while they are compiled, "
+            f"and for {refused}, whose compiled kernels give other bytes here"
+        )
 
 
 def test_threads_share_a_kernel(rng: np.random.Generator) -> None:
-    rows, made = rng.standard_normal((64, 1024)).astype(np.float32), kernel("q4_k", False)
-    expected = made.quantize(rows)
+    rows, q4_k = rng.standard_normal((64, 1024)).astype(np.float32), kernel("q4_k", False)
+    expected = q4_k.quantize(rows)
     with ThreadPoolExecutor(4) as pool:
-        assert all(np.array_equal(out, expected) for out in pool.map(made.quantize, [rows] * 16))
+        assert all(np.array_equal(out, expected) for out in pool.map(q4_k.quantize, [rows] * 16))
 
 
 def run(code: str, **environment: str) -> str:
@@ -152,12 +209,13 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-HASTENED = """
+LOADING = """
 import sys, time
 from edge_llama.files.formats import FORMATS
 from quant import kernels
+from quant.loading import loading_kernels
 q4_k = FORMATS["q4_k"]
-with kernels.hastened({q4_k: int(sys.argv[1])}, 1):
+with loading_kernels({q4_k: int(sys.argv[1])}, 1):
     deadline = time.monotonic() + float(sys.argv[2])
     while not kernels._loaded and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -165,26 +223,26 @@ print("numba" in sys.modules, sorted(kernels._loaded))
 """
 
 
-def hastened(weights: int, seconds: float, **environment: str) -> str:
-    return run(HASTENED.replace("sys.argv[1]", repr(weights)).replace("sys.argv[2]", repr(seconds)), **environment)
+def loading(weights: int, seconds: float, **environment: str) -> str:
+    return run(LOADING.replace("sys.argv[1]", repr(weights)).replace("sys.argv[2]", repr(seconds)), **environment)
 
 
 def test_a_small_model_waits_for_no_compiler() -> None:
-    assert hastened(10**6, 0.2, EDGE_LLAMA_KERNELS="auto") == "False []"
+    assert loading(10**6, 0.2, EDGE_LLAMA_KERNELS="auto") == "False []"
 
 
 def test_a_large_model_gets_what_lies_compiled() -> None:
-    assert hastened(10**9, 60, EDGE_LLAMA_KERNELS="auto") == "True [('q4_k', False)]"
+    assert loading(10**9, 60, EDGE_LLAMA_KERNELS="auto") == "True [('q4_k', False)]"
 
 
 def test_a_large_model_gets_what_is_compiled_meanwhile(tmp_path: Path) -> None:
     environment = {"EDGE_LLAMA_KERNELS": "auto", "EDGE_LLAMA_CACHE": str(tmp_path)}
-    assert hastened(10**9, 300, **environment) == "True [('q4_k', False)]"
-    assert hastened(10**9, 60, **environment) == "True [('q4_k', False)]"
+    assert loading(10**9, 300, **environment) == "True [('q4_k', False)]"
+    assert loading(10**9, 60, **environment) == "True [('q4_k', False)]"
 
 
 def test_the_compiler_is_left_when_the_work_is_done_before(tmp_path: Path) -> None:
-    assert hastened(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", EDGE_LLAMA_CACHE=str(tmp_path)) == "True []"
+    assert loading(10**9, 1.0, EDGE_LLAMA_KERNELS="auto", EDGE_LLAMA_CACHE=str(tmp_path)) == "True []"
 
 
 def test_processes_that_compile_at_once_don_t_mix_up_their_code(tmp_path: Path) -> None:
@@ -203,7 +261,7 @@ def test_without_a_place_for_compiled_code_ggml_does_the_work(kind: str, tmp_pat
     place = tmp_path / "taken"
     place.write_text("") if kind == "file" else place.symlink_to("/proc/nowhere")
     code = (
-        HASTENED.replace("sys.argv[1]", "10**9").replace("sys.argv[2]", "60").replace("not kernels._loaded", "not told")
+        LOADING.replace("sys.argv[1]", "10**9").replace("sys.argv[2]", "60").replace("not kernels._loaded", "not told")
     )
     told = (
         "import logging\ntold = []\nlogging.getLogger('edge_llama').addFilter(lambda r: told.append(r.getMessage()))\n"
@@ -213,17 +271,21 @@ def test_without_a_place_for_compiled_code_ggml_does_the_work(kind: str, tmp_pat
 
 
 def test_ggml_can_be_demanded() -> None:
-    assert hastened(10**12, 0.2, EDGE_LLAMA_KERNELS="ggml") == "False []"
+    assert loading(10**12, 0.2, EDGE_LLAMA_KERNELS="ggml") == "False []"
 
 
 def test_compiled_can_be_demanded() -> None:
-    assert hastened(1, 0, EDGE_LLAMA_KERNELS="compiled") == "True [('q4_k', False)]"
+    assert loading(1, 0, EDGE_LLAMA_KERNELS="compiled") == "True [('q4_k', False)]"
 
 
 def test_an_unknown_demand_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_LLAMA_KERNELS", "cuda")
     with pytest.raises(OptionError, match=r"EDGE_LLAMA_KERNELS is 'cuda'.*\n?.*auto, ggml, compiled"):
-        kernels.choice()
+        choice()
+
+
+def test_kernels_that_give_the_expected_bytes_are_told_as_in_use() -> None:
+    assert in_use() == "compiled for this machine; ggml's for small models and while they are compiled"
 
 
 def test_recoding_by_compiled_kernels_is_recoding_by_ggmls(rng: np.random.Generator) -> None:

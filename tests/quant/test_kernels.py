@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from edge_llama.files.formats import BF16, F16, F32, FORMATS
-from quant import ggml
 from quant.kernels import NonFiniteError, recode
 from quant.recipe import WRITTEN
+from quant.reference import ggml
 
 EXACT = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")  # gguf-py has no K-quant quantizers
 

@@ -14,9 +14,9 @@ from quantizer import quantized_by_llama_cpp
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import F32, FORMATS, Format
 from edge_llama.files.gguf import encode_header, f32, read_header, string, u32
-from quant import ggml
 from quant.kernels import recode
 from quant.recipe import RECIPES, ROLES, WRITTEN, Model, Slot, assign
+from quant.reference import ggml
 
 # Whole super-blocks; rows that fall back to blocks of 32; rows that no block divides.
 COLUMNS = (256, 288, 72)

@@ -15,7 +15,7 @@ import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
 from edge_llama.generation import Generation
-from edge_llama.runtime.kv_store import Keeper, Parking, State, shared
+from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
 from edge_llama.runtime.session import Session
 from edge_llama.sampling.params import SamplingParams
 
@@ -24,7 +24,7 @@ STORY = "Tell me a story about the sea. " * 20
 
 @pytest.fixture(autouse=True)
 def _fresh(model: edge_llama.Model) -> None:
-    """Nothing of other tests in the cache, and nothing parked."""
+    """Nothing of other tests in the cache, and nothing in the store."""
     gc.collect()
     on_engine(model, lambda session, tower: session.rewind(0))
 
@@ -37,7 +37,7 @@ def new_tokens(*answers: edge_llama.Answer) -> int:
     return sum(answer.timings.prompt_tokens - answer.timings.cached_tokens for answer in answers)
 
 
-def test_chats_that_alternate_read_only_what_is_new(model: edge_llama.Model) -> None:
+def test_chats_that_alternate_prefill_only_what_is_new(model: edge_llama.Model) -> None:
     chats = [model.chat(system=f"You are number {number}. {STORY}") for number in range(3)]
     for chat in chats:
         say(chat, CAPITAL)
@@ -66,7 +66,7 @@ def test_a_prompt_without_a_chat_costs_a_chat_nothing(model: edge_llama.Model) -
     assert new_tokens(say(chat, "Thanks")) < 20
 
 
-def test_a_fork_reads_nothing_again_and_neither_does_its_origin(model: edge_llama.Model) -> None:
+def test_a_fork_prefills_nothing_again_and_neither_does_its_origin(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     say(chat, CAPITAL)
     length = on_engine(model, lambda session, tower: len(session.tokens))
@@ -90,7 +90,7 @@ def test_a_fork_outlives_its_origin(model: edge_llama.Model) -> None:
     assert new_tokens(say(fork, "And of Italy?")) < 20
 
 
-def test_a_fork_of_a_waiting_chat_reads_nothing_again(model: edge_llama.Model) -> None:
+def test_a_fork_of_a_waiting_chat_prefills_nothing_again(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     say(chat, CAPITAL)
     say(model.chat(system="Another."), "Hello")
@@ -108,7 +108,7 @@ def test_a_chat_with_the_beginning_of_one_that_waits_takes_it_over(model: edge_l
     assert new_tokens(say(first, "And of Italy?")) < 20
 
 
-def test_rewinding_takes_back_exchanges_and_reads_nothing_again(model: edge_llama.Model) -> None:
+def test_rewinding_takes_back_exchanges_and_prefills_nothing_again(model: edge_llama.Model) -> None:
     chat = model.chat(system=STORY)
     for text in (CAPITAL, "And of Italy?", "And of Egypt?"):
         say(chat, text)
@@ -123,7 +123,7 @@ def test_rewinding_takes_back_exchanges_and_reads_nothing_again(model: edge_llam
 
 
 @pytest.mark.parametrize("use", ["fork", "rewind", "compact", "save"])
-def test_while_an_answer_is_made_nothing_else_is_done(model: edge_llama.Model, use: str, tmp_path: Path) -> None:
+def test_while_an_answer_is_generated_nothing_else_is_done(model: edge_llama.Model, use: str, tmp_path: Path) -> None:
     chat = model.chat()
     with chat.send("Tell me a long story.", temperature=0) as running:
         next(running)
@@ -131,14 +131,16 @@ def test_while_an_answer_is_made_nothing_else_is_done(model: edge_llama.Model, u
             getattr(chat, use)(*([tmp_path / "x"] if use == "save" else []))
 
 
-def test_without_room_a_chat_reads_again_and_the_log_says_so(converted: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_room_a_chat_prefills_again_and_the_log_says_so(
+    converted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with edge_llama.open(converted, n_ctx=1024, session_bytes=0) as model, caplog.at_level(logging.INFO):
         chats = [model.chat(system=f"{name}. {STORY}") for name in ("One", "Two")]
         say(chats[0], CAPITAL)
         say(chats[1], CAPITAL)
         assert "no room to keep a conversation of" in caplog.text
         assert new_tokens(say(chats[0], "Thanks")) > 150
-        assert model._engine.session._parking.nbytes == 0
+        assert model._engine.session._store.nbytes == 0
 
 
 def state(tokens: list[int], nbytes: int = 1000) -> State:
@@ -146,27 +148,27 @@ def state(tokens: list[int], nbytes: int = 1000) -> State:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    parking, keepers = Parking(lambda used: 3100), [Keeper() for _ in range(4)]
+    store, owners = KVStore(lambda used: 3100), [CacheOwner() for _ in range(4)]
     states = [state([number] * 5) for number in range(4)]
     for number in range(3):
-        assert parking.make_room(1020, 5)
-        parking.put(states[number], [keepers[number]])
-    parking.touch(states[0])
-    assert parking.make_room(1020, 5)
-    parking.put(states[3], [keepers[3]])
-    assert [parking.of(keeper) for keeper in keepers] == [states[0], None, states[2], states[3]]
-    assert not parking.make_room(4000, 5)
-    assert parking.nbytes == 3060
+        assert store.make_room(1020, 5)
+        store.put(states[number], [owners[number]])
+    store.touch(states[0])
+    assert store.make_room(1020, 5)
+    store.put(states[3], [owners[3]])
+    assert [store.of(owner) for owner in owners] == [states[0], None, states[2], states[3]]
+    assert not store.make_room(4000, 5)
+    assert store.nbytes == 3060
 
 
 def test_what_nobody_waits_for_is_freed() -> None:
-    parking, keepers = Parking(lambda used: 10**6), [Keeper(), Keeper()]
-    parking.put(state([1, 2, 3]), keepers)
-    parking.leave(keepers[0])
-    assert parking.best(np.array([1, 2, 9], np.int32))[1] == 2
-    del keepers
-    assert parking.best(np.array([1, 2, 9], np.int32)) == (None, 0)
-    assert parking.nbytes == 0
+    store, owners = KVStore(lambda used: 10**6), [CacheOwner(), CacheOwner()]
+    store.put(state([1, 2, 3]), owners)
+    store.leave(owners[0])
+    assert store.best(np.array([1, 2, 9], np.int32))[1] == 2
+    del owners
+    assert store.best(np.array([1, 2, 9], np.int32)) == (None, 0)
+    assert store.nbytes == 0
 
 
 def test_a_dropped_chats_cache_is_freed(model: edge_llama.Model) -> None:
@@ -174,10 +176,10 @@ def test_a_dropped_chats_cache_is_freed(model: edge_llama.Model) -> None:
     say(chat, CAPITAL)
     other = model.chat(system="Another.")
     say(other, "Hello")
-    assert on_engine(model, lambda session, tower: session._parking.nbytes) > 1_000_000
+    assert on_engine(model, lambda session, tower: session._store.nbytes) > 1_000_000
     del chat
     gc.collect()
-    assert on_engine(model, lambda session, tower: session._parking.nbytes) == 0
+    assert on_engine(model, lambda session, tower: session._store.nbytes) == 0
 
 
 @pytest.mark.parametrize(
@@ -197,18 +199,18 @@ def test_a_copied_cache_gives_the_same_logits(
     prompts = [rng.integers(40, 200, int(rng.integers(30, 100))).tolist() for _ in range(2)]
 
     def run(session: Session, tower: TextTower) -> None:
-        keepers = [Keeper(), Keeper()]
+        owners = [CacheOwner(), CacheOwner()]
         expected = []
         for prompt in prompts:  # each alone, in one piece and one token more
             session.rewind(0)
-            session.read(prompt)
+            session.prefill(prompt)
             session.append(50)
             expected.append(tower.logits())
         session.rewind(0)
-        for prompt, keeper in zip(prompts, keepers, strict=True):
-            session.read(prompt, keeper)
-        for prompt, keeper, logits in zip(prompts, keepers, expected, strict=True):
-            assert session.read(prompt, keeper) == len(prompt), "no token is read again, not even the last"
+        for prompt, owner in zip(prompts, owners, strict=True):
+            session.prefill(prompt, owner)
+        for prompt, owner, logits in zip(prompts, owners, expected, strict=True):
+            assert session.prefill(prompt, owner) == len(prompt), "no token is read again, not even the last"
             session.append(50)
             assert np.array_equal(tower.logits(), logits)
 
@@ -216,36 +218,36 @@ def test_a_copied_cache_gives_the_same_logits(
         on_engine(model, run)
 
 
-def test_a_state_that_the_engine_refuses_is_read_again(llama3: Path, tmp_path: Path) -> None:
+def test_a_state_that_the_engine_refuses_is_prefilled_again(llama3: Path, tmp_path: Path) -> None:
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
 
     def run(session: Session, tower: TextTower) -> None:
-        keeper = Keeper()
-        session.read(list(range(40, 80)), keeper)
-        good = session.state(keeper)
+        owner = CacheOwner()
+        session.prefill(list(range(40, 80)), owner)
+        good = session.state(owner)
         assert good is not None
         with pytest.raises(edge_llama.EngineError, match="read 0 of"):
-            session.adopt(State(good.tokens, good.kv[:-8], None), keeper)
+            session.adopt(State(good.tokens, good.kv[:-8], None), owner)
         assert session.tokens == []
-        session._parking.put(State(good.tokens, good.kv[:-8], None), [keeper])
-        assert session.read(list(range(40, 90)), keeper) == 0
-        assert session._parking.nbytes == 0
+        session._store.put(State(good.tokens, good.kv[:-8], None), [owner])
+        assert session.prefill(list(range(40, 90)), owner) == 0
+        assert session._store.nbytes == 0
         fresh = tower.logits()
         session.rewind(0)
-        session.read(list(range(40, 90)))
+        session.prefill(list(range(40, 90)))
         assert np.array_equal(fresh, tower.logits())
 
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=512) as model:
         on_engine(model, run)
 
 
-@pytest.mark.parametrize("keeper", [Keeper(), None])
-def test_an_answer_to_messages_is_kept_for_its_keeper(model: edge_llama.Model, keeper: Keeper | None) -> None:
+@pytest.mark.parametrize("owner", [CacheOwner(), None])
+def test_an_answer_to_messages_is_kept_for_its_owner(model: edge_llama.Model, owner: CacheOwner | None) -> None:
     messages = [Message("system", STORY), Message("user", CAPITAL)]
-    model.answer(messages, temperature=0, max_tokens=4, keeper=keeper).result()
+    model.answer(messages, temperature=0, max_tokens=4, owner=owner).result()
     model.generate("Once upon a time", max_tokens=2).result()
-    again = model.answer(messages, temperature=0, max_tokens=4, keeper=keeper).result()
-    assert new_tokens(again) < 10 if keeper else new_tokens(again) > 100
+    again = model.answer(messages, temperature=0, max_tokens=4, owner=owner).result()
+    assert new_tokens(again) < 10 if owner else new_tokens(again) > 100
 
 
 class Recurrent:
@@ -272,19 +274,19 @@ class Recurrent:
             self.read = []
 
 
-def test_a_memory_that_cannot_be_cut_is_read_again_as_a_whole() -> None:
+def test_a_memory_that_cannot_be_cut_is_prefilled_again_as_a_whole() -> None:
     tower = Recurrent()
     session = Session(tower)  # type: ignore[arg-type]
-    assert session.read(range(20)) == 0
-    assert session.read(range(20)) == 20
-    assert session.read(range(30)) == 20
-    assert session.read(range(25)) == 0
+    assert session.prefill(range(20)) == 0
+    assert session.prefill(range(20)) == 20
+    assert session.prefill(range(30)) == 20
+    assert session.prefill(range(25)) == 0
     assert tower.read == session.tokens == list(range(25))
     tower.fails = True
     with pytest.raises(edge_llama.EngineError):
-        session.read(range(40))
+        session.prefill(range(40))
     tower.fails = False
-    assert session.read(range(40)) == 0
+    assert session.prefill(range(40)) == 0
     assert tower.read == session.tokens == list(range(40))
 
 
@@ -292,16 +294,16 @@ def test_the_masks_of_a_grammar_do_not_reach_what_is_kept(model: edge_llama.Mode
     """They are written into the engine's logits: neither a waiting cache nor one that was loaded may have them."""
     chat = model.chat()
     say(chat, CAPITAL)
-    kept = on_engine(model, lambda session, tower: session.state(chat.keeper))
+    kept = on_engine(model, lambda session, tower: session.state(chat.cache_owner))
     assert kept is not None
     logits = kept.logits.copy()
     prompt = kept.tokens.tolist()
-    on_engine(model, lambda session, tower: session.adopt(kept, chat.keeper))
+    on_engine(model, lambda session, tower: session.adopt(kept, chat.cache_owner))
     params = SamplingParams(temperature=0, max_tokens=1, regex="[0-9]{3}")
-    answer = Generation(model._engine, prompt, params, keeper=chat.keeper).result()
+    answer = Generation(model._engine, prompt, params, owner=chat.cache_owner).result()
     assert answer.text.isdigit()
     assert answer.timings.cached_tokens == len(prompt)
     assert np.array_equal(kept.logits, logits)
-    masked = on_engine(model, lambda session, tower: session.state(chat.keeper))
+    masked = on_engine(model, lambda session, tower: session.state(chat.cache_owner))
     assert masked is not None
     assert masked.logits is None

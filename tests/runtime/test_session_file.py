@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 import converters
 import edge_llama
 from edge_llama import Message
+from edge_llama.backends.registry import open_artifact
 from edge_llama.files import integrity
-from edge_llama.files.artifact import read_artifact
 from edge_llama.files.gguf import TensorInfo
 from edge_llama.generation import Generation
 from edge_llama.runtime import session_file
@@ -57,7 +57,7 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     on_engine(model, lambda session, tower: session.rewind(0))
     reread = model.load_chat(tmp_path / "a.session")
     params = SamplingParams(temperature=1.0, seed=11, max_tokens=8)
-    continued = Generation(model._engine, tokens, params, keeper=reread.keeper).result()
+    continued = Generation(model._engine, tokens, params, owner=reread.cache_owner).result()
     answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8).result()
 
     np.savez(tmp_path / "given.npz", tokens=tokens, next=following)
@@ -87,12 +87,12 @@ def test_sampling_after_a_load_equals_sampling_before(exact: edge_llama.Model, t
     tokens = on_engine(exact, lambda session, tower: list(session.tokens))
 
     def answers(load: Callable[[], Any]) -> list[tuple[int, ...]]:
-        made = []
+        tokens_of_each = []
         for seed in range(6):
             _kept = load()
             params = SamplingParams(temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=1)
-            made.append(Generation(exact._engine, tokens, params, keeper=chat.keeper).result().tokens)
-        return made
+            tokens_of_each.append(Generation(exact._engine, tokens, params, owner=chat.cache_owner).result().tokens)
+        return tokens_of_each
 
     def read_again() -> None:
         on_engine(exact, lambda session, tower: session.rewind(len(tokens) - 1))
@@ -155,7 +155,8 @@ def test_a_write_that_fails_leaves_the_older_session(
 SAVING = """
 import sys
 import numpy as np
-from edge_llama import Message, session_file
+from edge_llama import Message
+from edge_llama.runtime import session_file
 from pathlib import Path
 number = 0
 while True:
@@ -196,7 +197,7 @@ def test_an_empty_chat_can_be_saved(model: edge_llama.Model, tmp_path: Path) -> 
     assert chat.messages == [Message("system", "Be brief.")]
 
 
-def test_saving_while_an_answer_is_made_is_refused(model: edge_llama.Model, tmp_path: Path) -> None:
+def test_saving_while_an_answer_is_generated_is_refused(model: edge_llama.Model, tmp_path: Path) -> None:
     chat = model.chat()
     with chat.send("Tell me a long story.", temperature=0) as running:
         next(running)
@@ -350,7 +351,7 @@ def test_any_tensor_tells_models_apart_without_hashes(llama3: Path, tmp_path: Pa
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
     bare = dict.fromkeys((integrity.ROOT, integrity.TENSORS, integrity.CERTIFICATE))
     path = rewritten(tmp_path / "a.gguf", tmp_path / "bare.gguf", fields=bare)
-    headers = read_artifact(path).headers
+    headers = open_artifact(path).headers
     identities = {integrity.identity(headers)}
     for tensor in headers[0].tensors:
         data = bytearray(path.read_bytes())

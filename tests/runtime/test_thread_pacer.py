@@ -121,7 +121,7 @@ def test_the_session_tells_its_pace_about_every_decode(model: edge_llama.Model) 
     def work(session: Session, tower: object) -> None:
         session.rewind(0)
         other = Session(model._engine.tower, pace=Telling(2))
-        other.read(list(range(100, 700)))
+        other.prefill(list(range(100, 700)))
         other.append(5)
         other.rewind(0)
 

@@ -19,7 +19,7 @@ def reference(model: edge_llama.Model, tokens: tuple[int, ...]) -> list[NDArray[
 
     def work(session: Session, tower: TextTower) -> list[NDArray[np.float64]]:
         found = []
-        session.read(tower.tokenizer.encode(PROMPT))
+        session.prefill(tower.tokenizer.encode(PROMPT))
         for token in tokens:
             logits = tower.logits().astype(np.float64)
             found.append(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())

@@ -92,7 +92,7 @@ def real(model: edge_llama.Model) -> list[Logits]:
     def work(session: Session, tower: TextTower) -> list[Logits]:
         logits = []
         for prompt in prompts:
-            session.read(tower.tokenizer.encode(prompt))
+            session.prefill(tower.tokenizer.encode(prompt))
             logits.append(tower.logits())
         return logits
 

@@ -1,14 +1,12 @@
-"""Sampling options are checked; stop strings are found however the text is cut."""
+"""Sampling options are checked."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge_llama.errors import OptionError
-from edge_llama.sampling.params import SamplingParams, StopStrings
+from edge_llama.sampling.params import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -87,23 +85,3 @@ def test_stop_strings_may_come_from_any_iterable() -> None:
     assert SamplingParams(stop=(text for text in "ab")).stop == ("a", "b")
     assert SamplingParams(stop=["a"]).stop == ("a",)
     assert SamplingParams(stop=None).stop == ()
-
-
-text = st.text(alphabet="abc", max_size=30)
-
-
-@given(text=text, stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3), data=st.data())
-def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], data: st.DataObject) -> None:
-    """Everything before the stop string that is complete first is shown, and nothing of it, ever."""
-    finder, shown, at = StopStrings(stops), "", 0
-    stopped = False
-    while at < len(text) and not stopped:
-        size = data.draw(st.integers(1, 5))
-        part, stopped = finder.feed(text[at : at + size])
-        shown += part
-        at += size
-    if not stopped:
-        shown += finder.flush()
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    assert stopped == bool(found)
-    assert shown == (text[: min(found)[1]] if found else text)

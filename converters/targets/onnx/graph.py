@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.checkpoint import Tensor
-from converters.targets.layout import Entry, Part
+from converters.layout import Entry, Part
 from converters.tensors.transposed import transposed
 from edge_llama.files.formats import F16, F32, Format
 
@@ -30,15 +30,15 @@ _IR_VERSIONS = {21: 10, 23: 11}
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The type and shape of a value that ONNX itself can't infer, since an operator of Microsoft's makes it."""
+class ValueInfo:
+    """Type and shape of a value behind an operator of Microsoft's, which ONNX itself can't infer."""
 
     shape: Sequence[int | str]
     dtype: ir.DataType = FLOAT
 
 
 class Graph:
-    """A graph that grows. Each value has the name of the node that makes it."""
+    """A graph to which nodes are added. Each value has the name of its node."""
 
     def __init__(self, name: str, data_file: str, opset: int = 21) -> None:
         self._name = name
@@ -66,19 +66,19 @@ class Graph:
         self._inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> None:
-        """Give ``value`` to who runs the graph."""
-        value.shape, value.type = ir.Shape(shape), ir.TensorType(dtype)
+    def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
+        """Give ``value``, float32, to who runs the graph."""
+        value.shape, value.type = ir.Shape(shape), ir.TensorType(FLOAT)
         self._outputs.append(value)
 
     def weight(
-        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, turned: bool = False
+        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, transpose: bool = False
     ) -> ir.Value:
         """A tensor of the checkpoint, stored in ``format_`` (f32 or f16), as float32.
 
-        ``turned``: a matrix's columns become its rows. ``shape``: if the graph sees the numbers in another.
+        ``transpose``: a matrix's columns become its rows. ``shape``: if the graph sees the numbers in another.
         """
-        tensor = transposed(tensor) if turned else tensor
+        tensor = transposed(tensor) if transpose else tensor
         if format_ is F32:
             return self.stored(name, tensor, F32, shape or tensor.shape, FLOAT)
         value = self.stored(name, tensor, F16, shape or tensor.shape, FLOAT16)
@@ -110,12 +110,11 @@ class Graph:
         *inputs: ir.Value | None,
         name: str,
         domain: str = STANDARD,
-        made: Made | None = None,
+        info: ValueInfo | None = None,
         **attributes: Any,
     ) -> ir.Value:
         """The output of a node of ``kind``; None stands for an input that is left out."""
-        outputs = None if made is None else [made]
-        return self.ops(kind, *inputs, names=(name,), domain=domain, made=outputs, **attributes)[0]
+        return self.ops(kind, *inputs, names=(name,), domain=domain, infos=[info], **attributes)[0]
 
     def ops(
         self,
@@ -123,12 +122,12 @@ class Graph:
         *inputs: ir.Value | None,
         names: Sequence[str],
         domain: str = STANDARD,
-        made: Sequence[Made | None] | None = None,
+        infos: Sequence[ValueInfo | None] = (),
         **attributes: Any,
     ) -> list[ir.Value]:
         """The outputs of a node that has several; "" for one that nothing reads."""
         node = ir.node(kind, list(inputs), attributes, domain=domain, num_outputs=len(names), name=names[0])
-        for value, name, known in zip(node.outputs, names, made or [None] * len(names), strict=True):
+        for value, name, known in zip(node.outputs, names, infos or [None] * len(names), strict=True):
             value.name = name
             if known:
                 value.shape, value.type = ir.Shape(known.shape), ir.TensorType(known.dtype)

@@ -10,10 +10,9 @@ from converters.architectures import llama
 from converters.architectures.llama import ROPE_FREQS, Hyperparameters
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
-from converters.targets.onnx.graph import INT64, Graph, Made
-from converters.targets.onnx.microsoft import MicrosoftOps
+from converters.targets.onnx.graph import INT64, Graph, ValueInfo
+from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
-from converters.targets.onnx.standard import StandardOps
 from converters.tensors.joined import joined
 from edge_llama.files.formats import F32
 from quant.kernels import recode
@@ -27,12 +26,12 @@ class LlamaGraph:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool = False
+        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
     ) -> None:
         self.hp = self.hyperparameters(checkpoint)
-        kind = StandardOps if is_portable else MicrosoftOps
-        self.graph = Graph("text", "model.onnx.data", kind.OPSET)
-        self.ops = kind(self.graph, self.hp.norm_eps)
+        operators = OPERATOR_SETS[is_portable]
+        self.graph = Graph("text", "model.onnx.data", operators.opset)
+        self.ops = operators(self.graph, self.hp.norm_eps)
         self._tensors = tensors
         self._recipe = recipe
         self._caches: list[ir.Value] = []
@@ -77,9 +76,9 @@ class LlamaGraph:
         """The rows of ``x`` that what follows attention needs: after the last layer's, the last one alone."""
         if layer < self.hp.n_layer - 1:
             return x
-        made = Made(("batch", 1, *sizes(x)[2:]))
+        info = ValueInfo(("batch", 1, *sizes(x)[2:]))
         return self.graph.op(
-            "Gather", x, self.graph.constant("last.index", [-1]), name=f"{x.name}.last", axis=1, made=made
+            "Gather", x, self.graph.constant("last.index", [-1]), name=f"{x.name}.last", axis=1, info=info
         )
 
     def _begin(self) -> None:
@@ -167,13 +166,13 @@ class LlamaGraph:
 
 def _rotary(hp: Hyperparameters, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
-    turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
+    rates = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
 
     def table(name: str, function: np.ufunc) -> Tensor:
         def read(start: int, stop: int) -> NDArray[np.uint8]:
-            angles = np.arange(start, stop, dtype=np.float32)[:, None] * turns
-            made: NDArray[np.float32] = function(angles)
-            return made.view(np.uint8)
+            angles = np.arange(start, stop, dtype=np.float32)[:, None] * rates
+            values: NDArray[np.float32] = function(angles)
+            return values.view(np.uint8)
 
         return Tensor(name, (hp.n_ctx, hp.head_dim // 2), F32, read)
 

@@ -1,18 +1,16 @@
 """The graph of Llama 4's text tower: it reads as transformers' ``modeling_llama4.py`` computes."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from converters.architectures import llama, llama4
 from converters.architectures.rotary import frequencies
-from converters.checkpoint import Checkpoint, Fields, Tensor
-from converters.targets.onnx.graph import FLOAT, Made
+from converters.checkpoint import Checkpoint, Tensor, config_fields
+from converters.targets.onnx.graph import FLOAT, ValueInfo
 from converters.targets.onnx.llama import LlamaGraph
-from converters.targets.onnx.microsoft import Experts, MicrosoftOps
+from converters.targets.onnx.operator_set import Experts
 from converters.targets.onnx.ops import NEVER, sizes
+from converters.tensors.split import alternating, matrix
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from quant.nbits import Grid
 
@@ -26,7 +24,7 @@ class Llama4Graph(LlamaGraph):
         """What the config says; CheckpointError for an activation that is not Llama's."""
         self.more = more = llama4.hyperparameters(checkpoint.config, checkpoint.path)
         if more.activation not in ("silu", "swish"):
-            raise Fields(checkpoint.config, checkpoint.path).fail(
+            raise config_fields(checkpoint.config, checkpoint.path).fail(
                 "hidden_act", f"is {more.activation!r}, expected 'silu'", "only Llama's own is supported"
             )
         return more.base
@@ -42,8 +40,8 @@ class Llama4Graph(LlamaGraph):
         is_image = ops.op("Less", ids, zero, name="images.is_image")
         places = ops.op("NonZero", is_image, name="images.places")
         places = ops.op("Transpose", places, name="images.places_in_rows", perm=[1, 0])
-        made = Made(("batch", "sequence", hp.n_embd))
-        return graph.op("ScatterND", rows, places, features, name="embedded", made=made)
+        info = ValueInfo(("batch", "sequence", hp.n_embd))
+        return graph.op("ScatterND", rows, places, features, name="embedded", info=info)
 
     def _begin(self) -> None:
         self._tables = self._angles(self.ops.positions)
@@ -55,9 +53,9 @@ class Llama4Graph(LlamaGraph):
     def _angles(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines, ``(sequence, head_dim / 2)``: a table of ten million positions would take gigabytes."""
         graph, ops, hp = self.graph, self.ops, self.hp
-        turns = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, self.rope_factors())
+        rates = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, self.rope_factors())
         column = ops.reshape(ops.op("Cast", positions, name="rotary.at", to=int(FLOAT)), "rotary.column", -1, 1)
-        angles = ops.op("Mul", column, graph.constant("rotary.turns", turns), name="rotary.angles")
+        angles = ops.op("Mul", column, graph.constant("rotary.turns", rates), name="rotary.angles")
         return ops.op("Cos", angles, name="rotary.cos"), ops.op("Sin", angles, name="rotary.sin")
 
     def _scales(self, positions: ir.Value) -> ir.Value:
@@ -88,32 +86,34 @@ class Llama4Graph(LlamaGraph):
         q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
         has_positions = more.rope_layers[layer]
         if has_positions:
-            q = self._turned(q, hp.n_head, f"{name}.q")
-            k = self._turned(k, hp.n_head_kv, f"{name}.k")
+            q = self._placed(q, hp.n_head, f"{name}.q")
+            k = self._placed(k, hp.n_head_kv, f"{name}.k")
         elif self._temperature is not None:
-            made = Made(("batch", "sequence", hp.n_head * hp.head_dim))
-            q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", made=made)
+            info = ValueInfo(("batch", "sequence", hp.n_head * hp.head_dim))
+            q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", info=info)
         bias = self._chunks if more.layer_types[layer] == "chunked_attention" else None
         return self._mixed((q, k, v), layer, past, bias=bias)
 
-    def _turned(self, x: ir.Value, heads: int, name: str) -> ir.Value:
-        """Queries or keys by their positions."""
-        turned = self.ops.turned(x, self._tables, heads, self.hp.head_dim, f"{name}.turned")
-        return self.ops.head_norm(turned, heads, self.hp.head_dim, f"{name}.norm") if self.more.use_qk_norm else turned
+    def _placed(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """Queries or keys after RoPE and their norm."""
+        rotated = self.ops.rope(x, self._tables, heads, self.hp.head_dim, f"{name}.turned")
+        return (
+            self.ops.head_norm(rotated, heads, self.hp.head_dim, f"{name}.norm") if self.more.use_qk_norm else rotated
+        )
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         if layer not in self.more.moe_layers:
             return self._mlp(x, source, name, layer)
         shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
-        made = Made(sizes(x))
-        return self.graph.op("Add", self._routed(x, layer), shared, name=name, made=made)
+        info = ValueInfo(sizes(x))
+        return self.graph.op("Add", self._routed(x, layer), shared, name=name, info=info)
 
     def _routed(self, x: ir.Value, layer: int) -> ir.Value:
         """What the experts that the router chooses for each row make of it, times the router's score for them."""
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         hp, ops = self.hp, self.ops
-        rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, made=Made((f"{name}.count", hp.n_embd)))
+        rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, info=ValueInfo((f"{name}.count", hp.n_embd)))
         logits = self._linear(rows, f"{source}.router", "router", f"{name}.router", layer)
         used = self.graph.constant(f"{name}.router.used", [self.more.n_expert_used])
         best, chosen = self.graph.ops(
@@ -122,19 +122,20 @@ class Llama4Graph(LlamaGraph):
         scores = ops.op("Sigmoid", best, name=f"{name}.router.scores")
         experts = [self._tensors[f"{source}.experts.{part}_proj.weight"] for part in ("gate", "up", "down")]
         form = self._experts_form(experts)
-        if form is not None and isinstance(ops, MicrosoftOps):
+        mixture = ops.mixture
+        if form is not None and mixture is not None:
             weighed = self.graph.op(
-                "Mul", rows, scores, name=f"{name}.weighed", made=Made((f"{name}.count", hp.n_embd))
+                "Mul", rows, scores, name=f"{name}.weighed", info=ValueInfo((f"{name}.count", hp.n_embd))
             )
-            gate_up = _by_turns(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
-            made = ops.chosen_experts(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
+            gate_up = alternating(*experts[:2]).renamed(f"{source}.experts.gate_up_proj.weight")
+            outputs = mixture(weighed, logits, Experts(gate_up, experts[2], form), f"{name}.experts")
         else:
-            made = self._each_expert(rows, chosen, scores, experts, f"{name}.experts")
-        return ops.reshape_like(made, x, f"{name}.routed", hp.n_embd)
+            outputs = self._each_expert(rows, chosen, scores, experts, f"{name}.experts")
+        return ops.reshape_like(outputs, x, f"{name}.routed", hp.n_embd)
 
     def _experts_form(self, experts: list[Tensor]) -> Grid | None:
         """The form of all matrices, if one operator can take them."""
-        forms = {self._form(matrix, role) for matrix, role in zip(experts, _EXPERT_ROLES, strict=True)}
+        forms = {self._form(expert, role) for expert, role in zip(experts, _EXPERT_ROLES, strict=True)}
         form = forms.pop()
         is_one = not forms and experts[0].format is experts[1].format and self.more.n_expert_used == 1
         return form if is_one and isinstance(form, Grid) and not form.has_offsets else None
@@ -143,8 +144,8 @@ class Llama4Graph(LlamaGraph):
         self, rows: ir.Value, chosen: ir.Value, scores: ir.Value, experts: list[Tensor], name: str
     ) -> ir.Value:
         """Expert by expert, those rows that are its; one that nobody chose reads none of its weights."""
-        graph, ops, made = self.graph, self.ops, Made(sizes(rows))
-        total = graph.op("Mul", rows, graph.constant(f"{name}.nothing", 0.0), name=f"{name}.zeros", made=made)
+        graph, ops, info = self.graph, self.ops, ValueInfo(sizes(rows))
+        total = graph.op("Mul", rows, graph.constant(f"{name}.nothing", 0.0), name=f"{name}.zeros", info=info)
         for expert in range(self.more.n_expert):
             at = f"{name}.{expert}"
             is_chosen = ops.op("Equal", chosen, graph.constant(f"{at}.index", np.array(expert)), name=f"{at}.is_chosen")
@@ -152,36 +153,15 @@ class Llama4Graph(LlamaGraph):
             places = ops.op("Transpose", places, name=f"{at}.places_in_rows", perm=[1, 0])
             row, _slot = graph.ops("Split", places, names=(f"{at}.row", f"{at}.slot"), axis=1, num_outputs=2)
             score = ops.reshape(ops.op("GatherND", scores, places, name=f"{at}.score"), f"{at}.score_column", -1, 1)
-            mine = Made((f"{at}.rows", self.hp.n_embd))
+            mine = ValueInfo((f"{at}.rows", self.hp.n_embd))
             taken = ops.op("GatherND", rows, row, name=f"{at}.taken")
-            weighed = graph.op("Mul", taken, score, name=f"{at}.weighed", made=mine)
-            gate, up, down = (_one(tensor, expert) for tensor in experts)
+            weighed = graph.op("Mul", taken, score, name=f"{at}.weighed", info=mine)
+            gate, up, down = (matrix(tensor, expert) for tensor in experts)
             gated = ops.swiglu(
                 ops.linear(weighed, gate, self._form(gate, "ffn_gate"), f"{at}.gate"),
                 ops.linear(weighed, up, self._form(up, "ffn_up"), f"{at}.up"),
                 f"{at}.gated",
             )
             result = ops.linear(gated, down, self._form(down, "ffn_down"), f"{at}.down")
-            total = graph.op("ScatterND", total, row, result, name=f"{at}.added", reduction="add", made=made)
+            total = graph.op("ScatterND", total, row, result, name=f"{at}.added", reduction="add", info=info)
         return total
-
-
-def _one(experts: Tensor, expert: int) -> Tensor:
-    """The matrix of one expert."""
-    height = experts.shape[1]
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return experts.read(expert * height + start, expert * height + stop)
-
-    return replace(experts, name=f"{experts.name}.{expert}", shape=experts.shape[1:], read=read)
-
-
-def _by_turns(gate: Tensor, up: Tensor) -> Tensor:
-    """``(experts, rows, columns)`` of both as ``(experts, 2 * rows, columns)``: a row of each by turns."""
-    n_expert, height, columns = gate.shape
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        pair = [tensor.read(start // 2, stop // 2) for tensor in (gate, up)]
-        return np.stack(pair, axis=1).reshape(stop - start, -1)
-
-    return replace(gate, shape=(n_expert, 2 * height, columns), read=read, step=2 * gate.step)

@@ -1,15 +1,15 @@
 """A decoder's parts in the operators that ONNX Runtime has fast kernels for (domain ``com.microsoft``)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.checkpoint import Tensor
-from converters.targets.onnx.graph import FLOAT, INT32, MICROSOFT, UINT8, Made
+from converters.targets.onnx.graph import FLOAT, INT32, MICROSOFT, UINT8, ValueInfo
+from converters.targets.onnx.operator_set import Experts
 from converters.targets.onnx.ops import ROWS, Ops, sizes
 from edge_llama.files.formats import F32
 from quant.nbits import Grid
@@ -25,24 +25,24 @@ _PARTS = (*range(64, 31, -1), *range(65, 129))
 class MicrosoftOps(Ops):
     """The fast ones."""
 
-    OPSET = 23  # for RMSNormalization
-    SHARES_CACHE = True
+    opset: ClassVar[int] = 23  # for RMSNormalization
+    shares_cache = True
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``."""
-        made = Made((*ROWS, table.columns))
+        info = ValueInfo((*ROWS, table.columns))
         if not isinstance(form, Grid):
             weight = self.graph.weight(f"{name}.weight", table, form)
-            return self.op("Gather", weight, ids, name=name, made=made, axis=0)
+            return self.op("Gather", weight, ids, name=name, info=info, axis=0)
         if not form.has_offsets:
             return self._gathered(ids, table, form, name, name, ROWS)
         found = self._gathered(ids, table, form, name, f"{name}.numbers", ROWS)
         n_blocks = table.columns // form.block
-        offsets = self.graph.stored(f"{name}.offsets", table, form.stored("offsets"), (table.rows, n_blocks, 1), FLOAT)
+        offsets = self.graph.stored(f"{name}.offsets", table, form.array("offsets"), (table.rows, n_blocks, 1), FLOAT)
         added = self.op("Gather", offsets, ids, name=f"{name}.offset_rows", axis=0)
         blocks = self.reshape(found, f"{name}.blocks", 0, 0, n_blocks, form.block)
         total = self.op("Add", blocks, added, name=f"{name}.sum")
-        return self.reshape(total, name, 0, 0, table.columns, made=made)
+        return self.reshape(total, name, 0, 0, table.columns, info=info)
 
     def _gathered(
         self, ids: ir.Value, table: Tensor, form: Grid, name: str, output: str, outer: Sequence[int | str]
@@ -52,7 +52,7 @@ class MicrosoftOps(Ops):
         return self._ms(
             *("GatherBlockQuantized", numbers, ids, scales, zeros),
             name=output,
-            made=Made((*outer, table.columns)),
+            info=ValueInfo((*outer, table.columns)),
             gather_axis=0,
             quantize_axis=1,
             block_size=form.block,
@@ -69,16 +69,16 @@ class MicrosoftOps(Ops):
         accuracy: int = _INT8_ACTIVATIONS,
     ) -> ir.Value:
         """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
-        made = Made((*sizes(x)[:-1], matrix.rows))
+        info = ValueInfo((*sizes(x)[:-1], matrix.rows))
         if not isinstance(form, Grid):
             weight = self.graph.weight(f"{name}.weight", matrix, form)
-            return self._ms("FusedMatMul", x, weight, name=output, made=made, transB=1)
+            return self._ms("FusedMatMul", x, weight, name=output, info=info, transB=1)
         n_blocks = matrix.columns // form.block
         numbers, scales, zeros = self._grid(name, matrix, form, (n_blocks, form.block * form.bits // 8))
         product = self._ms(
             *("MatMulNBits", x, numbers, scales, zeros),
             name=f"{output}.numbers_product" if form.has_offsets else output,
-            made=made,
+            info=info,
             K=matrix.columns,
             N=matrix.rows,
             bits=form.bits,
@@ -115,18 +115,18 @@ class MicrosoftOps(Ops):
         column = self.reshape(x, f"{name}.column", *kept, head.columns, 1)
         exact = self.op("MatMul", rows, column, name=f"{name}.likely_column")
         exact = self.reshape(exact, f"{name}.likely_exact", *kept, parts)
-        made = Made((*outer, head.rows))
-        return self.op("ScatterElements", rough, likely, exact, name=name, made=made, axis=-1)
+        info = ValueInfo((*outer, head.rows))
+        return self.op("ScatterElements", rough, likely, exact, name=name, info=info, axis=-1)
 
     def _with_offsets(
         self, product: ir.Value, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str
     ) -> ir.Value:
         """``product``, of the numbers alone, plus what the blocks' offsets add."""
-        n_blocks, made = matrix.columns // form.block, Made((*sizes(x)[:-1], matrix.rows))
-        offsets = self.graph.stored(f"{name}.offsets", matrix, form.stored("offsets"), (matrix.rows, n_blocks), FLOAT)
+        n_blocks, info = matrix.columns // form.block, ValueInfo((*sizes(x)[:-1], matrix.rows))
+        offsets = self.graph.stored(f"{name}.offsets", matrix, form.array("offsets"), (matrix.rows, n_blocks), FLOAT)
         sums = self.block_sums(x, n_blocks, form.block)
-        added = self._ms("FusedMatMul", sums, offsets, name=f"{output}.offsets_product", made=made, transB=1)
-        return self.op("Add", product, added, name=output, made=made)
+        added = self._ms("FusedMatMul", sums, offsets, name=f"{output}.offsets_product", info=info, transB=1)
+        return self.op("Add", product, added, name=output, info=info)
 
     def _grid(
         self, name: str, matrix: Tensor, form: Grid, row: tuple[int, ...]
@@ -134,36 +134,36 @@ class MicrosoftOps(Ops):
         """A matrix's numbers, of ``row`` bytes each, its scales and zero points."""
         graph, n_blocks = self.graph, matrix.columns // form.block
         outer = matrix.shape[:-1]
-        numbers = graph.stored(f"{name}.weight", matrix, form.stored("numbers"), (*outer, *row), UINT8)
-        scales = graph.stored(f"{name}.scales", matrix, form.stored("scales"), (*outer, n_blocks), FLOAT)
+        numbers = graph.stored(f"{name}.weight", matrix, form.array("numbers"), (*outer, *row), UINT8)
+        scales = graph.stored(f"{name}.scales", matrix, form.array("scales"), (*outer, n_blocks), FLOAT)
         shape = (*outer, -(-n_blocks * form.bits // 8))
-        if form.has_zeros:
-            return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.stored("zeros"), shape, UINT8)
+        if form.has_zero_points:
+            return numbers, scales, graph.stored(f"{name}.zeros", matrix, form.array("zero_points"), shape, UINT8)
         return numbers, scales, None
 
     def norm(self, x: ir.Value, weight: Tensor, name: str) -> ir.Value:
         """RMS norm."""
         gamma = self.graph.weight(f"{name}.weight", weight, F32)
-        return self.op("RMSNormalization", x, gamma, name=name, made=Made(sizes(x)), axis=-1, epsilon=self.eps)
+        return self.op("RMSNormalization", x, gamma, name=name, info=ValueInfo(sizes(x)), axis=-1, epsilon=self.eps)
 
     def added_norm(self, x: ir.Value, more: ir.Value, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value]:
         """The RMS norm of ``x + more``, and the sum."""
         gamma = self.graph.weight(f"{name}.weight", weight, F32)
-        made = Made(sizes(x))
+        info = ValueInfo(sizes(x))
         normed, _, _, total = self.graph.ops(
             *("SkipSimplifiedLayerNormalization", x, more, gamma),
             names=(name, "", "", f"{name}.sum"),
             domain=MICROSOFT,
-            made=[made, None, None, made],
+            infos=[info, None, None, info],
             epsilon=self.eps,
         )
         return normed, total
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
-        made = Made(sizes(gate))
-        silu = self._ms("QuickGelu", gate, name=f"{name}.silu", made=made, alpha=1.0)
-        return self.graph.op("Mul", silu, up, name=name, made=made)
+        info = ValueInfo(sizes(gate))
+        silu = self._ms("QuickGelu", gate, name=f"{name}.silu", info=info, alpha=1.0)
+        return self.graph.op("Mul", silu, up, name=name, info=info)
 
     @cached_property
     def _lengths(self) -> tuple[ir.Value, ir.Value]:
@@ -186,12 +186,8 @@ class MicrosoftOps(Ops):
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Causal attention of ``heads`` query and KV heads; what it gives, and the cache with the new positions.
-
-        ``qkv``: the three, or all in the first; ``rotary`` tables turn queries and keys by halves; ``bias`` is added
-        to the scores, ``(1, 1, sequence, total)``.
-        """
-        cache = Made(("batch", heads[1], "total", head_dim))
+        """By GroupQueryAttention, which rotates too."""
+        cache = ValueInfo(("batch", heads[1], "total", head_dim))
         cos, sin = rotary or (None, None)
         inputs = [*qkv, *past, *self._lengths, cos, sin]
         if bias is not None:
@@ -201,18 +197,18 @@ class MicrosoftOps(Ops):
             *inputs,
             names=(name, *present),
             domain=MICROSOFT,
-            made=[Made((*ROWS, heads[0] * head_dim)), cache, cache],
+            infos=[ValueInfo((*ROWS, heads[0] * head_dim)), cache, cache],
             num_heads=heads[0],
             kv_num_heads=heads[1],
             do_rotary=int(rotary is not None),
         )
         return mixed, key, value
 
-    def turned(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
-        """Heads turned by neighbouring pairs; ``rotary``: cosines and sines of these positions."""
+    def rope(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
+        """RoPE by neighbouring pairs."""
         start = self.graph.constant("rotary.start", [0])
-        made = Made((*ROWS, heads * head_dim))
-        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, made=made, interleaved=1)
+        info = ValueInfo((*ROWS, heads * head_dim))
+        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, info=info, interleaved=1)
 
     def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
         """RMS norm of each head, without weights. Not GroupQueryAttention's own, which its CPU kernel lacks."""
@@ -221,7 +217,7 @@ class MicrosoftOps(Ops):
         normed = self.op("RMSNormalization", split, ones, name=f"{name}.normed_heads", axis=-1, epsilon=self.eps)
         return self.reshape(normed, name, 0, 0, heads * head_dim)
 
-    def chosen_experts(self, x: ir.Value, router: ir.Value, experts: "Experts", name: str) -> ir.Value:
+    def mixture(self, x: ir.Value, router: ir.Value, experts: Experts, name: str) -> ir.Value:
         """What the expert of the highest ``router`` logit makes of each row of ``x``, unweighed."""
         first = self._grid(f"{name}.gate_up", experts.gate_up, experts.form, _row(experts.gate_up, experts.form))
         second = self._grid(f"{name}.down", experts.down, experts.form, _row(experts.down, experts.form))
@@ -232,7 +228,7 @@ class MicrosoftOps(Ops):
             router,
             *inputs,
             name=name,
-            made=Made(sizes(x)),
+            info=ValueInfo(sizes(x)),
             k=1,
             activation_type="swiglu",
             swiglu_fusion=1,
@@ -244,17 +240,8 @@ class MicrosoftOps(Ops):
             accuracy_level=_INT8_ACTIVATIONS,
         )
 
-    def _ms(self, kind: str, *inputs: ir.Value | None, name: str, made: Made, **attributes: Any) -> ir.Value:
-        return self.graph.op(kind, *inputs, name=name, domain=MICROSOFT, made=made, **attributes)
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """``gate_up``: ``(experts, 2 * width, inputs)``, rows of both by turns; ``down``: ``(experts, inputs, width)``."""
-
-    gate_up: Tensor
-    down: Tensor
-    form: Grid
+    def _ms(self, kind: str, *inputs: ir.Value | None, name: str, info: ValueInfo, **attributes: Any) -> ir.Value:
+        return self.graph.op(kind, *inputs, name=name, domain=MICROSOFT, info=info, **attributes)
 
 
 def _row(matrix: Tensor, form: Grid) -> tuple[int, ...]:

@@ -1,14 +1,15 @@
-"""What a decoder is made of: what :mod:`~converters.targets.onnx.microsoft` and ``onnx_standard`` share."""
+"""What the operator sets :mod:`~converters.targets.onnx.microsoft` and ``standard`` have in common."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.checkpoint import Tensor
-from converters.targets.onnx.graph import Graph, Made
+from converters.targets.onnx.graph import Graph, ValueInfo
+from converters.targets.onnx.operator_set import Mixture
 from edge_llama.files.formats import F32
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
@@ -24,9 +25,9 @@ class Ops(ABC):
     Activations are float32 ``(batch, sequence, width)``.
     """
 
-    OPSET = 21
-    SHARES_CACHE = False
-    """Whether past and present may be one buffer, as long as the context."""
+    opset: ClassVar[int] = 21
+    shares_cache = False
+    mixture: Mixture | None = None
 
     def __init__(self, graph: Graph, eps: float) -> None:
         self.graph = graph
@@ -92,8 +93,8 @@ class Ops(ABC):
     def precise_product(self, x: ir.Value, matrix: Tensor, form: Grid, name: str, output: str) -> ir.Value:
         """As :meth:`product`, with 16 bits of ``x``: two rows of 8 cost little more than one, weights are read once."""
         both = self.product(self._two_terms(x, matrix.columns, form.block), matrix, form, name, f"{output}.terms")
-        axis, made = self.graph.constant("terms.axis", [-2]), Made((*sizes(x)[:-1], matrix.rows))
-        return self.op("ReduceSum", both, axis, name=output, made=made, keepdims=0)
+        axis, info = self.graph.constant("terms.axis", [-2]), ValueInfo((*sizes(x)[:-1], matrix.rows))
+        return self.op("ReduceSum", both, axis, name=output, info=info, keepdims=0)
 
     def logits(self, x: ir.Value, head: Tensor, form: Form, name: str) -> ir.Value:
         """``x`` times the transposed ``head`` of ``(tokens, width)``."""
@@ -117,19 +118,19 @@ class Ops(ABC):
             coarse = self.op("Mul", steps, step, name=f"{name}.coarse")
             rest = self.op("Sub", blocks, coarse, name=f"{name}.rest")
             both = self.op("Concat", coarse, rest, name=f"{name}.both", axis=-2)
-            made = Made((*sizes(x)[:-1], 2, columns))
-            self._terms[key] = self.reshape(both, f"{name}.terms", *kept, 2, columns, made=made)
+            info = ValueInfo((*sizes(x)[:-1], 2, columns))
+            self._terms[key] = self.reshape(both, f"{name}.terms", *kept, 2, columns, info=info)
         return self._terms[key]
 
     def biased(self, x: ir.Value, bias: Tensor, name: str, output: str) -> ir.Value:
         """``x`` plus ``bias``, which is stored under ``name``."""
-        made = None if x.shape is None else Made(sizes(x))
-        return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output, made=made)
+        info = None if x.shape is None else ValueInfo(sizes(x))
+        return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output, info=info)
 
-    def turned_by(
+    def rotated(
         self, real: ir.Value, imaginary: ir.Value, tables: tuple[ir.Value, ir.Value], name: str
     ) -> tuple[ir.Value, ir.Value]:
-        """Complex numbers turned by angles, of which ``tables`` are cosines and sines."""
+        """The product of complex numbers, real and imaginary parts apart."""
         cos, sin = tables
         parts = {
             f"{part}_{turn}": self.op("Mul", x, table, name=f"{name}.{part}_{turn}")
@@ -150,14 +151,14 @@ class Ops(ABC):
             self._sums[key] = self.op("ReduceSum", blocks, axis, name=f"{x.name}.block_sums", keepdims=0)
         return self._sums[key]
 
-    def reshape(self, x: ir.Value, name: str, *shape: int, made: Made | None = None) -> ir.Value:
+    def reshape(self, x: ir.Value, name: str, *shape: int, info: ValueInfo | None = None) -> ir.Value:
         """0 keeps a size."""
-        return self.graph.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name, made=made)
+        return self.graph.op("Reshape", x, self.graph.constant(f"{name}.shape", shape), name=name, info=info)
 
     def reshape_like(self, x: ir.Value, like: ir.Value, name: str, columns: int) -> ir.Value:
         """Rows of ``columns`` in the shape of ``like``."""
         shape = self.op("Shape", like, name=f"{name}.shape")
-        return self.graph.op("Reshape", x, shape, name=name, made=Made((*sizes(like)[:-1], columns)))
+        return self.graph.op("Reshape", x, shape, name=name, info=ValueInfo((*sizes(like)[:-1], columns)))
 
     def op(self, kind: str, *inputs: ir.Value | None, name: str, **attributes: Any) -> ir.Value:
         """The output of a standard node."""
@@ -166,5 +167,5 @@ class Ops(ABC):
 
 def sizes(x: ir.Value) -> tuple[int | str, ...]:
     """The shape of ``x``, which must have been told."""
-    assert x.shape is not None, x.name  # noqa: S101 - by who made it
+    assert x.shape is not None, x.name  # noqa: S101 - by its node
     return tuple(size if isinstance(size, int) else str(size) for size in x.shape)

@@ -35,7 +35,7 @@ _Pair = tuple[ir.Value, ir.Value]
 class QdqGraph(Graph):
     """A graph whose values are quantized by ``ranges``. OptionError for a value that these lack.
 
-    What a node makes bears its name once it is quantized and dequantized: other nodes read that.
+    A node's name is that of its output after quantizing and dequantizing, which other nodes read.
     """
 
     def __init__(self, name: str, data_file: str, ranges: Ranges) -> None:
@@ -49,11 +49,12 @@ class QdqGraph(Graph):
 
     def ops(self, kind: str, *inputs: ir.Value | None, names: Sequence[str], **options: Any) -> list[ir.Value]:
         """The outputs of a node, quantized."""
-        made = super().ops(kind, *inputs, names=[f"{name}.exact" for name in names], **options)
+        outputs = super().ops(kind, *inputs, names=[f"{name}.exact" for name in names], **options)
         first = inputs[0].name if inputs and inputs[0] else None
         kept = self._pairs[str(first)] if kind in _MOVES else None
         return [
-            self._quantized(value, name, kept or self._measured(name)) for value, name in zip(made, names, strict=True)
+            self._quantized(value, name, kept or self._measured(name))
+            for value, name in zip(outputs, names, strict=True)
         ]
 
     def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
@@ -66,7 +67,7 @@ class QdqGraph(Graph):
         return self._dequantized(quantized, name, self._pair(name, code))
 
     def weight(
-        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, turned: bool = False
+        self, name: str, tensor: Tensor, format_: Format, shape: Sequence[int] | None = None, *, transpose: bool = False
     ) -> ir.Value:
         """Vectors (``format_`` f32) in 16 bits; a matrix in 8, with a scale for each of its rows."""
         if format_ is F32:
@@ -75,9 +76,9 @@ class QdqGraph(Graph):
             return self._dequantized(quantized, name, pair)
         zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
         pair = self._stored_scale(name, tensor, (tensor.rows,)), zeros
-        matrix = transposed(int8_rows(tensor)) if turned else int8_rows(tensor)
+        matrix = transposed(int8_rows(tensor)) if transpose else int8_rows(tensor)
         quantized = self.stored(f"{name}.quantized", matrix, _I8, shape or matrix.shape, _INT8)
-        return self._dequantized(quantized, name, pair, axis=1 if turned else 0)
+        return self._dequantized(quantized, name, pair, axis=1 if transpose else 0)
 
     def _stored_scale(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> ir.Value:
         return self.stored(f"{name}.scale", row_scales(tensor, each_row=bool(shape)), F32, shape, FLOAT)
@@ -95,7 +96,7 @@ class QdqGraph(Graph):
         return self._pair(name, self._ranges.code(name))
 
     def _pair(self, name: str, code: Code) -> _Pair:
-        return super().constant(f"{name}.scale", code.scale), self._numbers(f"{name}.zero", np.uint16(code.zero))
+        return super().constant(f"{name}.scale", code.scale), self._numbers(f"{name}.zero", np.uint16(code.zero_point))
 
     def _numbers(self, name: str, numbers: "NDArray[Any] | np.uint16") -> ir.Value:
         """Integers as they are."""

@@ -1,20 +1,19 @@
-"""What a decoder is made of, in standard operators alone (opset 21), for runtimes that have no others.
+"""A decoder in standard operators alone (opset 21), for runtimes that have no others.
 
-Weights of 4 and 8 bits are DequantizeLinear before MatMul, which runtimes fuse; the cache grows by concatenation.
+Weights of 4 and 8 bits are DequantizeLinear before MatMul, which runtimes fuse; the cache is concatenated with what is
+new.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
-from converters.targets.onnx.graph import FLOAT, INT4, INT8, UINT8, Graph, Made
+from converters.targets.onnx.graph import FLOAT, INT4, INT8, UINT8, Graph, ValueInfo
 from converters.targets.onnx.ops import NEVER, ROWS, Ops, sizes
+from converters.tensors.split import row_blocks
 from converters.tensors.transposed import floats, transposed
 from edge_llama.files.formats import F32
 from quant.nbits import Grid
@@ -30,43 +29,43 @@ class StandardOps(Ops):
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``: those are dequantized, not the table."""
-        graph, made = self.graph, Made((*ROWS, table.columns))
+        graph, info = self.graph, ValueInfo((*ROWS, table.columns))
         if not isinstance(form, Grid):
-            return self.op("Gather", graph.weight(f"{name}.weight", table, form), ids, name=name, made=made, axis=0)
+            return self.op("Gather", graph.weight(f"{name}.weight", table, form), ids, name=name, info=info, axis=0)
         form = Grid(8, form.block)  # rows of half bytes can't be gathered
         n_blocks = table.columns // form.block
-        numbers = graph.stored(f"{name}.weight", table, form.stored("numbers"), table.shape, UINT8)
-        scales = graph.stored(f"{name}.scales", table, form.stored("scales"), (table.rows, n_blocks, 1), FLOAT)
+        numbers = graph.stored(f"{name}.weight", table, form.array("numbers"), table.shape, UINT8)
+        scales = graph.stored(f"{name}.scales", table, form.array("scales"), (table.rows, n_blocks, 1), FLOAT)
         rows = self.op("Gather", numbers, ids, name=f"{name}.numbers", axis=0)
         rows = self.op("Cast", rows, name=f"{name}.floats", to=int(FLOAT))
         rows = self.op("Sub", rows, graph.constant(f"{name}.zero", 128.0), name=f"{name}.centred")
         blocks = self.reshape(rows, f"{name}.blocks", 0, 0, n_blocks, form.block)
         found = self.op("Gather", scales, ids, name=f"{name}.block_scales", axis=0)
         scaled = self.op("Mul", blocks, found, name=f"{name}.scaled")
-        return self.reshape(scaled, name, 0, 0, table.columns, made=made)
+        return self.reshape(scaled, name, 0, 0, table.columns, info=info)
 
     def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str) -> ir.Value:
         """``x`` times the transposed ``matrix``, which is stored under ``name``; the result is called ``output``."""
         if isinstance(form, Grid):
             weight = self._dequantized(matrix, form, name)
         else:
-            weight = self.graph.weight(f"{name}.weight", _turned(matrix), form)
-        return self.op("MatMul", x, weight, name=output, made=Made((*sizes(x)[:-1], matrix.rows)))
+            weight = self.graph.weight(f"{name}.weight", _transposed(matrix), form)
+        return self.op("MatMul", x, weight, name=output, info=ValueInfo((*sizes(x)[:-1], matrix.rows)))
 
     def _dequantized(self, matrix: Tensor, form: Grid, name: str) -> ir.Value:
-        """The matrix turned over, ``(inputs, outputs)``, as float32."""
+        """The matrix transposed, ``(inputs, outputs)``, as float32."""
         graph, n_blocks = self.graph, matrix.columns // form.block
         bits = 8 if matrix.rows % 2 else form.bits  # two numbers of a row share a byte
         form = Grid(bits, form.block)
-        turned = _by_blocks(_turned(matrix), form.block)
+        blocks = row_blocks(_transposed(matrix), form.block)
         shape, dtype = (matrix.columns, matrix.rows), INT4 if form.bits == 4 else INT8
-        numbers = graph.stored(f"{name}.weight", turned, form.stored("numbers", is_across=True), shape, dtype)
-        scales = form.stored("scales", is_across=True)
-        scale = graph.stored(f"{name}.scales", turned, scales, (n_blocks, matrix.rows), FLOAT)
+        numbers = graph.stored(f"{name}.weight", blocks, form.array("numbers", is_transposed=True), shape, dtype)
+        scales = form.array("scales", is_transposed=True)
+        scale = graph.stored(f"{name}.scales", blocks, scales, (n_blocks, matrix.rows), FLOAT)
         return graph.op(
             *("DequantizeLinear", numbers, scale),
             name=f"{name}.dequantized",
-            made=Made(shape),
+            info=ValueInfo(shape),
             axis=0,
             block_size=form.block,
         )
@@ -74,7 +73,7 @@ class StandardOps(Ops):
     def norm(self, x: ir.Value, weight: Tensor, name: str) -> ir.Value:
         """RMS norm."""
         gamma = self.graph.weight(f"{name}.weight", weight, F32)
-        return self.op("Mul", self._unit(x, name), gamma, name=name, made=Made(sizes(x)))
+        return self.op("Mul", self._unit(x, name), gamma, name=name, info=ValueInfo(sizes(x)))
 
     def _unit(self, x: ir.Value, name: str) -> ir.Value:
         """``x`` divided by the root of its mean square."""
@@ -85,13 +84,13 @@ class StandardOps(Ops):
 
     def added_norm(self, x: ir.Value, more: ir.Value, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value]:
         """The RMS norm of ``x + more``, and the sum."""
-        total = self.op("Add", x, more, name=f"{name}.sum", made=Made(sizes(x)))
+        total = self.op("Add", x, more, name=f"{name}.sum", info=ValueInfo(sizes(x)))
         return self.norm(total, weight, name), total
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
         silu = self.op("Mul", gate, self.op("Sigmoid", gate, name=f"{name}.sigmoid"), name=f"{name}.silu")
-        return self.op("Mul", silu, up, name=name, made=Made(sizes(gate)))
+        return self.op("Mul", silu, up, name=name, info=ValueInfo(sizes(gate)))
 
     def attention(
         self,
@@ -105,7 +104,7 @@ class StandardOps(Ops):
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """As :meth:`MicrosoftOps.attention`."""
+        """Step by step; the cache is concatenated."""
         n_head, n_head_kv = heads
         q, k, v = self._apart(qkv, heads, head_dim, name)
         q, k, v = (
@@ -132,8 +131,8 @@ class StandardOps(Ops):
         weights = self.op("Softmax", scores, name=f"{name}.weights", axis=-1)
         mixed = self.op("MatMul", weights, values, name=f"{name}.by_groups")
         mixed = self.op("Transpose", mixed, name=f"{name}.in_rows", perm=[0, 3, 1, 2, 4])
-        made = Made((*ROWS, n_head * head_dim))
-        return self.reshape(mixed, name, 0, 0, n_head * head_dim, made=made), key, value
+        info = ValueInfo((*ROWS, n_head * head_dim))
+        return self.reshape(mixed, name, 0, 0, n_head * head_dim, info=info), key, value
 
     def _apart(
         self, qkv: Sequence[ir.Value | None], heads: tuple[int, int], head_dim: int, name: str
@@ -153,27 +152,27 @@ class StandardOps(Ops):
     def _shared(
         self, rotary: tuple[ir.Value, ir.Value], kind: str, how: ir.Value, name: str, **attributes: Any
     ) -> tuple[ir.Value, ir.Value]:
-        """Both tables after a node of ``kind``: made once, for all layers."""
+        """Both tables after a node of ``kind``: the same for all layers."""
         if name not in self._kept:
             cos, sin = (self.op(kind, table, how, name=f"{table.name}.{name}", **attributes) for table in rotary)
             self._kept[name] = cos, sin
         return self._kept[name]
 
     def _by_halves(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], name: str) -> ir.Value:
-        """``(batch, heads, sequence, head_dim)`` turned: its first half is real, its second imaginary."""
+        """RoPE of ``(batch, heads, sequence, head_dim)``, whose first half is real, the second imaginary."""
         rows = self._shared(rotary, "Gather", self.positions, "rows", axis=0)  # (sequence, head_dim / 2)
-        return self.op("Concat", *self.turned_by(*self._parts(x, name), rows, name), name=f"{name}.turned", axis=-1)
+        return self.op("Concat", *self.rotated(*self._parts(x, name), rows, name), name=f"{name}.turned", axis=-1)
 
     def _parts(self, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
         names = (f"{name}.real", f"{name}.imaginary")
         real, imaginary = self.graph.ops("Split", x, names=names, axis=-1, num_outputs=2)
         return real, imaginary
 
-    def turned(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
-        """Heads turned by neighbouring pairs; ``rotary``: cosines and sines of these positions."""
+    def rope(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
+        """RoPE by neighbouring pairs."""
         columns = self._shared(rotary, "Unsqueeze", self.graph.constant("rotary.axes", [1, 3]), "columns")
         pairs = self.reshape(x, f"{name}.pairs", 0, 0, heads, head_dim // 2, 2)
-        both = self.turned_by(*self._parts(pairs, name), columns, name)
+        both = self.rotated(*self._parts(pairs, name), columns, name)
         joined = self.op("Concat", *both, name=f"{name}.turned_pairs", axis=-1)
         return self.reshape(joined, name, 0, 0, heads * head_dim)
 
@@ -191,16 +190,6 @@ class StandardOps(Ops):
         return self.reshape(self._unit(split, name), name, 0, 0, heads * head_dim)
 
 
-def _turned(matrix: Tensor) -> Tensor:
-    """Turned over; under another name, since an embedding that is also the head is stored both ways."""
-    return transposed(floats(matrix)).renamed(f"{matrix.name} turned")
-
-
-def _by_blocks(matrix: Tensor, block: int) -> Tensor:
-    """``block`` rows as one."""
-    rows, columns = matrix.shape
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return matrix.read(start * block, stop * block).reshape(stop - start, -1)
-
-    return replace(matrix, shape=(rows // block, columns * block), read=read, step=max(matrix.step // block, 1))
+def _transposed(matrix: Tensor) -> Tensor:
+    """Under another name, since an embedding that is also the head is stored both ways."""
+    return transposed(floats(matrix)).renamed(f"{matrix.name} transposed")

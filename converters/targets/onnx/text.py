@@ -1,14 +1,13 @@
 """ONNX, the text tower: a graph, its weights beside it, and the files with which onnxruntime-genai loads them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
+from converters.folder_files import encoded, end_ids, generation, special_ids
 from converters.metadata import generation_config
 from converters.options import Options
-from converters.targets.files import encoded, end_ids, generation, special_ids
-from converters.targets.layout import Part
+from converters.target import TowerFiles
 from converters.targets.onnx import genai
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.llama4 import Llama4Graph
@@ -20,15 +19,7 @@ _GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Gra
 """By ``Architecture.gguf_name``."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextFiles:
-    """``parts``: model.onnx and its data; ``files`` beside them, by name."""
-
-    parts: tuple[Part, ...]
-    files: dict[str, bytes]
-
-
-def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
+def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
@@ -36,13 +27,13 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TextFiles:
     writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
-    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.SHARES_CACHE)
+    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.shares_cache)
     files = {
         "genai_config.json": settings,
         "generation_config.json": generation(checkpoint),
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
-    return TextFiles(
+    return TowerFiles(
         tuple(graph.parts("")), {name: encoded(content, name, checkpoint) for name, content in files.items()}
     )
 

@@ -14,38 +14,39 @@ import onnx_ir as ir
 from converters.architectures import llama4_vision
 from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparameters
 from converters.checkpoint import Checkpoint, Tensor
-from converters.targets.layout import Part
+from converters.layout import Part
+from converters.targets.onnx.forms import VISION_FORMS
 from converters.targets.onnx.graph import FLOAT, INT8, Graph
-from converters.targets.onnx.microsoft import MicrosoftOps
+from converters.targets.onnx.operator_set import OperatorSet
+from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.qdq import QdqGraph, int8_rows, read_floats, row_scales
 from converters.targets.onnx.standard import StandardOps
 from converters.tensors.transposed import transposed
 from edge_llama.errors import OptionError
-from edge_llama.files.artifact import VISION_INPUT, VISION_OUTPUT
 from edge_llama.files.formats import F16, F32, FORMATS
+from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
 from quant.ranges import fingerprint, read_ranges
 
 _I8 = FORMATS["i8"]
-QUANTS: dict[str, Form] = {"f16": F16, "f32": F32, "int8": _I8, "int4": Grid(4), "a16w8": _I8}
 _NAME, _DATA = "llama4_vision", "model.onnx.data"
 
 
 def vision_parts(
-    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None = None, *, is_portable: bool = False
+    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None, *, is_portable: bool
 ) -> list[Part]:
-    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`QUANTS`.
+    """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`VISION_FORMS`.
 
-    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.artifact` names: of any
-    number of tiles, or of one in ``a16w8``, which needs the file ``ranges``. ``is_portable``: in standard operators.
+    It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.onnx_vision` names: of
+    any number of tiles, or of one in ``a16w8``, which needs ``ranges``, a file. ``is_portable``: in standard operators.
     CheckpointError if the checkpoint is not whole, OptionError for ranges that can't be used, or are of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)
     tensors = llama4_vision.tensors(checkpoint, hp)
     if ranges is None:
-        ops = StandardOps if is_portable else MicrosoftOps
-        return _Tower(hp, tensors, ops(Graph(_NAME, _DATA), EPS), QUANTS[quant], "tiles").parts(folder)
+        operators = OPERATOR_SETS[is_portable]
+        return _Tower(hp, tensors, operators(Graph(_NAME, _DATA), EPS), VISION_FORMS[quant], "tiles").parts(folder)
     measured = read_ranges(ranges)
     norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
     if measured.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
@@ -53,7 +54,7 @@ def vision_parts(
             f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
             remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
         )
-    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), QUANTS[quant], 1).parts(folder)
+    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), VISION_FORMS[quant], 1).parts(folder)
 
 
 class _Tower:
@@ -63,7 +64,7 @@ class _Tower:
         self,
         hp: Hyperparameters,
         tensors: dict[str, Tensor],
-        ops: MicrosoftOps | StandardOps,
+        ops: OperatorSet,
         form: Form,
         tiles: int | str,
     ) -> None:
@@ -133,7 +134,7 @@ class _Tower:
     def _attention(self, x: ir.Value, source: str, name: str) -> ir.Value:
         hp, graph, name = self.hp, self.graph, f"{name}.attention"
         q, k, v = (self._linear(x, f"{source}.self_attn.{part}_proj", f"{name}.{part}") for part in "qkv")
-        q, k = self._turned(q, f"{name}.q"), self._turned(k, f"{name}.k")
+        q, k = self._rope(q, f"{name}.q"), self._rope(k, f"{name}.k")
         q = graph.op("Transpose", q, name=f"{name}.q.heads", perm=[0, 2, 1, 3])
         k = graph.op("Transpose", k, name=f"{name}.k.heads", perm=[0, 2, 3, 1])
         v = self._ops.reshape(v, f"{name}.v.split", 0, 0, hp.n_head, hp.head_dim)
@@ -146,15 +147,15 @@ class _Tower:
         mixed = self._ops.reshape(mixed, f"{name}.joined", 0, 0, hp.n_embd)
         return self._linear(mixed, f"{source}.self_attn.o_proj", f"{name}.o")
 
-    def _turned(self, x: ir.Value, name: str) -> ir.Value:
-        """Rotary embedding of neighbouring pairs, as a product of complex numbers: (tiles, places, heads, head_dim).
+    def _rope(self, x: ir.Value, name: str) -> ir.Value:
+        """RoPE of neighbouring pairs, as a product of complex numbers: (tiles, places, heads, head_dim).
 
         First all real parts, then all imaginary ones: for products of queries with keys the order is all the same.
         """
         x = self._ops.reshape(x, f"{name}.split", 0, 0, self.hp.n_head, self.hp.head_dim)
         real, imaginary = self._every_second(x, 0, f"{name}.real"), self._every_second(x, 1, f"{name}.imaginary")
-        turned = self._ops.turned_by(real, imaginary, (self._cos, self._sin), name)
-        return self.graph.op("Concat", *turned, name=f"{name}.turned", axis=-1)
+        rotated = self._ops.rotated(real, imaginary, (self._cos, self._sin), name)
+        return self.graph.op("Concat", *rotated, name=f"{name}.turned", axis=-1)
 
     def _every_second(self, x: ir.Value, first: int, name: str) -> ir.Value:
         bounds = (("first", first), ("last", self.hp.head_dim), ("axis", 3), ("step", 2))
@@ -191,7 +192,9 @@ class _Tower:
         if self._rounds:
             return self._in_integers(x, matrix, name, output)
         if not isinstance(form, Grid) or not form.fits(matrix.columns):
-            weight = self.graph.weight(f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, turned=True)
+            weight = self.graph.weight(
+                f"{name}.weight", matrix, F16 if isinstance(form, Grid) else form, transpose=True
+            )
             return self.graph.op("MatMul", x, weight, name=output)
         places = hp.grid**2 + 1 if name.startswith("vision.") else (hp.grid // hp.scale) ** 2
         # For operators of Microsoft's ONNX infers no shape.
@@ -207,8 +210,8 @@ class _Tower:
         """
         graph = self.graph
         numbers, scale, zero = self._rounded(x)
-        turned = transposed(int8_rows(matrix))
-        weight = graph.stored(f"{name}.weight", turned, _I8, turned.shape, INT8)
+        integers = transposed(int8_rows(matrix))
+        weight = graph.stored(f"{name}.weight", integers, _I8, integers.shape, INT8)
         scales = graph.stored(f"{name}.scales", row_scales(matrix), F32, (matrix.rows,), FLOAT)
         product = graph.op("MatMulInteger", numbers, weight, zero, name=f"{name}.integers")
         product = graph.op("Cast", product, name=f"{name}.floats", to=int(FLOAT))
@@ -216,7 +219,7 @@ class _Tower:
         return graph.op("Mul", product, steps, name=output)
 
     def _rounded(self, x: ir.Value) -> list[ir.Value]:
-        """Numbers, scale and zero point; those of a value that several matrices multiply are made once."""
+        """Numbers, scale and zero point; the same for all matrices that multiply a value."""
         name = str(x.name)
         if name not in self._integers:
             parts = (f"{name}.rounded", f"{name}.step", f"{name}.zero")

@@ -10,7 +10,6 @@ is remembered for this build on this processor; a bad one is never: the check is
 import json
 import logging
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_llama.backends import crash_probe
 from edge_llama.backends.llama_cpp.tiny_models import VOCABULARY, tiny_model
 from edge_llama.errors import EngineError
 from edge_llama.host import devices, user_cache
@@ -28,12 +28,6 @@ from edge_llama.host import devices, user_cache
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
 _SECONDS = 120  # half a second when quiet
-_CHILD = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from edge_llama.backends.llama_cpp.build_probe import main
-main()
-"""
 # Without AMX, which some virtual machines announce and fault on; without products and sums fused into one rounding,
 # which would give other quantized bytes than on x86-64. scripts/install.py builds with the same.
 _COMPILER_FLAGS = {
@@ -84,7 +78,7 @@ def require() -> None:
 
     In a frozen application there is no interpreter to run a child with: its maker is trusted.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not crash_probe.has_children():
         _log.debug("the engine is not checked: this process has no interpreter for a child")
         return
     verdict()
@@ -105,24 +99,26 @@ def verdict(*, again: bool = False) -> Verdict:
 
 def check() -> Verdict:
     """Decode in a child process; EngineError with what to do if it dies or fails."""
-    command = [sys.executable, "-c", _CHILD, json.dumps(sys.path)]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)  # noqa: S603 - this interpreter, this module
+        outcome = crash_probe.run(__name__, seconds=_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise EngineError(
             f"llama.cpp does not work here: a test decode took more than {_SECONDS} s",
             remedy=rebuild_remedy(devices.cpu().machine),
         ) from error
-    if child.returncode:
-        how = f"died of signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
-        lines = child.stderr.strip().splitlines()
+    if outcome.said is None:
         raise EngineError(
-            f"llama.cpp does not work here: a test decode {how}{': ' + lines[-1] if lines else ''}",
+            f"llama.cpp does not work here: a test decode {outcome.how}",
             remedy=rebuild_remedy(devices.cpu().machine),
         )
-    said = json.loads(child.stdout.strip().splitlines()[-1])
+    said = outcome.said
     found = tuple(devices.Device(**device) for device in said["devices"])
     return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
+
+
+def confirm() -> None:
+    """EngineError if the engine does not work here, whatever is remembered."""
+    check()
 
 
 def decode() -> None:
@@ -149,7 +145,8 @@ def decode() -> None:
 
 
 def main() -> None:
-    """Decode; then tell on stdout, as one line of JSON, what :class:`Verdict` holds."""
+    """The child: decode; then tell what :class:`Verdict` holds."""
+    crash_probe.begin()
     decode()
     import llama_cpp  # noqa: PLC0415
 
@@ -157,7 +154,7 @@ def main() -> None:
 
     info = llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(" |")
     found = [asdict(device) for device in engine_devices()]
-    print(json.dumps({"version": llama_cpp.__version__, "system_info": info, "devices": found}))  # noqa: T201
+    crash_probe.end(json.dumps({"version": llama_cpp.__version__, "system_info": info, "devices": found}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""With which settings an engine opens a model: given ones, else measured ones, else defaults that suit most CPUs.
+"""With which settings llama.cpp opens a model: given ones, else measured ones, else defaults that suit most CPUs.
 
 Measured once for a model file, an engine's build and a processor, and remembered: so the same machine answers the same
 tomorrow, for these settings change how numbers are rounded.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from edge_llama.backends.base import Choice, Figure, Setting
 from edge_llama.errors import OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.files.identity import header_sha256
 from edge_llama.host import devices, user_cache
 
 _log = logging.getLogger(__name__)
@@ -19,51 +20,7 @@ _KIND = "engine-choices"
 KV_FORMATS = ("f16", "f32", "q8_0")
 """Formats of the KV cache. q8_0 loses a little quality: it is taken only when asked for."""
 _FASTER = 0.9  # what isn't faster by a tenth isn't worth leaving the default for
-_READS_FASTER = 0.75  # of attention, which is a small part of reading a prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What an engine is opened with. The defaults are the fastest for generation on the CPUs that were measured."""
-
-    flash_attention: bool | None = False
-    """None: the engine has no such choice."""
-    kv_format: str = "f16"
-    n_batch: int = 512
-    """Tokens of a prompt that are computed together."""
-
-    def __str__(self) -> str:
-        flash = {True: "flash attention on, ", False: "flash attention off, ", None: ""}[self.flash_attention]
-        return f"{flash}KV {self.kv_format}, batch {self.n_batch}"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What was measured of one layer's attention with one thread, at ``depth`` tokens: seconds per token."""
-
-    setting: Setting
-    depth: int
-    read: float
-    write: float
-
-    def __str__(self) -> str:
-        flash = "on" if self.setting.flash_attention else "off"
-        name = f"{flash} {self.setting.kv_format} {self.setting.n_batch}"
-        return f"{name} {self.write * 1e3:.2f} ms a token written, {self.read * 1e3:.3f} read"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A setting and why; ``figures`` are what it was measured by, if it was."""
-
-    setting: Setting
-    reason: str
-    figures: tuple[Figure, ...] = ()
-
-    def __str__(self) -> str:
-        figures = "; ".join(map(str, self.figures))
-        measured = f"; one layer's attention at {self.figures[0].depth:,} tokens: {figures}" if figures else ""
-        return f"{self.setting} ({self.reason}{measured})"
+_PREFILLS_FASTER = 0.75  # of attention, which is a small part of reading a prompt
 
 
 def choose(
@@ -104,8 +61,10 @@ def fastest(figures: Sequence[Figure]) -> Setting:
     first, *others = figures
     chosen = first
     for figure in others:
-        reads_faster = figure.read < _READS_FASTER * chosen.read and figure.write * _FASTER <= chosen.write
-        if reads_faster or figure.write < _FASTER * chosen.write:
+        prefills_faster = (
+            figure.prefill < _PREFILLS_FASTER * chosen.prefill and figure.decode * _FASTER <= chosen.decode
+        )
+        if prefills_faster or figure.decode < _FASTER * chosen.decode:
             chosen = figure
     return chosen.setting
 
@@ -122,18 +81,25 @@ def _with(setting: Setting, given: Mapping[str, Any]) -> Setting:
 def _figures(artifact: GGUFArtifact) -> tuple[Figure, ...]:
     from edge_llama.backends.llama_cpp import build_probe, tune  # noqa: PLC0415 - loads native code
 
-    key = {"model": _identity(artifact), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
+    key = {"model": header_sha256(artifact.header), "build": build_probe.build(), "cpu": asdict(devices.cpu())}
     if found := user_cache.recall(_KIND, key):
         try:
-            return tuple(Figure(**{**figure, "setting": Setting(**figure["setting"])}) for figure in found["figures"])
+            return tuple(_figure(remembered) for remembered in found["figures"])
         except (TypeError, KeyError):
             _log.debug("remembered figures have another form: measuring again")
     figures = tuple(tune.measure(artifact))
-    user_cache.remember(_KIND, key, {"figures": [asdict(figure) for figure in figures]})
+    user_cache.remember(_KIND, key, {"figures": [_remembered(figure) for figure in figures]})
     return figures
 
 
-def _identity(artifact: GGUFArtifact) -> str:
-    """A hash of the metadata and the tensor table; wherever the file lies, and whatever it is called."""
-    with artifact.header.path.open("rb") as file:
-        return hashlib.sha256(file.read(artifact.header.data_offset)).hexdigest()
+def _remembered(figure: Figure) -> dict[str, Any]:
+    return {
+        "setting": asdict(figure.setting),
+        "depth": figure.depth,
+        "read": figure.prefill,  # the names that this cache has had from the beginning
+        "write": figure.decode,
+    }
+
+
+def _figure(remembered: Mapping[str, Any]) -> Figure:
+    return Figure(Setting(**remembered["setting"]), remembered["depth"], remembered["read"], remembered["write"])

@@ -12,13 +12,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.llama_cpp.settings import Figure, Setting
+from edge_llama.backends.base import Figure, Setting
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.llama_cpp.tiny_models import tiny_model
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.host import devices
 
-_WORDS, _READS = 12, 2  # decodes of one token, and of the last batch, for each setting
+_DECODES, _PREFILLS = 12, 2  # decodes of one token, and of the last batch, for each setting
 _BLOCK = 512
 
 
@@ -34,20 +34,20 @@ def measure(artifact: GGUFArtifact) -> list[Figure]:
         tiny = read_gguf_text(path)
         towers = {setting: stack.enter_context(closing(_open(tiny, depth, setting))) for setting in _settings()}
         for tower in towers.values():
-            _read(tower, 0, depth)
+            _prefill(tower, 0, depth)
         return _figures(towers, depth)
 
 
 def _figures(towers: dict[Setting, LlamaCppTower], depth: int) -> list[Figure]:
-    write: dict[Setting, list[float]] = {setting: [] for setting in towers}
-    read: dict[Setting, list[float]] = {setting: [] for setting in towers}
-    for _ in range(_WORDS):
+    decode: dict[Setting, list[float]] = {setting: [] for setting in towers}
+    prefill: dict[Setting, list[float]] = {setting: [] for setting in towers}
+    for _ in range(_DECODES):
         for setting, tower in towers.items():
-            write[setting].append(_timed(tower, depth, 1))
-    for _ in range(_READS):
+            decode[setting].append(_timed(tower, depth, 1))
+    for _ in range(_PREFILLS):
         for setting, tower in towers.items():
-            read[setting].append(_timed(tower, depth - _BLOCK, _BLOCK) / _BLOCK)
-    return [Figure(setting, depth, min(read[setting]), min(write[setting])) for setting in towers]
+            prefill[setting].append(_timed(tower, depth - _BLOCK, _BLOCK) / _BLOCK)
+    return [Figure(setting, depth, min(prefill[setting]), min(decode[setting])) for setting in towers]
 
 
 def _settings() -> list[Setting]:
@@ -88,11 +88,11 @@ def _timed(tower: LlamaCppTower, depth: int, count: int) -> float:
     """Seconds for ``count`` tokens after ``depth`` others."""
     tower.rewind(depth)
     started = time.perf_counter()
-    _read(tower, depth, depth + count)
+    _prefill(tower, depth, depth + count)
     return time.perf_counter() - started
 
 
-def _read(tower: LlamaCppTower, start: int, end: int) -> None:
+def _prefill(tower: LlamaCppTower, start: int, end: int) -> None:
     for at in range(start, end, tower.n_batch):
         tower.decode([token % 500 for token in range(at, min(at + tower.n_batch, end))])
     tower.logits()  # waits for the work to be done

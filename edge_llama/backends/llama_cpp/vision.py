@@ -5,7 +5,7 @@ without weights is made for it. Pixels reach it as bytes, which it normalises by
 tiles go back to the levels that they came from, exactly. It knows no stop, but asks a callback between the nodes of its
 graph whether to go on.
 
-    python -m edge_llama.backends.llama_cpp.vision MMPROJ      # what a child process does: see :mod:`first_run`
+    python -m edge_llama.backends.llama_cpp.vision MMPROJ      # what a child process does
 """
 
 import ctypes
@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.backends.llama_cpp.first_run import PROBE
 from edge_llama.backends.llama_cpp.text import native_log, the_engine
 from edge_llama.backends.llama_cpp.tiny_models import tiny_tower, tiny_vocabulary
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.files.artifact import VisionArtifact, read_vision
+from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.integrity import ROOT
+from edge_llama.files.mmproj import read_mmproj
 from edge_llama.host import user_cache
 
 _log = logging.getLogger(__name__)
@@ -56,14 +58,14 @@ class LlamaCppVision:
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
         spec = self._artifact.spec
-        made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
+        embeddings = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
         side = round(spec.tokens_per_tile**0.5)
         for number, tile in enumerate(tiles):
             found = self._raw.encode(levels(tile, spec.mean, spec.std))
             if self._is_transposed:
                 found = found.reshape(side, side, -1).swapaxes(0, 1).reshape(found.shape)
-            made[number] = found
-        return made
+            embeddings[number] = found
+        return embeddings
 
     def use_threads(self, count: int) -> None:
         """The encoder's number of threads is fixed when it is opened."""
@@ -194,7 +196,7 @@ def _transposes() -> bool:
     found = user_cache.recall(_ORDER, key)
     if found is None:
         with _file(tiny_tower(), ".gguf") as path:
-            found = crash_probe.child(__name__, path) if crash_probe.has_children() else None
+            found = PROBE.run(__name__, path) if crash_probe.has_children() else None
             found = {"bright": _bright(path)} if found is None else found
         user_cache.remember(_ORDER, key, found)
     if found.get("bright") not in (1, 2):
@@ -210,13 +212,13 @@ def _try_out(artifact: VisionArtifact) -> None:
     key = {"file": artifact.identity, "engine": build_probe.build()}
     if not crash_probe.has_children() or user_cache.recall(_TRIAL, key) is not None:
         return
-    if crash_probe.child(__name__, artifact.path) is not None:
+    if PROBE.run(__name__, artifact.path) is not None:
         user_cache.remember(_TRIAL, key, {"survived": True})
 
 
 def _bright(path: Path) -> int | None:
     """The only token that differs from the others when the upper right corner is bright; None if there is none."""
-    artifact = read_vision(path)
+    artifact = read_mmproj(path)
     side = artifact.spec.tile
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[: side // 2, side // 2 :] = 255

@@ -10,22 +10,22 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.onnxruntime.session import DEVICES, runtime
+from edge_llama.backends.onnxruntime.session import CPU, runtime
+from edge_llama.files.identity import sampled_sha256
 from edge_llama.files.onnx_text import OnnxArtifact
 from edge_llama.host import devices, user_cache
+from edge_llama.host.atomic import new_folder
 
 _log = logging.getLogger(__name__)
 VARIABLE = "EDGE_LLAMA_PREPACKED"
 """Set to 0, nothing is kept: a model then takes its packed weights' size in memory."""
 _KIND = "prepacked"
 _GRAPH, _DATA, _ABOUT = "model.onnx", "model.onnx.data", "about.json"
-_SAMPLES, _SAMPLE = 256, 4096
 
 
 def graph(artifact: OnnxArtifact, device: str) -> Path:
@@ -48,24 +48,17 @@ def _is_whole(folder: Path, key: Mapping[str, Any]) -> bool:
     """Whether the cache is there as it was written: native code will read it."""
     try:
         about = json.loads((folder / _ABOUT).read_text("utf-8"))
-        return bool(about["key"] == json.loads(json.dumps(key)) and about["files"] == _prints(folder))
+        return bool(about["key"] == json.loads(json.dumps(key)) and about["files"] == _hashes(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _make(model: Path, folder: Path, key: Mapping[str, Any]) -> None:
     """Write the cache, complete or not at all; what is there already is replaced."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".partial"))
-    try:
+    with new_folder(folder) as partial:
         _write(model, partial)
-        about = {"key": key, "path": str(model.resolve()), "files": _prints(partial)}
+        about = {"key": key, "path": str(model.resolve()), "files": _hashes(partial)}
         (partial / _ABOUT).write_text(json.dumps(about, indent=1), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write(model: Path, folder: Path) -> None:
@@ -77,22 +70,13 @@ def _write(model: Path, folder: Path) -> None:
     options.optimized_model_filepath = str(folder / _GRAPH)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", _DATA)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    lib.InferenceSession(str(model), options, providers=[DEVICES["cpu"]])
+    lib.InferenceSession(str(model), options, providers=[CPU])
 
 
-def _prints(folder: Path) -> dict[str, str]:
-    return {name: _print(folder / name) for name in (_GRAPH, _DATA) if name == _GRAPH or (folder / name).exists()}
-
-
-def _print(path: Path) -> str:
-    """A hash of a file's size and of pieces all over it: gigabytes are not read."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for piece in range(_SAMPLES):
-            file.seek(max(0, size - _SAMPLE) * piece // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        name: sampled_sha256(folder / name) for name in (_GRAPH, _DATA) if name == _GRAPH or (folder / name).exists()
+    }
 
 
 def _drop_old(folder: Path) -> None:

@@ -9,21 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.onnxruntime.providers import PLUGINS
-from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
+from edge_llama.backends.crash_probe import CrashProbe
+from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
 from edge_llama.files import manifest
 from edge_llama.host import user_cache
 
-DEVICES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "directml": "DmlExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "webgpu": "WebGpuExecutionProvider",
-}
-"""Execution providers by the names that we give devices."""
+CPU = PROVIDERS["cpu"].name
+_PROBE = CrashProbe("ONNX Runtime", "onnxruntime")
 _REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
 
 
@@ -44,21 +37,20 @@ def providers(device: str, options: Any) -> list[str]:
     ``options`` then allow nothing else: ONNX Runtime itself falls back to the CPU in silence. OptionError for an
     unknown device, EngineError for one that is not installed.
     """
-    name = DEVICES.get("cpu" if device == "auto" else device)
-    if name is None:
-        raise OptionError(f"device {device}: unknown to ONNX Runtime", remedy=f"known: auto, {', '.join(DEVICES)}")
-    if name == DEVICES["cpu"]:
-        return [name]
-    plugin, available = PLUGINS.get(device), runtime().get_available_providers()
+    provider = PROVIDERS[canonical(device)]
+    if provider.name == CPU:
+        return [CPU]
+    plugin, available = provider.plugin, runtime().get_available_providers()
     if plugin and plugin.is_installed:
-        plugin.add(runtime(), options)
-    elif name not in available:
+        plugin.add(runtime(), options, provider.hardware)
+    elif provider.name not in available:
         remedy = f"pip install {plugin.package}" if plugin else "install another"
         raise EngineError(
-            f"device {device}: this onnxruntime has no {name}", remedy=f"it has {', '.join(available)}: {remedy}"
+            f"device {device}: this onnxruntime has no {provider.name}",
+            remedy=f"it has {', '.join(available)}: {remedy}",
         )
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return [] if plugin and plugin.is_installed else [name]
+    return [] if plugin and plugin.is_installed else [provider.name]
 
 
 def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
@@ -73,9 +65,9 @@ def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
     try:
         return lib.InferenceSession(str(file), options, providers=chosen)
     except Exception as error:  # its errors share no class but this
-        if chosen != [DEVICES["cpu"]]:
+        if chosen != [CPU]:
             raise EngineError(
-                f"{model}: {DEVICES[device]} does not run it: {why(error)}{_left_over(file, device)}",
+                f"{model}: {PROVIDERS[canonical(device)].name} does not run it: {why(error)}{_left_over(file, device)}",
                 remedy="take another device (--device cpu), or convert it for this one",
             ) from error
         raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
@@ -90,11 +82,11 @@ def _left_over(file: Path, device: str) -> str:
     try:
         chosen = providers(device, options)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
-        session = lib.InferenceSession(str(file), options, providers=[*chosen, DEVICES["cpu"]] if chosen else [])
+        session = lib.InferenceSession(str(file), options, providers=[*chosen, CPU] if chosen else [])
         nodes = [
             f"{node.name} ({node.op_type})"
             for part in session.get_provider_graph_assignment_info()
-            if part.ep_name == DEVICES["cpu"]
+            if part.ep_name == CPU
             for node in part.get_nodes()
         ]
     except Exception:
@@ -120,7 +112,7 @@ def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, modu
     if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
         return
     nbytes = sum(file.stat().st_size for file in files)
-    if crash_probe.child(module, files[0], device, nbytes=nbytes, engine=crash_probe.ONNX_RUNTIME) is not None:
+    if _PROBE.run(module, files[0], device, nbytes=nbytes) is not None:
         user_cache.remember(kind, key, {"survived": True})
 
 

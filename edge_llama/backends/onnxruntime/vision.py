@@ -15,7 +15,9 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.onnxruntime.session import fits, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.files.artifact import VISION_INPUT, VISION_OUTPUT, VisionArtifact, bundle_of, read_vision
+from edge_llama.files.artifact import VisionArtifact
+from edge_llama.files.manifest import bundle_of
+from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT, read_from_bundle
 
 _log = logging.getLogger(__name__)
 _TRIAL = "first-onnx-encoding"
@@ -54,10 +56,10 @@ class OnnxVision:
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(n, 3, side, side)`` normalised pixels to ``(n, tokens_per_tile, n_embd)`` embeddings."""
         spec = self._artifact.spec
-        made = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
+        embeddings = np.empty((len(tiles), spec.tokens_per_tile, spec.n_embd), np.float32)
         for start in range(0, len(tiles), _BATCH):
-            made[start : start + _BATCH] = self._run(tiles[start : start + _BATCH])
-        return made
+            embeddings[start : start + _BATCH] = self._run(tiles[start : start + _BATCH])
+        return embeddings
 
     def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         session = self._session
@@ -66,15 +68,15 @@ class OnnxVision:
         if self._run_options.terminate:
             raise AbortedError
         try:
-            (made,) = session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
+            (embeddings,) = session.run([VISION_OUTPUT], {VISION_INPUT: np.ascontiguousarray(tiles)}, self._run_options)
         except Exception as error:
             if self._run_options.terminate:
                 raise AbortedError from error
             raise EngineError(f"{self._artifact.path}: ONNX Runtime failed: {why(error)}") from error
         spec = self._artifact.spec
-        if made.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
-            raise self._unfit(f"it makes {[*made.shape]} of {len(tiles)} tiles")
-        return made  # type: ignore[no-any-return]
+        if embeddings.shape != (len(tiles), spec.tokens_per_tile, spec.n_embd):
+            raise self._unfit(f"it makes {[*embeddings.shape]} of {len(tiles)} tiles")
+        return embeddings  # type: ignore[no-any-return]
 
     def use_threads(self, count: int) -> None:
         """ONNX Runtime's number of threads is fixed when the tower is opened."""
@@ -115,7 +117,7 @@ def main(path: str, device: str) -> None:
     """The child: open the file, encode a tile."""
     crash_probe.begin()
     try:
-        artifact = read_vision(Path(path))
+        artifact = read_from_bundle(Path(path))
         tower = OnnxVision(artifact, threads=1, device=device)
         tower.encode(np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32))
     except Exception as error:  # the parent will meet it

@@ -1,22 +1,25 @@
 """A chat in the terminal: the model, the conversation, and the settings of its answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import locate
 from edge_llama.chat import Chat
 from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.pictures import Shown
 from edge_llama.cli.terminal.console import ended, logprob_lines, note, output, stream
-from edge_llama.files.artifact import locate, read_artifact
-from edge_llama.files.text_artifact import Artifact
-from edge_llama.generation import Answer, Generation, check_biases
+from edge_llama.files.artifact import Artifact
+from edge_llama.generation import Answer, Generation
 from edge_llama.host import devices
 from edge_llama.model import Model
 from edge_llama.planning.memory import fits_beside
+from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
 from edge_llama.sampling.constraint import constraint
+from edge_llama.sampling.params import check_biases
 
 
 class Conversation:
@@ -29,13 +32,13 @@ class Conversation:
         params: dict[str, Any],
         kept: Kept,
         *,
-        settings: Mapping[str, Any],
-        n_ctx: int | None = None,
+        opening: OpenOptions,
+        saved: OpenOptions,
         system: str | None = None,
         when_full: WhenFull = "error",
         plain: bool = False,
     ) -> None:
-        """``open_model(name, **options)`` opens a model, this one with ``settings``, others with ``n_ctx``.
+        """``open_model(name, options)`` opens a model by ``opening``, the first one also as it was ``saved`` with.
 
         ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was.
         Raises what opening a model raises, OptionError, or TemplateError.
@@ -48,13 +51,14 @@ class Conversation:
         self.is_over = False
         self.shown = Shown()
         """What goes before the next message's text."""
-        self._n_ctx = n_ctx
+        self._opening = opening
         self._when_full = when_full
         self._is_plain = plain
         self._open = open_model
         self._kept = kept
         self._leaving = ExitStack()
-        self._reopen: Callable[[], Model] = lambda: open_model(model, **settings)
+        first: OpenOptions = {**saved, **opening}
+        self._reopen: Callable[[], Model] = lambda: open_model(model, first)
         self.model = self._reopen()
         try:
             _check(self.model, params)
@@ -125,15 +129,15 @@ class Conversation:
         Its file is checked first. An error leaves the model as it was; where memory does not hold both, that one is
         closed before and opened again after an error.
         """
-        artifact = read_artifact(locate(name))
+        artifact = open_artifact(locate(name))
         reopen, old = self._reopen, self.model
         is_beside = self._fits_beside(artifact)
         if not is_beside:
             note("the memory does not hold both models: this one is closed first")
             old.close()
         try:
-            # What was given beside the first model was meant for it.
-            self._reopen = lambda: self._open(name, vision=None, **_template(artifact))
+            options = _for_another(self._opening, artifact)
+            self._reopen = lambda: self._open(name, options)
             self._move(self._reopen())
         except BaseException:
             self._reopen = reopen
@@ -145,7 +149,7 @@ class Conversation:
     def _fits_beside(self, artifact: Artifact) -> bool:
         """Whether memory holds both models. OptionError if it does not even hold ``artifact`` alone."""
         mine = self.model.context.bytes + self.model.artifact.weight_bytes
-        return fits_beside(artifact, self._n_ctx, devices.available_memory(), mine)
+        return fits_beside(artifact, self._opening.get("n_ctx"), devices.available_memory(), mine)
 
     def _move(self, model: Model) -> None:
         """Go on with ``model``; it is closed if it can't."""
@@ -173,9 +177,16 @@ def _check(model: Model, params: dict[str, Any]) -> None:
     constraint(sampling, model.tokenizer)
 
 
-def _template(artifact: Artifact) -> dict[str, Any]:
-    """``--chat-template`` was meant for the first model: another one's own goes before it."""
-    return {"chat_template": None} if artifact.chat_template else {}
+def _for_another(opening: OpenOptions, artifact: Artifact) -> OpenOptions:
+    """The options for another model: a vision tower or a template beside the first one was meant for that.
+
+    A model without a template of its own gets the one that was given.
+    """
+    options = opening.copy()
+    options.pop("vision", None)
+    if artifact.chat_template:
+        options.pop("chat_template", None)
+    return options
 
 
 def _tell(shortened: Shortened) -> None:

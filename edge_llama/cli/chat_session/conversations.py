@@ -6,17 +6,20 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import typer.core
 
-from edge_llama.chat import Chat
+from edge_llama.backends.towers import locate
+from edge_llama.chat import Chat, ChatOptions
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
-from edge_llama.files.artifact import BUILT_IN, locate
+from edge_llama.files.artifact import BUILT_IN
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder
-from edge_llama.model import Model, session_settings
+from edge_llama.model import Model
+from edge_llama.planning.options import OpenOptions
+from edge_llama.runtime.chat_sessions import session_settings
 
 LAST = ""
 """What --continue means without an id."""
@@ -66,23 +69,17 @@ class Kept:
             )
         return self._wanted.model_path
 
-    def settings(self, model: str | None, n_ctx: int | None, flash_attn: str | None, kv: str | None) -> dict[str, Any]:
-        """``open_model``'s options of these names: as given, else those that made the conversation's KV cache."""
-        saved: dict[str, Any] = {}
+    def settings(self, model: str | None) -> OpenOptions:
+        """The options that made the conversation's KV cache, if it goes on with the same model."""
         is_same = self._wanted and (model is None or str(locate(model).resolve()) == self._wanted.model_path)
         if self._wanted and self._history and is_same:
             with suppress(SessionError):  # told when it is loaded
                 path = self._history.kv_file(self._wanted.id)
-                saved = session_settings(path) if path.exists() else {}
-        flash = saved.get("flash_attention")
-        return {
-            "n_ctx": n_ctx or saved.get("n_ctx"),
-            "flash_attn": flash_attn or (None if flash is None else "on" if flash else "off"),
-            "kv": kv or saved.get("kv_format"),
-        }
+                return session_settings(path) if path.exists() else {}
+        return {}
 
     @contextmanager
-    def chat(self, model: Model, *, system: str | None, **options: Any) -> Iterator[Chat]:
+    def chat(self, model: Model, *, system: str | None, **options: Unpack[ChatOptions]) -> Iterator[Chat]:
         """The chat to lead, new or going on; on leaving, however that comes about, its KV cache is saved.
 
         SIGTERM and the terminal's hangup leave it too.

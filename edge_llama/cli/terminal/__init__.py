@@ -1,1 +1,1 @@
-"""What people see and type: streaming text, Markdown, the line editor, the clipboard."""
+"""What people see and type: streaming text, Markdown, pages, the clipboard."""

@@ -15,6 +15,18 @@ from edge_llama.generation import Answer, Generation, Timings
 from edge_llama.prompts.tokenizer import Tokenizer
 
 
+def native_output_to_stderr() -> None:
+    """From here on only Python writes to stdout: libraries of NPUs greet there, where nothing but results belongs."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    except (OSError, ValueError):  # one of them was closed
+        return
+    encoding, errors = getattr(sys.stdout, "encoding", None), getattr(sys.stdout, "errors", None)
+    sys.stdout = os.fdopen(kept, "w", encoding=encoding, errors=errors, buffering=1 if os.isatty(kept) else -1)
+
+
 class Output(Protocol):
     """Where an answer is shown as it comes."""
 

@@ -48,11 +48,6 @@ class Page:
         self._space = ""
         self._indent = 0
 
-    @property
-    def is_within_line(self) -> bool:
-        """Whether the line has text."""
-        return self._column > 0
-
     def begin(self, prefix: Text, *, hanging: bool) -> None:
         """Begin a line; ``hanging``: those that it is wrapped into are indented by as much."""
         limit = width_of(self._console) // 2

@@ -19,7 +19,8 @@ from refusals import refusal
 import edge_llama
 from edge_llama import ArtifactError, EngineError
 from edge_llama.backends import crash_probe
-from edge_llama.files.artifact import read_artifact
+from edge_llama.backends.llama_cpp import first_run
+from edge_llama.backends.registry import open_artifact
 from edge_llama.files.gguf import Header, read_header
 from edge_llama.files.integrity import ROOT
 from edge_llama.host.user_cache import CACHE_VARIABLE
@@ -94,7 +95,8 @@ def tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     really = crash_probe.subprocess.run
 
     def run(*args: Any, **options: Any) -> Any:
-        started.append(args)
+        if first_run.__name__ in args[0]:
+            started.append(args)
         return really(*args, **options)
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
@@ -141,10 +143,10 @@ def test_where_no_child_can_run_the_model_opens_all_the_same(
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     architectures.written(tmp_path / "model.gguf", "qwen2", vocabulary)
-    artifact = read_artifact(tmp_path / "model.gguf")
+    artifact = open_artifact(tmp_path / "model.gguf")
     monkeypatch.setattr(sys, "executable", executable)
     with caplog.at_level(logging.INFO):
-        crash_probe.require(artifact, SETTINGS)
+        first_run.require(artifact, SETTINGS)
     assert "not tried out" in caplog.text
     assert not (tmp_path / "cache" / "first-run").exists()
 
@@ -162,5 +164,5 @@ def test_a_death_that_is_not_the_files_fault_is_not_put_on_it(
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
     with pytest.raises(EngineError, match=blamed):
-        crash_probe.require(read_artifact(tmp_path / "model.gguf"), SETTINGS)
+        first_run.require(open_artifact(tmp_path / "model.gguf"), SETTINGS)
     assert not (tmp_path / "cache" / "first-run").exists()

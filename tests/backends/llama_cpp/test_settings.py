@@ -8,7 +8,8 @@ import edge_llama
 from edge_llama import OptionError
 from edge_llama.backends.llama_cpp import tune
 from edge_llama.backends.llama_cpp.settings import Figure, Setting, choose, fastest
-from edge_llama.files.artifact import Artifact, read_artifact
+from edge_llama.backends.registry import open_artifact
+from edge_llama.files.artifact import Artifact
 from edge_llama.host.user_cache import CACHE_VARIABLE
 
 OFF, ON, SMALL = Setting(), Setting(flash_attention=True), Setting(n_batch=128)
@@ -16,7 +17,7 @@ OFF, ON, SMALL = Setting(), Setting(flash_attention=True), Setting(n_batch=128)
 
 @pytest.fixture
 def artifact(packaged: Path) -> Artifact:
-    return read_artifact(packaged)
+    return open_artifact(packaged)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_writing_decides_and_a_small_difference_does_not(
 def test_every_setting_is_measured_on_the_models_own_heads(artifact: Artifact) -> None:
     measured = tune.measure(artifact)
     assert {figure.setting for figure in measured} >= {OFF, ON, SMALL}
-    assert all(figure.depth == 1024 and figure.read > 0 and figure.write > 0 for figure in measured)
+    assert all(figure.depth == 1024 and figure.prefill > 0 and figure.decode > 0 for figure in measured)
 
 
 def test_what_was_measured_is_remembered_for_the_file_wherever_it_lies(
@@ -60,11 +61,11 @@ def test_what_was_measured_is_remembered_for_the_file_wherever_it_lies(
     assert len(first.figures) >= 3
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(packaged.read_bytes())
-    assert choose(read_artifact(copy), tune=True) == first
+    assert choose(open_artifact(copy), tune=True) == first
 
 
 def test_another_model_is_measured_by_itself(artifact: Artifact, converted: Path, empty_cache: Path) -> None:
-    assert choose(artifact, tune=True).figures != choose(read_artifact(converted), tune=True).figures
+    assert choose(artifact, tune=True).figures != choose(open_artifact(converted), tune=True).figures
 
 
 def test_without_tuning_nothing_outside_the_call_decides(artifact: Artifact, empty_cache: Path) -> None:

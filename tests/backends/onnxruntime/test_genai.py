@@ -27,12 +27,12 @@ params = genai.GeneratorParams(model)
 params.set_search_options(max_length=len(job["ids"]) + job["count"], do_sample=False)
 generator = genai.Generator(model, params)
 generator.append_tokens(job["ids"])
-made = []
+generated = []
 while not generator.is_done():
     generator.generate_next_token()
-    made.append(int(generator.get_next_tokens()[0]))
+    generated.append(int(generator.get_next_tokens()[0]))
 tokenizer = genai.Tokenizer(model)
-print(json.dumps({"made": made, "ids": [int(token) for token in tokenizer.encode(job["text"])]}))
+print(json.dumps({"generated": generated, "ids": [int(token) for token in tokenizer.encode(job["text"])]}))
 """
 TEXT = "Hello there, the capital of Japan is Tokyo.\n\nNo. 123"
 FOLDERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
@@ -65,8 +65,8 @@ def test_it_loads_the_folder_and_answers_the_same(name: str, python: Path, tmp_p
     ids = tokenizer(TEXT)["input_ids"]
     found = ask(python, tmp_path / "onnx", ids, 12)
     expected = TextGraph(tmp_path / "onnx").greedy(ids, 12)
-    assert found["made"] == expected[: len(found["made"])]
-    assert len(found["made"]) == 12 or expected[len(found["made"]) - 1] in ends(tmp_path / "onnx")
+    assert found["generated"] == expected[: len(found["generated"])]
+    assert len(found["generated"]) == 12 or expected[len(found["generated"]) - 1] in ends(tmp_path / "onnx")
     assert found["ids"] == tokenizer(TEXT, add_special_tokens=False)["input_ids"]  # it adds none
 
 

@@ -4,9 +4,13 @@ The engines are OpenVINO on the CPU and Qualcomm's HTP in its emulator.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +20,25 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from engines import open_vision
 from llama4_answers import EXACT, ours, questions
 from llama4_reference import Reference
-from npu import in_integers, needs, pictured
+from npu import PACKAGES, digits, in_integers, needs
 from numpy.typing import NDArray
 from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama.backends.onnxruntime.session import DEVICES, providers
-from edge_llama.backends.registry import open_vision
+from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
+from edge_llama.backends.onnxruntime.session import providers
+from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, CheckpointError, EngineError, OptionError
-from edge_llama.files.artifact import VISION_INPUT, read_vision
+from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.files.vision_spec import VisionSpec
 from quant.calibration import measured
 from quant.ranges import Ranges, read_ranges
 
+DIGITS = Path(__file__).resolve().parents[3] / "docs" / "digits.png"
 INTEGERS = 0.02
 """Largest difference from float, as a share of the largest value, of the trained tower; 0.5 % was measured."""
 ACTIVATIONS = 3e-3
@@ -52,13 +59,13 @@ def encoded(tower: Path, pixels: NDArray[np.float32], device: str = "cpu") -> ND
 def folder(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained tower in f32 and a16w8; its ranges are of digits that it has learned from."""
     spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
-    return in_integers(llama4_digits, tmp_path_factory.mktemp("npu"), pictured(spec, held_out=False, seed=1, count=40))
+    return in_integers(llama4_digits, tmp_path_factory.mktemp("npu"), digits(spec, held_out=False, seed=1, count=40))
 
 
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> NDArray[np.float32]:
     """Digits that it has not learned from."""
-    return pictured(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
+    return digits(read_vision(folder / "f32").spec, held_out=True, seed=2, count=6)
 
 
 def test_ranges_are_what_transformers_computes(folder: Path, llama4_scout: Path, tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_an_npus_engine_runs_every_node_and_agrees(device: str, folder: Path, se
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = onnxruntime.InferenceSession(read_vision(folder / "a16w8").path, options, providers=chosen)
     (graph,) = session.get_provider_graph_assignment_info()
-    assert graph.ep_name == DEVICES[device]
+    assert graph.ep_name == PROVIDERS[canonical(device)].name
     assert len(graph.get_nodes()) >= len(onnx.load(folder / "a16w8/vision/model.onnx").graph.node)
 
 
@@ -242,7 +249,7 @@ def test_codes_hold_both_ends_and_zero() -> None:
     for low, high in ((-1.5, 3.0), (0.0, 2.0), (1.0, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-40, 1e-40)):
         code = Ranges("", 1, {"x": (low, high)}).code("x")
         values = np.array([low, 0.0, high])
-        found = (code.numbers(values).astype(np.float64) - code.zero) * code.scale
+        found = (code.numbers(values).astype(np.float64) - code.zero_point) * code.scale
         np.testing.assert_allclose(found, values, atol=code.scale / 2)
         assert found[1] == 0.0
         assert code.scale <= max(abs(low), abs(high)) / 32767 * 1.0001 or max(abs(low), abs(high)) < 1e-30
@@ -272,3 +279,52 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -
         with refusal(CheckpointError, "weights are NaN or infinite"):
             converters.convert(source, tmp_path / "out", tower="vision", vision_quant="a16w8", ranges=ranges)
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def seeing(folder: Path, llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model as a bundle: text in q8_0, vision in integers."""
+    bundle = tmp_path_factory.mktemp("seeing") / "digits"
+    converters.convert(llama4_digits, bundle, quant="q8_0", vision_quant="a16w8", ranges=folder / "ranges.json")
+    return bundle
+
+
+@pytest.mark.parametrize("device", ["npu:qnn", "qnn", "openvino", "openvino:cpu"])
+def test_images_are_encoded_on_the_device_that_was_asked_for(device: str, seeing: Path) -> None:
+    needed = "qnn" if "qnn" in device else "openvino"
+    if find_spec(PACKAGES[needed]) is None:
+        pytest.skip(f"{PACKAGES[needed]} is not installed")
+    with edge_llama.open(seeing, vision_device=device) as model:
+        assert model.vision_placement is not None
+        assert str(model.vision_placement) == f"{'npu:qnn' if needed == 'qnn' else device} (as asked)"
+        assert model.placement.device == "cpu"
+        answer = model.chat(temperature=0).send("Which digits are these?", images=[DIGITS]).result()
+    assert answer.text == "left 5, right 4"
+    assert answer.timings.tiles
+
+
+@needs("qnn")
+def test_so_does_the_command_line_in_every_verb(seeing: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "EDGE_LLAMA_HISTORY": str(tmp_path / "history")}
+
+    def edge_llama_(*arguments: object, text: str = "") -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("edge-llama")), *map(str, arguments)]
+        return subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False)
+
+    asked = ("Which digits are these?", "--image", DIGITS, "--temperature", "0", "-v")
+    done = edge_llama_("run", seeing, *asked, "--vision-device", "npu:qnn")
+    assert done.stdout == "left 5, right 4\n", done.stderr
+    assert "vision: npu:qnn (as asked)" in done.stderr
+    chat = ("chat", seeing, "--temperature", "0", "-v")
+    done = edge_llama_(*chat, "--vision-device", "qnn", text="Which digits are these?\n")
+    assert "vision: npu:qnn (as asked)" in done.stderr
+    done = edge_llama_(*chat, "--continue", text="Which is on the left?\n")
+    assert "vision: npu:qnn (as asked)" in done.stderr  # as it was saved
+    assert "read again" not in done.stderr
+
+
+def test_a_device_that_cannot_be_is_refused(seeing: Path, packaged: Path) -> None:
+    with pytest.raises(OptionError, match=r"device toaster: unknown to ONNX Runtime; known: auto, cpu"):
+        edge_llama.open(seeing, vision_device="toaster")
+    with pytest.raises(OptionError, match=r"vision_device is 'npu:qnn', but the model has no vision tower"):
+        edge_llama.open(packaged, vision_device="npu:qnn")

@@ -13,11 +13,14 @@ from refusals import refusal
 import edge_llama
 from edge_llama.backends import crash_probe
 from edge_llama.backends.onnxruntime import session
+from edge_llama.backends.onnxruntime.providers import Provider
 from edge_llama.backends.onnxruntime.text import require
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import locate, read_bundle, read_towers
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
-from edge_llama.files.artifact import locate, read_artifact, read_bundle, read_towers
-from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower, sha256_of
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
 
 
 @pytest.mark.parametrize(
@@ -41,7 +44,7 @@ def test_a_device_that_this_build_has_not_is_an_error(onnx_folder: Path) -> None
 
 def test_the_model_is_found_by_folder_and_by_file(onnx_folder: Path) -> None:
     assert locate(onnx_folder) == onnx_folder / "model.onnx" == read_towers(onnx_folder / "model.onnx").text
-    artifact = read_artifact(onnx_folder / "model.onnx")
+    artifact = open_artifact(onnx_folder / "model.onnx")
     assert (artifact.engine, artifact.n_ctx_train, artifact.n_vocab) == ("onnxruntime", 4096, 1010)
     assert artifact.kv_values_per_token == 3 * 2 * 2 * 32
     options = {entry.option: entry.value for entry in artifact.sampling}
@@ -223,7 +226,7 @@ def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(
 def test_a_foreign_graph_is_tried_once(onnx_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))
     require(text(onnx_copy), "cpu")
-    monkeypatch.setattr(crash_probe, "child", None)  # not asked again
+    monkeypatch.setattr(crash_probe, "run", None)  # not asked again
     require(text(onnx_copy), "cpu")
 
 
@@ -238,7 +241,7 @@ def test_a_device_that_does_not_take_the_graph_names_the_node(
     onnx_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one provider besides the CPU's that is in the package takes no operator of a model."""
-    monkeypatch.setitem(session.DEVICES, "azure", "AzureExecutionProvider")
+    monkeypatch.setitem(session.PROVIDERS, "azure", Provider("AzureExecutionProvider"))
     if "AzureExecutionProvider" not in session.runtime().get_available_providers():
         pytest.skip("this build has the CPU's provider alone")
     with pytest.raises(EngineError, match=r"does not take total.length \(Shape\), .* and \d+ more") as caught:

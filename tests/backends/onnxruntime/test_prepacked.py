@@ -19,7 +19,7 @@ from edge_llama.backends.onnxruntime import prepacked
 EXACT = 1e-3
 
 
-def test_packed_weights_are_kept_and_made_again_when_damaged(
+def test_packed_weights_are_kept_and_written_again_when_damaged(
     onnx_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))

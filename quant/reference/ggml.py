@@ -1,6 +1,7 @@
-"""ggml's own kernels, reached by ctypes. They are the reference: what llama.cpp's quantizer writes, these write.
+"""ggml's own kernels, reached by ctypes: what llama.cpp's quantizer writes, these write.
 
-Only ``libggml-base`` of the installed llama-cpp-python is loaded. Calls release the GIL, so threads scale.
+Only ``libggml-base`` of the installed llama-cpp-python is loaded. Calls release the GIL, so threads scale. Without
+llama-cpp-python the functions raise EngineError: ask :func:`is_installed` first.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError
-from edge_llama.files.formats import BF16, F16, F32, Format
+from edge_llama.files.formats import F32, Format
 
 _LIBRARIES = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -32,6 +33,17 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
+def is_installed() -> bool:
+    """Whether llama-cpp-python is here; nothing is loaded."""
+    return find_spec("llama_cpp") is not None
+
+
+def require(need: str) -> None:
+    """EngineError unless llama-cpp-python is here; ``need`` says in a sentence what takes it."""
+    if not is_installed():
+        raise EngineError(f"{need}, and llama-cpp-python is not installed", remedy="pip install llama-cpp-python")
+
+
 @cache
 def _library() -> ctypes.CDLL:
     spec = find_spec("llama_cpp")
@@ -45,8 +57,6 @@ def _library() -> ctypes.CDLL:
     pointer, int64 = ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, int64, int64, int64, pointer]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
-    library.ggml_validate_row_data.restype = ctypes.c_bool
     library.ggml_get_type_traits.argtypes = [ctypes.c_int]
     library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return library
@@ -57,7 +67,7 @@ def quantize(
 ) -> NDArray[np.uint8]:
     """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
 
-    ``importance``, a float32 for each column, weighs the columns' errors in formats that search for their scales.
+    ``importance``, ``(columns,)`` float32, weighs the columns' errors in formats that search for their scales.
     """
     n_rows, columns = rows.shape
     out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
@@ -66,15 +76,9 @@ def quantize(
     return out
 
 
-def is_finite(raw: NDArray[np.uint8], format_: Format) -> bool:
-    """Whether all scales and numbers in ``raw``, C-contiguous bytes of ``format_``, are finite."""
-    return bool(_library().ggml_validate_row_data(format_.ggml_id, raw.ctypes.data, raw.nbytes))
-
-
-def can_read(format_: Format) -> bool:
+def can_dequantize(format_: Format) -> bool:
     """Whether :func:`dequantize` knows ``format_``."""
-    has_kernel = bool(_library().ggml_get_type_traits(format_.ggml_id).contents.to_float)
-    return format_ in (F32, F16, BF16) or has_kernel
+    return format_ is F32 or bool(_library().ggml_get_type_traits(format_.ggml_id).contents.to_float)
 
 
 def dequantize(raw: NDArray[np.uint8], format_: Format) -> NDArray[np.float32]:
@@ -83,20 +87,9 @@ def dequantize(raw: NDArray[np.uint8], format_: Format) -> NDArray[np.float32]:
     columns = row_bytes // format_.block_bytes * format_.block_size
     if format_ is F32:
         return raw.view(np.float32)
-    if format_ is F16:
-        return raw.view(np.float16).astype(np.float32)
-    if format_ is BF16:
-        return _from_bf16(raw.view(np.uint16))
     traits = _library().ggml_get_type_traits(format_.ggml_id).contents
     if not traits.to_float:
         raise ValueError(f"ggml cannot read {format_}")
     out = np.empty((n_rows, columns), np.float32)
     traits.to_float(raw.ctypes.data, out.ctypes.data, n_rows * columns)
     return out
-
-
-def _from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """A bfloat16 is the high half of a float32."""
-    wide = np.zeros(bits.shape, np.uint32)
-    wide.view(np.uint16)[..., sys.byteorder == "little" :: 2] = bits
-    return wide.view(np.float32)

@@ -17,7 +17,7 @@ _NEARLY_FULL = 0.75
 """From this share of the context on, the gauge is shown below what is typed."""
 
 
-class Reader:
+class LineEditor:
     """Reads messages and commands. What was pasted with line breaks is one message; so is what quotes surround."""
 
     def __init__(self, commands: Mapping[str, Command]) -> None:

@@ -10,7 +10,7 @@ from edge_llama.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class FileRows:
     """Rows of ``row_bytes`` bytes, the first at ``offset``, which begin ``pitch`` bytes apart (None: no gaps)."""
 
     path: Path

@@ -8,7 +8,7 @@ from math import prod
 from converters.checkpoint import Tensor
 from edge_llama.files.formats import Format
 from edge_llama.files.manifest import StoredFile
-from quant.nbits import Stored, is_exact
+from quant.nbits import ArrayFormat, is_exact
 
 Closing = Callable[[Mapping[str, StoredFile]], Mapping[str, bytes]]
 """Makes files that tell of all others, from their sizes and hashes by name; their own sizes depend on no hash."""
@@ -35,12 +35,12 @@ class Entry:
     @property
     def kind(self) -> str:
         """How a matrix is stored, whatever arrays it becomes."""
-        return self.format.grid.name if isinstance(self.format, Stored) else self.format.name
+        return self.format.grid.name if isinstance(self.format, ArrayFormat) else self.format.name
 
     @property
     def is_first(self) -> bool:
         """Whether it is not a further array (scales, zero points) of a matrix, which is read again for it."""
-        return not isinstance(self.format, Stored) or self.format.part == "numbers"
+        return not isinstance(self.format, ArrayFormat) or self.format.part == "numbers"
 
     @property
     def is_exact(self) -> bool:

@@ -1,0 +1,72 @@
+"""What a target is, and what a bundle asks of the kinds of files that a tower may become."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from converters.checkpoint import Checkpoint
+from converters.layout import Layout, Part
+from converters.options import Options
+from edge_llama.errors import OptionError
+
+NEEDS_RANGES = "a16w8"
+"""The format of a vision tower's weights for which the ranges of all values must be known."""
+
+
+class Target(Protocol):
+    """What a conversion writes, a file or a folder: it owns and checks its options."""
+
+    def chosen(self, options: Options, towers: Collection[str]) -> Options:
+        """``options`` with what they leave open, for the ``towers`` (text, vision) that are written.
+
+        OptionError for what doesn't fit, or would be without effect.
+        """
+
+    def lay_out(self, checkpoint: Checkpoint, name: str, options: Options) -> Layout:
+        """The whole output, called ``name``, from ``options`` that :meth:`chosen` gave. No weight is read.
+
+        CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TowerFiles:
+    """A tower's files: ``parts``, of which its engine opens the first, and small ``files`` beside them, by name."""
+
+    parts: tuple[Part, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def needless_ranges(options: Options) -> OptionError:
+    """The error about ranges that no format needs."""
+    return OptionError(f"--ranges {options.ranges}: is for --vision-quant {NEEDS_RANGES} alone", remedy="leave it out")
+
+
+class TowerWriter(Protocol):
+    """How one tower is stored, for one engine."""
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it, as a manifest names it."""
+
+    @property
+    def quants(self) -> tuple[str, ...]:
+        """What the weights may be stored in: recipes or formats."""
+
+    @property
+    def default_quant(self) -> str:
+        """The one that is taken if none is asked for."""
+
+    @property
+    def options(self) -> Collection[str]:
+        """The fields of :class:`Options` that it heeds."""
+
+    def check(self, options: Options) -> None:
+        """OptionError for options that don't go together."""
+
+    def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
+        """The tower's files in a folder. CheckpointError and OptionError as :meth:`Target.lay_out`."""

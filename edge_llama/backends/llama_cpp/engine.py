@@ -1,0 +1,165 @@
+"""llama.cpp as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from edge_llama.backends.base import (
+    AskedSetting,
+    Bundled,
+    Choice,
+    EngineState,
+    Placement,
+    Setting,
+    TextTower,
+    TowerKind,
+    VisionTower,
+)
+from edge_llama.backends.llama_cpp import build_probe, gpus, settings
+from edge_llama.errors import EngineError, OptionError
+from edge_llama.files.artifact import VisionArtifact
+from edge_llama.files.gguf import MAGIC, read_header
+from edge_llama.files.gguf_parts import LATER_PART, parts
+from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
+from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
+from edge_llama.files.mmproj import read_mmproj
+
+_RUNS = "GGUF files"
+
+
+class LlamaCpp:
+    """Keeps the Protocol :class:`edge_llama.backends.base.Engine`."""
+
+    name = "llama.cpp"
+    has_fixed_threads = False
+
+    def __init__(self) -> None:
+        self.vision = LlamaCppEncoders()
+
+    def recognise(self, path: Path) -> bool:
+        """By its suffix, or by the magic of GGUF."""
+        if path.suffix == ".gguf":
+            return True
+        try:
+            with path.open("rb") as file:
+                return file.read(len(MAGIC)) == MAGIC
+        except OSError:
+            return False
+
+    def tower_kind(self, path: Path) -> TowerKind:
+        """An mmproj says in its header that it is one."""
+        return "vision" if read_header(path).architecture == MMPROJ else "text"
+
+    def bundle(self, path: Path) -> Path | None:  # noqa: ARG002 - the Protocol's
+        """A GGUF file stands alone."""
+        return None
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        """GGUF files, the first part of each, but for what is called mmproj."""
+        return [file for file in _first_parts(folder) if not _is_mmproj(file)]
+
+    def files(self, path: Path) -> Iterable[Path]:
+        """All its parts."""
+        return parts(path)
+
+    def read(self, path: Path) -> GGUFArtifact:
+        """The text tower at ``path``."""
+        return read_gguf_text(path)
+
+    def choose(self, artifact: GGUFArtifact, asked: AskedSetting, *, placement: Placement | None, tune: bool) -> Choice:
+        """See :func:`edge_llama.backends.llama_cpp.settings.choose`."""
+        return settings.choose(artifact, **asked, on_gpu=bool(placement and placement.gpu_layers), tune=tune)
+
+    def place(self, artifact: GGUFArtifact, device: str, cache_bytes: int) -> Placement:
+        """See :func:`edge_llama.backends.llama_cpp.gpus.place`."""
+        found = []
+        if device != "cpu":
+            from edge_llama.backends.llama_cpp.text import available_devices  # noqa: PLC0415 - loads native code
+
+            found = available_devices()
+        sizes = {"n_layer": artifact.n_layer, "weight_bytes": artifact.weight_bytes, "cache_bytes": cache_bytes}
+        return gpus.place(device, found, **sizes)
+
+    def open(
+        self, artifact: GGUFArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+    ) -> TextTower:
+        """Load the tower; a file that may end the process meets a child first."""
+        from edge_llama.backends.llama_cpp import first_run  # noqa: PLC0415 - loads native code
+        from edge_llama.backends.llama_cpp.text import LlamaCppTower  # noqa: PLC0415
+
+        options = {
+            "flash_attention": setting.flash_attention,
+            "kv_format": setting.kv_format,
+            "n_batch": setting.n_batch,
+            "gpu_layers": placement.gpu_layers,
+        }
+        first_run.require(artifact, options)
+        return LlamaCppTower(
+            artifact,
+            n_ctx=n_ctx,
+            threads=threads,
+            flash_attention=bool(setting.flash_attention),
+            kv_format=setting.kv_format,
+            n_batch=setting.n_batch,
+            gpu_layers=placement.gpu_layers,
+        )
+
+    def state(self, *, again: bool) -> EngineState:
+        """As a child process found it."""
+        if build_probe.build() is None:
+            return self._unusable(None, "not installed", "pip install llama-cpp-python")
+        try:
+            verdict = build_probe.verdict(again=again)
+        except EngineError as error:
+            return self._unusable(_version(), error.message, error.remedy)
+        found, missing = verdict.devices, gpus.missing(verdict.devices)
+        about = (verdict.version, verdict.system_info, found, verdict.checked)
+        return EngineState(self.name, _RUNS, *about, missing=missing)
+
+    def _unusable(self, installed: str | None, problem: str, remedy: str) -> EngineState:
+        return EngineState(self.name, _RUNS, installed, problem=problem, remedy=remedy, missing=gpus.missing(()))
+
+
+class LlamaCppEncoders:
+    """Keeps the Protocol :class:`edge_llama.backends.base.VisionEngine`."""
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        """What is called mmproj."""
+        return [file for file in _first_parts(folder) if _is_mmproj(file)]
+
+    def read(self, path: Path, bundled: Bundled | None = None) -> VisionArtifact:
+        """The tower of an mmproj file."""
+        return read_mmproj(path, bundled.spec if bundled else None, bundled.name if bundled else None)
+
+    def place(self, artifact: VisionArtifact, device: str) -> Placement:
+        """On the CPU: the encoder is given no other device."""
+        if device not in ("auto", "cpu"):
+            raise OptionError(
+                f"vision_device is {device!r}, but llama.cpp's encoder runs {artifact.path} on the CPU",
+                remedy="leave it out (--vision-device), or convert the vision tower for ONNX Runtime",
+            )
+        return Placement(0, "the default" if device == "auto" else "as asked")
+
+    def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:  # noqa: ARG002 - the CPU
+        """Load the tower."""
+        from edge_llama.backends.llama_cpp.vision import LlamaCppVision  # noqa: PLC0415 - loads native code
+
+        return LlamaCppVision(artifact, threads=threads)
+
+
+def _first_parts(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*.gguf")) if not LATER_PART.search(file.name)]
+
+
+def _is_mmproj(file: Path) -> bool:
+    return "mmproj" in file.name.lower()
+
+
+def _version() -> str | None:
+    try:
+        return version("llama-cpp-python")
+    except PackageNotFoundError:
+        return None
+
+
+ENGINE = LlamaCpp()

@@ -1,0 +1,89 @@
+"""A first run of a GGUF file in a child process: what makes llama.cpp end its process ends the child alone.
+
+``gguf_limits`` knows the graph of a Llama and the two usual vocabularies. llama.cpp runs some 130 other architectures,
+each with asserts of its own, which no check of a header foresees. So a file that we did not write, or of another
+architecture, runs once in a child before it is loaded here: the same tower reads a few tokens. That takes as long as
+loading it (and a second for Python); a good verdict is remembered for the file, the settings and the engine's build.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_llama.backends import crash_probe
+from edge_llama.backends.crash_probe import CrashProbe
+from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.errors import EdgeLlamaError
+from edge_llama.files.gguf import Header
+from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
+from edge_llama.files.identity import file_state, header_sha256
+from edge_llama.files.integrity import ROOT
+from edge_llama.host import user_cache
+
+_log = logging.getLogger(__name__)
+PROBE = CrashProbe("llama.cpp", "llama-cpp-python", build_probe.confirm)
+_KIND = "first-run"
+_N_CTX = 256
+_TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
+
+
+def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
+    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
+    if _is_known(artifact):
+        return
+    if not crash_probe.has_children():
+        _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
+        return
+    files = [_identity(header) for header in artifact.headers]
+    key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
+    if user_cache.recall(_KIND, key) is not None:
+        return
+    if PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes) is not None:
+        user_cache.remember(_KIND, key, {"survived": True})
+
+
+def _is_known(artifact: GGUFArtifact) -> bool:
+    """Whether our checks cover the file: a Llama that we wrote, with a vocabulary whose ways we know."""
+    vocabulary = artifact.header.get("tokenizer.ggml.model", str, "")
+    return artifact.architecture == "llama" and vocabulary in ("llama", "gpt2") and ROOT in artifact.header.fields
+
+
+def _identity(header: Header) -> list[Any]:
+    status = header.path.stat()
+    return [status.st_dev, status.st_ino, *file_state(header.path), header_sha256(header)]
+
+
+def main(path: str, settings: str) -> None:
+    """The child: whatever Python can tell of, the parent will tell when it does the same; only survival counts."""
+    crash_probe.begin()
+    try:
+        _run(Path(path), json.loads(settings))
+    except Exception as error:  # the parent will meet it
+        _log.debug("%s", error)
+    crash_probe.end()
+
+
+def _run(path: Path, settings: Mapping[str, Any]) -> None:
+    from edge_llama.backends.llama_cpp.text import LlamaCppTower  # noqa: PLC0415 - loads native code
+    from edge_llama.host.devices import free_threads  # noqa: PLC0415
+    from edge_llama.sampling.params import SamplingParams  # noqa: PLC0415
+
+    artifact = read_gguf_text(path)
+    n_ctx = min(_N_CTX, artifact.n_ctx_train)
+    tower = LlamaCppTower(artifact, n_ctx=n_ctx, threads=free_threads(), **settings)
+    tokens = [0]
+    for text in (_TEXT, _TEXT[:20]):
+        try:
+            tokens = tower.tokenizer.encode(text)[: n_ctx // 2]
+        except EdgeLlamaError as error:  # a character that the vocabulary lacks
+            _log.debug("%s", error)
+    tower.decode(tokens)
+    sampler = tower.sampler(SamplingParams(temperature=0), tokens)
+    for _ in range(2):
+        token = sampler.sample()
+        tower.tokenizer.piece(token)
+        tower.decode([token])
+    tower.logits()
+    tower.close()

@@ -1,0 +1,156 @@
+"""ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from edge_llama.backends.base import (
+    AskedSetting,
+    Bundled,
+    Choice,
+    EngineState,
+    Placement,
+    Setting,
+    TextTower,
+    TowerKind,
+    VisionTower,
+)
+from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
+from edge_llama.errors import EngineError, OptionError
+from edge_llama.files.artifact import VisionArtifact
+from edge_llama.files.manifest import NAME as MANIFEST
+from edge_llama.files.manifest import bundle_of
+from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
+from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
+
+
+class OnnxRuntime:
+    """Keeps the Protocol :class:`edge_llama.backends.base.Engine`."""
+
+    name = "onnxruntime"
+    has_fixed_threads = True
+
+    def __init__(self) -> None:
+        self.vision = OnnxEncoders()
+
+    def recognise(self, path: Path) -> bool:
+        """By its suffix: ONNX has no magic."""
+        return path.suffix == ".onnx"
+
+    def tower_kind(self, path: Path) -> TowerKind:
+        """What a folder's genai_config.json names is its text tower."""
+        return "text" if is_text_file(path) else "vision"
+
+    def bundle(self, path: Path) -> Path | None:
+        """A vision tower is nothing without its bundle; a text tower may be in one, which then has the hashes."""
+        if not is_text_file(path):
+            return bundle_of(path)
+        return path.parent if (path.parent / MANIFEST).exists() else None
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        """The file that genai_config.json names."""
+        return [text_file(folder)] if (folder / CONFIG).is_file() else []
+
+    def files(self, path: Path) -> Iterable[Path]:
+        """The graph, its weights, and what lies beside them."""
+        return files_of(path)
+
+    def read(self, path: Path) -> OnnxArtifact:
+        """The text tower at ``path``."""
+        return read_onnx_text(path)
+
+    def choose(
+        self,
+        artifact: OnnxArtifact,
+        asked: AskedSetting,
+        *,
+        placement: Placement | None,  # noqa: ARG002 - the Protocol's
+        tune: bool,  # noqa: ARG002
+    ) -> Choice:
+        """The graph itself says how attention is computed and how the cache is stored: that can't be asked for."""
+        for name, value, flag in (
+            ("flash_attention", asked["flash_attention"], "--flash-attn"),
+            ("kv_format", asked["kv_format"], "--kv"),
+        ):
+            if value is not None:
+                raise OptionError(
+                    f"{name} is {value!r}, but ONNX Runtime runs {artifact.path}: its graph decides that",
+                    remedy=f"leave it out ({flag})",
+                )
+        n_batch = asked["n_batch"]
+        setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
+        return Choice(setting, "as asked" if n_batch else "the default")
+
+    def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
+        return _placement(device)
+
+    def open(
+        self, artifact: OnnxArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+    ) -> TextTower:
+        """Load the tower; a graph that may end the process meets a child first."""
+        from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
+
+        require(artifact, placement.device)
+        return OnnxTower(artifact, n_ctx=n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
+
+    def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
+        """Its version and providers."""
+        name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
+        if find_spec("onnxruntime") is None:
+            return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
+        from edge_llama.backends.onnxruntime.session import runtime  # noqa: PLC0415
+
+        try:
+            library = runtime()
+        except EngineError as error:
+            return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
+        there = [*library.get_available_providers(), *map(_described, PLUGINS)]
+        return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
+
+
+class OnnxEncoders:
+    """Keeps the Protocol :class:`edge_llama.backends.base.VisionEngine`."""
+
+    def find(self, folder: Path) -> Iterable[Path]:  # noqa: ARG002 - the Protocol's
+        """None: without a manifest nothing says how pixels are prepared for a graph."""
+        return []
+
+    def read(self, path: Path, bundled: Bundled | None = None) -> VisionArtifact:
+        """The tower of an ONNX file; the bundle that it lies in says the rest. ArtifactError if it lies in none."""
+        if bundled is None:
+            return read_from_bundle(path)
+        return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
+
+    def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
+        return _placement(device)
+
+    def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
+        """Load the tower; a graph that may end the process meets a child first."""
+        from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
+
+        require(artifact, placement.device)
+        return OnnxVision(artifact, threads=threads, device=placement.device)
+
+
+def _placement(device: str) -> Placement:
+    if device == "auto":
+        return Placement(0, "the default", "cpu")
+    return Placement(0, "as asked", canonical(device))
+
+
+def _described(plugin: Plugin) -> str:
+    """A provider in a package of its own: the version, or how to get it."""
+    return f"{plugin.name} ({_version(plugin.package) or f'not here: pip install {plugin.package}'})"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+ENGINE = OnnxRuntime()

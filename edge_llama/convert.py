@@ -1,0 +1,162 @@
+"""Convert checkpoints from a program: the one module of the public API that needs the converter, and loads it late.
+
+from edge_llama.convert import convert
+
+convert("Llama-3.2-1B-Instruct", "llama-3.2-1b-q4_k_m.gguf", quant="q4_k_m")
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from edge_llama.errors import OptionError
+
+if TYPE_CHECKING:
+    from converters import Plan
+
+__all__ = ["Conversion", "ConversionPlan", "ConvertOptions", "PlannedTensor", "convert", "plan"]
+
+
+class ConvertOptions(TypedDict, total=False):
+    """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same."""
+
+    quant: str | None
+    """The recipe: ``q4_k_m`` (None), ``q8_0``, ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None)."""
+    to: str | None
+    """``gguf``, ``onnx`` or ``safetensors``; None: by the output's name."""
+    tower: str | None
+    """Which of two towers are written: ``text``, ``vision`` or ``all`` (None)."""
+    vision_to: str | None
+    """``onnx`` (None) or ``gguf``."""
+    vision_quant: str | None
+    """The vision tower's format: ``f16`` (None), ``int8``, ..."""
+    ranges: str | os.PathLike[str] | None
+    """The file that ``edge-llama calibrate`` measured, for ``a16w8``."""
+    tensor_types: Mapping[str, str]
+    """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
+    block: int | None
+    """ONNX: so many weights share a scale: 32 (None), 64 or 128."""
+    zero_points: bool
+    """ONNX: int4 and int8 with zero points."""
+    portable: bool
+    """ONNX: standard operators alone."""
+    max_shard_bytes: int | None
+    """GGUF: several files of at most so many bytes."""
+    chat_template: str | os.PathLike[str] | None
+    """A family such as ``llama3.1``, a Jinja file, or ``none``."""
+    lora: str | os.PathLike[str] | None
+    """The folder of an adapter that is merged on the way."""
+    allow_nonfinite: bool
+    """Go on where weights are NaN, infinite or too large for their format."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of the output: its file, its shape, how the source stores it and how it will be stored, in bytes."""
+
+    file: str
+    name: str
+    shape: tuple[int, ...]
+    source_format: str
+    format: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """What a conversion will do. ``quant`` and ``vision_quant`` are as asked, or as chosen; None: no such tower.
+
+    ``notes`` tell by topic what the source left open, ``warnings`` what a person should know before using the output.
+    """
+
+    source_bytes: int
+    output_bytes: int
+    quant: str | None
+    vision_quant: str | None
+    notes: Mapping[str, str]
+    warnings: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was done: ``output`` is the file to open, or the folder.
+
+    ``resumed_bytes`` of it had been left by an earlier run that was stopped.
+    """
+
+    output: Path
+    plan: ConversionPlan
+    resumed_bytes: int
+
+
+def plan(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[ConvertOptions]
+) -> ConversionPlan:
+    """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts."""
+    with _installed():
+        from converters import plan as planned  # noqa: PLC0415
+    return _described(planned(source, output, **options))
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[ConvertOptions],
+) -> Conversion:
+    """Convert the checkpoint at ``source`` (a folder, a .gguf file, ``smollm2``) into ``output`` in one streaming pass.
+
+    ``options`` are those of ``edge-llama convert``, such as ``quant="q4_k_m"`` and ``to="onnx"``. An existing output is
+    replaced only with ``force``. ``threads``: None for all cores. ``on_progress`` is told, on the caller's thread, the
+    source bytes finished so far and how many there are.
+
+    Raises CheckpointError, OptionError or OutputError; then no output exists and nothing is left behind. An OptionError
+    also where a package of the extra ``convert`` is missing and needed. Stopped in another way (Ctrl-C, an exception of
+    ``on_progress``), it leaves a folder ``.OUTPUT.partial``, and the same call goes on from there.
+    """
+    with _installed():
+        from converters import convert as converted  # noqa: PLC0415
+    done = converted(source, output, force=force, threads=threads, on_progress=on_progress, **options)
+    return Conversion(done.output, _described(done.plan), done.resumed_bytes)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """OptionError for what can't be imported: an application that only runs models need not have it."""
+    try:
+        yield
+    except ImportError as error:
+        raise OptionError(
+            f"converting needs the package {error.name}", remedy='pip install "edge-llama[convert]"'
+        ) from error
+
+
+def _described(work: "Plan") -> ConversionPlan:
+    tensors = tuple(
+        PlannedTensor(
+            part.name,
+            entry.tensor.name,
+            entry.tensor.shape,
+            entry.tensor.format.name,
+            entry.format.name,
+            entry.nbytes,
+        )
+        for part in work.layout.parts
+        for entry in part.entries
+    )
+    return ConversionPlan(
+        source_bytes=work.layout.source_bytes,
+        output_bytes=work.layout.output_bytes,
+        quant=work.options.quant,
+        vision_quant=work.options.vision_quant,
+        notes=dict(work.checkpoint.notes),
+        warnings=work.warnings,
+        tensors=tensors,
+    )

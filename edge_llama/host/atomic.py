@@ -1,0 +1,76 @@
+"""Files and folders that appear complete or not at all: whoever is killed in between leaves what was there before.
+
+A new file grows under a hidden name beside the one that it will replace, ``.NAME.XXXXXXXX.partial``, since a rename is
+atomic within one folder alone.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".partial"
+"""How the names of unfinished files and folders end."""
+
+
+@contextmanager
+def new_file(path: Path, *, is_private: bool = False) -> Iterator[IO[bytes]]:
+    """The file to write: on leaving it is synced to the disk and takes the place of ``path``.
+
+    Left by an exception, nothing of it remains and ``path`` is as before. ``is_private``: nobody but its owner may
+    read it. OSError if it can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(partial, flags, 0o600 if is_private else 0o666), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill: on leaving it takes the place of ``path``, which is deleted. OSError as above."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, suffix=PARTIAL))
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, path: Path, aside: Path) -> None:
+    """Rename ``new`` to ``path``; what is there is moved ``aside``, and back again if the rename fails (OSError)."""
+    if path.is_dir():
+        path.replace(aside)
+    try:
+        new.replace(path)
+    except OSError:
+        if aside.is_dir():
+            aside.replace(path)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a rename in ``folder`` survive a power cut; Windows has no way to ask for it, and needs none."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

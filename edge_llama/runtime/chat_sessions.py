@@ -1,0 +1,121 @@
+"""KV caches of a model's chats, as chats use them: a fork shares one, a session file keeps one, a model adopts one."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_llama.errors import EngineError, SessionError
+from edge_llama.files.artifact import Artifact
+from edge_llama.media.images import Image
+from edge_llama.planning.options import SAVED, OpenOptions, checked
+from edge_llama.prompts.messages import Message, check_messages, images_of
+from edge_llama.runtime import session_file
+from edge_llama.runtime.kv_store import CacheOwner, State
+from edge_llama.runtime.scheduler import Engine
+from edge_llama.runtime.session import Session
+from edge_llama.runtime.session_file import SavedChat
+
+
+class ChatSessions:
+    """The KV caches of one model's chats, each known by its :class:`CacheOwner`. Any thread may use it."""
+
+    def __init__(self, engine: Engine, artifact: Artifact, identity: str, settings: Mapping[str, Any]) -> None:
+        """``identity`` is that of ``artifact``, which is asked for once, when the model is opened.
+
+        ``settings`` go into session files beside the tower's own: options with which the model shall be opened again.
+        """
+        self._settings = settings
+        self._engine = engine
+        self._artifact = artifact
+        self._identity = identity
+
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        """Keep for ``other`` what is kept for ``owner`` at this point of the engine's work."""
+        self._engine.submit(lambda job: job.engine.session.share(owner, other))
+
+    def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
+        """Write ``messages`` and what is kept for ``owner`` to a session file.
+
+        Raises OutputError, or OptionError for what is no path.
+        """
+        target = session_file.checked_path(path)
+        state = self._engine.call(lambda session: session.state(owner))
+        tower = self._engine.tower
+        settings = {**tower.settings, "n_ctx": tower.n_ctx, **self._settings}
+        checked = check_messages(messages)
+        hashes = tuple(dict.fromkeys(image.digest for image in images_of(checked)))
+        saved = SavedChat(self._artifact.name, self._identity, settings, checked, state, hashes)
+        session_file.write(target, saved)
+
+    def load(self, path: str | os.PathLike[str]) -> SavedChat:
+        """What a session file holds. SessionError if it is damaged, of another model, or has images and this none."""
+        saved = session_file.read(session_file.checked_path(path))
+        if saved.identity != self._identity:
+            raise SessionError(
+                f"{path}: a session of {saved.model} (identity {saved.identity[:12]}), the open model is "
+                f"{self._artifact.name} ({self._identity[:12]}, {self._artifact.path})",
+                remedy="open the model that it was saved with",
+            )
+        if saved.images and self._engine.encoder is None:
+            raise SessionError(
+                f"{path}: it has {len(saved.images)} images, and the open model has no vision tower",
+                remedy="open the model with the one that it had (--vision FILE)",
+            )
+        return saved
+
+    def adopt(self, saved: SavedChat, owner: CacheOwner) -> str | None:
+        """Have the engine take over the cache of a saved chat for ``owner``; why it can't, if so.
+
+        SessionError for tokens that the model doesn't have.
+        """
+        state = saved.state
+        if state is None:
+            return "its KV cache was not kept when it was saved" if saved.messages else None
+        self._check_tokens(state)
+        if reason := self._difference(saved.settings):
+            return reason
+        n_ctx = self._engine.tower.n_ctx
+        if len(state.tokens) > n_ctx:
+            return f"its {len(state.tokens):,} tokens don't fit the context of {n_ctx:,}"
+
+        def adopt(session: Session) -> str | None:
+            try:
+                session.adopt(state, owner)
+            except EngineError as error:
+                return str(error)
+            return None
+
+        return self._engine.call(adopt) or self._unknown_images(state, images_of(saved.messages))
+
+    def _check_tokens(self, state: State) -> None:
+        """Before they reach the engine, which trusts them."""
+        n_vocab = self._artifact.n_vocab
+        # Also a conversation without images may have prefilled some: they were taken back since.
+        is_odd = (state.tokens >= n_vocab) | ((state.tokens < 0) if self._engine.encoder is None else False)
+        if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
+            raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
+
+    def _difference(self, saved: Mapping[str, Any]) -> str | None:
+        """What differs between the settings that made a KV cache and those here, if it matters."""
+        here = dict(self._engine.tower.settings)
+        if self._artifact.cache_depends_on_context:
+            here["n_ctx"] = self._engine.tower.n_ctx
+        odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
+        return ", ".join(odd) or None
+
+    def _unknown_images(self, state: State, images: Sequence[Image]) -> str | None:
+        """Why images are decoded again although the cache is used, if so: their ids are others here."""
+        if (encoder := self._engine.encoder) is None:
+            return None
+        known = set(state.tokens[state.tokens < 0].tolist())
+        count = sum(not known.issuperset(id_ for id_ in encoder.ids(image) if id_ < 0) for image in images)
+        return f"{count:,} images were read by another vision tower, or in other tiles (max_tiles)" if count else None
+
+
+def session_settings(path: str | os.PathLike[str]) -> OpenOptions:
+    """The settings that a saved chat was made with, to give to :func:`edge_llama.open`: only so is nothing read again.
+
+    Raises SessionError if the file is damaged, no session or of a newer version.
+    """
+    saved = session_file.read(session_file.checked_path(path)).settings
+    return checked({key: saved[key] for key in SAVED if key in saved})

@@ -1,0 +1,112 @@
+"""One token after the other: a sampler's choice, with what surrounds it for every engine and every sampler.
+
+A caller's functions over the logits, the mask of a schema or grammar, and the record of how likely the model itself
+held each token. What is changed is written into the engine's own logits, which its sampler reads, and undone after the
+choice: who answers the same prompt next may find them there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.errors import OptionError
+from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.sampling.constraint import Constraint
+from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
+from edge_llama.sampling.params import LogitsProcessor, SamplingParams
+
+_MAX_LOGIT = 1e8  # divided by the least temperature, 1e-30, it is finite in float32
+
+
+class TokenChoice:
+    """Chooses the tokens of one answer. For the engine's thread."""
+
+    def __init__(
+        self,
+        sample: Callable[[], int],
+        logits: Callable[[], NDArray[np.float32]],
+        params: SamplingParams,
+        constraint: Constraint | None,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        on_logprobs: Callable[[TokenLogprobs], None],
+    ) -> None:
+        """``sample`` chooses by what ``logits`` gives: the engine's own, float32 ``(n_vocab,)``, open to changes.
+
+        ``prompt`` are its token ids, for functions over the logits; ``on_logprobs`` is told of each token, an end token
+        too, if ``params`` ask for it.
+        """
+        self._sample = sample
+        self._logits = logits
+        self._processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
+        self._constraint = constraint
+        self._tokenizer = tokenizer
+        self._token_ids = list(prompt) if self._processors else []
+        self._n_logprobs = params.logprobs
+        self._on_logprobs = on_logprobs
+        self.changes_logits = bool(self._processors or constraint)
+        """Whether the engine's logits are changed for each choice. They are put back after it."""
+
+    def __call__(self) -> int:
+        """The next token. OptionError if a function over the logits fails, or nothing can follow by the constraint."""
+        if self._n_logprobs is None:
+            return self._chosen()
+        raw = Distribution(self._logits())
+        token = self._chosen()
+        self._on_logprobs(raw.of(token, self._n_logprobs))
+        return token
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer fits its constraint and nothing can follow."""
+        return self._constraint is not None and self._constraint.is_complete
+
+    def _chosen(self) -> int:
+        if not self.changes_logits:
+            return self._sample()
+        logits = self._logits()
+        whole = logits.copy()
+        try:
+            self._change(logits)
+            token = self._sample()
+        finally:
+            logits[:] = whole
+        if self._processors:
+            self._token_ids.append(token)
+        if self._constraint and not self._tokenizer.is_end(token):
+            self._constraint.accept(token)
+        return token
+
+    def _change(self, logits: NDArray[np.float32]) -> None:
+        for processor in self._processors:
+            logits[:] = _processed(processor, self._token_ids, logits)
+        if self._constraint:
+            self._constraint.mask(logits)
+            if self._processors and logits.max() == -np.inf:
+                raise OptionError("logits_processor: it leaves no token that the schema, regex or grammar allows")
+
+
+def _processed(
+    processor: LogitsProcessor, token_ids: Sequence[int], logits: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """What the function makes of a copy of the logits. OptionError if it raises or gives what can't be sampled."""
+    try:
+        found = np.asarray(processor(token_ids, logits.copy()))
+    except Exception as error:
+        raise OptionError(f"logits_processor: it raised {type(error).__name__}: {error}") from error
+    if found.shape != logits.shape or found.dtype.kind not in "fiu":
+        raise OptionError(
+            f"logits_processor: it gave {found.dtype} of the shape {found.shape}, expected numbers of {logits.shape}",
+            remedy="return the logits, changed or not",
+        )
+    with np.errstate(over="ignore"):  # of float64 below float32's range: -inf is meant
+        changed = found.astype(np.float32)
+    best = changed.max()
+    if not -np.inf < best <= _MAX_LOGIT:  # NaN is neither
+        raise OptionError(
+            f"logits_processor: the largest logit that it gave is {best}, expected a number up to {_MAX_LOGIT:,.0f}",
+            remedy="give -inf to tokens that must not come, and leave one that may",
+        )
+    return changed

@@ -1,0 +1,214 @@
+"""Which kernels a conversion takes, and how compiled ones come while it runs.
+
+ggml's own (:mod:`quant.reference`) are there at once. :mod:`quant.compiled` has the same bytes several times as fast,
+but must load numba first and, on a machine's first conversion, compile: worth it for models from some hundred million
+weights on. :func:`loading_kernels` does that while ggml's kernels already work. ``EDGE_LLAMA_KERNELS`` decides
+otherwise: ``ggml``, or ``compiled`` (from the first row on, whatever it takes).
+
+Where llama-cpp-python is missing, or was built so that its bytes are not those of other machines, compiled kernels do
+all the work: then a file's bytes don't depend on when a kernel was ready.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple
+
+from edge_llama.errors import EngineError, OptionError
+from edge_llama.files.formats import FORMATS, Format
+from edge_llama.host.user_cache import CACHE_VARIABLE
+from quant import compiled, kernels, nbits
+from quant.reference import ggml
+from quant.reference.vectors import gives_expected_bytes
+
+_log = logging.getLogger("edge_llama")
+CHOICES = ("auto", "ggml", "compiled")
+_NUMBA, _LLAMA_CPP = "pip install numba", "pip install llama-cpp-python"
+
+
+class _Cost(NamedTuple):
+    """Of a format whose compiled kernel is faster than ggml's without importance; both figures are about right."""
+
+    ggml_rate: float
+    """Weights a second and core that ggml's kernel makes."""
+    compiling: float
+    """Seconds."""
+
+
+_COSTS = {
+    "q8_0": _Cost(240e6, 2.0),
+    "iq4_nl": _Cost(4.5e6, 5.0),
+    "iq4_xs": _Cost(4.5e6, 5.0),
+    "q3_k": _Cost(70e6, 6.0),
+    "q4_k": _Cost(14e6, 7.0),
+    "q5_k": _Cost(16e6, 7.0),
+    "q2_k": _Cost(16e6, 8.0),
+    "q6_k": _Cost(30e6, 10.0),
+}
+_LOADING = 2.0
+"""Seconds of ggml's work from which on loading numba is worth its while."""
+
+
+def choice() -> str:
+    """What ``EDGE_LLAMA_KERNELS`` says, ``auto`` if nothing; OptionError for anything unknown or not installed."""
+    value = os.environ.get("EDGE_LLAMA_KERNELS") or "auto"
+    if value not in CHOICES:
+        raise OptionError(f"EDGE_LLAMA_KERNELS is {value!r}", remedy=f"known: {', '.join(CHOICES)}")
+    if value == "compiled" and not compiled.is_available():
+        raise OptionError("EDGE_LLAMA_KERNELS is compiled, but numba is not installed", remedy=_NUMBA)
+    if value == "ggml" and not ggml.is_installed():
+        raise OptionError("EDGE_LLAMA_KERNELS is ggml, but llama-cpp-python is not installed", remedy=_LLAMA_CPP)
+    return value
+
+
+def in_use() -> str:
+    """Which kernels a conversion takes, in a sentence."""
+    chosen = choice()
+    if chosen == "ggml":
+        return "ggml's (EDGE_LLAMA_KERNELS)"
+    if not compiled.is_available():
+        numba = "numba is not installed: pip install 'edge-llama[convert]'"
+        return f"ggml's ({numba})" if ggml.is_installed() else f"none: neither llama-cpp-python nor {numba}"
+    if not ggml.is_installed():
+        return "compiled for this machine; llama-cpp-python is not installed"
+    try:
+        is_canonical = _is_canonical(FORMATS["q4_k"])
+    except EngineError as error:
+        return f"none: {error}"
+    if not is_canonical:
+        return (
+            "compiled for this machine; ggml's give other bytes here than elsewhere: its build fuses products and sums"
+        )
+    refused = ", ".join(compiled.refused())
+    besides = f", and for {refused}, whose compiled kernels give other bytes here" if refused else ""
+    return f"compiled for this machine; ggml's for small models and while they are compiled{besides}"
+
+
+def check_kernels(formats: Collection[Format]) -> None:
+    """EngineError unless there are kernels here that quantize to all ``formats``; none is loaded yet."""
+    needed = _quantized(formats)
+    if ggml.is_installed() or not needed:
+        return
+    if not compiled.is_available():
+        raise EngineError(
+            f"quantizing to {needed[0]} takes llama-cpp-python or numba, and neither is installed",
+            remedy=f"{_LLAMA_CPP}, or {_NUMBA}",
+        )
+    if missing := [format_ for format_ in needed if format_.name not in compiled.NAMES]:
+        ggml.require(f"quantizing to {missing[0]} takes ggml's own kernel")
+
+
+def _quantized(formats: Collection[Format]) -> list[Format]:
+    """Ggml's formats whose kernels ``formats`` take; floats and some of ONNX Runtime's grids take none."""
+    found = [nbits.kernel_format(each.grid) if isinstance(each, nbits.ArrayFormat) else each for each in formats]
+    return list(dict.fromkeys(each for each in found if each is not None and each.is_quantized))
+
+
+@contextmanager
+def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
+    """While within, load the kernels that ``work`` (weights to quantize in each format) is worth.
+
+    ``threads`` share the work. With ``auto`` nobody waits where ggml's kernels give the bytes of every machine; else,
+    and with ``compiled``, all kernels are ready at once. Raises EngineError for a format that nothing here quantizes.
+    """
+    chosen, needed = choice(), _quantized(work)
+    check_kernels(work)
+    if chosen == "compiled" or (chosen == "auto" and not _ggml_will_do(needed)):
+        _load_all(needed)
+    seconds = {
+        format_.name: weights / _COSTS[format_.name].ggml_rate / threads
+        for format_, weights in work.items()
+        if format_.name in _COSTS and not kernels.is_loaded(format_)
+    }
+    if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _LOADING:
+        yield
+        return
+    loader = _Loader(sorted(seconds, key=lambda name: -seconds[name]), sum(seconds.values()))
+    try:
+        yield
+    finally:
+        loader.close()
+
+
+def _ggml_will_do(needed: Collection[Format]) -> bool:
+    """Whether ggml's kernels can begin: they are here and give the expected bytes, or there are no others."""
+    if not ggml.is_installed():
+        return False
+    if not compiled.is_available():
+        return True
+    return all(_is_canonical(format_) for format_ in needed if format_.name in compiled.NAMES)
+
+
+@cache
+def _is_canonical(format_: Format) -> bool:
+    """Whether the ggml that is installed gives the bytes that all machines shall give: milliseconds."""
+    return gives_expected_bytes(format_, lambda rows, importance: ggml.quantize(rows, format_, importance))
+
+
+def _load_all(needed: Collection[Format]) -> None:
+    try:
+        for format_ in needed:
+            if not kernels.load(format_):
+                ggml.require(f"the compiled kernel of {format_} gives other bytes than it should on this machine")
+    except OSError as error:
+        raise EngineError(
+            f"compiled kernels have no place: {error}", remedy=f"set {CACHE_VARIABLE} to a folder that can be written"
+        ) from error
+
+
+class _Loader:
+    """Loads kernels in a thread; what was never compiled is compiled in a process of its own.
+
+    There the compiler takes neither this process's lock nor its memory, and can be left unfinished.
+    """
+
+    def __init__(self, names: list[str], seconds: float) -> None:
+        self._names = names
+        is_worth_it = seconds >= sum(_COSTS[name].compiling for name in names)
+        self._may_compile = is_worth_it and not getattr(sys, "frozen", False)
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._load_all()
+        except Exception as error:  # whatever numba or the file system has against it: ggml's kernels do the work
+            _log.warning("compiled kernels are not used: %s: %s", type(error).__name__, error)
+
+    def _load_all(self) -> None:
+        import_module("quant.compiled.jit")  # numba loads while the first kernel is compiled elsewhere
+        from quant.compiled.cache import is_compiled  # noqa: PLC0415 - raises OSError where there is no place for it
+
+        for name in self._names:
+            if is_compiled(name) or (self._may_compile and self._compile(name)):
+                kernels.load(FORMATS[name])
+            if self._is_closed.is_set():
+                return
+
+    def _compile(self, name: str) -> bool:
+        """Whether the compiler came to its end before the work did."""
+        command = [sys.executable, "-m", "quant.compiled", name]
+        null = subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)  # noqa: S603 - our own module
+        try:
+            while process.poll() is None:
+                if self._is_closed.wait(0.05):
+                    return False
+            if process.returncode:
+                _log.warning("the kernel of %s could not be compiled: python -m quant.compiled %s says why", name, name)
+            return process.returncode == 0
+        finally:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        """Stop what is not finished."""
+        self._is_closed.set()
+        self._thread.join()

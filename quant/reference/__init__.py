@@ -1,0 +1,1 @@
+"""What quantized bytes must be: ggml's own kernels where they are installed, and hashes of theirs everywhere."""

@@ -1,0 +1,208 @@
+"""An engine of another package: files that end in .recite, whose model answers everything with the text in it.
+
+It is registered by the entry point ``edge_llama.engines`` alone (``test_outside_engine.py``), and keeps the Protocols
+of :mod:`edge_llama.backends.base`; nothing in edge-llama knows of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.backends.base import AskedSetting, Choice, Engine, EngineState, Placement, Sampler, Setting, TowerKind
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
+from edge_llama.files.artifact import Row
+from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.text_artifact import TextArtifact
+from edge_llama.sampling.numpy_sampler import NumpySampler
+from edge_llama.sampling.params import SamplingParams
+
+END = 256
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}answer: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReciteArtifact(TextArtifact):
+    engine = "reciting"
+    text: str
+    digest: str
+
+    @property
+    def form(self) -> str:
+        return "a text to recite"
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        return ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def identity(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def metadata(self) -> Mapping[str, Any]:
+        return {"text": self.text}
+
+    def rows(self) -> Sequence[Row]:
+        return [("text", "string", self.text)]
+
+    def verify(self, on_progress: Callable[[int], None]) -> None:
+        if not self.digest:
+            raise NotVerifiableError(f"{self.path}: carries no hash")
+        on_progress(len(self.text))
+        if hashlib.sha256(self.text.encode()).hexdigest() != self.digest:
+            raise ArtifactError(f"{self.path}: is not as it was written", remedy="write it again")
+
+
+class Bytes:
+    """A token for each byte, and one that ends the answer."""
+
+    n_vocab = END + 1
+    control_tokens: Mapping[str, int] = {}
+    special_texts: Mapping[str, str] = {}
+    bos = None
+
+    def control_tokens_of(self, template: str) -> Mapping[str, int]:
+        return {}
+
+    def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
+        return list(text.encode())
+
+    def least_tokens(self, text: str) -> int:
+        return len(text)
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if token < END else b""
+
+    def is_end(self, token: int) -> bool:
+        return token == END
+
+
+class RecitingTower:
+    """The likeliest next token is the next byte of the text, as far as it was said after the last "answer: "."""
+
+    n_embd = 1
+
+    def __init__(self, artifact: ReciteArtifact, n_ctx: int, n_batch: int) -> None:
+        self._answer = [*artifact.text.encode(), END]
+        self.n_ctx, self.n_batch = n_ctx, n_batch
+        self.tokenizer = Bytes()
+        self.settings: Mapping[str, Any] = {"engine": "reciting 1"}
+        self._tokens: list[int] = []
+        self._logits: NDArray[np.float32] = np.zeros(END + 1, np.float32)
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        self._tokens += tokens
+        said = bytes(token for token in self._tokens if token < END).rpartition(b"answer: ")[2]
+        self._logits[:] = 0
+        self._logits[self._answer[min(len(said), len(self._answer) - 1)]] = 10
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        raise EngineError("no images here")
+
+    def logits(self) -> NDArray[np.float32]:
+        return self._logits.copy()
+
+    def logits_view(self) -> NDArray[np.float32]:
+        return self._logits
+
+    def rewind(self, length: int) -> None:
+        del self._tokens[length:]
+
+    @property
+    def saved_bytes(self) -> int:
+        return 4 * len(self._tokens)
+
+    def save(self) -> NDArray[np.uint8]:
+        return np.array(self._tokens, np.int32).view(np.uint8)
+
+    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+        self._tokens = kv.view(np.int32).tolist()
+        if logits is not None:
+            self._logits[:] = logits
+
+    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
+        return NumpySampler(self.logits_view, params, history)
+
+    def use_threads(self, count: int) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Reciting:
+    name = "reciting"
+    has_fixed_threads = True
+    vision = None
+
+    def recognise(self, path: Path) -> bool:
+        return path.suffix == ".recite"
+
+    def tower_kind(self, path: Path) -> TowerKind:
+        return "text"
+
+    def bundle(self, path: Path) -> Path | None:
+        return None
+
+    def find(self, folder: Path) -> Iterable[Path]:
+        return sorted(folder.glob("*.recite"))
+
+    def files(self, path: Path) -> Iterable[Path]:
+        return [path]
+
+    def read(self, path: Path) -> ReciteArtifact:
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not JSON: {error}", remedy="write it again") from error
+        return ReciteArtifact(
+            path=path,
+            name=path.stem,
+            architecture="recite",
+            chat_template=TEMPLATE,
+            n_layer=1,
+            n_ctx_train=4096,
+            n_vocab=END + 1,
+            kv_values_per_token=1,
+            text=content["text"],
+            digest=content["sha256"],
+        )
+
+    def choose(
+        self, artifact: ReciteArtifact, asked: AskedSetting, *, placement: Placement | None, tune: bool
+    ) -> Choice:
+        return Choice(Setting(flash_attention=None, n_batch=asked["n_batch"] or 64), "the only one")
+
+    def place(self, artifact: ReciteArtifact, device: str, cache_bytes: int) -> Placement:
+        if device not in ("auto", "cpu", "stage"):
+            raise OptionError(f"device {device}: not for reciting", remedy="known: cpu, stage")
+        return Placement(0, "where it was told", "cpu" if device == "auto" else device)
+
+    def open(
+        self, artifact: ReciteArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+    ) -> RecitingTower:
+        return RecitingTower(artifact, n_ctx, setting.n_batch)
+
+    def state(self, *, again: bool) -> EngineState:
+        return EngineState("Reciting", "texts to recite", "1")
+
+
+ENGINE: Engine[ReciteArtifact] = Reciting()
