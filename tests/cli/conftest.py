@@ -23,7 +23,7 @@ def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
     """Start ``edge-llama`` with arguments in a terminal of its own."""
     started: list[Terminal] = []
 
-    def start(*arguments: object, columns: int = 100, env: Mapping[str, str] = MappingProxyType({})) -> Terminal:
+    def start(*arguments: object, columns: int = 160, env: Mapping[str, str] = MappingProxyType({})) -> Terminal:
         started.append(Terminal(EDGE_LLAMA, arguments, {**environment, "TERM": "xterm", **env}, columns))
         return started[-1]
 
