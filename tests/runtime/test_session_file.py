@@ -351,14 +351,14 @@ def test_any_tensor_tells_models_apart_without_hashes(llama3: Path, tmp_path: Pa
     converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
     bare = dict.fromkeys((integrity.ROOT, integrity.TENSORS, integrity.CERTIFICATE))
     path = rewritten(tmp_path / "a.gguf", tmp_path / "bare.gguf", fields=bare)
-    headers = open_artifact(path).headers
-    identities = {integrity.identity(headers)}
-    for tensor in headers[0].tensors:
+    artifact = open_artifact(path)
+    identities = {artifact.identity()}
+    for tensor in artifact.tensors:
         data = bytearray(path.read_bytes())
         data[tensor.offset + int(rng.integers(min(tensor.nbytes, 4096)))] ^= 1
         path.write_bytes(data)
-        identities.add(integrity.identity(headers))
-    assert len(identities) == 1 + len(headers[0].tensors)
+        identities.add(artifact.identity())
+    assert len(identities) == 1 + len(artifact.tensors)
 
 
 def test_settings_that_differ_are_an_announced_reread_and_the_files_own_are_not(
