@@ -22,8 +22,6 @@ from quant.loading import choice, in_use
 from quant.reference import ggml
 from quant.reference.vectors import gives_expected_bytes, hashed
 
-pytestmark = pytest.mark.timeout(1200)  # on a machine that never compiled them all kernels are, which takes minutes
-
 Rows = NDArray[np.float32]
 ROWS, COLUMNS = 9, 1280  # the last tile of lanes is not full, in any format
 
