@@ -38,7 +38,7 @@ lint: $(ENV)/.installed-dev
 # The whole suite in workers, each on cores of its own (tests/suite.py); a part of it in one process.
 test: lint $(MODEL)
 	@$(BIN)/python scripts/engine_source.py
-	$(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses=4 --dist=loadfile)
+	$(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder)
 
 clean:
 	rm -rf $(ENV) dist build

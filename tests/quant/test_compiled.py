@@ -51,6 +51,7 @@ def shaped(rng: np.random.Generator, family: str) -> Rows:
     return shaped_rows.view(np.float32) if shaped_rows.dtype == np.uint32 else shaped_rows.astype(np.float32)
 
 
+pytestmark = pytest.mark.timeout(1800)  # the first of them compiles all kernels
 SANE = ("normal", "heavy-tailed", "zeros", "half zeros", "negative", "positive", "ties", "bf16", "one outlier")
 FAMILIES = (
     *SANE,
