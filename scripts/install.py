@@ -199,8 +199,8 @@ def has(python: Path, wanted: str) -> bool:
 
 def pip(python: Path, verb: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
     command = [str(python), "-m", "pip", verb, "--quiet", "--disable-pip-version-check", *arguments]
-    if subprocess.run(command, env=env, check=False).returncode:
-        sys.exit("pip failed; the messages above say why")
+    if code := subprocess.run(command, env=env, check=False).returncode:
+        sys.exit(f"pip failed with {code}; the messages above say why")
 
 
 def fault(python: Path) -> str:
