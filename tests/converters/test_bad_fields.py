@@ -99,14 +99,14 @@ def test_an_edited_field_is_planned_or_refused(
 
 def _check_plans(folder: Path, tmp_path: Path, edit: str) -> None:
     for output, to in ((tmp_path / "x.gguf", "gguf"), (tmp_path / "x", "safetensors")):
-        start = time.monotonic()
+        start = time.process_time()  # of this process alone: others share the cores
         try:
             converters.plan(folder, output, to=to)
         except EdgeLlamaError as error:
             str(error).encode()  # may be printed
         except Exception as error:
             pytest.fail(f"{edit}: {error!r}")
-        assert time.monotonic() - start < 5, edit
+        assert time.process_time() - start < 5, edit
 
 
 EDITS: dict[str, tuple[str, str, _Path, Any, str]] = {
