@@ -159,7 +159,8 @@ def conversation(converted: Path) -> Iterator[Conversation]:
         str(converted),
         {"temperature": 0, "max_tokens": 12},
         Kept(None, off=True, quiet=True),
-        settings={},
+        opening={},
+        saved={},
         plain=True,
     )
     yield opened
