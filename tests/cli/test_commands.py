@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -155,11 +154,11 @@ def test_quotes() -> None:
 @pytest.fixture
 def conversation(converted: Path) -> Iterator[Conversation]:
     opened = Conversation(
-        partial(options.open_model, threads=1),
+        options.open_model,
         str(converted),
         {"temperature": 0, "max_tokens": 12},
         Kept(None, off=True, quiet=True),
-        opening={},
+        opening={"threads": 1},
         saved={},
         plain=True,
     )

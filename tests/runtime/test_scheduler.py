@@ -11,7 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edge_llama.backends.base import AbortedError
 from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
@@ -58,6 +60,9 @@ class Letters:
 
     def sample(self) -> int:
         return 1
+
+    def logits_view(self) -> NDArray[np.float32]:
+        raise AssertionError("nothing here looks at logits")
 
     def rewind(self, length: int) -> None:
         self.length = length
