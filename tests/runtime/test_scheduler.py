@@ -215,7 +215,7 @@ def test_a_finished_generation_keeps_nothing_alive(engine: Engine, tower: Letter
     freed = weakref.ref(owner)
     tower.error = error
     done = Generation(
-        engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer, owner=owner: None, owner=owner
+        engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer, owner=owner: None, keep_alive=owner
     )
     del owner
     assert freed() is not None
