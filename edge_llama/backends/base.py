@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
@@ -229,6 +230,14 @@ class EngineState:
     remedy: str = ""
     missing: tuple[str, ...] = ()
     """How to get an engine for GPUs that this build can't use, a line each; those whose driver is here first."""
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, for an :class:`EngineState`; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 TowerKind = Literal["text", "vision"]

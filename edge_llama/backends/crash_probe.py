@@ -90,7 +90,7 @@ class CrashProbe:
 
     engine: str
     package: str
-    check_engine: Callable[[], None] = lambda: None
+    check_engine: Callable[[], object] = lambda: None
 
     def run(self, module: str, path: Path, *arguments: str, nbytes: int = 0) -> dict[str, Any] | None:
         """What ``main(path, *arguments)`` of ``module`` says in a child process; None if it could not begin.

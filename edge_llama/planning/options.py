@@ -7,6 +7,7 @@ is up to who reads it from :class:`OpenOptions`.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
@@ -166,7 +167,8 @@ class OpenOptions(TypedDict, total=False):
     """Images are cut into so many tiles at most; None: as many as the model knows."""
 
 
-def described() -> dict[str, Option]:
+@cache
+def described() -> Mapping[str, Option]:
     """Every option by its name, in their order."""
     hints = get_type_hints(OpenOptions, include_extras=True)
     return {

@@ -116,11 +116,6 @@ def check() -> Verdict:
     return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
 
 
-def confirm() -> None:
-    """EngineError if the engine does not work here, whatever is remembered."""
-    check()
-
-
 def decode() -> None:
     """Write a one-layer model with random weights, and decode a batch and a token with it, in this process."""
     import ctypes  # noqa: PLC0415

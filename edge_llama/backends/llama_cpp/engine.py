@@ -1,7 +1,6 @@
 """llama.cpp as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from edge_llama.backends.base import (
@@ -14,6 +13,7 @@ from edge_llama.backends.base import (
     TextTower,
     TowerKind,
     VisionTower,
+    installed_version,
 )
 from edge_llama.backends.llama_cpp import build_probe, gpus, settings
 from edge_llama.errors import EngineError, OptionError
@@ -111,7 +111,7 @@ class LlamaCpp:
         try:
             verdict = build_probe.verdict(again=again)
         except EngineError as error:
-            return self._unusable(_version(), error.message, error.remedy)
+            return self._unusable(installed_version("llama-cpp-python"), error.message, error.remedy)
         found, missing = verdict.devices, gpus.missing(verdict.devices)
         about = (verdict.version, verdict.system_info, found, verdict.checked)
         return EngineState(self.name, _RUNS, *about, missing=missing)
@@ -153,13 +153,6 @@ def _first_parts(folder: Path) -> list[Path]:
 
 def _is_mmproj(file: Path) -> bool:
     return "mmproj" in file.name.lower()
-
-
-def _version() -> str | None:
-    try:
-        return version("llama-cpp-python")
-    except PackageNotFoundError:
-        return None
 
 
 ENGINE = LlamaCpp()

@@ -23,7 +23,7 @@ from edge_llama.files.integrity import ROOT
 from edge_llama.host import user_cache
 
 _log = logging.getLogger(__name__)
-PROBE = CrashProbe("llama.cpp", "llama-cpp-python", build_probe.confirm)
+PROBE = CrashProbe("llama.cpp", "llama-cpp-python", build_probe.check)
 _KIND = "first-run"
 _N_CTX = 256
 _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"

@@ -1,7 +1,6 @@
 """ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from edge_llama.backends.base import (
     TextTower,
     TowerKind,
     VisionTower,
+    installed_version,
 )
 from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
 from edge_llama.errors import EngineError, OptionError
@@ -105,7 +105,7 @@ class OnnxRuntime:
         try:
             library = runtime()
         except EngineError as error:
-            return EngineState(name, runs, _version("onnxruntime"), problem=error.message, remedy=error.remedy)
+            return EngineState(name, runs, installed_version("onnxruntime"), problem=error.message, remedy=error.remedy)
         there = [*library.get_available_providers(), *map(_described, PLUGINS)]
         return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
 
@@ -143,14 +143,7 @@ def _placement(device: str) -> Placement:
 
 def _described(plugin: Plugin) -> str:
     """A provider in a package of its own: the version, or how to get it."""
-    return f"{plugin.name} ({_version(plugin.package) or f'not here: pip install {plugin.package}'})"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
+    return f"{plugin.name} ({installed_version(plugin.package) or f'not here: pip install {plugin.package}'})"
 
 
 ENGINE = OnnxRuntime()
