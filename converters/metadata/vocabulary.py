@@ -42,7 +42,8 @@ class Vocabulary:
 
     ``model`` is ``llama`` (sentencepiece: ``scores``) or ``gpt2`` (byte-level BPE: ``merges``), ``pre`` llama.cpp's
     name for the splitting rule. ``special`` maps a kind (bos, eos, ...) to an id, ``add`` tells which are added.
-    ``chat_templates`` maps names to templates; the one in use is ``default``.
+    ``chat_templates`` maps names to templates; the one in use is ``default``. ``notes`` tell by topic where the files
+    that it was read from disagree, and which was believed: for the conversion's report.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Vocabulary:
     add: Mapping[str, bool] = field(default_factory=dict)
     add_space_prefix: bool | None = None
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def to_gguf(vocabulary: Vocabulary) -> dict[str, Value]:

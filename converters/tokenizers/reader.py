@@ -6,19 +6,18 @@ or retrained tokenizer works); and a sentencepiece vocabulary that comes as toke
 order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import read_json
 from converters.metadata.vocabulary import TokenType, Vocabulary
+from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
-from converters.tokenizers.special_tokens import KINDS, special_tokens, token_text
-from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
-from converters.tokenizers.template_files import chat_templates, more_templates
+from converters.tokenizers.special_tokens import class_default, special_tokens, with_roles
+from converters.tokenizers.structure import MODEL, SETTINGS, SPECIAL_MAP, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.template_files import chat_templates, template_files
 from converters.tokenizers.tiktoken_ranks import is_ranks
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
@@ -27,7 +26,7 @@ _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *("added_tokens.json", "special_tokens_map.json"),
 )
 
 
@@ -53,30 +52,34 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that :func:`read_folder` reads, if they are there."""
-    return [*(folder / name for name in _FILES), *more_templates(folder)]
+    return [*(folder / name for name in _FILES), *template_files(folder)]
 
 
 def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     path = folder / "tokenizer.json"
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
+    special_map = read_checked(folder / "special_tokens_map.json", SPECIAL_MAP)
+    settings, told = with_roles(settings, special_map, class_default(tokenizer, settings, config))
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
-        vocabulary = _sentencepiece(folder, settings, n_vocab)
+        vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
     elif not tokenizer:
         raise CheckpointError(
             f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
         )
     else:
         vocabulary = _bpe(path, tokenizer, settings, n_vocab)
-    special, add = special_tokens(tokenizer, settings, config, n_vocab)
+    special, add = special_tokens(tokenizer, settings, config, vocabulary.tokens)
     if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
         add["bos"] = False
+    templates, of_templates = chat_templates(folder, settings)
     return replace(
         vocabulary,
         special=special,
         add=add,
         add_space_prefix=settings.get("add_prefix_space"),
-        chat_templates=chat_templates(folder, settings),
+        chat_templates=templates,
+        notes={**vocabulary.notes, **told, **of_templates},
     )
 
 
@@ -123,15 +126,16 @@ def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
     return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, special=special, add=add)
 
 
-def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
-    table, _ = _pieces(folder / "tokenizer.model", n_vocab)
-    added = folder / "added_tokens.json"
-    for text, index in (read_json(added) if added.is_file() else {}).items():
-        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        index = int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key
-        table.put(index, *_added(entry["content"], bool(entry.get("special"))), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    table, pieces = _pieces(folder / "tokenizer.model", n_vocab)
+    own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
+    added, told = added_tokens(folder, tokenizer, settings, own, is_last=False)
+    for token in added:
+        table.check(token.index, token.text)
+        is_there = table.tokens[token.index] == token.text and table.types[token.index] != TokenType.NORMAL
+        if token.is_in_settings or not is_there:  # else the model knows it already
+            table.put(token.index, *_added(token), -1000.0)
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, notes=told)
 
 
 def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
@@ -202,11 +206,12 @@ def _sentencepiece_json(
         # Characters that no merge makes: they only need to be worse than all that merges make.
         table.claim(index, text)
         table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        if table.types[index] != TokenType.UNKNOWN:
-            table.put(index, *_added(text, special), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        if table.types[token.index] != TokenType.UNKNOWN:
+            table.put(token.index, *_added(token), -1000.0)
+    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, notes=told)
 
 
 def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
@@ -216,12 +221,13 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str,
     for text, index in model["vocab"].items():
         table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        table.put(index, *_added(text, special))
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        table.put(token.index, *_added(token))
     merges = list(_merges(path, model))
     _check_merges(path, merges, table.tokens)
-    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges, notes=told)
 
 
 def _check_merges(path: Path, merges: Iterable[str], tokens: Iterable[str]) -> None:
@@ -264,20 +270,15 @@ class _Table:
         self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
 
 
-def _added(text: str, special: bool) -> tuple[str, TokenType]:
+def _added(token: AddedToken) -> tuple[str, TokenType]:
     """An added token's text and type; some models forget to mark control tokens as special."""
-    if special or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or (text.startswith("<|") and text.endswith("|>")):
+    text = token.text
+    if token.special is None:
+        return text, TokenType.USER_DEFINED
+    is_control = text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or (text.startswith("<|") and text.endswith("|>"))
+    if token.special or is_control:
         return text, TokenType.CONTROL
     return text.replace("\u2581", " "), TokenType.USER_DEFINED
-
-
-def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
-    roles = {token_text(settings.get(f"{kind}_token")) for kind in KINDS}
-    roles |= {token_text(token) for token in settings.get("additional_special_tokens") or []}
-    for entry in tokenizer.get("added_tokens") or []:
-        index, text = entry["id"], entry["content"]
-        yield index, text, bool(entry.get("special")) or text in roles
 
 
 def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
