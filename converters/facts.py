@@ -137,7 +137,8 @@ ADDED_TOKENS = Fact(
         "*_token in special_tokens_map.json or tokenizer_config.json",
     ),
     "Each place adds what those before it lack, also beside a tokenizer.model that knows none of them. A text or an id "
-    "that another place has already is not used.",
+    "that another place has already is not used. For classes that build their tokenizer themselves (LlamaTokenizer, "
+    "GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes first.",
     "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
 )
 FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from converters.checkpoint import read_json
 from converters.facts import ADDED_TOKENS
-from converters.tokenizers.special_tokens import role_texts
+from converters.tokenizers.special_tokens import own_class, role_texts
 from edge_llama.errors import CheckpointError
 
 _MOST_TOLD = 3
@@ -99,10 +99,10 @@ def _note(unused: Sequence[str]) -> dict[str, str]:
 def _said(
     folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], vocab: Mapping[str, int]
 ) -> dict[str, list[AddedToken]]:
-    """What each place lists, in the table's order."""
+    """What each place lists, the one that decides first."""
     roles = role_texts(settings)
     path = folder / _IN_FILE
-    return {
+    said = {
         _IN_TOKENIZER: [
             AddedToken(
                 entry["id"], entry["content"], bool(entry.get("special")) or entry["content"] in roles, _IN_TOKENIZER
@@ -116,6 +116,7 @@ def _said(
         ],
         _AS_ROLE: [AddedToken(vocab[text], text, True, _AS_ROLE) for text in sorted(roles) if text in vocab],
     }
+    return {_IN_SETTINGS: said[_IN_SETTINGS], **said} if own_class(tokenizer, settings, {}) else said
 
 
 def _in_settings(settings: Mapping[str, Any], roles: set[str]) -> Iterator[AddedToken]:

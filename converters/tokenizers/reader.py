@@ -15,7 +15,7 @@ from typing import Any
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
-from converters.tokenizers.special_tokens import class_default, special_tokens, with_roles
+from converters.tokenizers.special_tokens import CLASS_DEFAULTS, own_class, special_tokens, with_roles
 from converters.tokenizers.structure import MODEL, SETTINGS, SPECIAL_MAP, TOKENIZER, check_fields, read_checked
 from converters.tokenizers.template_files import chat_templates, template_files
 from converters.tokenizers.tiktoken_ranks import is_ranks
@@ -60,7 +60,8 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
     special_map = read_checked(folder / "special_tokens_map.json", SPECIAL_MAP)
-    settings, told = with_roles(settings, special_map, class_default(tokenizer, settings, config))
+    name = own_class(tokenizer, settings, config)
+    settings, told = with_roles(settings, special_map, CLASS_DEFAULTS.get(name, {}))
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
         vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
     elif not tokenizer:

@@ -7,14 +7,14 @@ from converters.facts import ROLES, decide, notes
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _MORE = ("additional_special_tokens", "extra_special_tokens")
-_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
     "CodeLlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
     "GemmaTokenizer": {"bos": "<bos>", "eos": "<eos>"},
     "GPT2Tokenizer": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
     "Qwen2Tokenizer": {"eos": "<|endoftext|>"},
 }
-"""By transformers' class: the defaults of its arguments."""
+"""BOS and EOS where no file names one, by transformers' classes that build their tokenizer themselves."""
 _BY_FAMILY = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
@@ -61,16 +61,14 @@ def with_roles(
     return merged | {key: special_map[key] for key in _MORE if special_map.get(key)}, told
 
 
-def class_default(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]
-) -> Mapping[str, str]:
-    """The BOS and EOS that the tokenizer's class has where no file names one."""
+def own_class(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Transformers' class, if it is one that builds its tokenizer itself of a vocabulary and merges; else empty."""
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     of_family = _BY_FAMILY.get(str(config.get("model_type")), "")
     name = of_family if named is None or config.get("model_type") == "qwen2" else str(named).removesuffix("Fast")
     is_byte_level = "ByteLevel" in str(tokenizer.get("pre_tokenizer"))
-    # LlamaTokenizer splits as sentencepiece does: for another tokenizer.json transformers takes a class without any.
-    return {} if name == "LlamaTokenizer" and is_byte_level else _DEFAULTS.get(name, {})
+    # LlamaTokenizer splits as sentencepiece does: with another tokenizer.json transformers takes a class that reads it.
+    return "" if name not in CLASS_DEFAULTS or (name == "LlamaTokenizer" and is_byte_level) else name
 
 
 def special_tokens(
