@@ -11,6 +11,7 @@ from converters.targets.gguf_file import TEXT_FILE, VISION_FILE
 from converters.targets.safetensors import SAFETENSORS
 from converters.targets.writers import TEXT, VISION
 from edge_llama.errors import OptionError
+from edge_llama.files.gguf import is_named_gguf
 
 FOLDERS: dict[str, Target] = {"safetensors": SAFETENSORS}
 """By what ``to`` says: targets that write all of a checkpoint into a folder, whatever that is called."""
@@ -50,7 +51,7 @@ def _towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
 
 
 def _target(output: Path, checkpoint: Checkpoint, options: Options, written: Collection[str]) -> Target:
-    is_file = output.suffix == ".gguf"
+    is_file = is_named_gguf(output.name)
     if options.to in FOLDERS:
         return FOLDERS[options.to]
     if options.to == "onnx" and is_file:

@@ -15,7 +15,7 @@ from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
 from converters.target import TowerFiles
 from edge_llama.errors import CheckpointError
-from edge_llama.files.gguf import ALIGNMENT, Value, ValueType, string, u32
+from edge_llama.files.gguf import ALIGNMENT, SUFFIX, Value, ValueType, is_named_gguf, string, u32
 from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe
 
@@ -85,7 +85,8 @@ def _grouped(entries: tuple[Entry, ...], max_bytes: int | None) -> list[tuple[En
 
 def _part_name(name: str, number: int, count: int) -> str:
     """llama.cpp's naming: it finds the other parts by it."""
-    return name if count == 1 else f"{name.removesuffix('.gguf')}-{number + 1:05}-of-{count:05}.gguf"
+    stem = name[: -len(SUFFIX)] if is_named_gguf(name) else name
+    return name if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}{SUFFIX}"
 
 
 def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tuple[Entry, ...]]) -> dict[str, Value]:
