@@ -58,6 +58,10 @@ class Safetensors:
         small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
         return Layout((part,), small, is_folder=True, closing=_closing)
 
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The folder in each format."""
+        return {quant: self.lay_out(checkpoint, "", Options(quant=quant)).output_bytes for quant in _DTYPES}
+
 
 SAFETENSORS = Safetensors()
 
