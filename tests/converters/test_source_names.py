@@ -40,7 +40,7 @@ def test_an_output_in_capitals_is_a_gguf_file(llama3: Path, gguf: Path, tmp_path
     converters.convert(llama3, tmp_path / "OUT.GGUF", quant="f16")
     assert (tmp_path / "OUT.GGUF").read_bytes() == gguf.read_bytes()
     converters.convert(llama3, tmp_path / "PARTS.GGUF", quant="f16", max_shard_bytes=300_000)
-    assert (tmp_path / "PARTS-00001-of-00003.gguf").is_file()
+    assert list(tmp_path.glob("PARTS-00001-of-*.gguf"))
 
 
 @pytest.mark.parametrize("name", ["model.gguf", "MODEL.GGUF"])

@@ -33,7 +33,7 @@ def test_any_bit_that_flipped_is_found(folder: Path, tmp_path: Path) -> None:
         whole = path.read_bytes()
         for at in (0, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:at] + bytes((whole[at] ^ 0x20,)) + whole[at + 1 :])
-            with refusal(ArtifactError, "", copied):
+            with refusal(ArtifactError, "as it was written|expected a hash|cut short|is missing|cannot be", copied):
                 checksums.verify(copied)
         path.write_bytes(whole)
     assert checksums.verify(copied) > 3
