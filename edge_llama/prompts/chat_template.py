@@ -122,13 +122,13 @@ class ChatTemplate:
         own = list(self._own(rendered, contents))
         self._check_images(own, images)
         waiting = iter(images)
-        ids: list[int] = []
+        parts: list[str | int] = []
         at = 0
         for match in own:
-            ids += self._plain(rendered[at : match.start()])
-            ids += next(waiting) if images and match[0] == IMAGE else [self._control[match[0]]]
+            parts += [rendered[at : match.start()]] if match.start() > at else []
+            parts += next(waiting) if images and match[0] == IMAGE else [self._control[match[0]]]
             at = match.end()
-        return ids + self._plain(rendered[at:])
+        return self._tokenizer.encode_parts([*parts, rendered[at:]], self._control)
 
     def _check_images(self, own: Sequence[re.Match[str]], images: Sequence[object]) -> None:
         written = sum(match[0] == IMAGE for match in own)
@@ -153,9 +153,6 @@ class ChatTemplate:
                     remedy="pass one that does (--chat-template FILE), or put them into a message yourself",
                 )
             self._shown.add(what)
-
-    def _plain(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, self._control) if text else []
 
     def _own(self, rendered: str, contents: Contents) -> Iterable[re.Match[str]]:
         """The control tokens that the template wrote, as matches whose places hold for ``rendered``.
