@@ -16,20 +16,19 @@ from typing import Any
 from converters.checkpoint import read_json
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
+from converters.tokenizers.special_tokens import KINDS, special_tokens, token_text
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.template_files import chat_templates, more_templates
 from converters.tokenizers.tiktoken_ranks import is_ranks
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
 
 _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
-_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
 )
-_CODE_LLAMA_SIZE = 32016
-_CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
@@ -54,11 +53,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that :func:`read_folder` reads, if they are there."""
-    return [*(folder / name for name in _FILES), *_more_templates(folder)]
-
-
-def _more_templates(folder: Path) -> list[Path]:
-    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return [*(folder / name for name in _FILES), *more_templates(folder)]
 
 
 def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
@@ -73,7 +68,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         )
     else:
         vocabulary = _bpe(path, tokenizer, settings, n_vocab)
-    special, add = _special_tokens(tokenizer, settings, config, n_vocab)
+    special, add = special_tokens(tokenizer, settings, config, n_vocab)
     if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
         add["bos"] = False
     return replace(
@@ -81,7 +76,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         special=special,
         add=add,
         add_space_prefix=settings.get("add_prefix_space"),
-        chat_templates=_chat_templates(folder, settings),
+        chat_templates=chat_templates(folder, settings),
     )
 
 
@@ -278,8 +273,8 @@ def _added(text: str, special: bool) -> tuple[str, TokenType]:
 
 def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
     """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
-    roles = {_content(settings.get(f"{kind}_token")) for kind in _KINDS}
-    roles |= {_content(token) for token in settings.get("additional_special_tokens") or []}
+    roles = {token_text(settings.get(f"{kind}_token")) for kind in KINDS}
+    roles |= {token_text(token) for token in settings.get("additional_special_tokens") or []}
     for entry in tokenizer.get("added_tokens") or []:
         index, text = entry["id"], entry["content"]
         yield index, text, bool(entry.get("special")) or text in roles
@@ -299,91 +294,3 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
             raise CheckpointError(
                 f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts", remedy=_NOT_TOGETHER
             )
-
-
-def _content(token: Any) -> str | None:
-    """A token given as text or as an object with ``content``."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _special_tokens(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int
-) -> tuple[dict[str, int], dict[str, bool]]:
-    """Ids by kind and which are added: tokenizer files first, then config.json."""
-    texts = {kind: _content(settings.get(f"{kind}_token")) for kind in _KINDS}
-    add = _added_by_post_processor(tokenizer, texts) if tokenizer else {}
-    ids = {_content(entry): entry["id"] for entry in reversed(tokenizer.get("added_tokens") or [])}
-    special: dict[str, int] = {}
-    for kind, text in texts.items():
-        flag = settings.get(f"add_{kind}_token")
-        if isinstance(flag, bool):
-            add.setdefault(kind, flag)
-        for index in (ids.get(text) if text else None, config.get(f"{kind}_token_id")):
-            if type(index) is int and 0 <= index < n_vocab:
-                special.setdefault(kind, index)
-    if n_vocab == _CODE_LLAMA_SIZE:
-        special |= _CODE_LLAMA
-    return special, {kind: flag for kind, flag in add.items() if kind in ("bos", "eos", "sep")}
-
-
-def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str | None]) -> dict[str, bool]:
-    """Whether BOS and EOS surround a text, by tokenizer.json's post-processor; ``texts`` may be renamed by it."""
-    post = tokenizer.get("post_processor") or {}
-    add: dict[str, bool] = {}
-    for step in post.get("processors") or [post]:
-        single = step.get("single") or []
-        if step.get("type") == "ByteLevel":
-            add.setdefault("bos", False)
-            add.setdefault("eos", False)
-        elif step.get("type") == "TemplateProcessing" and len(single) > 1:
-            first, last = _special(single[0]), _special(single[-1])
-            if first:
-                texts["bos"] = texts.get("bos") or first
-                add["bos"] = first in (texts["bos"], texts.get("cls"))
-            if last:
-                if texts.get("eos") not in (None, last):
-                    texts["eot"] = texts["eos"]
-                texts["eos"] = last
-                add["eos"] = True
-            between = _between(step.get("pair") or [], first, last)
-            if between:
-                ends = {texts.get("sep"), texts.get("eos")} - {None}
-                add["sep"] = (between[0] in ends and not last) or (len(between) == 2 and between[1] in ends)
-    return add
-
-
-def _between(pair: list[dict[str, Any]], first: str | None, last: str | None) -> list[str | None]:
-    """What a post-processor puts between two texts, A and B."""
-    inner = pair[1:] if first and pair and _special(pair[0]) == first else pair
-    inner = inner[:-1] if last and inner and _special(inner[-1]) == last else inner
-    names = [(step.get("Sequence") or {}).get("id") for step in inner]
-    return [_special(step) for step in inner[1:-1]] if names[:1] == ["A"] and names[-1:] == ["B"] else []
-
-
-def _special(step: Mapping[str, Any]) -> str | None:
-    """The special token that a step of a post-processor's template writes."""
-    text = (step.get("SpecialToken") or {}).get("id")
-    return text if isinstance(text, str) else None
-
-
-def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name: in tokenizer_config.json, or in files of their own as newer checkpoints have them."""
-    given = settings.get("chat_template")
-    if isinstance(given, list):
-        named = {entry.get("name"): entry.get("template") for entry in given}
-        return {name: template for name, template in named.items() if name is not None and template is not None}
-    if isinstance(given, str):
-        return {"default": given}
-    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja.is_file():
-        return {"default": _template(jinja)} | {file.stem: _template(file) for file in _more_templates(folder)}
-    template = read_json(older).get("chat_template") if older.is_file() else None
-    return {"default": template} if isinstance(template, str) else {}
-
-
-def _template(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", remedy="download it again") from error

@@ -1,0 +1,97 @@
+"""Where each fact about a checkpoint stands, and who wins where places disagree: one row a fact.
+
+The order is that in which transformers decides (read in 5.24; ``source`` says where), so that a checkpoint means here
+what it means there. Who reads a fact asks :func:`find`; who wants to know the rules reads the table, or docs/facts.md,
+which a test holds equal to it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import eq
+from typing import Any
+
+_MOST_SHOWN = 60  # characters of a value: ids and names; templates are not shown
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """``topic``: what it is, and the report's name for it. ``places``: the first that says something decides.
+
+    A place is ``FILE`` or ``FILE: field.field``. ``rule`` adds what the order alone doesn't say, ``source`` names the
+    code of transformers that decides so; where that has no say, why it is as it is.
+    """
+
+    topic: str
+    places: tuple[str, ...]
+    rule: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A fact's value, the place that said it, and what other places say instead."""
+
+    value: Any
+    place: str
+    others: Mapping[str, Any]
+
+    @property
+    def note(self) -> str:
+        """For the report: what was chosen over what; empty where no place disagrees."""
+        others = "; ".join(f"{place}{_shown(value)} differs and is not used" for place, value in self.others.items())
+        return f"by {self.place}{_shown(self.value)}; {others}" if others else ""
+
+
+def find(fact: Fact, contents: Mapping[str, Any], same: Callable[[Any, Any], bool] = eq) -> Found | None:
+    """What the first of the fact's places says; None if none says anything.
+
+    ``contents``: what the files hold, by their names as the table writes them: JSON values, or what stands for a file
+    that is none. A value of null says nothing. ``same`` tells whether two places say the same.
+    """
+    said = {place: value for place in fact.places if (value := value_at(contents, place)) is not None}
+    if not said:
+        return None
+    place = next(iter(said))
+    others = {other: value for other, value in said.items() if not same(said[place], value)}
+    return Found(said[place], place, others)
+
+
+def value_at(contents: Mapping[str, Any], place: str) -> Any:
+    """What ``contents`` have at a place of the table; None where there is nothing."""
+    file, _, field = place.partition(": ")
+    value = contents.get(file)
+    for key in field.split(".") if field else ():
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def notes(*facts: tuple[Fact, Found | None]) -> dict[str, str]:
+    """The report's notes on those facts on which places disagree, by topic."""
+    return {fact.topic: found.note for fact, found in facts if found is not None and found.note}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f" ({text})" if len(text) <= _MOST_SHOWN else ""
+
+
+TEMPLATE_FILES = "chat_template.jinja, additional_chat_templates/*.jinja"
+CHAT_TEMPLATE = Fact(
+    "chat template",
+    (TEMPLATE_FILES, "tokenizer_config.json: chat_template", "chat_template.json: chat_template"),
+    "Any file of its own replaces all that tokenizer_config.json has, named templates too. Of named ones `default` is "
+    "in use, and `tool_use` where tools are given.",
+    "tokenization_utils_base: _from_pretrained, get_chat_template; processing_utils: get_processor_dict",
+)
+END_TOKENS = Fact(
+    "end tokens",
+    (
+        "generation_config.json: eos_token_id",
+        "config.json: eos_token_id",
+        "config.json: text_config.eos_token_id",
+    ),
+    "A number or a list; every one of them ends an answer, and so does the tokenizer's own end. A negative id is none.",
+    "generation.configuration_utils: from_model_config; generation.utils: adjust_generation_fn",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS)
+"""Every row, in the order of the documentation."""
