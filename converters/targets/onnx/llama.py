@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from converters.architectures import llama
-from converters.architectures.llama import ROPE_FREQS, Hyperparameters
+from converters.architectures.hyperparameters import Hyperparameters, Rope
+from converters.architectures.rope import ROPE_FREQS, attention_factor
 from converters.architectures.rotary import frequencies
-from converters.checkpoint import Checkpoint, Tensor
+from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import INT64, Graph, ValueInfo
 from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
@@ -20,15 +20,15 @@ from quant.onnx_recipe import Form, OnnxRecipe
 
 
 class LlamaGraph:
-    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``.
+    """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names, by ``recipe``.
 
     ``is_portable``: in standard operators alone.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
+        self, hp: Hyperparameters, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
     ) -> None:
-        self.hp = self.hyperparameters(checkpoint)
+        self.hp = hp
         operators = OPERATOR_SETS[is_portable]
         self.graph = Graph("text", "model.onnx.data", operators.opset)
         self.ops = operators(self.graph, self.hp.norm_eps)
@@ -37,10 +37,6 @@ class LlamaGraph:
         self._caches: list[ir.Value] = []
         self.roles: set[str] = set()
         """Those of the matrices that were written."""
-
-    def hyperparameters(self, checkpoint: Checkpoint) -> Hyperparameters:
-        """What the config says."""
-        return llama.hyperparameters(checkpoint.config, checkpoint.path)
 
     def write(self) -> Graph:
         """The whole graph: ids in, the logits of the last position and the cache out."""
@@ -83,7 +79,9 @@ class LlamaGraph:
 
     def _begin(self) -> None:
         """What all layers share."""
-        cos, sin = (self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.rope_factors()))
+        cos, sin = (
+            self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.hp.rope, self.rope_factors())
+        )
         self._tables = cos, sin
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
@@ -164,14 +162,15 @@ class LlamaGraph:
         return self._recipe.form(role, matrix.columns, matrix.format)
 
 
-def _rotary(hp: Hyperparameters, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
+def _rotary(hp: Hyperparameters, rope: Rope, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
-    rates = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
+    rates = frequencies(hp.head_dim, rope.theta, rope.scaling, factors)
+    strength = np.float32(attention_factor(rope))
 
     def table(name: str, function: np.ufunc) -> Tensor:
         def read(start: int, stop: int) -> NDArray[np.uint8]:
             angles = np.arange(start, stop, dtype=np.float32)[:, None] * rates
-            values: NDArray[np.float32] = function(angles)
+            values: NDArray[np.float32] = function(angles) * strength
             return values.view(np.uint8)
 
         return Tensor(name, (hp.n_ctx, hp.head_dim // 2), F32, read)
