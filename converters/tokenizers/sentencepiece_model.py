@@ -43,7 +43,7 @@ def read_spec(content: bytes, path: Path) -> Spec:
             "GGUF's 'llama' vocabulary and tokenizer.json's merges would give other tokens",
             remedy="there is no equal vocabulary: train the model with a BPE tokenizer",
         )
-    if charsmap := normalizer.get(_CHARSMAP):
+    if normalizer.get(_CHARSMAP):
         name = bytes(normalizer.get(_NAME, b"")).decode("utf-8", "replace")
         raise CheckpointError(
             f"{path}: normalizes text by {name[:100]!r} (normalizer_spec.precompiled_charsmap), which no vocabulary "

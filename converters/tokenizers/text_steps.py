@@ -31,7 +31,7 @@ _REMEDY = "use another tokenizer, or a program that runs this one"
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """``add_space_prefix`` is llama.cpp's flag; None: as it does by itself. ``whole``: tokens that text always forms."""
+    """``add_space_prefix`` is llama.cpp's flag; None: as it does by itself. ``whole``: tokens cut out of text."""
 
     add_space_prefix: bool | None
     rules: TextRules
