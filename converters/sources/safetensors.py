@@ -137,6 +137,17 @@ def _sharded(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file by name, lazily: its header is parsed and checked, its data is not read."""
+    entries, start, data_size = read_entries(path)
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in sorted(entries.items())}
+    _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
+    return tensors
+
+
+def read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
+    """What the header says of each tensor, unchecked, where the data begins and how many bytes it has.
+
+    CheckpointError if there is no header.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -149,10 +160,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     entries = _parse_header(path, header)
     entries.pop("__metadata__", None)
-    data_size = size - 8 - length
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in sorted(entries.items())}
-    _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
-    return tensors
+    return entries, 8 + length, size - 8 - length
 
 
 def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:

@@ -1,7 +1,7 @@
-"""A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json."""
+"""A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json, and SHA256SUMS."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from converters.architectures import for_config
@@ -12,7 +12,9 @@ from converters.options import Options
 from converters.targets.writers import check_heeded, with_quant
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
+from edge_llama.files import checksums
 from edge_llama.files.formats import FORMATS, Format
+from edge_llama.files.manifest import StoredFile
 
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 _DEFAULT_QUANT = "bf16"
@@ -54,10 +56,18 @@ class Safetensors:
         }
         part = Part("model.safetensors", _header(entries, format_), entries)
         small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
-        return Layout((part,), small, is_folder=True)
+        return Layout((part,), small, is_folder=True, closing=_closing)
+
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The folder in each format."""
+        return {quant: self.lay_out(checkpoint, "", Options(quant=quant)).output_bytes for quant in _DTYPES}
 
 
 SAFETENSORS = Safetensors()
+
+
+def _closing(files: Mapping[str, StoredFile]) -> dict[str, bytes]:
+    return {checksums.NAME: checksums.encode(files)}
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ knows none of them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 class AddedToken:
     """A token that is found in a text before anything else.
 
-    ``special``: no text to a reader; None where the file doesn't say. ``place``: the first that lists it.
+    ``special``: no text to a reader. ``entry``: its flags, as the file has them. ``place``: the first that lists it.
     ``is_in_settings``: tokenizer_config.json does too.
     """
 
     index: int
     text: str
-    special: bool | None
+    special: bool
+    entry: Mapping[str, Any]
     place: str
     is_in_settings: bool = False
 
@@ -66,9 +67,8 @@ class _Merged:
             raise self._fail(token, f"has id {token.index!r:.100}, expected a number")
         there = self.by_id.get(token.index)
         if there is not None and there.text == token.text:
-            special = there.special if token.special is None else token.special
-            is_in_settings = there.is_in_settings or token.is_in_settings
-            self.by_id[token.index] = replace(there, special=special, is_in_settings=is_in_settings)
+            if token.is_in_settings:  # whose flags count in any case
+                self.by_id[token.index] = token
         elif there is not None and there.place == token.place:
             raise self._fail(token, f"and {there.text[:100]!r} share the id {token.index}")
         elif there is not None or token.text in self.ids or (is_vocab_kept and not self._fits_vocab(token)):
@@ -102,25 +102,23 @@ def _said(
     """What each place lists, the one that decides first."""
     roles = role_texts(settings)
     path = folder / _IN_FILE
+    in_file = read_json(path) if path.is_file() else {}
     said = {
         _IN_TOKENIZER: [
-            AddedToken(
-                entry["id"], entry["content"], bool(entry.get("special")) or entry["content"] in roles, _IN_TOKENIZER
-            )
-            for entry in tokenizer.get("added_tokens") or []
+            _listed(entry["id"], entry, roles, _IN_TOKENIZER) for entry in tokenizer.get("added_tokens") or []
         ],
-        _IN_SETTINGS: list(_in_settings(settings, roles)),
-        _IN_FILE: [
-            AddedToken(index, text, text in roles or None, _IN_FILE)
-            for text, index in (read_json(path) if path.is_file() else {}).items()
+        _IN_SETTINGS: [
+            _listed(int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key, entry, roles, _IN_SETTINGS)
+            for key, entry in (settings.get("added_tokens_decoder") or {}).items()
         ],
-        _AS_ROLE: [AddedToken(vocab[text], text, True, _AS_ROLE) for text in sorted(roles) if text in vocab],
+        _IN_FILE: [_listed(index, {"content": text}, roles, _IN_FILE) for text, index in in_file.items()],
+        _AS_ROLE: [_listed(vocab[text], {"content": text}, roles, _AS_ROLE) for text in sorted(roles) if text in vocab],
     }
     return {_IN_SETTINGS: said[_IN_SETTINGS], **said} if own_class(tokenizer, settings, {}) else said
 
 
-def _in_settings(settings: Mapping[str, Any], roles: set[str]) -> Iterator[AddedToken]:
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        index: Any = int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key
-        text = entry["content"]
-        yield AddedToken(index, text, bool(entry.get("special")) or text in roles, _IN_SETTINGS, is_in_settings=True)
+def _listed(index: Any, entry: Mapping[str, Any], roles: set[str], place: str) -> AddedToken:
+    text = entry["content"]
+    return AddedToken(
+        index, text, bool(entry.get("special")) or text in roles, entry, place, is_in_settings=place == _IN_SETTINGS
+    )

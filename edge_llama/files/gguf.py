@@ -19,6 +19,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import BY_GGML_ID, Format
 
 MAGIC = b"GGUF"
+SUFFIX = ".gguf"
 VERSION = 3
 ALIGNMENT = 32
 MAX_DIMENSIONS = 4
@@ -141,6 +142,25 @@ class Header:
     def architecture(self) -> str:
         """``general.architecture``: the prefix of the hyperparameters' keys."""
         return self.get("general.architecture", str, "")
+
+
+def is_named_gguf(name: str) -> bool:
+    """Whether a file of this name is meant to be GGUF: its suffix, in capitals or not."""
+    return name.lower().endswith(SUFFIX)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file at ``path`` is GGUF by its name, or by its first bytes: caches call files by their hashes."""
+    try:
+        with path.open("rb") as file:
+            return is_named_gguf(path.name) or file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """What is called so in ``folder``."""
+    return sorted(file for file in folder.glob("*") if is_named_gguf(file.name))
 
 
 def read_header(path: Path) -> Header:
