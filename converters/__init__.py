@@ -96,9 +96,9 @@ def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **optio
     checkpoint = open_checkpoint(Path(source))
     target, chosen = choose(Path(output), checkpoint, asked)
     inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
-    checkpoint = with_template(checkpoint, chosen.chat_template)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
+    checkpoint = with_template(checkpoint, chosen.chat_template)
     files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
     check_kernels(_quantized(layout.entries))
