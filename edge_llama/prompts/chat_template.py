@@ -188,8 +188,10 @@ class ChatTemplate:
         marks = {place: f"zq{at:05}qz" for at, place in enumerate(texts_of(contents))}
 
         def makes_no_difference(marks: Mapping[Place, str]) -> bool:
+            """Neither around the texts nor in their place: a template may look for a word (``/no_think``) alone."""
+            others = (with_marks(contents, marks, keep_text=keep_text) for keep_text in (True, False))
             try:
-                return self._render(with_marks(contents, marks)) == rendered
+                return all(self._render(other) == rendered for other in others)
             except TemplateError:  # it looked at the text at least
                 return False
 
