@@ -5,12 +5,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from converters.architectures.family import Weight
+from converters.architectures.gemma3 import GEMMA3
 from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.llama import LLAMA
 from converters.architectures.llama4 import LLAMA4
 from converters.architectures.llama4_meta import MetaLlama4, is_llama4
 from converters.architectures.llama_meta import MetaLlama
 from converters.architectures.meta import MetaFamily
+from converters.architectures.mistral import MISTRAL
+from converters.architectures.mixtral import MIXTRAL
+from converters.architectures.qwen import QWEN2, QWEN3
+from converters.architectures.smollm3 import SMOLLM3
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
@@ -68,7 +73,7 @@ class Architecture(Protocol):
         """GGUF's tensors under Hugging Face's names and in its order of rows."""
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, LLAMA4)
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA3, LLAMA4)
 
 
 def for_config(checkpoint: Checkpoint) -> Architecture:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.architectures import rope
-from converters.architectures.hyperparameters import Hyperparameters
+from converters.architectures.hyperparameters import Hyperparameters, Rope
 from converters.architectures.rope import ROPE_FREQS
 from converters.architectures.rotary import llama3_factors
 from converters.architectures.table import HParam, Limit, TensorSpec, Values
@@ -70,6 +70,10 @@ def _nothing(_fields: Fields, _values: Values) -> Mapping[str, Any]:
     return {}
 
 
+def _one_rope(fields: Fields, values: Values, default_theta: float) -> Mapping[str, Rope]:
+    return {"rope": rope.read_rope(fields, values["n_ctx"], default_theta)}
+
+
 def _unsaid(_header: Header) -> Mapping[str, Any]:
     return {}
 
@@ -78,7 +82,8 @@ def _unsaid(_header: Header) -> Mapping[str, Any]:
 class Family:
     """The tables; see :class:`~converters.architectures.Architecture`.
 
-    ``outside`` and ``layer`` are the tensors. ``derived`` gives fields of :class:`Hyperparameters` that follow from
+    ``outside`` and ``layer`` are the tensors. ``fixed`` are fields of :class:`Hyperparameters` that no config.json
+    changes, ``read_ropes`` gives those of rotary embedding. ``derived`` gives fields of :class:`Hyperparameters` that follow from
     several of config.json, which ``derived_keys`` names. ``limits`` say by target (gguf, onnx) what it can express.
     ``ropes`` are the kinds of rotary scaling that llama.cpp's graph takes. ``towers`` are what may stand before names
     of the text tower's tensors in place of ``model.``, ``others`` matches those of other towers. ``from_gguf`` gives
@@ -96,6 +101,8 @@ class Family:
     layer: tuple[TensorSpec, ...]
     default_theta: float = 10000.0
     ropes: tuple[str, ...] = ("default", "linear", "yarn", "llama3", rope.EXPLICIT)
+    read_ropes: Callable[[Fields, Values, float], Mapping[str, Rope]] = _one_rope
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     derived: Callable[[Fields, Values], Mapping[str, Any]] = _nothing
     derived_keys: frozenset[str] = frozenset()
     limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=dict)
@@ -129,7 +136,8 @@ class Family:
                 raise fields.fail(row.key, problem)
         if values["n_layer"] > MAX_LAYERS:
             raise fields.fail("num_hidden_layers", f"is {values['n_layer']}, expected {MAX_LAYERS} at most")
-        values["rope"] = rope.read_rope(fields, values["n_ctx"], self.default_theta)
+        values |= self.fixed
+        values |= self.read_ropes(fields, values, self.default_theta)
         values |= self.derived(fields, values)
         values["tied"] = values["tied"] and not has_head
         check_unknown(fields, {row.key for row in self.hparams} | rope.KEYS | self.derived_keys)
@@ -197,7 +205,7 @@ class Family:
                 value = getattr(hp, row.field)
                 found |= {key: row.kind.pack(value) for key in row.gguf if value is not None}
             if row.field == "n_head_kv":
-                found |= rope.to_gguf(hp.rope)
+                found |= rope.to_gguf(hp.rope, hp.window_rope)
         return {f"{self.gguf_name}.{key}": value for key, value in found.items()}
 
     def recipe_model(self, checkpoint: Checkpoint) -> Model:

@@ -49,8 +49,6 @@ class Hyperparameters:
     """Whether each head of Q and K has an RMS norm with weights before its positions are put in."""
     post_norms: bool = False
     """Whether attention and feed-forward are followed by norms of their own."""
-    norm_offset: float = 0.0
-    """What is added to the weights of norms, as stored by Hugging Face."""
     embedding_scale: float = 1.0
     attention_scale: float | None = None
     """By what the products of Q and K are multiplied; None: one over the root of ``head_dim``."""

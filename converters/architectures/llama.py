@@ -11,7 +11,7 @@ from typing import Any
 
 from converters.architectures.family import HEAD, Family
 from converters.architectures.hyperparameters import Hyperparameters
-from converters.architectures.table import FLAG, REAL, TEXT, HParam, TensorSpec, Values, one_of, same
+from converters.architectures.table import FLAG, REAL, TEXT, HParam, Limit, TensorSpec, Values, one_of, same
 from converters.tensors.views import PLAIN, ROTARY
 
 
@@ -44,6 +44,13 @@ N_HEAD = HParam("n_head", "num_attention_heads", ("attention.head_count",), chec
 N_HEAD_KV = HParam(
     "n_head_kv", "num_key_value_heads", ("attention.head_count_kv",), default=same("n_head"), check=divides
 )
+
+
+def kv_heads(default: int) -> HParam:
+    """The row of the KV heads: ``default`` if config.json doesn't say, as many as query heads if it says null."""
+    return replace(N_HEAD_KV, default=default, null=same("n_head"))
+
+
 HEAD_DIM = HParam(
     "head_dim", "head_dim", ("attention.key_length", "attention.value_length"), default=head_dim, check=even
 )
@@ -85,6 +92,12 @@ def bias(gguf: str, hf: str, rows: str, **options: Any) -> TensorSpec:
 def norm(gguf: str, hf: str, size: str = "n_embd", **options: Any) -> TensorSpec:
     """The row of a norm."""
     return TensorSpec(f"{gguf}.weight", f"{hf}.weight", "norm", (size,), **options)
+
+
+def experts_enough(values: Values, _config: Mapping[str, Any]) -> str:
+    """What is wrong with the number of experts that are used."""
+    used, experts = values["n_expert_used"], values["n_expert"]
+    return f"is {used} of {experts} experts" if used > max(experts, 1) else ""
 
 
 def unpermuted(spec: TensorSpec) -> TensorSpec:
@@ -129,6 +142,8 @@ _FEED_FORWARD_BIASES = (
     bias("ffn_up", "mlp.up_proj", "n_ff", when=_has_mlp_bias),
     bias("ffn_down", "mlp.down_proj", "n_embd", when=_has_mlp_bias),
 )
+LAYER = (*NORMS, *ATTENTION, *FEED_FORWARD, *ATTENTION_BIASES, *_FEED_FORWARD_BIASES)
+NO_BIASES = Limit(("attention_bias",), lambda hp: not hp.attention_bias, "no biases")
 
 LLAMA = Family(
     name="llama",
@@ -154,5 +169,5 @@ LLAMA = Family(
         biases("mlp_bias", "mlp_bias", "ffn_up"),
     ),
     outside=OUTSIDE,
-    layer=(*NORMS, *ATTENTION, *FEED_FORWARD, *ATTENTION_BIASES, *_FEED_FORWARD_BIASES),
+    layer=LAYER,
 )

@@ -5,13 +5,13 @@ Sources: transformers' ``modeling_llama4.py`` for what a checkpoint means, llama
 computes with one value that is built in. A checkpoint that has another is sound, but no GGUF file can hold it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from converters.architectures import llama
 from converters.architectures.family import Family
 from converters.architectures.hyperparameters import Hyperparameters
-from converters.architectures.table import FLAG, OPTIONAL, REAL, TEXT, HParam, Kind, Limit, TensorSpec, Values, same
+from converters.architectures.nope import KEYS, every, integers, is_built_in, rope_layers
+from converters.architectures.table import FLAG, OPTIONAL, REAL, TEXT, HParam, Kind, Limit, TensorSpec, Values
 from converters.tensors.views import Transposed
 from edge_llama.files.gguf import Header, boolean, u32
 from edge_llama.files.gguf_limits import LLAMA4_NOPE_INTERVAL
@@ -65,35 +65,6 @@ TRUTH = Kind(
 )
 
 
-def _experts_enough(values: Values, _config: Mapping[str, Any]) -> str:
-    used, experts = values["n_expert_used"], values["n_expert"]
-    return f"is {used} of {experts} experts" if used > max(experts, 1) else ""
-
-
-def integers(fields: Fields, key: str) -> tuple[int, ...] | None:
-    """A list of small numbers; None if there is none. CheckpointError for anything else."""
-    value = fields.content.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, list) or any(not isinstance(item, int) or not 0 <= item < 1 << 16 for item in value):
-        raise fields.fail(key, f"is {value!r:.100}, expected a list of layers")
-    return tuple(map(int, value))
-
-
-def rope_layers(fields: Fields, n_layer: int) -> tuple[bool, ...]:
-    """The list counts, 0 for a layer without; none or an empty one means every so many layers."""
-    interval = fields.size("no_rope_layer_interval", LLAMA4_NOPE_INTERVAL)
-    listed = integers(fields, "no_rope_layers")
-    if listed and len(listed) < n_layer:
-        raise fields.fail("no_rope_layers", f"has {len(listed)} entries for {n_layer} layers")
-    return tuple(map(bool, listed[:n_layer])) if listed else every(interval, n_layer)
-
-
-def every(interval: int, n_layer: int) -> tuple[bool, ...]:
-    """By layer, false for every so many."""
-    return tuple((layer + 1) % interval != 0 for layer in range(n_layer))
-
-
 def _layer_types(rotary: tuple[bool, ...], chunk: int | None) -> tuple[str, ...]:
     return tuple("chunked_attention" if rope and chunk is not None else "full_attention" for rope in rotary)
 
@@ -113,10 +84,6 @@ def _derived(fields: Fields, values: Values) -> dict[str, Any]:
     }
 
 
-def _is_built_in(hp: Hyperparameters) -> bool:
-    return hp.rope_layers == every(LLAMA4_NOPE_INTERVAL, hp.n_layer)
-
-
 _LIMITS = (
     Limit(("num_hidden_layers",), lambda hp: hp.n_layer >= LLAMA4_NOPE_INTERVAL, f"{LLAMA4_NOPE_INTERVAL} or more"),
     Limit(("num_local_experts",), lambda hp: hp.n_expert > 0, "at least one expert"),
@@ -131,7 +98,7 @@ _LIMITS = (
     Limit(("attn_temperature_tuning",), lambda hp: hp.has_temperature, "true"),
     Limit(("floor_scale",), lambda hp: hp.floor_scale == _FLOOR_SCALE, f"{_FLOOR_SCALE}"),
     Limit(("attn_scale",), lambda hp: hp.attn_scale == _ATTN_SCALE, f"{_ATTN_SCALE}"),
-    Limit(("no_rope_layers", "no_rope_layer_interval"), _is_built_in, "every fourth layer without"),
+    Limit(KEYS, lambda hp: is_built_in(hp.rope_layers), "every fourth layer without"),
     Limit(
         ("layer_types",),
         lambda hp: hp.layer_types == _layer_types(every(LLAMA4_NOPE_INTERVAL, hp.n_layer), _CHUNK),
@@ -163,14 +130,7 @@ LLAMA4 = Family(
         llama.N_EMBD,
         HParam("n_ff_dense", "intermediate_size_mlp", ("feed_forward_length",)),
         llama.N_HEAD,
-        HParam(
-            "n_head_kv",
-            "num_key_value_heads",
-            ("attention.head_count_kv",),
-            default=8,
-            check=llama.divides,
-            null=same("n_head"),
-        ),
+        llama.kv_heads(8),
         llama.eps(1e-5),
         HParam(
             "head_dim",
@@ -184,13 +144,13 @@ LLAMA4 = Family(
         llama.rotary(),
         HParam("n_ff", "intermediate_size", ("expert_feed_forward_length",)),
         HParam("n_expert", "num_local_experts", ("expert_count",), WHOLE, 16),
-        HParam("n_expert_used", "num_experts_per_tok", ("expert_used_count",), default=1, check=_experts_enough),
+        HParam("n_expert_used", "num_experts_per_tok", ("expert_used_count",), default=1, check=llama.experts_enough),
         HParam("moe_step", "interleave_moe_layer_step", ("interleave_moe_layer_step",), default=1),
         HParam("activation", "hidden_act", (), TEXT, "silu"),
         llama.TIED,
         llama.biases("attention_bias", "attention_bias", "attn_q"),
         HParam("use_qk_norm", "use_qk_norm", (), FLAG, True),
-        HParam("chunk_size", "attention_chunk_size", (), OPTIONAL, _CHUNK),
+        HParam("chunk_size", "attention_chunk_size", (), OPTIONAL, _CHUNK, null=lambda _values: None),
         HParam("has_temperature", "attn_temperature_tuning", (), TRUTH, True),
         HParam("floor_scale", "floor_scale", (), REAL, _FLOOR_SCALE),
         HParam("attn_scale", "attn_scale", (), REAL, _ATTN_SCALE),
@@ -211,7 +171,7 @@ LLAMA4 = Family(
         *_EXPERTS,
     ),
     derived=_derived,
-    derived_keys=frozenset({"moe_layers", "layer_types", "no_rope_layers", "no_rope_layer_interval"}),
+    derived_keys=frozenset({"moe_layers", "layer_types", *KEYS}),
     limits={"gguf": _LIMITS, "onnx": (_SILU,)},
     towers=("language_model.model.",),
     others=r"^(vision_model|multi_modal_projector)\.",

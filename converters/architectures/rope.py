@@ -133,8 +133,11 @@ def is_papers_yarn(rope: Rope) -> bool:
     return is_paper and bool(rope.scaling["truncate"])
 
 
-def to_gguf(rope: Rope) -> dict[str, Value]:
-    """Under llama.cpp's keys, after the architecture's name. ``rope_freqs`` tells llama3's scaling."""
+def to_gguf(rope: Rope, window_rope: Rope | None) -> dict[str, Value]:
+    """Under llama.cpp's keys, after the architecture's name; a tensor tells llama3's scaling.
+
+    ``window_rope``: that of layers with a sliding window.
+    """
     found: dict[str, Value] = {}
     if rope.kind in ("linear", "yarn"):
         found["rope.scaling.type"] = string(rope.kind)
@@ -142,7 +145,8 @@ def to_gguf(rope: Rope) -> dict[str, Value]:
     if rope.kind == "yarn":
         found["rope.scaling.original_context_length"] = u32(int(rope.scaling["original"]))
         found |= {f"rope.scaling.{name}": f32(rope.scaling[key]) for key, name in _YARN.items() if key in rope.scaling}
-    return found | {"rope.freq_base": f32(rope.theta)}
+    found["rope.freq_base"] = f32(rope.theta)
+    return found if window_rope is None else found | {"rope.freq_base_swa": f32(window_rope.theta)}
 
 
 def from_gguf(header: Header, freqs: Tensor | None, head_dim: int, default_theta: float) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import numpy as np
 import onnx_ir as ir
 
-from converters.architectures.rope import attention_factor
-from converters.architectures.rotary import frequencies
 from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import FLOAT, ValueInfo
 from converters.targets.onnx.llama import LlamaGraph
@@ -35,25 +33,11 @@ class Llama4Graph(LlamaGraph):
         return graph.op("ScatterND", rows, places, features, name="embedded", info=info)
 
     def _begin(self) -> None:
-        self._tables = self._angles(self.ops.positions)
+        self._tables = self._angles(self.hp.rope, "rotary", self.rope_factors())
         self._temperature = self._scales(self.ops.positions) if self.hp.has_temperature else None
         self._chunks = None
         if "chunked_attention" in self.hp.layer_types and (self.hp.chunk_size or 0) < self.hp.n_ctx:
             self._chunks = self._chunk_bias(self.ops.positions, self.ops.all_positions)
-
-    def _angles(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines, ``(sequence, head_dim / 2)``: a table of ten million positions would take gigabytes."""
-        graph, ops, hp = self.graph, self.ops, self.hp
-        rates = frequencies(hp.head_dim, hp.rope.theta, hp.rope.scaling, self.rope_factors())
-        column = ops.reshape(ops.op("Cast", positions, name="rotary.at", to=int(FLOAT)), "rotary.column", -1, 1)
-        angles = ops.op("Mul", column, graph.constant("rotary.turns", rates), name="rotary.angles")
-        cos, sin = ops.op("Cos", angles, name="rotary.cos"), ops.op("Sin", angles, name="rotary.sin")
-        if (strength := attention_factor(hp.rope)) == 1.0:
-            return cos, sin
-        factor = graph.constant("rotary.strength", strength)
-        return ops.op("Mul", cos, factor, name="rotary.cos.scaled"), ops.op(
-            "Mul", sin, factor, name="rotary.sin.scaled"
-        )
 
     def _scales(self, positions: ir.Value) -> ir.Value:
         """By what queries without positions are multiplied, ``(sequence, 1)``: the further on, the sharper."""
