@@ -73,6 +73,11 @@ def user_defined(content: bytes) -> frozenset[int]:
     )
 
 
+def without_prefix(content: bytes) -> bytes:
+    """The model, putting no space before text: what a protocol buffer says last of a field counts."""
+    return content + protobuf.encode_field(_NORMALIZER, protobuf.encode({_DUMMY_PREFIX: False}))
+
+
 def _message(content: bytes, number: int) -> Mapping[int, protobuf.Field]:
     """The fields of a message within the model; of one that stands there in parts, all of them."""
     parts = [value for field, value in protobuf.fields(memoryview(content)) if field == number]

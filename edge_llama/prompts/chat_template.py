@@ -114,6 +114,11 @@ class ChatTemplate:
                 raise
             return rendered(apart)
 
+    def text_and_tokens(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """A conversation of plain texts as the template writes it, and its ids. TemplateError as for :meth:`tokens`."""
+        contents, text = self._showing(messages, (), {}, None)
+        return text, self._tokens(contents, text, ())
+
     def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in any form or in the given one alone.
 
