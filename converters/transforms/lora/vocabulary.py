@@ -31,7 +31,7 @@ def with_vocabulary(checkpoint: Checkpoint, folder: Path, base_rows: int) -> Che
     before = checkpoint.vocabulary
     brings_tokens = any((folder / name).is_file() for name in _VOCABULARIES)
     after = _own(checkpoint, folder) if brings_tokens else _adapted(checkpoint, folder)
-    notes = _notes(before, after, brings_tokens=brings_tokens)
+    notes = {**after.notes, **_notes(before, after, brings_tokens=brings_tokens)}
     rows = text_config(checkpoint.config).get("vocab_size")
     if rows != base_rows:
         notes[_SIZE_NOTE] = f"the adapter's, of {rows:,} rows in place of {base_rows:,}"
@@ -62,8 +62,10 @@ def _adapted(checkpoint: Checkpoint, folder: Path) -> Vocabulary:
     special = {**vocabulary.special, **_special(settings, ids, folder)}
     flags = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos", "sep")}
     add = {**vocabulary.add, **{kind: flag for kind, flag in flags.items() if isinstance(flag, bool)}}
-    templates = chat_templates(folder, settings) or vocabulary.chat_templates
-    return replace(vocabulary, special=special, add=add, chat_templates=templates)
+    templates, told = chat_templates(folder, settings)
+    return replace(
+        vocabulary, special=special, add=add, chat_templates=templates or vocabulary.chat_templates, notes=told
+    )
 
 
 def _special(settings: Mapping[str, Any], ids: Mapping[str, int], folder: Path) -> dict[str, int]:
