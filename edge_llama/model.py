@@ -22,8 +22,8 @@ from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
-from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
+from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions

@@ -293,7 +293,7 @@ def _orientation_in_exif(data: bytes) -> float | None:
             tag, kind, count = struct.unpack_from(f"{order}HHI", data, entry)
             if tag == _ORIENTATION_TAG and kind in _EXIF_NUMBERS and count:
                 number = f"{order}{_EXIF_NUMBERS[kind]}"
-                is_within = count * struct.calcsize(number) <= 4  # noqa: PLR2004 - else its offset stands there
+                is_within = count * struct.calcsize(number) <= 4
                 place = entry + 8 if is_within else struct.unpack_from(f"{order}I", data, entry + 8)[0]
                 value: float = struct.unpack_from(number, data, place)[0]
                 return value

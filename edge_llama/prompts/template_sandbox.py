@@ -320,7 +320,7 @@ def _raise_exception(message: str) -> None:
     raise JinjaError(message)
 
 
-def _to_json(  # noqa: PLR0913 - transformers' signature: templates give options by place, too
+def _to_json(
     value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
 ) -> str:
     """Transformers' ``tojson`` (utils/chat_template_utils.py): plain JSON, without Jinja's HTML escapes.

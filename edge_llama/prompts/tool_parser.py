@@ -228,4 +228,3 @@ def _mention(names: Set[str]) -> re.Pattern[str]:
     """``"f"``, ``'f'``, ``f(`` and ``=f>``, for any of these names."""
     any_name = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
     return re.compile(rf"""["']({any_name})["']|(?<![\w.])({any_name})\(|=({any_name})>""")
-

@@ -192,7 +192,10 @@ ALMOST: list[tuple[str, str]] = [
     ("{'name': 'f', 'parameters': {}}", "the text names f"),
     ("<tool_call>f</tool_call>", ""),
     ('<tool_call>{"name": "f"}</tool_call>', "no object of parameters"),
-    ("<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "the answer ends within it"),
+    (
+        "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+        "the answer ends within it",
+    ),
     ('<function=Z>{"x": 1}</function>', "no tool is called Z"),
     ("<function=f>5</function>", "no object of parameters"),
     ("I would call f(x=1) there.", "the text names f"),
@@ -261,7 +264,9 @@ FRAGMENTS = st.sampled_from(
 
 @settings(max_examples=500, deadline=None)
 @given(
-    parts=st.lists(FRAGMENTS, max_size=14), form=st.sampled_from(["any", *FORMS]), cuts=st.randoms(use_true_random=False)
+    parts=st.lists(FRAGMENTS, max_size=14),
+    form=st.sampled_from(["any", *FORMS]),
+    cuts=st.randoms(use_true_random=False),
 )
 def test_any_answer_cut_anyhow_reads_the_same_and_loses_nothing(parts: list[str | int], form: str, cuts: Any) -> None:
     joined: list[str | int] = []
