@@ -131,8 +131,8 @@ ROLES = Fact(
 ADDS = Fact(
     "add_*_token",
     ("tokenizer.json: post_processor", "tokenizer_config.json: add_*_token"),
-    "Whether bos, eos and sep are put around a text. Where tokenizer.json is there, it counts alone. A tokenizer.model that "
-    "stands alone adds a BOS, as in llama.cpp and for Meta, though transformers 5 adds none.",
+    "Whether bos, eos and sep are put around a text. Where tokenizer.json is there, it counts alone. A tokenizer.model "
+    "that stands alone adds a BOS, as in llama.cpp and for Meta, though transformers 5 adds none.",
     "tokenization_utils_base: _from_pretrained",
 )
 ADDED_TOKENS = Fact(
