@@ -8,7 +8,6 @@ from converters.facts import ADDS, ROLES, decide, notes
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 ADDED_KINDS = ("bos", "eos", "sep")
-_MORE = ("additional_special_tokens", "extra_special_tokens")
 CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
     "CodeLlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
@@ -35,11 +34,15 @@ def token_text(token: Any) -> str | None:
 
 def role_texts(settings: Mapping[str, Any]) -> list[str]:
     """The texts of all tokens that have a role, be it only to be special, in transformers' order."""
-    named = [settings.get(f"{kind}_token") for kind in KINDS]
-    more = [settings.get(key) or () for key in _MORE]
-    listed = [token for tokens in more for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
-    texts = [token_text(token) for token in (*named, *listed)]
-    return list(dict.fromkeys(text for text in texts if text))
+    named = [token_text(settings.get(f"{kind}_token")) for kind in KINDS]
+    return list(dict.fromkeys(text for text in (*named, *_without_kind(settings)) if text))
+
+
+def _without_kind(settings: Mapping[str, Any]) -> list[str]:
+    """Texts of tokens that are special and nothing else."""
+    lists = [settings.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
+    listed = [token for tokens in lists for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
+    return [text for token in listed if (text := token_text(token))]
 
 
 def with_roles(
@@ -47,20 +50,24 @@ def with_roles(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """tokenizer_config.json's ``settings`` with the roles that transformers gives tokens, and notes for the report.
 
-    ``special_map`` is special_tokens_map.json's content, ``default`` what the tokenizer's class says.
+    ``special_map`` is special_tokens_map.json's content, ``default`` what the tokenizer's class says. Of that BOS and
+    EOS alone have a role, as templates use them: llama.cpp's converter knows none of the others, which are special.
     """
     if "added_tokens_decoder" in settings:
         special_map = {}
-    merged, told = {**settings}, {}
+    merged, told, more = {**settings}, {}, [*_without_kind(settings), *_without_kind(special_map)]
     for kind in KINDS:
         key, fact = f"{kind}_token", ROLES.of(kind)
-        texts = (token_text(special_map.get(key)), token_text(settings.get(key)), default.get(kind))
-        if key in settings or key in special_map:
-            texts = (*texts[:2], None)
+        is_open = key not in settings and key not in special_map
+        if is_open and kind in default and kind not in ("bos", "eos"):
+            more.append(default[kind])
+            continue
+        own = default.get(kind) if is_open else None
+        texts = (token_text(special_map.get(key)), token_text(settings.get(key)), own)
         found = decide(fact, dict(zip(fact.places, texts, strict=False)))
         merged |= {key: found.value} if found else {}
         told |= notes((fact, found))
-    return merged | {key: special_map[key] for key in _MORE if special_map.get(key)}, told
+    return merged | {"additional_special_tokens": None, "extra_special_tokens": more}, told
 
 
 def own_class(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
