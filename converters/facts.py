@@ -141,5 +141,19 @@ ADDED_TOKENS = Fact(
     "GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes first.",
     "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS)
+ROPE = Fact(
+    "rope",
+    ("config.json: rope_scaling", "config.json: rope_parameters"),
+    "The first that is not empty is taken, with all that is in it. rope_theta within it beats rope_theta beside it; "
+    "original_max_position_embeddings beside it beats that within. Gemma 3 adds rope_scaling to what rope_parameters "
+    "has for full_attention.",
+    "modeling_rope_utils: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict, standardize_rope_params",
+)
+OUTPUT_MATRIX = Fact(
+    "output matrix",
+    ("lm_head.weight", "config.json: tie_word_embeddings"),
+    "A matrix that is there is kept, whatever config.json says: they are tied only where there is none.",
+    "modeling_utils: PreTrainedModel.tie_weights, which ties only what is equal",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS, ROPE, OUTPUT_MATRIX)
 """Every row, in the order of the documentation."""

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from converters import architectures
 from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
 from converters.folder_files import end_ids
@@ -45,6 +46,7 @@ def open_folder(folder: Path) -> Checkpoint:
     contents = {"config.json": config} | ({given.name: read_json(given)} if given.is_file() else {})
     generation, told = generation_config.of_files(contents, len(vocabulary.tokens), end_ids(vocabulary), folder)
     provenance = read_provenance(folder)
+    told |= architectures.notes(config, tensors)
     return Checkpoint(
         folder,
         _name(folder, config),
