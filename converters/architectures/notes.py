@@ -23,7 +23,8 @@ def notes(config: Mapping[str, Any], names: Collection[str]) -> dict[str, str]:
 
 def _rope(config: Mapping[str, Any]) -> str:
     said = {place: config.get(place) or None for place in PLACES}
-    if isinstance(said[PLACES[1]], dict) and FULL in said[PLACES[1]]:
+    nested = said[PLACES[1]]
+    if isinstance(nested, dict) and FULL in nested:
         return ""  # by kinds of layers: rope_scaling adds to those of one kind
     place, content = parameters(config)
     parts = []
