@@ -162,8 +162,8 @@ DTYPE = Fact(
         "config.json: text_config.dtype",
         "config.json: text_config.torch_dtype",
     ),
-    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, it "
-    "is told.",
+    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, "
+    "it is told.",
     "configuration_utils: PreTrainedConfig.__post_init__; the first place is ours",
 )
 NAME = Fact(
