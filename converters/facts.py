@@ -106,7 +106,7 @@ END_TOKENS = Fact(
         "config.json: text_config.eos_token_id",
     ),
     "A number or a list; every one of them ends an answer. A negative id is none. Where config.json decides, the "
-    "tokenizer's own ends (eos_token, <|eot_id|> and the like) end an answer too.",
+    "tokenizer's own ends (eos_token, `<|eot_id|>` and the like) end an answer too.",
     "generation.configuration_utils: from_model_config; generation.utils: adjust_generation_fn",
 )
 SAMPLING = Fact(
@@ -157,8 +157,8 @@ WEIGHTS = Fact(
         "model.safetensors.index.json",
         "the only *.safetensors",
     ),
-    "Of two sets in a folder one is read, the other is named in the report. consolidated*.safetensors (Mistral's own "
-    "names) and adapter_model*.safetensors are none. The last place is ours.",
+    "Of two sets in a folder one is read, the other is named in the report. `consolidated*.safetensors` "
+    "(Mistral's own names) and `adapter_model*.safetensors` are none. The last place is ours.",
     "modeling_utils: _get_resolved_checkpoint_files",
 )
 DTYPE = Fact(
@@ -184,5 +184,19 @@ NAME = Fact(
     "A snapshot's hash is no name: Hugging Face's cache has it two folders above.",
     "huggingface_hub names the folder; transformers has no say",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDS, ADDED_TOKENS, WEIGHTS, DTYPE, NAME)
+ROPE = Fact(
+    "rope",
+    ("config.json: rope_scaling", "config.json: rope_parameters"),
+    "The first that is not empty is taken, with all that is in it. rope_theta within it beats rope_theta beside it; "
+    "original_max_position_embeddings beside it beats that within. Gemma 3 adds rope_scaling to what rope_parameters "
+    "has for full_attention.",
+    "modeling_rope_utils: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict, standardize_rope_params",
+)
+OUTPUT_MATRIX = Fact(
+    "output matrix",
+    ("lm_head.weight", "config.json: tie_word_embeddings"),
+    "A matrix that is there is kept, whatever config.json says: they are tied only where there is none.",
+    "modeling_utils: PreTrainedModel.tie_weights, which ties only what is equal",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDS, ADDED_TOKENS, WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX)
 """Every row, in the order of the documentation."""

@@ -1,6 +1,6 @@
 """The table of facts: the first place that says something decides, and what differs is told."""
 
-from pathlib import Path
+import facts_page
 
 from converters.facts import FACTS, Fact, find, notes, value_at
 
@@ -24,19 +24,8 @@ def test_a_place_within_what_is_no_object_says_nothing() -> None:
         assert value_at({"a.json": content}, "a.json: x.y") is None
 
 
-def _page() -> str:
-    """The table as docs/facts.md has it."""
-    rows = ["| fact | places, the first decides | rule | by |", "|---|---|---|---|"]
-    for fact in FACTS:
-        places = "<br>".join(f"{number}. {place}" for number, place in enumerate(fact.places, 1))
-        rows.append(f"| {fact.topic} | {places} | {fact.rule} | {fact.source} |")
-    return "\n".join(rows).replace("*", r"\*").replace("_", r"\_").replace("<|", r"&lt;\|").replace("|>", r"\|&gt;")
-
-
 def test_the_page_lists_the_table() -> None:
-    page = Path(__file__).parents[2] / "docs" / "facts.md"
-    listed = page.read_text("utf-8").partition("<!-- facts -->\n")[2].partition("\n<!-- /facts -->")[0]
-    assert listed == _page()
+    assert facts_page.on_page() == facts_page.listed(), "tests/facts_page.py writes it anew"
 
 
 def test_topics_and_places_are_named_once() -> None:
