@@ -258,20 +258,6 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-class _HalfGelu(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-        return torch.where(x.abs() < 10, found, x.clamp(min=0))
-
-
-def with_ggmls_gelu(model: Any) -> Any:
-    """The model with the GELU of ggml's CPU kernels: a table of half precision (``ggml_vec_gelu_f32`` in ``vec.h``)."""
-    for module in model.modules():
-        if getattr(module, "act_fn", None) is not None and "gelu" in type(module.act_fn).__name__.lower():
-            module.act_fn = _HalfGelu()
-    return model
-
-
 def prompt_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
     """The logits after ``ids``, read at once: float32 ``(n_vocab,)``."""
     with torch.no_grad():

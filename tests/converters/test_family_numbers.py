@@ -1,7 +1,7 @@
 """Other families than Llama compute what transformers does in float32: as ONNX, as GGUF, quantized, and in a chat."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,12 @@ from edge_llama.backends.base import TextTower
 from edge_llama.runtime.session import Session
 
 TOLERANCE = 1e-3
-"""Of logits that spread over three units; measured: 3e-5, and 3e-4 for GGUF where ggml's GELU is half precision."""
+"""Of logits that spread over three units; measured: 3e-5."""
+GELU_TOLERANCE = 1e-2
+"""Where ggml computes Gemma's GELU, by a table of half precision (``ggml_vec_gelu_f32``). Measured: 3e-3.
+
+With such a GELU in transformers' model 3e-4, until a rounding goes the other way.
+"""
 IDS = np.random.default_rng(8).integers(3, 250, 48).tolist()
 Make = Callable[[Path], Path]
 MAKES: dict[str, Make] = {
@@ -109,7 +114,6 @@ def test_onnx_equals_transformers(case: Case, *, portable: bool) -> None:
 def test_gguf_equals_transformers(case: Case, tmp_path: Path) -> None:
     """By llama.cpp, with an f32 cache and no flash attention: logits after a prompt, and after each greedy token."""
     convert(case.source, tmp_path / "model.gguf", quant="f32")
-    model = families.with_ggmls_gelu(families.reference(case.source))
 
     def work(session: Session, tower: TextTower) -> list[NDArray[np.float32]]:
         session.prefill(IDS)
@@ -121,9 +125,9 @@ def test_gguf_equals_transformers(case: Case, tmp_path: Path) -> None:
 
     with edge_llama.open(tmp_path / "model.gguf", n_ctx=128, kv_format="f32", flash_attention=False) as opened:
         found = np.stack(on_engine(opened, work))
-    tokens, expected = families.answered(model, IDS, 8)
+    tokens, expected = families.answered(case.model, IDS, 8)
     assert found.argmax(axis=1).tolist() == tokens
-    assert np.abs(found - expected).max() < TOLERANCE
+    assert np.abs(found - expected).max() < (GELU_TOLERANCE if "gemma" in case.name else TOLERANCE)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -155,21 +159,21 @@ def test_the_runtime_answers_goes_on_and_goes_back(case: Case) -> None:
     folder = case.float_graph(portable=False)
     kind = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]["type"]
     assert kind == TYPES[case.name.partition(",")[0]]
-    _goes_back(folder, case.model, IDS)
+    _goes_back(folder, case.model, TOLERANCE)
 
 
 @of("gemma3")
 def test_gguf_with_windows_goes_back(case: Case, tmp_path: Path) -> None:
     convert(case.source, tmp_path / "model.gguf", quant="f32")
-    _goes_back(tmp_path / "model.gguf", families.with_ggmls_gelu(families.reference(case.source)), IDS, kv_format="f32")
+    _goes_back(tmp_path / "model.gguf", case.model, GELU_TOLERANCE, kv_format="f32")
 
 
-def _goes_back(path: Path, model: Any, ids: Sequence[int], **options: Any) -> None:
-    other = [*ids[:20], *reversed(ids[20:])]
+def _goes_back(path: Path, model: Any, tolerance: float, **options: Any) -> None:
+    prompts = IDS, [*IDS[:20], *reversed(IDS[20:])], IDS
 
     def work(session: Session, tower: TextTower) -> list[NDArray[np.float32]]:
         rows = []
-        for prompt in (ids, other, ids):
+        for prompt in prompts:
             session.prefill(prompt)
             rows.append(tower.logits())
         return rows
@@ -177,8 +181,8 @@ def _goes_back(path: Path, model: Any, ids: Sequence[int], **options: Any) -> No
     with edge_llama.open(path, n_ctx=128, threads=1, **options) as opened:
         assert opened.generate("Hello", temperature=0, max_tokens=4).result().tokens
         rows = on_engine(opened, work)
-    for row, prompt in zip(rows, (ids, other, ids), strict=True):
-        assert np.abs(row - families.prompt_logits(model, prompt)).max() < TOLERANCE
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert np.abs(row - families.prompt_logits(model, prompt)).max() < tolerance
 
 
 def test_mixtral_is_refused_for_onnx(tmp_path: Path) -> None:
