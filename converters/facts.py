@@ -162,8 +162,8 @@ DTYPE = Fact(
         "config.json: text_config.dtype",
         "config.json: text_config.torch_dtype",
     ),
-    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, it "
-    "is told.",
+    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, "
+    "it is told.",
     "configuration_utils: PreTrainedConfig.__post_init__; the first place is ours",
 )
 NAME = Fact(
@@ -177,5 +177,19 @@ NAME = Fact(
     "A snapshot's hash is no name: Hugging Face's cache has it two folders above.",
     "huggingface_hub names the folder; transformers has no say",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS, WEIGHTS, DTYPE, NAME)
+ROPE = Fact(
+    "rope",
+    ("config.json: rope_scaling", "config.json: rope_parameters"),
+    "The first that is not empty is taken, with all that is in it. rope_theta within it beats rope_theta beside it; "
+    "original_max_position_embeddings beside it beats that within. Gemma 3 adds rope_scaling to what rope_parameters "
+    "has for full_attention.",
+    "modeling_rope_utils: RotaryEmbeddingConfigMixin.convert_rope_params_to_dict, standardize_rope_params",
+)
+OUTPUT_MATRIX = Fact(
+    "output matrix",
+    ("lm_head.weight", "config.json: tie_word_embeddings"),
+    "A matrix that is there is kept, whatever config.json says: they are tied only where there is none.",
+    "modeling_utils: PreTrainedModel.tie_weights, which ties only what is equal",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS, WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX)
 """Every row, in the order of the documentation."""
