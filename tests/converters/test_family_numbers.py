@@ -71,7 +71,7 @@ class Case:
     model: Any
     onnx: Path
 
-    def float_graph(self, *, portable: bool) -> Path:
+    def float_graph(self, *, portable: bool = False) -> Path:
         """Its ONNX folder in f32."""
         folder = self.onnx.with_name("portable" if portable else "onnx")
         if not folder.exists():
@@ -130,6 +130,15 @@ def test_gguf_equals_transformers(case: Case, tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < (GELU_TOLERANCE if "gemma" in case.name else TOLERANCE)
 
 
+@of("qwen2", "smollm3", "gemma3")
+def test_gguf_gives_the_same_onnx(case: Case, tmp_path: Path) -> None:
+    """Norms that GGUF stores otherwise, rows of queries and keys in another order, and two ropes come back."""
+    convert(case.source, tmp_path / "model.gguf", quant="f32")
+    convert(tmp_path / "model.gguf", tmp_path / "from gguf", to="onnx", quant="f32")
+    found, expected = (TextGraph(folder).feed(IDS) for folder in (tmp_path / "from gguf", case.float_graph()))
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "int4": {"quant": "int4"},
     "int8": {"quant": "int8", "zero_points": True},
@@ -145,7 +154,7 @@ def test_quantized_logits_are_those_of_the_dequantized_weights(
 ) -> None:
     """With activations in float32: max |difference| <= 1e-3 of the largest logit. As it is: nearly always the same."""
     convert(case.source, tmp_path / "quantized", to="onnx", **options)
-    weights = with_weights(case.float_graph(portable=False), tmp_path / "quantized")
+    weights = with_weights(case.float_graph(), tmp_path / "quantized")
     expected = TextGraph(case.onnx, weights).feed(IDS)
     found = TextGraph(tmp_path / "quantized", without_rounded_activations(tmp_path / "quantized")).feed(IDS)
     assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
@@ -156,7 +165,7 @@ def test_quantized_logits_are_those_of_the_dequantized_weights(
 @of("qwen3", "mistral, a window", "gemma3")
 def test_the_runtime_answers_goes_on_and_goes_back(case: Case) -> None:
     """A cache that is cut within a window that has moved on gives the same logits as one that never went further."""
-    folder = case.float_graph(portable=False)
+    folder = case.float_graph()
     kind = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]["type"]
     assert kind == TYPES[case.name.partition(",")[0]]
     _goes_back(folder, case.model, TOLERANCE)
