@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
-from converters.sources import converted, gguf, meta, safetensors
+from converters.sources import converted, gguf, hugging_face, meta
 from edge_llama.errors import CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
 from edge_llama.files.checkpoint_folder import ADAPTER
@@ -35,14 +35,14 @@ def _open_folder(folder: Path) -> Checkpoint:
     if (checkpoint := converted.open_folder(folder)) is not None:
         return checkpoint
     if (folder / "config.json").is_file():
-        return safetensors.open_folder(folder)
+        return hugging_face.open_folder(folder)
     if meta.is_folder(folder):
         return meta.open_folder(folder)
     if (folder / ADAPTER).is_file():
         raise CheckpointError(
             f"{folder}: this is an adapter, whose base has the weights", remedy=f"give the base, and --lora {folder}"
         )
-    return safetensors.open_folder(folder)
+    return hugging_face.open_folder(folder)
 
 
 def _instead_of(file: Path) -> str:

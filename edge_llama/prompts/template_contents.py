@@ -26,10 +26,10 @@ def contents_of(
     messages: Iterable[Message],
     tools: Iterable[Any],
     variables: Mapping[str, Any],
-    in_parts: Set[int] = frozenset(),
+    in_parts: Set[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Text is given as text, but for messages with images and those whose index is among ``in_parts``."""
-    data = [_as_data(message, in_parts=index in in_parts) for index, message in enumerate(messages)]
+    """Text is given as text, but for messages with images and those of the roles ``in_parts``."""
+    data = [_as_data(message, in_parts=message.role in in_parts) for message in messages]
     return {**variables, "messages": data, "tools": list(tools) or None}
 
 

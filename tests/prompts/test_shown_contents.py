@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 import edge_llama
 from edge_llama import Message, OptionError, TemplateError
 from edge_llama.errors import ArtifactError
-from edge_llama.files.gguf import array, string, u32, ValueType
+from edge_llama.files.gguf import ValueType, array, string, u32
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.tools import tools_of
 
@@ -130,7 +130,9 @@ def test_a_text_that_a_template_does_not_show_is_an_error(
 
 def test_a_system_message_that_a_template_refuses_is_named(model: edge_llama.Model) -> None:
     """Gemma's own says no more than that."""
-    source = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + EVERY
+    source = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + EVERY
+    )
     template = ChatTemplate(source, model.tokenizer, "here")
     with refusal(TemplateError, "takes no system message here: System role not supported", "here"):
         template.tokens(messages(DIALOGUE))

@@ -58,9 +58,7 @@ def _ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ids of special tokens as genai_config.json has them: all that end an answer, and a pad in any case."""
     vocabulary = checkpoint.vocabulary
     ids: dict[str, Any] = dict(special_ids(vocabulary))
-    ends = generation_config.end_ids(checkpoint.generation, len(vocabulary.tokens), checkpoint.path) or end_ids(
-        vocabulary
-    )
+    ends = generation_config.end_ids(checkpoint.generation) or end_ids(vocabulary)
     if ends:
         ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         ids.setdefault("pad_token_id", ends[0])
