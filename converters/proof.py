@@ -42,7 +42,9 @@ def prove(checkpoint: Checkpoint, layout: Layout, encode_gguf: GGUFEncoder) -> s
         else:
             chat = chat_text(vocabulary)
             compare(source, Encoded([written.plain(text) for text in texts], (chat, written.chat(chat))), texts, names)
-    return f"not checked: {why_not}" if why_not else f"{len(texts)} texts and a chat become the source's own tokens"
+    note = f"not checked: {why_not}" if why_not else f"{len(texts)} texts and a chat become the source's own tokens"
+    own = text_rules.to_gguf(vocabulary.rules) if json is None else {}
+    return f"{note}; in edge-llama alone, which reads {', '.join(own)}" if own else note
 
 
 def _by_engine(

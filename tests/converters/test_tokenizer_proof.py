@@ -84,6 +84,23 @@ def test_the_first_text_that_would_become_other_tokens_is_named_with_both(to: st
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+def test_what_other_programs_do_not_read_is_told(tmp_path: Path) -> None:
+    """As transformers 5 saves a Llama 2: a space before the first text alone."""
+    source = without_model_file(tmp_path / "source")
+    path = source / "tokenizer.json"
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    content = json.loads(path.read_text("utf-8")) | {"normalizer": None, "pre_tokenizer": step}
+    path.write_text(json.dumps(content), "utf-8")
+    for to, told in (("gguf", "in edge-llama alone, which reads edge_llama.tokenizer.space_prefix"), ("onnx", "tokens")):
+        assert convert.plan(source, tmp_path / to, to=to).notes["tokenizer"].endswith(told)
+    converters.convert(source, tmp_path / "a.gguf", quant="q8_0")
+    fields = read_header(tmp_path / "a.gguf").fields
+    assert fields["edge_llama.tokenizer.space_prefix"].data == "metaspace_first"
+    assert fields["tokenizer.ggml.add_space_prefix"].data is False
+    converters.convert(tmp_path / "a.gguf", tmp_path / "b.gguf", quant="q4_0")
+    assert read_header(tmp_path / "b.gguf").fields["edge_llama.tokenizer.space_prefix"].data == "metaspace_first"
+
+
 def test_without_an_engine_the_report_says_so(llama3: Path, tmp_path: Path) -> None:
     def nobody(vocabulary: bytes, texts: Sequence[str], turns: Sequence[tuple[str, str]]) -> str:
         assert vocabulary[:4] == b"GGUF"
