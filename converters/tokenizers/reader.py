@@ -151,10 +151,12 @@ def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping
     path = folder / "tokenizer.model"
     table, pieces, steps = _pieces(
         path, n_vocab, legacy=bool(settings.get("legacy"))
-    )  # transformers 5: false by default
+    )  # transformers 5: false if absent
     if tokenizer:
         _check_bpe(folder / "tokenizer.json", tokenizer)
         steps = sentencepiece_steps(folder / "tokenizer.json", tokenizer)
+    elif settings.get("add_prefix_space") is False:
+        steps = replace(steps, add_space_prefix=False, rules=replace(steps.rules, space_prefix=None))
     own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
     added, told = added_tokens(folder, tokenizer, settings, own, n_vocab, is_last=False)
     for token in added:

@@ -91,7 +91,10 @@ def test_what_other_programs_do_not_read_is_told(tmp_path: Path) -> None:
     step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     content = json.loads(path.read_text("utf-8")) | {"normalizer": None, "pre_tokenizer": step}
     path.write_text(json.dumps(content), "utf-8")
-    for to, told in (("gguf", "in edge-llama alone, which reads edge_llama.tokenizer.space_prefix"), ("onnx", "tokens")):
+    for to, told in (
+        ("gguf", "in edge-llama alone, which reads edge_llama.tokenizer.space_prefix"),
+        ("onnx", "tokens"),
+    ):
         assert convert.plan(source, tmp_path / to, to=to).notes["tokenizer"].endswith(told)
     converters.convert(source, tmp_path / "a.gguf", quant="q8_0")
     fields = read_header(tmp_path / "a.gguf").fields
@@ -114,6 +117,30 @@ def test_without_an_engine_the_report_says_so(llama3: Path, tmp_path: Path) -> N
 
 def test_a_vision_tower_has_no_tokenizer_to_prove(llama4_scout: Path, tmp_path: Path) -> None:
     assert "tokenizer" not in convert.plan(llama4_scout, tmp_path / "a.gguf", tower="vision").notes
+
+
+def test_a_word_that_no_merge_makes_is_tried(tmp_path: Path) -> None:
+    """llama.cpp takes no word whole by this splitting rule."""
+    source = checkpoints.smollm(tmp_path / "source")
+    path = source / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    model = content["model"]
+    word = max((text for text in model["vocab"] if text.isascii() and text.isalpha()), key=len)
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) != word]
+    model["ignore_merges"] = True
+    path.write_text(json.dumps(content), "utf-8")
+    with refusal(CheckpointError, f"the text '{word}' would become other tokens"):
+        convert.plan(source, tmp_path / "a.gguf")
+
+
+def test_added_tokens_of_an_older_file_are_found_as_transformers_finds_them(tmp_path: Path) -> None:
+    source = without_model_file(tmp_path / "source")
+    path = source / "tokenizer.json"
+    content = json.loads(path.read_text("utf-8"))
+    for entry in content["added_tokens"]:
+        entry["normalized"] = True
+    path.write_text(json.dumps(content), "utf-8")
+    assert "become the source's own tokens" in convert.plan(source, tmp_path / "a.gguf").notes["tokenizer"]
 
 
 def vocabulary(**fields: Any) -> bytes:
