@@ -94,6 +94,10 @@ class ChatTemplate:
                 raise
             return rendered(apart)
 
+    def text(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The text that :meth:`tokens` makes ids of, to compare it with others'. TemplateError as there."""
+        return self._render(_contents(messages, tools, {}))
+
     def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
 
