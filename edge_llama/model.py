@@ -13,7 +13,7 @@ from edge_llama.backends.base import Placement, TextTower
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions
-from edge_llama.errors import ArtifactError, InputError, OptionError, TemplateError
+from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, Generation
@@ -23,6 +23,7 @@ from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
+from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
@@ -43,7 +44,7 @@ class Model:
         given = checked(options)
         self.artifact = artifact = open_artifact(locate(_path(model)))
         vision = _vision(model, given)
-        self._template_source = given.get("chat_template") or artifact.chat_template
+        self._template = template_of(artifact, given.get("chat_template"))
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
         plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
@@ -231,12 +232,7 @@ class Model:
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template; TemplateError if there is none or it is not valid."""
-        if not self._template_source:
-            raise TemplateError(
-                f"{self.artifact.path}: the model has no chat template",
-                remedy="pass one (--chat-template FILE), or continue plain text (run --raw, Model.generate)",
-            )
-        return ChatTemplate(self._template_source, self.tokenizer, str(self.artifact.path))
+        return self._template.compiled(self.tokenizer)
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.architectures.llama4 import MAX_LAYERS
+from converters.architectures.family import MAX_LAYERS
 from converters.architectures.llama4_vision import gguf_name, resampled
 from converters.architectures.llama_families import LLAMA4_TOKENS, Tokens
 from converters.architectures.llama_meta import OUTSIDE, MetaLlama

@@ -15,6 +15,7 @@ from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
 from converters.target import TowerFiles
 from edge_llama.errors import CheckpointError
+from edge_llama.files import text_rules
 from edge_llama.files.gguf import ALIGNMENT, SUFFIX, Value, ValueType, is_named_gguf, string, u32
 from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe
@@ -64,6 +65,7 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
     entries = _entries(checkpoint, architecture, weights, chosen, options.tensor_types)
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
+        **text_rules.to_gguf(checkpoint.vocabulary.rules),
         **generation_config.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),

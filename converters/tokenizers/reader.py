@@ -1,9 +1,11 @@
 """Tokenizer files (tokenizer.model, tokenizer.json and the like) to a Vocabulary; the way back is ``writer``.
 
-What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Two differences
+What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Some differences
 are deliberate: a byte-level BPE is recognised by its splitting regex, not by a hash of one encoded text (an edited
 or retrained tokenizer works); and a sentencepiece vocabulary that comes as tokenizer.json alone gets scores by the
-order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently).
+order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently). And types are
+what the files say: a token that is not special is none because it looks like ``<|...|>``, a piece that the user
+defined is taken whole.
 """
 
 import re
@@ -16,12 +18,22 @@ from typing import Any
 from converters.checkpoint import read_json
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
-from converters.tokenizers.special_tokens import KINDS, special_tokens, token_text
+from converters.tokenizers.sentencepiece_model import read_spec, user_defined
+from converters.tokenizers.special_tokens import KINDS, infill_tokens, special_tokens, token_text
 from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
 from converters.tokenizers.template_files import chat_templates, more_templates
+from converters.tokenizers.text_steps import (
+    SPACE,
+    Steps,
+    sentencepiece_spec,
+    sentencepiece_steps,
+    unicode_forms,
+    with_flags,
+)
 from converters.tokenizers.tiktoken_ranks import is_ranks
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
+from edge_llama.files.text_rules import SpacePrefix, TextRules
 
 _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
@@ -61,7 +73,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
-        vocabulary = _sentencepiece(folder, settings, n_vocab)
+        vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
     elif not tokenizer:
         raise CheckpointError(
             f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
@@ -69,14 +81,18 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     else:
         vocabulary = _bpe(path, tokenizer, settings, n_vocab)
     special, add = special_tokens(tokenizer, settings, config, n_vocab)
-    if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
-        add["bos"] = False
+    if vocabulary.model == "gpt2":  # where no file speaks of a BOS there is none, whatever llama.cpp does by itself
+        add.setdefault("bos", False)
+    templates = chat_templates(folder, settings)
+    flag = vocabulary.add_space_prefix
+    if vocabulary.rules.space_prefix is SpacePrefix.METASPACE_FIRST and templates:
+        flag = False  # a chat begins with a token; for other runtimes, which know the flag alone
     return replace(
         vocabulary,
-        special=special,
+        special=special | infill_tokens(vocabulary.tokens),
         add=add,
-        add_space_prefix=settings.get("add_prefix_space"),
-        chat_templates=chat_templates(folder, settings),
+        add_space_prefix=settings.get("add_prefix_space") if flag is None else flag,
+        chat_templates=templates,
     )
 
 
@@ -116,26 +132,34 @@ def _check_text(folder: Path, vocabulary: Vocabulary) -> None:
 
 def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
     """The vocabulary of a sentencepiece model that stands alone, padded to ``n_vocab`` tokens; its text gets a BOS."""
-    table, pieces = _pieces(path, n_vocab)
+    table, pieces, steps = _pieces(path, n_vocab, legacy=True)
     ids = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     special = {kind: index for kind, index in ids.items() if index >= 0}
     add = {"bos": "bos" in special, "eos": False, "sep": False}
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, special=special, add=add)
+    return replace(table.sentencepiece(steps), special=special, add=add)
 
 
-def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
-    table, _ = _pieces(folder / "tokenizer.model", n_vocab)
+def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    """The words of tokenizer.model; what is done with text is said by a tokenizer.json beside it, if there is one."""
+    path = folder / "tokenizer.model"
+    table, _, steps = _pieces(path, n_vocab, legacy=bool(settings.get("legacy")))  # transformers 5: false by default
+    if tokenizer:
+        _check_bpe(folder / "tokenizer.json", tokenizer)
+        steps = sentencepiece_steps(folder / "tokenizer.json", tokenizer)
     added = folder / "added_tokens.json"
     for text, index in (read_json(added) if added.is_file() else {}).items():
         table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        index = int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key
-        table.put(index, *_added(entry["content"], bool(entry.get("special"))), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+    decoder = {
+        int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key: entry
+        for key, entry in (settings.get("added_tokens_decoder") or {}).items()
+    }
+    for index, entry in decoder.items():
+        table.put(index, *_added(entry["content"], bool(entry.get("special")), SPACE), -1000.0)
+    return table.sentencepiece(replace(steps, rules=with_flags(path, steps.rules, decoder.items())))
 
 
-def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
-    """A sentencepiece model's tokens, and the loaded model."""
+def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, Steps]:
+    """A sentencepiece model's tokens, the loaded model, and what it does with text."""
     try:
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
     except ImportError as error:
@@ -150,6 +174,7 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
         pieces.vocab_size()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error
+    spec, whole = read_spec(content, path), user_defined(content)
     size = pieces.vocab_size()
     if size > n_vocab:
         raise CheckpointError(
@@ -157,8 +182,11 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
         )
     table = _Table(path, n_vocab, padding_score=-10000.0)
     for index in range(size):
-        table.put(index, pieces.id_to_piece(index), _piece_type(pieces, index), pieces.get_score(index))
-    return table, pieces
+        text, kind = pieces.id_to_piece(index), _piece_type(pieces, index)
+        if index in whole:  # found in text as it is given, where a space is a space
+            text, kind = text.replace(SPACE, " "), TokenType.USER_DEFINED
+        table.put(index, text, kind, pieces.get_score(index))
+    return table, pieces, sentencepiece_spec(spec, legacy=legacy)
 
 
 def _piece_type(pieces: Any, index: int) -> TokenType:
@@ -173,21 +201,36 @@ def _piece_type(pieces: Any, index: int) -> TokenType:
 
 def _bpe(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     """The vocabulary of a tokenizer.json that stands alone."""
+    _check_bpe(path, tokenizer)
+    read = _sentencepiece_json if tokenizer["model"].get("byte_fallback") else _byte_level
+    return read(path, tokenizer, settings, n_vocab)
+
+
+def _check_bpe(path: Path, tokenizer: Mapping[str, Any]) -> None:
     check_fields(path, tokenizer, MODEL)
     model = tokenizer["model"]
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(
             f"{path}: tokenizer model {model.get('type')!r} is not supported", remedy="supported: BPE"
         )
-    read = _sentencepiece_json if model.get("byte_fallback") else _byte_level
-    return read(path, tokenizer, settings, n_vocab)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if mark := model.get(key):
+            raise CheckpointError(
+                f"{path}: model.{key} is {mark!r:.100}, which no vocabulary written here can say",
+                remedy="supported: none",
+            )
 
 
 def _sentencepiece_json(
     path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int
 ) -> Vocabulary:
     """A sentencepiece vocabulary given as tokenizer.json: the rank of a token's first merge is its score."""
-    model = tokenizer["model"]
+    model, steps = tokenizer["model"], sentencepiece_steps(path, tokenizer)
+    if model.get("ignore_merges") and not steps.whole:
+        raise CheckpointError(
+            f"{path}: model.ignore_merges is true, which no sentencepiece vocabulary can say",
+            remedy="set it to false if the tokenizer was trained so",
+        )
     merges = list(_merges(path, model))
     _check_merges(path, merges, model["vocab"])
     ranks: dict[str, int] = {}
@@ -201,27 +244,37 @@ def _sentencepiece_json(
             kind = TokenType.UNKNOWN
         # Characters that no merge makes: they only need to be worse than all that merges make.
         table.claim(index, text)
-        table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
+        score = 0.0 if is_byte else -float(ranks.get(text, len(ranks)))
+        if text in steps.whole:
+            table.put(index, *_added(text, special=False, space=SPACE), score)
+        else:
+            table.put(index, text, kind, score)
     for index, text, special in _added_tokens(tokenizer, settings):
         table.claim(index, text)
         if table.types[index] != TokenType.UNKNOWN:
-            table.put(index, *_added(text, special), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+            table.put(index, *_added(text, special, SPACE), -1000.0)
+    return table.sentencepiece(replace(steps, rules=with_flags(path, steps.rules, _entries(tokenizer))))
 
 
 def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     model = tokenizer["model"]
-    pre = pre_tokenizer_name(path, tokenizer)
+    pre, forms = pre_tokenizer_name(path, tokenizer), unicode_forms(path, tokenizer)
     table = _Table(path, n_vocab)
     for text, index in model["vocab"].items():
         table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
     for index, text, special in _added_tokens(tokenizer, settings):
         table.claim(index, text)
-        table.put(index, *_added(text, special))
+        table.put(index, *_added(text, special, space=None))
     merges = list(_merges(path, model))
     _check_merges(path, merges, table.tokens)
-    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+    rules = with_flags(path, TextRules(unicode_forms=forms), _entries(tokenizer))
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges, rules=rules, origin=path)
+
+
+def _entries(tokenizer: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """tokenizer.json's added tokens by id."""
+    return [(entry["id"], entry) for entry in tokenizer.get("added_tokens") or []]
 
 
 def _check_merges(path: Path, merges: Iterable[str], tokens: Iterable[str]) -> None:
@@ -263,12 +316,25 @@ class _Table:
         self.check(index, text)
         self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
 
+    def sentencepiece(self, steps: Steps) -> Vocabulary:
+        """The vocabulary of these tokens, which does with text what ``steps`` say."""
+        return Vocabulary(
+            "llama",
+            "default",
+            self.tokens,
+            self.types,
+            scores=self.scores,
+            add_space_prefix=steps.add_space_prefix,
+            rules=steps.rules,
+            origin=self.path,
+        )
 
-def _added(text: str, special: bool) -> tuple[str, TokenType]:
-    """An added token's text and type; some models forget to mark control tokens as special."""
-    if special or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or (text.startswith("<|") and text.endswith("|>")):
+
+def _added(text: str, special: bool, space: str | None) -> tuple[str, TokenType]:
+    """An added token's text and type; ``space`` is the letter that stands for one in a sentencepiece vocabulary."""
+    if special:
         return text, TokenType.CONTROL
-    return text.replace("\u2581", " "), TokenType.USER_DEFINED
+    return text.replace(space, " ") if space else text, TokenType.USER_DEFINED
 
 
 def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:

@@ -1,11 +1,10 @@
 """Which tokens have a role (BOS, EOS, ...), and which of them surround a text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_CODE_LLAMA_SIZE = 32016
-_CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
+_CODE_LLAMA = {"prefix": "\u2581<PRE>", "suffix": "\u2581<SUF>", "middle": "\u2581<MID>", "eot": "\u2581<EOT>"}
 
 
 def token_text(token: Any) -> str | None:
@@ -29,9 +28,18 @@ def special_tokens(
         for index in (ids.get(text) if text else None, config.get(f"{kind}_token_id")):
             if type(index) is int and 0 <= index < n_vocab:
                 special.setdefault(kind, index)
-    if n_vocab == _CODE_LLAMA_SIZE:
-        special |= _CODE_LLAMA
     return special, {kind: flag for kind, flag in add.items() if kind in ("bos", "eos", "sep")}
+
+
+def infill_tokens(tokens: Sequence[str]) -> dict[str, int]:
+    """The tokens by which CodeLlama fills in text, if the vocabulary has all of them."""
+    found = {}
+    for kind, text in _CODE_LLAMA.items():
+        spellings = [spelling for spelling in (text, text.replace("\u2581", " ")) if spelling in tokens]
+        if not spellings:
+            return {}
+        found[kind] = tokens.index(spellings[0])
+    return found
 
 
 def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str | None]) -> dict[str, bool]:

@@ -15,10 +15,11 @@ Schema = Any
 keys; a tuple of alternatives that differ in type. A key that is missing counts as None."""
 
 _TOKEN = (None, str, {"content": str})
+_FLAGS = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), (None, bool))
 _PIECE = {"SpecialToken": (None, {"id": str}), "Sequence": (None, {"id": str})}
 _STEP = {"type": (None, str), "single": (None, [_PIECE]), "pair": (None, [_PIECE])}
 TOKENIZER: Schema = {
-    "added_tokens": (None, [{"id": int, "content": str, "special": (None, bool)}]),
+    "added_tokens": (None, [{"id": int, "content": str, "special": (None, bool)} | _FLAGS]),
     "post_processor": (None, _STEP | {"processors": (None, [_STEP])}),
 }
 """tokenizer.json; ``model`` and what stands before it matter only where there is no tokenizer.model."""
@@ -28,6 +29,8 @@ MODEL: Schema = {
         "byte_fallback": (None, bool),
         "ignore_merges": (None, bool),
         "unk_token": (None, str),
+        "continuing_subword_prefix": (None, str),
+        "end_of_word_suffix": (None, str),
     },
     "normalizer": (None, dict),
     "pre_tokenizer": (None, dict),
@@ -37,7 +40,8 @@ SETTINGS: Schema = {
     **{f"add_{kind}_token": (None, bool) for kind in ("bos", "eos", "sep")},
     "add_prefix_space": (None, bool),
     "additional_special_tokens": (None, [_TOKEN]),
-    "added_tokens_decoder": (None, {str: {"content": str, "special": (None, bool)}}),
+    "added_tokens_decoder": (None, {str: {"content": str, "special": (None, bool)} | _FLAGS}),
+    "legacy": (None, bool),
     "chat_template": (None, str, [{"name": (None, str), "template": (None, str)}]),
 }
 """tokenizer_config.json."""

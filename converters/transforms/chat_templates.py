@@ -51,6 +51,6 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_FILE:
             raise OptionError(f"{where}: {path.stat().st_size:,} bytes, at most {_MAX_FILE:,} are read")
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{where}: cannot be read: {error}", remedy="give a Jinja file in UTF-8") from error

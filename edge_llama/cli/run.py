@@ -103,7 +103,7 @@ def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
 def _read_tools(path: Path) -> list[dict[str, Any]]:
     where = f"--tools {path}"
     try:
-        tools = json.loads(path.read_text("utf-8"))
+        tools = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise OptionError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -115,9 +115,10 @@ def _read_tools(path: Path) -> list[dict[str, Any]]:
 
 def _read_stdin() -> str:
     data = sys.stdin.buffer.read()
-    if not data.strip():
-        raise OptionError("stdin: the prompt is empty", remedy="pipe some text in")
     try:
-        return data.decode()
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise OptionError(f"stdin: byte {error.start:,} (0x{data[error.start]:02x}) is not UTF-8") from error
+    if not text.strip():
+        raise OptionError("stdin: the prompt is empty", remedy="pipe some text in")
+    return text

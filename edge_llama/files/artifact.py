@@ -72,6 +72,10 @@ class Artifact(Protocol):
         """Jinja text, or None."""
 
     @property
+    def named_templates(self) -> Mapping[str, str]:
+        """Other chat templates by their names: ``tool_use`` is for prompts with tools."""
+
+    @property
     def n_layer(self) -> int:
         """Layers."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edge_llama.errors import ArtifactError
-from edge_llama.files import gguf_metadata
+from edge_llama.files import gguf_metadata, text_rules
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.files.gguf_limits import check_model, items, numbers
@@ -18,6 +18,8 @@ from edge_llama.files.text_artifact import TextArtifact
 
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
+_TEMPLATE = "tokenizer.chat_template"
+"""The key of the chat template, and with a dot and a name after it of others."""
 _SAMPLING_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -96,21 +98,32 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
     n_layer, n_ctx_train = _positive(header, "block_count"), _positive(header, "context_length")
     kv_values = _kv_values(header, n_layer)
     check_model(headers)
+    templates = _chat_templates(header)
     artifact = GGUFArtifact(
         path=path,
         headers=headers,
         name=header.get("general.name", str, path.stem),
         architecture=architecture,
-        chat_template=header.get("tokenizer.chat_template", str, "") or None,
+        chat_template=templates.pop("default", None),
+        named_templates=templates,
         n_layer=n_layer,
         n_ctx_train=n_ctx_train,
         n_vocab=len(header.fields["tokenizer.ggml.tokens"].data),
         kv_values_per_token=kv_values,
         sampling=_sampling(header),
     )
+    text_rules.from_gguf(header, artifact.n_vocab)  # what is no rule shows now
     if any(token >= artifact.n_vocab for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
         raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
     return artifact
+
+
+def _chat_templates(header: Header) -> dict[str, str]:
+    """Chat templates by name; empty ones are none."""
+    named = {key.removeprefix(f"{_TEMPLATE}."): key for key in header.fields if key.startswith(f"{_TEMPLATE}.")}
+    keys = {**named, **({"default": _TEMPLATE} if _TEMPLATE in header.fields else {})}
+    texts = {name: header.get(key, str, "") for name, key in keys.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _sampling(header: Header) -> tuple[Recommended, ...]:

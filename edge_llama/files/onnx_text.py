@@ -22,7 +22,7 @@ from edge_llama.files.onnx_graph_file import OnnxFile, read_onnx
 from edge_llama.files.text_artifact import TextArtifact
 
 CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 IMAGE_FEATURES = "image_features"
 """The input, an initializer that may be left out, whose rows stand where ``input_ids`` are negative: float32."""
@@ -137,8 +137,9 @@ def text_file(folder: Path) -> Path:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Everything that is read of the text tower at ``path``: its graph, its weights, and what lies beside them."""
-    beside = [path.parent / name for name in (CONFIG, SETTINGS, *TOKENIZERS, GENERATION, TEMPLATE)]
-    return (*read_onnx(path).files, *(file for file in beside if file.exists()))
+    folder = path.parent
+    beside = [folder / name for name in (CONFIG, SETTINGS, *TOKENIZERS, GENERATION, TEMPLATE)]
+    return (*read_onnx(path).files, *(file for file in (*beside, *_more_templates(folder)) if file.exists()))
 
 
 def read_onnx_text(path: Path) -> OnnxArtifact:
@@ -159,11 +160,13 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
     )
     is_shared = config.within("search").get("past_present_share_buffer", bool, False)
     names = _names(decoder, n_layer)
+    templates = _templates(path.parent, settings)
     return OnnxArtifact(
         path=path,
         name=_name(path.parent),
         architecture=model.get("type", str),
-        chat_template=_template(path.parent, settings),
+        chat_template=templates.pop("default", None),
+        named_templates=templates,
         n_layer=n_layer,
         n_ctx_train=model.count("context_length", _MOST["context"]),
         n_vocab=n_vocab,
@@ -236,21 +239,39 @@ def _tokenizer(folder: Path) -> Path:
     return found
 
 
-def _template(folder: Path, settings: Fields) -> str | None:
-    """The chat template: of its own file, or of tokenizer_config.json, where several have names."""
-    beside = folder / TEMPLATE
-    if beside.is_file():
-        try:
-            return read_bytes(beside, _MAX_BYTES, _AGAIN).decode("utf-8") or None
-        except UnicodeDecodeError as error:
-            raise ArtifactError(f"{beside}: is not UTF-8: {error}", remedy=_AGAIN) from error
-    given = settings.content.get("chat_template")
-    if isinstance(given, list):
-        named = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
-        given = named.get("default")
-    if given is not None and not isinstance(given, str):
-        raise settings.fail("chat_template", f"is {given!r:.100}, expected a text or a list of named ones")
-    return given or None
+def _templates(folder: Path, settings: Fields) -> dict[str, str]:
+    """Chat templates by name: of files of their own, else of tokenizer_config.json, as transformers has it.
+
+    Empty ones are none.
+    """
+    named: dict[str, Any] = {file.stem: _text(file) for file in _more_templates(folder)}
+    if (folder / TEMPLATE).is_file():
+        named["default"] = _text(folder / TEMPLATE)
+    if not named:
+        given = settings.content.get("chat_template")
+        named = _by_name(given, settings) if isinstance(given, list) else {} if given is None else {"default": given}
+    for text in named.values():
+        if not isinstance(text, str):
+            raise settings.fail("chat_template", f"is {text!r:.100}, expected a text or a list of named ones")
+    return {name: text for name, text in named.items() if text}
+
+
+def _by_name(given: Sequence[Any], settings: Fields) -> dict[str, Any]:
+    for entry in given:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise settings.fail("chat_template", f"has {entry!r:.100}, expected an object with name and template")
+    return {entry["name"]: entry.get("template") for entry in given}
+
+
+def _more_templates(folder: Path) -> list[Path]:
+    return sorted((folder / TEMPLATES).glob("*.jinja"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, _MAX_BYTES, _AGAIN).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: is not UTF-8: {error}", remedy=_AGAIN) from error
 
 
 def _sampling(folder: Path, config: Fields) -> tuple[Recommended, ...]:

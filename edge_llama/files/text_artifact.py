@@ -28,6 +28,7 @@ class TextArtifact(ABC):
     n_vocab: int
     kv_values_per_token: int
     sampling: tuple[Recommended, ...] = field(default=(), repr=False)
+    named_templates: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     @abstractmethod

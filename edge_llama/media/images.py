@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,11 @@ _FORMATS = (  # how the data begins, Pillow's module for it, its media type
     (rb"II[*+]\0|MM\0[*+]", "Tiff", "image/tiff"),
     (rb"....ftypavi[fs]", "Avif", "image/avif"),
 )
+_ORIENTATION_TAG = 0x0112
+_EXIF_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I"}
+"""Types of EXIF's numbers: writers use more than the 16 bits of the standard."""
+_EXIF_MARK = re.compile(rb"\A(?:Exif\0\0){1,2}")
+_XMP_ORIENTATION = re.compile(r"tiff:Orientation(?:=\"|>)([0-9])")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
@@ -237,10 +242,10 @@ def _decoding(name: str) -> Iterator[None]:
         ) from error
 
 
-def _upright(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
+def _upright(image: "PIL.Image.Image", orientation: float) -> "PIL.Image.Image":
     from PIL.Image import Transpose  # noqa: PLC0415
 
-    turns = {
+    turns: dict[float, Transpose] = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -252,20 +257,46 @@ def _upright(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _orientation(image: "PIL.Image.Image") -> int:
-    """Tag 0x0112 of EXIF's first directory, or 1 (upright). Pillow's own reader warns of damage in any tag.
+def _orientation(image: "PIL.Image.Image") -> float:
+    """How the image is to be turned upright, as ``PIL.ImageOps.exif_transpose`` finds it; 1 is upright.
 
-    TIFF has no EXIF here: Pillow rotates it while it loads.
+    By EXIF, else by XMP. Pillow's own reader warns of damage in any tag. A TIFF it rotates while it loads.
     """
-    data = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if image.format == "TIFF":
+        return 1
+    found = _orientation_in_exif(_exif(image.info))
+    if found is not None:
+        return found
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or ""
+    text = xmp.decode("latin-1") if isinstance(xmp, bytes) else xmp
+    match = _XMP_ORIENTATION.search(text)
+    return int(match[1]) if match else 1
+
+
+def _exif(info: Mapping[Any, Any]) -> bytes:
+    """The EXIF block, perhaps written as hexadecimal text as ImageMagick does it in PNG."""
+    if (data := info.get("exif")) is None and (raw := info.get("Raw profile type exif")):
+        try:
+            data = bytes.fromhex("".join(raw.split("\n")[3:]))
+        except ValueError:
+            return b""
+    return _EXIF_MARK.sub(b"", data or b"")
+
+
+def _orientation_in_exif(data: bytes) -> float | None:
+    """Tag 0x0112 of the first directory, a number of any type; None if there is none."""
     order = ">" if data[:2] == b"MM" else "<"
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (entries,) = struct.unpack_from(f"{order}H", data, start)
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", data, entry)
-            if tag == 0x0112:
-                return int(value)
+            tag, kind, count = struct.unpack_from(f"{order}HHI", data, entry)
+            if tag == _ORIENTATION_TAG and kind in _EXIF_NUMBERS and count:
+                number = f"{order}{_EXIF_NUMBERS[kind]}"
+                is_within = count * struct.calcsize(number) <= 4
+                place = entry + 8 if is_within else struct.unpack_from(f"{order}I", data, entry + 8)[0]
+                value: float = struct.unpack_from(number, data, place)[0]
+                return value
     except struct.error:
         pass
-    return 1
+    return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 from edge_llama.prompts.messages import check_text
-from edge_llama.sampling.option_text import OptionText, parse_on_or_off
+from edge_llama.sampling.option_text import OptionText, is_name, parse_on_or_off
 from edge_llama.sampling.params import check_whole
 
 
@@ -34,9 +34,10 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
     return lambda name, value: check_whole(name, value, least, most)
 
 
-def _text(name: str, value: Any) -> str:
+def _template(name: str, value: Any) -> str:
+    """Without the mark that some editors put before a file's text."""
     check_text(value, name)
-    return cast("str", value)
+    return cast("str", value).removeprefix("\ufeff")
 
 
 class OpenOptions(TypedDict, total=False):
@@ -132,13 +133,17 @@ class OpenOptions(TypedDict, total=False):
     chat_template: Annotated[
         str | None,
         Option(
-            _text,
+            _template,
             text=OptionText(
-                help="A Jinja chat template in place of the model's own.", metavar="FILE", kind=Path, is_file=True
+                help="A Jinja chat template in place of the model's own, or the name of another that it has.",
+                metavar="FILE|NAME",
+                kind=Path,
+                is_file=True,
+                is_inline=is_name,
             ),
         ),
     ]
-    """Jinja text in place of the model's own chat template."""
+    """Jinja text in place of the model's own chat template, or the name of another that the model has (``tool_use``)."""
     session_bytes: Annotated[int | None, Option(_whole(0, 2**63 - 1))]
     """Memory that may keep what chats have read while others read; None: as much as the KV cache takes. Never more than
     half of what is free."""

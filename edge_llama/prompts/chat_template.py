@@ -7,15 +7,26 @@ each run between is tokenized as plain text. For benign messages the ids equal t
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, as_json, images_of
+from edge_llama.prompts.template_contents import (
+    Contents,
+    Place,
+    contents_of,
+    one_call_each,
+    swapped_contents,
+    texts_of,
+    with_call_names,
+    with_marks,
+)
 from edge_llama.prompts.tokenizer import Tokenizer, check_length
-from edge_llama.prompts.tool_formats import TAGS, form_named, form_of
+from edge_llama.prompts.tool_formats import TAGS, form_named
 from edge_llama.prompts.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
@@ -24,28 +35,32 @@ if TYPE_CHECKING:
 _ESCAPES = "&%{\\"  # what a filter may turn into another character: "&lt;", "%c", "{}", "\x3c"
 # Plain signs, so that nothing escapes them; a vocabulary whose control tokens hold these has ideographs left.
 _STAND_INS = (*"~^`$;", *map(chr, range(0x4E00, 0x9FFF)))
-# Words of the form in which tools and calls are given: templates ask for them, and they forge nothing.
-_FORM_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "type function name description parameters properties required enum items default arguments id return anyOf "
-        "string number integer boolean array object null image text",
-    )
-)
 _PROBE = "edge_llama_probe"
 _PROBE_TOOL = {"type": "function", "function": {"name": _PROBE, "description": _PROBE, "parameters": {}}}
+TOOL_USE = "tool_use"
+"""The name of the template that takes the default one's place where tools are given, as in transformers."""
+_T = TypeVar("_T")
 IMAGE = "<|image|>"
 """What a template writes for each image."""
 _OURS = frozenset(("messages", "tools", "custom_tools", "documents", "add_generation_prompt"))
-
-Contents = Mapping[str, Any]
-"""What a template gets from outside: messages and tools as plain data, and variables of its own."""
+_SPEAKERS = {
+    "system": "the system message",
+    "user": "the user's message",
+    "assistant": "the assistant's message",
+    "tool": "a tool's result",
+}
+_WRITTEN_OUT = re.compile(r"""['"]type['"]: ?['"]text['"]""")
+"""A list of parts that was written as it is, by a template that takes text."""
 
 
 class ChatTemplate:
-    """A compiled chat template of a model; ``source`` is its Jinja text, ``where`` names it in errors."""
+    """A compiled chat template of a model; ``source`` is its Jinja text, ``where`` names it in errors.
 
-    def __init__(self, source: str, tokenizer: Tokenizer, where: str) -> None:
+    ``for_tools`` is another that takes its place where tools are given.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer, where: str, for_tools: str | None = None) -> None:
+        self._for_tools = ChatTemplate(for_tools, tokenizer, f"{where}: {TOOL_USE}") if for_tools else None
         self._source = source
         self._tokenizer = tokenizer
         self._where = where
@@ -76,34 +91,42 @@ class ChatTemplate:
         A template that takes one call a message gets several as that many messages, each before its result.
 
         ContextFullError, without making them, if they are clearly more than ``n_ctx``.
+        Text is given as text, or as a list of parts to a template that would not show it otherwise.
+
         Raises OptionError for a variable that the template doesn't ask for; TemplateError if the template refuses the
-        messages (``raise_exception``), fails, takes too much, doesn't show tools or calls that are given, or forms
-        control tokens of contents in a way that can't be told from its own.
+        messages (``raise_exception``), fails, takes too much, doesn't show texts, tools or calls that are given, or
+        forms control tokens of contents in a way that can't be told from its own.
         """
+        if tools and self._for_tools:
+            options = {"variables": variables, "n_ctx": n_ctx, "image_ids": image_ids}
+            return self._for_tools.tokens(messages, tools=tools, **options)
         variables = self._checked_variables(variables or {})
 
         def rendered(messages: Sequence[Message]) -> list[int]:
             images = list(map(image_ids, images_of(messages))) if image_ids else []
-            return self._tokens(_contents(messages, tools, variables), n_ctx, images)
+            contents, text = self._showing(messages, tools, variables, n_ctx)
+            return self._tokens(contents, text, images)
 
-        try:
-            return rendered(messages)
-        except TemplateError:
-            apart = _one_call_each(messages)
-            if len(apart) == len(messages):
-                raise
-            return rendered(apart)
+        return _with_calls_apart_if_need_be(messages, rendered)
 
     def text(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """The text that :meth:`tokens` makes ids of, to compare it with others'. TemplateError as there."""
-        return self._render(_contents(messages, tools, {}))
+        if tools and self._for_tools:
+            return self._for_tools.text(messages, tools=tools)
+
+        def rendered(messages: Sequence[Message]) -> str:
+            contents, text = self._showing(messages, tools, {}, None)
+            self._check_shown(contents)
+            return text
+
+        return _with_calls_apart_if_need_be(messages, rendered)
 
     def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
-        """What finds calls of the tools of these names in an answer, in the form that this model writes or the given.
+        """What finds calls of the tools of these names in an answer, in any form or in the given one alone.
 
         OptionError for a ``tool_format`` that is unknown.
         """
-        form = form_of(self._source, self._control.keys()) if tool_format is None else form_named(tool_format)
+        form = None if tool_format is None else form_named(tool_format)
         return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
 
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,21 +141,93 @@ class ChatTemplate:
                 )
         return {name: as_json(value, f"the chat template's {name}") for name, value in variables.items()}
 
-    def _tokens(self, contents: Contents, n_ctx: int | None, images: Sequence[Sequence[int]]) -> list[int]:
-        rendered = self._render(contents)
-        if n_ctx is not None:
-            check_length(rendered, self._tokenizer, n_ctx)
+    def _showing(
+        self, messages: Sequence[Message], tools: Sequence[Any], variables: Mapping[str, Any], n_ctx: int | None
+    ) -> tuple[Contents, str]:
+        """The contents in a form of which the template shows all texts, and what it makes of them.
+
+        Text as text, as transformers gives it; else in parts, which some templates take alone: in the messages that
+        are not shown, in all, or in those of one role. TemplateError, the first one's, if nothing helps.
+        """
+
+        def attempt(in_parts: Set[int]) -> tuple[Contents, str]:
+            contents = contents_of(messages, tools, variables, in_parts)
+            rendered = self._render(contents)
+            if n_ctx is not None:
+                check_length(rendered, self._tokenizer, n_ctx)
+            unseen = frozenset(index for index, _ in self._unseen(contents, rendered))
+            if unseen:
+                raise _UnseenError(self._unseen_problem(messages, unseen), unseen)
+            if in_parts and _WRITTEN_OUT.search(rendered):
+                raise TemplateError(f"{self._where}: the chat template takes no parts")
+            return contents, rendered
+
+        try:
+            return attempt(frozenset())
+        except TemplateError as error:
+            if isinstance(error.__cause__, OverflowError | MemoryError):
+                raise
+            first = error
+        unseen = first.messages if isinstance(first, _UnseenError) else frozenset()
+        for in_parts in _other_forms(messages, unseen):
+            with suppress(TemplateError):
+                return attempt(in_parts)
+        raise self._explained(first, messages, tools, variables)
+
+    def _explained(
+        self, error: TemplateError, messages: Sequence[Message], tools: Sequence[Any], variables: Mapping[str, Any]
+    ) -> TemplateError:
+        """The error, or what it is about: a system message that the template refuses."""
+        others = [message for message in messages if message.role != "system"]
+        if isinstance(error, _UnseenError) or len(others) in (0, len(messages)):
+            return error
+        try:
+            self._render(contents_of(others, tools, variables))
+        except TemplateError:
+            return error
+        return TemplateError(
+            f"{self._where}: the chat template takes no system message here: {error.__cause__ or error.message}",
+            remedy="leave it out, put it into the first question, or pass a template that does (--chat-template FILE)",
+        )
+
+    def _unseen(self, contents: Contents, rendered: str) -> list[Place]:
+        """The texts that make no difference to what the template writes: ``rendered`` is what that is."""
+        marks = {place: f"zq{at:05}qz" for at, place in enumerate(texts_of(contents))}
+
+        def makes_no_difference(marks: Mapping[Place, str]) -> bool:
+            try:
+                return self._render(with_marks(contents, marks)) == rendered
+            except TemplateError:  # it looked at the text at least
+                return False
+
+        try:
+            shown = self._render(with_marks(contents, marks)).casefold()
+        except TemplateError:
+            shown = ""
+        rest = {place: mark for place, mark in marks.items() if mark not in shown}
+        if not rest or makes_no_difference(rest):
+            return list(rest)
+        return [place for place, mark in rest.items() if makes_no_difference({place: mark})]
+
+    def _unseen_problem(self, messages: Sequence[Message], unseen: Set[int]) -> str:
+        first = min(unseen)
+        role = messages[first].role
+        alike = [index for index, message in enumerate(messages) if message.role == role]
+        number = f" {alike.index(first) + 1}" if len(alike) > 1 else ""
+        return f"{self._where}: the chat template does not show {_SPEAKERS[role]}{number} to the model"
+
+    def _tokens(self, contents: Contents, rendered: str, images: Sequence[Sequence[int]]) -> list[int]:
         self._check_shown(contents)
         own = list(self._own(rendered, contents))
         self._check_images(own, images)
         waiting = iter(images)
-        ids: list[int] = []
+        parts: list[str | int] = []
         at = 0
         for match in own:
-            ids += self._plain(rendered[at : match.start()])
-            ids += next(waiting) if images and match[0] == IMAGE else [self._control[match[0]]]
+            parts += [rendered[at : match.start()]] if match.start() > at else []
+            parts += next(waiting) if images and match[0] == IMAGE else [self._control[match[0]]]
             at = match.end()
-        return ids + self._plain(rendered[at:])
+        return self._tokenizer.encode_parts([*parts, rendered[at:]], self._control)
 
     def _check_images(self, own: Sequence[re.Match[str]], images: Sequence[object]) -> None:
         written = sum(match[0] == IMAGE for match in own)
@@ -150,16 +245,13 @@ class ChatTemplate:
             if what == "tools":
                 probe, expected = {**contents, "tools": [_PROBE_TOOL]}, 1
             else:
-                probe, expected = {**contents, "messages": list(map(_with_probe, contents["messages"]))}, calls
+                probe, expected = with_call_names(contents, _PROBE), calls
             if self._render(probe).count(_PROBE) < expected:
                 raise TemplateError(
                     f"{self._where}: the chat template does not show {what} to the model",
                     remedy="pass one that does (--chat-template FILE), or put them into a message yourself",
                 )
             self._shown.add(what)
-
-    def _plain(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, self._control) if text else []
 
     def _own(self, rendered: str, contents: Contents) -> Iterable[re.Match[str]]:
         """The control tokens that the template wrote, as matches whose places hold for ``rendered``.
@@ -169,7 +261,7 @@ class ChatTemplate:
         """
         other: str | None = None
         for swap in self._swaps:
-            swapped = _swapped_contents(contents, swap)
+            swapped = swapped_contents(contents, swap)
             if swapped == contents:
                 return self._pattern.finditer(rendered)
             try:
@@ -214,84 +306,33 @@ class ChatTemplate:
         return text
 
 
-def _contents(messages: Iterable[Message], tools: Iterable[Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {**variables, "messages": list(map(_as_data, messages)), "tools": list(tools) or None}
+class _UnseenError(TemplateError):
+    """Texts of these messages are not shown."""
+
+    def __init__(self, problem: str, messages: Set[int]) -> None:
+        super().__init__(
+            problem, remedy="pass a template that does (--chat-template FILE), or put the text into another message"
+        )
+        self.messages = messages
 
 
-def _as_data(message: Message) -> dict[str, Any]:
-    """The message as Hugging Face's templates want it: arguments of calls are objects."""
-    data: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.images:
-        data["content"] = [
-            {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part} for part in message.parts
-        ]
-    if message.tool_calls:
-        data["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    given = {"tool_call_id": message.tool_call_id, "name": message.name}
-    return data | {key: value for key, value in given.items() if value is not None}
+def _other_forms(messages: Sequence[Message], unseen: Set[int]) -> list[Set[int]]:
+    """Which messages to give in parts, one choice after another."""
+    roles = dict.fromkeys(message.role for message in messages)
+    by_role = [{index for index, message in enumerate(messages) if message.role == role} for role in roles]
+    choices = [set(unseen), set(range(len(messages))), *by_role]
+    return [choice for at, choice in enumerate(choices) if choice and choice not in choices[:at]]
 
 
-def _one_call_each(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation with each call in a message of its own, before its result."""
-    apart: list[Message] = []
-    moved: set[int] = set()
-    for at, message in enumerate(messages):
-        if len(message.tool_calls) < 2:
-            apart += [] if at in moved else [message]
-            continue
-        for index, call in enumerate(message.tool_calls):
-            apart.append(Message("assistant", "" if index else message.parts, (call,)))
-            results = [later for later in range(at + 1, len(messages)) if messages[later].tool_call_id == call.id]
-            apart += [messages[later] for later in results]
-            moved.update(results)
-    return apart
-
-
-def _with_probe(message: Mapping[str, Any]) -> dict[str, Any]:
-    calls = message.get("tool_calls", ())
-    probes = [{**call, "function": {**call["function"], "name": _PROBE}} for call in calls]
-    return {**message, "tool_calls": probes} if probes else dict(message)
-
-
-class _Key(str):
-    """A key of which letters were swapped: two that look the same by now remain two."""
-
-    __slots__ = ()
-    __hash__ = object.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-def _swapped_contents(contents: Contents, swap: Mapping[int, str]) -> dict[str, Any]:
-    """Everything that comes from outside; the roles and the form of tools stay as they are."""
-    messages = [
-        {
-            key: value if key == "role" else value.translate(swap) if isinstance(value, str) else _swapped(value, swap)
-            for key, value in message.items()
-        }
-        for message in contents["messages"]
-    ]
-    others = {name: _swapped(value, swap) for name, value in contents.items() if name != "messages"}
-    return {"messages": messages, **others}
-
-
-def _swapped(value: Any, swap: Mapping[int, str]) -> Any:
-    if isinstance(value, str):
-        return value if value in _FORM_WORDS else value.translate(swap)
-    if isinstance(value, list):
-        return [_swapped(item, swap) for item in value]
-    if isinstance(value, dict):
-        return {_swapped_key(key, swap): _swapped(item, swap) for key, item in value.items()}
-    return value
-
-
-def _swapped_key(key: str, swap: Mapping[int, str]) -> str:
-    swapped = key if key in _FORM_WORDS else key.translate(swap)
-    return key if swapped == key else _Key(swapped)
+def _with_calls_apart_if_need_be(messages: Sequence[Message], rendered: Callable[[Sequence[Message]], _T]) -> _T:
+    """What ``rendered`` makes of the messages, or where the template refuses that, with one call a message."""
+    try:
+        return rendered(messages)
+    except TemplateError:
+        apart = one_call_each(messages)
+        if len(apart) == len(messages):
+            raise
+        return rendered(apart)
 
 
 def _compile(source: str, where: str) -> "LimitedTemplate":

@@ -320,9 +320,14 @@ def _raise_exception(message: str) -> None:
     raise JinjaError(message)
 
 
-def _to_json(value: Any, **options: Any) -> str:
-    """Transformers' ``tojson``: plain JSON, without Jinja's HTML escapes."""
-    return json.dumps(value, ensure_ascii=options.pop("ensure_ascii", False), **options)
+def _to_json(
+    value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
+) -> str:
+    """Transformers' ``tojson`` (utils/chat_template_utils.py): plain JSON, without Jinja's HTML escapes.
+
+    So ``tojson(2)`` asks for ASCII, and not for an indent as it does of Jinja's own filter.
+    """
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _strftime_now(pattern: str) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from edge_llama.prompts.messages import ToolCall
-from edge_llama.prompts.tool_formats import TAGS, Form, calls_of, tagged_calls
+from edge_llama.prompts.tool_formats import AROUND, FORMS, TAGS, Form, calls_of, tagged_calls
 
 _SPACES = re.compile(r"\s+")
 _BETWEEN = re.compile(r"[\s;,]+")
+_AROUND_OPENING = re.compile("|".join(re.escape(char) for char in sorted({text[0] for text in AROUND})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +23,26 @@ class Parsed:
 class ToolCallParser:
     """Holds back text that may be the beginning of a call until that is clear; all else passes at once.
 
-    What turns out to be no call stays text, and ``notes`` says why. Nothing is lost but tags, and spaces and
-    separators around calls. How the text is cut into pieces makes no difference.
+    What turns out to be no call stays text, and ``notes`` says why. Nothing is lost but tags, and spaces, separators
+    and what is in :data:`AROUND` around calls. How the text is cut into pieces makes no difference.
     """
 
-    def __init__(self, form: Form, names: Set[str], tags: Mapping[int, str]) -> None:
-        """``names`` are those of the tools; ``tags`` are the ids of the vocabulary's :data:`TAGS`."""
+    def __init__(self, form: Form | None, names: Set[str], tags: Mapping[int, str]) -> None:
+        """``names`` are those of the tools; ``tags`` are the ids of the vocabulary's :data:`TAGS`.
+
+        Calls count in this ``form`` alone; None: in any.
+        """
         self.tags = tags
         self.notes: list[str] = []
-        self._form = form
+        self._forms = tuple(FORMS.values()) if form is None else (form,)
         self._names = names
         self._held = ""
-        self._scan = _Scan(form.lexeme)
+        self._scan: _Scan | None = None
         self._gap: str | None = ""
-        """Spaces before a call or separators between two, which don't count if a call follows; None amid text."""
+        """What stands before a call or between two, and doesn't count if a call follows; None amid text."""
+        self._closers: list[str] = []
+        """What the openers in the gap ask for after the call, the last of them first; then, what is still to come."""
+        self._shown = _Mentions(names)
         self._has_calls = False
         self._is_tagged = False
         self._is_rest = False
@@ -52,13 +59,17 @@ class ToolCallParser:
         """The answer goes on with one of ``tags``."""
         parsed = self._advance(is_end=True)
         self._is_tagged = TAGS[self.tags[token]]
+        if self._is_tagged and self._gap is None:
+            self._gap = ""
         return parsed
 
     def finish(self) -> Parsed:
         """Nothing follows."""
         parsed = self._advance(is_end=True)
-        spaces = "" if self._has_calls else self._gap or ""
-        return Parsed(parsed.text + spaces, parsed.calls)
+        rest = "" if self._has_calls else self._gap or ""
+        if not self._has_calls and not self.notes and (name := self._shown.tool):
+            self._note(f"the text names {name} as calls do, but is none in a form that is known")
+        return Parsed(parsed.text + rest, parsed.calls)
 
     def _advance(self, *, is_end: bool) -> Parsed:
         while self._held and not self._is_rest and self._step(is_end=is_end):
@@ -66,44 +77,72 @@ class ToolCallParser:
         if is_end and self._is_tagged:
             self._close_tag()
         parsed = Parsed(self._text, tuple(self._calls))
+        self._shown.add(self._text)
         self._text, self._calls = "", []
         return parsed
 
     def _step(self, *, is_end: bool) -> bool:
         """Go past the next part of what is held; False if its kind isn't clear yet."""
-        if self._gap is not None and (spaces := (_BETWEEN if self._has_calls else _SPACES).match(self._held)):
-            self._gap += spaces[0]
-            self._go_past(spaces.end())
+        if self._gap is not None:
+            if spaces := (_BETWEEN if self._has_calls else _SPACES).match(self._held):
+                self._gap += spaces[0]
+                self._go_past(spaces.end())
+                return True
+            if self._has_calls and self._closers and self._held.startswith(self._closers[0]):
+                self._gap = ""
+                self._go_past(len(self._closers.pop(0)))
+                return True
+        if opener := next(filter(self._held.startswith, AROUND), None):
+            self._gap = (self._gap or "") + opener
+            self._closers.insert(0, AROUND[opener])
+            self._go_past(len(opener))
             return True
-        opening = self._form.opening.search(self._held)
-        if opening and not opening.start():
-            return self._step_candidate(is_end=is_end)
-        self._show(opening.start() if opening else len(self._held))
+        marks = (*AROUND, *(self._closers if self._gap is not None else ()))
+        if not is_end and any(mark.startswith(self._held) for mark in marks):
+            return False
+        return self._step_text(is_end=is_end)
+
+    def _step_text(self, *, is_end: bool) -> bool:
+        """The same, for what is no separator: a call or text."""
+        openings = [form.opening for form in self._forms if form.is_anywhere] + [_AROUND_OPENING]
+        begins = [found.start() for opening in openings if (found := opening.search(self._held, 0))]
+        forms = [form for form in self._forms if form.is_anywhere or self._gap is not None]
+        begun = [form for form in forms if form.opening.match(self._held)]
+        if begun:
+            return self._step_candidate(begun, is_end=is_end)
+        self._show(max(min(begins, default=len(self._held)), 1))
         return True
 
-    def _step_candidate(self, *, is_end: bool) -> bool:
-        """The same, for what begins as a call does."""
-        if (why := self._form.wrong(self._held, self._names)) is not None:
-            self._note(why)
+    def _step_candidate(self, begun: list[Form], *, is_end: bool) -> bool:
+        """The same, for what begins as a call does in these forms."""
+        reasons = {form.name: form.wrong(self._held, self._names) for form in begun}
+        possible = [form for form in begun if reasons[form.name] is None]
+        if len(possible) > 1 and not is_end:
+            return False
+        if len(possible) != 1:
+            self._note(next(filter(None, reasons.values()), ""))
             self._show(1)
             return True
+        (form,) = possible
+        if self._scan is None or self._scan.lexeme is not form.lexeme:
+            self._scan = _Scan(form.lexeme)
         size = self._scan.end(self._held)
         if size is None and not is_end:
             return False
         if size is None:
             size = len(self._held)
-            why = "the answer ends within it" if any(name in self._held for name in self._names) else ""
+            why: str | None = "the answer ends within it"
         else:
-            why = self._take_calls(size)
+            why = self._take_calls(form, size)
         if why is not None:
-            self._note(why, self._held[:size])
+            self._note(why if _mention(self._names).search(self._held[:size]) else "", self._held[:size])
             self._show(size)
         return True
 
-    def _take_calls(self, size: int) -> str | None:
+    def _take_calls(self, form: Form, size: int) -> str | None:
         """The first ``size`` characters are complete: None if they are calls, or why not."""
         try:
-            self._call(calls_of(self._form, self._held[:size], self._names))
+            self._call(calls_of(form, self._held[:size], self._names))
         except ValueError as error:
             return str(error)
         self._go_past(size)
@@ -137,26 +176,55 @@ class ToolCallParser:
             return
         self._text += (self._gap or "") + self._held[:size]
         self._gap = None
+        self._closers.clear()
         self._go_past(size)
 
     def _go_past(self, size: int) -> None:
         self._held = self._held[size:]
-        self._scan = _Scan(self._form.lexeme)
+        self._scan = None
 
 
 class _Scan:
     """Finds the bracket that closes the first one, in a text that grows."""
 
     def __init__(self, lexeme: re.Pattern[str]) -> None:
-        self._lexeme = lexeme
+        self.lexeme = lexeme
         self._at = 0
         self._depth = 0
 
     def end(self, text: str) -> int | None:
         """Where the closing bracket ends, or None if it isn't there yet."""
-        while match := self._lexeme.match(text, self._at):
+        while match := self.lexeme.match(text, self._at):
             self._at = match.end()
             self._depth += (match.lastgroup == "open") - (match.lastgroup == "close")
-            if not self._depth:
+            if not self._depth and match.lastgroup == "close":
                 return self._at
         return None
+
+
+class _Mentions:
+    """Whether text that was shown names a tool as calls do."""
+
+    def __init__(self, names: Set[str]) -> None:
+        self._pattern = _mention(names)
+        self._before = max(map(len, names), default=0) + 3
+        """So many characters may be needed of what was shown before."""
+        self._last = ""
+        self._is_cut = False
+        self.tool: str | None = None
+
+    def add(self, text: str) -> None:
+        """The text goes on."""
+        if self.tool or not text:
+            return
+        self._last += text
+        if found := self._pattern.search(self._last, int(self._is_cut)):
+            self.tool = found[found.lastindex or 0]
+        self._is_cut = self._is_cut or len(self._last) > self._before
+        self._last = self._last[-self._before :]
+
+
+def _mention(names: Set[str]) -> re.Pattern[str]:
+    """``"f"``, ``'f'``, ``f(`` and ``=f>``, for any of these names."""
+    any_name = "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)"
+    return re.compile(rf"""["']({any_name})["']|(?<![\w.])({any_name})\(|=({any_name})>""")

@@ -112,7 +112,7 @@ def _grammar(params: SamplingParams) -> tuple[str, str] | None:
     if params.regex is not None:
         return "regex", f"start: /{_llguidance().regex_to_lark(params.regex, '')}/"
     if params.grammar is not None:
-        return "grammar", _checked_lark(params.grammar)
+        return "grammar", _checked_lark(params.grammar.removeprefix("\ufeff"))
     return None
 
 

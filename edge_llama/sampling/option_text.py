@@ -47,9 +47,9 @@ class OptionText:
 
         OptionError if a file or its text can't be read.
         """
-        if self.is_file:
+        if self.is_file and not self.is_inline(str(given)):
             return self.parse(read_text(given, where), f"{where} {given}")
-        return self.parse(given, where)
+        return self.parse(str(given) if self.is_file else given, where)
 
     def from_line(self, line: str, where: str) -> Any:
         """The value that ``line`` means; OptionError if it means none."""
@@ -68,9 +68,9 @@ class OptionText:
 
 
 def read_text(path: Path, where: str) -> str:
-    """The text of a file, UTF-8; OptionError if it can't be read."""
+    """The text of a file, UTF-8 with or without a byte order mark; OptionError if it can't be read."""
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{where} {path}: cannot be read: {error}") from error
 
@@ -93,6 +93,11 @@ def parse_json(text: str, where: str) -> Any:
 def is_schema(line: str) -> bool:
     """Whether a line is a JSON schema itself."""
     return line.startswith("{") or line in _SCHEMA_WORDS
+
+
+def is_name(line: str) -> bool:
+    """Whether a line is a plain word, and no file is called so."""
+    return line.isidentifier() and not Path(line).exists()
 
 
 def parse_biases(given: Iterable[str], where: str) -> dict[int, float]:

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from llama4_reference import image_processor_class
 from numpy.typing import NDArray
-from PIL import ExifTags, ImageFile, ImageOps
+from PIL import ExifTags, ImageFile, ImageOps, PngImagePlugin
 from PIL import Image as Pillow
 from refusals import refusal
 
@@ -117,6 +118,51 @@ def test_photos_stand_upright(photo: Pillow.Image, kind: str, orientation: int, 
     np.testing.assert_array_equal(image.pixels(), np.asarray(upright))
     opened = Image.open(Pillow.open(io.BytesIO(image.data)))
     np.testing.assert_array_equal(opened.pixels(), np.asarray(upright))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "letter"), [(3, "H"), (4, "I"), (6, "b"), (8, "h"), (9, "i"), (11, "f"), (12, "d")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_orientation_is_a_number_of_any_type(
+    photo: Pillow.Image, order: str, kind: int, letter: str, count: int
+) -> None:
+    """As Pillow takes it, which of several takes the first; some do not fit into the tag and stand behind it."""
+    value = struct.pack(f"{order}{count}{letter}", *([6] + [3] * (count - 1)))
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(f"{order}I", 26)
+    exif = mark + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, count) + place + bytes(4) + value
+    data = encoded(photo, "JPEG", exif=b"Exif\0\0" + exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's, about more than one
+        upright = ImageOps.exif_transpose(Pillow.open(io.BytesIO(data)))
+    image = Image.open(data)
+    assert (image.width, image.height) == upright.size == (30, 40)
+    np.testing.assert_array_equal(image.pixels(), np.asarray(upright))
+
+
+def test_the_orientation_may_stand_in_xmp_or_in_text(photo: Pillow.Image) -> None:
+    def xmp(text: str) -> bytes:
+        return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description {text}</x:xmpmeta>'.encode()
+
+    exif = Pillow.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    raw = exif.tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(raw):8}\n{raw.hex()}\n")
+    damaged = PngImagePlugin.PngInfo()
+    damaged.add_text("Raw profile type exif", "\nexif\n 9\nno digits\n")
+    kinds = [
+        encoded(photo, "JPEG", xmp=xmp('tiff:Orientation="6"/>')),
+        encoded(photo, "WEBP", xmp=xmp("><tiff:Orientation>6</tiff:Orientation>")),
+        encoded(photo, "JPEG", exif=exif, xmp=xmp('tiff:Orientation="1"/>')),
+        encoded(photo, "PNG", pnginfo=text),
+    ]
+    for data in kinds:
+        upright = ImageOps.exif_transpose(Pillow.open(io.BytesIO(data)))
+        image = Image.open(data)
+        assert (image.width, image.height) == upright.size == (30, 40)
+        np.testing.assert_array_equal(image.pixels(), np.asarray(upright.convert("RGB")))
+    assert Image.open(encoded(photo, "PNG", pnginfo=damaged)).width == 40
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

@@ -23,7 +23,8 @@ import edge_llama
 from edge_llama import Message, TemplateError
 from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import ValueType, array, read_header
-from edge_llama.prompts.chat_template import ChatTemplate, _contents
+from edge_llama.prompts.chat_template import ChatTemplate
+from edge_llama.prompts.template_contents import contents_of
 from edge_llama.runtime.session import Session
 
 FAMILIES = ("llama2", "llama3", "smollm")
@@ -186,7 +187,7 @@ def test_no_filter_or_border_forms_a_control_token(model: edge_llama.Model, sour
         return
     assert [at for at, token in enumerate(ids) if token in control] == [len(ids) - 1]
     text = b"".join(map(model.tokenizer.piece, ids)).decode()
-    assert text + "<|im_end|>" == template._render(_contents(turns, (), {}))
+    assert text + "<|im_end|>" == template._render(contents_of(turns, (), {}))
 
 
 @pytest.mark.parametrize(
@@ -196,10 +197,12 @@ def test_no_filter_or_border_forms_a_control_token(model: edge_llama.Model, sour
         "m.content | length",
         "m.content | trim | tojson(ensure_ascii=True)",
         "messages | tojson(indent=2)",
+        "messages | tojson(2)",
+        "messages | tojson(false, 2, [',', ': '], true)",
         "m.content.split('</think>')[-1]",
         "m.content if '<' in m.content else m.content | title",
         "'<|im_end|>' if '/no_think' in m.content else m.content",
-        "m.content if '<|im_start|>' in m.content else 'x'",
+        "m.content if '<|im_start|>' in m.content else 'x' ~ m.content",
         "m.content | e",
         "m.content[:4] ~ m.content | reverse",
     ],

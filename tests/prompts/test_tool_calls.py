@@ -26,7 +26,8 @@ def chat(llama: edge_llama.Model) -> Chat:
 
 
 def form_name(model: edge_llama.Model) -> str:
-    return model.template.call_parser(frozenset(["weather"]))._form.name
+    """As the template shows it."""
+    return next(name for name, template in trained.TEMPLATES.items() if template == model.template._source)
 
 
 def arguments(calls: tuple[ToolCall, ...]) -> list[tuple[str, dict[str, Any]]]:

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from llama_models.datatypes import ToolCall as MetaToolCall
 from llama_models.datatypes import ToolPromptFormat
 from llama_models.llama3.tool_utils import ToolUtils
-from tools import LLAMA4_TEMPLATE, PYTHONIC_LLAMA4_TEMPLATE, official_template
 
-from converters.architectures.llama_families import FAMILIES
 from edge_llama import OptionError
-from edge_llama.prompts.tool_formats import FORMS, form_named, form_of
+from edge_llama.prompts.tool_formats import AROUND, FORMS, form_named
 from edge_llama.prompts.tool_parser import ToolCallParser
 
 NAMES = frozenset(("f", "g", "get_weather", "api.get"))
@@ -25,8 +23,8 @@ Calls = list[tuple[str, dict[str, Any]]]
 
 
 def parsed(form: str, answer: list[str | int], names: frozenset[str] = NAMES) -> tuple[str, Calls, list[str]]:
-    """What is made of an answer in pieces; numbers are tags."""
-    reader = ToolCallParser(FORMS[form], names, TAGS)
+    """What is made of an answer in pieces; numbers are tags. ``form`` may be "any"."""
+    reader = ToolCallParser(FORMS.get(form), names, TAGS)
     reads = [reader.tag(part) if isinstance(part, int) else reader.feed(part) for part in answer] + [reader.finish()]
     calls = [(call.name, call.arguments) for part in reads for call in part.calls]
     return "".join(part.text for part in reads), calls, reader.notes
@@ -85,7 +83,7 @@ ANSWERS: list[tuple[str, list[str | int], str, Calls, str]] = [
         "surrog",
     ),
     ("json", ['{"name": "f", "parameters": {"x": '], '{"name": "f", "parameters": {"x": ', [], "ends within it"),
-    ("json", ["[f(x=1)]"], "[f(x=1)]", [], ""),
+    ("json", ["[f(x=1)]"], "[f(x=1)]", [], "the text names f as calls do"),
     ("json", [OPEN, '{"name": "f", "parameters": {"x": 1}}'], "", F1, ""),
     ("json", ["Well: ", OPEN, '{"name": "f", "parameters": {"x": 1}}', CLOSE, "done"], "Well: done", F1, ""),
     ("json", [OPEN, "a", CLOSE, '{"name": "f", "parameters": {"x": 1}}'], "a", F1, "no tool call: 'a'"),
@@ -138,6 +136,92 @@ ANSWERS: list[tuple[str, list[str | int], str, Calls, str]] = [
 ]
 
 
+CALL = '{"name": "f", "parameters": {"x": 1}}'
+SHAPES = [
+    CALL,
+    CALL.replace("parameters", "arguments"),
+    '{"id": 0, "name": "f", "arguments": {"x": 1}}',
+    '{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}',
+    '{"type": "function", "function": {"name": "f", "parameters": {"x": 1}}}',
+    '{"function": {"name": "f", "arguments": {"x": 1}}}',
+    '{"function": "f", "arguments": {"x": 1}}',
+    '{"type": "function", "function": "f", "parameters": {"x": 1}}',
+    '{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{\\"x\\": 1}"}',
+    '{"type": "tool_use", "id": "t", "name": "f", "input": {"x": 1}}',
+    '{"tool": "f", "args": {"x": 1}}',
+    '{"tool_name": "f", "parameters": {"x": 1}}',
+    '{"arguments": {"x": 1}, "name": "f", "index": 0}',
+    '{"tool_calls": [{"name": "f", "arguments": {"x": 1}}]}',
+    '{"function_call": {"name": "f", "arguments": "{\\"x\\": 1}"}}',
+    '[{"function": {"name": "f", "arguments": {"x": 1}}}]',
+    "[f(x=1)]",
+    "f(x=1)",
+    '<function=f>{"x": 1}</function>',
+    *(f"{opener}{CALL}{closer}" for opener, closer in AROUND.items()),
+    f"<tool_call>\n{CALL}\n</tool_call>",
+    f"<tool_call>{CALL}",
+    "<tool_call>[f(x=1)]</tool_call>",
+    "```tool_code\nf(x=1)\n```",
+    "```python\n[f(x=1)]\n```",
+    f"```json\n[{CALL}]\n```",
+    f"```xml\n<tool_call>\n{CALL}\n</tool_call>\n```",
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_well_formed_call_is_one_in_whatever_shape(shape: str) -> None:
+    assert parsed("any", list(shape)) == parsed("any", [shape]) == ("", F1, [])
+    assert parsed("any", [f"{shape}\n{shape}"])[:2] == ("", F1 * 2)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "f(x=1)"])
+def test_what_is_said_before_and_after_a_call_stays(shape: str) -> None:
+    assert parsed("any", list(f"Let me see. {shape} There.")) == ("Let me see.  There.", F1, [])
+
+
+ALMOST: list[tuple[str, str]] = [
+    ('{"name": "f", "arguments": "no JSON"}', "Expecting value"),
+    ('{"name": "f", "arguments": "5"}', "no object of parameters"),
+    ('{"name": "f", "function": {"name": "g"}, "arguments": {}}', "name twice"),
+    ('{"name": "f", "function": "g", "arguments": {}}', "several names"),
+    ('{"name": "f", "input": {}, "arguments": {}}', "no object of parameters"),
+    ('{"type": "object", "name": "f", "arguments": {}}', "more than a name"),
+    ('{"function": {"name": "f", "arguments": {}}, "more": 1}', "more than a name"),
+    ('{"function": {"name": "Z", "arguments": {}}}', ""),
+    ('{"f": {"x": 1}}', "the text names f"),
+    ("{'name': 'f', 'parameters': {}}", "the text names f"),
+    ("<tool_call>f</tool_call>", ""),
+    ('<tool_call>{"name": "f"}</tool_call>', "no object of parameters"),
+    (
+        "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+        "the answer ends within it",
+    ),
+    ('<function=Z>{"x": 1}</function>', "no tool is called Z"),
+    ("<function=f>5</function>", "no object of parameters"),
+    ("I would call f(x=1) there.", "the text names f"),
+    ("```sh\nf(x=1)\n```", "the text names f"),
+    ('[TOOL_CALLS]f[ARGS]{"x": 1}', ""),
+    ('{"id": 5, "title": "An f"}', ""),
+    ("```json\n[1, 2]\n```", ""),
+    ("`f` and <b>f</b> and ```", ""),
+]
+
+
+@pytest.mark.parametrize(("answer", "note"), ALMOST)
+def test_what_is_no_call_is_text_and_a_note_says_why_if_it_names_a_tool(answer: str, note: str) -> None:
+    text, calls, notes = parsed("any", list(answer))
+    assert (text, calls) == (answer, [])
+    assert len(notes) == bool(note)
+    assert note in "".join(notes)
+
+
+def test_a_given_form_alone_counts_and_another_is_noted() -> None:
+    for form, answer in (("pythonic", CALL), ("json", "[f(x=1)]"), ("tag", "f(x=1)"), ("bare", "[f(x=1)]")):
+        text, calls, notes = parsed(form, [answer])
+        assert (text, calls) == (answer, [])
+        assert "the text names f as calls do" in notes[0]
+
+
 @pytest.mark.parametrize(("form", "answer", "text", "calls", "note"), ANSWERS)
 def test_calls_are_taken_out_and_all_else_is_text(
     form: str, answer: list[str | int], text: str, calls: Calls, note: str
@@ -148,7 +232,9 @@ def test_calls_are_taken_out_and_all_else_is_text(
     assert note in "".join(found[2])
 
 
-@pytest.mark.parametrize(("form", "answer"), [(form, answer) for form, answer, *_ in ANSWERS])
+@pytest.mark.parametrize(
+    ("form", "answer"), [(form, answer) for form, answer, *_ in ANSWERS] + [("any", [answer]) for answer, _ in ALMOST]
+)
 def test_an_answer_cut_anywhere_reads_the_same(form: str, answer: list[str | int]) -> None:
     whole = parsed(form, answer)
     letters: list[str | int] = []
@@ -171,13 +257,16 @@ FRAGMENTS = st.sampled_from(
         ),
         *("[f(x=1)]", "[g()", "f", "g(", "x=", "from=", "null", "f.call(", "Z", "1", "é", ";", ",", " ", "\n"),
         *("{", "}", "[", "]", "(", ")", "'", '"', "'''", '"""', "\\", OPEN, CLOSE),
+        *("<tool_call>", "</tool_call>", "<tool", "```json\n", "```", "<function=f>", "</function>", "<"),
     ]
 )
 
 
 @settings(max_examples=500, deadline=None)
 @given(
-    parts=st.lists(FRAGMENTS, max_size=14), form=st.sampled_from(list(FORMS)), cuts=st.randoms(use_true_random=False)
+    parts=st.lists(FRAGMENTS, max_size=14),
+    form=st.sampled_from(["any", *FORMS]),
+    cuts=st.randoms(use_true_random=False),
 )
 def test_any_answer_cut_anyhow_reads_the_same_and_loses_nothing(parts: list[str | int], form: str, cuts: Any) -> None:
     joined: list[str | int] = []
@@ -296,17 +385,6 @@ def test_json_nested_too_deeply_stays_text() -> None:
     assert parsed("json", [text])[:2] == (text, [])
 
 
-def test_the_form_is_the_templates_or_else_the_vocabularys() -> None:
-    def name(template: str, *vocabulary: str) -> str:
-        return form_of(template, set(vocabulary)).name
-
-    assert name(LLAMA4_TEMPLATE, "<|python_start|>") == "json"
-    assert name(PYTHONIC_LLAMA4_TEMPLATE, "<|python_start|>") == "pythonic"
-    assert (name(FAMILIES["llama3.1"].template), name(FAMILIES["llama3.2"].template)) == ("json", "pythonic")
-    assert (name("", "<|python_start|>"), name("", "<|python_tag|>")) == ("pythonic", "json")
-    assert name(official_template("meta-llama-Llama-3.1-8B-Instruct"), "<|python_tag|>") == "json"
-
-
 def test_an_unknown_form_is_an_error() -> None:
-    with pytest.raises(OptionError, match="tool_format is 'xml'; known: json, pythonic"):
+    with pytest.raises(OptionError, match="tool_format is 'xml'; known: json, pythonic, bare, tag"):
         form_named("xml")

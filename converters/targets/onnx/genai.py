@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from converters.architectures.llama import Hyperparameters
+from converters.architectures.hyperparameters import Hyperparameters
 
 _SEARCH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 

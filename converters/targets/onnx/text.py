@@ -14,11 +14,12 @@ from converters.targets.onnx import genai
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.llama4 import Llama4Graph
 from converters.tokenizers.writer import write_files
+from edge_llama.errors import CheckpointError
 from quant.onnx_recipe import DEFAULT, OnnxRecipe
 from quant.recipe import check_present
 
 _GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Graph}
-"""By ``Architecture.gguf_name``."""
+"""By ``Architecture.name``."""
 
 
 def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
@@ -45,8 +46,14 @@ def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, tuple[
     """The graph's writer after its work, and its files."""
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
+    graph_of = _GRAPHS.get(architecture.name)
+    if graph_of is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {checkpoint.config['architectures'][0]} can't be written as ONNX",
+            remedy="convert to GGUF: --to gguf",
+        )
     tensors = architecture.tower_tensors(checkpoint)
-    writer = _GRAPHS[architecture.gguf_name](checkpoint, tensors, recipe, is_portable=options.portable)
+    writer = graph_of(architecture.hyperparameters(checkpoint), tensors, recipe, is_portable=options.portable)
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
     return writer, tuple(graph.parts(""))

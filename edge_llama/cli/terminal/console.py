@@ -228,12 +228,13 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
     at = 0
     for line in lines:
         try:
-            yield line.decode()
+            text = line.decode()
         except UnicodeDecodeError as error:
             raise OptionError(
                 f"stdin: byte {at + error.start:,} (0x{line[error.start]:02x}) is not UTF-8",
                 remedy="convert it to UTF-8",
             ) from error
+        yield text if at else text.removeprefix("\ufeff")
         at += len(line)
 
 
