@@ -15,6 +15,7 @@ from edge_llama.model import Model
 from edge_llama.prompts.chat_template import IMAGE, ChatTemplate
 from edge_llama.prompts.messages import Message
 from edge_llama.prompts.probe_conversations import Conversation, conversations
+from edge_llama.prompts.template_contents import one_call_each
 
 Outcome = Literal["rendered", "refused", "same", "differs"]
 Rendering = tuple[str, list[int]] | str
@@ -124,20 +125,25 @@ def _reference(folder: Path) -> Reference:
 
 
 def _rendered(tokenizer: Any, conversation: Conversation) -> Rendering:
-    """Texts as they are, or as parts where a template shows what it is given only so: we do the same."""
-    first, second = (_applied(tokenizer, conversation, in_parts=in_parts) for in_parts in (False, True))
-    return second if _shows(second, conversation) and not _shows(first, conversation) else first
+    """In the first form that shows what the conversation has: texts as they are, as parts, one call a message.
+
+    A template that takes no other is given the same here. What none shows is told of the first.
+    """
+    apart = one_call_each(conversation.messages)
+    forms = ((conversation.messages, False), (conversation.messages, True), (apart, False), (apart, True))
+    found = [_applied(tokenizer, messages, conversation.tools, in_parts=in_parts) for messages, in_parts in forms]
+    return next((rendering for rendering in found if _shows(rendering, conversation)), found[0])
 
 
 def _shows(rendering: Rendering, conversation: Conversation) -> bool:
     return not isinstance(rendering, str) and all(word in rendering[0] for word in conversation.shown)
 
 
-def _applied(tokenizer: Any, conversation: Conversation, *, in_parts: bool) -> Rendering:
-    messages = [_as_data(message, in_parts=in_parts or bool(message.images)) for message in conversation.messages]
-    options = {"tools": list(conversation.tools) or None, "add_generation_prompt": True}
+def _applied(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], *, in_parts: bool) -> Rendering:
+    data = [_as_data(message, in_parts=in_parts or bool(message.images)) for message in messages]
+    options = {"tools": list(tools) or None, "add_generation_prompt": True}
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(data, tokenize=False, **options)
         return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
     except Exception as error:  # a template is a program: nothing says how it fails
         return f"{type(error).__name__}: {error!s:.300}"

@@ -97,7 +97,7 @@ def _with_tools() -> tuple[Conversation, ...]:
 
 def _with_images() -> tuple[Conversation, ...]:
     image = Image.open(np.zeros((4, 4, 3), np.uint8))
-    one, several = (Message("user", parts) for parts in ([image, "What is this?"], ["First ", image, " then ", image]))
+    one, several = Message("user", [image, "What is this?"]), Message("user", ["First ", image, " then ", image])
     later = (Message("assistant", "Two."), Message("user", "Are you sure?"))
     return (
         Conversation("an image", (one,), shown=("<|image|>", "What is")),
