@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from converters.checkpoint import Checkpoint
 from converters.layout import Entry, Layout
 from converters.options import Options
 from converters.output import partial_folder, partial_output
+from converters.proof import TOPIC as TOKENIZER_NOTE
+from converters.proof import prove
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
 from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
+from converters.tokenizers.proof import GGUFEncoder
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError, EngineError
@@ -87,21 +90,30 @@ class Conversion:
     times: Times
 
 
-def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Plan:
+def plan(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    encode_gguf: GGUFEncoder | None = None,
+    **options: Any,
+) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; ``options`` are those of :class:`Options`.
 
-    Raises what :func:`convert` would raise before it starts.
+    ``encode_gguf`` asks an engine for the proof that the tokenizer which is written is the source's; without it there
+    is none. Raises what :func:`convert` would raise before it starts.
     """
     asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
     target, chosen = choose(Path(output), checkpoint, asked)
     inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
-    checkpoint = with_template(checkpoint, chosen.chat_template)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
+    checkpoint = with_template(checkpoint, chosen.chat_template)
     files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
     check_kernels(_quantized(layout.entries))
+    if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):
+        checkpoint = replace(checkpoint, notes={**checkpoint.notes, TOKENIZER_NOTE: proof})
     return Plan(checkpoint, layout, chosen, tuple(inputs), files, fingerprint(files))
 
 
@@ -112,15 +124,16 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    encode_gguf: GGUFEncoder | None = None,
     **options: Any,
 ) -> Conversion:
-    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; ``options``: see :class:`Options`.
+    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; the rest: see :func:`plan`.
 
     An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
     output exists and nothing is left behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the
     same call goes on from there.
     """
-    work = plan(source, output, **options)
+    work = plan(source, output, encode_gguf=encode_gguf, **options)
     output = Path(output)
     with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
         total = work.layout.source_bytes

@@ -18,6 +18,8 @@ from edge_llama.files.json_fields import Fields, parse_object
 
 TEMPLATE_NOTE = "chat template"
 """The topic of a checkpoint's note on where its chat template is from."""
+UNREADABLE = "download it again, or see to its permissions"
+"""What to do about a file that is there and can't be read."""
 NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
 
 
@@ -123,5 +125,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return parse_object(path, raw, "download it again", error=CheckpointError, is_strict=False)

@@ -6,7 +6,7 @@ which a test holds equal to it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import eq
 from typing import Any
 
@@ -25,6 +25,11 @@ class Fact:
     places: tuple[str, ...]
     rule: str
     source: str
+
+    def of(self, name: str) -> "Fact":
+        """The row of one of a group of facts, whose ``*`` is ``name``."""
+        places = tuple(place.replace("*", name) for place in self.places)
+        return replace(self, topic=self.topic.replace("*", name), places=places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +53,17 @@ def find(fact: Fact, contents: Mapping[str, Any], same: Callable[[Any, Any], boo
     ``contents``: what the files hold, by their names as the table writes them: JSON values, or what stands for a file
     that is none. A value of null says nothing. ``same`` tells whether two places say the same.
     """
-    said = {place: value for place in fact.places if (value := value_at(contents, place)) is not None}
-    if not said:
+    return decide(fact, {place: value_at(contents, place) for place in fact.places}, same)
+
+
+def decide(fact: Fact, said: Mapping[str, Any], same: Callable[[Any, Any], bool] = eq) -> Found | None:
+    """The same where it is known already what each place says; None: nothing."""
+    places = [place for place in fact.places if said.get(place) is not None]
+    if not places:
         return None
-    place = next(iter(said))
-    others = {other: value for other, value in said.items() if not same(said[place], value)}
-    return Found(said[place], place, others)
+    value = said[places[0]]
+    others = {place: said[place] for place in places[1:] if not same(value, said[place])}
+    return Found(value, places[0], others)
 
 
 def value_at(contents: Mapping[str, Any], place: str) -> Any:
@@ -72,15 +82,20 @@ def notes(*facts: tuple[Fact, Found | None]) -> dict[str, str]:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return f" ({text})" if len(text) <= _MOST_SHOWN else ""
+    return f" ({text})" if len(text) <= _MOST_SHOWN and not isinstance(value, Mapping) else ""
 
 
 TEMPLATE_FILES = "chat_template.jinja, additional_chat_templates/*.jinja"
 CHAT_TEMPLATE = Fact(
     "chat template",
-    (TEMPLATE_FILES, "tokenizer_config.json: chat_template", "chat_template.json: chat_template"),
-    "Any file of its own replaces all that tokenizer_config.json has, named templates too. Of named ones `default` is "
-    "in use, and `tool_use` where tools are given.",
+    (
+        TEMPLATE_FILES,
+        "tokenizer_config.json: chat_template",
+        "processor_config.json: chat_template",
+        "chat_template.json: chat_template",
+    ),
+    "A file of its own replaces all that tokenizer_config.json has, named templates too. Of named ones `default` is in "
+    "use, and `tool_use` where tools are given. The last two places are those of processors, for want of another.",
     "tokenization_utils_base: _from_pretrained, get_chat_template; processing_utils: get_processor_dict",
 )
 END_TOKENS = Fact(
@@ -90,8 +105,41 @@ END_TOKENS = Fact(
         "config.json: eos_token_id",
         "config.json: text_config.eos_token_id",
     ),
-    "A number or a list; every one of them ends an answer, and so does the tokenizer's own end. A negative id is none.",
+    "A number or a list; every one of them ends an answer. A negative id is none. Where config.json decides, the "
+    "tokenizer's own ends (eos_token, <|eot_id|> and the like) end an answer too.",
     "generation.configuration_utils: from_model_config; generation.utils: adjust_generation_fn",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS)
+SAMPLING = Fact(
+    "sampling",
+    ("generation_config.json", "config.json", "config.json: text_config"),
+    "temperature, top_k, top_p, min_p, repetition_penalty, do_sample. Where generation_config.json is there, it alone "
+    "counts. A top_k of 50.0 is 50.",
+    "generation.configuration_utils: from_model_config; generation.utils: adjust_generation_fn",
+)
+ROLES = Fact(
+    "*_token",
+    (
+        "special_tokens_map.json: *_token",
+        "tokenizer_config.json: *_token",
+        "the tokenizer's class",
+        "config.json: *_token_id",
+    ),
+    "bos, eos, unk, sep, pad, cls, mask. special_tokens_map.json counts where tokenizer_config.json has no "
+    "added_tokens_decoder. Between the last two stands what tokenizer.json's post-processor puts around a text.",
+    "tokenization_utils_base: _from_pretrained; the last place is llama.cpp's",
+)
+ADDED_TOKENS = Fact(
+    "added tokens",
+    (
+        "tokenizer.json: added_tokens",
+        "tokenizer_config.json: added_tokens_decoder",
+        "added_tokens.json",
+        "*_token in special_tokens_map.json or tokenizer_config.json",
+    ),
+    "Each place adds what those before it lack, also beside a tokenizer.model that knows none of them. A text or an id "
+    "that another place has already is not used. For classes that build their tokenizer themselves (LlamaTokenizer, "
+    "GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes first.",
+    "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS)
 """Every row, in the order of the documentation."""

@@ -46,7 +46,7 @@ class Vocabulary:
     name for the splitting rule. ``special`` maps a kind (bos, eos, ...) to an id, ``add`` tells which are added.
     ``chat_templates`` maps names to templates; the one in use is ``default``. ``add_space_prefix`` is llama.cpp's flag
     for sentencepiece's (None: as it does by itself), ``rules`` what that can't say. ``origin`` is the file that holds
-    the words.
+    the words. ``notes`` tell by topic where the files disagree, and which was believed: for the conversion's report.
     """
 
     model: str
@@ -61,6 +61,7 @@ class Vocabulary:
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     rules: text_rules.TextRules = field(default_factory=text_rules.TextRules)
     origin: Path | None = field(default=None, compare=False)
+    notes: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def has_space_prefix(self) -> bool:

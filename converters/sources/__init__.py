@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import UNREADABLE, Checkpoint
 from converters.sources import converted, gguf, meta, safetensors
 from edge_llama.errors import CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
@@ -54,13 +54,21 @@ def _instead_of(file: Path) -> str:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Names, sizes and times of change of those of ``files`` that are there. CheckpointError if one can't be read."""
+    """Names, sizes and times of change of those of ``files`` that are there.
+
+    CheckpointError if one can't be read, is a folder, or is a link that leads nowhere: it was there once.
+    """
     states = []
     for file in dict.fromkeys(files):
         try:
-            states.append((str(file.resolve()), *file_state(file)))
-        except FileNotFoundError:
+            state = file_state(file)
+            states.append((str(file.resolve()), *state))
+        except FileNotFoundError as error:
+            if file.is_symlink():
+                raise CheckpointError(f"{file}: is a link to a file that is not there", remedy=UNREADABLE) from error
             continue
         except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
+        if file.is_dir():
+            raise CheckpointError(f"{file}: is a folder, expected a file", remedy="remove it, or put the file there")
     return json.dumps(states)

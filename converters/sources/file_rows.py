@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.checkpoint import UNREADABLE
 from edge_llama.errors import CheckpointError
 
 
@@ -48,7 +49,7 @@ class FileRows:
         return rows
 
     def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}")
+        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}", remedy=UNREADABLE)
 
     def _ended(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: ended while being read", remedy="the file changed meanwhile: start again")

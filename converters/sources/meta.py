@@ -16,7 +16,7 @@ from converters.architectures import MetaFamily, for_meta
 from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.architectures.llama_families import with_family
 from converters.architectures.meta import EMBEDDING, OUTPUT
-from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
+from converters.checkpoint import TEMPLATE_NOTE, UNREADABLE, Checkpoint, Tensor, read_json
 from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.safetensors import DTYPES
@@ -198,7 +198,7 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
             try:
                 return path, path.read_bytes()
             except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 

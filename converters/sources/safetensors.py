@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from converters.architectures.llama4_vision import PREPROCESSORS
-from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
+from converters.checkpoint import NOT_TOGETHER, UNREADABLE, Checkpoint, Tensor, read_json, text_config
+from converters.folder_files import end_ids
+from converters.metadata import generation_config
 from converters.metadata.provenance import provenance_files, read_provenance
 from converters.sources.file_rows import FileRows
 from converters.tokenizers.reader import read_folder, tokenizer_files
@@ -38,24 +40,26 @@ def open_folder(folder: Path) -> Checkpoint:
     text = text_config(config)
     tensors, weights = _sharded(folder) if (folder / INDEX).is_file() else _single(folder)
     _check_vocab_size(folder, text, tensors)
-    generation_path = folder / "generation_config.json"
-    generation = read_json(generation_path) if generation_path.is_file() else {}
+    vocabulary = read_folder(folder, text)
+    given = folder / generation_config.FILE
+    contents = {"config.json": config} | ({given.name: read_json(given)} if given.is_file() else {})
+    generation, told = generation_config.of_files(contents, len(vocabulary.tokens), end_ids(vocabulary), folder)
     provenance = read_provenance(folder)
     return Checkpoint(
         folder,
         _name(folder, config),
         config,
         tensors,
-        read_folder(folder, text),
+        vocabulary,
         generation,
         files=_files(folder, weights),
-        notes={"model card": provenance.problem} if provenance.problem else {},
+        notes={**vocabulary.notes, **told, **({"model card": provenance.problem} if provenance.problem else {})},
         provenance=provenance,
     )
 
 
 def _files(folder: Path, weights: Sequence[Path]) -> tuple[Path, ...]:
-    settings = [folder / name for name in ("config.json", "generation_config.json", INDEX, *PREPROCESSORS)]
+    settings = [folder / name for name in ("config.json", generation_config.FILE, INDEX, *PREPROCESSORS)]
     return tuple(sorted((*settings, *weights, *tokenizer_files(folder), *provenance_files(folder))))
 
 
@@ -153,7 +157,7 @@ def read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
                 raise _not_safetensors(path, start, size)
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     entries = _parse_header(path, header)
     entries.pop("__metadata__", None)
     return entries, 8 + length, size - 8 - length

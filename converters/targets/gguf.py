@@ -66,7 +66,7 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
         **text_rules.to_gguf(checkpoint.vocabulary.rules),
-        **generation_config.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
+        **generation_config.ends_to_gguf(checkpoint.generation),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }

@@ -8,20 +8,19 @@ what the files say: a token that is not special is none because it looks like ``
 defined is taken whole.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import read_json
 from converters.metadata.vocabulary import TokenType, Vocabulary
+from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
 from converters.tokenizers.sentencepiece_model import read_spec, user_defined
-from converters.tokenizers.special_tokens import KINDS, infill_tokens, special_tokens, token_text
-from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
-from converters.tokenizers.template_files import chat_templates, more_templates
+from converters.tokenizers.special_tokens import CLASS_DEFAULTS, infill_tokens, own_class, special_tokens, with_roles
+from converters.tokenizers.structure import MODEL, SETTINGS, SPECIAL_MAP, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.template_files import chat_templates, template_files
 from converters.tokenizers.text_steps import (
     SPACE,
     Steps,
@@ -39,7 +38,7 @@ _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *("added_tokens.json", "special_tokens_map.json"),
 )
 
 
@@ -65,13 +64,16 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that :func:`read_folder` reads, if they are there."""
-    return [*(folder / name for name in _FILES), *more_templates(folder)]
+    return [*(folder / name for name in _FILES), *template_files(folder)]
 
 
 def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     path = folder / "tokenizer.json"
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
+    special_map = read_checked(folder / "special_tokens_map.json", SPECIAL_MAP)
+    name = own_class(tokenizer, settings, config)
+    settings, told = with_roles(settings, special_map, CLASS_DEFAULTS.get(name, {}))
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
         vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
     elif not tokenizer:
@@ -80,10 +82,10 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         )
     else:
         vocabulary = _bpe(path, tokenizer, settings, n_vocab)
-    special, add = special_tokens(tokenizer, settings, config, n_vocab)
+    special, add = special_tokens(tokenizer, settings, config, vocabulary.tokens)
     if vocabulary.model == "gpt2":  # where no file speaks of a BOS there is none, whatever llama.cpp does by itself
         add.setdefault("bos", False)
-    templates = chat_templates(folder, settings)
+    templates, of_templates = chat_templates(folder, settings)
     flag = vocabulary.add_space_prefix
     if vocabulary.rules.space_prefix is SpacePrefix.METASPACE_FIRST and templates:
         flag = False  # a chat begins with a token; for other runtimes, which know the flag alone
@@ -93,6 +95,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         add=add,
         add_space_prefix=settings.get("add_prefix_space") if flag is None else flag,
         chat_templates=templates,
+        notes={**vocabulary.notes, **told, **of_templates},
     )
 
 
@@ -142,20 +145,21 @@ def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
 def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     """The words of tokenizer.model; what is done with text is said by a tokenizer.json beside it, if there is one."""
     path = folder / "tokenizer.model"
-    table, _, steps = _pieces(path, n_vocab, legacy=bool(settings.get("legacy")))  # transformers 5: false by default
+    table, pieces, steps = _pieces(
+        path, n_vocab, legacy=bool(settings.get("legacy"))
+    )  # transformers 5: false by default
     if tokenizer:
         _check_bpe(folder / "tokenizer.json", tokenizer)
         steps = sentencepiece_steps(folder / "tokenizer.json", tokenizer)
-    added = folder / "added_tokens.json"
-    for text, index in (read_json(added) if added.is_file() else {}).items():
-        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    decoder = {
-        int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key: entry
-        for key, entry in (settings.get("added_tokens_decoder") or {}).items()
-    }
-    for index, entry in decoder.items():
-        table.put(index, *_added(entry["content"], bool(entry.get("special")), SPACE), -1000.0)
-    return table.sentencepiece(replace(steps, rules=with_flags(path, steps.rules, decoder.items())))
+    own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
+    added, told = added_tokens(folder, tokenizer, settings, own, is_last=False)
+    for token in added:
+        text, kind = _added(token, SPACE)
+        table.check(token.index, text)
+        is_known = table.tokens[token.index] == text and table.types[token.index] != TokenType.NORMAL
+        if token.is_in_settings or not is_known:
+            table.put(token.index, text, kind, -1000.0)
+    return replace(table.sentencepiece(_with_flags(path, steps, added)), notes=told)
 
 
 def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, Steps]:
@@ -246,14 +250,15 @@ def _sentencepiece_json(
         table.claim(index, text)
         score = 0.0 if is_byte else -float(ranks.get(text, len(ranks)))
         if text in steps.whole:
-            table.put(index, *_added(text, special=False, space=SPACE), score)
+            table.put(index, text.replace(SPACE, " "), TokenType.USER_DEFINED, score)
         else:
             table.put(index, text, kind, score)
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        if table.types[index] != TokenType.UNKNOWN:
-            table.put(index, *_added(text, special, SPACE), -1000.0)
-    return table.sentencepiece(replace(steps, rules=with_flags(path, steps.rules, _entries(tokenizer))))
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        if table.types[token.index] != TokenType.UNKNOWN:
+            table.put(token.index, *_added(token, SPACE), -1000.0)
+    return replace(table.sentencepiece(_with_flags(path, steps, added)), notes=told)
 
 
 def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
@@ -263,18 +268,22 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str,
     for text, index in model["vocab"].items():
         table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        table.put(index, *_added(text, special, space=None))
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        table.put(token.index, *_added(token, space=None))
     merges = list(_merges(path, model))
     _check_merges(path, merges, table.tokens)
-    rules = with_flags(path, TextRules(unicode_forms=forms), _entries(tokenizer))
-    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges, rules=rules, origin=path)
+    rules = with_flags(path, TextRules(unicode_forms=forms), _flags(added))
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges, rules=rules, origin=path, notes=told)
 
 
-def _entries(tokenizer: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
-    """tokenizer.json's added tokens by id."""
-    return [(entry["id"], entry) for entry in tokenizer.get("added_tokens") or []]
+def _with_flags(path: Path, steps: Steps, added: Iterable[AddedToken]) -> Steps:
+    return replace(steps, rules=with_flags(path, steps.rules, _flags(added)))
+
+
+def _flags(added: Iterable[AddedToken]) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(token.index, token.entry) for token in added]
 
 
 def _check_merges(path: Path, merges: Iterable[str], tokens: Iterable[str]) -> None:
@@ -330,20 +339,11 @@ class _Table:
         )
 
 
-def _added(text: str, special: bool, space: str | None) -> tuple[str, TokenType]:
+def _added(token: AddedToken, space: str | None) -> tuple[str, TokenType]:
     """An added token's text and type; ``space`` is the letter that stands for one in a sentencepiece vocabulary."""
-    if special:
-        return text, TokenType.CONTROL
-    return text.replace(space, " ") if space else text, TokenType.USER_DEFINED
-
-
-def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
-    roles = {token_text(settings.get(f"{kind}_token")) for kind in KINDS}
-    roles |= {token_text(token) for token in settings.get("additional_special_tokens") or []}
-    for entry in tokenizer.get("added_tokens") or []:
-        index, text = entry["id"], entry["content"]
-        yield index, text, bool(entry.get("special")) or text in roles
+    if token.special:
+        return token.text, TokenType.CONTROL
+    return token.text.replace(space, " ") if space else token.text, TokenType.USER_DEFINED
 
 
 def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:

@@ -73,6 +73,11 @@ def user_defined(content: bytes) -> frozenset[int]:
     )
 
 
+def without_prefix(content: bytes) -> bytes:
+    """The model, putting no space before text: what a protocol buffer says last of a field counts."""
+    return content + protobuf.encode_field(_NORMALIZER, protobuf.encode({_DUMMY_PREFIX: False}))
+
+
 def _message(content: bytes, number: int) -> Mapping[int, protobuf.Field]:
     """The fields of a message within the model; of one that stands there in parts, all of them."""
     parts = [value for field, value in protobuf.fields(memoryview(content)) if field == number]
@@ -82,7 +87,7 @@ def _message(content: bytes, number: int) -> Mapping[int, protobuf.Field]:
 def encode(vocabulary: Vocabulary) -> bytes:
     """The model's bytes. Pieces keep ids, texts, scores (float32) and types, whose numbers are GGUF's."""
     scores = vocabulary.scores or [0.0] * len(vocabulary.tokens)
-    pieces = zip(vocabulary.tokens, scores, vocabulary.types, strict=True)
+    pieces = zip(vocabulary.tokens, scores, _types(vocabulary), strict=True)
     has_bytes = sum(kind == TokenType.BYTE for kind in vocabulary.types) == 256
     names = {45: "unk", 46: "bos", 47: "eos", 48: "pad"}
     special: dict[int, int | bytes | float] = {
@@ -106,6 +111,13 @@ def encode(vocabulary: Vocabulary) -> bytes:
     messages = [(1, _piece(*piece)) for piece in pieces]
     messages += [(2, protobuf.encode(trainer)), (3, protobuf.encode(normalizer))]
     return b"".join(protobuf.encode_field(number, message) for number, message in messages)
+
+
+def _types(vocabulary: Vocabulary) -> list[int]:
+    """The types of pieces: sentencepiece takes one as unknown alone."""
+    unknown = vocabulary.special.get("unk")
+    of_others = {int(TokenType.UNKNOWN): int(TokenType.CONTROL)}
+    return [kind if index == unknown else of_others.get(kind, kind) for index, kind in enumerate(vocabulary.types)]
 
 
 def _piece(text: str, score: float, kind: int) -> bytes:

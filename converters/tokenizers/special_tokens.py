@@ -3,7 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from converters.facts import ROLES, decide, notes
+
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_MORE = ("additional_special_tokens", "extra_special_tokens")
+CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "LlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
+    "CodeLlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
+    "GemmaTokenizer": {"bos": "<bos>", "eos": "<eos>"},
+    "GPT2Tokenizer": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
+    "Qwen2Tokenizer": {"eos": "<|endoftext|>"},
+}
+"""BOS and EOS where no file names one, by transformers' classes that build their tokenizer themselves."""
+_BY_FAMILY = {
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "gemma3": "GemmaTokenizer",
+    "gemma3_text": "GemmaTokenizer",
+}
+"""The class where no file names one; for qwen2 transformers takes it whatever is named."""
 _CODE_LLAMA = {"prefix": "\u2581<PRE>", "suffix": "\u2581<SUF>", "middle": "\u2581<MID>", "eot": "\u2581<EOT>"}
 
 
@@ -13,13 +31,53 @@ def token_text(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def role_texts(settings: Mapping[str, Any]) -> set[str]:
+    """The texts of all tokens that have a role, be it only to be special."""
+    named = [settings.get(f"{kind}_token") for kind in KINDS]
+    more = [settings.get(key) or () for key in _MORE]
+    listed = [token for tokens in more for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
+    return {text for token in (*named, *listed) if (text := token_text(token)) is not None}
+
+
+def with_roles(
+    settings: Mapping[str, Any], special_map: Mapping[str, Any], default: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """tokenizer_config.json's ``settings`` with the roles that transformers gives tokens, and notes for the report.
+
+    ``special_map`` is special_tokens_map.json's content, ``default`` what the tokenizer's class says.
+    """
+    if "added_tokens_decoder" in settings:
+        special_map = {}
+    merged, told = {**settings}, {}
+    for kind in KINDS:
+        key, fact = f"{kind}_token", ROLES.of(kind)
+        texts = (token_text(special_map.get(key)), token_text(settings.get(key)), default.get(kind))
+        if key in settings or key in special_map:
+            texts = (*texts[:2], None)
+        found = decide(fact, dict(zip(fact.places, texts, strict=False)))
+        merged |= {key: found.value} if found else {}
+        told |= notes((fact, found))
+    return merged | {key: special_map[key] for key in _MORE if special_map.get(key)}, told
+
+
+def own_class(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Transformers' class, if it is one that builds its tokenizer itself of a vocabulary and merges; else empty."""
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    of_family = _BY_FAMILY.get(str(config.get("model_type")), "")
+    name = of_family if named is None or config.get("model_type") == "qwen2" else str(named).removesuffix("Fast")
+    is_byte_level = "ByteLevel" in str(tokenizer.get("pre_tokenizer"))
+    # LlamaTokenizer splits as sentencepiece does: with another tokenizer.json transformers takes a class that reads it.
+    return "" if name not in CLASS_DEFAULTS or (name == "LlamaTokenizer" and is_byte_level) else name
+
+
 def special_tokens(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int
+    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, bool]]:
-    """Ids by kind and which are added: tokenizer files first, then config.json."""
+    """Ids by kind and which are added: tokenizer files first, then config.json. ``tokens``: texts by id."""
+    n_vocab = len(tokens)
     texts = {kind: token_text(settings.get(f"{kind}_token")) for kind in KINDS}
     add = _added_by_post_processor(tokenizer, texts) if tokenizer else {}
-    ids = {token_text(entry): entry["id"] for entry in reversed(tokenizer.get("added_tokens") or [])}
+    ids = {text: index for index, text in enumerate(tokens)}
     special: dict[str, int] = {}
     for kind, text in texts.items():
         flag = settings.get(f"add_{kind}_token")

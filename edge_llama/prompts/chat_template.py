@@ -49,6 +49,7 @@ _SPEAKERS = {
     "assistant": "the assistant's message",
     "tool": "a tool's result",
 }
+_LONG = 10_000  # characters
 _WRITTEN_OUT = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 """A list of parts that was written as it is, by a template that takes text."""
 
@@ -66,6 +67,8 @@ class ChatTemplate:
         self._where = where
         self._template = _compile(source, where)
         self._shown: set[str] = set()
+        self._in_parts: Set[str] = frozenset()
+        """Roles whose texts the template was last given in parts."""
         self._control = tokenizer.control_tokens_of(source)
         tokens = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
@@ -121,6 +124,11 @@ class ChatTemplate:
 
         return _with_calls_apart_if_need_be(messages, rendered)
 
+    def text_and_tokens(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """A conversation of plain texts as the template writes it, and its ids. TemplateError as for :meth:`tokens`."""
+        contents, text = self._showing(messages, (), {}, None)
+        return text, self._tokens(contents, text, ())
+
     def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in any form or in the given one alone.
 
@@ -146,30 +154,32 @@ class ChatTemplate:
     ) -> tuple[Contents, str]:
         """The contents in a form of which the template shows all texts, and what it makes of them.
 
-        Text as text, as transformers gives it; else in parts, which some templates take alone: in the messages that
-        are not shown, in all, or in those of one role. TemplateError, the first one's, if nothing helps.
+        Text as text, as transformers gives it; else in parts, which some templates take alone: of the roles that are
+        not shown, of all, or of one. TemplateError, that about text as text, if nothing helps.
         """
 
-        def attempt(in_parts: Set[int]) -> tuple[Contents, str]:
+        def attempt(in_parts: Set[str]) -> tuple[Contents, str]:
             contents = contents_of(messages, tools, variables, in_parts)
             rendered = self._render(contents)
             if n_ctx is not None:
                 check_length(rendered, self._tokenizer, n_ctx)
-            unseen = frozenset(index for index, _ in self._unseen(contents, rendered))
-            if unseen:
-                raise _UnseenError(self._unseen_problem(messages, unseen), unseen)
+            if unseen := [index for index, _ in self._unseen(contents, rendered)]:
+                raise _UnseenError(
+                    f"{self._where}: the chat template does not show {_called(messages, unseen[0])}", unseen
+                )
             if in_parts and _WRITTEN_OUT.search(rendered):
                 raise TemplateError(f"{self._where}: the chat template takes no parts")
+            self._in_parts = in_parts
             return contents, rendered
 
+        if self._in_parts:
+            with suppress(TemplateError):
+                return attempt(self._in_parts)
         try:
             return attempt(frozenset())
         except TemplateError as error:
-            if isinstance(error.__cause__, OverflowError | MemoryError):
-                raise
             first = error
-        unseen = first.messages if isinstance(first, _UnseenError) else frozenset()
-        for in_parts in _other_forms(messages, unseen):
+        for in_parts in _other_forms(messages, first):
             with suppress(TemplateError):
                 return attempt(in_parts)
         raise self._explained(first, messages, tools, variables)
@@ -179,7 +189,7 @@ class ChatTemplate:
     ) -> TemplateError:
         """The error, or what it is about: a system message that the template refuses."""
         others = [message for message in messages if message.role != "system"]
-        if isinstance(error, _UnseenError) or len(others) in (0, len(messages)):
+        if isinstance(error, _UnseenError) or _is_over_limits(error) or len(others) in (0, len(messages)):
             return error
         try:
             self._render(contents_of(others, tools, variables))
@@ -195,8 +205,10 @@ class ChatTemplate:
         marks = {place: f"zq{at:05}qz" for at, place in enumerate(texts_of(contents))}
 
         def makes_no_difference(marks: Mapping[Place, str]) -> bool:
+            """Neither around the texts nor in their place: a template may look for a word (``/no_think``) alone."""
+            others = (with_marks(contents, marks, keep_text=keep_text) for keep_text in (True, False))
             try:
-                return self._render(with_marks(contents, marks)) == rendered
+                return all(self._render(other) == rendered for other in others)
             except TemplateError:  # it looked at the text at least
                 return False
 
@@ -208,13 +220,6 @@ class ChatTemplate:
         if not rest or makes_no_difference(rest):
             return list(rest)
         return [place for place, mark in rest.items() if makes_no_difference({place: mark})]
-
-    def _unseen_problem(self, messages: Sequence[Message], unseen: Set[int]) -> str:
-        first = min(unseen)
-        role = messages[first].role
-        alike = [index for index, message in enumerate(messages) if message.role == role]
-        number = f" {alike.index(first) + 1}" if len(alike) > 1 else ""
-        return f"{self._where}: the chat template does not show {_SPEAKERS[role]}{number} to the model"
 
     def _tokens(self, contents: Contents, rendered: str, images: Sequence[Sequence[int]]) -> list[int]:
         self._check_shown(contents)
@@ -309,19 +314,31 @@ class ChatTemplate:
 class _UnseenError(TemplateError):
     """Texts of these messages are not shown."""
 
-    def __init__(self, problem: str, messages: Set[int]) -> None:
+    def __init__(self, problem: str, messages: Sequence[int]) -> None:
         super().__init__(
             problem, remedy="pass a template that does (--chat-template FILE), or put the text into another message"
         )
         self.messages = messages
 
 
-def _other_forms(messages: Sequence[Message], unseen: Set[int]) -> list[Set[int]]:
-    """Which messages to give in parts, one choice after another."""
+def _called(messages: Sequence[Message], index: int) -> str:
+    role = messages[index].role
+    alike = [at for at, message in enumerate(messages) if message.role == role]
+    return f"{_SPEAKERS[role]}{f' {alike.index(index) + 1}' if len(alike) > 1 else ''} to the model"
+
+
+def _other_forms(messages: Sequence[Message], error: TemplateError) -> list[Set[str]]:
+    """Whose texts to give in parts after text as text brought this error: one choice after another."""
     roles = dict.fromkeys(message.role for message in messages)
-    by_role = [{index for index, message in enumerate(messages) if message.role == role} for role in roles]
-    choices = [set(unseen), set(range(len(messages))), *by_role]
-    return [choice for at, choice in enumerate(choices) if choice and choice not in choices[:at]]
+    everything = frozenset(roles)
+    if _is_over_limits(error):  # going through the letters of a long text takes long, too
+        return [everything] if sum(len(message.content) for message in messages) > _LONG else []
+    unseen = frozenset(messages[at].role for at in error.messages) if isinstance(error, _UnseenError) else everything
+    return list(dict.fromkeys([unseen, everything, *(frozenset([role]) for role in roles)]))
+
+
+def _is_over_limits(error: TemplateError) -> bool:
+    return isinstance(error.__cause__, OverflowError | MemoryError)
 
 
 def _with_calls_apart_if_need_be(messages: Sequence[Message], rendered: Callable[[Sequence[Message]], _T]) -> _T:

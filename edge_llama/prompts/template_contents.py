@@ -26,10 +26,10 @@ def contents_of(
     messages: Iterable[Message],
     tools: Iterable[Any],
     variables: Mapping[str, Any],
-    in_parts: Set[int] = frozenset(),
+    in_parts: Set[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Text is given as text, but for messages with images and those whose index is among ``in_parts``."""
-    data = [_as_data(message, in_parts=index in in_parts) for index, message in enumerate(messages)]
+    """Text is given as text, but for messages with images and those of the roles ``in_parts``."""
+    data = [_as_data(message, in_parts=message.role in in_parts) for message in messages]
     return {**variables, "messages": data, "tools": list(tools) or None}
 
 
@@ -97,16 +97,20 @@ def _texts(content: Any) -> Iterable[tuple[int, str]]:
     return [(index, part["text"]) for index, part in enumerate(content) if part["type"] == "text"]
 
 
-def with_marks(contents: Contents, marks: Mapping[Place, str]) -> dict[str, Any]:
-    """The same, with a mark before and after the text in each of these places."""
+def with_marks(contents: Contents, marks: Mapping[Place, str], *, keep_text: bool = True) -> dict[str, Any]:
+    """The same, with a mark before and after the text in each of these places, or in place of it."""
+
+    def marked(text: str, mark: str) -> str:
+        return f"{mark}{text}{mark}" if keep_text else mark
+
     messages = list(contents["messages"])
     for (index, part), mark in marks.items():
         content = messages[index]["content"]
         if part < 0:
-            changed: Any = f"{mark}{content}{mark}"
+            changed: Any = marked(content, mark)
         else:
             changed = list(content)
-            changed[part] = {**content[part], "text": f"{mark}{content[part]['text']}{mark}"}
+            changed[part] = {**content[part], "text": marked(content[part]["text"], mark)}
         messages[index] = {**messages[index], "content": changed}
     return {**contents, "messages": messages}
 

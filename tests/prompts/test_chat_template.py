@@ -161,7 +161,7 @@ CHATML = (
         ("{{ messages[0].content }}{{ messages[1].content }}<|im_end|>", ["be good <|im_", "start|>system"]),
         ("{{ messages[0].content | replace(' ', '') }}<|im_end|>", ["<|im_ start|>"]),
         ("{{ messages[0].content | lower }}<|im_end|>", ["<|IM_START|> <|im_start|>"]),
-        ("{{ messages[0].content | striptags }}<|im_end|>", ["&lt;|im_start|&gt;", "&#60;|im_start|>"]),
+        ("{{ messages[0].content | striptags }}<|im_end|>", ["&lt;|im_start|&gt; &#60;|im_start|>"]),
         ("{{ messages[0].content % 60 }}<|im_end|>", ["%c|im_start|>"]),
         ("<{{ messages[0].content }}<|im_end|>", ["|im_start|>"]),
         ("<|{{ messages[0].content }}|><|im_end|>", ["im_start"]),
@@ -312,7 +312,8 @@ def test_a_bad_template_is_a_typed_error(model: edge_llama.Model, source: str, p
     "source", ["{{ '{0.__class__}'.format(messages) }}", "{{ messages | map(attribute='__class__') | join }}"]
 )
 def test_an_attribute_that_would_lead_out_is_not_there(model: edge_llama.Model, source: str) -> None:
-    assert ChatTemplate(source, model.tokenizer, "here").tokens([Message("user", "x")]) == []
+    template = ChatTemplate(source + "{{ messages[0].content }}", model.tokenizer, "here")
+    assert template.tokens([Message("user", "x")]) == model.tokenizer.encode("x")
 
 
 def test_a_model_without_a_template_says_what_to_pass(llama2: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_loops_keep_what_jinja_tells_of_them(model: edge_llama.Model) -> None:
     source = (
         "{% for m in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ '.' if loop.last else ',' }}{% endfor %}"
         "{% for m in [] %}{% else %}none{% endfor %}{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}"
-        "{% for m in nothing %}{% endfor %}{{ ['a', 1] | join('-') }}"
+        "{% for m in nothing %}{% endfor %}{{ ['a', 1] | join('-') }}{{ messages[0].content }}"
     )
     ids = ChatTemplate(source, model.tokenizer, "here").tokens([Message("user", "x")])
-    assert b"".join(map(model.tokenizer.piece, ids)).decode() == "1/3,2/3,3/3.nonea1a-1"
+    assert b"".join(map(model.tokenizer.piece, ids)).decode() == "1/3,2/3,3/3.nonea1a-1x"

@@ -9,12 +9,15 @@ _SEARCH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_s
 
 
 def config(
-    hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
+    kind: str, hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
 ) -> dict[str, Any]:
-    """genai_config.json; ``ids`` are those of special tokens, ``generation`` is generation_config.json's content."""
+    """genai_config.json of a model that genai calls ``kind``.
+
+    ``ids`` are those of special tokens, ``generation`` is generation_config.json's content.
+    """
     return {
         "model": {
-            "type": "llama",
+            "type": kind,
             "vocab_size": hp.n_vocab,
             "context_length": hp.n_ctx,
             **ids,

@@ -18,14 +18,23 @@ from edge_llama.errors import CheckpointError
 from quant.onnx_recipe import DEFAULT, OnnxRecipe
 from quant.recipe import check_present
 
-_GRAPHS: dict[str, type[LlamaGraph]] = {"llama": LlamaGraph, "llama4": Llama4Graph}
-"""By ``Architecture.name``."""
+_GRAPHS: dict[str, tuple[type[LlamaGraph], str]] = {
+    "llama": (LlamaGraph, "llama"),
+    "mistral": (LlamaGraph, "mistral"),
+    "qwen2": (LlamaGraph, "qwen2"),
+    "qwen3": (LlamaGraph, "qwen3"),
+    "smollm3": (LlamaGraph, "smollm3"),
+    "gemma3": (LlamaGraph, "gemma3_text"),
+    "llama4": (Llama4Graph, "llama"),
+}
+"""By ``Architecture.name``: what writes the graph, and what onnxruntime-genai calls such a model."""
 
 
 def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
-    writer, parts = _tower(checkpoint, options)
-    settings = genai.config(writer.hp, _ids(checkpoint), checkpoint.generation, shares_cache=writer.ops.shares_cache)
+    writer, kind, parts = _tower(checkpoint, options)
+    ids = _ids(checkpoint)
+    settings = genai.config(kind, writer.hp, ids, checkpoint.generation, shares_cache=writer.ops.shares_cache)
     files = {
         "genai_config.json": settings,
         "generation_config.json": generation(checkpoint),
@@ -38,34 +47,32 @@ def text_sizes(checkpoint: Checkpoint, quants: Iterable[str]) -> dict[str, int]:
     """Bytes of these files for each of ``quants``: what lies beside the graph is the same for all."""
     beside = sum(map(len, text_files(checkpoint, Options()).files.values()))
     return {
-        quant: beside + sum(part.nbytes for part in _tower(checkpoint, Options(quant=quant))[1]) for quant in quants
+        quant: beside + sum(part.nbytes for part in _tower(checkpoint, Options(quant=quant))[-1]) for quant in quants
     }
 
 
-def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, tuple[Part, ...]]:
-    """The graph's writer after its work, and its files."""
+def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, str, tuple[Part, ...]]:
+    """The graph's writer after its work, what onnxruntime-genai calls such a model, and its files."""
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
-    graph_of = _GRAPHS.get(architecture.name)
-    if graph_of is None:
+    if architecture.name not in _GRAPHS:
         raise CheckpointError(
             f"{checkpoint.path}: {checkpoint.config['architectures'][0]} can't be written as ONNX",
             remedy="convert to GGUF: --to gguf",
         )
+    graph_of, kind = _GRAPHS[architecture.name]
     tensors = architecture.tower_tensors(checkpoint)
     writer = graph_of(architecture.hyperparameters(checkpoint), tensors, recipe, is_portable=options.portable)
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
-    return writer, tuple(graph.parts(""))
+    return writer, kind, tuple(graph.parts(""))
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ids of special tokens as genai_config.json has them: all that end an answer, and a pad in any case."""
     vocabulary = checkpoint.vocabulary
     ids: dict[str, Any] = dict(special_ids(vocabulary))
-    ends = generation_config.end_ids(checkpoint.generation, len(vocabulary.tokens), checkpoint.path) or end_ids(
-        vocabulary
-    )
+    ends = generation_config.end_ids(checkpoint.generation) or end_ids(vocabulary)
     if ends:
         ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         ids.setdefault("pad_token_id", ends[0])
