@@ -23,7 +23,9 @@ def open_checkpoint(source: Path) -> Checkpoint:
     packaged = packaged_path() if str(source) == BUILT_IN and not source.exists() else None
     source = packaged or source
     if source.is_dir():
-        return _open_folder(source)
+        checkpoint = _open_folder(source)
+        _check_templates(checkpoint.files)
+        return checkpoint
     if is_gguf(source):
         return gguf.open_file(source)
     if not source.exists():
@@ -43,6 +45,16 @@ def _open_folder(folder: Path) -> Checkpoint:
             f"{folder}: this is an adapter, whose base has the weights", remedy=f"give the base, and --lora {folder}"
         )
     return safetensors.open_folder(folder)
+
+
+def _check_templates(files: Iterable[Path]) -> None:
+    """CheckpointError for a template that is none: any text would be one to those who read it."""
+    for file in (file for file in files if file.suffix == ".jinja" and file.is_file()):
+        start = file.read_bytes()[:512]
+        if problem := safetensors.impostor(file, start, file.stat().st_size):
+            raise problem
+        if b"\0" in start:
+            raise CheckpointError(f"{file}: holds zero bytes, expected a template's text", remedy="download it again")
 
 
 def _instead_of(file: Path) -> str:

@@ -168,9 +168,9 @@ def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
     if size == 0:
         return CheckpointError(f"{path}: the file is empty", remedy="download it again")
     if start.startswith(b"version "):
-        return CheckpointError(f"{path}: this is a Git LFS pointer, not the weights", remedy="run `git lfs pull`")
+        return CheckpointError(f"{path}: this is a Git LFS pointer, not the file itself", remedy="run `git lfs pull`")
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        return CheckpointError(f"{path}: this is an HTML page, not weights", remedy="download the file itself")
+        return CheckpointError(f"{path}: this is an HTML page", remedy="download the file itself")
     return None
 
 

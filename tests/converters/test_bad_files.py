@@ -3,18 +3,23 @@
 Fields of Hugging Face's JSON files are in ``test_bad_fields.py``; here are whole files, and the fields of the others.
 """
 
+import copy
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import meta_folders
 import numpy as np
 import pytest
+from refusals import refusal
 
 import converters
-from edge_llama.errors import InputError
+from edge_llama.errors import CheckpointError, InputError
 
+_SAMPLE = 60  # edits of a file in one run: two seconds
 Damage = Callable[[Path], object]
 
 
@@ -91,43 +96,130 @@ def _adapter(folder: Path) -> Path:
     return folder
 
 
+FILES = {
+    "hugging face": (
+        *("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer_config.json"),
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json", "tokenizer.model"),
+        *("added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "README.md", "LICENSE"),
+    ),
+    "meta": ("params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"),
+    "meta in int4": ("params.json", "consolidated.00.pth"),
+    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "gguf": ("model.gguf",),
+}
+_CUTS = {"its first byte", "a third of it", "its last byte missing"}
+_WHATEVER = {*DAMAGES}
+TAKEN: dict[str, set[str]] = {
+    "README.md": _WHATEVER,
+    "LICENSE": _WHATEVER,
+    "chat_template.jinja": _CUTS,
+    "generation_config.json": {"an empty object", "a lone surrogate"},
+    "special_tokens_map.json": {"an empty object", "a lone surrogate"},
+    "tokenizer_config.json": {"an empty object", "a lone surrogate"},
+    "added_tokens.json": {"an empty object"},
+    "tokenizer.json": {"an empty object"},
+    "tokenizer.model": {"its last byte missing"},
+}
+"""Damages that leave a file that may be so; what a card or a licence says changes no number."""
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each kind; the GGUF file lies in one."""
     root = tmp_path_factory.mktemp("sources")
+    int4 = {"group_size": 32, "spinquant": False}
     found = {
         "hugging face": _hugging_face(root / "hf"),
         "meta": meta_folders.llama3(root / "meta", shards=2),
-        "meta in int4": meta_folders.llama3_int4(
-            root / "int4", {"group_size": 32, "spinquant": False}, {"rank": 2, "scale": 1.0}
-        ),
+        "meta in int4": meta_folders.llama3_int4(root / "int4", int4, {"rank": 2, "scale": 1.0}),
         "adapter": _adapter(root / "adapter"),
         "gguf": root / "gguf",
-        "bundle": root / "bundle",
     }
     found["gguf"].mkdir()
     converters.convert(found["hugging face"], found["gguf"] / "model.gguf", quant="q8_0")
-    converters.convert(found["hugging face"], found["bundle"], to="gguf", quant="q8_0") if False else None
-    del found["bundle"]
+    assert {kind: {file.name for file in folder.iterdir()} - set(FILES[kind]) for kind, folder in found.items()} == {
+        **dict.fromkeys(found, set()),
+        "meta in int4": {"tokenizer.model"},
+    }
     return found
 
 
-def _planned(kind: str, sources: dict[str, Path], damaged: Path, output: Path) -> None:
-    if kind == "adapter":
-        converters.plan(sources["hugging face"], output, quant="f16", lora=damaged)
-    else:
-        converters.plan(damaged / "model.gguf" if kind == "gguf" else damaged, output, quant="f16")
+def refused(kind: str, sources: dict[str, Path], damaged: Path, file: str) -> bool:
+    """Whether a plan is refused; that must be said as every refusal is, and by the file's name."""
+    error = _planning_error(kind, sources, damaged, file)
+    assert {path.name for path in damaged.parent.iterdir()} == {damaged.name}
+    if error is None:
+        return False
+    named = (file, "tokenizer.model") if file == "added_tokens.json" else (file,)
+    assert any(name in str(error) for name in named), f"does not name {file}: {error}"
+    assert error.remedy, f"no remedy: {error}"
+    assert "\n" not in str(error)
+    return True
 
 
-def _problem(kind: str, sources: dict[str, Path], damaged: Path, file: str) -> str:
-    """What is wrong with the answer to the damage; "" if nothing is."""
+def _planning_error(kind: str, sources: dict[str, Path], damaged: Path, file: str) -> InputError | None:
     output = damaged.parent / "out.gguf"
     try:
-        _planned(kind, sources, damaged, output)
+        if kind == "adapter":
+            converters.plan(sources["hugging face"], output, quant="f16", lora=damaged)
+        else:
+            converters.plan(damaged / file if kind == "gguf" else damaged, output, quant="f16")
     except InputError as error:
-        text = str(error)
-        lacks = [what for what, there in (("the file", file in text), ("a remedy", error.remedy)) if not there]
-        return f"names not {' nor '.join(lacks)}: {text}" if lacks or "\n" in text else ""
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return error
+    return None
+
+
+@pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, files in FILES.items() for file in files])
+def test_a_damaged_file_is_refused_by_name_with_a_remedy(
+    kind: str, file: str, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    taken = set()
+    for name, damage in {**DAMAGES, **(JSON if file.endswith(".json") else {})}.items():
+        damaged = tmp_path / name / "damaged"
+        shutil.copytree(sources[kind], damaged)
+        damage(damaged / file)
+        if not refused(kind, sources, damaged, file):
+            taken.add(name)
+        shutil.rmtree(tmp_path / name)
+    assert taken <= TAKEN.get(file, set())
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("meta", "params.json"), ("meta in int4", "params.json"), ("adapter", "adapter_config.json")]
+)
+def test_a_field_of_a_wrong_type_is_refused_or_does_not_matter(
+    kind: str, file: str, sources: dict[str, Path], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(sources[kind], damaged)
+    content = json.loads((damaged / file).read_text())
+    places = [(*outer, key) for outer, inner in _objects(content) for key in inner]
+    choices = [(place, value) for place in places for value in VALUES]
+    for at in rng.permutation(len(choices))[:_SAMPLE]:
+        place, value = choices[at]
+        edited = copy.deepcopy(content)
+        inner = edited
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        (damaged / file).write_text(json.dumps(edited))
+        refused(kind, sources, damaged, file)
+
+
+def _objects(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The object and those in it, each with its place."""
+    yield (), content
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from (((key, *place), inner) for place, inner in _objects(value))
+
+
+def test_a_folder_that_is_linked_into_itself_is_no_endless_search(sources: dict[str, Path], tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(sources["hugging face"], tmp_path / "cyclic"))
+    (damaged / "additional_chat_templates").symlink_to(damaged)
+    (damaged / "original").symlink_to(damaged)
+    assert converters.plan(damaged, tmp_path / "out.gguf", quant="f16").layout.entries
+    (damaged / "config.json").unlink()
+    (damaged / "config.json").symlink_to(damaged)
+    with refusal(CheckpointError, "config.json", damaged):
+        converters.plan(damaged, tmp_path / "out.gguf", quant="f16")
