@@ -141,5 +141,41 @@ ADDED_TOKENS = Fact(
     "GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes first.",
     "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS)
+WEIGHTS = Fact(
+    "weights",
+    (
+        "config.json: transformers_weights",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "the only *.safetensors",
+    ),
+    "Of two sets in a folder one is read, the other is named in the report. consolidated*.safetensors (Mistral's own "
+    "names) and adapter_model*.safetensors are none. The last place is ours.",
+    "modeling_utils: _get_resolved_checkpoint_files",
+)
+DTYPE = Fact(
+    "dtype",
+    (
+        "the weights",
+        "config.json: dtype",
+        "config.json: torch_dtype",
+        "config.json: text_config.dtype",
+        "config.json: text_config.torch_dtype",
+    ),
+    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, it "
+    "is told.",
+    "configuration_utils: PreTrainedConfig.__post_init__; the first place is ours",
+)
+NAME = Fact(
+    "name",
+    (
+        "the folder's name",
+        "models--ORGANIZATION--NAME/snapshots/HASH",
+        "config.json: _name_or_path",
+        "the folder's name, a hash",
+    ),
+    "A snapshot's hash is no name: Hugging Face's cache has it two folders above.",
+    "huggingface_hub names the folder; transformers has no say",
+)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS, WEIGHTS, DTYPE, NAME)
 """Every row, in the order of the documentation."""

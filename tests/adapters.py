@@ -31,16 +31,28 @@ def trained(
 
     ``rows``: the vocabulary is resized to so many first.
     """
-    torch.manual_seed(seed)
+    return saved(in_training(_opened(base, dtype, rows), seed, **options), folder)
+
+
+def saved(model: Any, folder: Path) -> Path:
+    """The adapter in ``folder``, as peft saves it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft remarks on embeddings in target_modules
-        model = get_peft_model(_opened(base, dtype, rows), LoraConfig(**options))
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in _TRAINED) or (name.endswith("bias") and parameter.requires_grad):
-                with torch.no_grad():
-                    parameter.add_(torch.randn_like(parameter) * 0.05)
         model.save_pretrained(folder)
     return folder
+
+
+def in_training(model: Any, seed: int = 0, **options: Any) -> Any:
+    """peft's model around ``model``, with random numbers in all that is trained."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, LoraConfig(**options))
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in _TRAINED) or (name.endswith("bias") and parameter.requires_grad):
+            with torch.no_grad():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
 
 
 def merged_by_peft(base: Path, adapter: Path, dtype: torch.dtype = torch.float32, rows: int | None = None) -> Any:

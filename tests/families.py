@@ -201,6 +201,10 @@ def _with_gemma_tokenizer(folder: Path) -> Path:
         add_bos_token=True,
         add_eos_token=False,
         clean_up_tokenization_spaces=False,
+        added_tokens_decoder={
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in content["added_tokens"]
+        },
         chat_template=tokenizers.GEMMA_TEMPLATE,
     )
     turn = content["model"]["vocab"]["<end_of_turn>"]

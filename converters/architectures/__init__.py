@@ -39,6 +39,10 @@ class Architecture(Protocol):
     def config_names(self) -> tuple[str, ...]:
         """Entries of ``architectures`` in config.json."""
 
+    @property
+    def tells_space_prefix(self) -> bool:
+        """Whether metadata of a byte-level vocabulary has ``add_space_prefix``, which is without effect there."""
+
     def claims(self, header: Header) -> bool:
         """Whether a GGUF file is of this family."""
 

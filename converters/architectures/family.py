@@ -83,11 +83,12 @@ class Family:
     """The tables; see :class:`~converters.architectures.Architecture`.
 
     ``outside`` and ``layer`` are the tensors. ``fixed`` are fields of :class:`Hyperparameters` that no config.json
-    changes, ``read_ropes`` gives those of rotary embedding. ``derived`` gives fields of :class:`Hyperparameters` that follow from
-    several of config.json, which ``derived_keys`` names. ``limits`` say by target (gguf, onnx) what it can express.
-    ``ropes`` are the kinds of rotary scaling that llama.cpp's graph takes. ``towers`` are what may stand before names
-    of the text tower's tensors in place of ``model.``, ``others`` matches those of other towers. ``from_gguf`` gives
-    what the table can't say of config.json. ``has_experts`` tells two families apart that GGUF calls the same.
+    changes, ``read_ropes`` gives those of rotary embedding. ``derived`` gives fields of :class:`Hyperparameters`
+    that follow from several of config.json, which ``derived_keys`` names. ``limits`` say by target (gguf, onnx)
+    what it can express. ``ropes`` are the kinds of rotary scaling that llama.cpp's graph takes. ``towers`` are what
+    may stand before names of the text tower's tensors in place of ``model.``, ``others`` matches those of other
+    towers. ``from_gguf`` gives what the table can't say of config.json. ``has_experts`` tells two families apart
+    that GGUF calls the same. ``tells_space_prefix``: as llama.cpp's converter for this family.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Family:
     others: str = ""
     from_gguf: Callable[[Header], Mapping[str, Any]] = _unsaid
     has_experts: bool | None = None
+    tells_space_prefix: bool = True
 
     def claims(self, header: Header) -> bool:
         """Whether a GGUF file is of this family."""

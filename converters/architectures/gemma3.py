@@ -112,6 +112,7 @@ GEMMA3 = Family(
         *llama.FEED_FORWARD,
     ),
     ropes=("default", "linear"),
+    tells_space_prefix=False,
     fixed={"qk_norm": True, "post_norms": True},
     read_ropes=_ropes,
     derived=_layers,

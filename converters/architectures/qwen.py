@@ -63,6 +63,7 @@ QWEN2 = Family(
         *llama.FEED_FORWARD,
     ),
     ropes=_ROPES,
+    tells_space_prefix=False,
     derived=_windows,
     derived_keys=WINDOW_KEYS,
     limits={
@@ -104,6 +105,7 @@ QWEN3 = Family(
     ),
     ropes=_ROPES,
     fixed={"qk_norm": True},
+    tells_space_prefix=False,
     derived=_windows,
     derived_keys=WINDOW_KEYS,
     limits={"gguf": (ALL_FULL, llama.NO_BIASES)},

@@ -68,6 +68,13 @@ class Vocabulary:
         """Whether a sentencepiece vocabulary puts a space before text at all."""
         return self.rules.space_prefix is not None or self.add_space_prefix is not False
 
+    @property
+    def unknown(self) -> int | None:
+        """The token for what no other can express: by its role, or the first of that type; None if there is none."""
+        if "unk" in self.special:
+            return self.special["unk"]
+        return next((index for index, kind in enumerate(self.types) if kind == TokenType.UNKNOWN), None)
+
 
 def to_gguf(vocabulary: Vocabulary) -> dict[str, Value]:
     """The vocabulary under GGUF's keys."""

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from converters.checkpoint import UNREADABLE, Checkpoint
-from converters.sources import converted, gguf, meta, safetensors
+from converters.sources import converted, gguf, hugging_face, meta
+from converters.sources.safetensors import impostor
 from edge_llama.errors import CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
 from edge_llama.files.checkpoint_folder import ADAPTER
@@ -37,21 +38,21 @@ def _open_folder(folder: Path) -> Checkpoint:
     if (checkpoint := converted.open_folder(folder)) is not None:
         return checkpoint
     if (folder / "config.json").is_file():
-        return safetensors.open_folder(folder)
+        return hugging_face.open_folder(folder)
     if meta.is_folder(folder):
         return meta.open_folder(folder)
     if (folder / ADAPTER).is_file():
         raise CheckpointError(
             f"{folder}: this is an adapter, whose base has the weights", remedy=f"give the base, and --lora {folder}"
         )
-    return safetensors.open_folder(folder)
+    return hugging_face.open_folder(folder)
 
 
 def _check_templates(files: Iterable[Path]) -> None:
     """CheckpointError for a template that is none: any text would be one to those who read it."""
     for file in (file for file in files if file.suffix == ".jinja" and file.is_file()):
         start = file.read_bytes()[:512]
-        if problem := safetensors.impostor(file, start, file.stat().st_size):
+        if problem := impostor(file, start, file.stat().st_size):
             raise problem
         if b"\0" in start:
             raise CheckpointError(f"{file}: holds zero bytes, expected a template's text", remedy="download it again")

@@ -4,6 +4,7 @@ Only ``general.*`` naming keys and ``edge_llama.*`` differ. A GGUF source keeps 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -142,6 +143,9 @@ def _kept(checkpoint: Checkpoint) -> dict[str, Value]:
 
 def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Value]:
     """Metadata from config.json, generation_config.json and the tokenizer's files, as llama.cpp's converter has it."""
+    vocabulary = checkpoint.vocabulary
+    if vocabulary.merges is not None and not architecture.tells_space_prefix:
+        vocabulary = replace(vocabulary, add_space_prefix=None)
     return {
         "general.architecture": string(architecture.gguf_name),
         "general.type": string("model"),
@@ -149,5 +153,5 @@ def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Va
         **checkpoint.provenance.fields,
         **generation_config.to_gguf(checkpoint.generation, checkpoint.path),
         **architecture.metadata(checkpoint),
-        **to_gguf(checkpoint.vocabulary),
+        **to_gguf(vocabulary),
     }

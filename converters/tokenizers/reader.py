@@ -190,7 +190,7 @@ def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, S
         if index in whole:  # found in text as it is given, where a space is a space
             text, kind = text.replace(SPACE, " "), TokenType.USER_DEFINED
         table.put(index, text, kind, pieces.get_score(index))
-    return table, pieces, sentencepiece_spec(spec, legacy=legacy)
+    return table, pieces, sentencepiece_spec(spec, legacy=legacy, has_whole=bool(whole))
 
 
 def _piece_type(pieces: Any, index: int) -> TokenType:

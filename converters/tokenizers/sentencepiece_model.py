@@ -115,8 +115,7 @@ def encode(vocabulary: Vocabulary) -> bytes:
 
 def _types(vocabulary: Vocabulary) -> list[int]:
     """The types of pieces: sentencepiece takes one as unknown alone."""
-    unknown = vocabulary.special.get("unk")
-    of_others = {int(TokenType.UNKNOWN): int(TokenType.CONTROL)}
+    unknown, of_others = vocabulary.unknown, {int(TokenType.UNKNOWN): int(TokenType.CONTROL)}
     return [kind if index == unknown else of_others.get(kind, kind) for index, kind in enumerate(vocabulary.types)]
 
 

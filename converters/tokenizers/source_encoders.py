@@ -7,7 +7,7 @@ gives it to the tokenizer.
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,8 +83,16 @@ class PiecesEncoder:
         self._whole: Any = SentencePieceProcessor(model_proto=content)
         self._inner: Any = SentencePieceProcessor(model_proto=without_prefix(content))
         self._rules = vocabulary.rules
-        self._found = _Found(vocabulary, (TokenType.USER_DEFINED,))
-        self._special = _Found(vocabulary, (TokenType.USER_DEFINED, TokenType.CONTROL))
+        template = vocabulary.chat_templates.get("default", "")
+        own = self._rules.space_prefix is SpacePrefix.EACH  # the model's own finding of what the user defined
+
+        def found(text: str, kind: int, *, in_chat: bool) -> bool:
+            if kind == TokenType.USER_DEFINED:
+                return not own or (in_chat and text in template)
+            return in_chat and kind == TokenType.CONTROL
+
+        self._found = _Found(vocabulary, lambda text, kind: found(text, kind, in_chat=False))
+        self._special = _Found(vocabulary, lambda text, kind: found(text, kind, in_chat=True))
 
     def plain(self, text: str) -> list[int]:
         """See :class:`Encoder`."""
@@ -102,7 +110,7 @@ class PiecesEncoder:
 
     def _text(self, text: str, *, is_first: bool) -> list[int]:
         prefix = self._rules.space_prefix
-        has_none = prefix is not None and text.startswith(" ")
+        has_none = prefix not in (None, SpacePrefix.EACH) and text.startswith(" ")
         has_none |= prefix is SpacePrefix.METASPACE_FIRST and not is_first
         return list((self._inner if has_none else self._whole).encode(text))
 
@@ -117,7 +125,7 @@ class RanksEncoder:
         self._ranks = {base64.b64decode(text): int(rank) for text, rank in lines}
         regex = str(BY_NAME[vocabulary.pre].steps[0]["pattern"]["Regex"])
         self._words: Any = pre_tokenizers.Split(Regex(regex), "isolated")
-        self._special = _Found(vocabulary, (TokenType.CONTROL,))
+        self._special = _Found(vocabulary, lambda _, kind: kind == TokenType.CONTROL)
 
     def plain(self, text: str) -> list[int]:
         """See :class:`Encoder`."""
@@ -145,9 +153,9 @@ class RanksEncoder:
 class _Found:
     """Tokens that are found in a text before its words, with what they do to the text beside them."""
 
-    def __init__(self, vocabulary: Vocabulary, kinds: tuple[TokenType, ...]) -> None:
+    def __init__(self, vocabulary: Vocabulary, is_found: Callable[[str, int], bool]) -> None:
         tokens = zip(vocabulary.tokens, vocabulary.types, strict=True)
-        self._ids = {text: index for index, (text, kind) in enumerate(tokens) if kind in kinds and text}
+        self._ids = {text: index for index, (text, kind) in enumerate(tokens) if text and is_found(text, kind)}
         texts = "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True)))
         self._pattern = re.compile(f"({texts or '(?!)'})")
         self._rules = vocabulary.rules

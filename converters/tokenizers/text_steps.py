@@ -5,7 +5,6 @@ known here is refused by name. llama.cpp's own rule is a space before each text 
 differs from that becomes :class:`~edge_llama.files.text_rules.TextRules`, which our runtime heeds.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from converters.tokenizers.sentencepiece_model import Spec
 from edge_llama.errors import CheckpointError
-from edge_llama.files.text_rules import UNICODE_FORMS, SpacePrefix, TextRules
+from edge_llama.files.text_rules import UNICODE_FORMS, SpacePrefix, TextRules, cut_words
 
 SPACE = "\u2581"
 # The steps by which transformers (``SpmConverter.build_tokenizer_from_spm_proto``) says what sentencepiece does.
@@ -57,25 +56,27 @@ def sentencepiece_steps(path: Path, tokenizer: Mapping[str, Any]) -> Steps:
     for step in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") == "Metaspace" and scheme is None:
             scheme, escapes = _metaspace(path, step), True
-        elif step.get("type") == "Split" and (found := _words(step, tokenizer["model"]["vocab"])):
-            whole = found
+        elif (words := frozenset(cut_words(step))) and words <= tokenizer["model"]["vocab"].keys():
+            whole = words
         elif {"invert": False, **step} != _AT_SPACES or not escapes:
             raise _unknown(path, "pre_tokenizer", step)
     merges = [step in normalizers for step in MERGE_SPACES]
     if not escapes or any(merges) != all(merges):
         raise CheckpointError(f"{path}: normalizer and pre_tokenizer don't say what spaces become", remedy=_REMEDY)
-    flag, prefix = _prefix(path, scheme, PREPEND in normalizers, DOUBLE in normalizers)
+    flag, prefix = _prefix(path, scheme, PREPEND in normalizers, DOUBLE in normalizers, bool(whole))
     forms = tuple(step["type"] for step in normalizers if step.get("type") in UNICODE_FORMS)
     return Steps(flag, TextRules(prefix, forms, merges_spaces=all(merges)), whole)
 
 
-def sentencepiece_spec(spec: Spec, *, legacy: bool) -> Steps:
+def sentencepiece_spec(spec: Spec, *, legacy: bool, has_whole: bool) -> Steps:
     """The normalizer of a tokenizer.model that stands alone.
 
     ``legacy`` is transformers' word for each text between special tokens getting the space that sentencepiece puts
-    before a text; else the first alone.
+    before a text; else the first alone. ``has_whole``: whether there are pieces that the user defined.
     """
-    prefix = None if legacy or not spec.has_prefix else SpacePrefix.METASPACE_FIRST
+    prefix = SpacePrefix.EACH if has_whole else None
+    if not legacy or not spec.has_prefix:
+        prefix = SpacePrefix.METASPACE_FIRST if spec.has_prefix else None
     return Steps(None if spec.has_prefix else False, TextRules(prefix, merges_spaces=spec.merges_spaces))
 
 
@@ -115,24 +116,16 @@ def _metaspace(path: Path, step: Mapping[str, Any]) -> str:
     return str(scheme)
 
 
-def _words(step: Mapping[str, Any], vocab: Mapping[str, int]) -> frozenset[str]:
-    """The tokens that a step takes out of the text whole; none if it is another step."""
-    pattern = (step.get("pattern") or {}).get("Regex")
-    if not isinstance(pattern, str) or step.get("behavior") != "Isolated" or step.get("invert"):
-        return frozenset()
-    words = [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in re.split(r"(?<!\\)\|", pattern)]
-    exact = "|".join(map(re.escape, words)) == pattern and all(word in vocab for word in words)
-    return frozenset(words) if exact else frozenset()
-
-
-def _prefix(path: Path, scheme: str | None, prepends: bool, doubles: bool) -> tuple[bool | None, SpacePrefix | None]:
+def _prefix(
+    path: Path, scheme: str | None, prepends: bool, doubles: bool, has_whole: bool
+) -> tuple[bool | None, SpacePrefix | None]:
     """llama.cpp's flag, and our own rule where that doesn't say all."""
-    if prepends and (scheme not in (None, "never") or doubles):
+    if prepends and (scheme not in (None, "never") or doubles or has_whole):
         raise CheckpointError(
             f"{path}: its normalizer and its pre_tokenizer both put a space before text", remedy=_REMEDY
         )
     if prepends or (scheme == "always" and doubles):
-        return None, None
+        return None, SpacePrefix.EACH if has_whole else None
     if scheme == "always":
         return None, SpacePrefix.METASPACE_ALWAYS
     if scheme == "first":

@@ -10,11 +10,10 @@ from typing import Any
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers import sentencepiece_model
 from converters.tokenizers.pre_tokenizers import BY_NAME, BYTE_LEVEL
-from converters.tokenizers.text_steps import ESCAPE, MERGE_SPACES, PREPEND, SPACE
+from converters.tokenizers.text_steps import DOUBLE, ESCAPE, MERGE_SPACES, PREPEND, SPACE
 from edge_llama.errors import CheckpointError
-from edge_llama.files.text_rules import SpacePrefix
+from edge_llama.files.text_rules import SpacePrefix, cut_step
 
-_SCHEMES = {SpacePrefix.METASPACE_ALWAYS: "always", SpacePrefix.METASPACE_FIRST: "first"}
 _KINDS = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
@@ -83,6 +82,7 @@ def _settings(vocabulary: Vocabulary) -> dict[str, Any]:
 def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """Tokens that are found in a text before anything else; special ones only where a caller allows it."""
     left, right = set(vocabulary.rules.lstrip), set(vocabulary.rules.rstrip)
+    cut = _cut(vocabulary)
     return [
         {
             "id": index,
@@ -94,7 +94,7 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "special": vocabulary.types[index] != TokenType.USER_DEFINED,
         }
         for index, text in _used(vocabulary)
-        if vocabulary.types[index] in _KINDS
+        if vocabulary.types[index] in _KINDS and index not in cut
     ]
 
 
@@ -120,29 +120,47 @@ def _byte_level_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _sentencepiece_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """As transformers derives it from a tokenizer.model."""
-    has_prefix = vocabulary.has_space_prefix
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if vocabulary.has_space_prefix else []
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    unknown = vocabulary.special.get("unk")
-    rules = vocabulary.rules
-    forms = [{"type": form} for form in rules.unicode_forms] + (list(MERGE_SPACES) if rules.merges_spaces else [])
-    scheme = _SCHEMES.get(rules.space_prefix) if rules.space_prefix else None
-    spaces = [] if scheme else [*([PREPEND] if has_prefix else []), ESCAPE]
+    unknown = vocabulary.unknown
+    cut = _cut(vocabulary)
+    normalizers, pre_tokenizers = _spaces(vocabulary, list(cut.values()))
     return _tokenizer_json(
         vocabulary,
-        normalizer=_sequence([*forms, *spaces], "normalizers"),
-        pre_tokenizer=scheme and {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False},
+        normalizer=_sequence(normalizers, "normalizers"),
+        pre_tokenizer=pre_tokenizers[0] if len(pre_tokenizers) == 1 else _sequence(pre_tokenizers, "pretokenizers"),
         post_processor=_template(vocabulary),
         decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         model={
             "unk_token": None if unknown is None else vocabulary.tokens[unknown],
             "fuse_unk": True,
             "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {text: index for index, text in _used(vocabulary)},
+            "ignore_merges": bool(cut),
+            "vocab": {cut.get(index, text): index for index, text in _used(vocabulary)},
             "merges": _merges_by_score(vocabulary),
         },
     )
+
+
+def _cut(vocabulary: Vocabulary) -> dict[int, str]:
+    """Tokens, by id, that are cut out of text by a step instead of being added: text after them gets no space."""
+    if vocabulary.rules.space_prefix is not SpacePrefix.EACH:
+        return {}
+    tokens = ((index, text.replace(" ", SPACE)) for index, text in _used(vocabulary))
+    return {index: text for index, text in tokens if vocabulary.types[index] == TokenType.USER_DEFINED}
+
+
+def _spaces(vocabulary: Vocabulary, cut: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is done with spaces: steps of the normalizer, and of the pre-tokenizer."""
+    rules = vocabulary.rules
+    steps = [{"type": form} for form in rules.unicode_forms] + (list(MERGE_SPACES) if rules.merges_spaces else [])
+    if rules.space_prefix is None:
+        return [*steps, *([PREPEND] if vocabulary.has_space_prefix else []), ESCAPE], []
+    scheme = "first" if rules.space_prefix is SpacePrefix.METASPACE_FIRST else "always"
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    if rules.space_prefix is SpacePrefix.EACH:
+        return [*steps, ESCAPE, DOUBLE], [metaspace, *([cut_step(cut)] if cut else [])]
+    return steps, [metaspace]
 
 
 def _sequence(steps: list[dict[str, Any]], inside: str) -> dict[str, Any] | None:

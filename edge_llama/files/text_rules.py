@@ -4,6 +4,8 @@ For a sentencepiece vocabulary llama.cpp knows a flag: a space before each text 
 normalizes nothing, and lets no token take the white space beside it.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -19,9 +21,11 @@ UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 class SpacePrefix(StrEnum):
     """Where a sentencepiece vocabulary puts a space before text, if not as llama.cpp's flag says.
 
-    As the step ``Metaspace`` of tokenizers does it: none where there is one already.
+    ``metaspace`` is the step of tokenizers: none where there is one already.
     """
 
+    EACH = "each"
+    """Before each text between control tokens, as sentencepiece does; tokens that a text forms get none after them."""
     METASPACE_ALWAYS = "metaspace_always"
     """Before each text between added tokens."""
     METASPACE_FIRST = "metaspace_first"
@@ -45,6 +49,21 @@ class TextRules:
 
 PLAIN = TextRules()
 """As llama.cpp has it."""
+
+
+def cut_step(words: list[str]) -> dict[str, Any]:
+    """The step of a tokenizer.json that takes words out of a text whole."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def cut_words(step: Mapping[str, Any]) -> list[str]:
+    """The words of such a step; none if it is another."""
+    pattern = (step.get("pattern") or {}).get("Regex")
+    if step.get("type") != "Split" or not isinstance(pattern, str):
+        return []
+    words = [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in re.split(r"(?<!\\)\|", pattern)]
+    return words if {"invert": False, **step} == cut_step(words) and "" not in words else []
 
 
 def to_gguf(rules: TextRules) -> dict[str, Value]:

@@ -14,7 +14,7 @@ from typing import Any
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.onnx_text import OnnxArtifact
-from edge_llama.files.text_rules import PLAIN, UNICODE_FORMS, SpacePrefix, TextRules
+from edge_llama.files.text_rules import PLAIN, UNICODE_FORMS, SpacePrefix, TextRules, cut_words
 from edge_llama.prompts.control_tokens import (
     BYTE,
     BYTE_LEVEL,
@@ -202,6 +202,9 @@ def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) 
         raise ArtifactError(f"{path}: has a token {most:,}, the model knows 0 to {n_vocab - 1:,}", remedy=_AGAIN)
     for text, token in words.items():
         texts[token], types[token] = text, BYTE if text in bytes_ else NORMAL
+    for text in (text for step in _described(tokenizer.pre_tokenizer) for text in cut_words(step)):
+        if (cut := words.get(text)) is not None:
+            texts[cut], types[cut] = text.replace(SPACE, " "), USER_DEFINED
     for token, entry in added.items():
         special = UNKNOWN if entry.content == tokenizer.model.unk_token else CONTROL
         texts[token], types[token] = entry.content, special if entry.special else USER_DEFINED

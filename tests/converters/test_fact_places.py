@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
-from transformers import AutoTokenizer, GenerationConfig
+import torch
+from refusals import refusal
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from variants import edit_json, widened
 
 from converters.checkpoint import Checkpoint
-from converters.facts import ADDED_TOKENS, CHAT_TEMPLATE, END_TOKENS, ROLES, SAMPLING
+from converters.facts import ADDED_TOKENS, CHAT_TEMPLATE, DTYPE, END_TOKENS, ROLES, SAMPLING, WEIGHTS
 from converters.folder_files import end_ids
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import TokenType
 from converters.sources import open_checkpoint
+from edge_llama import CheckpointError
 
 SHAPE = checkpoints.Shape(hidden=32, ffn=32, layers=1, heads=2, kv_heads=2)
 EXTRA = 6  # rows of the embedding beyond the vocabulary: room for added tokens
@@ -292,3 +297,94 @@ def test_a_word_with_a_role_is_a_token_of_its_own(folder: Path) -> None:
     index = reference.convert_tokens_to_ids("!")
     assert reference.added_tokens_decoder[index].special
     assert read.vocabulary.types[index] == TokenType.CONTROL
+
+
+# --- weights, dtype, name
+
+
+def _other_weights(folder: Path, name: str) -> None:
+    """A second set of weights, all zero, in ``name`` or the files of an index."""
+    tensors = {key: np.zeros_like(tensor) for key, tensor in load_file(folder / "model.safetensors").items()}
+    file = name if name.endswith(".safetensors") else "model-00001-of-00001.safetensors"
+    checkpoints.write_safetensors(folder / file, tensors, "F32")
+    if name != file:
+        (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, file)}))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "model.safetensors.index.json",
+        "consolidated.safetensors",
+        "model-extra.safetensors",
+        "adapter_model.safetensors",
+    ],
+)
+def test_of_two_sets_of_weights_that_of_transformers_is_read(other: str, folder: Path) -> None:
+    _other_weights(folder, other)
+    reference = AutoModelForCausalLM.from_pretrained(folder).state_dict()["model.embed_tokens.weight"].numpy()
+    read = _read(folder)
+    embedding = read.tensors["model.embed_tokens.weight"]
+    assert np.array_equal(embedding.read(0, 4).view(np.float32), reference[:4])
+    assert other in read.notes[WEIGHTS.topic]
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "other.safetensors.index.json"])
+def test_weights_that_config_json_names_are_read(name: str, folder: Path) -> None:
+    _other_weights(folder, name)
+    edit_json(folder / "config.json", transformers_weights=name)
+    reference = AutoModelForCausalLM.from_pretrained(folder).state_dict()["model.embed_tokens.weight"].numpy()
+    read = _read(folder)
+    assert not reference.any()
+    assert not read.tensors["model.embed_tokens.weight"].read(0, 4).any()
+    assert "model.safetensors" in read.notes[WEIGHTS.topic]
+    assert folder / name in read.files
+
+
+@pytest.mark.parametrize("named", ["../x.safetensors", "x.bin", 3, "gone.safetensors"])
+def test_weights_that_config_json_names_wrongly_are_refused(named: Any, folder: Path) -> None:
+    edit_json(folder / "config.json", transformers_weights=named)
+    with refusal(CheckpointError, "transformers_weights", folder):
+        _read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("consolidated.safetensors", "Mistral's own"), ("adapter_model.safetensors", "an adapter's")]
+)
+def test_weights_of_another_kind_alone_are_named(name: str, expected: str, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with refusal(CheckpointError, expected, folder):
+        _read(folder)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_dtype_that_the_weights_do_not_have_is_told(key: str, folder: Path) -> None:
+    _drop(folder / "config.json", "dtype", "torch_dtype")
+    assert DTYPE.topic not in _read(folder).notes
+    edit_json(folder / "config.json", **{key: "bfloat16"})
+    assert AutoConfig.from_pretrained(folder).dtype == torch.bfloat16
+    assert f"config.json: {key} ('bfloat16') differs" in _read(folder).notes[DTYPE.topic]
+    edit_json(folder / "config.json", **{key: "float32"})
+    assert DTYPE.topic not in _read(folder).notes
+
+
+def test_of_two_dtypes_in_config_json_that_of_transformers_is_compared(folder: Path) -> None:
+    edit_json(folder / "config.json", dtype="float32", torch_dtype="bfloat16")
+    assert AutoConfig.from_pretrained(folder).dtype == torch.float32
+    assert DTYPE.topic not in _read(folder).notes
+
+
+@pytest.mark.parametrize(
+    ("place", "published", "expected"),
+    [
+        ("models--meta-llama--Llama-3.2-1B/snapshots/" + "0a" * 20, "./run/checkpoint-300", "Llama-3.2-1B"),
+        ("models--gpt2/snapshots/" + "0a" * 20, None, "gpt2"),
+        ("models/" + "0a" * 20, "meta-llama/Llama-3.2-1B", "Llama-3.2-1B"),
+        ("models/" + "0a" * 20, None, "0a" * 20),
+        ("models/mine", "meta-llama/Llama-3.2-1B", "mine"),
+    ],
+)
+def test_a_hash_is_no_name(place: str, published: str | None, expected: str, bare: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bare, tmp_path / place))
+    edit_json(folder / "config.json", **({"_name_or_path": published} if published else {}))
+    assert _read(folder).name == expected

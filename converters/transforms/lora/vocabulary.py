@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, text_config
+from converters.facts import END_TOKENS
+from converters.folder_files import end_ids
 from converters.metadata.vocabulary import TokenType, Vocabulary, to_gguf
 from converters.tokenizers.reader import read_folder
-from converters.tokenizers.special_tokens import KINDS, token_text
-from converters.tokenizers.structure import SETTINGS, read_checked
+from converters.tokenizers.special_tokens import KINDS, token_text, with_roles
+from converters.tokenizers.structure import SETTINGS, SPECIAL_MAP, read_checked
 from converters.tokenizers.template_files import chat_templates
+from converters.transforms.lora.base import with_settings
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Value, u32
 
@@ -31,16 +34,44 @@ def with_vocabulary(checkpoint: Checkpoint, folder: Path, base_rows: int) -> Che
     before = checkpoint.vocabulary
     brings_tokens = any((folder / name).is_file() for name in _VOCABULARIES)
     after = _own(checkpoint, folder) if brings_tokens else _adapted(checkpoint, folder)
-    notes = _notes(before, after, brings_tokens=brings_tokens)
+    notes = {topic: text for topic, text in checkpoint.notes.items() if not brings_tokens or topic not in before.notes}
+    notes |= {topic: f"{text} (in the adapter's folder)" for topic, text in after.notes.items() if brings_tokens}
+    notes |= _notes(before, after, brings_tokens=brings_tokens)
     rows = text_config(checkpoint.config).get("vocab_size")
     if rows != base_rows:
         notes[_SIZE_NOTE] = f"the adapter's, of {rows:,} rows in place of {base_rows:,}"
         if not brings_tokens:
             notes[_SIZE_NOTE] += "; it brings no tokenizer, so the base's names their tokens"
     if after == before:
-        return replace(checkpoint, notes={**checkpoint.notes, **notes})
-    metadata = _with_tokens(checkpoint.metadata, after)
-    return replace(checkpoint, vocabulary=after, metadata=metadata, notes={**checkpoint.notes, **notes})
+        return replace(checkpoint, notes=notes)
+    if _end(before) != _end(after):
+        notes[END_TOKENS.topic] = f"the adapter's {_end(after)[1]!r} beside the base's"
+    checkpoint = _with_end(checkpoint, after)
+    return replace(checkpoint, vocabulary=after, metadata=_with_tokens(checkpoint.metadata, after), notes=notes)
+
+
+def _end(vocabulary: Vocabulary) -> tuple[int | None, str]:
+    """EOS: its id and its text."""
+    index = vocabulary.special.get("eos")
+    return index, "" if index is None else vocabulary.tokens[index]
+
+
+def _with_end(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Checkpoint:
+    """Answers end with the base's tokens and with the adapter's; what is no token any more is none."""
+    end, _ = _end(vocabulary)
+    is_new = _end(vocabulary) != _end(checkpoint.vocabulary)
+
+    def ends(given: Any) -> list[int]:
+        known = given if isinstance(given, list) else [given]
+        kept = [index for index in known if type(index) is int and 0 <= index < len(vocabulary.tokens)]
+        return [*kept, end] if is_new and end is not None and end not in kept else kept
+
+    generation = dict(checkpoint.generation)
+    if is_new or "eos_token_id" in generation:
+        generation["eos_token_id"] = ends(generation.get("eos_token_id") or end_ids(checkpoint.vocabulary))
+    known = text_config(checkpoint.config).get("eos_token_id")
+    settings = {} if known is None else {"eos_token_id": ends(known)}
+    return replace(checkpoint, generation=generation, config=with_settings(checkpoint.config, **settings))
 
 
 def _own(checkpoint: Checkpoint, folder: Path) -> Vocabulary:
@@ -56,17 +87,18 @@ def _own(checkpoint: Checkpoint, folder: Path) -> Vocabulary:
 
 def _adapted(checkpoint: Checkpoint, folder: Path) -> Vocabulary:
     """The base's tokens, as many as the embedding has rows, with what the adapter's settings say of them."""
-    settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
+    given = read_checked(folder / "tokenizer_config.json", SETTINGS)
+    settings, _ = with_roles(given, read_checked(folder / "special_tokens_map.json", SPECIAL_MAP), {})
     vocabulary = _resized(checkpoint, folder)
-    ids = {text: index for index, text in reversed(list(enumerate(vocabulary.tokens)))}
-    special = {**vocabulary.special, **_special(settings, ids, folder)}
+    special = {**vocabulary.special, **_special(settings, vocabulary, folder)}
     flags = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos", "sep")}
     add = {**vocabulary.add, **{kind: flag for kind, flag in flags.items() if isinstance(flag, bool)}}
-    templates = chat_templates(folder, settings) or vocabulary.chat_templates
-    return replace(vocabulary, special=special, add=add, chat_templates=templates)
+    templates, _ = chat_templates(folder, settings)
+    return replace(vocabulary, special=special, add=add, chat_templates=templates or vocabulary.chat_templates)
 
 
-def _special(settings: Mapping[str, Any], ids: Mapping[str, int], folder: Path) -> dict[str, int]:
+def _special(settings: Mapping[str, Any], vocabulary: Vocabulary, folder: Path) -> dict[str, int]:
+    ids = {text: index for index, text in enumerate(vocabulary.tokens)}
     texts = {kind: token_text(settings.get(f"{kind}_token")) for kind in KINDS}
     for kind, text in texts.items():
         if text and text not in ids:

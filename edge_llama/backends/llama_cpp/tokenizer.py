@@ -113,11 +113,10 @@ class GGUFTokenizer(Vocabulary):
             for form in rules.unicode_forms:
                 word = normalize(form, word)
             if rules.merges_spaces:
-                word = re.sub(" +", " ", word)
-                word = word.lstrip(" ") if at == 0 else word
-                word = word.rstrip(" ") if at == len(words) - 1 else word
+                word = re.sub(" +", " ", word.strip(" "))
             begins = begins if at == 0 else rules.space_prefix is SpacePrefix.METASPACE_ALWAYS
-            if rules.space_prefix and begins and word and word[0] not in (" ", SPACE):
+            is_bare = rules.space_prefix is SpacePrefix.EACH or (word and word[0] not in (" ", SPACE))
+            if rules.space_prefix and begins and is_bare and text:
                 word = " " + word
             words[at] = word
         return "".join(words)
