@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 
 from converters.metadata.provenance import Provenance
 from converters.metadata.vocabulary import Vocabulary
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
 from edge_llama.files.json_fields import Fields, parse_object
 
 TEMPLATE_NOTE = "chat template"
 """The topic of a checkpoint's note on where its chat template is from."""
-UNREADABLE = "download it again, or see to its permissions"
-"""What to do about a file that is there and can't be read."""
 NOT_TOGETHER = "config.json and the weights don't belong together: download both again"
 
 

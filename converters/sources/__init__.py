@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from converters.checkpoint import UNREADABLE, Checkpoint
+from converters.checkpoint import Checkpoint
 from converters.sources import converted, gguf, hugging_face, meta
 from converters.sources.safetensors import impostor
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
 from edge_llama.files.checkpoint_folder import ADAPTER
 from edge_llama.files.gguf import is_gguf

@@ -16,7 +16,7 @@ from converters.architectures import MetaFamily, for_meta
 from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.architectures.llama_families import with_family
 from converters.architectures.meta import EMBEDDING, OUTPUT
-from converters.checkpoint import TEMPLATE_NOTE, UNREADABLE, Checkpoint, Tensor, read_json
+from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
 from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.sources.safetensors import DTYPES
@@ -24,7 +24,7 @@ from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
 from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import FORMATS
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")

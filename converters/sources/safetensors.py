@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import UNREADABLE, Tensor
+from converters.checkpoint import Tensor
 from converters.sources.file_rows import FileRows
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
 
 DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-from converters.checkpoint import UNREADABLE, Tensor
+from converters.checkpoint import Tensor
 from converters.sources.file_rows import FileRows
 from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB

@@ -40,7 +40,7 @@ def linked(target: str) -> Damage:
     return link
 
 
-def made_folder(path: Path) -> None:
+def replaced_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
@@ -54,7 +54,7 @@ DAMAGES: dict[str, Damage] = {
     "noise": lambda path: path.write_bytes(np.random.default_rng(7).bytes(path.stat().st_size)),
     "a page of HTML": put(b"<!DOCTYPE html><html><title>Sign in</title></html>"),
     "an LFS pointer": put(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
-    "a folder": made_folder,
+    "a folder": replaced_by_folder,
     "a link to nothing": linked("nowhere"),
     "a link to itself": linked(""),
 }
@@ -137,10 +137,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     found["gguf"].mkdir()
     converters.convert(found["hugging face"], found["gguf"] / "model.gguf", quant="q8_0")
-    assert {kind: {file.name for file in folder.iterdir()} - set(FILES[kind]) for kind, folder in found.items()} == {
-        **dict.fromkeys(found, set()),
-        "meta in int4": {"tokenizer.model"},
-    }
+    left_out = {(kind, file.name) for kind, folder in found.items() for file in folder.iterdir()}
+    left_out -= {(kind, file) for kind, files in FILES.items() for file in files}
+    assert left_out == {("meta in int4", "tokenizer.model")}
     return found
 
 
