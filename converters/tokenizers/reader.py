@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters.facts import WORDS
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
@@ -159,7 +160,7 @@ def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping
         steps = replace(steps, add_space_prefix=False, rules=replace(steps.rules, space_prefix=None))
     own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
     if tokenizer and (other := _other_word(tokenizer, pieces)):
-        told = {"tokenizer": f"by tokenizer.json; tokenizer.model has another vocabulary ({other}) and is not used"}
+        told = {WORDS.topic: f"by tokenizer.json; tokenizer.model has another vocabulary ({other}) and is not used"}
         vocabulary = _bpe(folder / "tokenizer.json", tokenizer, settings, n_vocab)
         return replace(vocabulary, notes={**vocabulary.notes, **told})
     added, told = added_tokens(folder, tokenizer, settings, own, n_vocab, is_last=False)
