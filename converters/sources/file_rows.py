@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Stored, Tensor
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 
 
@@ -60,7 +60,7 @@ class FileRows:
         return rows
 
     def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}")
+        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}", remedy=UNREADABLE)
 
     def _ended(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: ended while being read", remedy="the file changed meanwhile: start again")
