@@ -14,6 +14,7 @@ from converters.architectures.llama_meta import MetaLlama
 from converters.architectures.meta import MetaFamily
 from converters.architectures.mistral import MISTRAL
 from converters.architectures.mixtral import MIXTRAL
+from converters.architectures.notes import notes
 from converters.architectures.qwen import QWEN2, QWEN3
 from converters.architectures.smollm3 import SMOLLM3
 from converters.checkpoint import Checkpoint, Tensor
@@ -21,7 +22,7 @@ from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
-__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta"]
+__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta", "notes"]
 
 
 class Architecture(Protocol):

@@ -126,10 +126,9 @@ class Family:
     def read(self, config: Mapping[str, Any], path: Path, *, has_head: bool) -> Hyperparameters:
         """The same of a config.json's content; ``has_head``: whether there is a tensor for the output."""
         fields = config_fields(text_config(config), path)
-        if fields.content.get("quantization_config"):
-            raise fields.fail(
-                "quantization_config", "is set: these weights are quantized", "give the full-precision checkpoint"
-            )
+        for key in ("quantization_config", "quantization"):  # transformers' name, and MLX's
+            if fields.content.get(key):
+                raise fields.fail(key, "is set: these weights are quantized", "give the full-precision checkpoint")
         values: dict[str, Any] = {}
         for row in self.hparams:
             is_null = fields.content.get(row.key, row) is None
@@ -265,7 +264,7 @@ class Family:
             if row.field == "n_head" and not value:  # what follows from it divides by it
                 values[row.field] = 1
         config |= rope.from_gguf(header, tensors.get(ROPE_FREQS), values["head_dim"], self.default_theta)
-        return config | self.from_gguf(header)
+        return {**config, **self.from_gguf(header)}
 
     def tensors_from_gguf(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path

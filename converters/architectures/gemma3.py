@@ -12,6 +12,7 @@ from converters.architectures import llama, rope
 from converters.architectures.family import Family
 from converters.architectures.hyperparameters import Hyperparameters, Rope
 from converters.architectures.table import OPTIONAL, REAL, TEXT, HParam, Limit, Values, one_of
+from converters.architectures.unused_fields import check_unknown_within
 from converters.architectures.windows import FULL, SLIDING, typed_layers
 from converters.tensors.views import FROM_ZERO
 from edge_llama.files.gguf import Header, shortest
@@ -37,7 +38,7 @@ def _layers(fields: Fields, values: Values) -> Mapping[str, Any]:
 def _ropes(fields: Fields, values: Values, default_theta: float) -> dict[str, Rope]:
     """As transformers' ``Gemma3TextConfig.convert_rope_params_to_dict``: ``rope_scaling`` adds to the full layers'."""
     places = fields.get("rope_parameters", dict, {})
-    rope.check_unknown_within(replace(fields, content=places, called="rope_parameters."), (FULL, SLIDING))
+    check_unknown_within(replace(fields, content=places, called="rope_parameters."), (FULL, SLIDING))
     given = {kind: places.get(kind) or {} for kind in (FULL, SLIDING)}
     for kind, content in given.items():
         if not isinstance(content, dict):

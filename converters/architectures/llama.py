@@ -71,7 +71,7 @@ def eps(default: float) -> HParam:
 
 def rotary(gguf: str = "rope.dimension_count") -> HParam:
     """The row that says how many values of a head are rotated: all."""
-    return HParam("head_dim", "head_dim", (gguf,), default=head_dim)
+    return HParam("head_dim", "head_dim", (gguf,), default=same("head_dim"), null=same("head_dim"))
 
 
 def biases(field: str, key: str, tensor: str) -> HParam:

@@ -190,4 +190,5 @@ def _yarn_from_gguf(header: Header, factor: float) -> dict[str, Any] | None:
 
 
 def _numbers_of(tensor: Tensor) -> NDArray[np.float32]:
-    return tensor.read(0, 1).view(np.float32)[0]
+    numbers: NDArray[np.float32] = tensor.read(0, 1).view(np.float32)[0]
+    return numbers

@@ -52,6 +52,11 @@ _SAMPLING = (  # GenerationConfig's, which transformers takes out of config.json
     "use_mtp disable_compile"
 )
 WITHOUT_EFFECT = frozenset(f"{_ABOUT} {_TOKENS} {_RUNNING} {_SAMPLING}".split())
+_HARMLESS = {  # fields that say what these families do anyhow
+    "activation": ("swiglu", "silu", "swish"),  # Falcon 3
+    "position_embedding_type": ("rope", "rotary"),
+    "norm_type": ("rmsnorm", "rms_norm"),
+}
 _CHECKED_ELSEWHERE = frozenset({"text_config", "vision_config", "quantization_config", "is_causal"})
 
 
@@ -61,6 +66,8 @@ def check_unknown(fields: Fields, known: Collection[str]) -> None:
         raise fields.fail("is_causal", "is False", "only text that is read from left to right can be converted")
     for key, value in fields.content.items():
         if key in known or key in WITHOUT_EFFECT or key in _CHECKED_ELSEWHERE or key.startswith("_") or not value:
+            continue
+        if value in _HARMLESS.get(key, ()):
             continue
         raise unknown(fields, key, value)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converters import architectures
 from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
 from converters.facts import DTYPE, NAME, decide, notes, value_at
@@ -36,6 +37,7 @@ def open_folder(folder: Path) -> Checkpoint:
     given = folder / generation_config.FILE
     contents = {"config.json": config} | ({given.name: read_json(given)} if given.is_file() else {})
     generation, told = generation_config.of_files(contents, len(vocabulary.tokens), end_ids(vocabulary), folder)
+    told |= architectures.notes(config, tensors)
     provenance = read_provenance(folder)
     return Checkpoint(
         folder,

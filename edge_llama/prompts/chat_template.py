@@ -101,8 +101,7 @@ class ChatTemplate:
         forms control tokens of contents in a way that can't be told from its own.
         """
         if tools and self._for_tools:
-            options = {"variables": variables, "n_ctx": n_ctx, "image_ids": image_ids}
-            return self._for_tools.tokens(messages, tools=tools, **options)
+            return self._for_tools.tokens(messages, tools=tools, variables=variables, n_ctx=n_ctx, image_ids=image_ids)
         variables = self._checked_variables(variables or {})
 
         def rendered(messages: Sequence[Message]) -> list[int]:

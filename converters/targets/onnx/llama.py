@@ -112,7 +112,7 @@ class LlamaGraph:
     def _embedded(self, ids: ir.Value) -> ir.Value:
         table, scale = self._tensors["model.embed_tokens.weight"], self.hp.embedding_scale
         rows = self.ops.embedding(ids, table, self._form(table, "token_embd"), "embedding")
-        return rows if scale == 1.0 else self.ops.scaled(rows, scale, "embedding.scaled")
+        return rows if scale == 1.0 else self.ops.scaled(rows, scale, "embedding.enlarged")
 
     def _logits(self, x: ir.Value) -> ir.Value:
         """Of ``x``, with the embedding's table or a head of its own; bent where no logit may be too large."""
