@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from converters.metadata.provenance import Provenance
 from converters.metadata.vocabulary import Vocabulary
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
 from edge_llama.files.json_fields import Fields, parse_object
@@ -123,5 +123,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return parse_object(path, raw, "download it again", error=CheckpointError, is_strict=False)

@@ -106,7 +106,7 @@ END_TOKENS = Fact(
         "config.json: text_config.eos_token_id",
     ),
     "A number or a list; every one of them ends an answer. A negative id is none. Where config.json decides, the "
-    "tokenizer's own ends (eos_token, <|eot_id|> and the like) end an answer too.",
+    "tokenizer's own ends (eos_token, `<|eot_id|>` and the like) end an answer too.",
     "generation.configuration_utils: from_model_config; generation.utils: adjust_generation_fn",
 )
 SAMPLING = Fact(
@@ -128,6 +128,13 @@ ROLES = Fact(
     "added_tokens_decoder. Between the last two stands what tokenizer.json's post-processor puts around a text.",
     "tokenization_utils_base: _from_pretrained; the last place is llama.cpp's",
 )
+ADDS = Fact(
+    "add_*_token",
+    ("tokenizer.json: post_processor", "tokenizer_config.json: add_*_token"),
+    "Whether bos, eos and sep are put around a text. Where tokenizer.json is there, it counts alone. A tokenizer.model "
+    "that stands alone adds a BOS, as in llama.cpp and for Meta, though transformers 5 adds none.",
+    "tokenization_utils_base: _from_pretrained",
+)
 ADDED_TOKENS = Fact(
     "added tokens",
     (
@@ -137,8 +144,9 @@ ADDED_TOKENS = Fact(
         "*_token in special_tokens_map.json or tokenizer_config.json",
     ),
     "Each place adds what those before it lack, also beside a tokenizer.model that knows none of them. A text or an id "
-    "that another place has already is not used. For classes that build their tokenizer themselves (LlamaTokenizer, "
-    "GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes first.",
+    "that another place has already is not used; a role's text without an id gets the next. For classes that build "
+    "their tokenizer themselves (LlamaTokenizer, GemmaTokenizer, GPT2Tokenizer, Qwen2Tokenizer) the second place comes "
+    "first.",
     "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
 )
 WEIGHTS = Fact(
@@ -149,8 +157,8 @@ WEIGHTS = Fact(
         "model.safetensors.index.json",
         "the only *.safetensors",
     ),
-    "Of two sets in a folder one is read, the other is named in the report. consolidated*.safetensors (Mistral's own "
-    "names) and adapter_model*.safetensors are none. The last place is ours.",
+    "Of two sets in a folder one is read, the other is named in the report. `consolidated*.safetensors` "
+    "(Mistral's own names) and `adapter_model*.safetensors` are none. The last place is ours.",
     "modeling_utils: _get_resolved_checkpoint_files",
 )
 DTYPE = Fact(
@@ -162,8 +170,7 @@ DTYPE = Fact(
         "config.json: text_config.dtype",
         "config.json: text_config.torch_dtype",
     ),
-    "Weights are read as they are stored; where config.json's dtype differs, to which transformers would round them, "
-    "it is told.",
+    "Weights are read as they are stored; it is told where config.json's dtype differs: transformers would round them.",
     "configuration_utils: PreTrainedConfig.__post_init__; the first place is ours",
 )
 NAME = Fact(
@@ -191,5 +198,5 @@ OUTPUT_MATRIX = Fact(
     "A matrix that is there is kept, whatever config.json says: they are tied only where there is none.",
     "modeling_utils: PreTrainedModel.tie_weights, which ties only what is equal",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDED_TOKENS, WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX)
+FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDS, ADDED_TOKENS, WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX)
 """Every row, in the order of the documentation."""

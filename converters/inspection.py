@@ -80,8 +80,8 @@ class Offer:
 class Inspection:
     """A checkpoint or an adapter; ``facts`` are what its config says, as it says it.
 
-    ``family`` is "" where the files don't tell; ``problem`` is why it can't be opened, and then there are no
-    ``offers``. ``templates`` are names of chat templates with their texts' lengths.
+    ``family`` is "" where the files don't tell; ``problem`` is why it can't be opened, and then there is no
+    ``checkpoint``. ``templates`` are names of chat templates with their texts' lengths.
     """
 
     path: Path
@@ -94,8 +94,20 @@ class Inspection:
     templates: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    offers: tuple[Offer, ...] = ()
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
     problem: InputError | None = None
+
+    def offers(self) -> Iterator[Offer]:
+        """What each target would take, of two towers each for itself; a second for a large vocabulary."""
+        if self.checkpoint is None:
+            return
+        is_pair = has_vision(self.checkpoint)
+        for name, writer in TEXT.items():
+            yield _offer(f"text, {name}" if is_pair else name, writer, self.checkpoint)
+        for name, writer in VISION.items() if is_pair else ():
+            yield _offer(f"vision, {name}", writer, self.checkpoint)
+        for name, folder in FOLDERS.items():
+            yield _offer(name, folder, self.checkpoint)
 
 
 def inspect_checkpoint(folder: Path) -> Inspection:
@@ -118,7 +130,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         {name: len(text) for name, text in checkpoint.vocabulary.chat_templates.items()},
         checkpoint.notes,
         checkpoint.warnings,
-        tuple(_offers(checkpoint)),
+        checkpoint,
     )
 
 
@@ -189,17 +201,6 @@ def _entries(file: Path) -> Iterator[tuple[str, int, int]]:
 
 
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Double": 8, "Long": 8, "Int": 4, "Short": 2}
-
-
-def _offers(checkpoint: Checkpoint) -> Iterator[Offer]:
-    """What each target would take: of two towers each for itself."""
-    prefix = "text, " if has_vision(checkpoint) else ""
-    for name, writer in TEXT.items():
-        yield _offer(f"{prefix}{name}", writer, checkpoint)
-    for name, writer in VISION.items() if has_vision(checkpoint) else ():
-        yield _offer(f"vision, {name}", writer, checkpoint)
-    for name, folder in FOLDERS.items():
-        yield _offer(name, folder, checkpoint)
 
 
 def _offer(target: str, writer: Sized, checkpoint: Checkpoint) -> Offer:

@@ -28,25 +28,34 @@ def prove(checkpoint: Checkpoint, layout: Layout, encode_gguf: GGUFEncoder) -> s
     if header is None and json is None:
         return ""
     vocabulary = checkpoint.vocabulary
-    source, texts = source_encoder(vocabulary), texts_for(vocabulary)
-    name = str(vocabulary.origin or checkpoint.path)
-    if source is None and header is not None:
-        return "the source's own, kept as it is"
-    if header is not None:
-        why_not = _by_engine(encode_gguf, source, _without_tensors(header), texts, (name, "the GGUF vocabulary"))
-    elif source is None:
-        names = ("the tokenizer.json that is written", name)
-        why_not = _by_engine(encode_gguf, JsonEncoder(json, name), _of_source(checkpoint), texts, names)
-    else:
-        chat, written = chat_text(vocabulary), JsonEncoder(json, name)
-        encoded = Encoded([written.plain(text) for text in texts], (chat, written.chat(chat)))
-        compare(source, encoded, texts, (name, "the tokenizer.json that is written"))
-        why_not = ""
-    return f"not checked: {why_not}" if why_not else f"{len(texts)} texts and a chat become the source's own tokens"
+    name, source, texts = str(vocabulary.origin or checkpoint.path), source_encoder(vocabulary), texts_for(vocabulary)
+    why_not = ""
+    if json is None and header is not None:
+        if source is None:
+            return "the source's own, kept as it is"
+        names = (name, "the GGUF vocabulary that is written")
+        why_not = _by_engine(encode_gguf, source, _without_tensors(header), texts, names, vocabulary.unknown)
+    elif json is not None:
+        written, names = JsonEncoder(json, name), (name, "the tokenizer.json that is written")
+        if source is None:
+            gguf = _of_source(checkpoint)
+            why_not = _by_engine(encode_gguf, written, gguf, texts, names[::-1], vocabulary.unknown)
+        else:
+            chat = chat_text(vocabulary)
+            encoded = Encoded([written.plain(text) for text in texts], (chat, written.chat(chat)))
+            compare(source, encoded, texts, names, vocabulary.unknown)
+    note = f"not checked: {why_not}" if why_not else f"{len(texts)} texts and a chat become the source's own tokens"
+    own = text_rules.to_gguf(vocabulary.rules) if json is None else {}
+    return f"{note}; in edge-llama alone, which reads {', '.join(own)}" if own else note
 
 
 def _by_engine(
-    encode_gguf: GGUFEncoder, encoder: Encoder, gguf: bytes, texts: Sequence[str], names: tuple[str, str]
+    encode_gguf: GGUFEncoder,
+    encoder: Encoder,
+    gguf: bytes,
+    texts: Sequence[str],
+    names: tuple[str, str],
+    unknown: int | None,
 ) -> str:
     """Compare; why there is no engine, or nothing."""
     try:
@@ -55,7 +64,7 @@ def _by_engine(
         raise CheckpointError(f"{names[0]}: {error.message}", remedy=error.remedy) from error
     if isinstance(found, str):
         return found
-    compare(encoder, Encoded(*found), texts, names)
+    compare(encoder, Encoded(*found), texts, names, unknown)
     return ""
 
 

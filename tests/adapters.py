@@ -81,7 +81,8 @@ def numbers(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
         name: recode(tensor.read(0, tensor.rows), tensor.format, F32).view(np.float32).reshape(tensor.shape)
         for name, tensor in checkpoint.tensors.items()
     }
-    return {"lm_head.weight": found["model.embed_tokens.weight"], **found}
+    embedding = "model.embed_tokens.weight"
+    return ({"lm_head.weight": found[embedding]} if embedding in found else {}) | found
 
 
 def merged_by_us(base: Path, adapter: Path) -> Checkpoint:

@@ -36,7 +36,7 @@ def of_files(
     """
     place = FILE if contents.get(FILE) is not None else _CONFIG
     generation = dict(contents[FILE]) if place == FILE else _of_config(contents)
-    odd = _made_whole(generation)
+    odd = _as_count(generation)
     said = {}
     for where in ENDS.places:
         said[where], dropped = _ends(value_at(contents, where), where, n_vocab, path)
@@ -63,7 +63,7 @@ def _of_config(contents: Mapping[str, Any]) -> dict[str, Any]:
     return {key: part[key] for part in parts for key in (*_KEYS, "do_sample") if part.get(key) is not None}
 
 
-def _made_whole(generation: dict[str, Any]) -> list[str]:
+def _as_count(generation: dict[str, Any]) -> list[str]:
     """A count written as 50.0 becomes 50; said so."""
     value = generation.get("top_k")
     if not isinstance(value, float) or not value.is_integer():

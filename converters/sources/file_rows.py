@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class FileRows:
         return rows
 
     def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}")
+        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}", remedy=UNREADABLE)
 
     def _ended(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: ended while being read", remedy="the file changed meanwhile: start again")

@@ -5,7 +5,7 @@ knows none of them.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,30 @@ class AddedToken:
 
 
 def added_tokens(
-    folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], vocab: Mapping[str, int], *, is_last: bool
+    folder: Path,
+    tokenizer: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    n_vocab: int,
+    *,
+    is_last: bool,
 ) -> tuple[list[AddedToken], dict[str, str]]:
     """The added tokens by id, and the report's note where files disagree on them.
 
-    ``vocab``: ids of the model's own tokens; one of them that has a role is added too. ``is_last``: where another file
-    than tokenizer.json gives an id or a text of theirs away, they keep it. CheckpointError for an id that is no number,
-    and for two tokens of one place with the same id.
+    ``vocab``: ids of the model's own tokens; one of them that has a role is added too. One that has a role and no id
+    gets the next, if it is below ``n_vocab``. ``is_last``: where another file than tokenizer.json gives an id or a text
+    of theirs away, they keep it. CheckpointError for an id that is no number, and for two tokens of one place with the
+    same id.
     """
     merged = _Merged(folder, vocab if is_last else {})
     for place, tokens in _said(folder, tokenizer, settings, vocab).items():
         for token in tokens:
             merged.add(token, is_vocab_kept=place in (_IN_SETTINGS, _IN_FILE))
-    return sorted(merged.by_id.values(), key=lambda token: token.index), _note(merged.unused)
+    told = [f"not used, another place differs: {_some(merged.unused)}"] if merged.unused else []
+    without = [text for text in role_texts(settings) if text not in vocab]
+    told += merged.append(without, max(vocab.values(), default=-1), n_vocab)
+    tokens = sorted(merged.by_id.values(), key=lambda token: token.index)
+    return tokens, {ADDED_TOKENS.topic: "; ".join(told)} if told else {}
 
 
 class _Merged:
@@ -77,6 +88,20 @@ class _Merged:
             self.by_id[token.index] = token
             self.ids[token.text] = token.index
 
+    def append(self, texts: Sequence[str], last: int, n_vocab: int) -> list[str]:
+        """Give the next ids to those that have none, as transformers does; says so."""
+        told = []
+        for text in texts:
+            if text in self.ids:
+                continue
+            index = max(last, *self.by_id, last) + 1
+            if index < n_vocab:
+                self.add(_listed(index, {"content": text, "special": True}, (), _AS_ROLE), is_vocab_kept=False)
+                told.append(f"{text[:40]!r} has a role and no id, it gets the next, {index}")
+            else:
+                told.append(f"{text[:40]!r} has a role and no id, and the embedding no row for it: not used")
+        return told
+
     def _fits_vocab(self, token: AddedToken) -> bool:
         return (
             self.vocab.get(token.text, token.index) == token.index
@@ -89,11 +114,9 @@ class _Merged:
         )
 
 
-def _note(unused: Sequence[str]) -> dict[str, str]:
-    if not unused:
-        return {}
-    more = f" and {len(unused) - _MOST_TOLD} more" if len(unused) > _MOST_TOLD else ""
-    return {ADDED_TOKENS.topic: f"not used, another place differs: {'; '.join(unused[:_MOST_TOLD])}{more}"}
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _MOST_TOLD} more" if len(texts) > _MOST_TOLD else ""
+    return f"{'; '.join(texts[:_MOST_TOLD])}{more}"
 
 
 def _said(
@@ -112,12 +135,12 @@ def _said(
             for key, entry in (settings.get("added_tokens_decoder") or {}).items()
         ],
         _IN_FILE: [_listed(index, {"content": text}, roles, _IN_FILE) for text, index in in_file.items()],
-        _AS_ROLE: [_listed(vocab[text], {"content": text}, roles, _AS_ROLE) for text in sorted(roles) if text in vocab],
+        _AS_ROLE: [_listed(vocab[text], {"content": text}, roles, _AS_ROLE) for text in roles if text in vocab],
     }
     return {_IN_SETTINGS: said[_IN_SETTINGS], **said} if own_class(tokenizer, settings, {}) else said
 
 
-def _listed(index: Any, entry: Mapping[str, Any], roles: set[str], place: str) -> AddedToken:
+def _listed(index: Any, entry: Mapping[str, Any], roles: Collection[str], place: str) -> AddedToken:
     text = entry["content"]
     return AddedToken(
         index, text, bool(entry.get("special")) or text in roles, entry, place, is_in_settings=place == _IN_SETTINGS

@@ -30,6 +30,7 @@ from converters.tokenizers.text_steps import (
     with_flags,
 )
 from converters.tokenizers.tiktoken_ranks import is_ranks
+from converters.tokenizers.vocab_and_merges import MERGES, VOCAB, read_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.text_rules import SpacePrefix, TextRules
@@ -38,7 +39,7 @@ _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("added_tokens.json", "special_tokens_map.json"),
+    *("added_tokens.json", "special_tokens_map.json", VOCAB, MERGES),
 )
 
 
@@ -76,14 +77,17 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     settings, told = with_roles(settings, special_map, CLASS_DEFAULTS.get(name, {}))
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
         vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
-    elif not tokenizer:
+    elif tokenizer:
+        vocabulary = _bpe(path, tokenizer, settings, n_vocab)
+    elif pair := read_pair(folder, settings, config):
+        vocabulary = _bpe(folder / VOCAB, pair, settings, n_vocab)
+    else:
         raise CheckpointError(
             f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
         )
-    else:
-        vocabulary = _bpe(path, tokenizer, settings, n_vocab)
-    special, add = special_tokens(tokenizer, settings, config, vocabulary.tokens)
-    if vocabulary.model == "gpt2":  # where no file speaks of a BOS there is none, whatever llama.cpp does by itself
+    special = special_tokens(tokenizer, settings, config, vocabulary.tokens)
+    add = dict(special.add)
+    if vocabulary.model == "gpt2" or tokenizer:  # where no file speaks of a BOS there is none, whatever llama.cpp does
         add.setdefault("bos", False)
     templates, of_templates = chat_templates(folder, settings)
     flag = vocabulary.add_space_prefix
@@ -91,11 +95,11 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
         flag = False  # a chat begins with a token; for other runtimes, which know the flag alone
     return replace(
         vocabulary,
-        special=special | infill_tokens(vocabulary.tokens),
+        special={**special.ids, **infill_tokens(vocabulary.tokens)},
         add=add,
         add_space_prefix=settings.get("add_prefix_space") if flag is None else flag,
         chat_templates=templates,
-        notes={**vocabulary.notes, **told, **of_templates},
+        notes={**vocabulary.notes, **told, **special.notes, **of_templates},
     )
 
 
@@ -147,12 +151,14 @@ def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping
     path = folder / "tokenizer.model"
     table, pieces, steps = _pieces(
         path, n_vocab, legacy=bool(settings.get("legacy"))
-    )  # transformers 5: false by default
+    )  # transformers 5: false if absent
     if tokenizer:
         _check_bpe(folder / "tokenizer.json", tokenizer)
         steps = sentencepiece_steps(folder / "tokenizer.json", tokenizer)
+    elif settings.get("add_prefix_space") is False:
+        steps = replace(steps, add_space_prefix=False, rules=replace(steps.rules, space_prefix=None))
     own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
-    added, told = added_tokens(folder, tokenizer, settings, own, is_last=False)
+    added, told = added_tokens(folder, tokenizer, settings, own, n_vocab, is_last=False)
     for token in added:
         text, kind = _added(token, SPACE)
         table.check(token.index, text)
@@ -253,7 +259,7 @@ def _sentencepiece_json(
             table.put(index, text.replace(SPACE, " "), TokenType.USER_DEFINED, score)
         else:
             table.put(index, text, kind, score)
-    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], n_vocab, is_last=True)
     for token in added:
         table.claim(token.index, token.text)
         if table.types[token.index] != TokenType.UNKNOWN:
@@ -268,7 +274,7 @@ def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str,
     for text, index in model["vocab"].items():
         table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
-    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], is_last=True)
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], n_vocab, is_last=True)
     for token in added:
         table.claim(token.index, token.text)
         table.put(token.index, *_added(token, space=None))

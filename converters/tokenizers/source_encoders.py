@@ -6,6 +6,7 @@ gives it to the tokenizer.
 """
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -40,8 +41,21 @@ def source_encoder(vocabulary: Vocabulary) -> Encoder | None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if path.suffix == ".json":
-        return JsonEncoder(content, path)
+        return JsonEncoder(_raw_added_tokens(content), path)
     return RanksEncoder(content, vocabulary) if is_ranks(content) else PiecesEncoder(content, vocabulary)
+
+
+def _raw_added_tokens(content: bytes) -> bytes:
+    """A tokenizer.json whose added tokens are looked for in text as it is given, as transformers 5 does for Llama.
+
+    Older files have them normalized and a normalizer that puts a space before text: then tokenizers finds ``</s>`` only
+    behind a space.
+    """
+    if b'"Prepend"' not in content or not re.search(rb'"normalized":\s*true', content):
+        return content
+    tokenizer = json.loads(content)
+    added = [{**entry, "normalized": False} for entry in tokenizer["added_tokens"]]
+    return json.dumps({**tokenizer, "added_tokens": added}).encode()
 
 
 class JsonEncoder:
@@ -80,8 +94,8 @@ class PiecesEncoder:
     def __init__(self, content: bytes, vocabulary: Vocabulary) -> None:
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - whoever read the vocabulary has it
 
-        self._whole: Any = SentencePieceProcessor(model_proto=content)
         self._inner: Any = SentencePieceProcessor(model_proto=without_prefix(content))
+        self._whole: Any = SentencePieceProcessor(model_proto=content) if vocabulary.has_space_prefix else self._inner
         self._rules = vocabulary.rules
         template = vocabulary.chat_templates.get("default", "")
         own = self._rules.space_prefix is SpacePrefix.EACH  # the model's own finding of what the user defined

@@ -1,20 +1,21 @@
 """Which tokens have a role (BOS, EOS, ...), and which of them surround a text."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from converters.facts import ROLES, decide, notes
+from converters.facts import ADDS, ROLES, decide, notes
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_MORE = ("additional_special_tokens", "extra_special_tokens")
+ADDED_KINDS = ("bos", "eos", "sep")
 CLASS_DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    "LlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
-    "CodeLlamaTokenizer": {"bos": "<s>", "eos": "</s>"},
-    "GemmaTokenizer": {"bos": "<bos>", "eos": "<eos>"},
-    "GPT2Tokenizer": {"bos": "<|endoftext|>", "eos": "<|endoftext|>"},
-    "Qwen2Tokenizer": {"eos": "<|endoftext|>"},
+    "LlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    "CodeLlamaTokenizer": {"bos": "<s>", "eos": "</s>", "unk": "<unk>"},
+    "GemmaTokenizer": {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"},
+    "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
+    "Qwen2Tokenizer": dict.fromkeys(("eos", "unk", "pad"), "<|endoftext|>"),
 }
-"""BOS and EOS where no file names one, by transformers' classes that build their tokenizer themselves."""
+"""Roles that no file gives, by transformers' classes that build their tokenizer themselves."""
 _BY_FAMILY = {
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
@@ -31,12 +32,17 @@ def token_text(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def role_texts(settings: Mapping[str, Any]) -> set[str]:
-    """The texts of all tokens that have a role, be it only to be special."""
-    named = [settings.get(f"{kind}_token") for kind in KINDS]
-    more = [settings.get(key) or () for key in _MORE]
-    listed = [token for tokens in more for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
-    return {text for token in (*named, *listed) if (text := token_text(token)) is not None}
+def role_texts(settings: Mapping[str, Any]) -> list[str]:
+    """The texts of all tokens that have a role, be it only to be special, in transformers' order."""
+    named = [token_text(settings.get(f"{kind}_token")) for kind in KINDS]
+    return list(dict.fromkeys(text for text in (*named, *_without_kind(settings)) if text))
+
+
+def _without_kind(settings: Mapping[str, Any]) -> list[str]:
+    """Texts of tokens that are special and nothing else."""
+    lists = [settings.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
+    listed = [token for tokens in lists for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
+    return [text for token in listed if (text := token_text(token))]
 
 
 def with_roles(
@@ -44,20 +50,24 @@ def with_roles(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """tokenizer_config.json's ``settings`` with the roles that transformers gives tokens, and notes for the report.
 
-    ``special_map`` is special_tokens_map.json's content, ``default`` what the tokenizer's class says.
+    ``special_map`` is special_tokens_map.json's content, ``default`` what the tokenizer's class says. Of that BOS and
+    EOS alone have a role, as templates use them: llama.cpp's converter knows none of the others, which are special.
     """
     if "added_tokens_decoder" in settings:
         special_map = {}
-    merged, told = {**settings}, {}
+    merged, told, more = {**settings}, {}, [*_without_kind(settings), *_without_kind(special_map)]
     for kind in KINDS:
         key, fact = f"{kind}_token", ROLES.of(kind)
-        texts = (token_text(special_map.get(key)), token_text(settings.get(key)), default.get(kind))
-        if key in settings or key in special_map:
-            texts = (*texts[:2], None)
+        is_open = key not in settings and key not in special_map
+        if is_open and kind in default and kind not in ("bos", "eos"):
+            more.append(default[kind])
+            continue
+        own = default.get(kind) if is_open else None
+        texts = (token_text(special_map.get(key)), token_text(settings.get(key)), own)
         found = decide(fact, dict(zip(fact.places, texts, strict=False)))
         merged |= {key: found.value} if found else {}
         told |= notes((fact, found))
-    return merged | {key: special_map[key] for key in _MORE if special_map.get(key)}, told
+    return merged | {"additional_special_tokens": None, "extra_special_tokens": more}, told
 
 
 def own_class(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -70,23 +80,36 @@ def own_class(tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config:
     return "" if name not in CLASS_DEFAULTS or (name == "LlamaTokenizer" and is_byte_level) else name
 
 
+@dataclass(frozen=True, slots=True)
+class Special:
+    """Ids of tokens by role, which of them are put around a text, and the report's notes on these."""
+
+    ids: Mapping[str, int]
+    add: Mapping[str, bool]
+    notes: Mapping[str, str]
+
+
 def special_tokens(
     tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], tokens: Sequence[str]
-) -> tuple[dict[str, int], dict[str, bool]]:
-    """Ids by kind and which are added: tokenizer files first, then config.json. ``tokens``: texts by id."""
-    n_vocab = len(tokens)
+) -> Special:
+    """Tokenizer files first, then config.json. ``tokens``: texts by id."""
     texts = {kind: token_text(settings.get(f"{kind}_token")) for kind in KINDS}
-    add = _added_by_post_processor(tokenizer, texts) if tokenizer else {}
-    ids = {text: index for index, text in enumerate(tokens)}
-    special: dict[str, int] = {}
+    add = _added_by_post_processor(tokenizer, texts)
+    of_text = {text: index for index, text in enumerate(tokens)}
+    ids: dict[str, int] = {}
     for kind, text in texts.items():
-        flag = settings.get(f"add_{kind}_token")
-        if isinstance(flag, bool):
-            add.setdefault(kind, flag)
-        for index in (ids.get(text) if text else None, config.get(f"{kind}_token_id")):
-            if type(index) is int and 0 <= index < n_vocab:
-                special.setdefault(kind, index)
-    return special, {kind: flag for kind, flag in add.items() if kind in ("bos", "eos", "sep")}
+        for index in (of_text.get(text) if text else None, config.get(f"{kind}_token_id")):
+            if type(index) is int and 0 <= index < len(tokens):
+                ids.setdefault(kind, index)
+    told: dict[str, str] = {}
+    for kind in ADDED_KINDS:
+        fact, flag = ADDS.of(kind), settings.get(f"add_{kind}_token")
+        by_steps = add.get(kind, False if kind != "sep" else None) if tokenizer else None
+        found = decide(fact, dict(zip(fact.places, (by_steps, flag), strict=True)))
+        if found is not None and (kind in add or flag is not None):
+            add[kind] = found.value
+            told |= notes((fact, found))
+    return Special(ids, {kind: flag for kind, flag in add.items() if kind in ADDED_KINDS}, told)
 
 
 def infill_tokens(tokens: Sequence[str]) -> dict[str, int]:

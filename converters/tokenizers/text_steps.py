@@ -93,7 +93,7 @@ def with_flags(path: Path, rules: TextRules, entries: Iterable[tuple[int, Mappin
         for side, ids in sides.items():
             if entry.get(side):
                 ids.append(index)
-    return replace(rules, **{side: tuple(sorted(set(ids))) for side, ids in sides.items()})
+    return replace(rules, lstrip=tuple(sorted(set(sides["lstrip"]))), rstrip=tuple(sorted(set(sides["rstrip"]))))
 
 
 def _parts(step: Any, inside: str) -> Iterator[Mapping[str, Any]]:

@@ -21,6 +21,7 @@ def read(folder: Path) -> "Inspection":
 
 def as_json(found: "Inspection") -> dict[str, Any]:
     """All of it as JSON has it."""
+    offers = list(found.offers())
     return {
         "path": str(found.path),
         "kind": found.kind,
@@ -35,8 +36,8 @@ def as_json(found: "Inspection") -> dict[str, Any]:
         },
         "tokenizer": found.tokenizer,
         "chat_templates": dict(found.templates),
-        "output_bytes": {offer.target: dict(offer.sizes) for offer in found.offers if not offer.refused},
-        "refused": {offer.target: _refusal(offer.refused) for offer in found.offers if offer.refused},
+        "output_bytes": {offer.target: dict(offer.sizes) for offer in offers if not offer.refused},
+        "refused": {offer.target: _refusal(offer.refused) for offer in offers if offer.refused},
         "problem": _refusal(found.problem) if found.problem else None,
         "notes": dict(found.notes),
         "warnings": list(found.warnings),
@@ -78,7 +79,7 @@ def show(found: "Inspection", console: "Console") -> None:
 def _show_offers(found: "Inspection", console: "Console") -> None:
     from rich.table import Table  # noqa: PLC0415
 
-    for offer in found.offers:
+    for offer in found.offers():
         if offer.refused:
             console.print(printable(f"{offer.target}: refused: {offer.refused}"), soft_wrap=True)
             continue

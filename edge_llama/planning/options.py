@@ -143,7 +143,7 @@ class OpenOptions(TypedDict, total=False):
             ),
         ),
     ]
-    """Jinja text in place of the model's own chat template, or the name of another that the model has (``tool_use``)."""
+    """Jinja text in place of the model's own chat template, or the name of another that it has (``tool_use``)."""
     session_bytes: Annotated[int | None, Option(_whole(0, 2**63 - 1))]
     """Memory that may keep what chats have read while others read; None: as much as the KV cache takes. Never more than
     half of what is free."""

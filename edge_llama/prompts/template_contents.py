@@ -1,4 +1,4 @@
-"""Conversations as chat templates take them: plain data, with stand-ins for what could be a control token, or probes."""
+"""Conversations as chat templates take them: plain data, with stand-ins for what could be a control token, or marks."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set

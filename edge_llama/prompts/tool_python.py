@@ -1,4 +1,4 @@
-"""Tool calls written as Python's: ``[f(x=1), g(y="a")]``. Read as data, never run: of what ast parses only literals count."""
+"""Tool calls written as Python's: ``[f(x=1), g(y="a")]``. Read as data, never run: ast parses, and literals count."""
 
 import ast
 import keyword

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from refusals import refusal
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from variants import edit_json, widened
 
@@ -22,6 +24,7 @@ from converters.folder_files import end_ids
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import TokenType
 from converters.sources import open_checkpoint
+from converters.tokenizers.writer import write_files
 from edge_llama import CheckpointError
 
 SHAPE = checkpoints.Shape(hidden=32, ffn=32, layers=1, heads=2, kv_heads=2)
@@ -388,3 +391,122 @@ def test_a_hash_is_no_name(place: str, published: str | None, expected: str, bar
     folder = Path(shutil.copytree(bare, tmp_path / place))
     edit_json(folder / "config.json", **({"_name_or_path": published} if published else {}))
     assert _read(folder).name == expected
+
+
+# --- what surrounds a text
+
+ADD_FLAGS: list[dict[str, bool]] = [
+    {},
+    {"add_bos_token": True},
+    {"add_bos_token": False},
+    {"add_eos_token": True},
+]
+
+
+@pytest.mark.parametrize("flags", ADD_FLAGS, ids=str)
+@pytest.mark.parametrize("files", ["both", "tokenizer.json", "tokenizer.json without steps", "tokenizer.model"])
+def test_what_surrounds_a_text_is_as_in_transformers(files: str, flags: dict[str, bool], tmp_path: Path) -> None:
+    folder = checkpoints.llama2(tmp_path / "checkpoint", shape=SHAPE)
+    _drop(folder / "tokenizer_config.json", "add_bos_token", "add_eos_token")
+    edit_json(folder / "tokenizer_config.json", **flags)
+    if files != "both":
+        (folder / ("tokenizer.json" if files == "tokenizer.model" else "tokenizer.model")).unlink()
+    if "without" in files:
+        edit_json(folder / "tokenizer.json", post_processor=None)
+    reference = AutoTokenizer.from_pretrained(folder)
+    ids, bare = reference.encode("a b"), reference.encode("a b", add_special_tokens=False)
+    read = _read(folder)
+    added = {"bos": ids[0] == reference.bos_token_id, "eos": ids[-1] == reference.eos_token_id}
+    assert len(ids) - len(bare) == sum(added.values())
+    add = read.vocabulary.add
+    if "add_bos_token" in flags or files != "tokenizer.model":
+        assert (add["bos"], add.get("eos", False)) == (added["bos"], added["eos"])
+    told = {kind for kind in ("bos", "eos") if f"add_{kind}_token" in read.notes}
+    ignored = {kind for kind in ("bos", "eos") if flags.get(f"add_{kind}_token", added[kind]) != added[kind]}
+    assert told == ignored
+
+
+# --- vocab.json and merges.txt
+
+OLD = {
+    "GPT2Tokenizer": {"tokenizer_class": "GPT2Tokenizer"},
+    "Qwen2Tokenizer": {"tokenizer_class": "Qwen2Tokenizer"},
+    "GPT2TokenizerFast": {"tokenizer_class": "GPT2TokenizerFast", "eos_token": "<|eot_id|>", "bos_token": None},
+}
+TEXTS = (
+    "Hello there, it's 12345 o'clock!\n\n  x = {'a': 1}",
+    "e\u0301 \u00e9 \u4f60\u597d \U0001f642",
+    "   \t\n <|endoftext|>a",
+)
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_vocab_and_merges_are_a_tokenizer_by_its_class(name: str, folder: Path) -> None:
+    _split_up(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(OLD[name]))
+    reference = AutoTokenizer.from_pretrained(folder)
+    read = _read(folder)
+    words = reference.get_vocab()
+    assert {text: index for index, text in enumerate(read.vocabulary.tokens) if not text.startswith("[PAD")} == words
+    for kind in ("bos", "eos"):
+        assert read.vocabulary.special.get(kind) == getattr(reference, f"{kind}_token_id")
+    ours = Tokenizer.from_str(json.dumps(write_files(read.vocabulary, folder)["tokenizer.json"]))
+    for text in TEXTS:
+        assert ours.encode(text, add_special_tokens=False).ids == reference.encode(text, add_special_tokens=False), text
+
+
+def _split_up(folder: Path) -> None:
+    """The tokenizer as older checkpoints have it, its special tokens by their roles alone."""
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "expected"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer"}, {}, "tokenizer_class 'LlamaTokenizer'"),
+        ({}, {}, "tokenizer_class None"),
+        ({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}, {}, "add_prefix_space of GPT2Tokenizer"),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"merges.txt": None}, "merges.txt: is missing beside vocab.json"),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab.json": None}, "vocab.json: is missing beside merges.txt"),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"merges.txt": "a b\nabc\n"}, "line 2 is 'abc', expected two tokens"),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"merges.txt": ""}, "merges.txt: holds no merge"),
+        (
+            {"tokenizer_class": "GPT2Tokenizer"},
+            {"merges.txt": "qqq zzz"},
+            "names a token that is not in the vocabulary",
+        ),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab.json": '{"a": "0"}'}, "'a' is '0', expected a number"),
+        ({"tokenizer_class": "GPT2Tokenizer"}, {"vocab.json": '{"a": 10000000}'}, "has id 10000000"),
+    ],
+)
+def test_vocab_and_merges_that_say_too_little_are_refused(
+    settings: dict[str, Any], files: dict[str, str | None], expected: str, folder: Path
+) -> None:
+    _split_up(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name, text in files.items():
+        if text is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text(text)
+    with refusal(CheckpointError, re.escape(expected), folder):
+        _read(folder)
+
+
+def test_a_role_without_an_id_gets_the_next_one_while_there_is_room(folder: Path) -> None:
+    pads = {f"{kind}_token": f"[{kind}]" for kind in ("pad", "sep", "unk")} | {
+        "additional_special_tokens": ["[x]", "[y]"]
+    }
+    edit_json(folder / "tokenizer_config.json", **pads)
+    reference, read = AutoTokenizer.from_pretrained(folder), _read(folder)
+    for text in ("[pad]", "[sep]", "[unk]", "[x]", "[y]"):
+        index = reference.convert_tokens_to_ids(text)
+        assert read.vocabulary.tokens[index] == text
+        assert read.vocabulary.types[index] == TokenType.CONTROL
+    assert "'[unk]' has a role and no id, it gets the next" in read.notes[ADDED_TOKENS.topic]
+    edit_json(folder / "tokenizer_config.json", additional_special_tokens=[f"[{at}]" for at in range(5)])
+    assert "'[4]' has a role and no id, and the embedding no row for it" in _read(folder).notes[ADDED_TOKENS.topic]

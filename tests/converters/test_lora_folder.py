@@ -62,7 +62,7 @@ def test_the_merged_model_talks_by_the_adapters_tokenizer(to: str, base: Path, b
     output = tmp_path / ("out.gguf" if to == "gguf" else "out")
     plan = converters.convert(base, output, to=to, quant="f32", lora=adapter).plan
     assert expected != chat_ids(base)
-    assert "tokens in place of the base's" in plan.checkpoint.notes["tokenizer"]
+    assert "tokens in place of the base's" in plan.checkpoint.notes["adapter's tokenizer"]
     assert plan.checkpoint.notes["end tokens"] == "the adapter's '<|im_end|>' beside the base's"
     assert plan.checkpoint.notes[TEMPLATE_NOTE] == "the adapter's own (--chat-template changes it)"
     if to == "safetensors":
@@ -115,7 +115,7 @@ def test_settings_alone_change_roles(base: Path, bare: Path, tmp_path: Path) -> 
     ours = merged_by_us(base, tmp_path / "adapter")
     assert ours.vocabulary.tokens[ours.vocabulary.special["eos"]] == "<|end_of_text|>"
     assert ours.vocabulary.add["bos"] is False
-    assert ours.notes["tokenizer"] == "the adapter's special tokens: eos '<|end_of_text|>'"
+    assert ours.notes["adapter's tokenizer"] == "its special tokens are used: eos '<|end_of_text|>'"
     checkpoints.write_json(settings, eos_token="<|im_end|>")
     with pytest.raises(CheckpointError, match=r"eos_token is '<\|im_end\|>', no token of the base's vocabulary"):
         converters.plan(base, tmp_path / "out.gguf", lora=tmp_path / "adapter")

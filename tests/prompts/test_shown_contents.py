@@ -239,9 +239,9 @@ def test_with_tools_the_template_of_that_name_is_used(named: Named) -> None:
 
 def test_a_model_with_named_templates_and_no_default_says_which_it_has(named: Named) -> None:
     path = named(NAMES, None)
-    with edge_llama.open(path, n_ctx=128, threads=1) as model:
-        with refusal(TemplateError, "the model has (rag, tool_use|tool_use, rag) and no default one", str(path)):
-            model.chat()
+    said = "the model has (rag, tool_use|tool_use, rag) and no default one"
+    with edge_llama.open(path, n_ctx=128, threads=1) as model, refusal(TemplateError, said, str(path)):
+        model.chat()
     with edge_llama.open(path, n_ctx=128, threads=1, chat_template="tool_use") as model:
         assert model.count_tokens([Message("user", "Hello")]) > 0
 

@@ -49,7 +49,9 @@ class Config:
         path = folder / FILE
         if not path.is_file():
             raise CheckpointError(f"{folder}: {FILE} is missing", remedy=_elsewhere(folder))
-        config = cls(Fields(path, read_json(path), "", error=CheckpointError))
+        config = cls(
+            Fields(path, read_json(path), "correct it, or save the adapter with peft again", error=CheckpointError)
+        )
         config._check()
         return config
 
@@ -105,7 +107,7 @@ class Config:
     @property
     def has_biases(self) -> bool:
         """Whether the base's biases were trained too."""
-        return self.content.get("bias", "none") != "none"
+        return bool(self.content.get("bias", "none") != "none")
 
     def rank(self, module: str) -> int:
         """The inner size of a module's two matrices."""
@@ -172,14 +174,15 @@ class Config:
             return True
         patterns = self.names("layers_pattern")
         patterns = [patterns] if isinstance(patterns, str) else patterns
+        starts = [rf"(?:^|.*?\.){pattern}" for pattern in patterns] or [r".*?\.[^.]*"]
         found = None
-        for pattern in patterns or [None]:
-            start = r".*?\.[^.]*" if pattern is None else rf"(?:^|.*?\.){pattern}"
+        for start in starts:
             try:
                 found = found or re.match(rf"{start}\.(?P<layer>\d+)\.", module)
             except (re.error, RecursionError, OverflowError) as error:
-                raise self.fields.fail("layers_pattern", f"is no regular expression: {pattern!r:.100}") from error
-        return found is not None and int(found["layer"]) in (layers if isinstance(layers, list) else [layers])
+                raise self.fields.fail("layers_pattern", f"is no regular expression: {patterns!r:.100}") from error
+        wanted = layers if isinstance(layers, list) else [layers]
+        return found is not None and found["layer"] in map(str, wanted)
 
     def saves(self, module: str) -> bool:
         """Whether ``module`` was trained as a whole, or inside such a one; peft compares only the ends of names."""

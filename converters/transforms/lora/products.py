@@ -78,13 +78,15 @@ def dora(base: Tensor, pair: Pair, scale: float, magnitude: Tensor, matrix: Matr
         wanted = matrix(magnitude)[0]
         with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros has no direction: NaN, as in peft
             factor = wanted / lengths() if pair.is_embedding else (wanted[start:stop] / _lengths(rows))[:, None]
-            return (rows * factor).astype(np.float32).view(np.uint8)
+            scaled: NDArray[np.float32] = (rows * factor).astype(np.float32)
+        return scaled.view(np.uint8)
 
     return replace(summed, read=read)
 
 
 def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+    lengths: NDArray[np.float64] = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+    return lengths
 
 
 class _ColumnLengths:

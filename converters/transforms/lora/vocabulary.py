@@ -21,7 +21,7 @@ from converters.transforms.lora.base import with_settings
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Value, u32
 
-TOKENIZER_NOTE = "tokenizer"
+_TOKENIZER_NOTE = "adapter's tokenizer"
 _SIZE_NOTE = "vocabulary"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -133,11 +133,11 @@ def _resized(checkpoint: Checkpoint, folder: Path) -> Vocabulary:
 def _notes(before: Vocabulary, after: Vocabulary, *, brings_tokens: bool) -> dict[str, str]:
     notes = {}
     if brings_tokens and list(after.tokens) != list(before.tokens):
-        notes[TOKENIZER_NOTE] = f"the adapter's, with {_used(after):,} tokens in place of the base's {_used(before):,}"
+        notes[_TOKENIZER_NOTE] = f"used, with {_used(after):,} tokens in place of the base's {_used(before):,}"
     elif dict(after.special) != dict(before.special):
         kinds = [kind for kind in after.special if after.special[kind] != before.special.get(kind)]
         told = ", ".join(f"{kind} {after.tokens[after.special[kind]]!r}" for kind in kinds)
-        notes[TOKENIZER_NOTE] = f"the adapter's special tokens: {told}" if told else "the adapter's special tokens"
+        notes[_TOKENIZER_NOTE] = f"its special tokens are used: {told}" if told else "its special tokens are used"
     if dict(after.chat_templates) != dict(before.chat_templates):
         notes[TEMPLATE_NOTE] = "the adapter's own (--chat-template changes it)"
     return notes

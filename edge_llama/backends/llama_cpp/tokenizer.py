@@ -105,12 +105,13 @@ class GGUFTokenizer(Vocabulary):
     def _prepared(self, text: str, *, begins: bool) -> str:
         """The text as llama.cpp must get it to do what the vocabulary's rules say of it."""
         rules = self._rules
+        forms: tuple[Any, ...] = rules.unicode_forms
         words = self._whole_words.split(text) if self._whole_words else [text]
         for at in range(0, len(words), 2):
             before, after = (words[side] if 0 <= side < len(words) else "" for side in (at - 1, at + 1))
             word = words[at].lstrip() if before in self._strips[1] else words[at]
             word = word.rstrip() if after in self._strips[0] else word
-            for form in rules.unicode_forms:
+            for form in forms:
                 word = normalize(form, word)
             if rules.merges_spaces:
                 word = re.sub(" +", " ", word.strip(" "))

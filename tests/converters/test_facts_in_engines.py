@@ -1,0 +1,77 @@
+"""What a checkpoint says in one place alone, or in two against each other, holds in both engines, and is reported."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+from transformers import AutoTokenizer
+from variants import edit_json, widened
+
+import edge_llama
+from edge_llama import Message
+from edge_llama import convert as conversion
+
+SHAPE = checkpoints.Shape(hidden=32, ffn=64, layers=1, heads=2, kv_heads=2)
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT = [{"role": "user", "content": "river <tool_call> stone"}]
+ADDED = {"<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "[TURN_END]": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned Llama 2: the base's tokenizer.model, a stale template, ends in config.json alone."""
+    folder = checkpoints.llama2(tmp_path_factory.mktemp("said") / "checkpoint", shape=SHAPE)
+    n_vocab = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    widened(folder, len(ADDED))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"] += [
+        {"id": n_vocab + at, "content": text, "special": special, **flags}
+        for at, (text, special) in enumerate(ADDED.items())
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    edit_json(folder / "tokenizer_config.json", chat_template="STALE", eos_token="</s>")
+    checkpoints.write_json(folder / "special_tokens_map.json", eos_token="<|im_end|>")
+    edit_json(folder / "config.json", eos_token_id=[2, n_vocab + 1, n_vocab + 3])
+    (folder / "generation_config.json").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module", params=["gguf", "onnx"])
+def model(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[edge_llama.Model]:
+    path = checkpoint.with_name("model.gguf" if request.param == "gguf" else "model")
+    done = conversion.convert(checkpoint, path, to=request.param, quant="f32")
+    with edge_llama.open(done.output, n_ctx=128) as opened:
+        yield opened
+
+
+def test_a_chat_is_what_transformers_makes_of_it(model: edge_llama.Model, checkpoint: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(checkpoint)
+    expected = reference.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    assert model.template is not None
+    ids = model.template.tokens([Message(**message) for message in CHAT])
+    for token in ("<|im_start|>", "<|im_end|>"):
+        index = reference.convert_tokens_to_ids(token)
+        assert ids.count(index) == list(expected).count(index) > 0
+    assert model.tokenizer.special_texts["eos_token"] == reference.eos_token == "<|im_end|>"
+    assert model.tokenizer.encode("<tool_call>")[-1] == reference.convert_tokens_to_ids("<tool_call>")
+
+
+def test_every_end_token_ends_an_answer(model: edge_llama.Model, checkpoint: Path) -> None:
+    ends = json.loads((checkpoint / "config.json").read_text("utf-8"))["eos_token_id"]
+    assert all(model.tokenizer.is_end(token) for token in ends)
+    assert not model.tokenizer.is_end(ends[-1] - 1)
+
+
+def test_what_was_chosen_is_in_the_report(checkpoint: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = dict(conversion.plan(checkpoint, tmp_path / "x.gguf").notes)
+    assert "chat_template.jinja" in told["chat template"]
+    assert "tokenizer_config.json: chat_template differs and is not used" in told["chat template"]
+    assert "by special_tokens_map.json: eos_token ('<|im_end|>'); tokenizer_config.json" in told["eos_token"]
