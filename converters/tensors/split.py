@@ -50,7 +50,7 @@ def alternating(first: Tensor, second: Tensor) -> Tensor:
     """A row of each in turn: two of ``(matrices, rows, columns)`` become ``(matrices, 2 * rows, columns)``."""
     count, height, columns = first.shape
     read = _Alternating(first, second)
-    return replace(first, shape=(count, 2 * height, columns), read=read, step=2 * first.step)
+    return replace(first, shape=(count, 2 * height, columns), read=read, step=2 * first.step).reading(second)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
