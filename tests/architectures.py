@@ -1,4 +1,4 @@
-"""Small models of architectures that edge-llama does not convert: a GGUF file, and the same model in transformers."""
+"""Small models, of architectures that edge-llama does not convert and of Qwen2: a GGUF file, and the same in transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
