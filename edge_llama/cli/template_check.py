@@ -4,7 +4,7 @@ A model's file carries a template and a vocabulary that were converted; what com
 checkpoint's own files give. Text that is refused here since the model would not see it is no difference.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,6 @@ from edge_llama.prompts.template_contents import one_call_each
 Outcome = Literal["rendered", "refused", "same", "differs"]
 Rendering = tuple[str, list[int]] | str
 """Text and ids of a conversation, or why there are none."""
-Reference = Callable[[Conversation], Rendering]
 _AROUND = 24  # characters that are shown before and after a difference
 
 
@@ -51,7 +50,7 @@ def check(model: Model, reference: Path | None) -> Iterator[Finding]:
     compared = _reference(reference) if reference else None
     for conversation in conversations():
         own = _own(template, conversation, [] if image is None else [image])
-        yield _finding(conversation, own) if compared is None else _beside(conversation, own, compared(conversation))
+        yield _finding(conversation, own) if compared is None else _beside(conversation, own, compared)
 
 
 def _own(template: ChatTemplate, conversation: Conversation, image: Sequence[int]) -> Rendering:
@@ -70,8 +69,9 @@ def _finding(conversation: Conversation, own: Rendering) -> Finding:
     return Finding(conversation.name, "rendered", len(own[1]))
 
 
-def _beside(conversation: Conversation, own: Rendering, other: Rendering) -> Finding:
+def _beside(conversation: Conversation, own: Rendering, reference: "_Reference") -> Finding:
     """Ours beside theirs: a refusal is right where they refuse too, or don't show what the conversation has."""
+    other = reference.rendered(conversation)
     if isinstance(own, str):
         is_right = isinstance(other, str) or not _shows(other, conversation)
         why = own if is_right else f"refused here, rendered by transformers: {own}"
@@ -80,6 +80,9 @@ def _beside(conversation: Conversation, own: Rendering, other: Rendering) -> Fin
         why = f"rendered here, refused by transformers: {other}"
         return Finding(conversation.name, "differs", len(own[1]), why)
     difference = _texts_differ(own[0], other[0]) or _ids_differ(own[1], other[1])
+    if difference and own == (other[0], reference.ids_by_file(other[0])):
+        why = f"by tokenizer.json itself, whose steps transformers' {reference.kind} leaves out: {difference}"
+        return Finding(conversation.name, "same", len(own[1]), why)
     return Finding(conversation.name, "differs" if difference else "same", len(own[1]), difference)
 
 
@@ -101,10 +104,34 @@ def _ids_differ(own: list[int], other: list[int]) -> str:
     return f"the ids differ at token {at:,}: {ours} here, {theirs} by transformers"
 
 
-def _reference(folder: Path) -> Reference:
-    """Transformers' rendering with the files of a checkpoint. OptionError where it can't be had."""
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """transformers with the files of a checkpoint.
+
+    Its class for Llama 2 puts steps of its own in place of tokenizer.json's; ``by_file`` is that file as it stands.
+    """
+
+    tokenizer: Any
+    by_file: Any
+
+    @property
+    def kind(self) -> str:
+        return type(self.tokenizer).__name__
+
+    def rendered(self, conversation: Conversation) -> Rendering:
+        return _rendered(self.tokenizer, conversation)
+
+    def ids_by_file(self, text: str) -> list[int] | None:
+        if self.by_file is None:
+            return None
+        return list(self.by_file(text, add_special_tokens=False)["input_ids"])
+
+
+def _reference(folder: Path) -> _Reference:
+    """OptionError where transformers or the folder's tokenizer can't be had."""
     try:
-        from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and no part of edge-llama needs it
+        # They take seconds, and no part of edge-llama needs them.
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
     except ImportError as error:
         raise OptionError(
             f"--reference {folder}: nothing was compared: transformers is not installed",
@@ -112,8 +139,10 @@ def _reference(folder: Path) -> Reference:
         ) from error
     if not folder.is_dir():
         raise OptionError(f"--reference {folder}: no such folder", remedy="give a Hugging Face checkpoint's folder")
+    has_json = (folder / "tokenizer.json").is_file()
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        by_file: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True) if has_json else None
     except Exception as error:  # whatever it meets in files that may be anything
         raise OptionError(
             f"--reference {folder}: transformers can't read its tokenizer: {error!s:.300}",
@@ -121,7 +150,7 @@ def _reference(folder: Path) -> Reference:
         ) from error
     if not tokenizer.chat_template:
         raise OptionError(f"--reference {folder}: has no chat template", remedy="give the checkpoint that has one")
-    return lambda conversation: _rendered(tokenizer, conversation)
+    return _Reference(tokenizer, by_file)
 
 
 def _rendered(tokenizer: Any, conversation: Conversation) -> Rendering:

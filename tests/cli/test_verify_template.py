@@ -56,6 +56,15 @@ def test_a_template_that_takes_no_tools_refuses_them_rightly(tmp_path: Path) -> 
     assert "does not show tools" in found["tools"].why
 
 
+def test_a_step_of_tokenizer_json_that_transformers_leaves_out_is_told_and_no_difference(
+    llama2: Path, tmp_path: Path
+) -> None:
+    """transformers 5's class for Llama 2 builds normalizer and pre-tokenizer by itself, whatever the file says."""
+    found = checked(_converted(llama2, tmp_path), llama2)
+    assert outcomes(found) == {"same", "refused"}
+    assert "whose steps transformers' LlamaTokenizer leaves out" in found["one question"].why
+
+
 def test_images_stand_where_the_template_writes_them(llama4_scout: Path, tmp_path: Path) -> None:
     converters.convert(llama4_scout, tmp_path / "text.gguf", tower="text", quant="f16")
     found = checked(tmp_path / "text.gguf", llama4_scout)
