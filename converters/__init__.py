@@ -10,7 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from converters.checkpoint import Checkpoint
 from converters.layout import Entry, Layout
 from converters.options import Options
 from converters.output import partial_folder, partial_output
+from converters.proof import TOPIC as TOKENIZER_NOTE
+from converters.proof import prove
 from converters.sources import fingerprint, open_checkpoint
 from converters.targets import choose
 from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
+from converters.tokenizers.proof import GGUFEncoder
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError, EngineError
@@ -37,7 +40,7 @@ from quant.nbits import ArrayFormat
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
 Progress = Callable[[int, int], None]
-"""Called with the source bytes finished so far, and how many there are."""
+"""Called with the bytes of :attr:`Layout.source_bytes` finished so far, and how many there are."""
 
 _MAX_THREADS = 64  # each has two chunks in memory
 _CHUNK = 1 << 20  # weights recoded at once: 4 MB as float32, a good fit for a core's cache
@@ -87,21 +90,30 @@ class Conversion:
     times: Times
 
 
-def plan(source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> Plan:
+def plan(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    encode_gguf: GGUFEncoder | None = None,
+    **options: Any,
+) -> Plan:
     """Lay out the conversion of ``source`` to ``output``; ``options`` are those of :class:`Options`.
 
-    Raises what :func:`convert` would raise before it starts.
+    ``encode_gguf`` asks an engine for the proof that the tokenizer which is written is the source's; without it there
+    is none. Raises what :func:`convert` would raise before it starts.
     """
     asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
     target, chosen = choose(Path(output), checkpoint, asked)
     inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
-    checkpoint = with_template(checkpoint, chosen.chat_template)
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
+    checkpoint = with_template(checkpoint, chosen.chat_template)
     files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
     check_kernels(_quantized(layout.entries))
+    if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):
+        checkpoint = replace(checkpoint, notes={**checkpoint.notes, TOKENIZER_NOTE: proof})
     return Plan(checkpoint, layout, chosen, tuple(inputs), files, fingerprint(files))
 
 
@@ -112,30 +124,33 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     on_progress: Progress | None = None,
+    encode_gguf: GGUFEncoder | None = None,
     **options: Any,
 ) -> Conversion:
-    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; ``options``: see :class:`Options`.
+    """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; the rest: see :func:`plan`.
 
     An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
     output exists and nothing is left behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the
     same call goes on from there.
     """
-    work = plan(source, output, **options)
+    work = plan(source, output, encode_gguf=encode_gguf, **options)
     output = Path(output)
     with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
-        total = work.layout.source_bytes
-        done = total - sum(entry.tensor.nbytes for entry in partial.remaining if entry.is_first)
+        counts = work.layout.bytes_read
+        total, begun = sum(counts), len(counts) - len(partial.remaining)
+        done, shares = sum(counts[:begun]), deque(counts[begun:])
         check = not work.options.allow_nonfinite
         threads = min(threads or _cpu_count(), _MAX_THREADS)
         times = Times(threads)
         with loading_kernels(_quantized(partial.remaining), threads):
-            for entry, data, is_last in _recoded(partial.remaining, threads, check, times):
+            for entry, data, stop in _recoded(partial.remaining, threads, check, times):
+                is_last = stop == entry.tensor.rows
                 with times.measured("write"):
                     partial.write(data, ends_entry=is_last)
-                if entry.is_first:
-                    done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
                 if on_progress:
-                    on_progress(done, total)
+                    on_progress(done + shares[0] * stop // entry.tensor.rows, total)
+                if is_last:
+                    done += shares.popleft()
         if fingerprint(work.files) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
@@ -153,21 +168,21 @@ def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
 
 def _recoded(
     entries: Sequence[Entry], threads: int, check: bool, times: Times
-) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
-    """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
+) -> Iterator[tuple[Entry, NDArray[np.uint8], int]]:
+    """Each entry's rows in its format, in order, and up to which row; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
     pending = PendingScales((entry.tensor, entry.format) for entry in entries)
-    ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
+    ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], int]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
                 rows = pool.submit(_recode, entry, (start, stop), check, times, pending)
-                ahead.append((entry, rows, stop == entry.tensor.rows))
+                ahead.append((entry, rows, stop))
                 if len(ahead) > 2 * threads:
-                    entry_, future, is_last = ahead.popleft()
-                    yield entry_, future.result(), is_last
-        for entry_, future, is_last in ahead:
-            yield entry_, future.result(), is_last
+                    entry_, future, end = ahead.popleft()
+                    yield entry_, future.result(), end
+        for entry_, future, end in ahead:
+            yield entry_, future.result(), end
     finally:
         pool.shutdown(cancel_futures=True)
 

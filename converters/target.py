@@ -13,6 +13,16 @@ NEEDS_RANGES = "a16w8"
 """The format of a vision tower's weights for which the ranges of all values must be known."""
 
 
+class Sized(Protocol):
+    """What can tell in advance how large it makes a checkpoint."""
+
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """Bytes of what is written, by what the weights may be stored in and without other options.
+
+        CheckpointError if the checkpoint is not whole or can't be expressed.
+        """
+
+
 class Target(Protocol):
     """What a conversion writes, a file or a folder: it owns and checks its options."""
 
@@ -29,6 +39,10 @@ class Target(Protocol):
         """
 
 
+class FolderTarget(Target, Sized, Protocol):
+    """A target that writes all of a checkpoint into a folder, whatever that is called."""
+
+
 @dataclass(frozen=True, slots=True)
 class TowerFiles:
     """A tower's files: ``parts``, of which its engine opens the first, and small ``files`` beside them, by name."""
@@ -36,13 +50,18 @@ class TowerFiles:
     parts: tuple[Part, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(part.nbytes for part in self.parts) + sum(map(len, self.files.values()))
+
 
 def needless_ranges(options: Options) -> OptionError:
     """The error about ranges that no format needs."""
     return OptionError(f"--ranges {options.ranges}: is for --vision-quant {NEEDS_RANGES} alone", remedy="leave it out")
 
 
-class TowerWriter(Protocol):
+class TowerWriter(Sized, Protocol):
     """How one tower is stored, for one engine."""
 
     @property

@@ -99,7 +99,9 @@ def plan(
     """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts."""
     with _installed():
         from converters import plan as planned  # noqa: PLC0415
-    return _described(planned(source, output, **options))
+    from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for those who convert
+
+    return _described(planned(source, output, encode_gguf=encode, **options))
 
 
 def convert(
@@ -123,7 +125,11 @@ def convert(
     """
     with _installed():
         from converters import convert as converted  # noqa: PLC0415
-    done = converted(source, output, force=force, threads=threads, on_progress=on_progress, **options)
+    from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for those who convert
+
+    done = converted(
+        source, output, force=force, threads=threads, on_progress=on_progress, encode_gguf=encode, **options
+    )
     return Conversion(done.output, _described(done.plan), done.resumed_bytes)
 
 

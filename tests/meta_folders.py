@@ -62,6 +62,48 @@ def llama3(
     return write(folder, tensors, shape, params, ranks, dtype=dtype, shards=shards, embedding_axis=0)
 
 
+INT4_SHAPE = Shape(ffn=512)
+"""Its feed-forward width is a power of two, which a Hadamard transform needs."""
+
+
+def llama3_int4(
+    folder: Path,
+    quantization: dict[str, Any],
+    lora: dict[str, Any] | None = None,
+    *,
+    group: int = 32,
+    edit: Callable[[dict[str, torch.Tensor]], object] = lambda _tensors: None,
+) -> Path:
+    """As Meta publishes Llama 3.2 in int4: integers with scales beside them, and adapters where ``lora`` says so."""
+    ranks = small_ranks()
+    n_vocab = len(ranks.splitlines()) + SPECIAL
+    rng = np.random.default_rng(5)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, array in meta_tensors(weights(INT4_SHAPE, n_vocab, tied=False, seed=3), INT4_SHAPE).items():
+        stem = name.removesuffix(".weight")
+        if array.ndim == 1:
+            tensors[name] = torch.from_numpy(array).to(torch.bfloat16)
+            continue
+        in_layer = name.startswith("layers.")
+        grouped = array.reshape(len(array), -1, group if in_layer else array.shape[1])
+        scales = np.abs(grouped).max(axis=2) / (7 if in_layer else 127)
+        tensors[name] = torch.from_numpy(np.rint(grouped / scales[..., None]).astype(np.int8).reshape(array.shape))
+        tensors[f"{stem}.scales"] = torch.from_numpy(scales)
+        for side, shape in (("A", (lora["rank"], array.shape[1])), ("B", (len(array), lora["rank"]))) if lora else ():
+            if in_layer:
+                matrix = torch.from_numpy(rng.normal(0, 0.1, shape)).to(torch.bfloat16)
+                tensors[f"{stem}.adaptor.{side}.weight"] = matrix
+    edit(tensors)
+    folder.mkdir(parents=True)
+    torch.save(tensors, folder / "consolidated.00.pth")
+    (folder / "tokenizer.model").write_bytes(ranks)
+    sizes = {"dim": INT4_SHAPE.hidden, "n_layers": INT4_SHAPE.layers, "n_heads": INT4_SHAPE.heads, "multiple_of": 512}
+    params = {"n_kv_heads": INT4_SHAPE.kv_heads, "vocab_size": n_vocab, "norm_eps": 1e-5, "rope_theta": 500000.0}
+    params |= {"use_scaled_rope": True, "quantization_args": quantization} | ({"lora_args": lora} if lora else {})
+    (folder / "params.json").write_text(json.dumps(sizes | params))
+    return folder
+
+
 def small_ranks(tokenizer: Tokenizer | None = None) -> bytes:
     """The trained byte-level BPE of ``vocabularies.py``, Llama 3's unless another is given, in tiktoken's form."""
     vocab = json.loads((tokenizer or llama3_tokenizer()).to_str())["model"]["vocab"]

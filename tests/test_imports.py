@@ -20,7 +20,8 @@ edge_llama.files
 | quant.reference
 | quant.compiled
 | quant
-| converters.metadata   converters.options   converters.times
+| converters.facts   converters.options   converters.times
+| converters.metadata
 | converters.checkpoint
 | converters.layout   converters.folder_files   converters.tokenizers
 | converters.tensors   converters.output   converters.target

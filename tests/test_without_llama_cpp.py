@@ -86,6 +86,7 @@ def test_files_are_those_of_ggmls_kernels(
         to = [] if here.suffix else ["--to", "onnx"]
         done = without(COMMAND, "convert", checkpoint, there, "--quant", kind, *to)
         assert done.returncode == 0, done.stderr
+        assert ("tokenizer: not checked: llama-cpp-python is not installed" in done.stderr) == (not to)
         assert contents(there) == contents(here), kind
 
 

@@ -24,9 +24,30 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, NDArray[np.float32]]], 
     checkpoints.write_safetensors(folder / "model.safetensors", tensors, "F32")
 
 
+def widened(folder: Path, rows: int) -> Path:
+    """The same f32 checkpoint with ``rows`` more in its embedding and head than its vocabulary has tokens."""
+
+    def widen(tensors: dict[str, NDArray[np.float32]]) -> None:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = np.concatenate([tensors[name], tensors[name][:rows]])
+
+    edit_tensors(folder, widen)
+    n_vocab = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    edit_json(folder / "config.json", vocab_size=n_vocab + rows)
+    return folder
+
+
 def linear(folder: Path) -> Path:
     checkpoints.llama2(folder, seed=5)
     edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 4.0})
+    return folder
+
+
+def yarn(folder: Path) -> Path:
+    """A Llama 2 stretched by YaRN."""
+    checkpoints.llama2(folder)
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 16.0}
+    edit_json(folder / "config.json", rope_scaling=scaling)
     return folder
 
 

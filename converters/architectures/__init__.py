@@ -4,21 +4,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from converters.architectures.llama import LLAMA, Weight
+from converters.architectures.family import Weight
+from converters.architectures.gemma3 import GEMMA3
+from converters.architectures.hyperparameters import Hyperparameters
+from converters.architectures.llama import LLAMA
 from converters.architectures.llama4 import LLAMA4
 from converters.architectures.llama4_meta import MetaLlama4, is_llama4
 from converters.architectures.llama_meta import MetaLlama
 from converters.architectures.meta import MetaFamily
+from converters.architectures.mistral import MISTRAL
+from converters.architectures.mixtral import MIXTRAL
+from converters.architectures.notes import notes
+from converters.architectures.qwen import QWEN2, QWEN3
+from converters.architectures.smollm3 import SMOLLM3
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
-__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta"]
+__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta", "notes"]
 
 
 class Architecture(Protocol):
     """What is particular to a family: names and roles, row order, hyperparameters."""
+
+    @property
+    def name(self) -> str:
+        """By which graphs and other things of a family are found."""
 
     @property
     def gguf_name(self) -> str:
@@ -27,6 +39,16 @@ class Architecture(Protocol):
     @property
     def config_names(self) -> tuple[str, ...]:
         """Entries of ``architectures`` in config.json."""
+
+    @property
+    def tells_space_prefix(self) -> bool:
+        """Whether metadata of a byte-level vocabulary has ``add_space_prefix``, which is without effect there."""
+
+    def claims(self, header: Header) -> bool:
+        """Whether a GGUF file is of this family."""
+
+    def hyperparameters(self, checkpoint: Checkpoint) -> Hyperparameters:
+        """What config.json says, checked; CheckpointError names a field that is missing, wrong or not understood."""
 
     def weights(self, checkpoint: Checkpoint) -> list[Weight]:
         """Every tensor of the GGUF file, checked for shape, in llama.cpp's order of rows. Reads nothing."""
@@ -40,7 +62,8 @@ class Architecture(Protocol):
     def tower_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """The text tower's tensors under Hugging Face's names, checked for shape, a row for each output.
 
-        Experts' gates, ups and downs apart; ``rope_freqs.weight`` where only it tells how rotary embedding is scaled.
+        Experts' gates, ups and downs apart, norms as they multiply; ``rope_freqs.weight`` where only it tells how
+        rotary embedding is scaled.
         """
 
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -55,7 +78,7 @@ class Architecture(Protocol):
         """GGUF's tensors under Hugging Face's names and in its order of rows."""
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, LLAMA4)
+ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA3, LLAMA4)
 
 
 def for_config(checkpoint: Checkpoint) -> Architecture:
@@ -73,9 +96,9 @@ def for_config(checkpoint: Checkpoint) -> Architecture:
 def for_gguf(header: Header) -> Architecture:
     """The architecture of a GGUF source."""
     for architecture in ARCHITECTURES:
-        if architecture.gguf_name == header.architecture:
+        if architecture.claims(header):
             return architecture
-    supported = ", ".join(architecture.gguf_name for architecture in ARCHITECTURES)
+    supported = ", ".join(dict.fromkeys(architecture.gguf_name for architecture in ARCHITECTURES))
     raise CheckpointError(
         f"{header.path}: architecture {header.architecture!r} can't be converted", remedy=f"supported: {supported}"
     )

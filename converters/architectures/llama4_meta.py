@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from converters.architectures.llama4 import MAX_LAYERS
+from converters.architectures.family import MAX_LAYERS
 from converters.architectures.llama4_vision import gguf_name, resampled
 from converters.architectures.llama_families import LLAMA4_TOKENS, Tokens
 from converters.architectures.llama_meta import OUTSIDE, MetaLlama
@@ -119,6 +119,8 @@ class MetaLlama4:
     """Recomputed by every runtime, or left over from training."""
     remedy: ClassVar[str] = _REMEDY
     gate: ClassVar[None] = None
+    has_integers: ClassVar[bool] = False
+    warnings: ClassVar[tuple[str, ...]] = ()
 
     base: MetaLlama
     n_expert: int
@@ -134,6 +136,8 @@ class MetaLlama4:
         base = MetaLlama.read({"rope_theta": 500000.0, **others}, path)
         if base.n_layers > MAX_LAYERS:
             raise base.fields.fail("n_layers", f"is {base.n_layers}, expected {MAX_LAYERS} at most")
+        if base.release is not None:
+            raise base.fields.fail("quantization_args", "is set: quantized weights of a Llama 4 are not read", _REMEDY)
         moe = config_fields(config["moe_args"], path, "params.json: moe_args")
         vision = config.get("vision_args")
         if vision is not None and not isinstance(vision, dict):
@@ -229,7 +233,7 @@ class MetaLlama4:
         """The chat template's name."""
         return "llama4"
 
-    def notes(self, _config: Mapping[str, Any]) -> dict[str, str]:
+    def notes(self, _config: Mapping[str, Any], _stored: Mapping[str, Tensor]) -> dict[str, str]:
         """What params.json left open, by topic."""
         context = _SCALED_CONTEXT if self.base.scaled_rope else _CONTEXT
         which = "Scout" if self.base.scaled_rope else "Maverick"

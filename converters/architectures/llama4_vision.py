@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.architectures.llama import Weight
+from converters.architectures.family import Weight
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, config_fields, read_json, text_config
 from edge_llama.errors import ArtifactError, CheckpointError
 from edge_llama.files.formats import F32

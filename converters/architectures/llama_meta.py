@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from converters.architectures.llama_families import LLAMA3_TOKENS, Tokens
+from converters.architectures.llama_meta_int4 import Int4Release
 from converters.architectures.meta import EMBEDDING, OUTPUT
 from converters.checkpoint import Tensor, config_fields
 from converters.metadata.vocabulary import Vocabulary
@@ -36,8 +37,6 @@ _ELSEWHERE = {
     "vision_args": "a model with vision",
     "vision_chunk_size": "a model with vision",
     "vision_num_cross_attention_layers": "a model with vision",
-    "quantization_args": "quantized weights",
-    "lora_args": "an adapter beside the weights",
 }
 
 
@@ -61,6 +60,8 @@ class MetaLlama:
     norm_eps: float
     rope_theta: float
     scaled_rope: bool
+    release: Int4Release | None
+    """How the weights are quantized, if they are."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any], path: Path) -> "MetaLlama":
@@ -87,6 +88,7 @@ class MetaLlama:
             norm_eps=fields.real("norm_eps", 1e-5),
             rope_theta=fields.real("rope_theta", 10000.0),
             scaled_rope=fields.flag("use_scaled_rope"),
+            release=Int4Release.read(fields),
         )
 
     @property
@@ -103,9 +105,14 @@ class MetaLlama:
         multiple = self.fields.size("multiple_of", 256)
         return -(-width // multiple) * multiple
 
-    def split(self, shard: Mapping[str, Tensor], _where: Path) -> Mapping[str, Tensor]:
-        """The shard as it is."""
-        return shard
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights may be integers with scales beside them."""
+        return self.release is not None
+
+    def split(self, shard: Mapping[str, Tensor], where: Path) -> Mapping[str, Tensor]:
+        """The shard as it is, or its weights dequantized."""
+        return shard if self.release is None else self.release.plain(shard, where, self.n_ff)
 
     def is_known(self, name: str) -> bool:
         """Whether a Llama has a tensor of that name."""
@@ -159,7 +166,7 @@ class MetaLlama:
             "max_position_embeddings": self._context(_is_llama3(vocabulary)),
             "rms_norm_eps": self.norm_eps,
             "rope_theta": self.rope_theta,
-            "rope_scaling": self._rope_scaling(tied) if self.scaled_rope else None,
+            "rope_scaling": self._rope_scaling(tied or self.release is not None) if self.scaled_rope else None,
             "tie_word_embeddings": tied,
             "attention_bias": False,
             "mlp_bias": False,
@@ -176,14 +183,14 @@ class MetaLlama:
             return 16384  # Code Llama
         return 4096 if self.norm_eps == 1e-5 else 2048
 
-    def _rope_scaling(self, tied: bool) -> dict[str, Any]:
+    def _rope_scaling(self, is_small: bool) -> dict[str, Any]:
         """Llama 3.1's scaling. Its factor, where params.json has none, is 8, and 32 in Llama 3.2 1B and 3B.
 
         Meta's own code says 8 for all; the published config.json files say 32 for these two, and so do torchtune and
-        every GGUF of them. They are the only Llamas whose output is the embedding (3.2 11B and 90B, with vision, have
-        8).
+        every GGUF of them. They are the only Llamas whose output is the embedding, or that Meta quantized to int4 (3.2
+        11B and 90B, with vision, have 8).
         """
-        factor = 32.0 if tied else 8.0
+        factor = 32.0 if is_small else 8.0
         return {
             "rope_type": "llama3",
             "factor": self.fields.real("rope_scaling_factor", factor),
@@ -196,13 +203,20 @@ class MetaLlama:
         """The chat template's name."""
         return ("llama3.1" if self.scaled_rope else "llama3") if _is_llama3(vocabulary) else "llama2"
 
-    def notes(self, config: Mapping[str, Any]) -> dict[str, str]:
+    def notes(self, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, str]:
         """What params.json left open, by topic."""
+        found = self.release.notes(stored) if self.release else {}
         scaling = config["rope_scaling"]
         if scaling is None or self.fields.content.get("rope_scaling_factor") is not None:
-            return {}
-        which = "Llama 3.2, since the output is the embedding" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
-        return {"rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
+            return found
+        why = self.release.label if self.release else "since the output is the embedding"
+        which = f"Llama 3.2, {why}" if scaling["factor"] == 32.0 else "Llama 3.1 and 3.3"
+        return {**found, "rotary scaling": f"factor {scaling['factor']:g}, as in {which} (params.json doesn't say)"}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before using what is made of it."""
+        return self.release.warnings if self.release else ()
 
 
 def _new_name(name: str) -> str | None:

@@ -56,6 +56,10 @@ class MetaFamily(Protocol):
     def gate(self) -> str | None:
         """The tensor whose rows in all shards show whether :attr:`n_ff` is right; None where its shape alone does."""
 
+    @property
+    def has_integers(self) -> bool:
+        """Whether weights may be integers with scales beside them."""
+
     def split(self, shard: Mapping[str, Tensor], where: Path) -> Mapping[str, Tensor]:
         """A shard's tensors under the names of Meta's published code, each of which is one. CheckpointError."""
 
@@ -80,5 +84,9 @@ class MetaFamily(Protocol):
     def template(self, vocabulary: Vocabulary) -> str:
         """The chat template's name."""
 
-    def notes(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """What params.json left open, by topic."""
+    def notes(self, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> dict[str, str]:
+        """What params.json left open, by topic; ``stored``: the first shard's tensors before :meth:`split`."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before using what is made of it."""

@@ -1,7 +1,7 @@
-"""Llama 3.1's rotary scaling: from config.json's four numbers to GGUF's ``rope_freqs`` tensor, and back."""
+"""The numbers of rotary scaling: frequencies, and Llama 3.1's four numbers as GGUF's ``rope_freqs`` tensor and back."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,40 @@ def frequencies(
     They are divided by ``factors``, or as ``scaling`` says.
     """
     if factors is None and scaling:
-        is_llama3 = scaling["rope_type"] == "llama3"
-        factors = llama3_factors(head_dim, theta, scaling) if is_llama3 else np.full(1, scaling["factor"], np.float32)
+        factors = _BY_KIND[scaling["rope_type"]](head_dim, theta, scaling)
     plain = _frequencies(head_dim, theta)
     return plain if factors is None else plain / factors
+
+
+def _linear_factors(_head_dim: int, _theta: float, scaling: Mapping[str, Any]) -> NDArray[np.float32]:
+    return np.full(1, scaling["factor"], np.float32)
+
+
+def _yarn_factors(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> NDArray[np.float32]:
+    """NTK by parts, as transformers' ``_compute_yarn_parameters``: pairs that turn slowly are stretched."""
+    pairs = head_dim // 2
+    low, high = (
+        head_dim * math.log(scaling["original"] / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (scaling.get("beta_fast", 32.0), scaling.get("beta_slow", 1.0))
+    )
+    low, high = (math.floor(low), math.ceil(high)) if scaling["truncate"] else (low, high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(pairs) - low) / (high - low or 0.001), 0, 1)
+    return np.asarray(1 / (ramp / scaling["factor"] + (1 - ramp)), np.float32)
 
 
 def _frequencies(head_dim: int, theta: float) -> NDArray[np.float32]:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return np.asarray(np.float32(1) / powers, np.float32)
+
+
+_BY_KIND: Mapping[str, Callable[[int, float, Mapping[str, Any]], NDArray[np.float32]]] = {
+    "linear": _linear_factors,
+    "llama3": llama3_factors,
+    "yarn": _yarn_factors,
+}
+"""By what frequencies are divided."""
 
 
 def _wavelengths(head_dim: int, theta: float) -> NDArray[np.float32]:

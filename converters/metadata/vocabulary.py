@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
+from edge_llama.files import text_rules
 from edge_llama.files.gguf import Header, Value, ValueType, array, boolean, string, u32
 
 _ID_KEYS = {
@@ -42,7 +44,9 @@ class Vocabulary:
 
     ``model`` is ``llama`` (sentencepiece: ``scores``) or ``gpt2`` (byte-level BPE: ``merges``), ``pre`` llama.cpp's
     name for the splitting rule. ``special`` maps a kind (bos, eos, ...) to an id, ``add`` tells which are added.
-    ``chat_templates`` maps names to templates; the one in use is ``default``.
+    ``chat_templates`` maps names to templates; the one in use is ``default``. ``add_space_prefix`` is llama.cpp's flag
+    for sentencepiece's (None: as it does by itself), ``rules`` what that can't say. ``origin`` is the file that holds
+    the words. ``notes`` tell by topic where the files disagree, and which was believed: for the conversion's report.
     """
 
     model: str
@@ -55,6 +59,21 @@ class Vocabulary:
     add: Mapping[str, bool] = field(default_factory=dict)
     add_space_prefix: bool | None = None
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    rules: text_rules.TextRules = field(default_factory=text_rules.TextRules)
+    origin: Path | None = field(default=None, compare=False)
+    notes: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def has_space_prefix(self) -> bool:
+        """Whether a sentencepiece vocabulary puts a space before text at all."""
+        return self.rules.space_prefix is not None or self.add_space_prefix is not False
+
+    @property
+    def unknown(self) -> int | None:
+        """The token for what no other can express: by its role, or the first of that type; None if there is none."""
+        if "unk" in self.special:
+            return self.special["unk"]
+        return next((index for index, kind in enumerate(self.types) if kind == TokenType.UNKNOWN), None)
 
 
 def to_gguf(vocabulary: Vocabulary) -> dict[str, Value]:
@@ -120,6 +139,8 @@ def from_gguf(header: Header) -> Vocabulary:
         add={kind: bool(value.data) for kind, value in flags.items() if value is not None},
         add_space_prefix=None if space_prefix is None else bool(space_prefix.data),
         chat_templates=_templates_from_gguf(header),
+        rules=text_rules.from_gguf(header, len(tokens)),
+        origin=header.path,
     )
 
 

@@ -19,11 +19,13 @@ from converters.architectures.meta import EMBEDDING, OUTPUT
 from converters.checkpoint import TEMPLATE_NOTE, Checkpoint, Tensor, read_json
 from converters.metadata.provenance import provenance_files, read_provenance
 from converters.metadata.vocabulary import TokenType, Vocabulary
+from converters.sources.safetensors import DTYPES
 from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
 from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
+from edge_llama.files.formats import FORMATS
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _TOKENIZER = "tokenizer.model"
@@ -47,7 +49,8 @@ def open_folder(folder: Path) -> Checkpoint:
     family = for_meta(read_json(folder / "params.json"), folder)
     path, ranks = _tokenizer(folder)
     names = _shard_names(folder)
-    shards = [family.split(shard, folder) for shard in _shards(folder, names, family.ignored)]
+    stored = _shards(folder, names, family)
+    shards = [family.split(shard, folder) for shard in stored]
     _check_known(family, folder, shards)
     n_vocab = _n_vocab(family, folder, shards)
     _check_width(family, folder, shards)
@@ -65,7 +68,8 @@ def open_folder(folder: Path) -> Checkpoint:
         vocabulary,
         generation={},
         files=_files(folder, names, path),
-        notes=family.notes(config) | _padding_note(path, vocabulary),
+        notes=family.notes(config, stored[0]) | _padding_note(path, vocabulary),
+        warnings=family.warnings,
         provenance=read_provenance(folder),
     )
     return _with_default_template(checkpoint, family.template(vocabulary))
@@ -80,12 +84,13 @@ def _shard_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("consolidated.*.pth") if _SHARD.fullmatch(path.name))
 
 
-def _shards(folder: Path, names: Sequence[str], ignored: re.Pattern[str]) -> list[dict[str, Tensor]]:
+def _shards(folder: Path, names: Sequence[str], family: MetaFamily) -> list[dict[str, Tensor]]:
     """The tensors of consolidated.00.pth, .01.pth, ...: the same names in each."""
     expected = [f"consolidated.{index:02}.pth" for index in range(max(len(names), 1))]
     if missing := [name for name in expected if name not in names]:
         raise CheckpointError(f"{folder}: {missing[0]} is missing", remedy="download it too")
-    shards = [read_file(folder / name, ignored) for name in names]
+    dtypes = DTYPES | ({"Char": FORMATS["i8"]} if family.has_integers else {})
+    shards = [read_file(folder / name, family.ignored, dtypes) for name in names]
     for name, shard in zip(names, shards, strict=True):
         if odd := sorted(shards[0].keys() ^ shard.keys()):
             has, lacks = (names[0], name) if odd[0] in shards[0] else (name, names[0])
@@ -193,7 +198,7 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
             try:
                 return path, path.read_bytes()
             except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 

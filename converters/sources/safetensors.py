@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, *.safetensors (one or sharded), tokenizer files.
+"""safetensors files: a header of JSON, then the numbers. Headers are checked whole, data is read when asked.
 
 Format: https://huggingface.co/docs/safetensors.
 """
@@ -6,133 +6,34 @@ Format: https://huggingface.co/docs/safetensors.
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from converters.architectures.llama4_vision import PREPROCESSORS
-from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, read_json, text_config
-from converters.metadata.provenance import provenance_files, read_provenance
-from converters.sources.file_rows import FileRows
-from converters.tokenizers.reader import read_folder, tokenizer_files
-from edge_llama.errors import CheckpointError
+from converters.checkpoint import Tensor
+from converters.sources.file_rows import tensor_in
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
 
-INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
 _MAX_HEADER = 100_000_000  # the reference implementation's own limit
 _DAMAGED = "the file is damaged: download it again"
-_DOWNLOAD_INDEX = "download the index and all its files again"
-
-
-def open_folder(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``; headers, config and tokenizer are read, weights are not."""
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise CheckpointError(
-            f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint"
-        )
-    config = read_json(config_path)
-    text = text_config(config)
-    tensors, weights = _sharded(folder) if (folder / INDEX).is_file() else _single(folder)
-    _check_vocab_size(folder, text, tensors)
-    generation_path = folder / "generation_config.json"
-    generation = read_json(generation_path) if generation_path.is_file() else {}
-    provenance = read_provenance(folder)
-    return Checkpoint(
-        folder,
-        _name(folder, config),
-        config,
-        tensors,
-        read_folder(folder, text),
-        generation,
-        files=_files(folder, weights),
-        notes={"model card": provenance.problem} if provenance.problem else {},
-        provenance=provenance,
-    )
-
-
-def _files(folder: Path, weights: Sequence[Path]) -> tuple[Path, ...]:
-    settings = [folder / name for name in ("config.json", "generation_config.json", INDEX, *PREPROCESSORS)]
-    return tuple(sorted((*settings, *weights, *tokenizer_files(folder), *provenance_files(folder))))
-
-
-def _check_vocab_size(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """The vocabulary is padded to this size, and a number in config.json may be anything: tensors lie in files."""
-    name = "model.embed_tokens.weight"
-    embedding = tensors.get(name) or tensors.get(f"language_model.{name}")
-    rows = max((tensor.shape[0] for tensor in ([embedding] if embedding else tensors.values())), default=0)
-    n_vocab = config.get("vocab_size")
-    if type(n_vocab) is int and n_vocab > rows:
-        where = "the embedding has" if embedding else "no tensor has more than"
-        raise CheckpointError(
-            f"{folder}: config.json: vocab_size is {n_vocab!r:.100}, {where} {rows:,} rows",
-            remedy=NOT_TOGETHER,
-        )
-
-
-def _name(folder: Path, config: Mapping[str, Any]) -> str:
-    """The model's name: the folder's, unless that is a snapshot's hash."""
-    name = folder.resolve().name
-    published = str(config.get("_name_or_path") or "").rsplit("/", 1)[-1]
-    is_hash = len(name) == 40 and all(letter in "0123456789abcdef" for letter in name)
-    return published or name if is_hash else name
-
-
-def _single_file(folder: Path) -> Path:
-    if (folder / _SINGLE).is_file():
-        return folder / _SINGLE
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise CheckpointError(
-            f"{folder}: {len(files)} safetensors files but no {INDEX}", remedy="download the index too"
-        )
-    remedy = (
-        "convert .bin or .pth weights to safetensors first" if any(folder.glob("*.bin")) else "download the weights too"
-    )
-    raise CheckpointError(f"{folder}: no *.safetensors file", remedy=remedy)
-
-
-def _single(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """The tensors of the only file of weights, and that file."""
-    file = _single_file(folder)
-    return read_file(file), [file]
-
-
-def _sharded(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """The tensors of all shards that the index names, each in the shard where the index says, and these files."""
-    index = folder / INDEX
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty", remedy=_DOWNLOAD_INDEX)
-    tensors: dict[str, Tensor] = {}
-    shards = sorted({str(name) for name in weight_map.values()})
-    for shard in shards:
-        if Path(shard).name != shard or not shard.isprintable():
-            raise CheckpointError(
-                f"{index}: weight_map names {shard!r}, which is no file of this folder", remedy=_DOWNLOAD_INDEX
-            )
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder}: shard {shard} is missing", remedy="download it too")
-        found = read_file(folder / shard)
-        for name in (name for name, file in weight_map.items() if file == shard):
-            if name not in found:
-                raise CheckpointError(
-                    f"{folder / shard}: tensor {name!r} is missing, though {INDEX} places it here",
-                    remedy=_DOWNLOAD_INDEX,
-                )
-        if extra := sorted(found.keys() - weight_map.keys()):
-            raise CheckpointError(f"{folder / shard}: tensor {extra[0]!r} is not in {INDEX}", remedy=_DOWNLOAD_INDEX)
-        tensors |= found
-    return tensors, [folder / shard for shard in shards]
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file by name, lazily: its header is parsed and checked, its data is not read."""
+    entries, start, data_size = read_entries(path)
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in sorted(entries.items())}
+    _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
+    return tensors
+
+
+def read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
+    """What the header says of each tensor, unchecked, where the data begins and how many bytes it has.
+
+    CheckpointError if there is no header.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -142,13 +43,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 raise _not_safetensors(path, start, size)
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     entries = _parse_header(path, header)
     entries.pop("__metadata__", None)
-    data_size = size - 8 - length
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in sorted(entries.items())}
-    _check_coverage(path, {name: entry["data_offsets"] for name, entry in entries.items()}, data_size)
-    return tensors
+    return entries, 8 + length, size - 8 - length
 
 
 def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
@@ -156,9 +54,9 @@ def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
     if size == 0:
         return CheckpointError(f"{path}: the file is empty", remedy="download it again")
     if start.startswith(b"version "):
-        return CheckpointError(f"{path}: this is a Git LFS pointer, not the weights", remedy="run `git lfs pull`")
+        return CheckpointError(f"{path}: this is a Git LFS pointer, not the file itself", remedy="run `git lfs pull`")
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        return CheckpointError(f"{path}: this is an HTML page, not weights", remedy="download the file itself")
+        return CheckpointError(f"{path}: this is an HTML page", remedy="download the file itself")
     return None
 
 
@@ -214,7 +112,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, FileRows(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return tensor_in(path, name, shape, format_, data_start + begin)
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:

@@ -15,10 +15,10 @@ from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from converters.checkpoint import Tensor
-from converters.sources.file_rows import FileRows
+from converters.sources.file_rows import tensor_in
 from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB
@@ -36,10 +36,13 @@ class _Member:
     size: int
 
 
-def read_file(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, Tensor]:
+def read_file(
+    path: Path, skip: re.Pattern[str] | None = None, dtypes: Mapping[str, Format] = DTYPES
+) -> dict[str, Tensor]:
     """The tensors of the torch file at ``path``, lazily: described and checked, no number is read.
 
-    Names that ``skip`` finds are left out unchecked. Raises CheckpointError naming file and tensor.
+    Names that ``skip`` finds are left out unchecked; ``dtypes`` are those that may be there.
+    Raises CheckpointError naming file and tensor.
     """
     try:
         with path.open("rb") as file:
@@ -47,10 +50,20 @@ def read_file(path: Path, skip: re.Pattern[str] | None = None) -> dict[str, Tens
             prefix = _prefix(path, directory)
             _check_byte_order(path, file, directory.get(f"{prefix}/byteorder"))
             views = _views(path, file, directory[f"{prefix}/data.pkl"], skip)
-            tensors = {name: _tensor(path, file, directory, prefix, name, view) for name, view in views.items()}
+            tensors = {name: _tensor(path, file, directory, prefix, name, view, dtypes) for name, view in views.items()}
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return tensors
+
+
+def read_views(path: Path) -> dict[str, View]:
+    """What the file at ``path`` says of its tensors, unchecked. CheckpointError if torch.save did not write it."""
+    try:
+        with path.open("rb") as file:
+            directory = _directory(path, file)
+            return _views(path, file, directory[f"{_prefix(path, directory)}/data.pkl"], None)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 def _directory(path: Path, file: BinaryIO) -> dict[str, ZipInfo]:
@@ -145,13 +158,21 @@ def _views(path: Path, file: BinaryIO, info: ZipInfo, skip: re.Pattern[str] | No
     return views
 
 
-def _tensor(path: Path, file: BinaryIO, directory: Mapping[str, ZipInfo], prefix: str, name: str, view: View) -> Tensor:
+def _tensor(
+    path: Path,
+    file: BinaryIO,
+    directory: Mapping[str, ZipInfo],
+    prefix: str,
+    name: str,
+    view: View,
+    dtypes: Mapping[str, Format],
+) -> Tensor:
     """A view of a storage as a tensor whose rows are read in place."""
 
     def fail(problem: str, remedy: str = _DOWNLOAD) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name[:200]!r} {problem}", remedy=remedy)
 
-    format_ = _format(view, fail)
+    format_ = _format(view, dtypes, fail)
     shape, strides, item = view.shape or (1,), view.strides or (1,), format_.block_bytes
     pitch = _pitch(shape, strides)
     if view.offset < 0 or min(shape) < 1 or pitch is None:
@@ -165,18 +186,18 @@ def _tensor(path: Path, file: BinaryIO, directory: Mapping[str, ZipInfo], prefix
     if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
         raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
-    return Tensor(name, shape, format_, FileRows(path, start, columns * item, pitch * item))
+    return tensor_in(path, name, shape, format_, start, pitch * item)
 
 
-def _format(view: View, fail: Callable[..., CheckpointError]) -> Format:
+def _format(view: View, dtypes: Mapping[str, Format], fail: Callable[..., CheckpointError]) -> Format:
     """The format of a view's numbers, once all that describes it is known to be numbers."""
     storage = view.storage
     parts = (view.shape, view.strides, (view.offset, storage.count if isinstance(storage, Storage) else None))
     if not all(isinstance(part, tuple) and len(part) <= 8 and all(type(n) is int for n in part) for part in parts):
         raise fail("is malformed")
-    if storage.dtype not in DTYPES:
+    if storage.dtype not in dtypes:
         raise fail(f"has dtype {storage.dtype}, expected F32, F16 or BF16", "give full-precision weights")
-    return DTYPES[storage.dtype]
+    return dtypes[storage.dtype]
 
 
 def _pitch(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:

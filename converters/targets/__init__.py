@@ -5,14 +5,15 @@ from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.options import Options, flag
-from converters.target import Target
+from converters.target import FolderTarget, Target
 from converters.targets.bundle import BUNDLE
 from converters.targets.gguf_file import TEXT_FILE, VISION_FILE
 from converters.targets.safetensors import SAFETENSORS
 from converters.targets.writers import TEXT, VISION
 from edge_llama.errors import OptionError
+from edge_llama.files.gguf import is_named_gguf
 
-FOLDERS: dict[str, Target] = {"safetensors": SAFETENSORS}
+FOLDERS: dict[str, FolderTarget] = {"safetensors": SAFETENSORS}
 """By what ``to`` says: targets that write all of a checkpoint into a folder, whatever that is called."""
 _VALUES = {
     "to": tuple(dict.fromkeys(("gguf", *FOLDERS, *TEXT))),
@@ -32,14 +33,14 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Targ
     return target, target.chosen(options, written)
 
 
-def _has_vision(checkpoint: Checkpoint) -> bool:
+def has_vision(checkpoint: Checkpoint) -> bool:
     """Whether there is a vision tower beside the text tower."""
     return any(name.startswith("vision_model.") for name in checkpoint.tensors)
 
 
 def _towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
     """Which of the checkpoint's towers are written; OptionError if it lacks the one that ``asked`` names."""
-    there = ("text", "vision") if _has_vision(checkpoint) else ("text",)
+    there = ("text", "vision") if has_vision(checkpoint) else ("text",)
     if asked in (None, "all"):
         return there
     if asked not in there:
@@ -50,7 +51,7 @@ def _towers(checkpoint: Checkpoint, asked: str | None) -> tuple[str, ...]:
 
 
 def _target(output: Path, checkpoint: Checkpoint, options: Options, written: Collection[str]) -> Target:
-    is_file = output.suffix == ".gguf"
+    is_file = is_named_gguf(output.name)
     if options.to in FOLDERS:
         return FOLDERS[options.to]
     if options.to == "onnx" and is_file:
@@ -62,7 +63,7 @@ def _target(output: Path, checkpoint: Checkpoint, options: Options, written: Col
         )
     if is_file:
         return TEXT_FILE if "text" in written else VISION_FILE
-    if _has_vision(checkpoint) or options.to == "onnx":
+    if has_vision(checkpoint) or options.to == "onnx":
         return BUNDLE
     if options.to is None:
         raise OptionError(

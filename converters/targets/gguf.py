@@ -4,10 +4,11 @@ Only ``general.*`` naming keys and ``edge_llama.*`` differ. A GGUF source keeps 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from converters.architectures import Architecture, for_config
+from converters.architectures import Architecture, Weight, for_config
 from converters.checkpoint import Checkpoint
 from converters.layout import Entry, Part
 from converters.metadata import generation_config
@@ -15,7 +16,8 @@ from converters.metadata.vocabulary import to_gguf
 from converters.options import Options
 from converters.target import TowerFiles
 from edge_llama.errors import CheckpointError
-from edge_llama.files.gguf import ALIGNMENT, Value, ValueType, string, u32
+from edge_llama.files import text_rules
+from edge_llama.files.gguf import ALIGNMENT, SUFFIX, Value, ValueType, is_named_gguf, string, u32
 from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe
 
@@ -38,6 +40,17 @@ class GGUFWriter:
         """text.gguf, or several files."""
         return TowerFiles(parts(checkpoint, "text.gguf", options))
 
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """One header is laid out, since all recipes' are equally long: a vocabulary takes long to write."""
+        (whole,) = parts(checkpoint, "text.gguf", Options())
+        architecture = for_config(checkpoint)
+        weights = architecture.weights(checkpoint)
+        stored = {
+            name: sum(entry.stored_bytes(ALIGNMENT) for entry in _entries(checkpoint, architecture, weights, chosen))
+            for name, chosen in recipe.RECIPES.items()
+        }
+        return {name: len(whole.header) + nbytes for name, nbytes in stored.items()}
+
 
 GGUF = GGUFWriter()
 
@@ -50,15 +63,11 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
     architecture = for_config(checkpoint)
     chosen = recipe.RECIPES[options.quant or GGUF.default_quant]
     weights = architecture.weights(checkpoint)
-    slots = [
-        recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
-        for weight in weights
-    ]
-    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), options.tensor_types)
-    entries = tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
+    entries = _entries(checkpoint, architecture, weights, chosen, options.tensor_types)
     fields = {
         **(_kept(checkpoint) if checkpoint.metadata else _derived(checkpoint, architecture)),
-        **generation_config.ends_to_gguf(checkpoint.generation, len(checkpoint.vocabulary.tokens), checkpoint.path),
+        **text_rules.to_gguf(checkpoint.vocabulary.rules),
+        **generation_config.ends_to_gguf(checkpoint.generation),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         "general.file_type": u32(chosen.ftype),
     }
@@ -67,6 +76,22 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
         part(_part_name(name, number, len(groups)), _part_fields(fields, number, groups), group, checkpoint.path)
         for number, group in enumerate(groups)
     )
+
+
+def _entries(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    weights: Sequence[Weight],
+    chosen: recipe.Recipe,
+    tensor_types: Mapping[str, str] | None = None,
+) -> tuple[Entry, ...]:
+    """Each tensor in the format that the recipe gives it."""
+    slots = [
+        recipe.Slot(weight.role, weight.layer, weight.tensor.columns, len(weight.tensor.shape), weight.tensor.format)
+        for weight in weights
+    ]
+    choices = recipe.assign(chosen, slots, architecture.recipe_model(checkpoint), tensor_types)
+    return tuple(Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True))
 
 
 def _grouped(entries: tuple[Entry, ...], max_bytes: int | None) -> list[tuple[Entry, ...]]:
@@ -85,7 +110,8 @@ def _grouped(entries: tuple[Entry, ...], max_bytes: int | None) -> list[tuple[En
 
 def _part_name(name: str, number: int, count: int) -> str:
     """llama.cpp's naming: it finds the other parts by it."""
-    return name if count == 1 else f"{name.removesuffix('.gguf')}-{number + 1:05}-of-{count:05}.gguf"
+    stem = name[: -len(SUFFIX)] if is_named_gguf(name) else name
+    return name if count == 1 else f"{stem}-{number + 1:05}-of-{count:05}{SUFFIX}"
 
 
 def _part_fields(fields: Mapping[str, Value], number: int, groups: Sequence[tuple[Entry, ...]]) -> dict[str, Value]:
@@ -117,6 +143,9 @@ def _kept(checkpoint: Checkpoint) -> dict[str, Value]:
 
 def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Value]:
     """Metadata from config.json, generation_config.json and the tokenizer's files, as llama.cpp's converter has it."""
+    vocabulary = checkpoint.vocabulary
+    if vocabulary.merges is not None and not architecture.tells_space_prefix:
+        vocabulary = replace(vocabulary, add_space_prefix=None)
     return {
         "general.architecture": string(architecture.gguf_name),
         "general.type": string("model"),
@@ -124,5 +153,5 @@ def _derived(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Va
         **checkpoint.provenance.fields,
         **generation_config.to_gguf(checkpoint.generation, checkpoint.path),
         **architecture.metadata(checkpoint),
-        **to_gguf(checkpoint.vocabulary),
+        **to_gguf(vocabulary),
     }

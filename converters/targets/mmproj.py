@@ -1,5 +1,7 @@
 """A vision tower as llama.cpp's tools take it: a GGUF file of its own, called mmproj."""
 
+from collections.abc import Mapping
+
 from converters.architectures import llama4_vision
 from converters.checkpoint import Checkpoint, Tensor
 from converters.layout import Entry, Part
@@ -28,6 +30,10 @@ class MmprojWriter:
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
         """mmproj.gguf."""
         return TowerFiles((part(checkpoint, options.vision_quant or self.default_quant, "mmproj.gguf"),))
+
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The file in each format."""
+        return {quant: part(checkpoint, quant, "mmproj.gguf").nbytes for quant in self.quants}
 
 
 MMPROJ = MmprojWriter()

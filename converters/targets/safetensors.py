@@ -1,7 +1,7 @@
-"""A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json."""
+"""A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json, and SHA256SUMS."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from converters.architectures import for_config
@@ -12,7 +12,9 @@ from converters.options import Options
 from converters.targets.writers import check_heeded, with_quant
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
+from edge_llama.files import checksums
 from edge_llama.files.formats import FORMATS, Format
+from edge_llama.files.manifest import StoredFile
 
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 _DEFAULT_QUANT = "bf16"
@@ -42,22 +44,38 @@ class Safetensors:
 
     def lay_out(self, checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
         """The folder of ``checkpoint``."""
-        tensors = for_config(checkpoint).folder_tensors(checkpoint)
-        quant = options.quant or _DEFAULT_QUANT
-        format_ = FORMATS[quant]
-        entries = tuple(Entry(tensor, format_) for _, tensor in sorted(tensors.items()))
-        files = {
-            "config.json": _config(checkpoint, _DTYPES[quant][1]),
-            "generation_config.json": generation(checkpoint),
-            **write_files(checkpoint.vocabulary, checkpoint.path),
-            **checkpoint.provenance.notices,
-        }
-        part = Part("model.safetensors", _header(entries, format_), entries)
-        small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
-        return Layout((part,), small, is_folder=True)
+        return _laid_out(checkpoint, options.quant or _DEFAULT_QUANT, _tokenizer(checkpoint))
+
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The folder in each format."""
+        tokenizer = _tokenizer(checkpoint)
+        return {quant: _laid_out(checkpoint, quant, tokenizer).output_bytes for quant in _DTYPES}
 
 
 SAFETENSORS = Safetensors()
+
+
+def _laid_out(checkpoint: Checkpoint, quant: str, tokenizer: Mapping[str, bytes]) -> Layout:
+    tensors = for_config(checkpoint).folder_tensors(checkpoint)
+    entries = tuple(Entry(tensor, FORMATS[quant]) for _, tensor in sorted(tensors.items()))
+    configs = {"config.json": _config(checkpoint, _DTYPES[quant][1]), "generation_config.json": generation(checkpoint)}
+    files = {
+        **{name: encoded(content, name, checkpoint) for name, content in configs.items()},
+        **tokenizer,
+        **checkpoint.provenance.notices,
+    }
+    part = Part("model.safetensors", _header(entries, FORMATS[quant]), entries)
+    return Layout((part,), files, is_folder=True, closing=_closing)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer's files, which take most of the time of a plan."""
+    files = write_files(checkpoint.vocabulary, checkpoint.path)
+    return {name: encoded(content, name, checkpoint) for name, content in files.items()}
+
+
+def _closing(files: Mapping[str, StoredFile]) -> dict[str, bytes]:
+    return {checksums.NAME: checksums.encode(files)}
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

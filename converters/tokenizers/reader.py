@@ -1,35 +1,47 @@
 """Tokenizer files (tokenizer.model, tokenizer.json and the like) to a Vocabulary; the way back is ``writer``.
 
-What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Two differences
+What is derived follows llama.cpp's converter (``conversion/base.py``, ``gguf-py/gguf/vocab.py``). Some differences
 are deliberate: a byte-level BPE is recognised by its splitting regex, not by a hash of one encoded text (an edited
 or retrained tokenizer works); and a sentencepiece vocabulary that comes as tokenizer.json alone gets scores by the
-order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently).
+order of its merges (llama.cpp's converter writes -1000 for every token, which tokenizes differently). And types are
+what the files say: a token that is not special is none because it looks like ``<|...|>``, a piece that the user
+defined is taken whole.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import read_json
+from converters.facts import WORDS
 from converters.metadata.vocabulary import TokenType, Vocabulary
+from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
-from converters.tokenizers.structure import MODEL, SETTINGS, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.sentencepiece_model import read_spec, user_defined
+from converters.tokenizers.special_tokens import CLASS_DEFAULTS, infill_tokens, own_class, special_tokens, with_roles
+from converters.tokenizers.structure import MODEL, SETTINGS, SPECIAL_MAP, TOKENIZER, check_fields, read_checked
+from converters.tokenizers.template_files import chat_templates, template_files
+from converters.tokenizers.text_steps import (
+    SPACE,
+    Steps,
+    sentencepiece_spec,
+    sentencepiece_steps,
+    unicode_forms,
+    with_flags,
+)
 from converters.tokenizers.tiktoken_ranks import is_ranks
+from converters.tokenizers.vocab_and_merges import MERGES, VOCAB, read_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
+from edge_llama.files.text_rules import SpacePrefix, TextRules
 
 _SPACE_LETTER = byte_letters()[ord(" ")]
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
-_KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    *("added_tokens.json", "special_tokens_map.json", VOCAB, MERGES),
 )
-_CODE_LLAMA_SIZE = 32016
-_CODE_LLAMA = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
@@ -54,34 +66,41 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Vocabulary:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that :func:`read_folder` reads, if they are there."""
-    return [*(folder / name for name in _FILES), *_more_templates(folder)]
-
-
-def _more_templates(folder: Path) -> list[Path]:
-    return sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return [*(folder / name for name in _FILES), *template_files(folder)]
 
 
 def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     path = folder / "tokenizer.json"
     tokenizer = read_checked(path, TOKENIZER)
     settings = read_checked(folder / "tokenizer_config.json", SETTINGS)
+    special_map = read_checked(folder / "special_tokens_map.json", SPECIAL_MAP)
+    name = own_class(tokenizer, settings, config)
+    settings, told = with_roles(settings, special_map, CLASS_DEFAULTS.get(name, {}))
     if (folder / "tokenizer.model").is_file() and not (tokenizer and _has_ranks(folder / "tokenizer.model")):
-        vocabulary = _sentencepiece(folder, settings, n_vocab)
-    elif not tokenizer:
+        vocabulary = _sentencepiece(folder, tokenizer, settings, n_vocab)
+    elif tokenizer:
+        vocabulary = _bpe(path, tokenizer, settings, n_vocab)
+    elif pair := read_pair(folder, settings, config):
+        vocabulary = _bpe(folder / VOCAB, pair, settings, n_vocab)
+    else:
         raise CheckpointError(
             f"{folder}: neither tokenizer.json nor tokenizer.model is there", remedy="download the tokenizer too"
         )
-    else:
-        vocabulary = _bpe(path, tokenizer, settings, n_vocab)
-    special, add = _special_tokens(tokenizer, settings, config, n_vocab)
-    if n_vocab == 49152:  # llama.cpp's rule for models with this vocabulary (Granite, SmolLM): no BOS
-        add["bos"] = False
+    special = special_tokens(tokenizer, settings, config, vocabulary.tokens)
+    add = dict(special.add)
+    if vocabulary.model == "gpt2" or tokenizer:  # where no file speaks of a BOS there is none, whatever llama.cpp does
+        add.setdefault("bos", False)
+    templates, of_templates = chat_templates(folder, settings)
+    flag = vocabulary.add_space_prefix
+    if vocabulary.rules.space_prefix is SpacePrefix.METASPACE_FIRST and templates:
+        flag = False  # a chat begins with a token; for other runtimes, which know the flag alone
     return replace(
         vocabulary,
-        special=special,
+        special={**special.ids, **infill_tokens(vocabulary.tokens)},
         add=add,
-        add_space_prefix=settings.get("add_prefix_space"),
-        chat_templates=_chat_templates(folder, settings),
+        add_space_prefix=settings.get("add_prefix_space") if flag is None else flag,
+        chat_templates=templates,
+        notes={**vocabulary.notes, **told, **special.notes, **of_templates},
     )
 
 
@@ -121,26 +140,54 @@ def _check_text(folder: Path, vocabulary: Vocabulary) -> None:
 
 def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
     """The vocabulary of a sentencepiece model that stands alone, padded to ``n_vocab`` tokens; its text gets a BOS."""
-    table, pieces = _pieces(path, n_vocab)
+    table, pieces, steps = _pieces(path, n_vocab, legacy=True)
     ids = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     special = {kind: index for kind, index in ids.items() if index >= 0}
     add = {"bos": "bos" in special, "eos": False, "sep": False}
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores, special=special, add=add)
+    return replace(table.sentencepiece(steps), special=special, add=add)
 
 
-def _sentencepiece(folder: Path, settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
-    table, _ = _pieces(folder / "tokenizer.model", n_vocab)
-    added = folder / "added_tokens.json"
-    for text, index in (read_json(added) if added.is_file() else {}).items():
-        table.put(index, text, TokenType.USER_DEFINED, -1000.0)
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        index = int(key) if re.fullmatch(r"[0-9]{1,10}", key) else key
-        table.put(index, *_added(entry["content"], bool(entry.get("special"))), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
+    """The words of tokenizer.model; what is done with text is said by a tokenizer.json beside it, if there is one."""
+    path = folder / "tokenizer.model"
+    table, pieces, steps = _pieces(
+        path, n_vocab, legacy=bool(settings.get("legacy"))
+    )  # transformers 5: false if absent
+    if tokenizer:
+        _check_bpe(folder / "tokenizer.json", tokenizer)
+        steps = sentencepiece_steps(folder / "tokenizer.json", tokenizer)
+    elif settings.get("add_prefix_space") is False:
+        steps = replace(steps, add_space_prefix=False, rules=replace(steps.rules, space_prefix=None))
+    own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
+    if tokenizer and (other := _other_word(tokenizer, pieces)):
+        told = {WORDS.topic: f"by tokenizer.json; tokenizer.model has another vocabulary ({other}) and is not used"}
+        vocabulary = _bpe(folder / "tokenizer.json", tokenizer, settings, n_vocab)
+        return replace(vocabulary, notes={**vocabulary.notes, **told})
+    added, told = added_tokens(folder, tokenizer, settings, own, n_vocab, is_last=False)
+    for token in added:
+        text, kind = _added(token, SPACE)
+        table.check(token.index, text)
+        is_known = table.tokens[token.index] == text and table.types[token.index] != TokenType.NORMAL
+        if token.is_in_settings or not is_known:
+            table.put(token.index, text, kind, -1000.0)
+    return replace(table.sentencepiece(_with_flags(path, steps, added)), notes=told)
 
 
-def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
-    """A sentencepiece model's tokens, and the loaded model."""
+def _other_word(tokenizer: Mapping[str, Any], pieces: Any) -> str:
+    """The first token of tokenizer.json that a tokenizer.model lacks or calls otherwise; empty if there is none."""
+    added = {entry["content"] for entry in tokenizer.get("added_tokens") or []}
+    size = pieces.vocab_size()
+    for text, index in tokenizer["model"]["vocab"].items():
+        if type(index) is not int or text in added:
+            continue
+        # Bytes are spelled as letters in Gemma's.
+        if not (0 <= index < size and (pieces.id_to_piece(index) == text or pieces.is_byte(index))):
+            return f"{text[:40]!r} as {index}"
+    return ""
+
+
+def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, Steps]:
+    """A sentencepiece model's tokens, the loaded model, and what it does with text."""
     try:
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - an extra, needed for these checkpoints only
     except ImportError as error:
@@ -155,6 +202,7 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
         pieces.vocab_size()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a sentencepiece model", remedy="download it again") from error
+    spec, whole = read_spec(content, path), user_defined(content)
     size = pieces.vocab_size()
     if size > n_vocab:
         raise CheckpointError(
@@ -162,8 +210,11 @@ def _pieces(path: Path, n_vocab: int) -> tuple["_Table", Any]:
         )
     table = _Table(path, n_vocab, padding_score=-10000.0)
     for index in range(size):
-        table.put(index, pieces.id_to_piece(index), _piece_type(pieces, index), pieces.get_score(index))
-    return table, pieces
+        text, kind = pieces.id_to_piece(index), _piece_type(pieces, index)
+        if index in whole:  # found in text as it is given, where a space is a space
+            text, kind = text.replace(SPACE, " "), TokenType.USER_DEFINED
+        table.put(index, text, kind, pieces.get_score(index))
+    return table, pieces, sentencepiece_spec(spec, legacy=legacy, has_whole=bool(whole))
 
 
 def _piece_type(pieces: Any, index: int) -> TokenType:
@@ -178,21 +229,36 @@ def _piece_type(pieces: Any, index: int) -> TokenType:
 
 def _bpe(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     """The vocabulary of a tokenizer.json that stands alone."""
+    _check_bpe(path, tokenizer)
+    read = _sentencepiece_json if tokenizer["model"].get("byte_fallback") else _byte_level
+    return read(path, tokenizer, settings, n_vocab)
+
+
+def _check_bpe(path: Path, tokenizer: Mapping[str, Any]) -> None:
     check_fields(path, tokenizer, MODEL)
     model = tokenizer["model"]
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise CheckpointError(
             f"{path}: tokenizer model {model.get('type')!r} is not supported", remedy="supported: BPE"
         )
-    read = _sentencepiece_json if model.get("byte_fallback") else _byte_level
-    return read(path, tokenizer, settings, n_vocab)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if mark := model.get(key):
+            raise CheckpointError(
+                f"{path}: model.{key} is {mark!r:.100}, which no vocabulary written here can say",
+                remedy="supported: none",
+            )
 
 
 def _sentencepiece_json(
     path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int
 ) -> Vocabulary:
     """A sentencepiece vocabulary given as tokenizer.json: the rank of a token's first merge is its score."""
-    model = tokenizer["model"]
+    model, steps = tokenizer["model"], sentencepiece_steps(path, tokenizer)
+    if model.get("ignore_merges") and not steps.whole:
+        raise CheckpointError(
+            f"{path}: model.ignore_merges is true, which no sentencepiece vocabulary can say",
+            remedy="set it to false if the tokenizer was trained so",
+        )
     merges = list(_merges(path, model))
     _check_merges(path, merges, model["vocab"])
     ranks: dict[str, int] = {}
@@ -206,27 +272,42 @@ def _sentencepiece_json(
             kind = TokenType.UNKNOWN
         # Characters that no merge makes: they only need to be worse than all that merges make.
         table.claim(index, text)
-        table.put(index, text, kind, 0.0 if is_byte else -float(ranks.get(text, len(ranks))))
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        if table.types[index] != TokenType.UNKNOWN:
-            table.put(index, *_added(text, special), -1000.0)
-    return Vocabulary("llama", "default", table.tokens, table.types, scores=table.scores)
+        score = 0.0 if is_byte else -float(ranks.get(text, len(ranks)))
+        if text in steps.whole:
+            table.put(index, text.replace(SPACE, " "), TokenType.USER_DEFINED, score)
+        else:
+            table.put(index, text, kind, score)
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], n_vocab, is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        if table.types[token.index] != TokenType.UNKNOWN:
+            table.put(token.index, *_added(token, SPACE), -1000.0)
+    return replace(table.sentencepiece(_with_flags(path, steps, added)), notes=told)
 
 
 def _byte_level(path: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, Any], n_vocab: int) -> Vocabulary:
     model = tokenizer["model"]
-    pre = pre_tokenizer_name(path, tokenizer)
+    pre, forms = pre_tokenizer_name(path, tokenizer), unicode_forms(path, tokenizer)
     table = _Table(path, n_vocab)
     for text, index in model["vocab"].items():
         table.claim(index, text)
         table.put(index, text, TokenType.NORMAL)
-    for index, text, special in _added_tokens(tokenizer, settings):
-        table.claim(index, text)
-        table.put(index, *_added(text, special))
+    added, told = added_tokens(path.parent, tokenizer, settings, model["vocab"], n_vocab, is_last=True)
+    for token in added:
+        table.claim(token.index, token.text)
+        table.put(token.index, *_added(token, space=None))
     merges = list(_merges(path, model))
     _check_merges(path, merges, table.tokens)
-    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges)
+    rules = with_flags(path, TextRules(unicode_forms=forms), _flags(added))
+    return Vocabulary("gpt2", pre, table.tokens, table.types, merges=merges, rules=rules, origin=path, notes=told)
+
+
+def _with_flags(path: Path, steps: Steps, added: Iterable[AddedToken]) -> Steps:
+    return replace(steps, rules=with_flags(path, steps.rules, _flags(added)))
+
+
+def _flags(added: Iterable[AddedToken]) -> list[tuple[int, Mapping[str, Any]]]:
+    return [(token.index, token.entry) for token in added]
 
 
 def _check_merges(path: Path, merges: Iterable[str], tokens: Iterable[str]) -> None:
@@ -268,21 +349,25 @@ class _Table:
         self.check(index, text)
         self.tokens[index], self.types[index], self.scores[index] = text, int(kind), score
 
+    def sentencepiece(self, steps: Steps) -> Vocabulary:
+        """The vocabulary of these tokens, which does with text what ``steps`` say."""
+        return Vocabulary(
+            "llama",
+            "default",
+            self.tokens,
+            self.types,
+            scores=self.scores,
+            add_space_prefix=steps.add_space_prefix,
+            rules=steps.rules,
+            origin=self.path,
+        )
 
-def _added(text: str, special: bool) -> tuple[str, TokenType]:
-    """An added token's text and type; some models forget to mark control tokens as special."""
-    if special or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or (text.startswith("<|") and text.endswith("|>")):
-        return text, TokenType.CONTROL
-    return text.replace("\u2581", " "), TokenType.USER_DEFINED
 
-
-def _added_tokens(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[int, str, bool]]:
-    """(id, text, special) of tokenizer.json's added tokens; those with a role in tokenizer_config.json are special."""
-    roles = {_content(settings.get(f"{kind}_token")) for kind in _KINDS}
-    roles |= {_content(token) for token in settings.get("additional_special_tokens") or []}
-    for entry in tokenizer.get("added_tokens") or []:
-        index, text = entry["id"], entry["content"]
-        yield index, text, bool(entry.get("special")) or text in roles
+def _added(token: AddedToken, space: str | None) -> tuple[str, TokenType]:
+    """An added token's text and type; ``space`` is the letter that stands for one in a sentencepiece vocabulary."""
+    if token.special:
+        return token.text, TokenType.CONTROL
+    return token.text.replace(space, " ") if space else token.text, TokenType.USER_DEFINED
 
 
 def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
@@ -299,91 +384,3 @@ def _merges(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
             raise CheckpointError(
                 f"{path}: model.merges[{at}] is {merge!r:.100}, expected two texts", remedy=_NOT_TOGETHER
             )
-
-
-def _content(token: Any) -> str | None:
-    """A token given as text or as an object with ``content``."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _special_tokens(
-    tokenizer: Mapping[str, Any], settings: Mapping[str, Any], config: Mapping[str, Any], n_vocab: int
-) -> tuple[dict[str, int], dict[str, bool]]:
-    """Ids by kind and which are added: tokenizer files first, then config.json."""
-    texts = {kind: _content(settings.get(f"{kind}_token")) for kind in _KINDS}
-    add = _added_by_post_processor(tokenizer, texts) if tokenizer else {}
-    ids = {_content(entry): entry["id"] for entry in reversed(tokenizer.get("added_tokens") or [])}
-    special: dict[str, int] = {}
-    for kind, text in texts.items():
-        flag = settings.get(f"add_{kind}_token")
-        if isinstance(flag, bool):
-            add.setdefault(kind, flag)
-        for index in (ids.get(text) if text else None, config.get(f"{kind}_token_id")):
-            if type(index) is int and 0 <= index < n_vocab:
-                special.setdefault(kind, index)
-    if n_vocab == _CODE_LLAMA_SIZE:
-        special |= _CODE_LLAMA
-    return special, {kind: flag for kind, flag in add.items() if kind in ("bos", "eos", "sep")}
-
-
-def _added_by_post_processor(tokenizer: Mapping[str, Any], texts: dict[str, str | None]) -> dict[str, bool]:
-    """Whether BOS and EOS surround a text, by tokenizer.json's post-processor; ``texts`` may be renamed by it."""
-    post = tokenizer.get("post_processor") or {}
-    add: dict[str, bool] = {}
-    for step in post.get("processors") or [post]:
-        single = step.get("single") or []
-        if step.get("type") == "ByteLevel":
-            add.setdefault("bos", False)
-            add.setdefault("eos", False)
-        elif step.get("type") == "TemplateProcessing" and len(single) > 1:
-            first, last = _special(single[0]), _special(single[-1])
-            if first:
-                texts["bos"] = texts.get("bos") or first
-                add["bos"] = first in (texts["bos"], texts.get("cls"))
-            if last:
-                if texts.get("eos") not in (None, last):
-                    texts["eot"] = texts["eos"]
-                texts["eos"] = last
-                add["eos"] = True
-            between = _between(step.get("pair") or [], first, last)
-            if between:
-                ends = {texts.get("sep"), texts.get("eos")} - {None}
-                add["sep"] = (between[0] in ends and not last) or (len(between) == 2 and between[1] in ends)
-    return add
-
-
-def _between(pair: list[dict[str, Any]], first: str | None, last: str | None) -> list[str | None]:
-    """What a post-processor puts between two texts, A and B."""
-    inner = pair[1:] if first and pair and _special(pair[0]) == first else pair
-    inner = inner[:-1] if last and inner and _special(inner[-1]) == last else inner
-    names = [(step.get("Sequence") or {}).get("id") for step in inner]
-    return [_special(step) for step in inner[1:-1]] if names[:1] == ["A"] and names[-1:] == ["B"] else []
-
-
-def _special(step: Mapping[str, Any]) -> str | None:
-    """The special token that a step of a post-processor's template writes."""
-    text = (step.get("SpecialToken") or {}).get("id")
-    return text if isinstance(text, str) else None
-
-
-def _chat_templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name: in tokenizer_config.json, or in files of their own as newer checkpoints have them."""
-    given = settings.get("chat_template")
-    if isinstance(given, list):
-        named = {entry.get("name"): entry.get("template") for entry in given}
-        return {name: template for name, template in named.items() if name is not None and template is not None}
-    if isinstance(given, str):
-        return {"default": given}
-    jinja, older = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja.is_file():
-        return {"default": _template(jinja)} | {file.stem: _template(file) for file in _more_templates(folder)}
-    template = read_json(older).get("chat_template") if older.is_file() else None
-    return {"default": template} if isinstance(template, str) else {}
-
-
-def _template(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}", remedy="download it again") from error

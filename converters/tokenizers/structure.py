@@ -15,10 +15,12 @@ Schema = Any
 keys; a tuple of alternatives that differ in type. A key that is missing counts as None."""
 
 _TOKEN = (None, str, {"content": str})
+_FLAGS = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), (None, bool))
 _PIECE = {"SpecialToken": (None, {"id": str}), "Sequence": (None, {"id": str})}
 _STEP = {"type": (None, str), "single": (None, [_PIECE]), "pair": (None, [_PIECE])}
+_TEMPLATES = (None, str, [{"name": (None, str), "template": (None, str)}], {str: (None, str)})
 TOKENIZER: Schema = {
-    "added_tokens": (None, [{"id": int, "content": str, "special": (None, bool)}]),
+    "added_tokens": (None, [{"id": int, "content": str, "special": (None, bool)} | _FLAGS]),
     "post_processor": (None, _STEP | {"processors": (None, [_STEP])}),
 }
 """tokenizer.json; ``model`` and what stands before it matter only where there is no tokenizer.model."""
@@ -28,19 +30,31 @@ MODEL: Schema = {
         "byte_fallback": (None, bool),
         "ignore_merges": (None, bool),
         "unk_token": (None, str),
+        "continuing_subword_prefix": (None, str),
+        "end_of_word_suffix": (None, str),
     },
     "normalizer": (None, dict),
     "pre_tokenizer": (None, dict),
 }
+_ROLES = {f"{kind}_token": _TOKEN for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
+_MORE_TOKENS = {
+    "additional_special_tokens": (None, [_TOKEN]),
+    "extra_special_tokens": (None, [_TOKEN], {str: _TOKEN}),
+}
 SETTINGS: Schema = {
-    **{f"{kind}_token": _TOKEN for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")},
+    **_ROLES,
     **{f"add_{kind}_token": (None, bool) for kind in ("bos", "eos", "sep")},
     "add_prefix_space": (None, bool),
-    "additional_special_tokens": (None, [_TOKEN]),
-    "added_tokens_decoder": (None, {str: {"content": str, "special": (None, bool)}}),
-    "chat_template": (None, str, [{"name": (None, str), "template": (None, str)}]),
+    **_MORE_TOKENS,
+    "added_tokens_decoder": (None, {str: {"content": str, "special": (None, bool)} | _FLAGS}),
+    "legacy": (None, bool),
+    "chat_template": _TEMPLATES,
 }
 """tokenizer_config.json."""
+SPECIAL_MAP: Schema = _ROLES | _MORE_TOKENS
+"""special_tokens_map.json."""
+PROCESSOR: Schema = {"chat_template": _TEMPLATES}
+"""processor_config.json and chat_template.json."""
 _NAMES = {int: "an integer", str: "text", bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
 
 

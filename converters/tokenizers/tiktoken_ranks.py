@@ -41,7 +41,7 @@ def read_ranks(content: bytes, path: Path, pre: str, special: Sequence[str], n_v
     padding = range(len(tokens), n_vocab)
     tokens += [f"[PAD{index}]" for index in padding]
     types += [int(TokenType.UNUSED)] * len(padding)
-    return Vocabulary("gpt2", pre, tokens, types, merges=list(_merges(ranks)))
+    return Vocabulary("gpt2", pre, tokens, types, merges=list(_merges(ranks)), origin=path)
 
 
 def _ranks(content: bytes, path: Path) -> dict[bytes, int]:

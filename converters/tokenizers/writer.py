@@ -9,24 +9,11 @@ from typing import Any
 
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers import sentencepiece_model
-from converters.tokenizers.pre_tokenizers import LLAMA3_REGEX, LLAMA4_REGEX, split
+from converters.tokenizers.pre_tokenizers import BY_NAME, BYTE_LEVEL
+from converters.tokenizers.text_steps import DOUBLE, ESCAPE, MERGE_SPACES, PREPEND, SPACE
 from edge_llama.errors import CheckpointError
+from edge_llama.files.text_rules import SpacePrefix, cut_step
 
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-_LLAMA3 = [split(LLAMA3_REGEX), _BYTE_LEVEL | {"use_regex": False}]
-_PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
-    "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL | {"use_regex": True}],
-    "gpt-2": [_BYTE_LEVEL | {"use_regex": True}],
-    "llama-bpe": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "llama3": _LLAMA3,
-    "smaug-bpe": _LLAMA3,
-    "llama4": [split(LLAMA4_REGEX), _BYTE_LEVEL | {"use_regex": False}],
-}
-_WITH_BOS = ("llama-bpe", "llama-v3", "llama3")  # llama.cpp: unless told otherwise
-_WHOLE_WORDS_FIRST = (*_WITH_BOS, "llama4")  # as published; llama.cpp takes Llama 4's words by merges alone
-_SPACE = "\u2581"
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 _KINDS = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
 
@@ -40,12 +27,12 @@ def write_files(vocabulary: Vocabulary, where: Path) -> dict[str, Any]:
     if vocabulary.model == "llama" and vocabulary.scores is not None:
         model = sentencepiece_model.encode(vocabulary)
         files = {"tokenizer.json": _sentencepiece_json(vocabulary), "tokenizer.model": model}
-    elif vocabulary.model == "gpt2" and vocabulary.pre in _PRE_TOKENIZERS:
+    elif vocabulary.model == "gpt2" and vocabulary.pre in BY_NAME:
         files = {"tokenizer.json": _byte_level_json(vocabulary)}
     else:
         raise CheckpointError(
             f"{where}: a tokenizer.json can't be written for vocabulary {vocabulary.model!r}, {vocabulary.pre!r}",
-            remedy=f"supported: llama (sentencepiece) with scores, gpt2 with {', '.join(_PRE_TOKENIZERS)}",
+            remedy=f"supported: llama (sentencepiece) with scores, gpt2 with {', '.join(BY_NAME)}",
         )
     return files | {"tokenizer_config.json": _settings(vocabulary)}
 
@@ -94,27 +81,37 @@ def _settings(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """Tokens that are found in a text before anything else; special ones only where a caller allows it."""
+    left, right = set(vocabulary.rules.lstrip), set(vocabulary.rules.rstrip)
+    cut = _cut(vocabulary)
     return [
-        {"id": index, "content": text, **_FLAGS, "special": vocabulary.types[index] != TokenType.USER_DEFINED}
+        {
+            "id": index,
+            "content": text,
+            "single_word": False,
+            "lstrip": index in left,
+            "rstrip": index in right,
+            "normalized": False,
+            "special": vocabulary.types[index] != TokenType.USER_DEFINED,
+        }
         for index, text in _used(vocabulary)
-        if vocabulary.types[index] in _KINDS
+        if vocabulary.types[index] in _KINDS and index not in cut
     ]
 
 
 def _byte_level_json(vocabulary: Vocabulary) -> dict[str, Any]:
-    byte_level = _BYTE_LEVEL | {"use_regex": True}
-    template = _template(vocabulary)
+    byte_level = {**BYTE_LEVEL, "use_regex": True}
+    known, template = BY_NAME[vocabulary.pre], _template(vocabulary)
     return _tokenizer_json(
         vocabulary,
-        normalizer=None,
-        pre_tokenizer={"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[vocabulary.pre]},
+        normalizer=_sequence([{"type": form} for form in vocabulary.rules.unicode_forms], "normalizers"),
+        pre_tokenizer=known.as_json,
         post_processor={"type": "Sequence", "processors": [byte_level, template]} if template else byte_level,
         decoder=byte_level,
         model={
             "unk_token": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": vocabulary.pre in _WHOLE_WORDS_FIRST,
+            "ignore_merges": known.ignore_merges,
             "vocab": {text: index for index, text in _used(vocabulary)},
             "merges": [merge.split(" ") for merge in vocabulary.merges or []],
         },
@@ -123,27 +120,51 @@ def _byte_level_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _sentencepiece_json(vocabulary: Vocabulary) -> dict[str, Any]:
     """As transformers derives it from a tokenizer.model."""
-    has_prefix = vocabulary.add_space_prefix is not False
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    prefix = [{"type": "Prepend", "prepend": _SPACE}] if has_prefix else []
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
-    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    unknown = vocabulary.special.get("unk")
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if vocabulary.has_space_prefix else []
+    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    unknown = vocabulary.unknown
+    cut = _cut(vocabulary)
+    normalizers, pre_tokenizers = _spaces(vocabulary, list(cut.values()))
     return _tokenizer_json(
         vocabulary,
-        normalizer={"type": "Sequence", "normalizers": [*prefix, spaces]},
-        pre_tokenizer=None,
+        normalizer=_sequence(normalizers, "normalizers"),
+        pre_tokenizer=pre_tokenizers[0] if len(pre_tokenizers) == 1 else _sequence(pre_tokenizers, "pretokenizers"),
         post_processor=_template(vocabulary),
         decoder={"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         model={
             "unk_token": None if unknown is None else vocabulary.tokens[unknown],
             "fuse_unk": True,
             "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {text: index for index, text in _used(vocabulary)},
+            "ignore_merges": bool(cut),
+            "vocab": {cut.get(index, text): index for index, text in _used(vocabulary)},
             "merges": _merges_by_score(vocabulary),
         },
     )
+
+
+def _cut(vocabulary: Vocabulary) -> dict[int, str]:
+    """Tokens, by id, that are cut out of text by a step instead of being added: text after them gets no space."""
+    if vocabulary.rules.space_prefix is not SpacePrefix.EACH:
+        return {}
+    tokens = ((index, text.replace(" ", SPACE)) for index, text in _used(vocabulary))
+    return {index: text for index, text in tokens if vocabulary.types[index] == TokenType.USER_DEFINED}
+
+
+def _spaces(vocabulary: Vocabulary, cut: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is done with spaces: steps of the normalizer, and of the pre-tokenizer."""
+    rules = vocabulary.rules
+    steps = [{"type": form} for form in rules.unicode_forms] + (list(MERGE_SPACES) if rules.merges_spaces else [])
+    if rules.space_prefix is None:
+        return [*steps, *([PREPEND] if vocabulary.has_space_prefix else []), ESCAPE], []
+    scheme = "first" if rules.space_prefix is SpacePrefix.METASPACE_FIRST else "always"
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+    if rules.space_prefix is SpacePrefix.EACH:
+        return [*steps, ESCAPE, DOUBLE], [metaspace, *([cut_step(cut)] if cut else [])]
+    return steps, [metaspace]
+
+
+def _sequence(steps: list[dict[str, Any]], inside: str) -> dict[str, Any] | None:
+    return {"type": "Sequence", inside: steps} if steps else None
 
 
 def _merges_by_score(vocabulary: Vocabulary) -> list[list[str]]:
@@ -178,7 +199,7 @@ def _tokenizer_json(vocabulary: Vocabulary, *, model: dict[str, Any], **steps: A
 
 def _template(vocabulary: Vocabulary) -> dict[str, Any] | None:
     """What surrounds a text, and what stands between two; None if nothing."""
-    always_bos = vocabulary.model == "llama" or vocabulary.pre in _WITH_BOS  # llama.cpp's defaults
+    always_bos = vocabulary.model == "llama" or BY_NAME[vocabulary.pre].adds_bos  # llama.cpp's defaults
     start = _token(vocabulary, "bos") if vocabulary.add.get("bos", always_bos) else []
     end = _token(vocabulary, "eos") if vocabulary.add.get("eos", False) else []
     if not start and not end:

@@ -13,6 +13,7 @@ from edge_llama.backends.base import Bundled, Engine, VisionEngine
 from edge_llama.backends.registry import engine_for, engine_named, engines, own_engines
 from edge_llama.errors import ArtifactError
 from edge_llama.files.artifact import Bundle, VisionArtifact, existing
+from edge_llama.files.checkpoint_folder import CheckpointKind, checkpoint_kind
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import Manifest, Tower, read_manifest
 from edge_llama.files.onnx_text import CONFIG
@@ -43,16 +44,23 @@ def _pair(folder: Path) -> tuple[Path, list[Path]]:
     towers = [file for engine in own_engines() if engine.vision for file in engine.vision.find(folder)]
     if len(texts) == 1:
         return texts[0], towers
-    if (folder / "config.json").is_file():
-        raise ArtifactError(
-            f"{folder}: this is a full-precision checkpoint",
-            remedy=f"convert it first: edge-llama convert {folder} OUTPUT.gguf",
-        )
+    if (kind := checkpoint_kind(folder)) is not None:
+        what, source = ("an adapter", f"BASE OUTPUT.gguf --lora {folder}")
+        if kind == "checkpoint":
+            what, source = ("a full-precision checkpoint", f"{folder} OUTPUT.gguf")
+        raise ArtifactError(f"{folder}: this is {what}", remedy=f"convert it first: edge-llama convert {source}")
     found = ", ".join(file.name for file in sorted((*texts, *towers), key=lambda file: (file.suffix, file))) or "none"
     raise ArtifactError(
         f"{folder}: expected exactly one text model (.gguf, or an .onnx with its {CONFIG}), found {found}",
         remedy="name the file itself",
     )
+
+
+def checkpoint_at(path: Path) -> CheckpointKind | None:
+    """Which kind of checkpoint lies at ``path``, if nothing is there that an engine runs."""
+    if not path.is_dir() or (path / MANIFEST).exists() or _texts(engines(), path):
+        return None
+    return checkpoint_kind(path)
 
 
 def _texts(asked: Iterable[Engine[Any]], folder: Path) -> list[Path]:

@@ -108,6 +108,7 @@ def convert(
     """
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
+    from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
     asked = options.given(
         quant=quant,
@@ -126,13 +127,15 @@ def convert(
         allow_nonfinite=allow_nonfinite,
     )
     if dry_run:
-        plan = make_plan(source, output, **asked)
+        plan = make_plan(source, output, encode_gguf=encode, **asked)
         _print_plan(plan, as_json)
         _tell(plan, quiet or as_json)
         return
     started = time.perf_counter()
     with _resumable(output), progress(output.name, quiet=quiet) as show:
-        done = run_conversion(source, output, force=force, threads=threads, on_progress=show, **asked)
+        done = run_conversion(
+            source, output, force=force, threads=threads, on_progress=show, encode_gguf=encode, **asked
+        )
     _report(done, time.perf_counter() - started, as_json, quiet)
     if profile:
         note(f"profile: {done.times}")

@@ -2,15 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_llama.backends.registry import open_artifact
-from edge_llama.backends.towers import read_towers
-from edge_llama.cli import options
+from edge_llama.backends.towers import checkpoint_at, read_towers
+from edge_llama.cli import checkpoints, options
 from edge_llama.errors import printable
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact, existing
@@ -23,21 +24,42 @@ _SHOWN = 72  # characters of a value that a table shows
 
 
 def inspect(
-    model: Annotated[str | None, typer.Argument(help="A .gguf file, a bundle, a vision tower, or smollm2.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A .gguf file, a bundle, a vision tower, a checkpoint's folder, or smollm2.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a model's towers, metadata, tensors and sizes. Only headers are read.
+    """Show a model's towers, metadata, tensors and sizes, or what a checkpoint would become. Only headers are read.
 
     Example: edge-llama inspect llama-3.2-1b-q4_k_m.gguf --json
     """
-    found = read_towers(existing(model))
-    text = open_artifact(found.text) if found.text else None
-    if as_json:
-        print(json.dumps(_described(found, text), ensure_ascii=False))  # noqa: T201
+    path = existing(model)
+    if checkpoint_at(path):
+        _describe(path, as_json=as_json)
         return
+    found = read_towers(path)
+    text = open_artifact(found.text) if found.text else None
+    _print(_described(found, text)) if as_json else _show_towers(found, text, _console())
+
+
+def _describe(folder: Path, *, as_json: bool) -> None:
+    from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for checkpoints alone
+
+    found = checkpoints.read(folder)
+    _print(checkpoints.as_json(found, encode)) if as_json else checkpoints.show(found, _console(), encode)
+
+
+def _print(described: Mapping[str, Any]) -> None:
+    print(json.dumps(described, ensure_ascii=False))  # noqa: T201
+
+
+def _console() -> "Console":
     from rich.console import Console  # noqa: PLC0415
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
+
+
+def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> None:
     console.print(printable(str(found.path)), soft_wrap=True)
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.formats import BY_GGML_ID, Format
 
 MAGIC = b"GGUF"
+SUFFIX = ".gguf"
 VERSION = 3
 ALIGNMENT = 32
 MAX_DIMENSIONS = 4
@@ -143,6 +144,25 @@ class Header:
         return self.get("general.architecture", str, "")
 
 
+def is_named_gguf(name: str) -> bool:
+    """Whether a file of this name is meant to be GGUF: its suffix, in capitals or not."""
+    return name.lower().endswith(SUFFIX)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the file at ``path`` is GGUF by its name, or by its first bytes: caches call files by their hashes."""
+    try:
+        with path.open("rb") as file:
+            return is_named_gguf(path.name) or file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """What is called so in ``folder``."""
+    return sorted(file for file in folder.glob("*") if is_named_gguf(file.name))
+
+
 def read_header(path: Path) -> Header:
     """Parse and check the header of the GGUF file at ``path``.
 
@@ -152,7 +172,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             return _Parser(path, file.read(1 << 24), path.stat().st_size).header()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 class _Parser:

@@ -6,7 +6,7 @@ from pathlib import Path
 from edge_llama.errors import ArtifactError
 from edge_llama.files.gguf import Header, read_header
 
-LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 """The end of a later part's name: a model is opened by its first."""
 _NOT_TOGETHER = "the files don't belong together: download or convert all of them again"
 

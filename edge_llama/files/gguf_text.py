@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edge_llama.errors import ArtifactError
-from edge_llama.files import gguf_metadata
+from edge_llama.files import gguf_metadata, text_rules
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.files.gguf_limits import check_model, items, numbers
@@ -112,6 +112,7 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
         kv_values_per_token=kv_values,
         sampling=_sampling(header),
     )
+    text_rules.from_gguf(header, artifact.n_vocab)  # what is no rule shows now
     if any(token >= artifact.n_vocab for token in items(header, END_TOKENS, ValueType.UINT32, default=())):
         raise ArtifactError(f"{path}: {END_TOKENS} holds what is no token", remedy=DAMAGED)
     return artifact

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from edge_llama.errors import OptionError
 from edge_llama.files.byte_letters import byte_letters
+from edge_llama.files.text_rules import PLAIN, SpacePrefix, TextRules
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, as sentencepiece and GGUF (``tokenizer.ggml.token_type``) number them."""
@@ -21,17 +22,22 @@ SPACE = "\u2581"
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{3,}\]")
 # What byte-pair merges leave to tokens that people invent: "<div>" may be an ordinary word of code, "<|x|>" is none.
 _ARTIFICIAL_TAG = re.compile(r"<[|｜].+[|｜]>|</?[a-z]+(?:_[a-z]+)+>|\[/?[A-Z_]{3,}\]")
+_MOST_COMPOSED = 4  # bytes of UTF-8 that normalizing makes one: of a letter in bold (NFKC)
 _PIPED_TAG = re.compile(r"<[|｜].+[|｜]>")
 
 
 class Vocabulary(ABC):
     """The half of the Protocol :class:`edge_llama.prompts.tokenizer.Tokenizer` that is the same for every tokenizer."""
 
-    def __init__(self, kind: str, texts: Sequence[str], types: Sequence[int]) -> None:
-        """``texts`` and ``types`` of the tokens in order; ``kind`` is one of those above, or another."""
+    def __init__(self, kind: str, texts: Sequence[str], types: Sequence[int], rules: TextRules = PLAIN) -> None:
+        """``texts`` and ``types`` of the tokens in order; ``kind`` is one of those above, or another.
+
+        Of ``rules`` is heeded here what concerns tokens that stand beside a text; the rest is :meth:`_tokenize`'s.
+        """
         self._kind = kind
         self._texts = texts
         self._types = types
+        self._rules = rules
 
     @abstractmethod
     def is_end(self, token: int) -> bool:
@@ -97,9 +103,28 @@ class Vocabulary(ABC):
         OptionError for a character that the vocabulary can't express: engines would drop it in silence, or end the
         process.
         """
-        if self._missing_bytes and (lost := self._lost(text)):
-            raise OptionError(f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out")
-        return self._encode_without(self.control_tokens if control is None else control, text, is_first=True)
+        return self.encode_parts([text], control)
+
+    def encode_parts(self, parts: Sequence[str | int], control: Mapping[str, int] | None = None) -> list[int]:
+        """The ids of plain texts, as :meth:`encode` makes them, and of tokens between them, which are given as ids."""
+        control = self.control_tokens if control is None else control
+        ids: list[int] = []
+        for at, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+            elif text := self._beside(part, parts[at - 1] if at else None, parts[at + 1 : at + 2]):
+                if self._missing_bytes and (lost := self._lost(text)):
+                    raise OptionError(
+                        f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out"
+                    )
+                is_first = not ids or self._rules.space_prefix is not SpacePrefix.METASPACE_FIRST
+                ids += self._encode_without(control, text, is_first=is_first)
+        return ids
+
+    def _beside(self, text: str, before: str | int | None, after: Sequence[str | int]) -> str:
+        """What the tokens beside a text leave of it."""
+        text = text.lstrip() if before in self._rules.rstrip else text
+        return text.rstrip() if after and after[0] in self._rules.lstrip else text
 
     def _encode_without(self, control: Mapping[str, int], text: str, *, is_first: bool) -> list[int]:
         """Engines find user-defined tokens in plain text, too: text that has one is cut inside of it."""
@@ -167,10 +192,11 @@ class Vocabulary(ABC):
     @cached_property
     def _longest_token(self) -> int:
         """Bytes of text that one token stands for at most; no bound where text is normalized or unknown."""
-        if self._kind not in (SENTENCEPIECE, BYTE_LEVEL):
+        if self._kind not in (SENTENCEPIECE, BYTE_LEVEL) or self._rules.merges_spaces:
             return sys.maxsize
         space = SPACE if self._kind == SENTENCEPIECE else " "
-        return max(len(text.replace(space, " ").encode("utf-8", "surrogateescape")) for text in self._texts)
+        longest = max(len(text.replace(space, " ").encode("utf-8", "surrogateescape")) for text in self._texts)
+        return longest * (_MOST_COMPOSED if self._rules.unicode_forms else 1)
 
 
 def _is_looked_for(tag: str, template: str) -> bool:

@@ -5,7 +5,7 @@ Byte-level BPE (Llama 3 and 4, SmolLM2) and sentencepiece's (Llama 2), with the 
 """
 
 import json
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.onnx_text import OnnxArtifact
+from edge_llama.files.text_rules import PLAIN, UNICODE_FORMS, SpacePrefix, TextRules, cut_words
 from edge_llama.prompts.control_tokens import (
     BYTE,
     BYTE_LEVEL,
@@ -42,6 +43,7 @@ class _Loaded:
     encode: Callable[[str], list[int]]
     begins: int | None
     """What it puts before a text."""
+    rules: TextRules = PLAIN
 
 
 class HFTokenizer(Vocabulary):
@@ -54,7 +56,7 @@ class HFTokenizer(Vocabulary):
         """
         read = _from_json if artifact.tokenizer.suffix == ".json" else _from_sentencepiece
         loaded = read(artifact.tokenizer, artifact.n_vocab)
-        super().__init__(loaded.kind, loaded.texts, loaded.types)
+        super().__init__(loaded.kind, loaded.texts, loaded.types, loaded.rules)
         self.n_vocab = artifact.n_vocab
         self._ends = artifact.ends
         self._settings = artifact.settings
@@ -123,7 +125,26 @@ def _from_json(path: Path, n_vocab: int) -> _Loaded:
     texts, types = _words(path, tokenizer, n_vocab, is_sentencepiece=kind == SENTENCEPIECE)
     with_marks, plain = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
     begins = with_marks[0] if with_marks[:1] != plain[:1] else None
-    return _Loaded(kind, texts, types, lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids), begins)
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return _Loaded(kind, texts, types, encode, begins, _rules(tokenizer))
+
+
+def _rules(tokenizer: Any) -> TextRules:
+    """What the library would do if it had a text and the control tokens in it at once: each run comes alone."""
+    steps = list(_described(tokenizer.pre_tokenizer))
+    first = any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
+    normalizers = list(_described(tokenizer.normalizer))
+    added = tokenizer.get_added_tokens_decoder()
+    return TextRules(
+        SpacePrefix.METASPACE_FIRST if first else None,
+        tuple(step["type"] for step in normalizers if step["type"] in UNICODE_FORMS),
+        merges_spaces=any(step.get("content") == "" for step in normalizers),
+        lstrip=tuple(token for token, entry in added.items() if entry.lstrip),
+        rstrip=tuple(token for token, entry in added.items() if entry.rstrip),
+    )
 
 
 def _tokenizer(path: Path) -> Any:
@@ -158,11 +179,17 @@ def _kind(path: Path, tokenizer: Any) -> str:
 
 def _steps(part: Any) -> list[str]:
     """The types of a pre-tokenizer or decoder and of its parts."""
+    return [str(step["type"]) for step in _described(part)]
+
+
+def _described(part: Any) -> Iterator[dict[str, Any]]:
+    """A normalizer, pre-tokenizer or decoder and its parts, as tokenizer.json has them."""
     if part is None:
-        return []
+        return
     described: dict[str, Any] = json.loads(part.__getstate__())
-    inner = described.get("pretokenizers", []) + described.get("decoders", [])
-    return [str(step["type"]) for step in (described, *inner)]
+    yield described
+    for parts in ("normalizers", "pretokenizers", "decoders"):
+        yield from described.get(parts, [])
 
 
 def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:
@@ -175,6 +202,9 @@ def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) 
         raise ArtifactError(f"{path}: has a token {most:,}, the model knows 0 to {n_vocab - 1:,}", remedy=_AGAIN)
     for text, token in words.items():
         texts[token], types[token] = text, BYTE if text in bytes_ else NORMAL
+    for text in (text for step in _described(tokenizer.pre_tokenizer) for text in cut_words(step)):
+        if (cut := words.get(text)) is not None:
+            texts[cut], types[cut] = text.replace(SPACE, " "), USER_DEFINED
     for token, entry in added.items():
         special = UNKNOWN if entry.content == tokenizer.model.unk_token else CONTROL
         texts[token], types[token] = entry.content, special if entry.special else USER_DEFINED

@@ -1,6 +1,6 @@
 """Text to token ids and back: what every backend's tokenizer offers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from edge_llama.errors import ContextFullError
@@ -32,6 +32,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
+
+    def encode_parts(self, parts: Sequence[str | int], control: Mapping[str, int] | None = None) -> list[int]:
+        """The same of plain texts with tokens between them, which are given as ids; what is beside a text may matter.
+
+        Negative ids stand for embeddings.
+        """
 
     def least_tokens(self, text: str) -> int:
         """At least so many tokens ``text`` takes, by its length alone: 0 where that says nothing."""

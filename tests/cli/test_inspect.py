@@ -62,3 +62,18 @@ def test_a_vision_tower_alone_is_shown(cli: Cli, bundle: Path, llama4_scout: Pat
     data = json.loads(cli("inspect", tmp_path / "mmproj.gguf", "--json").stdout)
     assert data["towers"]["vision"]["engine"] == "llama.cpp"
     assert data["towers"]["vision"]["metadata"]["clip.projector_type"] == "llama4"
+
+
+def test_a_checkpoint_says_what_it_is_and_what_each_target_would_take(cli: Cli, llama3: Path) -> None:
+    data = json.loads(cli("inspect", llama3, "--json").stdout)
+    assert (data["kind"], data["family"], data["problem"]) == ("checkpoint", "LlamaForCausalLM", None)
+    shown = cli("inspect", llama3).stdout
+    for text in ("checkpoint Llama-3.2-tiny-Instruct (LlamaForCausalLM)", "layers: 3", "byte-level BPE", "q4_k_m"):
+        assert text in shown
+
+
+def test_a_checkpoint_that_cannot_be_read_exits_with_2(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    done = cli("inspect", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "config.json: not valid JSON" in done.stderr

@@ -1,6 +1,7 @@
 """``edge-llama verify``."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -74,3 +75,31 @@ def test_a_vision_tower_and_a_pair_are_verified(cli: Cli, llama4_scout: Path, tm
     assert done.returncode == 2
     last = read_header(tmp_path / "mmproj.gguf").tensors[-1].name
     assert f"tensor {last!r} is not as it was written" in done.stderr
+
+
+def test_a_folder_that_was_written_for_transformers_is_verified(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert cli("convert", llama3, folder, "--to", "safetensors").returncode == 0
+    done = cli("verify", folder, "--json")
+    assert (done.returncode, json.loads(done.stdout)["files"]) == (0, 5)
+    weights = folder / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    done = cli("verify", folder)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{weights}: is not as it was written" in done.stderr
+
+
+def test_a_checkpoint_without_hashes_exits_with_1_and_a_damaged_one_with_2(
+    cli: Cli, llama3: Path, tmp_path: Path
+) -> None:
+    done = cli("verify", llama3)
+    assert done.returncode == 1
+    assert "its structure is sound, but it carries no hashes" in done.stderr
+    damaged = Path(shutil.copytree(llama3, tmp_path / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    done = cli("verify", damaged)
+    assert done.returncode == 2
+    assert "model.safetensors" in done.stderr

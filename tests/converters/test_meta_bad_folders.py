@@ -62,7 +62,15 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another vocab_size": (edited_params(vocab_size=1255), "vocab_size is 1255, the embedding has 1256 rows"),
     "a mixture of experts, as in Llama 4": (edited_params(moe_args={"num_experts": 16}), "2,048 special ones"),
     "vision": (edited_params(vision_chunk_size=448), "vision_chunk_size is set"),
-    "quantized": (edited_params(quantization_args={"group_size": 32}), "quantized weights"),
+    "quantized, of which it says too little": (
+        edited_params(quantization_args={"group_size": 32}),
+        "spinquant is missing",
+    ),
+    "quantized, which it is not": (
+        edited_params(quantization_args={"group_size": 32, "spinquant": True}),
+        "quantized releases in several shards",
+    ),
+    "an adapter beside the weights": (edited_params(lora_args={"rank": 8, "scale": 1.0}), "quantization_args is not"),
     "the first shard missing": (
         lambda folder: (folder / "consolidated.00.pth").unlink(),
         r"consolidated\.00\.pth is mis",

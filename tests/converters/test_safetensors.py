@@ -14,7 +14,8 @@ from refusals import refusal
 from safetensors.numpy import save_file
 
 import converters
-from converters.sources.safetensors import open_folder, read_file
+from converters.sources.hugging_face import open_folder
+from converters.sources.safetensors import read_file
 from edge_llama import CheckpointError
 
 

@@ -75,6 +75,9 @@ class Bytes:
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         return list(text.encode())
 
+    def encode_parts(self, parts: Sequence[str | int], control: Mapping[str, int] | None = None) -> list[int]:
+        return [token for part in parts for token in ([part] if isinstance(part, int) else self.encode(part))]
+
     def least_tokens(self, text: str) -> int:
         return len(text)
 

@@ -11,14 +11,12 @@ import llama4
 import pytest
 from refusals import refusal
 from texts import CONVERSATIONS, TORTURE
+from tokenizer_files import artifact
 from vocabularies import LLAMA2_TEMPLATE, LLAMA3_TEMPLATE
 
 import converters
 import edge_llama
 from edge_llama.errors import ArtifactError, OptionError
-from edge_llama.files.json_fields import Fields
-from edge_llama.files.onnx_graph_file import OnnxFile
-from edge_llama.files.onnx_text import Names, OnnxArtifact
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -27,35 +25,6 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "smollm": checkpoints.smollm,
     "llama4": llama4.scout,
 }
-
-
-def artifact(folder: Path, name: str = "tokenizer.json") -> OnnxArtifact:
-    """The folder of a checkpoint as if there was a graph in it: only what a tokenizer reads."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config = config.get("text_config", config) | config
-    vocab = config.get("vocab_size") or config["text_config"]["vocab_size"]
-    generation = json.loads(path.read_text()) if (path := folder / "generation_config.json").exists() else config
-    ends = generation.get("eos_token_id", [])
-    return OnnxArtifact(
-        path=folder / "model.onnx",
-        name=folder.name,
-        architecture="llama",
-        chat_template=None,
-        n_layer=1,
-        n_ctx_train=1,
-        n_vocab=vocab,
-        kv_values_per_token=1,
-        graph=OnnxFile(folder, (), (), {}),
-        names=Names("", "", "", (), ()),
-        n_embd=1,
-        n_kv_heads=1,
-        head_dim=1,
-        is_shared=True,
-        ends=frozenset(ends if isinstance(ends, list) else [ends]),
-        tokenizer=folder / name,
-        settings=Fields.read(folder / "tokenizer_config.json", 1 << 24, "remedy"),
-        config=Fields(folder, {}, "remedy"),
-    )
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))

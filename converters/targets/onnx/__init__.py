@@ -3,6 +3,7 @@
 What writes them takes a third of a second to load, so it is imported only where a graph is written.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
@@ -32,6 +33,13 @@ class OnnxTextWriter:
 
         return text_files(checkpoint, options)
 
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The folder's files for each recipe."""
+        _check_library()
+        from converters.targets.onnx.text import text_sizes  # noqa: PLC0415
+
+        return text_sizes(checkpoint, self.quants)
+
 
 class OnnxVisionWriter:
     """A vision tower for ONNX Runtime."""
@@ -58,6 +66,11 @@ class OnnxVisionWriter:
         quant, ranges = options.vision_quant or self.default_quant, options.ranges
         path = None if ranges is None else Path(ranges)
         return TowerFiles(tuple(vision_parts(checkpoint, quant, "vision", path, is_portable=options.portable)))
+
+    def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """The files in each format but the one that needs ranges."""
+        quants = [quant for quant in self.quants if quant != NEEDS_RANGES]
+        return {quant: self.files(checkpoint, Options(vision_quant=quant)).nbytes for quant in quants}
 
 
 def _check_library() -> None:

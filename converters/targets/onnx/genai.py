@@ -3,18 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from converters.architectures.llama import Hyperparameters
+from converters.architectures.hyperparameters import Hyperparameters
 
 _SEARCH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
 
 
 def config(
-    hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
+    kind: str, hp: Hyperparameters, ids: Mapping[str, Any], generation: Mapping[str, Any], *, shares_cache: bool
 ) -> dict[str, Any]:
-    """genai_config.json; ``ids`` are those of special tokens, ``generation`` is generation_config.json's content."""
+    """genai_config.json of a model that genai calls ``kind``.
+
+    ``ids`` are those of special tokens, ``generation`` is generation_config.json's content.
+    """
     return {
         "model": {
-            "type": "llama",
+            "type": kind,
             "vocab_size": hp.n_vocab,
             "context_length": hp.n_ctx,
             **ids,

@@ -1,4 +1,8 @@
-"""The graph of Llama 1 to 3.3: it reads as transformers' ``modeling_llama.py`` computes."""
+"""The graph of Llama 1 to 3.3 and of the dense families like it: it reads as transformers' ``modeling_llama.py``.
+
+What differs among them is in their hyperparameters and the tensors they have: Qwen's biases and norms of heads, layers
+without RoPE (SmolLM3) or with a sliding window, Gemma's norms after each part, its GELU and its second RoPE.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,11 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from converters.architectures import llama
-from converters.architectures.llama import ROPE_FREQS, Hyperparameters
+from converters.architectures.hyperparameters import Hyperparameters, Rope
+from converters.architectures.rope import ROPE_FREQS, attention_factor
 from converters.architectures.rotary import frequencies
-from converters.checkpoint import Checkpoint, Tensor
-from converters.targets.onnx.graph import INT64, Graph, ValueInfo
+from converters.checkpoint import Tensor
+from converters.targets.onnx.graph import FLOAT, INT64, Graph, ValueInfo
 from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
 from converters.tensors.joined import joined
@@ -20,15 +24,15 @@ from quant.onnx_recipe import Form, OnnxRecipe
 
 
 class LlamaGraph:
-    """The text tower of ``checkpoint``, of which ``tensors`` has Hugging Face's names, in the forms of ``recipe``.
+    """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names, by ``recipe``.
 
     ``is_portable``: in standard operators alone.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
+        self, hp: Hyperparameters, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
     ) -> None:
-        self.hp = self.hyperparameters(checkpoint)
+        self.hp = hp
         operators = OPERATOR_SETS[is_portable]
         self.graph = Graph("text", "model.onnx.data", operators.opset)
         self.ops = operators(self.graph, self.hp.norm_eps)
@@ -37,10 +41,6 @@ class LlamaGraph:
         self._caches: list[ir.Value] = []
         self.roles: set[str] = set()
         """Those of the matrices that were written."""
-
-    def hyperparameters(self, checkpoint: Checkpoint) -> Hyperparameters:
-        """What the config says."""
-        return llama.hyperparameters(checkpoint.config, checkpoint.path)
 
     def write(self) -> Graph:
         """The whole graph: ids in, the logits of the last position and the cache out."""
@@ -55,14 +55,14 @@ class LlamaGraph:
             name, source = f"layers.{layer}", f"model.layers.{layer}"
             h, x = self._normed(x, more, f"{source}.input_layernorm", f"{name}.norm1")
             attended = self._attention(h, layer, past)
+            attended = self._after(attended, f"{source}.post_attention_layernorm", f"{name}.attention.norm")
             x = self._needed(x, layer)
-            h, x = self._normed(x, attended, f"{source}.post_attention_layernorm", f"{name}.norm2")
+            before = "pre_feedforward_layernorm" if hp.post_norms else "post_attention_layernorm"
+            h, x = self._normed(x, attended, f"{source}.{before}", f"{name}.norm2")
             more = self._feed_forward(h, layer)
+            more = self._after(more, f"{source}.post_feedforward_layernorm", f"{name}.mlp.norm")
         h, _ = self._normed(x, more, "model.norm", "norm")
-        name, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
-        head = self._tensors[f"{name}.weight"]
-        logits = self.ops.logits(h, head, self._form(head, role), "logits")
-        graph.output(logits, ("batch", 1, hp.n_vocab))
+        graph.output(self._logits(h), ("batch", 1, hp.n_vocab))
         for cache in self._caches:
             graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
         return graph
@@ -82,13 +82,53 @@ class LlamaGraph:
         )
 
     def _begin(self) -> None:
-        """What all layers share."""
-        cos, sin = (self.graph.weight(table.name, table, F32) for table in _rotary(self.hp, self.rope_factors()))
-        self._tables = cos, sin
+        """What all layers share: RoPE's cosines and sines, of all positions, or of the new ones where two are needed.
+
+        Two tables of Gemma's wide heads would take as much as a tenth of its weights.
+        """
+        hp = self.hp
+        if hp.window_rope is None:
+            cos, sin = (
+                self.graph.weight(table.name, table, F32) for table in _rotary(hp, hp.rope, self.rope_factors())
+            )
+            self._tables = cos, sin
+        else:
+            whole = self._angles(hp.rope, "rotary", self.rope_factors())
+            self._turns = {True: self._angles(hp.window_rope, "rotary.window"), False: whole}
+
+    def _angles(self, rope: Rope, name: str, factors: "NDArray[np.float32] | None" = None) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of the new positions' angles, ``(sequence, head_dim / 2)``."""
+        graph, ops, hp = self.graph, self.ops, self.hp
+        rates = frequencies(hp.head_dim, rope.theta, rope.scaling, factors)
+        column = ops.reshape(ops.op("Cast", ops.positions, name=f"{name}.at", to=int(FLOAT)), f"{name}.column", -1, 1)
+        angles = ops.op("Mul", column, graph.constant(f"{name}.turns", rates), name=f"{name}.angles")
+        cos, sin = ops.op("Cos", angles, name=f"{name}.cos"), ops.op("Sin", angles, name=f"{name}.sin")
+        if (strength := attention_factor(rope)) == 1.0:
+            return cos, sin
+        factor = graph.constant(f"{name}.strength", strength)
+        cos, sin = (ops.op("Mul", part, factor, name=f"{part.name}.scaled") for part in (cos, sin))
+        return cos, sin
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
-        table = self._tensors["model.embed_tokens.weight"]
-        return self.ops.embedding(ids, table, self._form(table, "token_embd"), "embedding")
+        table, scale = self._tensors["model.embed_tokens.weight"], self.hp.embedding_scale
+        rows = self.ops.embedding(ids, table, self._form(table, "token_embd"), "embedding")
+        return rows if scale == 1.0 else self.ops.scaled(rows, scale, "embedding.enlarged")
+
+    def _logits(self, x: ir.Value) -> ir.Value:
+        """Of ``x``, with the embedding's table or a head of its own; bent where no logit may be too large."""
+        hp, ops = self.hp, self.ops
+        name, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
+        head, most = self._tensors[f"{name}.weight"], hp.final_softcap
+        if most is None:
+            return ops.logits(x, head, self._form(head, role), "logits")
+        plain = ops.logits(x, head, self._form(head, role), "logits.plain")
+        share = ops.scaled(plain, 1 / most, "logits.share")
+        bent = self.graph.op("Tanh", share, name="logits.bent", info=ValueInfo(sizes(share)))
+        return ops.scaled(bent, most, "logits")
+
+    def _after(self, x: ir.Value, source: str, name: str) -> ir.Value:
+        """What attention or a feed-forward layer gives, after the norm that some families have there."""
+        return self.ops.norm(x, self._tensors[f"{source}.weight"], name) if self.hp.post_norms else x
 
     def _normed(self, x: ir.Value, more: ir.Value | None, source: str, name: str) -> tuple[ir.Value, ir.Value]:
         """The norm of ``x`` and what is added to it, and their sum."""
@@ -96,8 +136,10 @@ class LlamaGraph:
         return (self.ops.norm(x, weight, name), x) if more is None else self.ops.added_norm(x, more, weight, name)
 
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
+        hp = self.hp
         qkv = self._qkv(x, layer)
-        return self._mixed(qkv, layer, past, rotary=self._tables)
+        rotary = self._tables if hp.has_rope(layer) and hp.window_rope is None else None
+        return self._mixed(qkv, layer, past, rotary, window=hp.window if hp.has_window(layer) else None)
 
     def _mixed(
         self,
@@ -106,6 +148,7 @@ class LlamaGraph:
         past: tuple[ir.Value, ir.Value],
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
+        window: int | None = None,
     ) -> ir.Value:
         """Attention and the matrix after it; the cache with the new positions becomes an output."""
         hp, name = self.hp, f"layers.{layer}.attention"
@@ -116,6 +159,8 @@ class LlamaGraph:
             present=(f"present.{layer}.key", f"present.{layer}.value"),
             rotary=rotary,
             bias=bias,
+            scale=hp.attention_scale,
+            window=window,
         )
         self._caches += cache
         mixed = self._needed(mixed, layer)
@@ -127,15 +172,28 @@ class LlamaGraph:
         roles = {"q": "attn_q", "k": "attn_k", "v": "attn_v"}
         matrices = [self._tensors[f"{source}.{part}_proj.weight"] for part in roles]
         forms = {self._form(matrix, role) for matrix, role in zip(matrices, roles.values(), strict=True)}
-        if len(forms) > 1 or len({matrix.format for matrix in matrices}) > 1:
-            return [
+        is_one = len(forms) == 1 and len({matrix.format for matrix in matrices}) == 1
+        if not is_one or self.hp.qk_norm or self.hp.window_rope is not None:
+            q, k, v = (
                 self._linear(x, f"{source}.{part}_proj", role, f"{name}.{part}", layer) for part, role in roles.items()
-            ]
+            )
+            return [self._prepared(q, self.hp.n_head, layer, "q"), self._prepared(k, self.hp.n_head_kv, layer, "k"), v]
         biases = [self._tensors.get(f"{source}.{part}_proj.bias") for part in roles]
         bias = joined([bias for bias in biases if bias], 0) if all(biases) else None
         matrix = joined(matrices, 0).renamed(f"{source}.qkv_proj.weight")
         is_precise = self._is_precise("attn_q", layer)
         return [self.ops.linear(x, matrix, forms.pop(), f"{name}.qkv", bias, is_precise=is_precise), None, None]
+
+    def _prepared(self, x: ir.Value, heads: int, layer: int, part: str) -> ir.Value:
+        """Queries or keys, after the norm of each head, and after RoPE where attention has no tables for it."""
+        hp, name = self.hp, f"layers.{layer}.attention.{part}"
+        if hp.qk_norm:
+            weight = self._tensors[f"model.layers.{layer}.self_attn.{part}_norm.weight"]
+            x = self.ops.head_norm(x, heads, hp.head_dim, f"{name}.norm", weight)
+        if hp.window_rope is None:
+            return x
+        turns = self._turns[hp.has_window(layer)]
+        return self.ops.rope(x, turns, heads, hp.head_dim, f"{name}.turned", by_halves=True)
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
         return self._mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp", layer)
@@ -143,7 +201,8 @@ class LlamaGraph:
     def _mlp(self, x: ir.Value, source: str, name: str, layer: int) -> ir.Value:
         gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate", layer)
         up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up", layer)
-        gated = self.ops.swiglu(gate, up, f"{name}.gated")
+        gated_by = self.ops.swiglu if self.hp.activation in ("silu", "swish") else self.ops.geglu
+        gated = gated_by(gate, up, f"{name}.gated")
         return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down", layer)
 
     def _linear(self, x: ir.Value, source: str, role: str, name: str, layer: int) -> ir.Value:
@@ -164,14 +223,15 @@ class LlamaGraph:
         return self._recipe.form(role, matrix.columns, matrix.format)
 
 
-def _rotary(hp: Hyperparameters, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
+def _rotary(hp: Hyperparameters, rope: Rope, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles, float32 ``(n_ctx, head_dim / 2)``."""
-    rates = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, factors)
+    rates = frequencies(hp.head_dim, rope.theta, rope.scaling, factors)
+    strength = np.float32(attention_factor(rope))
 
     def table(name: str, function: np.ufunc) -> Tensor:
         def read(start: int, stop: int) -> NDArray[np.uint8]:
             angles = np.arange(start, stop, dtype=np.float32)[:, None] * rates
-            values: NDArray[np.float32] = function(angles)
+            values: NDArray[np.float32] = function(angles) * strength
             return values.view(np.uint8)
 
         return Tensor(name, (hp.n_ctx, hp.head_dim // 2), F32, read)

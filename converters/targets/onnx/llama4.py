@@ -3,9 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from converters.architectures import llama, llama4
-from converters.architectures.rotary import frequencies
-from converters.checkpoint import Checkpoint, Tensor, config_fields
+from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import FLOAT, ValueInfo
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.operator_set import Experts
@@ -19,15 +17,6 @@ _EXPERT_ROLES = ("ffn_gate", "ffn_up", "ffn_down")
 
 class Llama4Graph(LlamaGraph):
     """Beside :class:`LlamaGraph`: experts, attention in chunks, layers without positions, and images."""
-
-    def hyperparameters(self, checkpoint: Checkpoint) -> llama.Hyperparameters:
-        """What the config says; CheckpointError for an activation that is not Llama's."""
-        self.more = more = llama4.hyperparameters(checkpoint.config, checkpoint.path)
-        if more.activation not in ("silu", "swish"):
-            raise config_fields(checkpoint.config, checkpoint.path).fail(
-                "hidden_act", f"is {more.activation!r}, expected 'silu'", "only Llama's own is supported"
-            )
-        return more.base
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
         """The rows of the ids; in place of negative ones, in order, rows that are given."""
@@ -44,19 +33,11 @@ class Llama4Graph(LlamaGraph):
         return graph.op("ScatterND", rows, places, features, name="embedded", info=info)
 
     def _begin(self) -> None:
-        self._tables = self._angles(self.ops.positions)
-        self._temperature = self._scales(self.ops.positions) if self.more.has_temperature else None
+        self._tables = self._angles(self.hp.rope, "rotary", self.rope_factors())
+        self._temperature = self._scales(self.ops.positions) if self.hp.has_temperature else None
         self._chunks = None
-        if "chunked_attention" in self.more.layer_types and (self.more.chunk_size or 0) < self.hp.n_ctx:
+        if "chunked_attention" in self.hp.layer_types and (self.hp.chunk_size or 0) < self.hp.n_ctx:
             self._chunks = self._chunk_bias(self.ops.positions, self.ops.all_positions)
-
-    def _angles(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines, ``(sequence, head_dim / 2)``: a table of ten million positions would take gigabytes."""
-        graph, ops, hp = self.graph, self.ops, self.hp
-        rates = frequencies(hp.head_dim, hp.rope_theta, hp.rope_scaling, self.rope_factors())
-        column = ops.reshape(ops.op("Cast", positions, name="rotary.at", to=int(FLOAT)), "rotary.column", -1, 1)
-        angles = ops.op("Mul", column, graph.constant("rotary.turns", rates), name="rotary.angles")
-        return ops.op("Cos", angles, name="rotary.cos"), ops.op("Sin", angles, name="rotary.sin")
 
     def _scales(self, positions: ir.Value) -> ir.Value:
         """By what queries without positions are multiplied, ``(sequence, 1)``: the further on, the sharper."""
@@ -64,16 +45,16 @@ class Llama4Graph(LlamaGraph):
         one = graph.constant("temperature.one", 1.0)
         x = ops.op("Cast", positions, name="temperature.at", to=int(FLOAT))
         x = ops.op("Add", x, one, name="temperature.number")
-        x = ops.op("Div", x, graph.constant("temperature.floor_scale", self.more.floor_scale), name="temperature.steps")
+        x = ops.op("Div", x, graph.constant("temperature.floor_scale", self.hp.floor_scale), name="temperature.steps")
         x = ops.op("Floor", x, name="temperature.floor")
         x = ops.op("Log", ops.op("Add", x, one, name="temperature.plus_one"), name="temperature.log")
-        x = ops.op("Mul", x, graph.constant("temperature.scale", self.more.attn_scale), name="temperature.scaled")
+        x = ops.op("Mul", x, graph.constant("temperature.scale", self.hp.attn_scale), name="temperature.scaled")
         return ops.reshape(ops.op("Add", x, one, name="temperature.row"), "temperature", -1, 1)
 
     def _chunk_bias(self, queries: ir.Value, keys: ir.Value) -> ir.Value:
         """``(1, 1, sequence, total)``: a query sees no key of an earlier chunk."""
         graph, ops = self.graph, self.ops
-        size = graph.constant("chunks.size", np.array(self.more.chunk_size))
+        size = graph.constant("chunks.size", np.array(self.hp.chunk_size))
         rows = ops.reshape(ops.op("Div", queries, size, name="chunks.query"), "chunks.query_column", 1, 1, -1, 1)
         columns = ops.reshape(ops.op("Div", keys, size, name="chunks.key"), "chunks.key_row", 1, 1, 1, -1)
         is_earlier = ops.op("Less", columns, rows, name="chunks.is_earlier")
@@ -81,29 +62,27 @@ class Llama4Graph(LlamaGraph):
         return ops.op("Where", is_earlier, never, zero, name="chunks.bias")
 
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
-        hp, more = self.hp, self.more
+        hp = self.hp
         name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
         q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
-        has_positions = more.rope_layers[layer]
+        has_positions = hp.rope_layers[layer]
         if has_positions:
             q = self._placed(q, hp.n_head, f"{name}.q")
             k = self._placed(k, hp.n_head_kv, f"{name}.k")
         elif self._temperature is not None:
             info = ValueInfo(("batch", "sequence", hp.n_head * hp.head_dim))
             q = self.graph.op("Mul", q, self._temperature, name=f"{name}.q.sharpened", info=info)
-        bias = self._chunks if more.layer_types[layer] == "chunked_attention" else None
+        bias = self._chunks if hp.layer_types[layer] == "chunked_attention" else None
         return self._mixed((q, k, v), layer, past, bias=bias)
 
     def _placed(self, x: ir.Value, heads: int, name: str) -> ir.Value:
         """Queries or keys after RoPE and their norm."""
         rotated = self.ops.rope(x, self._tables, heads, self.hp.head_dim, f"{name}.turned")
-        return (
-            self.ops.head_norm(rotated, heads, self.hp.head_dim, f"{name}.norm") if self.more.use_qk_norm else rotated
-        )
+        return self.ops.head_norm(rotated, heads, self.hp.head_dim, f"{name}.norm") if self.hp.use_qk_norm else rotated
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
-        if layer not in self.more.moe_layers:
+        if not self.hp.has_experts(layer):
             return self._mlp(x, source, name, layer)
         shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
         info = ValueInfo(sizes(x))
@@ -115,7 +94,7 @@ class Llama4Graph(LlamaGraph):
         hp, ops = self.hp, self.ops
         rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, info=ValueInfo((f"{name}.count", hp.n_embd)))
         logits = self._linear(rows, f"{source}.router", "router", f"{name}.router", layer)
-        used = self.graph.constant(f"{name}.router.used", [self.more.n_expert_used])
+        used = self.graph.constant(f"{name}.router.used", [self.hp.n_expert_used])
         best, chosen = self.graph.ops(
             "TopK", logits, used, names=(f"{name}.router.best", f"{name}.router.chosen"), axis=-1
         )
@@ -137,7 +116,7 @@ class Llama4Graph(LlamaGraph):
         """The form of all matrices, if one operator can take them."""
         forms = {self._form(expert, role) for expert, role in zip(experts, _EXPERT_ROLES, strict=True)}
         form = forms.pop()
-        is_one = not forms and experts[0].format is experts[1].format and self.more.n_expert_used == 1
+        is_one = not forms and experts[0].format is experts[1].format and self.hp.n_expert_used == 1
         return form if is_one and isinstance(form, Grid) and not form.has_offsets else None
 
     def _each_expert(
@@ -146,7 +125,7 @@ class Llama4Graph(LlamaGraph):
         """Expert by expert, those rows that are its; one that nobody chose reads none of its weights."""
         graph, ops, info = self.graph, self.ops, ValueInfo(sizes(rows))
         total = graph.op("Mul", rows, graph.constant(f"{name}.nothing", 0.0), name=f"{name}.zeros", info=info)
-        for expert in range(self.more.n_expert):
+        for expert in range(self.hp.n_expert):
             at = f"{name}.{expert}"
             is_chosen = ops.op("Equal", chosen, graph.constant(f"{at}.index", np.array(expert)), name=f"{at}.is_chosen")
             places = ops.op("NonZero", is_chosen, name=f"{at}.places")

@@ -185,6 +185,8 @@ class MicrosoftOps(Ops):
         present: tuple[str, str],
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
+        scale: float | None = None,
+        window: int | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """By GroupQueryAttention, which rotates too."""
         cache = ValueInfo(("batch", heads[1], "total", head_dim))
@@ -192,6 +194,9 @@ class MicrosoftOps(Ops):
         inputs = [*qkv, *past, *self._lengths, cos, sin]
         if bias is not None:
             inputs += [None, bias]
+        settings: dict[str, float] = {} if scale is None else {"scale": scale}
+        if window is not None:
+            settings["local_window_size"] = window
         mixed, key, value = self.graph.ops(
             "GroupQueryAttention",
             *inputs,
@@ -201,20 +206,32 @@ class MicrosoftOps(Ops):
             num_heads=heads[0],
             kv_num_heads=heads[1],
             do_rotary=int(rotary is not None),
+            **settings,
         )
         return mixed, key, value
 
-    def rope(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
-        """RoPE by neighbouring pairs."""
+    def rope(
+        self,
+        x: ir.Value,
+        rotary: tuple[ir.Value, ir.Value],
+        heads: int,
+        head_dim: int,
+        name: str,
+        *,
+        by_halves: bool = False,
+    ) -> ir.Value:
+        """RoPE by neighbouring pairs or by halves of a head."""
         start = self.graph.constant("rotary.start", [0])
         info = ValueInfo((*ROWS, heads * head_dim))
-        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, info=info, interleaved=1)
+        return self._ms("RotaryEmbedding", x, start, *rotary, name=name, info=info, interleaved=int(not by_halves))
 
-    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
-        """RMS norm of each head, without weights. Not GroupQueryAttention's own, which its CPU kernel lacks."""
+    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str, weight: Tensor | None = None) -> ir.Value:
+        """RMS norm of each head. Not GroupQueryAttention's own, which its CPU kernel lacks."""
         split = self.reshape(x, f"{name}.heads", 0, 0, heads, head_dim)
-        ones = self.graph.constant(f"{name}.weight", np.ones(head_dim, np.float32))
-        normed = self.op("RMSNormalization", split, ones, name=f"{name}.normed_heads", axis=-1, epsilon=self.eps)
+        ones = np.ones(head_dim, np.float32)
+        stored = f"{name}.weight"
+        gamma = self.graph.constant(stored, ones) if weight is None else self.graph.weight(stored, weight, F32)
+        normed = self.op("RMSNormalization", split, gamma, name=f"{name}.normed_heads", axis=-1, epsilon=self.eps)
         return self.reshape(normed, name, 0, 0, heads * head_dim)
 
     def mixture(self, x: ir.Value, router: ir.Value, experts: Experts, name: str) -> ir.Value:

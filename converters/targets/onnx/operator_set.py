@@ -90,11 +90,17 @@ class OperatorSet(Protocol):
     def added_norm(self, x: ir.Value, more: ir.Value, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value]:
         """The RMS norm of ``x + more``, and the sum."""
 
-    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
-        """RMS norm of each head, without weights."""
+    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str, weight: Tensor | None = None) -> ir.Value:
+        """RMS norm of each head, whose ``weight`` they share."""
+
+    def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
+        """``x`` times a number."""
 
     def swiglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
         """``silu(gate) * up``."""
+
+    def geglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
+        """``gelu(gate) * up``, of which the first is approximated by tanh."""
 
     def attention(
         self,
@@ -107,15 +113,30 @@ class OperatorSet(Protocol):
         present: tuple[str, str],
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
+        scale: float | None = None,
+        window: int | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Causal attention of ``heads`` query and KV heads; its output, and the cache with the new positions.
 
         ``qkv``: the three, or all in the first; ``rotary``: cosines and sines for RoPE by halves of a head,
-        ``(n_ctx, head_dim / 2)``; ``bias`` is added to the scores, ``(1, 1, sequence, total)``.
+        ``(n_ctx, head_dim / 2)``; ``bias`` is added to the scores, ``(1, 1, sequence, total)``, which are multiplied
+        by ``scale``, by default ``head_dim ** -0.5``. A query sees the last ``window`` keys, its own among them.
         """
 
-    def rope(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
-        """RoPE by neighbouring pairs; ``rotary``: these positions' cosines and sines, ``(sequence, head_dim / 2)``."""
+    def rope(
+        self,
+        x: ir.Value,
+        rotary: tuple[ir.Value, ir.Value],
+        heads: int,
+        head_dim: int,
+        name: str,
+        *,
+        by_halves: bool = False,
+    ) -> ir.Value:
+        """RoPE by neighbouring pairs or by halves of a head.
+
+        ``rotary``: these positions' cosines and sines, ``(sequence, head_dim / 2)``.
+        """
 
     def rotated(
         self, real: ir.Value, imaginary: ir.Value, tables: tuple[ir.Value, ir.Value], name: str

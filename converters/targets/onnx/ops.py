@@ -127,6 +127,16 @@ class Ops(ABC):
         info = None if x.shape is None else ValueInfo(sizes(x))
         return self.op("Add", x, self.graph.weight(f"{name}.bias", bias, F32), name=output, info=info)
 
+    def scaled(self, x: ir.Value, factor: float, name: str) -> ir.Value:
+        """``x`` times a number."""
+        return self.op("Mul", x, self.graph.constant(f"{name}.factor", factor), name=name, info=ValueInfo(sizes(x)))
+
+    def geglu(self, gate: ir.Value, up: ir.Value, name: str) -> ir.Value:
+        """``gelu(gate) * up``, of which the first is approximated by tanh."""
+        info = ValueInfo(sizes(gate))
+        gelu = self.op("Gelu", gate, name=f"{name}.gelu", info=info, approximate="tanh")
+        return self.op("Mul", gelu, up, name=name, info=info)
+
     def rotated(
         self, real: ir.Value, imaginary: ir.Value, tables: tuple[ir.Value, ir.Value], name: str
     ) -> tuple[ir.Value, ir.Value]:

@@ -5,7 +5,6 @@ new.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import onnx_ir as ir
@@ -26,6 +25,7 @@ class StandardOps(Ops):
     def __init__(self, graph: Graph, eps: float) -> None:
         super().__init__(graph, eps)
         self._kept: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._masks: dict[int | None, ir.Value] = {}
 
     def embedding(self, ids: ir.Value, table: Tensor, form: Form, name: str) -> ir.Value:
         """The rows ``ids`` of ``table``: those are dequantized, not the table."""
@@ -103,6 +103,8 @@ class StandardOps(Ops):
         present: tuple[str, str],
         rotary: tuple[ir.Value, ir.Value] | None = None,
         bias: ir.Value | None = None,
+        scale: float | None = None,
+        window: int | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Step by step; the cache is concatenated."""
         n_head, n_head_kv = heads
@@ -124,8 +126,9 @@ class StandardOps(Ops):
             for cache, part in ((keys, "shared_keys"), (value, "shared_values"))
         )
         scores = self.op("MatMul", q, keys, name=f"{name}.scores")
-        scores = self.op("Mul", scores, self.graph.constant("attention.scale", head_dim**-0.5), name=f"{name}.scaled")
-        scores = self.op("Add", scores, self._causal, name=f"{name}.causal")
+        factor = self.graph.constant("attention.scale", head_dim**-0.5 if scale is None else scale)
+        scores = self.op("Mul", scores, factor, name=f"{name}.scaled")
+        scores = self.op("Add", scores, self._causal(window), name=f"{name}.causal")
         if bias is not None:
             scores = self.op("Add", scores, bias, name=f"{name}.biased")
         weights = self.op("Softmax", scores, name=f"{name}.weights", axis=-1)
@@ -153,10 +156,11 @@ class StandardOps(Ops):
         self, rotary: tuple[ir.Value, ir.Value], kind: str, how: ir.Value, name: str, **attributes: Any
     ) -> tuple[ir.Value, ir.Value]:
         """Both tables after a node of ``kind``: the same for all layers."""
-        if name not in self._kept:
+        key = f"{rotary[0].name}.{name}"
+        if key not in self._kept:
             cos, sin = (self.op(kind, table, how, name=f"{table.name}.{name}", **attributes) for table in rotary)
-            self._kept[name] = cos, sin
-        return self._kept[name]
+            self._kept[key] = cos, sin
+        return self._kept[key]
 
     def _by_halves(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], name: str) -> ir.Value:
         """RoPE of ``(batch, heads, sequence, head_dim)``, whose first half is real, the second imaginary."""
@@ -168,26 +172,46 @@ class StandardOps(Ops):
         real, imaginary = self.graph.ops("Split", x, names=names, axis=-1, num_outputs=2)
         return real, imaginary
 
-    def rope(self, x: ir.Value, rotary: tuple[ir.Value, ir.Value], heads: int, head_dim: int, name: str) -> ir.Value:
-        """RoPE by neighbouring pairs."""
-        columns = self._shared(rotary, "Unsqueeze", self.graph.constant("rotary.axes", [1, 3]), "columns")
-        pairs = self.reshape(x, f"{name}.pairs", 0, 0, heads, head_dim // 2, 2)
+    def rope(
+        self,
+        x: ir.Value,
+        rotary: tuple[ir.Value, ir.Value],
+        heads: int,
+        head_dim: int,
+        name: str,
+        *,
+        by_halves: bool = False,
+    ) -> ir.Value:
+        """RoPE by neighbouring pairs or by halves of a head."""
+        axes, parts = ([1], (head_dim,)) if by_halves else ([1, 3], (head_dim // 2, 2))
+        columns = self._shared(rotary, "Unsqueeze", self.graph.constant("rotary.axes", axes), "columns")
+        pairs = self.reshape(x, f"{name}.pairs", 0, 0, heads, *parts)
         both = self.rotated(*self._parts(pairs, name), columns, name)
         joined = self.op("Concat", *both, name=f"{name}.turned_pairs", axis=-1)
         return self.reshape(joined, name, 0, 0, heads * head_dim)
 
-    @cached_property
-    def _causal(self) -> ir.Value:
-        """``(sequence, total)``: nothing where a key is not later than the query."""
-        column = self.reshape(self.positions, "causal.query", -1, 1)
-        is_later = self.op("Greater", self.all_positions, column, name="causal.is_later")
-        never, zero = (self.graph.constant(f"causal.{n}", x) for n, x in (("never", NEVER), ("nothing", 0.0)))
-        return self.op("Where", is_later, never, zero, name="causal")
+    def _causal(self, window: int | None) -> ir.Value:
+        """``(sequence, total)``: nothing where a key is not later than the query, and in its window."""
+        if window not in self._masks:
+            name = "causal" if window is None else f"causal.last_{window}"
+            column = self.reshape(self.positions, f"{name}.query", -1, 1)
+            is_out = self.op("Greater", self.all_positions, column, name=f"{name}.is_later")
+            if window is not None:
+                first = self.op("Sub", column, self._number(window), name=f"{name}.before_window")
+                is_early = self.op("LessOrEqual", self.all_positions, first, name=f"{name}.is_early")
+                is_out = self.op("Or", is_out, is_early, name=f"{name}.is_out")
+            never, zero = (self.graph.constant(f"causal.{n}", x) for n, x in (("never", NEVER), ("nothing", 0.0)))
+            self._masks[window] = self.op("Where", is_out, never, zero, name=name)
+        return self._masks[window]
 
-    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str) -> ir.Value:
-        """RMS norm of each head, without weights."""
+    def head_norm(self, x: ir.Value, heads: int, head_dim: int, name: str, weight: Tensor | None = None) -> ir.Value:
+        """RMS norm of each head."""
         split = self.reshape(x, f"{name}.heads", 0, 0, heads, head_dim)
-        return self.reshape(self._unit(split, name), name, 0, 0, heads * head_dim)
+        unit = self._unit(split, name)
+        if weight is not None:
+            gamma = self.graph.weight(f"{name}.weight", weight, F32)
+            unit = self.op("Mul", unit, gamma, name=f"{name}.weighed")
+        return self.reshape(unit, name, 0, 0, heads * head_dim)
 
 
 def _transposed(matrix: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from edge_llama.backends.base import (
 from edge_llama.backends.llama_cpp import build_probe, gpus, settings
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.files.gguf import MAGIC, read_header
+from edge_llama.files.gguf import gguf_files, is_gguf, is_named_gguf, read_header
 from edge_llama.files.gguf_parts import LATER_PART, parts
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
@@ -38,13 +38,7 @@ class LlamaCpp:
 
     def recognise(self, path: Path) -> bool:
         """By its suffix, or by the magic of GGUF."""
-        if path.suffix == ".gguf":
-            return True
-        try:
-            with path.open("rb") as file:
-                return file.read(len(MAGIC)) == MAGIC
-        except OSError:
-            return False
+        return is_named_gguf(path.name) or is_gguf(path)
 
     def tower_kind(self, path: Path) -> TowerKind:
         """An mmproj says in its header that it is one."""
@@ -148,7 +142,7 @@ class LlamaCppEncoders:
 
 
 def _first_parts(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.glob("*.gguf")) if not LATER_PART.search(file.name)]
+    return [file for file in gguf_files(folder) if not LATER_PART.search(file.name)]
 
 
 def _is_mmproj(file: Path) -> bool:

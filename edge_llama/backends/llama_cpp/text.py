@@ -20,7 +20,7 @@ from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.backends.llama_cpp.devices import engine_devices
 from edge_llama.backends.llama_cpp.library import AfterLoad
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
-from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer
+from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf_text import GGUFArtifact
@@ -30,7 +30,6 @@ from edge_llama.sampling.params import SamplingParams
 
 _log = logging.getLogger(__name__)
 _ABORTED = 2
-_PRE = "tokenizer.ggml.pre"
 _REFUSED = "the file is damaged, or newer than this llama.cpp: download it again, or update llama-cpp-python"
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_*; what is below is noise
 
@@ -96,19 +95,6 @@ def _bytes_pointer(data: NDArray[np.uint8]) -> Any:
     return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def _overrides(lib: Any, artifact: GGUFArtifact) -> Any:
-    """A rule of splitting that is nearer to Llama 4's: llama.cpp's own for it tears marks off their letters.
-
-    So Thai and Hindi would become other tokens than those that the model was trained with.
-    """
-    if artifact.header.get(_PRE, str, "") != "llama4":
-        return None
-    table = (lib.llama_model_kv_override * 2)()
-    table[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
-    table[0].key, table[0].value.val_str = _PRE.encode(), b"granite-embed-multi-97m"
-    return table
-
-
 class LlamaCppTower:
     """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
 
@@ -133,7 +119,7 @@ class LlamaCppTower:
         # That the weights fit the memory was checked when the context's size was chosen.
         options.load_mode = lib.LLAMA_LOAD_MODE_NONE
         options.n_gpu_layers = gpu_layers
-        options.kv_overrides = _overrides(lib, artifact)
+        options.kv_overrides = overrides(lib, artifact.header)
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}", remedy=_REFUSED)
@@ -167,7 +153,7 @@ class LlamaCppTower:
         }
         self._tokens = np.empty(n_batch, np.int32)
         self._token_pointer = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact)
+        self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact.header)
 
     @property
     def n_ctx(self) -> int:

@@ -1,14 +1,41 @@
 """The vocabulary inside a GGUF file, at work through llama.cpp's tokenizer."""
 
 import ctypes
+import re
 import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
+from unicodedata import normalize
 
 from edge_llama.errors import EngineError
-from edge_llama.files.gguf_text import END_TOKENS, GGUFArtifact
-from edge_llama.prompts.control_tokens import NORMAL, Vocabulary
+from edge_llama.files import text_rules
+from edge_llama.files.gguf import Header
+from edge_llama.files.gguf_text import END_TOKENS
+from edge_llama.files.text_rules import SpacePrefix
+from edge_llama.prompts.control_tokens import NORMAL, SPACE, USER_DEFINED, Vocabulary
+
+_PRE, _ADD_SPACE_PREFIX = "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix"
+
+
+def overrides(lib: Any, header: Header) -> Any:
+    """Metadata that llama.cpp is told in place of the file's, a table for ``llama_model_params``; None if none.
+
+    A rule of splitting that is nearer to Llama 4's: llama.cpp's own for it tears marks off their letters, so Thai and
+    Hindi would become other tokens than those that the model was trained with. And no space before text where a rule
+    of our own says where it goes: see :class:`edge_llama.files.text_rules.SpacePrefix`.
+    """
+    table = (lib.llama_model_kv_override * 3)()
+    count = 0
+    if header.get(_PRE, str, "") == "llama4":
+        table[count].tag = lib.LLAMA_KV_OVERRIDE_TYPE_STR
+        table[count].key, table[count].value.val_str = _PRE.encode(), b"granite-embed-multi-97m"
+        count += 1
+    if text_rules.PREFIX + "space_prefix" in header.fields:
+        table[count].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
+        table[count].key, table[count].value.val_bool = _ADD_SPACE_PREFIX.encode(), False
+        count += 1
+    return table if count else None
 
 
 class GGUFTokenizer(Vocabulary):
@@ -17,13 +44,14 @@ class GGUFTokenizer(Vocabulary):
     Any thread may use it, also while another closes the model that owns the memory: hence the lock.
     """
 
-    def __init__(self, lib: Any, vocab: Any, artifact: GGUFArtifact) -> None:
-        header = artifact.header
+    def __init__(self, lib: Any, vocab: Any, header: Header) -> None:
+        """``vocab`` is llama.cpp's, loaded with :func:`overrides`. ArtifactError for rules of ours that are none."""
         texts, types = header.fields["tokenizer.ggml.tokens"].data, header.fields.get("tokenizer.ggml.token_type")
         super().__init__(
             header.get("tokenizer.ggml.model", str, ""),
             texts,
             [NORMAL] * len(texts) if types is None else [int(kind) for kind in types.data],
+            text_rules.from_gguf(header, len(texts)),
         )
         self._lib = lib
         self._open_vocab = vocab
@@ -67,6 +95,51 @@ class GGUFTokenizer(Vocabulary):
             return int(self._lib.llama_vocab_bos(self._vocab)) if is_added else None
 
     def _tokenize(self, text: str) -> list[int]:
+        return self._by_engine(self._prepared(text, begins=True))
+
+    def _continue(self, text: str) -> list[int]:
+        if self._rules.space_prefix is None:
+            return super()._continue(text)
+        return self._by_engine(self._prepared(text, begins=False))
+
+    def _prepared(self, text: str, *, begins: bool) -> str:
+        """The text as llama.cpp must get it to do what the vocabulary's rules say of it."""
+        rules = self._rules
+        forms: tuple[Any, ...] = rules.unicode_forms
+        words = self._whole_words.split(text) if self._whole_words else [text]
+        for at in range(0, len(words), 2):
+            before, after = (words[side] if 0 <= side < len(words) else "" for side in (at - 1, at + 1))
+            word = words[at].lstrip() if before in self._strips[1] else words[at]
+            word = word.rstrip() if after in self._strips[0] else word
+            for form in forms:
+                word = normalize(form, word)
+            if rules.merges_spaces:
+                word = re.sub(" +", " ", word.strip(" "))
+            begins = begins if at == 0 else rules.space_prefix is SpacePrefix.METASPACE_ALWAYS
+            is_bare = rules.space_prefix is SpacePrefix.EACH or (word and word[0] not in (" ", SPACE))
+            if rules.space_prefix and begins and is_bare and text:
+                word = " " + word
+            words[at] = word
+        return "".join(words)
+
+    @cached_property
+    def _whole_words(self) -> re.Pattern[str] | None:
+        """The tokens that llama.cpp finds in any text, the longest first; None where it doesn't matter which."""
+        if self._rules == text_rules.PLAIN:
+            return None
+        words = {text for text, kind in zip(self._texts, self._types, strict=True) if kind == USER_DEFINED and text}
+        ordered = sorted(words, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
+
+    @cached_property
+    def _strips(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Texts of the tokens that take the white space before them, and after them."""
+        left, right = (
+            frozenset(self._texts[token] for token in ids) for ids in (self._rules.lstrip, self._rules.rstrip)
+        )
+        return left, right
+
+    def _by_engine(self, text: str) -> list[int]:
         data = text.encode()
         room = len(data) + 8
         while True:

@@ -36,7 +36,7 @@ class OnnxRuntime:
 
     def recognise(self, path: Path) -> bool:
         """By its suffix: ONNX has no magic."""
-        return path.suffix == ".onnx"
+        return path.suffix.lower() == ".onnx"
 
     def tower_kind(self, path: Path) -> TowerKind:
         """What a folder's genai_config.json names is its text tower."""

@@ -1,0 +1,106 @@
+"""What a checkpoint says in one place alone, or in two against each other, holds in both engines, and is reported."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import pytest
+from transformers import AutoTokenizer
+from variants import edit_json, widened
+from vocabularies import split_up
+
+import edge_llama
+from edge_llama import Message
+from edge_llama import convert as conversion
+
+SHAPE = checkpoints.Shape(hidden=32, ffn=64, layers=1, heads=2, kv_heads=2)
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT = [{"role": "user", "content": "river <tool_call> stone"}]
+ADDED = {"<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "[TURN_END]": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned Llama 2: the base's tokenizer.model, a stale template, ends in config.json alone."""
+    folder = checkpoints.llama2(tmp_path_factory.mktemp("said") / "checkpoint", shape=SHAPE)
+    n_vocab = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    widened(folder, len(ADDED))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"] += [
+        {"id": n_vocab + at, "content": text, "special": special, **flags}
+        for at, (text, special) in enumerate(ADDED.items())
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    edit_json(folder / "tokenizer_config.json", chat_template="STALE", eos_token="</s>")
+    checkpoints.write_json(folder / "special_tokens_map.json", eos_token="<|im_end|>")
+    edit_json(folder / "config.json", eos_token_id=[2, n_vocab + 1, n_vocab + 3])
+    (folder / "generation_config.json").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module", params=["gguf", "onnx"])
+def model(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[edge_llama.Model]:
+    path = checkpoint.with_name("model.gguf" if request.param == "gguf" else "model")
+    done = conversion.convert(checkpoint, path, to=request.param, quant="f32")
+    with edge_llama.open(done.output, n_ctx=128) as opened:
+        yield opened
+
+
+def test_a_chat_is_what_transformers_makes_of_it(model: edge_llama.Model, checkpoint: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(checkpoint)
+    expected = reference.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
+    assert model.template is not None
+    ids = model.template.tokens([Message(**message) for message in CHAT])
+    for token in ("<|im_start|>", "<|im_end|>"):
+        index = reference.convert_tokens_to_ids(token)
+        assert ids.count(index) == list(expected).count(index) > 0
+    assert model.tokenizer.special_texts["eos_token"] == reference.eos_token == "<|im_end|>"
+    assert model.tokenizer.encode("<tool_call>")[-1] == reference.convert_tokens_to_ids("<tool_call>")
+
+
+def test_every_end_token_ends_an_answer(model: edge_llama.Model, checkpoint: Path) -> None:
+    ends = json.loads((checkpoint / "config.json").read_text("utf-8"))["eos_token_id"]
+    assert all(model.tokenizer.is_end(token) for token in ends)
+    assert not model.tokenizer.is_end(ends[-1] - 1)
+
+
+def test_what_was_chosen_is_in_the_report(checkpoint: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = dict(conversion.plan(checkpoint, tmp_path / "x.gguf").notes)
+    assert "chat_template.jinja" in told["chat template"]
+    assert "tokenizer_config.json: chat_template differs and is not used" in told["chat template"]
+    assert "by special_tokens_map.json: eos_token ('<|im_end|>'); tokenizer_config.json" in told["eos_token"]
+
+
+ELSEWHERE: dict[str, Callable[[Path, int], object]] = {
+    "added_tokens_decoder": lambda folder, index: edit_json(
+        folder / "tokenizer_config.json", added_tokens_decoder={str(index): {"content": "[tool]", "special": True}}
+    ),
+    "added_tokens.json": lambda folder, index: checkpoints.write_json(
+        folder / "added_tokens.json", **{"[tool]": index}
+    ),
+    "a role": lambda folder, _: edit_json(folder / "tokenizer_config.json", pad_token="[tool]"),
+    "a word's role": lambda folder, _: edit_json(folder / "tokenizer_config.json", pad_token="!"),
+    "vocab.json and merges.txt": lambda folder, _: (
+        split_up(folder),
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer", pad_token="[tool]"),
+    ),
+}
+
+
+@pytest.mark.parametrize("to", ["gguf", "onnx"])
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_tokens_that_are_not_in_tokenizer_json_are_proved_too(place: str, to: str, tmp_path: Path) -> None:
+    folder = checkpoints.llama3(tmp_path / "checkpoint", shape=SHAPE, dtype="F32", padding=4)
+    index = len(AutoTokenizer.from_pretrained(folder))
+    ELSEWHERE[place](folder, index)
+    template = "{{ bos_token }}{% for message in messages %}[tool]{{ message['content'] }}!{% endfor %}"
+    edit_json(folder / "tokenizer_config.json", chat_template=template)
+    notes = conversion.plan(folder, tmp_path / "out", to=to).notes
+    assert "texts and a chat become the source's own tokens" in notes["tokenizer"]
