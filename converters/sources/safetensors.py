@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import Tensor
-from converters.sources.file_rows import FileRows
+from converters.sources.file_rows import tensor_in
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
 
@@ -112,7 +112,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, FileRows(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return tensor_in(path, name, shape, format_, data_start + begin)
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:

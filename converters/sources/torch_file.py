@@ -15,7 +15,7 @@ from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from converters.checkpoint import Tensor
-from converters.sources.file_rows import FileRows
+from converters.sources.file_rows import tensor_in
 from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import UNREADABLE, CheckpointError
@@ -186,7 +186,7 @@ def _tensor(
     if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
         raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
-    return Tensor(name, shape, format_, FileRows(path, start, columns * item, pitch * item))
+    return tensor_in(path, name, shape, format_, start, pitch * item)
 
 
 def _format(view: View, dtypes: Mapping[str, Format], fail: Callable[..., CheckpointError]) -> Format:

@@ -17,6 +17,7 @@ from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import BY_NAME
 from converters.tokenizers.sentencepiece_model import without_prefix
 from converters.tokenizers.tiktoken_ranks import is_ranks
+from converters.tokenizers.vocab_and_merges import VOCAB, tokenizer_of_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.text_rules import SpacePrefix
 
@@ -40,8 +41,12 @@ def source_encoder(vocabulary: Vocabulary) -> Encoder | None:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.name == VOCAB:
+        content = json.dumps(tokenizer_of_pair(path.parent, vocabulary.pre, vocabulary.rules.unicode_forms)).encode()
     if path.suffix == ".json":
-        return JsonEncoder(_raw_added_tokens(content), path)
+        encoder = JsonEncoder(_raw_added_tokens(content), path)
+        encoder.add(vocabulary)
+        return encoder
     return RanksEncoder(content, vocabulary) if is_ranks(content) else PiecesEncoder(content, vocabulary)
 
 
@@ -74,6 +79,26 @@ class JsonEncoder:
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    def add(self, vocabulary: Vocabulary) -> None:
+        """Add what other files than this add to the vocabulary, as transformers does."""
+        from tokenizers import AddedToken  # noqa: PLC0415
+
+        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        known |= {text.replace("\u2581", " ") for text in known}
+        tokens = [
+            AddedToken(text, special=kind == TokenType.CONTROL, normalized=False)
+            for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+            if text not in known and self._is_added(text, kind)
+        ]
+        if tokens:
+            self._tokenizer.add_tokens(tokens)
+
+    def _is_added(self, text: str, kind: int) -> bool:
+        """Whether a token is no word of the model: its own words may be found whole in text by other steps."""
+        if kind == TokenType.USER_DEFINED:
+            return self._tokenizer.token_to_id(text) is None
+        return kind == TokenType.CONTROL
 
     def plain(self, text: str) -> list[int]:
         """See :class:`Encoder`."""

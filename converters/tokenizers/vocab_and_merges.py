@@ -4,7 +4,7 @@ The class's own steps are those that transformers builds in ``models/gpt2/tokeni
 ``models/qwen2/tokenization_qwen2.py``. Its other classes read no such files, so nothing is known for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from converters.tokenizers.special_tokens import own_class
 from edge_llama.errors import CheckpointError
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
-_STEPS: Mapping[str, tuple[str, str | None]] = {"GPT2Tokenizer": ("gpt-2", None), "Qwen2Tokenizer": ("qwen2", "NFC")}
-"""By class: how text is split, by llama.cpp's name, and the normalizer."""
+_STEPS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "GPT2Tokenizer": ("gpt-2", ()),
+    "Qwen2Tokenizer": ("qwen2", ("NFC",)),
+}
+"""By class: how text is split, by llama.cpp's name, and the forms of Unicode that it is brought into before."""
 
 
 def read_pair(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +40,19 @@ def read_pair(folder: Path, settings: Mapping[str, Any], config: Mapping[str, An
             f"{folder}: {VOCAB} and {MERGES} without tokenizer.json, and {told} doesn't say how text is split",
             remedy=f"put tokenizer.json beside them; known without it: {' and '.join(_STEPS)}",
         )
-    pre, normalizer = _STEPS[name]
+    return tokenizer_of_pair(folder, *_STEPS[name])
+
+
+def tokenizer_of_pair(folder: Path, pre: str, forms: Sequence[str]) -> dict[str, Any]:
+    """The same as a whole tokenizer.json that splits text by ``pre`` after bringing it into Unicode's ``forms``."""
+    normalizers = [{"type": form} for form in forms]
+    model = {"type": "BPE", "vocab": _words(folder / VOCAB), "merges": _pairs(folder / MERGES)}
     return {
-        "normalizer": None if normalizer is None else {"type": normalizer},
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
         "pre_tokenizer": BY_NAME[pre].as_json,
-        "model": {"type": "BPE", "vocab": _words(vocab), "merges": _pairs(merges)},
+        "model": model,
     }
 
 
