@@ -17,6 +17,7 @@ from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import BY_NAME
 from converters.tokenizers.sentencepiece_model import without_prefix
 from converters.tokenizers.tiktoken_ranks import is_ranks
+from converters.tokenizers.vocab_and_merges import MERGES, VOCAB, read_pairs, read_words
 from edge_llama.errors import CheckpointError
 from edge_llama.files.text_rules import SpacePrefix
 
@@ -40,9 +41,30 @@ def source_encoder(vocabulary: Vocabulary) -> Encoder | None:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if path.name == VOCAB:
+        return JsonEncoder(_of_pair(path, vocabulary), path)
     if path.suffix == ".json":
         return JsonEncoder(_raw_added_tokens(content), path)
     return RanksEncoder(content, vocabulary) if is_ranks(content) else PiecesEncoder(content, vocabulary)
+
+
+def _of_pair(path: Path, vocabulary: Vocabulary) -> bytes:
+    """The tokenizer.json that vocab.json and the merges.txt beside it stand for, with the tokens that were added."""
+    added = [
+        {"id": index, "content": text, "special": kind == TokenType.CONTROL, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ]
+    normalizers = [{"type": form} for form in vocabulary.rules.unicode_forms]
+    content = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": BY_NAME[vocabulary.pre].as_json,
+        "model": {"type": "BPE", "vocab": read_words(path), "merges": read_pairs(path.with_name(MERGES))},
+    }
+    return json.dumps(content).encode()
 
 
 def _raw_added_tokens(content: bytes) -> bytes:

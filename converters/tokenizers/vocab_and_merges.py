@@ -41,11 +41,12 @@ def read_pair(folder: Path, settings: Mapping[str, Any], config: Mapping[str, An
     return {
         "normalizer": None if normalizer is None else {"type": normalizer},
         "pre_tokenizer": BY_NAME[pre].as_json,
-        "model": {"type": "BPE", "vocab": _words(vocab), "merges": _pairs(merges)},
+        "model": {"type": "BPE", "vocab": read_words(vocab), "merges": read_pairs(merges)},
     }
 
 
-def _words(path: Path) -> dict[str, int]:
+def read_words(path: Path) -> dict[str, int]:
+    """vocab.json's content. CheckpointError for an id that is none."""
     words = read_json(path)
     for text, index in words.items():
         if type(index) is not int:
@@ -55,8 +56,8 @@ def _words(path: Path) -> dict[str, int]:
     return words
 
 
-def _pairs(path: Path) -> list[str]:
-    """A line a merge, after one that begins with ``#version``."""
+def read_pairs(path: Path) -> list[str]:
+    """The merges of merges.txt, a line each after ``#version``. CheckpointError for a line that is none."""
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
