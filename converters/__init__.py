@@ -40,7 +40,7 @@ from quant.nbits import ArrayFormat
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
 Progress = Callable[[int, int], None]
-"""Called with the source bytes finished so far, and how many there are."""
+"""Called with the bytes of :attr:`Layout.source_bytes` finished so far, and how many there are."""
 
 _MAX_THREADS = 64  # each has two chunks in memory
 _CHUNK = 1 << 20  # weights recoded at once: 4 MB as float32, a good fit for a core's cache
@@ -136,19 +136,21 @@ def convert(
     work = plan(source, output, encode_gguf=encode_gguf, **options)
     output = Path(output)
     with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
-        total = work.layout.source_bytes
-        done = total - sum(entry.tensor.nbytes for entry in partial.remaining if entry.is_first)
+        counts = work.layout.bytes_read
+        total, begun = sum(counts), len(counts) - len(partial.remaining)
+        done, shares = sum(counts[:begun]), deque(counts[begun:])
         check = not work.options.allow_nonfinite
         threads = min(threads or _cpu_count(), _MAX_THREADS)
         times = Times(threads)
         with loading_kernels(_quantized(partial.remaining), threads):
-            for entry, data, is_last in _recoded(partial.remaining, threads, check, times):
+            for entry, data, stop in _recoded(partial.remaining, threads, check, times):
+                is_last = stop == entry.tensor.rows
                 with times.measured("write"):
                     partial.write(data, ends_entry=is_last)
-                if entry.is_first:
-                    done += data.shape[0] * entry.tensor.format.row_bytes(entry.tensor.columns)
                 if on_progress:
-                    on_progress(done, total)
+                    on_progress(done + shares[0] * stop // entry.tensor.rows, total)
+                if is_last:
+                    done += shares.popleft()
         if fingerprint(work.files) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
@@ -166,21 +168,21 @@ def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
 
 def _recoded(
     entries: Sequence[Entry], threads: int, check: bool, times: Times
-) -> Iterator[tuple[Entry, NDArray[np.uint8], bool]]:
-    """Each entry's rows in its format, in order; a few chunks are worked on ahead."""
+) -> Iterator[tuple[Entry, NDArray[np.uint8], int]]:
+    """Each entry's rows in its format, in order, and up to which row; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
     pending = PendingScales((entry.tensor, entry.format) for entry in entries)
-    ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], bool]] = deque()
+    ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], int]] = deque()
     try:
         for entry in entries:
             for start, stop in _chunks(entry):
                 rows = pool.submit(_recode, entry, (start, stop), check, times, pending)
-                ahead.append((entry, rows, stop == entry.tensor.rows))
+                ahead.append((entry, rows, stop))
                 if len(ahead) > 2 * threads:
-                    entry_, future, is_last = ahead.popleft()
-                    yield entry_, future.result(), is_last
-        for entry_, future, is_last in ahead:
-            yield entry_, future.result(), is_last
+                    entry_, future, end = ahead.popleft()
+                    yield entry_, future.result(), end
+        for entry_, future, end in ahead:
+            yield entry_, future.result(), end
     finally:
         pool.shutdown(cancel_futures=True)
 

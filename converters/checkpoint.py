@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from converters.metadata.provenance import Provenance
 from converters.metadata.vocabulary import Vocabulary
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
 from edge_llama.files.json_fields import Fields, parse_object
@@ -33,11 +33,21 @@ class Striped(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a file has numbers, and how many bytes of it they are."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor that is read in slices of rows.
 
     ``read(start, stop)`` gives rows as bytes, uint8 ``(stop - start, row_bytes)``, of the tensor seen as
     ``(prod(shape[:-1]), shape[-1])``. Both bounds must be multiples of ``step`` (or the end). Any thread may call it.
+    ``stored``: all that is read of files for it, whatever it has become since; nothing if it is computed.
     """
 
     name: str
@@ -45,6 +55,7 @@ class Tensor:
     format: Format
     read: Callable[[int, int], NDArray[np.uint8]] = field(repr=False)
     step: int = 1
+    stored: frozenset[Stored] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -58,7 +69,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored in the source."""
+        """Bytes of all its rows."""
         return self.rows * self.format.row_bytes(self.columns)
 
     def stripe(self, start: int, stop: int, first: int, last: int) -> NDArray[np.uint8]:
@@ -66,6 +77,10 @@ class Tensor:
         if isinstance(self.read, Striped):
             return self.read.stripe(start, stop, first, last)
         return self.read(start, stop)[:, first:last]
+
+    def reading(self, *others: "Tensor") -> "Tensor":
+        """The same tensor, for whose rows ``others`` are read too."""
+        return replace(self, stored=self.stored.union(*(other.stored for other in others)))
 
     def renamed(self, name: str) -> "Tensor":
         """The same tensor under another name."""
@@ -123,5 +138,5 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return parse_object(path, raw, "download it again", error=CheckpointError, is_strict=False)

@@ -149,6 +149,13 @@ ADDED_TOKENS = Fact(
     "first.",
     "tokenization_utils_base: _from_pretrained; tokenization_utils_tokenizers: TokenizersBackend.__init__",
 )
+WORDS = Fact(
+    "tokenizer file",
+    ("tokenizer.json", "tokenizer.model", "vocab.json, merges.txt"),
+    "A tokenizer.model beside a tokenizer.json of the same words is read for its exact scores; one of other words is a "
+    "base's, and not used. The last place is known by the class: GPT2Tokenizer and Qwen2Tokenizer.",
+    "tokenization_utils_tokenizers: TokenizersBackend.convert_to_native_format",
+)
 WEIGHTS = Fact(
     "weights",
     (
@@ -198,5 +205,8 @@ OUTPUT_MATRIX = Fact(
     "A matrix that is there is kept, whatever config.json says: they are tied only where there is none.",
     "modeling_utils: PreTrainedModel.tie_weights, which ties only what is equal",
 )
-FACTS = (CHAT_TEMPLATE, END_TOKENS, SAMPLING, ROLES, ADDS, ADDED_TOKENS, WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX)
+FACTS = (
+    *(CHAT_TEMPLATE, END_TOKENS, SAMPLING, WORDS, ROLES, ADDS, ADDED_TOKENS),
+    *(WEIGHTS, DTYPE, NAME, ROPE, OUTPUT_MATRIX),
+)
 """Every row, in the order of the documentation."""

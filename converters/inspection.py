@@ -6,20 +6,24 @@ told beside what the others would take.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import Checkpoint, read_json, text_config
-from converters.sources import open_checkpoint
+from converters.layout import Layout
+from converters.options import Options
+from converters.proof import prove
+from converters.sources import fingerprint, open_checkpoint
 from converters.sources.safetensors import read_entries
 from converters.sources.torch_file import read_views
 from converters.sources.torch_pickle import Storage
-from converters.target import Sized
+from converters.target import FolderTarget, Sized, TowerWriter
 from converters.targets import FOLDERS, has_vision
 from converters.targets.writers import TEXT, VISION
+from converters.tokenizers.proof import GGUFEncoder
 from edge_llama.errors import InputError
 from edge_llama.files.checkpoint_folder import ADAPTER
 
@@ -80,8 +84,8 @@ class Offer:
 class Inspection:
     """A checkpoint or an adapter; ``facts`` are what its config says, as it says it.
 
-    ``family`` is "" where the files don't tell; ``problem`` is why it can't be opened, and then there are no
-    ``offers``. ``templates`` are names of chat templates with their texts' lengths.
+    ``family`` is "" where the files don't tell; ``problem`` is why it can't be opened, and then there is no
+    ``checkpoint``. ``templates`` are names of chat templates with their texts' lengths.
     """
 
     path: Path
@@ -94,8 +98,24 @@ class Inspection:
     templates: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    offers: tuple[Offer, ...] = ()
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
     problem: InputError | None = None
+
+    def offers(self, encode_gguf: GGUFEncoder | None = None) -> Iterator[Offer]:
+        """What each target would take, of two towers each for itself; a second or more for a large vocabulary.
+
+        With ``encode_gguf`` also what the proof of the tokenizer refuses: see :func:`converters.plan`.
+        """
+        if self.checkpoint is None:
+            return
+        is_pair = has_vision(self.checkpoint)
+        for name, writer in TEXT.items():
+            called = f"text, {name}" if is_pair else name
+            yield _offer(called, writer, self.checkpoint, _tower(writer), encode_gguf)
+        for name, writer in VISION.items() if is_pair else ():
+            yield _offer(f"vision, {name}", writer, self.checkpoint)
+        for name, folder in FOLDERS.items():
+            yield _offer(name, folder, self.checkpoint, _folder(folder), encode_gguf)
 
 
 def inspect_checkpoint(folder: Path) -> Inspection:
@@ -104,6 +124,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         return _adapter(folder)
     try:
         checkpoint = open_checkpoint(folder)
+        fingerprint(checkpoint.files)
     except InputError as problem:
         return _unopened(folder, problem)
     files = [file for file in checkpoint.files if file.is_file()]
@@ -118,7 +139,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
         {name: len(text) for name, text in checkpoint.vocabulary.chat_templates.items()},
         checkpoint.notes,
         checkpoint.warnings,
-        tuple(_offers(checkpoint)),
+        checkpoint,
     )
 
 
@@ -191,19 +212,30 @@ def _entries(file: Path) -> Iterator[tuple[str, int, int]]:
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Double": 8, "Long": 8, "Int": 4, "Short": 2}
 
 
-def _offers(checkpoint: Checkpoint) -> Iterator[Offer]:
-    """What each target would take: of two towers each for itself."""
-    prefix = "text, " if has_vision(checkpoint) else ""
-    for name, writer in TEXT.items():
-        yield _offer(f"{prefix}{name}", writer, checkpoint)
-    for name, writer in VISION.items() if has_vision(checkpoint) else ():
-        yield _offer(f"vision, {name}", writer, checkpoint)
-    for name, folder in FOLDERS.items():
-        yield _offer(name, folder, checkpoint)
-
-
-def _offer(target: str, writer: Sized, checkpoint: Checkpoint) -> Offer:
+def _offer(
+    target: str,
+    sized: Sized,
+    checkpoint: Checkpoint,
+    layout: Callable[[Checkpoint], Layout] | None = None,
+    encode_gguf: GGUFEncoder | None = None,
+) -> Offer:
+    """``layout``: what is written by default, where a tokenizer is part of it."""
     try:
-        return Offer(target, writer.sizes(checkpoint))
+        sizes = sized.sizes(checkpoint)
+        if encode_gguf is not None and layout is not None:
+            prove(checkpoint, layout(checkpoint), encode_gguf)
     except InputError as problem:
         return Offer(target, refused=problem)
+    return Offer(target, sizes)
+
+
+def _tower(writer: TowerWriter) -> Callable[[Checkpoint], Layout]:
+    def lay_out(checkpoint: Checkpoint) -> Layout:
+        files = writer.files(checkpoint, Options())
+        return Layout(files.parts, files.files, is_folder=True)
+
+    return lay_out
+
+
+def _folder(target: FolderTarget) -> Callable[[Checkpoint], Layout]:
+    return lambda checkpoint: target.lay_out(checkpoint, "", Options())

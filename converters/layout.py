@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from converters.checkpoint import Tensor
+from converters.checkpoint import Stored, Tensor
 from edge_llama.files.formats import Format
 from edge_llama.files.manifest import StoredFile
 from quant.nbits import ArrayFormat, is_exact
@@ -121,9 +121,18 @@ class Layout:
         return (f"{tensors}: quality is lost twice; convert the full-precision checkpoint if you can get it",)
 
     @property
+    def bytes_read(self) -> tuple[int, ...]:
+        """For each entry the bytes, as files hold them, that no entry before it needs."""
+        counts, seen = [], set[Stored]()
+        for entry in self.entries:
+            counts.append(sum(stored.nbytes for stored in entry.tensor.stored - seen))
+            seen |= entry.tensor.stored
+        return tuple(counts)
+
+    @property
     def source_bytes(self) -> int:
-        """Bytes of the source's tensors."""
-        return sum(entry.tensor.nbytes for entry in self.entries if entry.is_first)
+        """Bytes of the files' tensors that are read, an adapter's too, each once, whatever is written of them."""
+        return sum(self.bytes_read)
 
     @property
     def output_bytes(self) -> int:

@@ -16,6 +16,9 @@
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
 
+UNREADABLE = "see to its permissions, or get it again"
+"""The remedy for a file that is there and can't be read."""
+
 
 class EdgeLlamaError(Exception):
     """The root: catch this to catch everything that edge-llama raises on purpose."""

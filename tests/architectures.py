@@ -125,7 +125,7 @@ def written(path: Path, name: str, vocabulary: Header, seed: int = 0) -> PreTrai
 def deadly(path: Path, vocabulary: Header) -> Path:
     """A model that llama.cpp loads and dies of: a norm in f16."""
     sound = path.with_name("sound.gguf")
-    written(sound, "qwen2", vocabulary)
+    written(sound, "gemma", vocabulary)
     norm = "output_norm.weight"
     return rewritten(sound, path, formats=lambda info: F16 if info.name == norm else info.format)
 

@@ -43,6 +43,14 @@ def linear(folder: Path) -> Path:
     return folder
 
 
+def yarn(folder: Path) -> Path:
+    """A Llama 2 stretched by YaRN."""
+    checkpoints.llama2(folder)
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 16.0}
+    edit_json(folder / "config.json", rope_scaling=scaling)
+    return folder
+
+
 def biased(folder: Path) -> Path:
     """Biases in every layer, as attention_bias and mlp_bias say."""
     checkpoints.llama3(folder, dtype="F32", seed=6)

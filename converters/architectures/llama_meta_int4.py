@@ -122,7 +122,7 @@ class Int4Release:
             left, right = floats(b, start, stop).astype(np.float64), floats(a, 0, rank).astype(np.float64)
             return rows + (left @ right * self.scale).astype(np.float32)
 
-        return changed(weights, merge)
+        return changed(weights, merge).reading(a, b)
 
     def notes(self, stored: Mapping[str, Tensor]) -> dict[str, str]:
         """What was done, and what params.json says otherwise than the tensors as they are ``stored``."""

@@ -22,6 +22,10 @@ _KEYS = {
     "temperature": ("temp", ValueType.FLOAT32),
     "repetition_penalty": ("penalty_repeat", ValueType.FLOAT32),
 }
+_TYPES = [
+    (key, (int,), "a whole number") if kind is ValueType.INT32 else (key, (int, float), "a number")
+    for key, (_, kind) in _KEYS.items()
+]
 FILE, _CONFIG = "generation_config.json", "config.json"
 
 
@@ -32,11 +36,12 @@ def of_files(
 
     ``contents`` are config.json's and generation_config.json's by these names; the second may be missing. ``known`` are
     the ends that the vocabulary names: config.json's are added to them, which is written where it says more.
-    CheckpointError for an end token that is no id of ``n_vocab``.
+    CheckpointError for an end token that is no id of ``n_vocab``, and for a setting of a wrong type.
     """
     place = FILE if contents.get(FILE) is not None else _CONFIG
     generation = dict(contents[FILE]) if place == FILE else _of_config(contents)
     odd = _as_count(generation)
+    _check_types(generation, f"{path}: {place}")
     said = {}
     for where in ENDS.places:
         said[where], dropped = _ends(value_at(contents, where), where, n_vocab, path)
@@ -61,6 +66,13 @@ def _of_config(contents: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of sampling, or its text part."""
     parts = [part for place in reversed(SAMPLING.places[1:]) if isinstance(part := value_at(contents, place), Mapping)]
     return {key: part[key] for part in parts for key in (*_KEYS, "do_sample") if part.get(key) is not None}
+
+
+def _check_types(generation: Mapping[str, Any], where: str) -> None:
+    for key, kinds, expected in (*_TYPES, ("do_sample", (bool,), "true or false")):
+        value = generation.get(key)
+        if value is not None and type(value) not in kinds:
+            raise CheckpointError(f"{where}: {key} is {value!r:.100}, expected {expected}", remedy=_CORRECT)
 
 
 def _as_count(generation: dict[str, Any]) -> list[str]:
@@ -105,7 +117,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 def to_gguf(generation: Mapping[str, Any], path: Path) -> dict[str, Value]:
-    """The settings under llama.cpp's keys; CheckpointError names one that is no number."""
+    """The settings under llama.cpp's keys; CheckpointError names one that they can't hold."""
     return {
         _PREFIX + name: _number(generation[key], key, kind, path)
         for key, (name, kind) in _KEYS.items()
@@ -114,10 +126,6 @@ def to_gguf(generation: Mapping[str, Any], path: Path) -> dict[str, Value]:
 
 
 def _number(number: Any, key: str, kind: ValueType, path: Path) -> Value:
-    if isinstance(number, bool) or not isinstance(number, int if kind is ValueType.INT32 else int | float):
-        raise CheckpointError(
-            f"{path}: generation_config.json: {key} is {number!r:.100}, expected a number", remedy=_CORRECT
-        )
     limit = 3e38 if kind is ValueType.FLOAT32 else 1 << 31
     if not -limit < number < limit:  # nor NaN
         raise CheckpointError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.gguf import Value, ValueType, array, string, u32
 
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
@@ -35,7 +35,7 @@ def read_provenance(folder: Path) -> Provenance:
         card, problem = _card(folder / _CARD)
         notices = {path.name: path.read_bytes() for path in _notices(folder)}
     except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return Provenance(_fields(card), notices, problem)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from converters.checkpoint import Checkpoint
 from converters.sources import converted, gguf, hugging_face, meta
-from edge_llama.errors import CheckpointError
+from converters.sources.safetensors import impostor
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.artifact import BUILT_IN, packaged_path
 from edge_llama.files.checkpoint_folder import ADAPTER
 from edge_llama.files.gguf import is_gguf
@@ -23,7 +24,9 @@ def open_checkpoint(source: Path) -> Checkpoint:
     packaged = packaged_path() if str(source) == BUILT_IN and not source.exists() else None
     source = packaged or source
     if source.is_dir():
-        return _open_folder(source)
+        checkpoint = _open_folder(source)
+        _check_templates(checkpoint.files)
+        return checkpoint
     if is_gguf(source):
         return gguf.open_file(source)
     if not source.exists():
@@ -45,6 +48,16 @@ def _open_folder(folder: Path) -> Checkpoint:
     return hugging_face.open_folder(folder)
 
 
+def _check_templates(files: Iterable[Path]) -> None:
+    """CheckpointError for a template that is none: any text would be one to those who read it."""
+    for file in (file for file in files if file.suffix == ".jinja" and file.is_file()):
+        start = file.read_bytes()[:512]
+        if problem := impostor(file, start, file.stat().st_size):
+            raise problem
+        if b"\0" in start:
+            raise CheckpointError(f"{file}: holds zero bytes, expected a template's text", remedy="download it again")
+
+
 def _instead_of(file: Path) -> str:
     """What to give for ``file``, which is a part of a checkpoint or something else."""
     folder = file.absolute().parent
@@ -54,13 +67,21 @@ def _instead_of(file: Path) -> str:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Names, sizes and times of change of those of ``files`` that are there. CheckpointError if one can't be read."""
+    """Names, sizes and times of change of those of ``files`` that are there.
+
+    CheckpointError if one can't be read, is a folder, or is a link that leads nowhere: it was there once.
+    """
     states = []
     for file in dict.fromkeys(files):
         try:
-            states.append((str(file.resolve()), *file_state(file)))
-        except FileNotFoundError:
+            state = file_state(file)
+            states.append((str(file.resolve()), *state))
+        except FileNotFoundError as error:
+            if file.is_symlink():
+                raise CheckpointError(f"{file}: is a link to a file that is not there", remedy=UNREADABLE) from error
             continue
         except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
+        if file.is_dir():
+            raise CheckpointError(f"{file}: is a folder, expected a file", remedy="remove it, or put the file there")
     return json.dumps(states)

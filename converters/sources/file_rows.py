@@ -1,12 +1,24 @@
 """Rows of numbers, read where they lie in a file; never mapped: a file that shrinks is an error and no crash."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import CheckpointError
+from converters.checkpoint import Stored, Tensor
+from edge_llama.errors import UNREADABLE, CheckpointError
+from edge_llama.files.formats import Format
+
+
+def tensor_in(
+    path: Path, name: str, shape: tuple[int, ...], format_: Format, offset: int, pitch: int | None = None
+) -> Tensor:
+    """The tensor whose rows lie in the file at ``path``, as :class:`FileRows` has them."""
+    rows = FileRows(path, offset, format_.row_bytes(shape[-1]), pitch)
+    nbytes = prod(shape[:-1]) * rows.row_bytes
+    return Tensor(name, shape, format_, rows, stored=frozenset({Stored(path, offset, nbytes)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class FileRows:
         return rows
 
     def _unreadable(self, error: OSError) -> CheckpointError:
-        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}")
+        return CheckpointError(f"{self.path}: cannot be read: {error.strerror}", remedy=UNREADABLE)
 
     def _ended(self) -> CheckpointError:
         return CheckpointError(f"{self.path}: ended while being read", remedy="the file changed meanwhile: start again")

@@ -6,7 +6,7 @@ from converters.architectures import for_gguf
 from converters.checkpoint import Checkpoint, Tensor
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import from_gguf
-from converters.sources.file_rows import FileRows
+from converters.sources.file_rows import tensor_in
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, TensorInfo
 from edge_llama.files.gguf_text import read_gguf_text
@@ -42,5 +42,4 @@ def _tensor(part: Header, info: TensorInfo) -> Tensor:
         )
     if takes_ggml(info.format):
         ggml.require(f"{part.path}: tensor {info.name!r} is stored as {info.format}, which only ggml can dequantize")
-    row_bytes = info.format.row_bytes(info.shape[-1])
-    return Tensor(info.name, info.shape, info.format, FileRows(part.path, info.offset, row_bytes))
+    return tensor_in(part.path, info.name, info.shape, info.format, info.offset)

@@ -24,7 +24,7 @@ from converters.sources.torch_file import read_file
 from converters.tensors.joined import joined
 from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import FORMATS
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
@@ -198,7 +198,7 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
             try:
                 return path, path.read_bytes()
             except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+                raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from converters.checkpoint import Tensor
-from converters.sources.file_rows import FileRows
-from edge_llama.errors import CheckpointError
+from converters.sources.file_rows import tensor_in
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
 
 DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
@@ -43,7 +43,7 @@ def read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
                 raise _not_safetensors(path, start, size)
             header = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     entries = _parse_header(path, header)
     entries.pop("__metadata__", None)
     return entries, 8 + length, size - 8 - length
@@ -54,9 +54,9 @@ def impostor(path: Path, start: bytes, size: int) -> CheckpointError | None:
     if size == 0:
         return CheckpointError(f"{path}: the file is empty", remedy="download it again")
     if start.startswith(b"version "):
-        return CheckpointError(f"{path}: this is a Git LFS pointer, not the weights", remedy="run `git lfs pull`")
+        return CheckpointError(f"{path}: this is a Git LFS pointer, not the file itself", remedy="run `git lfs pull`")
     if start.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        return CheckpointError(f"{path}: this is an HTML page, not weights", remedy="download the file itself")
+        return CheckpointError(f"{path}: this is an HTML page", remedy="download the file itself")
     return None
 
 
@@ -112,7 +112,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
             remedy=_DAMAGED,
         )
     shape = tuple(shape) or (1,)
-    return Tensor(name, shape, format_, FileRows(path, data_start + begin, format_.row_bytes(shape[-1])))
+    return tensor_in(path, name, shape, format_, data_start + begin)
 
 
 def _check_coverage(path: Path, offsets: Mapping[str, list[int]], data_size: int) -> None:

@@ -15,10 +15,10 @@ from typing import BinaryIO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from converters.checkpoint import Tensor
-from converters.sources.file_rows import FileRows
+from converters.sources.file_rows import tensor_in
 from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
-from edge_llama.errors import CheckpointError
+from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB
@@ -52,7 +52,7 @@ def read_file(
             views = _views(path, file, directory[f"{prefix}/data.pkl"], skip)
             tensors = {name: _tensor(path, file, directory, prefix, name, view, dtypes) for name, view in views.items()}
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return tensors
 
 
@@ -63,7 +63,7 @@ def read_views(path: Path) -> dict[str, View]:
             directory = _directory(path, file)
             return _views(path, file, directory[f"{_prefix(path, directory)}/data.pkl"], None)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 def _directory(path: Path, file: BinaryIO) -> dict[str, ZipInfo]:
@@ -186,7 +186,7 @@ def _tensor(
     if (end := view.offset + (prod(shape[:-1]) - 1) * pitch + columns) > count:
         raise fail(f"of shape {list(shape)} needs {end:,} numbers, its storage has {count:,}")
     start = _member(path, file, info).start + view.offset * item
-    return Tensor(name, shape, format_, FileRows(path, start, columns * item, pitch * item))
+    return tensor_in(path, name, shape, format_, start, pitch * item)
 
 
 def _format(view: View, dtypes: Mapping[str, Format], fail: Callable[..., CheckpointError]) -> Format:

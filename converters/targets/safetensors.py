@@ -44,26 +44,34 @@ class Safetensors:
 
     def lay_out(self, checkpoint: Checkpoint, _name: str, options: Options) -> Layout:
         """The folder of ``checkpoint``."""
-        tensors = for_config(checkpoint).folder_tensors(checkpoint)
-        quant = options.quant or _DEFAULT_QUANT
-        format_ = FORMATS[quant]
-        entries = tuple(Entry(tensor, format_) for _, tensor in sorted(tensors.items()))
-        files = {
-            "config.json": _config(checkpoint, _DTYPES[quant][1]),
-            "generation_config.json": generation(checkpoint),
-            **write_files(checkpoint.vocabulary, checkpoint.path),
-            **checkpoint.provenance.notices,
-        }
-        part = Part("model.safetensors", _header(entries, format_), entries)
-        small = {name: encoded(content, name, checkpoint) for name, content in files.items()}
-        return Layout((part,), small, is_folder=True, closing=_closing)
+        return _laid_out(checkpoint, options.quant or _DEFAULT_QUANT, _tokenizer(checkpoint))
 
     def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
         """The folder in each format."""
-        return {quant: self.lay_out(checkpoint, "", Options(quant=quant)).output_bytes for quant in _DTYPES}
+        tokenizer = _tokenizer(checkpoint)
+        return {quant: _laid_out(checkpoint, quant, tokenizer).output_bytes for quant in _DTYPES}
 
 
 SAFETENSORS = Safetensors()
+
+
+def _laid_out(checkpoint: Checkpoint, quant: str, tokenizer: Mapping[str, bytes]) -> Layout:
+    tensors = for_config(checkpoint).folder_tensors(checkpoint)
+    entries = tuple(Entry(tensor, FORMATS[quant]) for _, tensor in sorted(tensors.items()))
+    configs = {"config.json": _config(checkpoint, _DTYPES[quant][1]), "generation_config.json": generation(checkpoint)}
+    files = {
+        **{name: encoded(content, name, checkpoint) for name, content in configs.items()},
+        **tokenizer,
+        **checkpoint.provenance.notices,
+    }
+    part = Part("model.safetensors", _header(entries, FORMATS[quant]), entries)
+    return Layout((part,), files, is_folder=True, closing=_closing)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer's files, which take most of the time of a plan."""
+    files = write_files(checkpoint.vocabulary, checkpoint.path)
+    return {name: encoded(content, name, checkpoint) for name, content in files.items()}
 
 
 def _closing(files: Mapping[str, StoredFile]) -> dict[str, bytes]:

@@ -29,7 +29,7 @@ def dequantized(numbers: Tensor, scales: Tensor, zeros: Tensor | None = None) ->
         rows *= floats(scales, start, stop)[..., None]
         return rows.reshape(stop - start, -1).view(np.uint8)
 
-    return replace(numbers, format=F32, read=read)
+    return replace(numbers, format=F32, read=read).reading(scales, *([] if zeros is None else [zeros]))
 
 
 def column(vector: Tensor) -> Tensor:

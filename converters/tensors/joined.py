@@ -16,7 +16,7 @@ def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     shape[axis] = sum(part.shape[axis] for part in parts)
     is_last = axis in (-1, len(shape) - 1)
     read = _Columns(parts) if is_last else _Rows(parts, prod(shape[:axis]))
-    return replace(parts[0], shape=tuple(shape), read=read)
+    return replace(parts[0], shape=tuple(shape), read=read).reading(*parts)
 
 
 class _Rows:

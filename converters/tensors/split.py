@@ -35,7 +35,7 @@ def alternating(first: Tensor, second: Tensor) -> Tensor:
         pair = [tensor.read(start // 2, stop // 2) for tensor in (first, second)]
         return np.stack(pair, axis=1).reshape(stop - start, -1)
 
-    return replace(first, shape=(count, 2 * height, columns), read=read, step=2 * first.step)
+    return replace(first, shape=(count, 2 * height, columns), read=read, step=2 * first.step).reading(second)
 
 
 def row_blocks(tensor: Tensor, block: int) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converters.facts import WORDS
 from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.added_tokens import AddedToken, added_tokens
 from converters.tokenizers.pre_tokenizers import pre_tokenizer_name
@@ -160,6 +161,10 @@ def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping
     elif settings.get("add_prefix_space") is False:
         steps = replace(steps, add_space_prefix=False, rules=replace(steps.rules, space_prefix=None))
     own = {pieces.id_to_piece(index): index for index in range(pieces.vocab_size())}
+    if tokenizer and (other := _other_word(tokenizer, pieces)):
+        told = {WORDS.topic: f"by tokenizer.json; tokenizer.model has another vocabulary ({other}) and is not used"}
+        vocabulary = _bpe(folder / "tokenizer.json", tokenizer, settings, n_vocab)
+        return replace(vocabulary, notes={**vocabulary.notes, **told})
     added, told = added_tokens(folder, tokenizer, settings, own, n_vocab, is_last=False)
     for token in added:
         text, kind = _added(token, SPACE)
@@ -168,6 +173,19 @@ def _sentencepiece(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping
         if token.is_in_settings or not is_known:
             table.put(token.index, text, kind, -1000.0)
     return replace(table.sentencepiece(_with_flags(path, steps, added)), notes=told)
+
+
+def _other_word(tokenizer: Mapping[str, Any], pieces: Any) -> str:
+    """The first token of tokenizer.json that a tokenizer.model lacks or calls otherwise; empty if there is none."""
+    added = {entry["content"] for entry in tokenizer.get("added_tokens") or []}
+    size = pieces.vocab_size()
+    for text, index in tokenizer["model"]["vocab"].items():
+        if type(index) is not int or text in added:
+            continue
+        # Bytes are spelled as letters in Gemma's.
+        if not (0 <= index < size and (pieces.id_to_piece(index) == text or pieces.is_byte(index))):
+            return f"{text[:40]!r} as {index}"
+    return ""
 
 
 def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, Steps]:

@@ -17,7 +17,7 @@ from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.pre_tokenizers import BY_NAME
 from converters.tokenizers.sentencepiece_model import without_prefix
 from converters.tokenizers.tiktoken_ranks import is_ranks
-from converters.tokenizers.vocab_and_merges import MERGES, VOCAB, read_pairs, read_words
+from converters.tokenizers.vocab_and_merges import VOCAB, tokenizer_of_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.text_rules import SpacePrefix
 
@@ -42,29 +42,12 @@ def source_encoder(vocabulary: Vocabulary) -> Encoder | None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if path.name == VOCAB:
-        return JsonEncoder(_of_pair(path, vocabulary), path)
+        content = json.dumps(tokenizer_of_pair(path.parent, vocabulary.pre, vocabulary.rules.unicode_forms)).encode()
     if path.suffix == ".json":
-        return JsonEncoder(_raw_added_tokens(content), path)
+        encoder = JsonEncoder(_raw_added_tokens(content), path)
+        encoder.add(vocabulary)
+        return encoder
     return RanksEncoder(content, vocabulary) if is_ranks(content) else PiecesEncoder(content, vocabulary)
-
-
-def _of_pair(path: Path, vocabulary: Vocabulary) -> bytes:
-    """The tokenizer.json that vocab.json and the merges.txt beside it stand for, with the tokens that were added."""
-    added = [
-        {"id": index, "content": text, "special": kind == TokenType.CONTROL, "normalized": False}
-        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
-    ]
-    normalizers = [{"type": form} for form in vocabulary.rules.unicode_forms]
-    content = {
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": BY_NAME[vocabulary.pre].as_json,
-        "model": {"type": "BPE", "vocab": read_words(path), "merges": read_pairs(path.with_name(MERGES))},
-    }
-    return json.dumps(content).encode()
 
 
 def _raw_added_tokens(content: bytes) -> bytes:
@@ -104,6 +87,21 @@ class JsonEncoder:
     def chat(self, text: str) -> list[int]:
         """See :class:`Encoder`."""
         return self._encode(text, special_is_plain=False)
+
+    def add(self, vocabulary: Vocabulary) -> None:
+        """Add, as transformers does, the tokens that other files list, and make special those that have a role."""
+        from tokenizers import AddedToken  # noqa: PLC0415
+
+        known, rules = self._tokenizer.get_added_tokens_decoder(), vocabulary.rules
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+            if kind not in (TokenType.CONTROL, TokenType.USER_DEFINED):
+                continue
+            is_special, there = kind == TokenType.CONTROL, known.get(index)
+            # Words of the model that the user defined are found whole by other steps.
+            is_word = not is_special and self._tokenizer.token_to_id(text) is not None
+            if there.special != is_special if there else not is_word:
+                flags = {"lstrip": index in rules.lstrip, "rstrip": index in rules.rstrip, "normalized": False}
+                self._tokenizer.add_tokens([AddedToken(text, special=is_special, **flags)])
 
     def _encode(self, text: str, *, special_is_plain: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = special_is_plain

@@ -39,10 +39,12 @@ def role_texts(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _without_kind(settings: Mapping[str, Any]) -> list[str]:
-    """Texts of tokens that are special and nothing else."""
+    """Texts of tokens that are special and nothing else: listed as such, or of the model's own, as ``image_token``."""
     lists = [settings.get(key) or () for key in ("additional_special_tokens", "extra_special_tokens")]
     listed = [token for tokens in lists for token in (tokens.values() if isinstance(tokens, Mapping) else tokens)]
-    return [text for token in listed if (text := token_text(token))]
+    kinds = {f"{kind}_token" for kind in KINDS}
+    of_model = [token for key, token in settings.items() if key.endswith("_token") and key not in kinds]
+    return [text for token in (*of_model, *listed) if (text := token_text(token))]
 
 
 def with_roles(

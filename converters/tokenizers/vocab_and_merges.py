@@ -4,7 +4,7 @@ The class's own steps are those that transformers builds in ``models/gpt2/tokeni
 ``models/qwen2/tokenization_qwen2.py``. Its other classes read no such files, so nothing is known for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from converters.tokenizers.special_tokens import own_class
 from edge_llama.errors import CheckpointError
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
-_STEPS: Mapping[str, tuple[str, str | None]] = {"GPT2Tokenizer": ("gpt-2", None), "Qwen2Tokenizer": ("qwen2", "NFC")}
-"""By class: how text is split, by llama.cpp's name, and the normalizer."""
+_STEPS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "GPT2Tokenizer": ("gpt-2", ()),
+    "Qwen2Tokenizer": ("qwen2", ("NFC",)),
+}
+"""By class: how text is split, by llama.cpp's name, and the forms of Unicode that it is brought into before."""
 
 
 def read_pair(folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,16 +40,23 @@ def read_pair(folder: Path, settings: Mapping[str, Any], config: Mapping[str, An
             f"{folder}: {VOCAB} and {MERGES} without tokenizer.json, and {told} doesn't say how text is split",
             remedy=f"put tokenizer.json beside them; known without it: {' and '.join(_STEPS)}",
         )
-    pre, normalizer = _STEPS[name]
+    return tokenizer_of_pair(folder, *_STEPS[name])
+
+
+def tokenizer_of_pair(folder: Path, pre: str, forms: Sequence[str]) -> dict[str, Any]:
+    """The same as a whole tokenizer.json that splits text by ``pre`` after bringing it into Unicode's ``forms``."""
+    normalizers = [{"type": form} for form in forms]
+    model = {"type": "BPE", "vocab": _words(folder / VOCAB), "merges": _pairs(folder / MERGES)}
     return {
-        "normalizer": None if normalizer is None else {"type": normalizer},
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
         "pre_tokenizer": BY_NAME[pre].as_json,
-        "model": {"type": "BPE", "vocab": read_words(vocab), "merges": read_pairs(merges)},
+        "model": model,
     }
 
 
-def read_words(path: Path) -> dict[str, int]:
-    """vocab.json's content. CheckpointError for an id that is none."""
+def _words(path: Path) -> dict[str, int]:
     words = read_json(path)
     for text, index in words.items():
         if type(index) is not int:
@@ -56,8 +66,8 @@ def read_words(path: Path) -> dict[str, int]:
     return words
 
 
-def read_pairs(path: Path) -> list[str]:
-    """The merges of merges.txt, a line each after ``#version``. CheckpointError for a line that is none."""
+def _pairs(path: Path) -> list[str]:
+    """A line a merge, after one that begins with ``#version``."""
     try:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,7 +9,8 @@ from edge_llama.errors import InputError, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from converters.inspection import Inspection
+    from converters.inspection import Inspection, Offer
+    from converters.tokenizers.proof import GGUFEncoder
 
 
 def read(folder: Path) -> "Inspection":
@@ -19,8 +20,9 @@ def read(folder: Path) -> "Inspection":
     return inspect_checkpoint(folder)
 
 
-def as_json(found: "Inspection") -> dict[str, Any]:
-    """All of it as JSON has it."""
+def as_json(found: "Inspection", encode_gguf: "GGUFEncoder | None" = None) -> dict[str, Any]:
+    """All of it as JSON has it; with an engine to ask, what the tokenizer's proof refuses too."""
+    offers = list(found.offers(encode_gguf))
     return {
         "path": str(found.path),
         "kind": found.kind,
@@ -35,8 +37,8 @@ def as_json(found: "Inspection") -> dict[str, Any]:
         },
         "tokenizer": found.tokenizer,
         "chat_templates": dict(found.templates),
-        "output_bytes": {offer.target: dict(offer.sizes) for offer in found.offers if not offer.refused},
-        "refused": {offer.target: _refusal(offer.refused) for offer in found.offers if offer.refused},
+        "output_bytes": {offer.target: dict(offer.sizes) for offer in offers if not offer.refused},
+        "refused": {offer.target: _refusal(offer.refused) for offer in offers if offer.refused},
         "problem": _refusal(found.problem) if found.problem else None,
         "notes": dict(found.notes),
         "warnings": list(found.warnings),
@@ -47,7 +49,7 @@ def _refusal(error: InputError) -> dict[str, str]:
     return {"message": error.message, "remedy": error.remedy}
 
 
-def show(found: "Inspection", console: "Console") -> None:
+def show(found: "Inspection", console: "Console", encode_gguf: "GGUFEncoder | None" = None) -> None:
     """The same for people."""
 
     def line(text: str) -> None:
@@ -72,17 +74,17 @@ def show(found: "Inspection", console: "Console") -> None:
         line(f"can't be converted: {found.problem}")
     if found.kind == "adapter":
         line(f"to merge it: edge-llama convert BASE OUTPUT --lora {found.path}")
-    _show_offers(found, console)
+    for offer in found.offers(encode_gguf):
+        _show_offer(offer, console)
 
 
-def _show_offers(found: "Inspection", console: "Console") -> None:
+def _show_offer(offer: "Offer", console: "Console") -> None:
     from rich.table import Table  # noqa: PLC0415
 
-    for offer in found.offers:
-        if offer.refused:
-            console.print(printable(f"{offer.target}: refused: {offer.refused}"), soft_wrap=True)
-            continue
-        table = Table(offer.target, "bytes", box=None)
-        for quant, nbytes in offer.sizes.items():
-            table.add_row(quant, f"{nbytes:>15,}")
-        console.print(table)
+    if offer.refused:
+        console.print(printable(f"{offer.target}: refused: {offer.refused}"), soft_wrap=True)
+        return
+    table = Table(offer.target, "bytes", box=None)
+    for quant, nbytes in offer.sizes.items():
+        table.add_row(quant, f"{nbytes:>15,}")
+    console.print(table)

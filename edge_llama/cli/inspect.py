@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,12 +35,18 @@ def inspect(
     """
     path = existing(model)
     if checkpoint_at(path):
-        checkpoint = checkpoints.read(path)
-        _print(checkpoints.as_json(checkpoint)) if as_json else checkpoints.show(checkpoint, _console())
+        _describe(path, as_json=as_json)
         return
     found = read_towers(path)
     text = open_artifact(found.text) if found.text else None
     _print(_described(found, text)) if as_json else _show_towers(found, text, _console())
+
+
+def _describe(folder: Path, *, as_json: bool) -> None:
+    from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for checkpoints alone
+
+    found = checkpoints.read(folder)
+    _print(checkpoints.as_json(found, encode)) if as_json else checkpoints.show(found, _console(), encode)
 
 
 def _print(described: Mapping[str, Any]) -> None:

@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
+import edge_llama
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
-from edge_llama.cli import options
+from edge_llama.cli import options, template_check
 from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import NotVerifiableError
+from edge_llama.errors import NotVerifiableError, OptionError, printable
 from edge_llama.files import checksums, manifest
 from edge_llama.files.artifact import Bundle, existing
 from edge_llama.files.integrity import verify as verify_file
 
 Count = Callable[[int], None]
+_LITTLE = 64  # tokens of context: nothing is answered
 
 
 def verify(
@@ -25,13 +27,28 @@ def verify(
         str | None,
         typer.Argument(help="A .gguf file, a bundle, a vision tower, what --to safetensors wrote, or smollm2."),
     ] = None,
+    template: Annotated[
+        bool,
+        typer.Option("--template", help="Render conversations with the model's chat template and vocabulary instead."),
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="For --template: compare with transformers on this folder."),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Check a model's structure and every bit of its contents. Exit code 0: intact; 2: damaged; 1: it has no hashes.
 
+    With --template: 0, conversations are rendered, as transformers does it; 1, some differ; 2, it can't be found out.
+
     Example: edge-llama verify llama-3.2-1b-q4_k_m.gguf
     """
+    if template:
+        _verify_template(model, reference, as_json=as_json, quiet=quiet)
+        return
+    if reference is not None:
+        raise OptionError(f"--reference {reference}: is for --template", remedy="add --template, or leave it out")
     path = existing(model)
     work = _of_folder(path) if checkpoint_at(path) else _of_towers(read_towers(path))
     done = 0
@@ -50,6 +67,25 @@ def verify(
         print(json.dumps({"path": str(work.path), "intact": True, **counts}))  # noqa: T201
     told = " in ".join(f"{number:,} {name}" for name, number in counts.items())
     note(f"{work.path}: intact, {told}", quiet=quiet or as_json)
+
+
+def _verify_template(model: str | None, reference: Path | None, *, as_json: bool, quiet: bool) -> None:
+    """Exit code 1 if any conversation is rendered otherwise than by transformers."""
+    with edge_llama.open(model, n_ctx=_LITTLE) as opened:
+        findings = list(template_check.check(opened, reference))
+        path = str(opened.artifact.path)
+    if as_json:
+        found = {"path": path, "reference": None if reference is None else str(reference)}
+        print(json.dumps(found | {"conversations": [finding.to_json() for finding in findings]}))  # noqa: T201
+    for finding in [] if as_json or quiet else findings:
+        tokens = "" if finding.tokens is None else f", {finding.tokens:,} tokens"
+        why = f": {finding.why}" if finding.why else ""
+        print(printable(f"{finding.conversation}: {finding.outcome}{tokens}{why}"))  # noqa: T201
+    if differing := sum(finding.outcome == "differs" for finding in findings):
+        note(f"{path}: {differing} of {len(findings)} conversations differ from transformers'", quiet=as_json)
+        raise typer.Exit(1)
+    compared = "compared with transformers" if reference else "not compared: no --reference was given"
+    note(f"{path}: {len(findings)} conversations, {compared}", quiet=quiet or as_json)
 
 
 @dataclass(frozen=True, slots=True)

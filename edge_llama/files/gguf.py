@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.formats import BY_GGML_ID, Format
 
 MAGIC = b"GGUF"
@@ -172,7 +172,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             return _Parser(path, file.read(1 << 24), path.stat().st_size).header()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 class _Parser:

@@ -19,6 +19,8 @@ _MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _WITHOUT_TEXT = ("none", "no_vocab", "test")  # vocabularies that turn no text into tokens
 _WITHOUT_BYTES, _BYTE = ("bert", "rwkv", "plamo2"), 6
+_GRAPHS = ("llama", "llama4", "qwen2", "qwen3", "smollm3", "gemma3")
+"""Architectures of which it is known here what their graphs assert: those that the converter writes."""
 LLAMA4_NOPE_INTERVAL = 4
 """Every so many layers have no rotary embedding, which is built into llama.cpp."""
 _WHOLE = {ValueType.UINT8, ValueType.INT8, ValueType.UINT16, ValueType.INT16}
@@ -38,7 +40,7 @@ def check_model(headers: Sequence[Header]) -> None:
     if scaling not in _SCALINGS:
         raise _wrong(header, "rope.scaling.type", f"is {scaling[:100]!r}", f"known: {', '.join(_SCALINGS)}")
     _check_blocks(header, tensors)
-    if header.architecture in ("llama", "llama4"):
+    if header.architecture in _GRAPHS:
         _check_head_sizes(header)
         _check_formats(tensors, header)
     if header.architecture == "llama4":
@@ -175,6 +177,9 @@ def _check_head_sizes(header: Header) -> None:
     key, value = (header.get(f"{prefix}.attention.{which}_length", int, default) for which in ("key", "value"))
     if key != value:
         raise _wrong(header, "attention.value_length", f"is {value:,}, expected {key:,} as key_length")
+    rotary = header.get(f"{prefix}.rope.dimension_count", int, key)
+    if prefix != "llama" and rotary != key and key:  # llama.cpp itself refuses it for a llama
+        raise _wrong(header, "rope.dimension_count", f"is {rotary:,}, expected {key:,} as key_length")
 
 
 def _check_llama4(header: Header) -> None:
@@ -182,9 +187,6 @@ def _check_llama4(header: Header) -> None:
     n_layer = header.get("llama4.block_count", int, 0)
     if n_layer < LLAMA4_NOPE_INTERVAL:
         raise _wrong(header, "block_count", f"is {n_layer:,}, llama.cpp needs {LLAMA4_NOPE_INTERVAL} or more")
-    head_dim = header.get("llama4.attention.key_length", int, 0)
-    if (rotary := header.get("llama4.rope.dimension_count", int, head_dim)) != head_dim and head_dim:
-        raise _wrong(header, "rope.dimension_count", f"is {rotary:,}, expected {head_dim:,} as key_length")
     if header.get("llama4.attention.sliding_window", int, 1) == 0:
         raise _wrong(header, "attention.sliding_window", "is 0, which llama.cpp can't compute with", "leave it out")
 

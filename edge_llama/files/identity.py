@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.gguf import Header, TensorInfo
 
 _READ = 1 << 22
@@ -43,7 +43,7 @@ def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
                     for at in (tensor.offset, (tensor.offset + last) // 2, last):
                         digest.update(hash_of(file, at, min(_SAMPLE, tensor.nbytes)))
         except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return digest.hexdigest()
 
 
@@ -79,7 +79,7 @@ def sha256_of(path: Path, on_progress: Callable[[int], None] | None = None) -> s
         with path.open("rb") as file:
             return hash_of(file, 0, None, on_progress).hex()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 def hash_of(

@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from edge_llama.errors import ArtifactError, NotVerifiableError
+from edge_llama.errors import UNREADABLE, ArtifactError, NotVerifiableError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Header, Value, ValueType, array, encode_header, string
 from edge_llama.files.identity import hash_of
@@ -63,7 +63,7 @@ def verify(header: Header, on_progress: Callable[[int], None] | None = None) -> 
             _check_root(header, file)
             _check_tensors(header, file, on_progress)
     except OSError as error:
-        raise ArtifactError(f"{header.path}: cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{header.path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
 
 
 def _check_root(header: Header, file: IO[bytes]) -> None:

@@ -8,7 +8,7 @@ each run between is tokenized as plain text. For benign messages the ids equal t
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ _PROBE = "edge_llama_probe"
 _PROBE_TOOL = {"type": "function", "function": {"name": _PROBE, "description": _PROBE, "parameters": {}}}
 TOOL_USE = "tool_use"
 """The name of the template that takes the default one's place where tools are given, as in transformers."""
+_T = TypeVar("_T")
 IMAGE = "<|image|>"
 """What a template writes for each image."""
 _OURS = frozenset(("messages", "tools", "custom_tools", "documents", "add_generation_prompt"))
@@ -108,13 +109,19 @@ class ChatTemplate:
             contents, text = self._showing(messages, tools, variables, n_ctx)
             return self._tokens(contents, text, images)
 
-        try:
-            return rendered(messages)
-        except TemplateError:
-            apart = one_call_each(messages)
-            if len(apart) == len(messages):
-                raise
-            return rendered(apart)
+        return _with_calls_apart_if_need_be(messages, rendered)
+
+    def text(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The text that :meth:`tokens` makes ids of, to compare it with others'. TemplateError as there."""
+        if tools and self._for_tools:
+            return self._for_tools.text(messages, tools=tools)
+
+        def rendered(messages: Sequence[Message]) -> str:
+            contents, text = self._showing(messages, tools, {}, None)
+            self._check_shown(contents)
+            return text
+
+        return _with_calls_apart_if_need_be(messages, rendered)
 
     def text_and_tokens(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """A conversation of plain texts as the template writes it, and its ids. TemplateError as for :meth:`tokens`."""
@@ -331,6 +338,17 @@ def _other_forms(messages: Sequence[Message], error: TemplateError) -> list[Set[
 
 def _is_over_limits(error: TemplateError) -> bool:
     return isinstance(error.__cause__, OverflowError | MemoryError)
+
+
+def _with_calls_apart_if_need_be(messages: Sequence[Message], rendered: Callable[[Sequence[Message]], _T]) -> _T:
+    """What ``rendered`` makes of the messages, or where the template refuses that, with one call a message."""
+    try:
+        return rendered(messages)
+    except TemplateError:
+        apart = one_call_each(messages)
+        if len(apart) == len(messages):
+            raise
+        return rendered(apart)
 
 
 def _compile(source: str, where: str) -> "LimitedTemplate":

@@ -7,7 +7,7 @@ llama.cpp's own grammars are not used: they end the process on a token, or a gra
 import json
 import re
 import weakref
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.prompts.tokenizer import Tokenizer
-from edge_llama.sampling import grammar_guard, json_schema
+from edge_llama.sampling import grammar_guard, grammar_walk, json_schema
 from edge_llama.sampling.params import SamplingParams
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
@@ -45,7 +45,9 @@ class Constraint:
         self._matcher = matcher
         self._what = what
         self._n_vocab = n_vocab
+        self._is_begun = False
         self.refused()  # what nothing fits is an error at once
+        self._is_begun = True
 
     @property
     def is_complete(self) -> bool:
@@ -55,7 +57,7 @@ class Constraint:
     def mask(self, logits: NDArray[np.float32]) -> None:
         """Make every token impossible that does not fit, in place; ``logits`` are ``(n_vocab,)``.
 
-        OptionError if there is none, or the grammar takes too much time or memory here.
+        EngineError if there is none, OptionError if the grammar takes too much time or memory here.
         """
         np.copyto(logits, -np.inf, where=self.refused())
 
@@ -77,15 +79,15 @@ class Constraint:
     def _check(self) -> None:
         if self._matcher.is_error():
             report = _gist(self._matcher.get_error())
-            if report.startswith("NoExtension"):  # it allows an end token there, though the answer is not whole
+            if grammar_walk.is_stuck(self._matcher):  # it allows an end token there, though the answer is not whole
                 raise self._dead_end()
             raise OptionError(f"{self._what}: {report}", remedy="simplify it")
 
-    def _dead_end(self) -> OptionError:
-        return OptionError(
-            f"{self._what}: nothing that the model can write fits here",
-            remedy="check what must follow, and that the model's vocabulary has its characters",
-        )
+    def _dead_end(self) -> OptionError | EngineError:
+        """At the beginning what was asked for can't be; later it is llguidance that went on to where nothing fits."""
+        problem = f"{self._what}: nothing that the model can write fits here"
+        remedy = "check what must follow, and that the model's vocabulary has its characters"
+        return EngineError(problem, remedy=remedy) if self._is_begun else OptionError(problem, remedy=remedy)
 
 
 def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
@@ -97,9 +99,26 @@ def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | Non
     if found is None:
         return None
     what, grammar = found
-    if tokenizer not in _vocabularies:  # making it takes a second or more: what can't be is told before
-        Constraint(_matcher(_bytes(), grammar, what), what, _bytes().vocab_size)
+    _walked(what, grammar)
     return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+@lru_cache(maxsize=64)
+def _walked(what: str, grammar: str) -> None:
+    """OptionError if nothing fits the grammar, or it leads to where nothing does.
+
+    Over bytes: a model's own vocabulary takes a second or more to prepare.
+    """
+    matcher = _matcher(_bytes(), grammar, what)
+    Constraint(matcher, what, _bytes().vocab_size)
+    if (text := grammar_walk.dead_end(matcher)) is None:
+        return
+    if '"patternProperties"' in grammar:
+        cause = "all keys that patternProperties allows seem to be named in properties, and no other is allowed"
+        remedy = "leave patternProperties out where it allows no further key"
+    else:
+        cause, remedy = "what must follow can't be written", "simplify it"
+    raise OptionError(f"{what}: after {text!r} nothing fits: {cause}", remedy=remedy)
 
 
 def _grammar(params: SamplingParams) -> tuple[str, str] | None:
@@ -117,7 +136,19 @@ def _grammar(params: SamplingParams) -> tuple[str, str] | None:
 
 
 def _inline(schema: object) -> str:
-    return json.dumps({**json_schema.checked(schema), "x-guidance": _JSON_OPTIONS})
+    checked = json_schema.checked(schema)
+    for keys in json_schema.patterned(checked):
+        _check_keys(keys)
+    return json.dumps({**checked, "x-guidance": _JSON_OPTIONS})
+
+
+def _check_keys(keys: dict[str, Any]) -> None:
+    """OptionError if an object with all its named keys may have a comma after them, and no key that could follow."""
+    try:
+        _walked("json_schema", f"start: %json {json.dumps({**keys, 'x-guidance': _JSON_OPTIONS})}")
+    except OptionError as error:
+        if " nothing fits: " in error.message:  # any other is about the schema as it stands, if it is one
+            raise
 
 
 def _checked_lark(text: str) -> str:

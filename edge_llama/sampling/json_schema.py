@@ -9,7 +9,7 @@ fits it is valid by the original. Patterns are read as ECMA-262 says: ``\w`` and
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,7 +21,11 @@ _MAX_EXACT = 2**53 - 1  # larger integers are not the same in every reader (RFC 
 
 _OLD_DRAFTS = tuple(f"http://json-schema.org/draft-{number}/schema" for number in ("06", "07"))
 _DRAFTS = ("https://json-schema.org/draft/2020-12/schema", "https://json-schema.org/draft/2019-09/schema", *_OLD_DRAFTS)
-_NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment")
+# OpenAPI's discriminator, which pydantic writes, says only where to look first: what is valid oneOf says.
+_NOTES = (
+    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"),
+    "discriminator",
+)
 _NAMES = ("contentEncoding", "contentMediaType", "$schema", "$id", "$anchor", "$defs", "definitions")
 _ANNOTATIONS = frozenset((*_NOTES, *_NAMES))
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -220,6 +224,34 @@ def _narrowed(schema: dict[str, Any]) -> dict[str, Any]:
     elif pattern:
         schema["allOf"] = [*schema.get("allOf", ()), {"type": "string", "pattern": pattern}]
     return schema
+
+
+def patterned(schema: Any) -> Iterator[dict[str, Any]]:
+    """Of each object with ``patternProperties`` in a rebuilt schema its keys alone: those that are named are all there.
+
+    What stands for their values is null.
+    """
+    if isinstance(schema, list):
+        for item in schema:
+            yield from patterned(item)
+    elif isinstance(schema, dict):
+        for keyword, value in schema.items():
+            if keyword not in ("const", "enum"):
+                yield from patterned(value)
+        if isinstance(patterns := schema.get("patternProperties"), dict) and "type" not in patterns:
+            yield _keys_alone(schema, patterns)
+
+
+def _keys_alone(schema: dict[str, Any], patterns: dict[str, Any]) -> dict[str, Any]:
+    names = list(dict.fromkeys([*schema.get("properties", {}), *schema.get("required", ())]))
+    null: dict[str, Any] = {"type": "null"}
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(names, null),
+        "required": names,
+        "patternProperties": {pattern: value and null for pattern, value in patterns.items()},
+        "additionalProperties": schema.get("additionalProperties", True) and null,
+    }
 
 
 def _endless(schemas: Mapping[str, Any]) -> str | None:

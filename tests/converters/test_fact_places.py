@@ -17,9 +17,10 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from variants import edit_json, widened
+from vocabularies import split_up
 
 from converters.checkpoint import Checkpoint
-from converters.facts import ADDED_TOKENS, CHAT_TEMPLATE, DTYPE, END_TOKENS, ROLES, SAMPLING, WEIGHTS
+from converters.facts import ADDED_TOKENS, CHAT_TEMPLATE, DTYPE, END_TOKENS, ROLES, SAMPLING, WEIGHTS, WORDS
 from converters.folder_files import end_ids
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import TokenType
@@ -442,7 +443,7 @@ TEXTS = (
 
 @pytest.mark.parametrize("name", OLD)
 def test_vocab_and_merges_are_a_tokenizer_by_its_class(name: str, folder: Path) -> None:
-    _split_up(folder)
+    split_up(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(OLD[name]))
     reference = AutoTokenizer.from_pretrained(folder)
     read = _read(folder)
@@ -453,15 +454,6 @@ def test_vocab_and_merges_are_a_tokenizer_by_its_class(name: str, folder: Path) 
     ours = Tokenizer.from_str(json.dumps(write_files(read.vocabulary, folder)["tokenizer.json"]))
     for text in TEXTS:
         assert ours.encode(text, add_special_tokens=False).ids == reference.encode(text, add_special_tokens=False), text
-
-
-def _split_up(folder: Path) -> None:
-    """The tokenizer as older checkpoints have it, its special tokens by their roles alone."""
-    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
-    (folder / "tokenizer.json").unlink()
 
 
 @pytest.mark.parametrize(
@@ -486,7 +478,7 @@ def _split_up(folder: Path) -> None:
 def test_vocab_and_merges_that_say_too_little_are_refused(
     settings: dict[str, Any], files: dict[str, str | None], expected: str, folder: Path
 ) -> None:
-    _split_up(folder)
+    split_up(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     for name, text in files.items():
         if text is None:
@@ -495,6 +487,31 @@ def test_vocab_and_merges_that_say_too_little_are_refused(
             (folder / name).write_text(text)
     with refusal(CheckpointError, re.escape(expected), folder):
         _read(folder)
+
+
+def test_a_tokenizer_json_with_more_words_than_the_bases_tokenizer_model_counts(tmp_path: Path) -> None:
+    folder = widened(checkpoints.llama2(tmp_path / "checkpoint", shape=SHAPE), EXTRA)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    first = len(vocab)
+    left, right = next(merge if isinstance(merge, list) else merge.split(" ") for merge in merges[::-1])
+    vocab[left + right + right] = first
+    merges.append([left + right, right] if isinstance(merges[0], list) else f"{left}{right} {right}")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    reference, read = AutoTokenizer.from_pretrained(folder), _read(folder)
+    text = (left + right + right).replace("\u2581", " ")
+    assert first in reference.encode(text)
+    assert read.vocabulary.tokens[first] == left + right + right
+    assert read.vocabulary.origin == folder / "tokenizer.json"
+    assert f"as {first}) and is not used" in read.notes[WORDS.topic]
+
+
+def test_tokens_that_are_the_models_own_are_special(folder: Path) -> None:
+    edit_json(folder / "tokenizer_config.json", image_token="[image]", extra_special_tokens={"boi_token": "[boi]"})
+    reference, read = AutoTokenizer.from_pretrained(folder), _read(folder)
+    for text in ("[image]", "[boi]"):
+        index = reference.convert_tokens_to_ids(text)
+        assert (read.vocabulary.tokens[index], read.vocabulary.types[index]) == (text, TokenType.CONTROL)
 
 
 def test_a_role_without_an_id_gets_the_next_one_while_there_is_room(folder: Path) -> None:

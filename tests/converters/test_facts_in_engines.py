@@ -1,7 +1,7 @@
 """What a checkpoint says in one place alone, or in two against each other, holds in both engines, and is reported."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import checkpoints
 import pytest
 from transformers import AutoTokenizer
 from variants import edit_json, widened
+from vocabularies import split_up
 
 import edge_llama
 from edge_llama import Message
@@ -75,3 +76,31 @@ def test_what_was_chosen_is_in_the_report(checkpoint: Path, tmp_path: Path) -> N
     assert "chat_template.jinja" in told["chat template"]
     assert "tokenizer_config.json: chat_template differs and is not used" in told["chat template"]
     assert "by special_tokens_map.json: eos_token ('<|im_end|>'); tokenizer_config.json" in told["eos_token"]
+
+
+ELSEWHERE: dict[str, Callable[[Path, int], object]] = {
+    "added_tokens_decoder": lambda folder, index: edit_json(
+        folder / "tokenizer_config.json", added_tokens_decoder={str(index): {"content": "[tool]", "special": True}}
+    ),
+    "added_tokens.json": lambda folder, index: checkpoints.write_json(
+        folder / "added_tokens.json", **{"[tool]": index}
+    ),
+    "a role": lambda folder, _: edit_json(folder / "tokenizer_config.json", pad_token="[tool]"),
+    "a word's role": lambda folder, _: edit_json(folder / "tokenizer_config.json", pad_token="!"),
+    "vocab.json and merges.txt": lambda folder, _: (
+        split_up(folder),
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="Qwen2Tokenizer", pad_token="[tool]"),
+    ),
+}
+
+
+@pytest.mark.parametrize("to", ["gguf", "onnx"])
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_tokens_that_are_not_in_tokenizer_json_are_proved_too(place: str, to: str, tmp_path: Path) -> None:
+    folder = checkpoints.llama3(tmp_path / "checkpoint", shape=SHAPE, dtype="F32", padding=4)
+    index = len(AutoTokenizer.from_pretrained(folder))
+    ELSEWHERE[place](folder, index)
+    template = "{{ bos_token }}{% for message in messages %}[tool]{{ message['content'] }}!{% endfor %}"
+    edit_json(folder / "tokenizer_config.json", chat_template=template)
+    notes = conversion.plan(folder, tmp_path / "out", to=to).notes
+    assert "texts and a chat become the source's own tokens" in notes["tokenizer"]

@@ -6,14 +6,17 @@ from pathlib import Path
 import families
 import pytest
 from families import FAMILIES
+from ggufs import rewritten
 from llama_cpp_converter import converted_by_llama_cpp
 from quantizer import differences, quantized_by_llama_cpp
 from refusals import refusal
 from suite import shared
 
 import converters
-from edge_llama import CheckpointError
-from edge_llama.files.gguf import read_header
+import edge_llama
+from edge_llama import ArtifactError, CheckpointError
+from edge_llama.files.formats import F16
+from edge_llama.files.gguf import read_header, u32
 from quant.recipe import RECIPES
 
 PRE = {"qwen2": "qwen2", "qwen3": "qwen2", "smollm3": "llama-bpe"}
@@ -149,3 +152,21 @@ def edited(folder: Path, to: Path, changes: dict[str, object]) -> Path:
 def test_mixtral_is_refused_as_onnx(folders: dict[str, Path], tmp_path: Path) -> None:
     with refusal(CheckpointError, "MixtralForCausalLM can't be written as ONNX", folders["mixtral"]):
         converters.plan(folders["mixtral"], tmp_path / "out", to="onnx")
+
+
+@pytest.mark.parametrize("key", ["rope.dimension_count", "attention.value_length"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm3", "gemma3"])
+def test_a_file_that_llama_cpp_dies_of_is_refused(
+    name: str, key: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    key = f"{name}.{key}"
+    path = rewritten(folders[name].with_name("theirs.gguf"), tmp_path / "x.gguf", fields={key: u32(6)})
+    with refusal(ArtifactError, f"{key} is 6", path):
+        edge_llama.open(path)
+
+
+def test_norms_of_a_family_are_f32(folders: dict[str, Path], tmp_path: Path) -> None:
+    theirs = folders["qwen3"].with_name("theirs.gguf")
+    path = rewritten(theirs, tmp_path / "x.gguf", formats=lambda info: F16 if "q_norm" in info.name else info.format)
+    with refusal(ArtifactError, "attn_q_norm.weight' is stored as f16, expected f32", path):
+        edge_llama.open(path)

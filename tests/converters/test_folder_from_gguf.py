@@ -170,7 +170,7 @@ def test_factors_that_no_scaling_explains_are_refused_for_a_folder_and_kept_in_g
         tmp_path / "odd.gguf",
         data=lambda info, raw: factors.view(np.uint8).reshape(1, -1) if info.name == "rope_freqs.weight" else raw,
     )
-    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight': no llama3 rope scaling reproduces"):
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight': no rope scaling of a config.json reproduces"):
         converters.convert(odd, tmp_path / "folder", to="safetensors")
     converters.convert(odd, tmp_path / "again.gguf", quant="q8_0")
     assert np.array_equal(gguf_weights(tmp_path / "again.gguf")["rope_freqs.weight"], factors)
@@ -195,9 +195,9 @@ def test_a_quantized_file_gives_its_own_numbers(llama3_gguf: Path, tmp_path: Pat
 BAD: dict[str, tuple[dict[str, Value | None], str]] = {
     "an unknown splitting rule": ({"tokenizer.ggml.pre": string("chameleon")}, "'chameleon'"),
     "another kind of vocabulary": ({"tokenizer.ggml.model": string("bert")}, "'bert'"),
-    "yarn scaling": (
-        {"llama.rope.scaling.type": string("yarn"), "llama.rope.scaling.factor": Value(ValueType.FLOAT32, 4.0)},
-        "type 'yarn'",
+    "longrope scaling": (
+        {"llama.rope.scaling.type": string("longrope"), "llama.rope.scaling.factor": Value(ValueType.FLOAT32, 4.0)},
+        "llama.rope.scaling.type 'longrope': no rope scaling of a config.json reproduces",
     ),
 }
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import converters
 import edge_llama
+from converters.inspection import inspect_checkpoint
 from edge_llama import ArtifactError, CheckpointError
 from edge_llama.cli.checkpoints import as_json, read, show
 
@@ -102,6 +103,14 @@ def test_what_cannot_be_opened_is_described_as_far_as_it_tells(llama3: Path, cop
     assert described(copied)["config"]["width"] == "[[1]]"
     (copied / "model.safetensors").write_bytes(b"")
     assert described(copied)["weights"] == 0
+
+
+def test_what_the_tokenizers_proof_refuses_is_told(llama3: Path) -> None:
+    """By an engine that makes other tokens: it is asked about what goes to GGUF alone."""
+    offers = inspect_checkpoint(llama3).offers(lambda _gguf, texts, _turns: ([[0] for _ in texts], None))
+    refused = {offer.target: str(offer.refused) for offer in offers if offer.refused}
+    assert list(refused) == ["gguf"]
+    assert "[0]" in refused["gguf"]
 
 
 def test_quantized_weights_show_in_the_dtypes(copied: Path) -> None:

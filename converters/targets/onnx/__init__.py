@@ -35,7 +35,10 @@ class OnnxTextWriter:
 
     def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
         """The folder's files for each recipe."""
-        return {quant: self.files(checkpoint, Options(quant=quant)).nbytes for quant in self.quants}
+        _check_library()
+        from converters.targets.onnx.text import text_sizes  # noqa: PLC0415
+
+        return text_sizes(checkpoint, self.quants)
 
 
 class OnnxVisionWriter:

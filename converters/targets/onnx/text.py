@@ -1,10 +1,12 @@
 """ONNX, the text tower: a graph, its weights beside it, and the files with which onnxruntime-genai loads them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from converters.architectures import for_config
 from converters.checkpoint import Checkpoint
 from converters.folder_files import encoded, end_ids, generation, special_ids
+from converters.layout import Part
 from converters.metadata import generation_config
 from converters.options import Options
 from converters.target import TowerFiles
@@ -30,6 +32,27 @@ _GRAPHS: dict[str, tuple[type[LlamaGraph], str]] = {
 
 def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
+    writer, kind, parts = _tower(checkpoint, options)
+    ids = _ids(checkpoint)
+    settings = genai.config(kind, writer.hp, ids, checkpoint.generation, shares_cache=writer.ops.shares_cache)
+    files = {
+        "genai_config.json": settings,
+        "generation_config.json": generation(checkpoint),
+        **write_files(checkpoint.vocabulary, checkpoint.path),
+    }
+    return TowerFiles(parts, {name: encoded(content, name, checkpoint) for name, content in files.items()})
+
+
+def text_sizes(checkpoint: Checkpoint, quants: Iterable[str]) -> dict[str, int]:
+    """Bytes of these files for each of ``quants``: what lies beside the graph is the same for all."""
+    beside = sum(map(len, text_files(checkpoint, Options()).files.values()))
+    return {
+        quant: beside + sum(part.nbytes for part in _tower(checkpoint, Options(quant=quant))[-1]) for quant in quants
+    }
+
+
+def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, str, tuple[Part, ...]]:
+    """The graph's writer after its work, what onnxruntime-genai calls such a model, and its files."""
     architecture = for_config(checkpoint)
     recipe = OnnxRecipe(options.quant or DEFAULT, options.block or 32, options.zero_points, options.tensor_types)
     if architecture.name not in _GRAPHS:
@@ -42,16 +65,7 @@ def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     writer = graph_of(architecture.hyperparameters(checkpoint), tensors, recipe, is_portable=options.portable)
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
-    ids = _ids(checkpoint)
-    settings = genai.config(kind, writer.hp, ids, checkpoint.generation, shares_cache=writer.ops.shares_cache)
-    files = {
-        "genai_config.json": settings,
-        "generation_config.json": generation(checkpoint),
-        **write_files(checkpoint.vocabulary, checkpoint.path),
-    }
-    return TowerFiles(
-        tuple(graph.parts("")), {name: encoded(content, name, checkpoint) for name, content in files.items()}
-    )
+    return writer, kind, tuple(graph.parts(""))
 
 
 def _ids(checkpoint: Checkpoint) -> dict[str, Any]:

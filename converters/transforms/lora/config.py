@@ -49,7 +49,9 @@ class Config:
         path = folder / FILE
         if not path.is_file():
             raise CheckpointError(f"{folder}: {FILE} is missing", remedy=_elsewhere(folder))
-        config = cls(Fields(path, read_json(path), "", error=CheckpointError))
+        config = cls(
+            Fields(path, read_json(path), "correct it, or save the adapter with peft again", error=CheckpointError)
+        )
         config._check()
         return config
 

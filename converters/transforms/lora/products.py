@@ -65,7 +65,7 @@ def low_rank(base: Tensor, pair: Pair, scale: float, matrix: Matrix) -> Tensor:
         delta = (left[start:stop] @ right * scale).astype(np.float32)
         return (rows + delta).view(np.uint8)
 
-    return replace(base, format=F32, read=read)
+    return replace(base, format=F32, read=read).reading(pair.a, pair.b)
 
 
 def dora(base: Tensor, pair: Pair, scale: float, magnitude: Tensor, matrix: Matrix) -> Tensor:
@@ -81,7 +81,7 @@ def dora(base: Tensor, pair: Pair, scale: float, magnitude: Tensor, matrix: Matr
             scaled: NDArray[np.float32] = (rows * factor).astype(np.float32)
         return scaled.view(np.uint8)
 
-    return replace(summed, read=read)
+    return replace(summed, read=read).reading(magnitude)
 
 
 def _lengths(rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -123,7 +123,7 @@ def with_rows(base: Tensor, indices: Sequence[int], rows: Tensor, matrix: Matrix
         found[at[inside] - start] = matrix(rows)[inside]
         return found.view(np.uint8)
 
-    return replace(base, format=F32, read=read)
+    return replace(base, format=F32, read=read).reading(rows)
 
 
 def plus(base: Tensor, added: Tensor, scale: float, matrix: Matrix) -> Tensor:
@@ -133,7 +133,7 @@ def plus(base: Tensor, added: Tensor, scale: float, matrix: Matrix) -> Tensor:
         delta = (matrix(added)[start:stop] * scale).astype(np.float32)
         return (_floats(base, start, stop) + delta).view(np.uint8)
 
-    return replace(base, format=F32, read=read)
+    return replace(base, format=F32, read=read).reading(added)
 
 
 def finite(tensor: Tensor, path: Path) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import llama4
 import pytest
 from onnx_graphs import TextGraph
@@ -24,7 +25,7 @@ assert importlib.util.find_spec("edge_llama") is None
 job = json.loads(sys.argv[1])
 model = genai.Model(job["folder"])
 params = genai.GeneratorParams(model)
-params.set_search_options(max_length=len(job["ids"]) + job["count"], do_sample=False)
+params.set_search_options(max_length=len(job["ids"]) + job["count"], do_sample=False, repetition_penalty=1.0)
 generator = genai.Generator(model, params)
 generator.append_tokens(job["ids"])
 generated = []
@@ -40,6 +41,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "llama 3": (checkpoints.llama3, {"quant": "int8"}),
     "llama 3 portable": (checkpoints.llama3, {"quant": "int4", "portable": True}),
     "llama 4": (llama4.scout, {"quant": "int4", "zero_points": True}),
+    "qwen2": (families.qwen2, {"quant": "int8"}),
+    "qwen3": (families.qwen3, {"quant": "int4", "portable": True}),
+    "smollm3": (families.smollm3, {}),
+    "mistral, a window": (lambda folder: families.mistral(folder, sliding_window=6), {}),
+    "gemma3": (families.gemma3, {}),
     "smollm2": (lambda _: packaged_path() or Path(), {}),
 }
 
