@@ -81,7 +81,10 @@ def _with_vocabulary(metadata: Mapping[str, Value], vocabulary: Vocabulary) -> M
     if not metadata:
         return metadata
     others = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.chat_template")}
-    return others | to_gguf(vocabulary)
+    fields = to_gguf(vocabulary)
+    if (pre := "tokenizer.ggml.pre") not in metadata:  # what the source doesn't say is not said for it
+        fields.pop(pre, None)
+    return others | fields
 
 
 def _read(path: Path) -> str:
