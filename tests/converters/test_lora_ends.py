@@ -145,6 +145,13 @@ def test_one_saved_end_is_enough_for_a_matrix_that_was_trained_as_one(tied: Path
     assert_equal(numbers(merged_by_us(tied, adapter)), whole)
 
 
+def test_the_other_end_is_no_substitute_where_they_were_trained_apart(tied: Path, tmp_path: Path) -> None:
+    adapter = trained(tied, tmp_path / "adapter", **PLAIN, modules_to_save=["lm_head"])
+    edit_json(adapter / "adapter_config.json", modules_to_save=["embed_tokens"])
+    with pytest.raises(CheckpointError, match=r"weight of 'model.embed_tokens' is missing"):
+        converters.plan(tied, tmp_path / "out.gguf", lora=adapter)
+
+
 def test_tokens_that_are_no_rows(tied: Path, tmp_path: Path) -> None:
     adapter = trained(tied, tmp_path / "adapter", **PLAIN, trainable_token_indices=[3, 41])
     edit_json(adapter / "adapter_config.json", trainable_token_indices=[3, 123456])
