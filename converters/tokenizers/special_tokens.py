@@ -57,7 +57,8 @@ def with_roles(
     """
     if "added_tokens_decoder" in settings:
         special_map = {}
-    merged, told, more = {**settings}, {}, [*_without_kind(settings), *_without_kind(special_map)]
+    told: dict[str, str] = {}
+    merged, more = {**settings}, [*_without_kind(settings), *_without_kind(special_map)]
     for kind in KINDS:
         key, fact = f"{kind}_token", ROLES.of(kind)
         is_open = key not in settings and key not in special_map
