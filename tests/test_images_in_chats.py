@@ -225,7 +225,7 @@ def test_a_template_that_shows_no_images_or_no_text_beside_them_is_an_error(
 
 
 def test_a_template_of_parts_gets_text_and_images_in_order(folder: Path) -> None:
-    """As transformers gives them; the next message, of text alone, is in parts, too: it would not be shown otherwise."""
+    """As transformers gives them; messages of text alone are in parts, too: they would not be shown otherwise."""
     image = Image.open(picture(20, 20))
     with edge_llama.open(folder, chat_template=PARTS.replace("PART", "".join(SHOWS.values())), **EXACT) as model:
         turns = [Message("user", ["A", image, "B"]), Message("assistant", "C"), Message("user", "D")]
