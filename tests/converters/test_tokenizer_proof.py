@@ -11,6 +11,7 @@ import family_tokenizers
 import meta_folders
 import pytest
 from engine_source import ENGINE, unpacked
+from parity_differences import deepseek_r1, pieces_of_the_user, saved_by_transformers_5
 from refusals import refusal
 from tokenizers import Tokenizer
 from variants import without_model_file
@@ -33,6 +34,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "smollm": checkpoints.smollm,
     "Meta's llama2": meta_folders.llama2,
     "Meta's llama3": meta_folders.llama3,
+    "pieces of the user": pieces_of_the_user,
+    "DeepSeek-R1": deepseek_r1,
+    "saved by transformers 5": saved_by_transformers_5,
 }
 
 

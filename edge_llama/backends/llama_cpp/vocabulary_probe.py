@@ -35,8 +35,8 @@ def encode(vocabulary: bytes, texts: Sequence[str], turns: Sequence[tuple[str, s
     if outcome.said is None and (problem := _engine_problem()):
         return problem
     said = outcome.said or {"error": f"llama.cpp cannot read the vocabulary: a process of its own {outcome.how}"}
-    if problem := said.get("error"):
-        raise ArtifactError(str(problem), remedy="update llama-cpp-python, or report it")
+    if "error" in said:
+        raise ArtifactError(str(said["error"]), remedy="update llama-cpp-python, or report it")
     return said["texts"], None if said["chat"] is None else (said["chat"][0], said["chat"][1])
 
 
