@@ -144,7 +144,7 @@ class PiecesEncoder:
 
     def _text(self, text: str, *, is_first: bool) -> list[int]:
         prefix = self._rules.space_prefix
-        has_none = prefix not in (None, SpacePrefix.EACH) and text.startswith(" ")
+        has_none = prefix not in (None, SpacePrefix.EACH) and text.startswith((" ", "\u2581"))
         has_none |= prefix is SpacePrefix.METASPACE_FIRST and not is_first
         return list((self._inner if has_none else self._whole).encode(text))
 

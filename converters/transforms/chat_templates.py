@@ -50,11 +50,17 @@ def _with_valid_templates(checkpoint: Checkpoint) -> Checkpoint:
         which = "the chat template" if name == "default" else f"the chat template {name!r}"
         if checkpoint.metadata:
             return replace(checkpoint, warnings=(*checkpoint.warnings, f"{which} {problem}: no chat will go by it"))
-        file = next((file for file in checkpoint.files if file.suffix == ".jinja" and file.is_file()), checkpoint.path)
         raise CheckpointError(
-            f"{file}: {which} {problem}", remedy="download it again, or give another: --chat-template FILE|none"
+            f"{_holder(checkpoint)}: {which} {problem}", remedy="download it again, or give another: --chat-template FILE|none"
         )
     return checkpoint
+
+
+def _holder(checkpoint: Checkpoint) -> Path:
+    """The file that a template is from, as far as that can be told: a file of its own comes first."""
+    ranks = {".jinja": 0, ".json": 1}
+    files = [file for file in checkpoint.files if file.suffix == ".jinja" or file.name == "tokenizer_config.json"]
+    return min((file for file in files if file.is_file()), key=lambda file: ranks[file.suffix], default=checkpoint.path)
 
 
 def _problem(template: str) -> str:

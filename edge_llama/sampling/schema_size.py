@@ -5,7 +5,8 @@ It goes through an object's keys and a tuple's items one within the other: 1,900
 ``allOf`` puts it together with more: 200 objects that refer to one another so become millions of values.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from edge_llama.errors import OptionError
 MAX_KEYS = 500
 _MAX_DEPTH = 64
 _MAX_VALUES = 50_000
-_OF_NAMES = ("properties", "patternProperties")
-_OF_ONE = ("items", "additionalItems", "additionalProperties")
 _OF_CHOICES = ("anyOf", "oneOf")
+_LISTS = ("allOf", *_OF_CHOICES)
+_JOINED = ("$ref", *_LISTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def check(root: Mapping[str, Any], definitions: Mapping[str, Any], names: Mappin
     sizes = _Sizes(definitions)
     total = 0
     for name, schema in {**definitions, "#": root}.items():
-        size, where = sizes.of(schema, is_merged=False), names.get(name, name)
+        size, where = sizes.of(schema), names.get(name, name)
         total += size.values
         if size.most_keys > MAX_KEYS:
             problem = f"{size.most_keys:,} keys or items in one object or list, at most {MAX_KEYS} are supported"
@@ -49,44 +50,65 @@ def check(root: Mapping[str, Any], definitions: Mapping[str, Any], names: Mappin
 class _Sizes:
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self._definitions = definitions
-        self._known: dict[str, _Size] = {}
+        self._known: dict[tuple[str, frozenset[str]], _Size] = {}
 
-    def of(self, schema: Any, *, is_merged: bool) -> _Size:
-        """``is_merged``: it is put together with another, so that all that it refers to is copied."""
+    def of(self, schema: Any, shared: frozenset[str] | None = None) -> _Size:
+        """``shared``: the schema is put together with another, which says of these parts something, too.
+
+        So what it refers to is copied, and what these parts refer to.
+        """
         if not isinstance(schema, dict):
             return _Size(depth=1, values=1)
-        keywords = schema.keys() - {"$schema", "$defs"}
-        is_merged = is_merged or len(keywords & {"$ref", "allOf", *_OF_CHOICES}) > 0 < len(keywords) - 1
-        is_merged = is_merged or len(schema.get("allOf", ())) > 1 or bool(schema.get("patternProperties"))
-        inner = [self.of(part, is_merged=is_merged) for part in _parts(schema)]
-        merged = [self.of(part, is_merged=is_merged) for part in schema.get("allOf", ())]
-        if "$ref" in schema:
-            merged.append(self._target(schema["$ref"]) if is_merged else _Size(depth=1, values=1))
-        choices = [[self.of(part, is_merged=is_merged) for part in schema.get(keyword, ())] for keyword in _OF_CHOICES]
-        keys = _own_keys(schema) + sum(size.keys for size in merged)
-        keys += sum(max((size.keys for size in sizes), default=0) for sizes in choices)
-        every = [*inner, *merged, *(size for sizes in choices for size in sizes)]
+        joined = {keyword: schema[keyword] for keyword in _JOINED if keyword in schema}
+        parts = [part for keyword in ("allOf", *_OF_CHOICES) for part in joined.get(keyword, ())]
+        parts += [self._definitions[_name(joined["$ref"])]] if "$ref" in joined else []
+        if shared is not None or (joined and len(schema.keys() - {"$schema", "$defs"}) > 1) or len(parts) > 1:
+            named = Counter(name for part in (schema, *parts) for name in _parts(part))
+            shared = (shared or frozenset()) | {name for name, count in named.items() if count > 1}
+        inner = [self.of(part, self._within(schema, name, shared)) for name, part in _parts(schema).items()]
+        every = {keyword: [self.of(part, shared) for part in joined.get(keyword, ())] for keyword in _LISTS}
+        every["$ref"] = [self._target(joined["$ref"], shared)] if "$ref" in joined else []
+        keys = _own_keys(schema) + sum(size.keys for keyword in ("allOf", "$ref") for size in every[keyword])
+        keys += sum(max((size.keys for size in every[keyword]), default=0) for keyword in _OF_CHOICES)
+        sizes = [*inner, *(size for found in every.values() for size in found)]
         return _Size(
             keys,
-            max([keys, _longest(schema), *(size.most_keys for size in every)]),
-            1 + max((size.depth for size in every), default=0),
-            1 + sum(size.values for size in every),
+            max([keys, _longest(schema), *(size.most_keys for size in sizes)]),
+            1 + max((size.depth for size in sizes), default=0),
+            1 + sum(size.values for size in sizes),
         )
 
-    def _target(self, reference: str) -> _Size:
-        name = reference.removeprefix("#/$defs/")
-        if name not in self._known:
-            self._known[name] = _Size()  # a circle: llguidance refuses it
-            self._known[name] = self.of(self._definitions[name], is_merged=True)
-        return self._known[name]
+    def _within(self, schema: Mapping[str, Any], name: str, shared: frozenset[str] | None) -> frozenset[str] | None:
+        """What is shared of a part: a pattern may say more of any key, and further keys meet those that are named."""
+        is_joined = "patternProperties" in schema or (shared is not None and (name in shared or name[0] in "*~"))
+        return frozenset(_parts(_parts(schema)[name])) if is_joined else None
+
+    def _target(self, reference: str, shared: frozenset[str] | None) -> _Size:
+        if shared is None:
+            return _Size(depth=1, values=1)
+        known = _name(reference), shared
+        if known not in self._known:
+            self._known[known] = _Size()  # a circle: llguidance refuses it
+            self._known[known] = self.of(self._definitions[known[0]], shared)
+        return self._known[known]
 
 
-def _parts(schema: Mapping[str, Any]) -> Iterable[Any]:
-    for keyword in _OF_NAMES:
-        yield from schema.get(keyword, {}).values()
-    for keyword in (*_OF_ONE, "prefixItems"):
+def _name(reference: str) -> str:
+    return reference.removeprefix("#/$defs/")
+
+
+def _parts(schema: Any) -> dict[str, Any]:
+    """The schemas within a schema for the values of keys (``=KEY``, ``~PATTERN``, ``*``), and for items (``#``)."""
+    if not isinstance(schema, dict):
+        return {}
+    found = {f"={key}": part for key, part in schema.get("properties", {}).items()}
+    found |= {f"~{pattern}": part for pattern, part in schema.get("patternProperties", {}).items()}
+    found |= {"*": schema["additionalProperties"]} if "additionalProperties" in schema else {}
+    for keyword in ("prefixItems", "items", "additionalItems"):
         value = schema.get(keyword, ())
-        yield from value if isinstance(value, list) else [value] if keyword in schema else []
+        items = value if isinstance(value, list | tuple) else [value]
+        found |= {f"#{keyword}{at if at else ''}": part for at, part in enumerate(items)}
+    return found
 
 
 def _own_keys(schema: Mapping[str, Any]) -> int:

@@ -78,6 +78,16 @@ def test_what_was_chosen_is_in_the_report(checkpoint: Path, tmp_path: Path) -> N
     assert "by special_tokens_map.json: eos_token ('<|im_end|>'); tokenizer_config.json" in told["eos_token"]
 
 
+@pytest.mark.parametrize("to", ["gguf", "onnx"])
+def test_a_tokenizer_model_is_proved_with_the_steps_of_the_tokenizer_json_beside_it(to: str, tmp_path: Path) -> None:
+    """Saved by transformers 5: a text that begins with a space, or with the letter for one, gets no other before it."""
+    folder = checkpoints.llama2(tmp_path / "checkpoint", shape=SHAPE)
+    steps = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    edit_json(folder / "tokenizer.json", normalizer=None, pre_tokenizer=steps)
+    notes = conversion.plan(folder, tmp_path / "out", to=to).notes
+    assert "texts and a chat become the source's own tokens" in notes["tokenizer"]
+
+
 ELSEWHERE: dict[str, Callable[[Path, int], object]] = {
     "added_tokens_decoder": lambda folder, index: edit_json(
         folder / "tokenizer_config.json", added_tokens_decoder={str(index): {"content": "[tool]", "special": True}}

@@ -10,6 +10,7 @@ from schemas import BYTES, SHORT, Bytes, closed
 
 import edge_llama
 from edge_llama import EngineError, OptionError
+from edge_llama.sampling import json_schema
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
 from edge_llama.sampling.schema_size import MAX_KEYS
@@ -54,6 +55,9 @@ MERGED: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "allOf": lambda ref: {"properties": {"a": {"allOf": [ref, {"required": ["a"]}]}}},
     "itself": lambda ref: {"allOf": [ref, {"properties": {"a": {"type": "null"}}}]},
     "anyOf": lambda ref: {"items": {"anyOf": [ref, {"type": "null"}], "minItems": 1}},
+    "twice": lambda ref: {"allOf": [{"properties": {"a": ref}}, {"properties": {"a": {**ref}}}]},
+    "further": lambda ref: {"allOf": [{"additionalProperties": ref}, {"properties": {"a": {"type": "object"}}}]},
+    "items": lambda ref: {"items": ref, "allOf": [{"items": {"type": "array"}}]},
     "pattern": lambda ref: {"properties": {"a": ref}, "patternProperties": {"^a$": {"type": "object"}}},
 }
 """Ways to refer to a schema so that llguidance copies it."""
@@ -137,7 +141,7 @@ def merged_chain(count: int, kind: str) -> Any:
         ({"anyOf": [{"items": {"const": {f"k{n}": n for n in range(600)}}}]}, "600 keys or items"),
         ({"prefixItems": [{}] * 600}, "600 keys or items"),
         (linked(600), "600 keys or items"),
-        *((merged_chain(99, kind), "deep within each other, those that are put together") for kind in MERGED),
+        *((merged_chain(99, kind), "put together") for kind in MERGED),
         (closed({"a": {"type": "integer"}}, patternProperties={"^a$": {}}), "patternProperties"),
         ({"items": {"properties": {"b": closed({"a": {}, "b": {}}, patternProperties={"^[ab]$": {}})}}}, "patternProp"),
         (deep(2000), "deep"),
@@ -242,6 +246,22 @@ def test_a_character_that_the_vocabulary_lacks_is_an_error() -> None:
         constraint(SamplingParams(regex="é"), letters)
 
 
+def test_references_that_are_not_copied_count_once() -> None:
+    """As large schemas have them: each object of a level refers to all of the next, and says which keys it needs."""
+    levels, width = 20, 3
+    objects = {
+        f"r{level}_{at}": {
+            "type": "object",
+            "properties": {f"k{n}": {"$ref": f"#/$defs/r{level + 1}_{n}"} for n in range(width)},
+            "anyOf": [{"required": ["k0"]}, {"required": ["k1"]}],
+        }
+        for level in range(levels)
+        for at in range(width)
+    }
+    leaves = {f"r{levels}_{at}": {"type": "integer"} for at in range(width)}
+    assert json_schema.checked({"$ref": "#/$defs/r0_0", "$defs": {**objects, **leaves}})
+
+
 def test_where_nothing_fits_amid_an_answer_the_engine_is_at_fault() -> None:
     """It allowed what came before; what nothing fits from the first token on is an error of who asked."""
 
@@ -273,7 +293,7 @@ def test_schemas_are_deep_enough_for_a_thread_with_a_small_stack() -> None:
             {"json_schema": mixed},
             {"json_schema": {"properties": {f"k{n}": True for n in range(MAX_KEYS)}}},
             {"json_schema": linked(MAX_KEYS - 1)},
-            *({"json_schema": merged_chain(20, kind)} for kind in MERGED),
+            *({"json_schema": merged_chain(10, kind)} for kind in MERGED),
             {"grammar": grammar},
         ):
             assert constraint(SamplingParams(**params), BYTES)
