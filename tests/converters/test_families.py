@@ -5,6 +5,7 @@ from pathlib import Path
 
 import families
 import pytest
+import variants
 from families import FAMILIES
 from ggufs import rewritten
 from llama_cpp_converter import converted_by_llama_cpp
@@ -22,6 +23,8 @@ from quant.recipe import RECIPES
 PRE = {"qwen2": "qwen2", "qwen3": "qwen2", "smollm3": "llama-bpe"}
 """llama.cpp's names of byte-level tokenizers: those that were trained here it doesn't know."""
 
+FINE_TUNED = "fine-tuned"
+
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -33,10 +36,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             (FAMILIES[name](at / name / "checkpoint"), at / name / "theirs.gguf", PRE.get(name, ""))
             for name in FAMILIES
         ]
-        converted_by_llama_cpp(jobs)
+        tuned = at / FINE_TUNED
+        converted_by_llama_cpp([*jobs, (variants.fine_tuned(tuned / "checkpoint"), tuned / "theirs.gguf", "")])
 
     made = shared(tmp_path_factory, "families", make)
-    return {name: made / name / "checkpoint" for name in FAMILIES}
+    return {name: made / name / "checkpoint" for name in (*FAMILIES, FINE_TUNED)}
 
 
 @pytest.mark.parametrize("quant", ["f32", "q4_k_m"])
@@ -48,6 +52,16 @@ def test_files_equal_llama_cpps_converter_and_quantizer(
     converters.convert(folder, tmp_path / "ours.gguf", quant=quant)
     theirs = quantized_by_llama_cpp(folder.with_name("theirs.gguf"), tmp_path / "theirs.gguf", RECIPES[quant].ftype)
     assert not list(differences(read_header(tmp_path / "ours.gguf"), read_header(theirs)))
+
+
+def test_a_fine_tunes_files_differ_where_llama_cpps_converter_is_wrong(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders[FINE_TUNED]
+    converters.convert(folder, tmp_path / "ours.gguf", quant="f32")
+    theirs = quantized_by_llama_cpp(folder.with_name("theirs.gguf"), tmp_path / "theirs.gguf", RECIPES["f32"].ftype)
+    found = differences(read_header(tmp_path / "ours.gguf"), read_header(theirs))
+    assert [difference.partition(" is ")[0] for difference in found] == list(variants.FINE_TUNED_DIFFERS)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
