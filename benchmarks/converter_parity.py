@@ -31,6 +31,7 @@ import families
 import llama4
 import variants
 from checkpoints import Shape
+from parity_differences import DIFFERENCES
 from quantizer import differences, quantized_by_llama_cpp
 
 import converters
@@ -74,7 +75,6 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "Llama 4 Maverick, f16": ("llama4", "f32", lambda at: llama4.maverick(at, dtype="F16")),
     "Llama 4, text alone, f32, tied": ("llama4", "f32", lambda at: llama4.text_only(at, tie_word_embeddings=True)),
     "Llama 2, f32, YaRN": ("", "f32", variants.yarn),
-    "Llama 2, fine-tuned, f32": ("", "f32", variants.fine_tuned),
     "Mistral 7B, f32": ("", "f32", families.mistral),
     "Mistral 7B, bf16": ("", "bf16", lambda at: families.mistral(at, dtype="bfloat16", **K_QUANTS)),
     "Mixtral, f32": ("", "f32", families.mixtral),
@@ -95,10 +95,11 @@ FAMILIES: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "Gemma 3 beside vision, f32": ("", "f32", families.gemma3_with_vision),
     "Gemma 3, f16": ("", "f32", lambda at: families.gemma3(at, dtype="float16")),
     "SmolLM2-135M (built in), bf16": ("smollm", "bf16", lambda _at: converted_path().parent / "smollm2"),
+    **{name: (pre, "f32", make) for name, (pre, make, _) in DIFFERENCES.items()},
 }
 
 KNOWN: dict[str, Mapping[str, str]] = {
-    "Llama 2, fine-tuned, f32": variants.FINE_TUNED_DIFFERS,
+    **{name: known for name, (_, _, known) in DIFFERENCES.items()},
     "Gemma 3, f16": {"bytes": "it adds one to the norms in float16, transformers in float32"},
 }
 """What differs because llama.cpp's converter is wrong, by family, and why. A difference that is gone counts as one."""
@@ -139,7 +140,8 @@ def main() -> None:
 def report(family: str, quant: str, differences: list[str]) -> bool:
     """Prints a line of the table; whether anything differs that is not known to, or no longer does."""
     known = KNOWN.get(family, {})
-    if known and [difference.partition(" is ")[0] for difference in differences] == list(known):
+    found = {line.partition(" is ")[0] for line in differences}
+    if known and found == set(known):
         differences, verdict = [], "; ".join(f"differs: {what}, {why}" for what, why in known.items())
     else:
         differences = differences or [f"{what} no longer" for what in known]

@@ -24,6 +24,7 @@ from converters.target import FolderTarget, Sized, TowerWriter
 from converters.targets import FOLDERS, has_vision
 from converters.targets.writers import TEXT, VISION
 from converters.tokenizers.proof import GGUFEncoder
+from converters.transforms.chat_templates import with_template
 from edge_llama.errors import InputError
 from edge_llama.files.checkpoint_folder import ADAPTER
 
@@ -123,7 +124,7 @@ def inspect_checkpoint(folder: Path) -> Inspection:
     if not any((folder / name).is_file() for name in ("config.json", "params.json")) and (folder / ADAPTER).is_file():
         return _adapter(folder)
     try:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = with_template(open_checkpoint(folder), None)
         fingerprint(checkpoint.files)
     except InputError as problem:
         return _unopened(folder, problem)

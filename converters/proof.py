@@ -1,6 +1,7 @@
 """The last step of a plan: what is written encodes text as the source does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
@@ -18,6 +19,15 @@ _OF_VOCABULARY = ("general.architecture", "general.name", "tokenizer.", text_rul
 _TENSOR_COUNT, _TYPE_BYTES, _SPLIT_COUNT = 8, 4, b"split.count"  # where GGUF has them; the key of an uint16
 
 
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Two tokenizers by name: one at work, and what the other made of the texts, or why it wasn't asked."""
+
+    encoder: Encoder
+    encoded: Encoded | str
+    names: tuple[str, str]
+
+
 def prove(checkpoint: Checkpoint, layout: Layout, encode_gguf: GGUFEncoder) -> str:
     """What was proved of the text tower's tokenizer, for the report; empty where no tokenizer is written.
 
@@ -25,47 +35,54 @@ def prove(checkpoint: Checkpoint, layout: Layout, encode_gguf: GGUFEncoder) -> s
     """
     header = next((part.header for part in layout.parts if _VOCABULARY in part.header), None)
     json = next((content for name, content in layout.files.items() if Path(name).name == "tokenizer.json"), None)
-    if header is None and json is None:
-        return ""
     vocabulary = checkpoint.vocabulary
-    name, source, texts = str(vocabulary.origin or checkpoint.path), source_encoder(vocabulary), texts_for(vocabulary)
-    why_not = ""
-    if json is None and header is not None:
-        if source is None:
-            return "the source's own, kept as it is"
-        names = (name, "the GGUF vocabulary that is written")
-        why_not = _by_engine(encode_gguf, source, _without_tensors(header), texts, names, vocabulary.unknown)
-    elif json is not None:
-        written, names = JsonEncoder(json, name), (name, "the tokenizer.json that is written")
-        if source is None:
-            gguf = _of_source(checkpoint)
-            why_not = _by_engine(encode_gguf, written, gguf, texts, names[::-1], vocabulary.unknown)
-        else:
-            chat = chat_text(vocabulary)
-            encoded = Encoded([written.plain(text) for text in texts], (chat, written.chat(chat)))
-            compare(source, encoded, texts, names, vocabulary.unknown)
-    note = f"not checked: {why_not}" if why_not else f"{len(texts)} texts and a chat become the source's own tokens"
-    own = text_rules.to_gguf(vocabulary.rules) if json is None else {}
+    source = source_encoder(vocabulary) if header or json else None
+    name, texts = str(vocabulary.origin or checkpoint.path), texts_for(vocabulary)
+    if json is not None:
+        return _proved(_of_json(json, source, checkpoint, name, texts, encode_gguf), texts, vocabulary.unknown)
+    if header is None:
+        return ""
+    if source is None:
+        return "the source's own, kept as it is"
+    encoded = _by_engine(encode_gguf, _without_tensors(header), texts, name)
+    compared = _Comparison(source, encoded, (name, "the GGUF vocabulary that is written"))
+    own = text_rules.to_gguf(vocabulary.rules)
+    note = _proved(compared, texts, vocabulary.unknown)
     return f"{note}; in edge-llama alone, which reads {', '.join(own)}" if own else note
 
 
-def _by_engine(
-    encode_gguf: GGUFEncoder,
-    encoder: Encoder,
-    gguf: bytes,
+def _of_json(
+    json: bytes,
+    source: Encoder | None,
+    checkpoint: Checkpoint,
+    name: str,
     texts: Sequence[str],
-    names: tuple[str, str],
-    unknown: int | None,
-) -> str:
-    """Compare; why there is no engine, or nothing."""
+    encode_gguf: GGUFEncoder,
+) -> _Comparison:
+    """The tokenizer.json that is written beside the source; a GGUF source's vocabulary needs an engine."""
+    written, names = JsonEncoder(json, name), (name, "the tokenizer.json that is written")
+    if source is None:
+        return _Comparison(written, _by_engine(encode_gguf, _of_source(checkpoint), texts, name), names[::-1])
+    chat = chat_text(checkpoint.vocabulary)
+    return _Comparison(source, Encoded([written.plain(text) for text in texts], (chat, written.chat(chat))), names)
+
+
+def _proved(compared: _Comparison, texts: Sequence[str], unknown: int | None) -> str:
+    """The note; CheckpointError if the two differ."""
+    encoded = compared.encoded
+    if isinstance(encoded, str):
+        return f"not checked: {encoded}"
+    compare(compared.encoder, encoded, texts, compared.names, unknown)
+    return f"{len(texts)} texts{' and a chat' if encoded.chat else ''} become the source's own tokens"
+
+
+def _by_engine(encode_gguf: GGUFEncoder, gguf: bytes, texts: Sequence[str], name: str) -> Encoded | str:
+    """What an engine makes of texts and a chat by the vocabulary in ``gguf``, or why none was asked."""
     try:
         found = encode_gguf(gguf, texts, TURNS)
     except ArtifactError as error:
-        raise CheckpointError(f"{names[0]}: {error.message}", remedy=error.remedy) from error
-    if isinstance(found, str):
-        return found
-    compare(encoder, Encoded(*found), texts, names, unknown)
-    return ""
+        raise CheckpointError(f"{name}: {error.message}", remedy=error.remedy) from error
+    return found if isinstance(found, str) else Encoded(*found)
 
 
 def _without_tensors(header: bytes) -> bytes:

@@ -48,7 +48,7 @@ class ConvertOptions(TypedDict, total=False):
     chat_template: str | os.PathLike[str] | None
     """A family such as ``llama3.1``, a Jinja file, or ``none``."""
     lora: str | os.PathLike[str] | None
-    """The folder of an adapter that is merged on the way."""
+    """The folder of an adapter that is merged on the way; its tokenizer and chat template are used."""
     allow_nonfinite: bool
     """Go on where weights are NaN, infinite or too large for their format."""
 

@@ -48,8 +48,8 @@ class AnswerOptions(SamplingOptions, total=False):
     """The options of an answer in a chat: those of sampling, and what stands in its prompt.
 
     ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
-    calls that it writes are taken out of the text: ``json`` or ``pythonic`` ones, as ``tool_format`` says or else the
-    model's template. ``template_variables`` are what the template asks for besides: ``date_string``,
+    calls that it writes are taken out of the text, in any form or in ``tool_format`` alone (``json``, ``pythonic``,
+    ``bare``, ``tag``). ``template_variables`` are what the template asks for besides: ``date_string``,
     ``tools_in_user_message``, ``builtin_tools``, ...
     """
 

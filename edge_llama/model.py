@@ -78,6 +78,8 @@ class Model:
             self._engine.close()
             raise
         self._finalizer = weakref.finalize(self, self._engine.close)
+        for text in artifact.warnings:
+            _log.warning("%s: %s", artifact.path, text)
         _log.info("%s: %s; %s; %s", artifact.path, self.context, self.choice, self.placement)
 
     def _encoder(self, vision: VisionArtifact | None, tower: TextTower, max_tiles: int | None) -> ImageEncoder | None:

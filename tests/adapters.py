@@ -59,7 +59,13 @@ def merged_by_peft(base: Path, adapter: Path, dtype: torch.dtype = torch.float32
     """The model that peft's ``merge_and_unload`` gives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(_opened(base, dtype, rows), adapter)
+        return merged(PeftModel.from_pretrained(_opened(base, dtype, rows), adapter))
+
+
+def merged(model: Any) -> Any:
+    """What peft makes of its own ``model``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it remarks on tied embeddings
         return model.merge_and_unload()
 
 

@@ -1,4 +1,4 @@
-"""Small models of architectures that edge-llama does not convert: a GGUF file, and the same model in transformers."""
+"""Small models of Qwen2, and of architectures that edge-llama does not convert: as GGUF and in transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

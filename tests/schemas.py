@@ -45,6 +45,34 @@ BOUNDED: dict[str, Any] = {
             closed({"kind": {"const": "dog"}, "good": {"const": True}}),
         ]
     },
+    "discriminator": {  # as pydantic writes it
+        "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+        "discriminator": {
+            "mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog", "puppy": "#/$defs/Dog"}, "propertyName": "kind"
+        },
+        "$defs": {
+            "Cat": {**closed({"kind": {"const": "cat", "title": "Kind", "type": "string"}}), "title": "Cat"},
+            "Dog": closed({"kind": {"enum": ["dog", "puppy"], "type": "string"}, "good": {"type": "boolean"}}),
+        },
+    },
+    "discriminator by default": {
+        "type": "array",
+        "items": {
+            "discriminator": {"mapping": {"a": "#/$defs/A", "b": "#/$defs/B"}, "propertyName": "kind"},
+            "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
+        },
+        "minItems": 1,
+        "maxItems": 2,
+        "$defs": {
+            "A": {**closed({"kind": {"const": "a", "default": "a", "type": "string"}}), "required": []},
+            "B": {
+                **closed({"kind": {"const": "b", "default": "b"}, "more": {"type": "array", "items": {
+                    "discriminator": {"propertyName": "kind"}, "oneOf": [{"$ref": "#/$defs/A"}]
+                }, "maxItems": 1}}),
+                "required": ["more"],
+            },
+        },
+    },
     "allOf": {
         "allOf": [closed({"x": {"type": "integer", "minimum": 3}}), {"properties": {"x": {"maximum": 12}}}],
     },

@@ -69,17 +69,6 @@ def fine_tuned(folder: Path) -> Path:
     return folder
 
 
-_TOKENS = "it reads no tokens that tokenizer.json alone adds"
-FINE_TUNED_DIFFERS = {
-    "tokenizer.chat_template": "chat_template.jinja beats tokenizer_config.json in transformers",
-    "tokenizer.ggml.eos_token_id": "special_tokens_map.json beats tokenizer_config.json in transformers",
-    "tokenizer.ggml.scores": _TOKENS,
-    "tokenizer.ggml.token_type": _TOKENS,
-    "tokenizer.ggml.tokens": _TOKENS,
-}
-"""Keys for which llama.cpp's converter is wrong about :func:`fine_tuned`, and why."""
-
-
 def linear(folder: Path) -> Path:
     checkpoints.llama2(folder, seed=5)
     edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 4.0})

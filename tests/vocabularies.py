@@ -64,6 +64,24 @@ def sentencepiece_model() -> bytes:
     return out.getvalue()
 
 
+@cache
+def user_defined_model() -> bytes:
+    """A small model that holds turn markers as pieces of the user."""
+    out = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()[::3]),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=500,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols="<user>,<bot>,[SEP]",
+        minloglevel=2,
+    )
+    return out.getvalue()
+
+
 def sentencepiece_as_json(model: bytes) -> dict[str, Any]:
     """The tokenizer.json that transformers derives from a Llama 2 tokenizer.model."""
     pieces = SentencePieceProcessor(model_proto=model)

@@ -15,7 +15,8 @@ from converters.architectures.meta import MetaFamily
 from converters.architectures.mistral import MISTRAL
 from converters.architectures.mixtral import MIXTRAL
 from converters.architectures.notes import notes
-from converters.architectures.qwen import QWEN2, QWEN3
+from converters.architectures.qwen2 import QWEN2
+from converters.architectures.qwen3 import QWEN3
 from converters.architectures.smollm3 import SMOLLM3
 from converters.checkpoint import Checkpoint, Tensor
 from edge_llama.errors import CheckpointError

@@ -30,6 +30,11 @@ HEAD = "lm_head.weight"
 MAX_LAYERS = 1 << 12
 """Lists are made of a number in a file: it must be one that a model may have."""
 _IGNORED = r"rope\.freqs$|\.rotary_emb\.inv_freq$"  # recomputed by every runtime
+_CONFIG_ORDER = (  # in which people know config.json; other fields follow
+    *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_scaling", "hidden_act", "tie_word_embeddings", "attention_bias", "mlp_bias"),
+)
 _LABELS = {"gguf": "GGUF", "onnx": "ONNX"}
 _KEEP = "keep the Hugging Face folder: no file of this kind can express it"
 
@@ -264,7 +269,8 @@ class Family:
             if row.field == "n_head" and not value:  # what follows from it divides by it
                 values[row.field] = 1
         config |= rope.from_gguf(header, tensors.get(ROPE_FREQS), values["head_dim"], self.default_theta)
-        return {**config, **self.from_gguf(header)}
+        config = {**config, **self.from_gguf(header)}
+        return {key: config[key] for key in sorted(config, key=_place_in_config)}
 
     def tensors_from_gguf(
         self, tensors: Mapping[str, Tensor], config: Mapping[str, Any], path: Path
@@ -348,6 +354,10 @@ def _factors(hp: Hyperparameters, path: Path) -> NDArray[np.float32]:
             remedy="download config.json again",
         )
     return factors
+
+
+def _place_in_config(key: str) -> int:
+    return _CONFIG_ORDER.index(key) if key in _CONFIG_ORDER else len(_CONFIG_ORDER)
 
 
 def _n_vocab(header: Header, tensors: Mapping[str, Tensor]) -> int:

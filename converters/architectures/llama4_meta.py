@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from converters.architectures.family import MAX_LAYERS
-from converters.architectures.llama4_vision import gguf_name, resampled
+from converters.architectures.llama4_vision import gguf_name
 from converters.architectures.llama_families import LLAMA4_TOKENS, Tokens
 from converters.architectures.llama_meta import OUTSIDE, MetaLlama
 from converters.checkpoint import Tensor, config_fields
 from converters.metadata.vocabulary import Vocabulary
 from converters.tensors.joined import joined
+from converters.tensors.resampled import resampled
 from converters.tensors.split import rows
 from converters.tensors.transposed import transposed
 from edge_llama.errors import CheckpointError

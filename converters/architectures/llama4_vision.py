@@ -4,7 +4,6 @@ Sources: transformers' ``modeling_llama4.py`` for what a checkpoint means; llama
 an mmproj holds, but for the second norm of a layer: its converter writes it under a name that its graph doesn't read.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,10 @@ from numpy.typing import NDArray
 from converters.architectures.family import Weight
 from converters.checkpoint import NOT_TOGETHER, Checkpoint, Tensor, config_fields, read_json, text_config
 from edge_llama.errors import ArtifactError, CheckpointError
-from edge_llama.files.formats import F32
 from edge_llama.files.gguf import Value, ValueType, array, boolean, f32, string, u32
 from edge_llama.files.json_fields import Fields
 from edge_llama.files.llama4_vision_shapes import VisionSizes
 from edge_llama.files.vision_spec import VisionSpec
-from quant.kernels import recode
 
 EPS = 1e-5  # of every LayerNorm, whatever config.json says: transformers never asks it
 MODEL, PROJECTOR = "vision_model.", "multi_modal_projector.linear_1.weight"
@@ -260,22 +257,3 @@ def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32
     angles = np.concatenate([columns * frequencies, rows * frequencies], axis=1)
     angles = np.concatenate([angles, np.zeros((1, half), np.float32)])
     return np.cos(angles), np.sin(angles)
-
-
-def resampled(old: Tensor) -> Tensor:
-    """Position embeddings as Meta's code had them before ``positional_embedding_vlm``, as these: float32.
-
-    The class token's is the first of them and remains. The others lie half a patch further right and down: each of
-    the new is the mean of the four around it, and beyond the upper and left edge there are zeros. So the load hook of
-    ``llama_models``' ``VisionEncoder`` samples them.
-    """
-    side = math.isqrt(old.rows - 1)
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        rows = recode(old.read(0, old.rows), old.format, F32, check=False).view(np.float32)
-        token, places = rows[:1], rows[1:].reshape(side, side, old.columns)
-        around = np.pad(places, ((1, 0), (1, 0), (0, 0)))
-        mean = (around[:-1, :-1] + around[:-1, 1:] + around[1:, :-1] + around[1:, 1:]) / np.float32(4)
-        return np.concatenate([mean.reshape(-1, old.columns), token]).view(np.uint8)[start:stop]
-
-    return replace(old, format=F32, read=read, step=1)

@@ -84,6 +84,8 @@ def rope_within(fields: Fields, place: str, content: Mapping[str, Any], n_ctx: i
         return Rope(theta, {"rope_type": kind, "by": content.get("by", ROPE_FREQS)})
     if kind not in ("linear", "llama3", "yarn"):
         raise fields.fail(place, f"has type {kind!r:.100}", "supported: default, linear, llama3, yarn, dynamic")
+    if kind == "yarn" and theta <= 1:
+        raise fields.fail("rope_theta", f"is {theta:g}, expected more than 1 with YaRN")
     return Rope(theta, {"rope_type": kind, "factor": _needed(rope, "factor")} | _numbers(fields, rope, kind, n_ctx))
 
 
@@ -97,7 +99,10 @@ def _numbers(fields: Fields, rope: Fields, kind: str, n_ctx: int) -> dict[str, A
     if kind == "linear":
         return {}
     beside = fields.content.get("original_max_position_embeddings") is not None
-    original = (fields if beside else rope).real("original_max_position_embeddings", n_ctx)
+    where = fields if beside else rope
+    original = where.real("original_max_position_embeddings", n_ctx)
+    if not 1 <= original < 1 << 32:
+        raise where.fail("original_max_position_embeddings", f"is {original:g}, expected a number of positions")
     if kind == "llama3":
         low, high = (_needed(rope, f"{which}_freq_factor") for which in ("low", "high"))
         return {"low_freq_factor": low, "high_freq_factor": high, "original": original}

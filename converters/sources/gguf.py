@@ -30,6 +30,7 @@ def open_file(path: Path) -> Checkpoint:
         generation=generation_config.from_gguf(header),
         files=artifact.files,
         metadata=header.fields,
+        warnings=tuple(f"{path}: {text}" for text in artifact.warnings),
     )
 
 

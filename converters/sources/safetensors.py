@@ -92,13 +92,16 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> Tensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         well_formed = type(dtype) is str and all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-        # No weight is empty; [2**60, 0] would claim rows that take no bytes.
-        well_formed &= 0 not in shape
     except (TypeError, KeyError, ValueError):
         well_formed = False
     if not well_formed:
         raise CheckpointError(
             f"{path}: tensor {name!r} has a malformed header entry: {str(entry)[:200]}", remedy=_DAMAGED
+        )
+    if 0 in shape:  # [2**60, 0] would claim rows that take no bytes
+        raise CheckpointError(
+            f"{path}: tensor {name!r} of shape {shape} is empty, and no weight is",
+            remedy="save it again: DeepSpeed ZeRO-3 and FSDP leave empty what is not gathered first",
         )
     format_ = DTYPES.get(dtype)
     if format_ is None:

@@ -1,1 +1,1 @@
-"""Lazy views of tensors: joined, transposed, with scales that wait for their turn."""
+"""Lazy views of tensors: values that know their source and how rows of it are read."""

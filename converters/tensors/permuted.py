@@ -3,7 +3,7 @@
 Hugging Face pairs a head's first half with its second, Meta's code and llama.cpp neighbouring rows.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,21 @@ def halved(tensor: Tensor, head_dim: int) -> Tensor:
     return _permuted(tensor, head_dim, (head_dim // 2, 2))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Permuted:
+    """Within each head, rows of ``source`` seen as ``grid`` are transposed; ``unit`` are the bytes of one."""
+
+    source: Tensor
+    grid: tuple[int, int]
+    unit: int
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        raw = self.source.read(start, stop)
+        return raw.reshape(-1, *self.grid, self.unit).swapaxes(1, 2).reshape(raw.shape)
+
+
 def _permuted(tensor: Tensor, head_dim: int, grid: tuple[int, int]) -> Tensor:
-    """Within each head, rows seen as ``grid`` are transposed. A bias is a column of such rows."""
+    """A bias is a column of such rows."""
     is_vector = len(tensor.shape) == 1
     unit = tensor.format.row_bytes(1 if is_vector else tensor.columns)
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        raw = tensor.read(start, stop)
-        return raw.reshape(-1, *grid, unit).swapaxes(1, 2).reshape(raw.shape)
-
-    return replace(tensor, read=read, step=1 if is_vector else head_dim)
+    return replace(tensor, read=_Permuted(tensor, grid, unit), step=1 if is_vector else head_dim)

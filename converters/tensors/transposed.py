@@ -1,6 +1,6 @@
 """Matrices that are transposed while they are read, a stripe of columns at a time."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,24 @@ _STRIPE = 20 << 20  # bytes in memory at once; of Llama 4's experts 2,048 column
 _BLOCK = 128  # rows transposed at once: what they take stays in a core's cache
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Floats:
+    """Rows of ``source`` in float32."""
+
+    source: Tensor
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return recode(self.source.read(start, stop), self.source.format, F32)
+
+
 def floats(tensor: Tensor) -> Tensor:
     """In float32 if it is quantized: blocks can't be transposed."""
-    if not tensor.format.is_quantized:
-        return tensor
+    return in_f32(tensor) if tensor.format.is_quantized else tensor
 
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        return recode(tensor.read(start, stop), tensor.format, F32)
 
-    return replace(tensor, format=F32, read=read)
+def in_f32(tensor: Tensor) -> Tensor:
+    """In float32, whatever it is stored as."""
+    return replace(tensor, format=F32, read=_Floats(tensor))
 
 
 def transposed(tensor: Tensor, first: int = 0, last: int | None = None) -> Tensor:
@@ -32,24 +41,35 @@ def transposed(tensor: Tensor, first: int = 0, last: int | None = None) -> Tenso
     """
     last = tensor.columns if last is None else last
     *outer, rows, _ = tensor.shape
-    height, item = last - first, tensor.format.block_bytes
-    number = np.dtype(f"u{item}")
+    height = last - first
+    step = min(max(_STRIPE // (rows * tensor.format.block_bytes), 1), height)
+    return replace(tensor, shape=(*outer, height, rows), read=_Transposed(tensor, first, height), step=step)
 
-    def transpose(matrix: int, start: int, stop: int, out: NDArray[np.uint8]) -> None:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Transposed:
+    """``height`` columns of each matrix of ``source``, from ``first`` on, as rows."""
+
+    source: Tensor
+    first: int
+    height: int
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        height, width = self.height, self.source.shape[-2] * self.source.format.block_bytes
+        out = np.empty((stop - start, width), np.uint8)
+        for matrix in range(start // height, -(-stop // height)):
+            begin, end = max(start - matrix * height, 0), min(stop - matrix * height, height)
+            at = matrix * height + begin - start
+            self._transpose(matrix, begin, end, out[at : at + end - begin])
+        return out
+
+    def _transpose(self, matrix: int, start: int, stop: int, out: NDArray[np.uint8]) -> None:
+        rows, item = self.source.shape[-2], self.source.format.block_bytes
+        number = np.dtype(f"u{item}")
         numbers = out.view(number)
         for row in range(0, rows, _BLOCK):
             end = min(row + _BLOCK, rows)
             at = matrix * rows
-            stripe = tensor.stripe(at + row, at + end, (first + start) * item, (first + stop) * item)
+            columns = (self.first + start) * item, (self.first + stop) * item
+            stripe = self.source.stripe(at + row, at + end, *columns)
             numbers[:, row:end] = np.ascontiguousarray(stripe).view(number).T
-
-    def read(start: int, stop: int) -> NDArray[np.uint8]:
-        out = np.empty((stop - start, rows * item), np.uint8)
-        for matrix in range(start // height, -(-stop // height)):
-            begin, end = max(start - matrix * height, 0), min(stop - matrix * height, height)
-            at = matrix * height + begin - start
-            transpose(matrix, begin, end, out[at : at + end - begin])
-        return out
-
-    step = min(max(_STRIPE // (rows * item), 1), height)
-    return replace(tensor, shape=(*outer, height, rows), read=read, step=step)

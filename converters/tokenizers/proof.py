@@ -12,6 +12,7 @@ from converters.metadata.vocabulary import TokenType, Vocabulary
 from converters.tokenizers.source_encoders import Encoder
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
+from edge_llama.files.text_rules import SpacePrefix
 
 PAGE = (
     *(" ", "   ", "\n", "\n\n", "\t", " \n ", "a", " a", "a ", "  a  b   c    ", "\ta\tb\n\n\nc\r\n\r\n"),
@@ -86,10 +87,15 @@ def _decoded(text: str, model: str) -> str:
 
 
 def chat_text(vocabulary: Vocabulary) -> str:
-    """A chat for vocabularies whose template nobody renders: turns between the tokens that the template names."""
+    """A chat for vocabularies whose template nobody renders: turns between the tokens that the template names.
+
+    Where sentencepiece itself finds what the user defined, a chat's are found by who renders it.
+    """
     template = vocabulary.chat_templates.get("default", "")
     kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
-    tokens = [text for text, kind in kinds if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and text.strip()]
+    is_own = vocabulary.rules.space_prefix is SpacePrefix.EACH
+    marks_are = (TokenType.CONTROL,) if is_own else (TokenType.CONTROL, TokenType.USER_DEFINED)
+    tokens = [text for text, kind in kinds if kind in marks_are and text.strip()]
     marks = [text for text in tokens if text in template] or tokens[:2]
     return "".join(f"{mark}{role}\n{text}" for mark in marks for role, text in TURNS)
 

@@ -8,6 +8,7 @@ what the files say: a token that is not special is none because it looks like ``
 defined is taken whole.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -37,6 +38,7 @@ from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.text_rules import SpacePrefix, TextRules
 
 _SPACE_LETTER = byte_letters()[ord(" ")]
+_PLACEHOLDER = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused\d*>")  # Gemma's, mostly
 _NOT_TOGETHER = "give the tokenizer files that came with these weights"
 _FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
@@ -364,8 +366,11 @@ class _Table:
 
 
 def _added(token: AddedToken, space: str | None) -> tuple[str, TokenType]:
-    """An added token's text and type; ``space`` is the letter that stands for one in a sentencepiece vocabulary."""
-    if token.special:
+    """An added token's text and type; ``space`` is the letter that stands for one in a sentencepiece vocabulary.
+
+    Placeholders that no text was trained with are control tokens, as llama.cpp's converter has them.
+    """
+    if token.special or _PLACEHOLDER.fullmatch(token.text):
         return token.text, TokenType.CONTROL
     return token.text.replace(space, " ") if space else token.text, TokenType.USER_DEFINED
 

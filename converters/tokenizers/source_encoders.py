@@ -80,26 +80,6 @@ class JsonEncoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def add(self, vocabulary: Vocabulary) -> None:
-        """Add what other files than this add to the vocabulary, as transformers does."""
-        from tokenizers import AddedToken  # noqa: PLC0415
-
-        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        known |= {text.replace("\u2581", " ") for text in known}
-        tokens = [
-            AddedToken(text, special=kind == TokenType.CONTROL, normalized=False)
-            for text, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
-            if text not in known and self._is_added(text, kind)
-        ]
-        if tokens:
-            self._tokenizer.add_tokens(tokens)
-
-    def _is_added(self, text: str, kind: int) -> bool:
-        """Whether a token is no word of the model: its own words may be found whole in text by other steps."""
-        if kind == TokenType.USER_DEFINED:
-            return self._tokenizer.token_to_id(text) is None
-        return kind == TokenType.CONTROL
-
     def plain(self, text: str) -> list[int]:
         """See :class:`Encoder`."""
         return self._encode(text, special_is_plain=True)
@@ -107,6 +87,21 @@ class JsonEncoder:
     def chat(self, text: str) -> list[int]:
         """See :class:`Encoder`."""
         return self._encode(text, special_is_plain=False)
+
+    def add(self, vocabulary: Vocabulary) -> None:
+        """Add, as transformers does, the tokens that other files list, and make special those that have a role."""
+        from tokenizers import AddedToken  # noqa: PLC0415
+
+        known, rules = self._tokenizer.get_added_tokens_decoder(), vocabulary.rules
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+            if kind not in (TokenType.CONTROL, TokenType.USER_DEFINED):
+                continue
+            is_special, there = kind == TokenType.CONTROL, known.get(index)
+            # Words of the model that the user defined are found whole by other steps.
+            is_word = not is_special and self._tokenizer.token_to_id(text) is not None
+            if there.special != is_special if there else not is_word:
+                flags = {"lstrip": index in rules.lstrip, "rstrip": index in rules.rstrip, "normalized": False}
+                self._tokenizer.add_tokens([AddedToken(text, special=is_special, **flags)])
 
     def _encode(self, text: str, *, special_is_plain: bool) -> list[int]:
         self._tokenizer.encode_special_tokens = special_is_plain

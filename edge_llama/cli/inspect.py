@@ -66,6 +66,8 @@ def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> No
     if text:
         title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {text.form}"
         _show(console, title, text.rows(), text.tensors, _size(text))
+        for warning in text.warnings:
+            console.print(f"warning: {warning}", soft_wrap=True)
     if vision := found.vision:
         rows = gguf_metadata.as_rows(vision.header) if vision.header else []
         _show(console, f"{printable(vision.name)}: {_kind(vision)}", rows, vision.tensors, _weights(vision.tensors))
@@ -136,6 +138,7 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
         "metadata": dict(text.metadata()) if text else {},
+        "warnings": list(text.warnings) if text else [],
         "tensors": tensors,
     }
 

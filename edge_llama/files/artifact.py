@@ -76,6 +76,10 @@ class Artifact(Protocol):
         """Other chat templates by their names: ``tool_use`` is for prompts with tools."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the file lacks so that answers become worse, one sentence each: told once by all who open it."""
+
+    @property
     def n_layer(self) -> int:
         """Layers."""
 

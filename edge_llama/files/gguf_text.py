@@ -11,6 +11,7 @@ from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
 from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
+from edge_llama.files.gguf_warnings import quality_warnings
 from edge_llama.files.identity import identity_of
 from edge_llama.files.integrity import verify
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
@@ -106,6 +107,7 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
         architecture=architecture,
         chat_template=templates.pop("default", None),
         named_templates=templates,
+        warnings=quality_warnings(header, END_TOKENS),
         n_layer=n_layer,
         n_ctx_train=n_ctx_train,
         n_vocab=len(header.fields["tokenizer.ggml.tokens"].data),

@@ -29,6 +29,7 @@ class TextArtifact(ABC):
     kv_values_per_token: int
     sampling: tuple[Recommended, ...] = field(default=(), repr=False)
     named_templates: Mapping[str, str] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -67,8 +67,6 @@ class ChatTemplate:
         self._where = where
         self._template = _compile(source, where)
         self._shown: set[str] = set()
-        self._in_parts: Set[str] = frozenset()
-        """Roles whose texts the template was last given in parts."""
         self._control = tokenizer.control_tokens_of(source)
         tokens = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
@@ -168,12 +166,8 @@ class ChatTemplate:
                 )
             if in_parts and _WRITTEN_OUT.search(rendered):
                 raise TemplateError(f"{self._where}: the chat template takes no parts")
-            self._in_parts = in_parts
             return contents, rendered
 
-        if self._in_parts:
-            with suppress(TemplateError):
-                return attempt(self._in_parts)
         try:
             return attempt(frozenset())
         except TemplateError as error:

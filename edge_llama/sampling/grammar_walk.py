@@ -1,4 +1,4 @@
-"""A walk through what a compiled grammar allows, before a model does: llguidance lets some grammars run into a dead end.
+"""A walk through what a grammar allows, before a model goes there: llguidance lets some run into a dead end.
 
 It takes a token as long as the grammar's rules go on, and finds only then that no text fits the next part: keys by a
 pattern of which all are named already, for one. Every branch can't be followed; of a string one content is tried, and

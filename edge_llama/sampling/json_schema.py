@@ -9,11 +9,13 @@ fits it is valid by the original. Patterns are read as ECMA-262 says: ``\w`` and
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
 from edge_llama.errors import OptionError
+from edge_llama.sampling import schema_size
+from edge_llama.sampling.schema_ends import TYPES, endless
 
 _MAX_DEPTH = 64  # schemas within schemas, references followed: llguidance recurses on the native stack
 _MAX_SIZE = 50_000
@@ -28,7 +30,6 @@ _NOTES = (
 )
 _NAMES = ("contentEncoding", "contentMediaType", "$schema", "$id", "$anchor", "$defs", "definitions")
 _ANNOTATIONS = frozenset((*_NOTES, *_NAMES))
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 
 _DAY = r"[1-9][0-9]{3}-(02-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-[0-3][0-9])"
@@ -109,13 +110,17 @@ class _Rebuilder:
         self._references: dict[str, str] = {}
         self._definitions: dict[str, Any] = {}
         """Rebuilt, each after those that it refers to, circles excepted."""
+        self._told_apart: dict[int, str] = {}
+        """By identity, choices and the key that must be in them: a discriminator says so."""
+        self._find_discriminators(root)
 
     def rebuild(self) -> dict[str, Any]:
         rebuilt = self._schema(self._root, "#", 0)
         definitions = self._definitions
-        if endless := _endless({**definitions, "#": rebuilt}):
-            where = self._references.get(endless, endless)
+        if name := endless({**definitions, "#": rebuilt}):
+            where = self._references.get(name, name)
             raise _error(where, "only a value without end fits it", "leave it out of required, or allow null")
+        schema_size.check(rebuilt, definitions, self._references)
         rebuilt = {"$schema": self._draft, **rebuilt}
         return {**rebuilt, "$defs": definitions} if definitions else rebuilt
 
@@ -130,9 +135,59 @@ class _Rebuilder:
         rebuilt: dict[str, Any] = {}
         for keyword, value in schema.items():
             if keyword not in _ANNOTATIONS:
-                rebuilt[keyword] = self._keyword(keyword, value, f"{where}/{keyword}", depth + 1)
+                is_any = keyword == "oneOf" and "anyOf" not in schema and self._are_exclusive(value)
+                name = "anyOf" if is_any else keyword
+                rebuilt[name] = self._keyword(keyword, value, f"{where}/{keyword}", depth + 1)
+        if key := self._told_apart.get(id(schema)):
+            rebuilt["required"] = list(dict.fromkeys([*rebuilt.get("required", ()), key]))
         _check_together(rebuilt, where)
         return _narrowed(rebuilt)
+
+    def _find_discriminators(self, value: Any) -> None:
+        """Pydantic leaves a key with a default out of ``required``, and yet tells choices apart by it."""
+        if isinstance(value, dict):
+            said, choices = value.get("discriminator"), value.get("oneOf")
+            key = said.get("propertyName") if isinstance(said, dict) else None
+            for choice in choices if isinstance(key, str) and isinstance(choices, list | tuple) else ():
+                target = self._target(choice)
+                if isinstance(target, dict) and key in _object(target.get("properties")):
+                    self._told_apart[id(target)] = key
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+            self._find_discriminators(inner)
+
+    def _are_exclusive(self, choices: Any) -> bool:
+        """Whether a key that all must have, with a text of its own in each, tells choices apart.
+
+        llguidance finds so itself, but where ``$ref`` stands.
+        """
+        objects = list(map(self._target, choices)) if isinstance(choices, list | tuple) else []
+        if not objects or not all(isinstance(each, dict) and each.get("type") == "object" for each in objects):
+            return False
+        return any(self._texts_differ(objects, key) for key in _object(objects[0].get("properties")))
+
+    def _texts_differ(self, objects: list[dict[str, Any]], key: str) -> bool:
+        texts: list[str] = []
+        for each in objects:
+            required = each.get("required", ())
+            is_there = self._told_apart.get(id(each)) == key or (_is_names(required) and key in required)
+            value = self._target(_object(each.get("properties")).get(key))
+            value = _object(value)
+            own = [value["const"]] if "const" in value else value.get("enum")
+            if not is_there or not own or not _is_names(own):
+                return False
+            texts += set(own)
+        return len(set(texts)) == len(texts)
+
+    def _target(self, schema: Any) -> Any:
+        """What a schema that is a reference refers to; None if that is not there."""
+        for _ in range(_MAX_DEPTH):
+            if not isinstance(schema, dict) or "$ref" not in schema:
+                return schema
+            try:
+                schema = self._resolve(schema["$ref"], "#")
+            except OptionError:
+                return None
+        return None
 
     def _check_place(self, schema: dict[str, Any], where: str) -> None:
         """Keywords that mean one thing at the top or in one draft, and nothing or another elsewhere."""
@@ -254,49 +309,8 @@ def _keys_alone(schema: dict[str, Any], patterns: dict[str, Any]) -> dict[str, A
     }
 
 
-def _endless(schemas: Mapping[str, Any]) -> str | None:
-    """The name of a schema that only a value without end fits, if there is one; each may refer to all."""
-    ending: set[str] = set()
-    rest = dict(schemas)
-    while rest:
-        before = len(ending)
-        for name, schema in rest.items():  # what ends helps those after it in the same round
-            if _ends(schema, ending, _TYPES):
-                ending.add(name)
-        if len(ending) == before:
-            return next(iter(rest))
-        rest = {name: schema for name, schema in rest.items() if name not in ending}
-    return None
-
-
-def _ends(schema: Any, ending: set[str], types: Iterable[str]) -> bool:
-    """Whether a finite value of one of the ``types`` fits, as far as recursion goes; ``ending`` holds names that do."""
-    if isinstance(schema, bool) or "const" in schema or "enum" in schema:
-        return True
-    own = schema.get("type", _TYPES)
-    types = set(types).intersection([own] if isinstance(own, str) else own)
-    if "$ref" in schema and schema["$ref"].removeprefix("#/$defs/") not in ending:
-        return False
-    if not all(_ends(part, ending, types) for part in schema.get("allOf", ())):
-        return False
-    choices = [schema[keyword] for keyword in ("anyOf", "oneOf") if keyword in schema]
-    if not all(any(_ends(part, ending, types) for part in parts) for parts in choices):
-        return False
-    if not types or types.difference(("array", "object")):
-        return True
-    return ("array" in types and _array_ends(schema, ending)) or ("object" in types and _object_ends(schema, ending))
-
-
-def _array_ends(schema: dict[str, Any], ending: set[str]) -> bool:
-    least, items = schema.get("minItems", 0), schema.get("items", True)
-    prefix = items if isinstance(items, list) else schema.get("prefixItems", [])
-    rest = schema.get("additionalItems", True) if isinstance(items, list) else items
-    return all(_ends(item, ending, _TYPES) for item in [*prefix[:least], *[rest] * (least > len(prefix))])
-
-
-def _object_ends(schema: dict[str, Any], ending: set[str]) -> bool:
-    properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    return all(_ends(properties.get(name, others), ending, _TYPES) for name in schema.get("required", ()))
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _is_number(value: Any) -> bool:
@@ -313,13 +327,13 @@ def _is_names(value: Any) -> bool:
 
 def _is_type(value: Any) -> bool:
     names = [value] if isinstance(value, str) else value
-    return bool(_is_names(names) and names and set(names) <= set(_TYPES))
+    return bool(_is_names(names) and names and set(names) <= set(TYPES))
 
 
 _NUMBER = ("a number", _is_number)
 _COUNT = ("a whole number from 0 to 2**31 - 1", _is_count)
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "type": (f"a type or a list of types ({', '.join(_TYPES)})", _is_type),
+    "type": (f"a type or a list of types ({', '.join(TYPES)})", _is_type),
     "const": ("a value", lambda _: True),
     "enum": ("a list of values", lambda value: isinstance(value, list | tuple) and len(value) > 0),
     "required": ("a list of keys", _is_names),

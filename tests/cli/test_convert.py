@@ -99,7 +99,7 @@ def test_quality_lost_twice_is_a_warning_on_stderr_once(cli: Cli, packaged: Path
 def test_an_adapter_that_is_none_is_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
     done = cli("convert", llama3, tmp_path / "a.gguf", "--lora", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "adapter_config.json: cannot be read" in done.stderr
+    assert "adapter_config.json is missing; give the folder" in done.stderr
 
 
 def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import checkpoints
 import meta_folders
 import numpy as np
 import pytest
+from ggufs import rewritten
 from refusals import refusal
 
 import converters
-from edge_llama.errors import CheckpointError, InputError
+from edge_llama.errors import CheckpointError, InputError, OptionError
+from edge_llama.files.gguf import string
 
 _SAMPLE = 60  # edits of a file in one run: two seconds
 Damage = Callable[[Path], object]
@@ -107,12 +109,11 @@ FILES = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "gguf": ("model.gguf",),
 }
-_CUTS = {"its first byte", "a third of it", "its last byte missing"}
 _WHATEVER = {*DAMAGES}
 TAKEN: dict[str, set[str]] = {
     "README.md": _WHATEVER,
     "LICENSE": _WHATEVER,
-    "chat_template.jinja": _CUTS,
+    "chat_template.jinja": {"its first byte"},
     "generation_config.json": {"an empty object", "a lone surrogate"},
     "special_tokens_map.json": {"an empty object", "a lone surrogate"},
     "tokenizer_config.json": {"an empty object", "a lone surrogate"},
@@ -222,3 +223,24 @@ def test_a_folder_that_is_linked_into_itself_is_no_endless_search(sources: dict[
     (damaged / "config.json").symlink_to(damaged)
     with refusal(CheckpointError, "config.json", damaged):
         converters.plan(damaged, tmp_path / "out.gguf", quant="f16")
+
+
+def test_a_template_that_is_no_jinja_is_refused_unless_another_is_given(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    """A GGUF file that has such a one stays as it is, as in llama.cpp's quantizer, and a warning tells."""
+    folder = Path(shutil.copytree(sources["hugging face"], tmp_path / "folder"))
+    output = tmp_path / "out.gguf"
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% endfor %}"
+    )
+    assert converters.plan(folder, output).warnings == ()
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}\n{% for m in messages %}{{ m")
+    with refusal(CheckpointError, r"chat_template\.jinja: the chat template is no valid Jinja: line 2", folder):
+        converters.plan(folder, output)
+    assert converters.plan(folder, output, chat_template="llama2").layout.entries
+    with refusal(OptionError, r"--chat-template .*: is no valid Jinja: line 2"):
+        converters.plan(folder, output, chat_template=folder / "chat_template.jinja")
+    broken = {"tokenizer.chat_template": string("{% if")}
+    bad = rewritten(sources["gguf"] / "model.gguf", tmp_path / "bad.gguf", fields=broken)
+    assert any("is no valid Jinja" in warning for warning in converters.plan(bad, output).warnings)

@@ -164,7 +164,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "vision's format for text": ("x.gguf", {"tower": "text", "vision_quant": "f16"}, "--vision-quant: is for a vision"),
     "vision's target for text": ("x", {"tower": "text", "vision_to": "onnx"}, "--vision-to: is for a vision tower"),
     "a role of vision": ("x", {"tensor_types": {"v.attn_q": "q8_0"}}, "no such role; known: token_embd"),
-    "an adapter that is none": ("x", {"lora": "none"}, "adapter_config.json: cannot be read"),
+    "an adapter that is none": ("x", {"lora": "none"}, "none: no such folder"),
     "a tower of a folder": ("x", {"to": "safetensors", "tower": "text"}, "--tower text: not for safetensors"),
     "a format in a folder": ("x", {"to": "safetensors", "vision_quant": "f16"}, "--vision-quant: is for a vision"),
 }

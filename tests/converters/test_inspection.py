@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import meta_folders
 import numpy as np
 import pytest
@@ -85,11 +86,16 @@ def test_what_no_target_takes_is_described_with_the_reason(copied: Path) -> None
     assert "gguf: refused: " in shown(copied)
 
 
-def test_what_one_target_refuses_the_others_still_take(copied: Path) -> None:
-    edit(copied / "generation_config.json", temperature="hot")
-    data = described(copied)
-    assert "temperature" in data["refused"]["gguf"]["message"]
-    assert "safetensors" in data["output_bytes"]
+def test_what_one_target_refuses_the_others_still_take(tmp_path: Path) -> None:
+    data = described(families.mixtral(tmp_path / "mixtral"))
+    assert (data["family"], list(data["refused"])) == ("MixtralForCausalLM", ["onnx"])
+    assert "can't be written as ONNX" in data["refused"]["onnx"]["message"]
+    assert {"gguf", "safetensors"} == data["output_bytes"].keys()
+
+
+def test_a_template_that_is_no_jinja_is_told(copied: Path) -> None:
+    edit(copied / "tokenizer_config.json", chat_template="{% if")
+    assert "is no valid Jinja" in described(copied)["problem"]["message"]
 
 
 def test_what_cannot_be_opened_is_described_as_far_as_it_tells(llama3: Path, copied: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import families
 import llama4
 import meta_folders
 import numpy as np
 import pytest
 import torch
-from adapters import SMALL, WEIGHTS, assert_equal, in_training, merged_by_us, numbers, saved, trained
+from adapters import SMALL, WEIGHTS, assert_equal, in_training, merged, merged_by_us, numbers, saved, state_of, trained
 from safetensors.numpy import load_file, save_file
 from transformers import Llama4ForConditionalGeneration
 from variants import edit_json
@@ -32,12 +33,12 @@ def test_both_towers_of_a_llama_4(tmp_path: Path) -> None:
     model = in_training(opened, r=2, lora_alpha=5, target_modules="all-linear")
     ours = numbers(merged_by_us(base, saved(model, tmp_path / "adapter")))
     before = numbers(open_checkpoint(base))
-    merged = {name: tensor.numpy() for name, tensor in model.merge_and_unload().state_dict().items()}
+    expected = state_of(merged(model))
     changed = {name for name in before if not np.array_equal(ours[name], before[name])}
     for part in ("q_proj", "router", "shared_expert.up_proj", "vision_model", "multi_modal_projector"):
         assert any(part in name for name in changed), part
-    assert_equal({name: ours[name] for name in changed}, {name: merged[name] for name in changed})
-    assert all(np.array_equal(merged[name], before[name]) for name in merged.keys() & before.keys() - changed)
+    assert_equal({name: ours[name] for name in changed}, {name: expected[name] for name in changed})
+    assert all(np.array_equal(expected[name], before[name]) for name in expected.keys() & before.keys() - changed)
 
 
 def test_a_text_tower_alone_takes_an_adapter_of_both(tmp_path: Path) -> None:
@@ -58,6 +59,25 @@ def test_metas_folder_merged_as_hugging_faces(tmp_path: Path) -> None:
     adapter = trained(base, tmp_path / "adapter", **PLAIN, modules_to_save=["lm_head"])
     ours = numbers(merged_by_us(meta, adapter))
     assert_equal(ours, numbers(merged_by_us(base, adapter)))
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {"bias": "all"},
+    "gemma3": {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["norm"]},
+    "gemma3_with_vision": {"target_modules": r".*language_model.*\.(q_proj|embed_tokens)"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families(name: str, tmp_path: Path) -> None:
+    """Biases, norms that are stored less one, and a text tower whose names transformers begins in another way."""
+    base = getattr(families, name)(tmp_path / "base")
+    model = in_training(families.reference(base), **PLAIN | FAMILIES[name])
+    ours, before = numbers(merged_by_us(base, saved(model, tmp_path / "adapter"))), numbers(open_checkpoint(base))
+    merged(model).save_pretrained(tmp_path / "merged")
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
+    assert_equal({key: ours[key] for key in expected}, expected)
+    assert any(not np.array_equal(before[key], expected[key]) for key in expected)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +133,15 @@ def test_a_file_that_is_cut_short(name: str, base: Path, good: Path, tmp_path: P
         with pytest.raises(CheckpointError) as caught:
             merge(checkpoint, tmp_path / "adapter")
         assert str(tmp_path / "adapter" / name) in str(caught.value), size
+
+
+def test_what_was_not_gathered_is_told(base: Path, good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good, tmp_path / "adapter")
+    tensors = load_file(good / WEIGHTS)
+    tensors[next(iter(tensors))] = np.zeros(0, np.float32)
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"of shape \[0\] is empty.*DeepSpeed ZeRO-3"):
+        merge(open_checkpoint(base), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("end", ["norm.weight", "lora_A.weight", "trainable_tokens_delta"])

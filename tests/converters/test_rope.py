@@ -1,5 +1,6 @@
 """Rotary embedding: each spelling means what it means to transformers, in numbers; and in files of both kinds."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ SPELLINGS: dict[str, dict[str, Any]] = {
 def test_frequencies_and_strength_are_transformers(name: str) -> None:
     """To 1e-6 of each frequency; llama3's are computed as llama.cpp's converter does, in float32."""
     config = SIZES | SPELLINGS[name]
-    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict({**config}))
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(deepcopy(config)))  # which fills in what isn't said
     hp = LLAMA.read(config, Path("folder"), has_head=True)
     ours = frequencies(hp.head_dim, hp.rope.theta, hp.rope.scaling)
     np.testing.assert_allclose(ours, theirs.inv_freq.numpy(), rtol=2e-6)
@@ -96,6 +97,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "what nobody knows": ({"rope_scaling": {"type": "linear", "factor": 2.0, "sections": [1]}}, "sections is .*known"),
     "a base of nothing": ({"rope_theta": 0}, "rope_theta is 0"),
+    "a context of no size": ({"rope_scaling": YARN, "original_max_position_embeddings": 1e20}, "is 1e\\+20, expected"),
+    "a base without powers": ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta is 1, expected more than 1"),
     "truncate by a word": ({"rope_scaling": {**YARN, "truncate": "no"}}, "truncate is 'no'"),
 }
 

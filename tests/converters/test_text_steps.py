@@ -130,6 +130,24 @@ def test_a_vocabulary_of_normalized_text_gets_normalized_text(tmp_path: Path) ->
     check(vocabulary, tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize("has_model", [True, False])
+def test_gemmas_vocabulary_is_read_from_either_file(*, has_model: bool, tmp_path: Path) -> None:
+    """No space before text, line ends as pieces of the user; tokenizer.json says the same by other steps."""
+    content = family_tokenizers.gemma_model()
+    reference = Tokenizer.from_str(json.dumps(family_tokenizers.gemma_as_json(content)))
+    reference.encode_special_tokens = True
+    pieces = SentencePieceProcessor(model_proto=content)
+    reference.save(str(tmp_path / "tokenizer.json"))
+    if has_model:
+        (tmp_path / "tokenizer.model").write_bytes(content)
+    vocabulary = read_folder(tmp_path, {"vocab_size": len(pieces) + 8})
+    assert (vocabulary.model, vocabulary.add_space_prefix) == ("llama", False)
+    with by_llama_cpp(vocabulary, tmp_path) as gguf:
+        for text in (*TORTURE, "a\n\nb\n\n\n\nc", " \n x"):
+            expected = reference.encode(text, add_special_tokens=False).ids
+            assert gguf.encode(text) == expected == pieces.encode(text), text
+
+
 @cache
 def model(kind: str = "bpe", **options: Any) -> bytes:
     given = {

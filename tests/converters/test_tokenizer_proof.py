@@ -11,6 +11,7 @@ import family_tokenizers
 import meta_folders
 import pytest
 from engine_source import ENGINE, unpacked
+from parity_differences import deepseek_r1, pieces_of_the_user, saved_by_transformers_5
 from refusals import refusal
 from tokenizers import Tokenizer
 from variants import without_model_file
@@ -33,6 +34,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "smollm": checkpoints.smollm,
     "Meta's llama2": meta_folders.llama2,
     "Meta's llama3": meta_folders.llama3,
+    "pieces of the user": pieces_of_the_user,
+    "DeepSeek-R1": deepseek_r1,
+    "saved by transformers 5": saved_by_transformers_5,
 }
 
 
@@ -42,6 +46,37 @@ def test_what_is_written_is_proved_before_it_is(name: str, tmp_path: Path) -> No
     for to in ("gguf", "onnx"):
         assert "become the source's own tokens" in convert.plan(source, tmp_path / to, to=to).notes["tokenizer"]
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_pair_of_files_from_before_tokenizer_json_is_proved(tmp_path: Path) -> None:
+    source = checkpoints.smollm(tmp_path / "source")
+    model = json.loads((source / "tokenizer.json").read_text("utf-8"))["model"]
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    merges = [" ".join(pair) for pair in model["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")
+    for to in ("gguf", "onnx"):
+        assert "become the source's own tokens" in convert.plan(source, tmp_path / to, to=to).notes["tokenizer"]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tokens_that_other_files_add_are_part_of_the_sources_tokenizer(*, special: bool, tmp_path: Path) -> None:
+    """tokenizer_config.json lists one that tokenizer.json lacks, and says of another that it is special."""
+    source = checkpoints.llama3(tmp_path / "source", padding=1)
+    settings = json.loads((source / "tokenizer_config.json").read_text("utf-8"))
+    content = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    last = content["added_tokens"][-1]
+    flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    settings["added_tokens_decoder"] = {
+        str(last["id"]): {**flags, "content": last["content"], "special": True},
+        str(last["id"] + 1): {**flags, "content": "<mark>", "special": special},
+    }
+    settings["chat_template"] += "<mark>" + last["content"]
+    last["special"] = False
+    (source / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    (source / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    for to in ("gguf", "onnx"):
+        assert "become the source's own tokens" in convert.plan(source, tmp_path / to, to=to).notes["tokenizer"]
 
 
 def test_a_file_cut_in_parts_is_proved_by_its_first(llama3: Path, tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import reprlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from schemas import BYTES, SHORT, Bytes, closed
 
 import edge_llama
-from edge_llama import OptionError
+from edge_llama import EngineError, OptionError
+from edge_llama.sampling import json_schema
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.schema_size import MAX_KEYS
 
 
 def deep(levels: int) -> Any:
@@ -37,6 +40,34 @@ def doubled(levels: int) -> Any:
 def referring(count: int) -> Any:
     names = {f"r{n}": {"type": "array", "items": {"$ref": f"#/$defs/r{n + 1}"}} for n in range(count)}
     return {"$ref": "#/$defs/r0", "$defs": {**names, f"r{count}": {"type": "null"}}}
+
+
+def linked(count: int) -> Any:
+    """Objects of which each refers to the next, which the one that names them all refers to first."""
+    objects = {f"r{n}": {"type": "object", "properties": {"next": {"$ref": f"#/$defs/r{n + 1}"}}} for n in range(count)}
+    named = [f"r{n}" for n in reversed(range(count))]
+    last = {f"r{count}": {"type": "null"}}
+    return {"properties": {name: {"$ref": f"#/$defs/{name}"} for name in named}, "$defs": {**objects, **last}}
+
+
+MERGED: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "beside": lambda ref: {"properties": {"a": {**ref, "type": "object"}}},
+    "allOf": lambda ref: {"properties": {"a": {"allOf": [ref, {"required": ["a"]}]}}},
+    "itself": lambda ref: {"allOf": [ref, {"properties": {"a": {"type": "null"}}}]},
+    "anyOf": lambda ref: {"items": {"anyOf": [ref, {"type": "null"}], "minItems": 1}},
+    "twice": lambda ref: {"allOf": [{"properties": {"a": ref}}, {"properties": {"a": {**ref}}}]},
+    "further": lambda ref: {"allOf": [{"additionalProperties": ref}, {"properties": {"a": {"type": "object"}}}]},
+    "items": lambda ref: {"items": ref, "allOf": [{"items": {"type": "array"}}]},
+    "pattern": lambda ref: {"properties": {"a": ref}, "patternProperties": {"^a$": {"type": "object"}}},
+}
+"""Ways to refer to a schema so that llguidance copies it."""
+
+
+def merged_chain(count: int, kind: str) -> Any:
+    """Named so that the references are met from the last to the first: no chain of them is deep."""
+    chain = {f"r{n}": MERGED[kind]({"$ref": f"#/$defs/r{n + 1}"}) for n in range(count)}
+    names = [{"$ref": f"#/$defs/r{n}"} for n in reversed(range(count))]
+    return {"anyOf": names, "$defs": {**chain, f"r{count}": {"type": "object"}}}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +135,15 @@ def referring(count: int) -> Any:
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "a oneOf may overlap"),
         ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "object", "allOf": [{"$ref": "#/$defs/x"}]}}}, "without end"),
         ({"type": "object", "minProperties": 3}, "#/minProperties"),
+        ({"properties": {f"k{n}": True for n in range(600)}}, "600 keys or items"),
+        ({"required": [f"k{n}" for n in range(600)]}, "600 keys or items"),
+        ({"allOf": [{"properties": {f"k{m}{n}": True for n in range(99)}} for m in range(9)]}, "891 keys or items"),
+        ({"anyOf": [{"items": {"const": {f"k{n}": n for n in range(600)}}}]}, "600 keys or items"),
+        ({"prefixItems": [{}] * 600}, "600 keys or items"),
+        (linked(600), "600 keys or items"),
+        *((merged_chain(99, kind), "put together") for kind in MERGED),
+        (closed({"a": {"type": "integer"}}, patternProperties={"^a$": {}}), "patternProperties"),
+        ({"items": {"properties": {"b": closed({"a": {}, "b": {}}, patternProperties={"^[ab]$": {}})}}}, "patternProp"),
         (deep(2000), "deep"),
         (itself(), "deep"),
         (doubled(40), "too large"),
@@ -206,6 +246,38 @@ def test_a_character_that_the_vocabulary_lacks_is_an_error() -> None:
         constraint(SamplingParams(regex="é"), letters)
 
 
+def test_references_that_are_not_copied_count_once() -> None:
+    """As large schemas have them: each object of a level refers to all of the next, and says which keys it needs."""
+    levels, width = 20, 3
+    objects = {
+        f"r{level}_{at}": {
+            "type": "object",
+            "properties": {f"k{n}": {"$ref": f"#/$defs/r{level + 1}_{n}"} for n in range(width)},
+            "anyOf": [{"required": ["k0"]}, {"required": ["k1"]}],
+        }
+        for level in range(levels)
+        for at in range(width)
+    }
+    leaves = {f"r{levels}_{at}": {"type": "integer"} for at in range(width)}
+    assert json_schema.checked({"$ref": "#/$defs/r0_0", "$defs": {**objects, **leaves}})
+
+
+def test_where_nothing_fits_amid_an_answer_the_engine_is_at_fault() -> None:
+    """It allowed what came before; what nothing fits from the first token on is an error of who asked."""
+
+    class Letters(Bytes):
+        def piece(self, token: int) -> bytes:
+            return super().piece(token) if token < 128 else b""
+
+    letters: Any = Letters()
+    fits = constraint(SamplingParams(regex="aé"), letters)
+    assert fits
+    fits.accept(ord("a"))
+    with pytest.raises(EngineError, match="nothing that the model can write fits here") as caught:
+        fits.refused()
+    assert caught.value.exit_code == 1
+
+
 def test_schemas_are_deep_enough_for_a_thread_with_a_small_stack() -> None:
     """Deep schemas and grammars end the process where the native stack ends: 512 KiB on macOS."""
     grammar = "start: r0\n" + "\n".join(f'r{n}: "x" (r{n + 1} | "z")* "y"' for n in range(20)) + '\nr20: "a"'
@@ -219,6 +291,9 @@ def test_schemas_are_deep_enough_for_a_thread_with_a_small_stack() -> None:
             {"json_schema": deep(60)},
             {"json_schema": referring(30)},
             {"json_schema": mixed},
+            {"json_schema": {"properties": {f"k{n}": True for n in range(MAX_KEYS)}}},
+            {"json_schema": linked(MAX_KEYS - 1)},
+            *({"json_schema": merged_chain(10, kind)} for kind in MERGED),
             {"grammar": grammar},
         ):
             assert constraint(SamplingParams(**params), BYTES)

@@ -1,5 +1,6 @@
 """Whether config, tensors and base of an adapter tell the same: what would get lost in silence is an error."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from converters.transforms.lora.config import Config
 from converters.transforms.lora.contents import Contents
 from edge_llama.errors import CheckpointError
 
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
 _CALLED = {
     "A": "lora_A",
     "B": "lora_B",
@@ -35,7 +37,8 @@ def check(base: Base, config: Config, contents: Contents) -> None:
         if missing := sorted(needed - contents.parts.get(module, {}).keys() - optional):
             what = _CALLED[missing[0]]
             raise CheckpointError(
-                f"{contents.path}: {what} of {module!r} is missing, a target of {CONFIG}", remedy=config.another_base
+                f"{contents.path}: {what} of {module!r} is missing, a target of {CONFIG}{_layers(base, contents)}",
+                remedy=config.another_base,
             )
     _check_saved(base, config, contents)
 
@@ -57,7 +60,8 @@ def _check_known(base: Base, config: Config, contents: Contents) -> None:
     for module in contents.parts:
         if module not in base.modules:
             raise CheckpointError(
-                f"{contents.path}: tensors of {module!r:.200}, which {base.checkpoint.path} has not",
+                f"{contents.path}: tensors of {module!r:.200}, which {base.checkpoint.path} has not"
+                f"{_layers(base, contents)}",
                 remedy=config.another_base,
             )
     for name, tensor in contents.wholes.items():
@@ -66,6 +70,14 @@ def _check_known(base: Base, config: Config, contents: Contents) -> None:
                 f"{contents.path}: tensor {tensor.name!r:.200}: {base.checkpoint.path} has no {name!r:.200}",
                 remedy=config.another_base,
             )
+
+
+def _layers(base: Base, contents: Contents) -> str:
+    """Where adapter and base have layers of other numbers."""
+    counts = [
+        len({found[0] for name in names if (found := _LAYER.search(name))}) for names in (contents.parts, base.modules)
+    ]
+    return "" if counts[0] == counts[1] else f" (the adapter has {counts[0]} layers, the base {counts[1]})"
 
 
 def _wanted(base: Base, config: Config, contents: Contents) -> dict[str, set[str]]:

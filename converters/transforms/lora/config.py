@@ -19,6 +19,7 @@ FILE = "adapter_config.json"
 ENDS = ("embed_tokens", "lm_head")
 """The last parts of the names of what begins and ends a model, as peft knows them."""
 ANOTHER_BASE = "is it an adapter for another base?"
+_FOLDER = "give the folder that peft's save_pretrained wrote"
 _UNDERSTOOD = {
     *("r", "lora_alpha", "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "peft_type", "bias"),
     *("init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
@@ -47,7 +48,9 @@ class Config:
     def read(cls, folder: Path) -> "Config":
         """The config in ``folder``; CheckpointError names the field that isn't understood."""
         path = folder / FILE
-        if not path.is_file():
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder", remedy=_FOLDER)
+        if not path.exists():
             raise CheckpointError(f"{folder}: {FILE} is missing", remedy=_elsewhere(folder))
         config = cls(
             Fields(path, read_json(path), "correct it, or save the adapter with peft again", error=CheckpointError)
@@ -219,7 +222,7 @@ def _elsewhere(folder: Path) -> str:
     within = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
     if within:
         return f"give one of the folders in it: {', '.join(within[:5])}"
-    return "give the folder that peft's save_pretrained wrote"
+    return _FOLDER
 
 
 def _is_whole(value: Any) -> bool:

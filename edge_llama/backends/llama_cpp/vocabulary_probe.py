@@ -13,9 +13,10 @@ from typing import Any
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.llama_cpp import build_probe
-from edge_llama.errors import ArtifactError, EdgeLlamaError, OptionError, TemplateError
+from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError, OptionError, TemplateError
 
 _SECONDS = 120  # a second when quiet
+_KILLED = -9  # perhaps for want of memory
 
 Ids = list[list[int] | None]
 """Of each text; None of one that the vocabulary can't express."""
@@ -28,26 +29,43 @@ def encode(vocabulary: bytes, texts: Sequence[str], turns: Sequence[tuple[str, s
 
     ``turns`` are roles and texts. A text says why there is no engine to ask. ArtifactError if it refuses the file.
     """
+    outcome = _asked(vocabulary, json.dumps({"texts": list(texts), "turns": list(turns)}))
+    if isinstance(outcome, str):
+        return outcome
+    if outcome.said is None and (problem := _engine_problem()):
+        return problem
+    said = outcome.said or {"error": f"llama.cpp cannot read the vocabulary: a process of its own {outcome.how}"}
+    if "error" in said:
+        raise ArtifactError(str(said["error"]), remedy="update llama-cpp-python, or report it")
+    return said["texts"], None if said["chat"] is None else (said["chat"][0], said["chat"][1])
+
+
+def _asked(vocabulary: bytes, asked: str) -> crash_probe.Outcome | str:
+    """How a child ended that was asked, or why there was none to ask."""
     if build_probe.build() is None:
         return "llama-cpp-python is not installed"
     if not crash_probe.has_children():
         return "this process has no interpreter for a child"
-    with tempfile.TemporaryDirectory() as folder:
-        gguf, asked = Path(folder) / "vocabulary.gguf", Path(folder) / "asked.json"
-        gguf.write_bytes(vocabulary)
-        asked.write_text(json.dumps({"texts": list(texts), "turns": list(turns)}), "utf-8")
-        try:
-            outcome = crash_probe.run(__name__, str(gguf), str(asked), seconds=_SECONDS)
-        except OSError as error:
-            return f"no child process can be started: {error}"
-        except TimeoutExpired:
-            return f"a child process took more than {_SECONDS} s"
-    if not outcome.began:
-        return f"a child process could not begin: {outcome.how}"
-    said = outcome.said or {"error": f"llama.cpp cannot read the vocabulary: a process of its own {outcome.how}"}
-    if problem := said.get("error"):
-        raise ArtifactError(str(problem), remedy="update llama-cpp-python, or report it")
-    return said["texts"], None if said["chat"] is None else (said["chat"][0], said["chat"][1])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder) / "vocabulary.gguf", Path(folder) / "asked.json"
+            files[0].write_bytes(vocabulary)
+            files[1].write_text(asked, "utf-8")
+            outcome = crash_probe.run(__name__, *map(str, files), seconds=_SECONDS)
+    except OSError as error:
+        return f"no child process can be given it: {error}"
+    except TimeoutExpired:
+        return f"a child process took more than {_SECONDS} s"
+    return outcome if outcome.began and outcome.code != _KILLED else f"a child process {outcome.how}"
+
+
+def _engine_problem() -> str:
+    """What is wrong with the engine itself; empty if it works here."""
+    try:
+        build_probe.check()
+    except EngineError as error:
+        return error.message
+    return ""
 
 
 def main(path: str, asked: str) -> None:

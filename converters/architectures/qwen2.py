@@ -1,7 +1,7 @@
-"""Qwen2, Qwen2.5 and Qwen3, dense: Llama with biases of Q, K and V, or with norms of the heads of Q and K.
+"""Qwen2 and Qwen2.5, dense: Llama with biases of Q, K and V.
 
-Sources: transformers' ``configuration_qwen2.py``, ``configuration_qwen3.py`` and their models, llama.cpp's
-``conversion/qwen.py``, ``src/models/qwen2.cpp`` and ``qwen3.cpp``, whose RoPE pairs halves of a head as Hugging Face's.
+Sources: transformers' ``configuration_qwen2.py`` and ``modeling_qwen2.py``, llama.cpp's ``conversion/qwen.py`` and
+``src/models/qwen2.cpp``, whose RoPE pairs halves of a head as Hugging Face's.
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from converters.tensors.views import PLAIN
 from edge_llama.files.gguf import Header
 from edge_llama.files.json_fields import Fields
 
-_ROPES = ("default", "linear", "yarn")  # llama.cpp's graphs take no factors of frequencies
+ROPES = ("default", "linear", "yarn")  # llama.cpp's graphs take no factors of frequencies
 
 
-def _windows(fields: Fields, values: Values) -> Mapping[str, Any]:
+def windows(fields: Fields, values: Values) -> Mapping[str, Any]:
     """Layers from ``max_window_layers`` on have a window, if one is used at all and no list says otherwise."""
     has_window = fields.flag("use_sliding_window") and fields.content.get("sliding_window", 4096) is not None
     window = fields.size("sliding_window", 4096) if has_window else None
@@ -28,7 +28,8 @@ def _windows(fields: Fields, values: Values) -> Mapping[str, Any]:
     return typed_layers(fields, values["n_layer"], usual, window)
 
 
-def _without_window(_header: Header) -> Mapping[str, Any]:
+def without_window(_header: Header) -> Mapping[str, Any]:
+    """What GGUF leaves unsaid: there is none."""
     return {"use_sliding_window": False}
 
 
@@ -62,9 +63,9 @@ QWEN2 = Family(
         *map(_always, llama.ATTENTION_BIASES[:3]),
         *llama.FEED_FORWARD,
     ),
-    ropes=_ROPES,
+    ropes=ROPES,
     tells_space_prefix=False,
-    derived=_windows,
+    derived=windows,
     derived_keys=WINDOW_KEYS,
     limits={
         "gguf": (
@@ -72,42 +73,5 @@ QWEN2 = Family(
             Limit(("head_dim",), lambda hp: hp.q == hp.n_embd, "hidden_size / num_attention_heads"),
         )
     },
-    from_gguf=_without_window,
-)
-
-QWEN3 = Family(
-    name="qwen3",
-    called="Qwen3",
-    gguf_name="qwen3",
-    config_names=("Qwen3ForCausalLM",),
-    model_type="qwen3",
-    hparams=(
-        llama.N_LAYER,
-        llama.context(32768),
-        llama.N_EMBD,
-        llama.N_FF,
-        llama.N_HEAD,
-        llama.kv_heads(32),
-        llama.eps(1e-6),
-        replace(llama.HEAD_DIM, default=128),
-        replace(llama.N_VOCAB, gguf=()),
-        llama.ACTIVATION,
-        llama.TIED,
-        llama.biases("attention_bias", "attention_bias", "attn_q"),
-    ),
-    outside=llama.OUTSIDE,
-    layer=(
-        *llama.NORMS,
-        *map(llama.unpermuted, (*llama.ATTENTION, *llama.ATTENTION_BIASES)),
-        llama.norm("attn_q_norm", "self_attn.q_norm", "head_dim"),
-        llama.norm("attn_k_norm", "self_attn.k_norm", "head_dim"),
-        *llama.FEED_FORWARD,
-    ),
-    ropes=_ROPES,
-    fixed={"qk_norm": True},
-    tells_space_prefix=False,
-    derived=_windows,
-    derived_keys=WINDOW_KEYS,
-    limits={"gguf": (ALL_FULL, llama.NO_BIASES)},
-    from_gguf=_without_window,
+    from_gguf=without_window,
 )
