@@ -202,13 +202,35 @@ def test_what_a_user_types_is_no_image(model: edge_llama.Model) -> None:
     assert text.count(forged.encode()) == 2
 
 
-def test_a_template_that_shows_no_images_is_an_error(folder: Path) -> None:
-    template = "{% for message in messages %}{{ message['role'] }}{% endfor %}"
+PARTS = "{% for m in messages %}{% for part in m.content %}PART{% endfor %}{% endfor %}"
+SHOWS = {"text": "{{ part.text }}", "image": "{% if part.type == 'image' %}<|image|>{% endif %}"}
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        (SHOWS["text"], "0 times for 1 images"),
+        (SHOWS["image"], "does not show the user's message"),
+        ("x", "does not show the user's message"),
+    ],
+)
+def test_a_template_that_shows_no_images_or_no_text_beside_them_is_an_error(
+    folder: Path, part: str, problem: str
+) -> None:
     with (
-        edge_llama.open(folder, chat_template=template, **EXACT) as model,
-        refusal(TemplateError, "0 times for 1 images"),
+        edge_llama.open(folder, chat_template=PARTS.replace("PART", part), **EXACT) as model,
+        refusal(TemplateError, problem),
     ):
         model.chat().send("What is this?", images=[picture(20, 20)])
+
+
+def test_a_template_of_parts_gets_text_and_images_in_order(folder: Path) -> None:
+    """As transformers gives them; messages of text alone are in parts, too: they would not be shown otherwise."""
+    image = Image.open(picture(20, 20))
+    with edge_llama.open(folder, chat_template=PARTS.replace("PART", "".join(SHOWS.values())), **EXACT) as model:
+        turns = [Message("user", ["A", image, "B"]), Message("assistant", "C"), Message("user", "D")]
+        ids = model.template.tokens(turns, image_ids=lambda _: [-1])
+        assert ids == [*model.tokenizer.encode("A"), -1, *model.tokenizer.encode("BCD")]
 
 
 def test_a_model_without_a_vision_tower_says_so(folder: Path) -> None:

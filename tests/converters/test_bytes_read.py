@@ -85,6 +85,9 @@ def test_each_tower_counts_its_own(tmp_path: Path) -> None:
     text = sum(array.nbytes for name, array in tensors.items() if name.startswith("language_model."))
     assert converters.plan(base, tmp_path / "text.gguf", tower="text").layout.source_bytes == text
     assert converters.plan(base, tmp_path / "out", to="onnx").layout.source_bytes == bytes_of(base)
+    for options in ({"vision_to": "gguf"}, {"vision_quant": "int4"}):
+        vision = converters.plan(base, tmp_path / "vision", tower="vision", **options)
+        assert vision.layout.source_bytes == bytes_of(base) - text
 
 
 def test_metas_shards_count_once(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ RENAMED: dict[str, Callable[[str], str]] = {
     "without the prefix": lambda name: name.removeprefix("base_model.model."),
     "raw without the prefix": lambda name: raw(name).removeprefix("base_model.model."),
     "an older DoRA": lambda name: name.replace("magnitude_vector", "magnitude_vector.weight"),
+    "a raw older DoRA": lambda name: raw(name).replace("magnitude_vector.default.weight", "magnitude_vector.default"),
     "under FSDP": lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
     "compiled": lambda name: f"_orig_mod.{name}",
     "data-parallel": lambda name: f"module.{name}",
