@@ -149,8 +149,10 @@ def _unopened(folder: Path, problem: InputError) -> Inspection:
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         family, facts = _family(config), _facts(text_config(config), _CONFIG)
-    else:
+    elif (folder / "params.json").is_file():
         family, facts = "", _facts(read_json(folder / "params.json"), _PARAMS)
+    else:
+        raise problem
     files = [file for file in folder.iterdir() if file.is_file()]
     return Inspection(folder, "checkpoint", folder.name, family, facts, _stored(files), problem=problem)
 
@@ -201,7 +203,7 @@ def _entries(file: Path) -> Iterator[tuple[str, int, int]]:
             for entry in read_entries(file)[0].values():
                 begin, end = entry["data_offsets"]
                 yield str(entry["dtype"]), prod(entry["shape"]), end - begin
-        elif file.suffix == ".pth":
+        elif file.suffix in (".pth", ".pt", ".bin"):
             for view in read_views(file).values():
                 if isinstance(view.storage, Storage):
                     weights = prod(view.shape)

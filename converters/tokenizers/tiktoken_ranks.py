@@ -1,9 +1,9 @@
 """tiktoken's rank files (Meta's tokenizer.model since Llama 3) as a byte-level BPE vocabulary.
 
 A line holds a token's bytes in base64 and its rank. tiktoken merges the adjacent pair whose union has the lowest
-rank; llama.cpp and ``tokenizers`` want pairs. Merging a token's own bytes by lower ranks alone leaves the one pair
-that tiktoken joins to make it: whatever surrounds it, the same merges happen inside, so one merge per token says
-all. A token that ends in more than two parts comes only from a whole word (``ignore_merges``).
+rank; llama.cpp and ``tokenizers`` want pairs: all that make a token, since which of them come to lie side by side
+depends on what surrounds it. In this order they are the merges of the published Llama 3's tokenizer.json. A token that
+no pair makes comes only from a whole word (``ignore_merges``).
 """
 
 import base64
@@ -17,7 +17,7 @@ from edge_llama.files.byte_letters import byte_letters
 
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]{1,9}")
 _MAX_BYTES = 256  # of a token; Llama 3's longest has 128, all spaces
-_LETTERS = byte_letters()
+_LETTERS = dict(enumerate(byte_letters()))
 
 
 def is_ranks(content: bytes) -> bool:
@@ -75,26 +75,13 @@ def _ranks(content: bytes, path: Path) -> dict[bytes, int]:
 
 
 def _merges(ranks: Mapping[bytes, int]) -> Iterator[str]:
-    """For each token the pair that makes it, as ``a b``, the lowest rank first."""
-    for token, rank in ranks.items():
-        parts = _parts(token, ranks, rank) if len(token) > 1 else []
-        if len(parts) == 2:
-            yield f"{_letters(parts[0])} {_letters(parts[1])}"
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int], limit: int) -> list[bytes]:
-    """What merging by ranks below ``limit`` leaves of ``token``."""
-    parts = [token[at : at + 1] for at in range(len(token))]
-    pairs = [ranks.get(token[at : at + 2], limit) for at in range(len(token) - 1)]
-    while len(parts) > 2 and (best := min(pairs)) < limit:
-        at = pairs.index(best)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        del pairs[at]
-        for changed in (at - 1, at):
-            if 0 <= changed < len(pairs):
-                pairs[changed] = ranks.get(parts[changed] + parts[changed + 1], limit)
-    return parts
+    """Every pair of tokens whose union is one, as ``a b``: the lowest rank of the union first, then of the parts."""
+    for token in ranks:
+        cuts = ((token[:at], token[at:]) for at in range(1, len(token)))
+        pairs = [(ranks[left], ranks[right], left, right) for left, right in cuts if left in ranks and right in ranks]
+        for _, _, left, right in sorted(pairs):
+            yield f"{_letters(left)} {_letters(right)}"
 
 
 def _letters(token: bytes) -> str:
-    return "".join([_LETTERS[byte] for byte in token])
+    return token.decode("latin-1").translate(_LETTERS)

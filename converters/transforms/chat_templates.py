@@ -51,7 +51,8 @@ def _with_valid_templates(checkpoint: Checkpoint) -> Checkpoint:
         if checkpoint.metadata:
             return replace(checkpoint, warnings=(*checkpoint.warnings, f"{which} {problem}: no chat will go by it"))
         raise CheckpointError(
-            f"{_holder(checkpoint)}: {which} {problem}", remedy="download it again, or give another: --chat-template FILE|none"
+            f"{_holder(checkpoint)}: {which} {problem}",
+            remedy="download it again, or give another: --chat-template FILE|none",
         )
     return checkpoint
 

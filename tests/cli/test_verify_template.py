@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import checkpoints
+import families
 import pytest
 from refusals import refusal
 from tools import official_template
@@ -46,6 +47,14 @@ def test_a_converted_model_renders_as_its_checkpoint_does(form: str, tool_folder
     assert all(found[name].outcome == "same" for name in ("many turns after a system message", "a tool's result"))
     assert found["tools"].tokens
     assert found["an image"].outcome == "refused"
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_other_families_render_as_their_checkpoints_do(family: str, tmp_path: Path) -> None:
+    folder = getattr(families, family)(tmp_path / family)
+    found = checked(_converted(folder, tmp_path), folder)
+    assert outcomes(found) == {"same", "refused"}
+    assert found["a second question"].outcome == "same"
 
 
 def test_a_template_that_takes_no_tools_refuses_them_rightly(tmp_path: Path) -> None:

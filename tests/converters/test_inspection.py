@@ -10,6 +10,7 @@ import families
 import meta_folders
 import numpy as np
 import pytest
+import torch
 from refusals import refusal
 from rich.console import Console
 
@@ -131,6 +132,24 @@ def test_quantized_weights_show_in_the_dtypes(copied: Path) -> None:
     data = described(copied)
     assert data["dtypes"]["F8_E4M3"]["tensors"] == 1
     assert "F8_E4M3" in data["problem"]["message"]
+
+
+def test_weights_of_torch_are_counted_though_they_are_no_source(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(3, 5, dtype=torch.bfloat16)}, copied / "pytorch_model.bin")
+    (copied / "training_args.bin").write_bytes(b"no weights")
+    data = described(copied)
+    assert data["dtypes"] == {"BF16": {"tensors": 1, "weights": 15, "bytes": 30}}
+    assert "no *.safetensors file" in data["problem"]["message"]
+
+
+def test_a_folder_without_a_config_is_refused_as_a_conversion_does(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "consolidated.00.pth").write_bytes(b"")
+    with refusal(CheckpointError, "params.json is missing", tmp_path):
+        read(tmp_path)
+    (copied / "config.json").unlink()
+    with refusal(CheckpointError, "config.json is missing", copied):
+        read(copied)
 
 
 def test_a_meta_folder_is_described_in_the_same_words(tmp_path: Path) -> None:

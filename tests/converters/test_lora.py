@@ -212,6 +212,13 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "are for the same thing",
     ),
     "no config": (lambda folder: (folder / "adapter_config.json").unlink(), "adapter_config.json is missing"),
+    "half of a module, without targets": (
+        lambda folder: (
+            fields(target_modules=None)(folder),
+            tensors(lambda found: found.pop(Q1 + "lora_B.weight"))(folder),
+        ),
+        r"lora_B of '.*1.*q_proj' is missing",
+    ),
     "layers of a wrong type": (fields(layers_to_transform="0"), "layers_to_transform is '0'"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "adapter_model.safetensors is missing"),
     "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"junk"), "not a safetensors file"),

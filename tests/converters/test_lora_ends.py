@@ -1,5 +1,6 @@
 """An adapter that changes embedding or head: where both are one matrix, and where the vocabulary is resized."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from variants import edit_json
 
 import converters
 from edge_llama import CheckpointError
+from edge_llama.files.gguf import read_header
 
 PLAIN = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"]}
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -143,6 +145,13 @@ def test_one_saved_end_is_enough_for_a_matrix_that_was_trained_as_one(tied: Path
     assert_equal(numbers(merged_by_us(tied, adapter)), whole)
 
 
+def test_the_other_end_is_no_substitute_where_they_were_trained_apart(tied: Path, tmp_path: Path) -> None:
+    adapter = trained(tied, tmp_path / "adapter", **PLAIN, modules_to_save=["lm_head"])
+    edit_json(adapter / "adapter_config.json", modules_to_save=["embed_tokens"])
+    with pytest.raises(CheckpointError, match=r"weight of 'model.embed_tokens' is missing"):
+        converters.plan(tied, tmp_path / "out.gguf", lora=adapter)
+
+
 def test_tokens_that_are_no_rows(tied: Path, tmp_path: Path) -> None:
     adapter = trained(tied, tmp_path / "adapter", **PLAIN, trainable_token_indices=[3, 41])
     edit_json(adapter / "adapter_config.json", trainable_token_indices=[3, 123456])
@@ -167,3 +176,35 @@ def test_every_target_writes_the_untied_ends(tied: Path, tmp_path: Path) -> None
     assert np.abs(TextGraph(tmp_path / "onnx").feed(tokens) - expected).max() < 1e-3
     converters.convert(tied, tmp_path / "folder", to="safetensors", quant="f32", lora=adapter)
     assert np.array_equal(load_file(tmp_path / "folder" / "model.safetensors")[HEAD], state_of(model)[HEAD])
+
+
+@pytest.mark.parametrize("differ", [True, False])
+@pytest.mark.parametrize("options", [{"target_modules": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}])
+def test_a_base_that_says_tied_and_has_a_head(
+    options: dict[str, Any], differ: bool, tied: Path, tmp_path: Path
+) -> None:
+    """The head that is there counts, as in transformers; where it is the embedding they are one matrix."""
+    base = tmp_path / "base"
+    shutil.copytree(tied, base)
+    tensors = load_file(base / "model.safetensors")
+    tensors[HEAD] = tensors[EMBED][::-1].copy() if differ else tensors[EMBED]
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    adapter = trained(base, tmp_path / "adapter", **PLAIN | options)
+    ours = merged_by_us(base, adapter)
+    assert_equal(numbers(ours), state_of(merged_by_peft(base, adapter)))
+    assert bool(ours.warnings) == (not differ and "target_modules" in options)
+
+
+@pytest.mark.parametrize("more", [0, 5])
+def test_a_gguf_base_gives_the_same_file(more: int, tied: Path, tmp_path: Path) -> None:
+    """Its head of its own, its rows, and its sizes in the metadata."""
+    rows = rows_of(tied) + more
+    adapter = trained(tied, tmp_path / "adapter", rows=rows, **PLAIN, modules_to_save=["lm_head"])
+    converters.convert(tied, tmp_path / "base.gguf", quant="f32")
+    for name, source in (("direct", tied), ("merged", tmp_path / "base.gguf")):
+        converters.convert(source, tmp_path / f"{name}.gguf", quant="f32", lora=adapter)
+    direct, merged = (gguf_weights(tmp_path / f"{name}.gguf") for name in ("direct", "merged"))
+    assert direct.keys() == merged.keys() >= {"output.weight"}
+    assert all(np.array_equal(direct[key], merged[key]) for key in direct)
+    header = read_header(tmp_path / "merged.gguf")
+    assert header.get("llama.vocab_size", int, 0) == len(header.fields["tokenizer.ggml.tokens"].data) == rows

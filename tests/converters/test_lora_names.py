@@ -78,6 +78,7 @@ RENAMED: dict[str, Callable[[str], str]] = {
     "without the prefix": lambda name: name.removeprefix("base_model.model."),
     "raw without the prefix": lambda name: raw(name).removeprefix("base_model.model."),
     "an older DoRA": lambda name: name.replace("magnitude_vector", "magnitude_vector.weight"),
+    "a raw older DoRA": lambda name: raw(name).replace("magnitude_vector.default.weight", "magnitude_vector.default"),
     "under FSDP": lambda name: name.replace("self_attn", "_fsdp_wrapped_module.self_attn"),
     "compiled": lambda name: f"_orig_mod.{name}",
     "data-parallel": lambda name: f"module.{name}",
@@ -121,7 +122,7 @@ def test_ranks_and_alphas_by_pattern(name: str, base: Path, seed: int, tmp_path:
 
 
 def test_fields_without_effect_pass(base: Path, good: Path, expected: Arrays, tmp_path: Path) -> None:
-    """Those of unsloth, of older peft, and what only training heeds."""
+    """Those of unsloth, ms-swift and older peft, and what only training heeds."""
     shutil.copytree(good, tmp_path / "adapter")
     edit_json(
         tmp_path / "adapter" / "adapter_config.json",
@@ -134,6 +135,9 @@ def test_fields_without_effect_pass(base: Path, good: Path, expected: Arrays, tm
         loftq_config={"loftq_bits": 4},
         megatron_core="megatron.core",
         revision="main",
+        swift_type="LORA",
+        lorap_lr_ratio=16.0,
+        lorap_emb_lr=1e-06,
         a_field_of_the_future=None,
         another={},
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import llama_models
 import meta_folders
 import numpy as np
 import pytest
+from engine_source import ENGINE, unpacked
 from llama_models.datatypes import RawMessage, StopReason, ToolPromptFormat
 from llama_models.datatypes import ToolCall as MetaToolCall
 from llama_models.llama3.chat_format import ChatFormat
@@ -20,7 +22,8 @@ from texts import CONVERSATIONS, TORTURE
 
 import converters
 import edge_llama
-from converters.architectures.llama_families import FAMILIES
+from converters.architectures.llama_families import FAMILIES, LLAMA3_TOKENS
+from converters.tokenizers.tiktoken_ranks import read_ranks
 from edge_llama import Message, OptionError, ToolCall
 from edge_llama.files.gguf import Header, read_header
 from edge_llama.prompts.chat_template import ChatTemplate
@@ -43,10 +46,19 @@ def test_an_embedding_longer_than_the_vocabulary_is_padded_and_that_is_told(tmp_
     assert "1 tokens less than the embedding has rows" in checkpoint.notes["vocabulary"]
 
 
-def test_merges_derived_from_ranks_are_those_that_were_trained(tmp_path: Path) -> None:
+def test_merges_derived_from_ranks_hold_those_that_were_trained(tmp_path: Path) -> None:
     header = converted(meta_folders.llama3(tmp_path / "meta"))
+    derived = {merge: at for at, merge in enumerate(header.fields["tokenizer.ggml.merges"].data)}
     trained = json.loads(meta_folders.llama3_tokenizer().to_str())["model"]["merges"]
-    assert list(header.fields["tokenizer.ggml.merges"].data) == [" ".join(merge) for merge in trained]
+    places = [derived[" ".join(merge)] for merge in trained]
+    assert places == sorted(places)
+
+
+def test_merges_derived_from_llama_3s_ranks_are_the_published_ones() -> None:
+    """All 280,147: with one for each token a part of a longer word would be split otherwise."""
+    published = read_header(unpacked(version(ENGINE)) / "models" / "ggml-vocab-llama-bpe.gguf").fields
+    ranks = read_ranks(RANKS.read_bytes(), RANKS, "llama-bpe", LLAMA3_TOKENS.special, 128256)
+    assert ranks.merges == list(published["tokenizer.ggml.merges"].data)
 
 
 @pytest.fixture(scope="module")

@@ -86,8 +86,9 @@ def _wanted(base: Base, config: Config, contents: Contents) -> dict[str, set[str
     for module in base.modules:
         trained, tensor = contents.root.of_trained(module), f"{module}.weight"
         parts = set()
+        held = contents.parts.get(module, {}).keys() - {"rows"}
         if not config.has_targets:
-            parts |= contents.parts.get(module, {}).keys() - {"rows"}
+            parts |= {"A", "B", *held} if held else set()
         elif base.is_matrix(module) and config.targets(trained, is_linear=not base.is_end(tensor)):
             parts |= _of_target(config, is_embedding=tensor == base.embedding)
         if token_rows(base, config, contents, module) is not None:
@@ -145,10 +146,16 @@ def _check_saved(base: Base, config: Config, contents: Contents) -> None:
     for name in sorted(base.names):
         if name in contents.wholes or not config.saves(contents.root.of_trained(name.rpartition(".")[0])):
             continue
-        if base.is_tied and base.is_end(name) and any(map(base.is_end, contents.wholes)):
+        if base.is_end(name) and any(map(base.is_end, contents.wholes)) and _are_one(base, config, contents):
             continue
         module, _, kind = name.rpartition(".")
         raise CheckpointError(
             f"{contents.path}: {kind} of {module!r} is missing, which {CONFIG} says was trained as a whole",
             remedy=config.another_base,
         )
+
+
+def _are_one(base: Base, config: Config, contents: Contents) -> bool:
+    """Whether embedding and head were saved as one matrix."""
+    ends = (contents.root.of_trained(name.removesuffix(".weight")) for name in (base.embedding, base.head))
+    return base.is_tied and (config.ties or all(map(config.saves, ends)))
