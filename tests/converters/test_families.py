@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import families
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -39,8 +40,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ]
         converted_by_llama_cpp(jobs)
 
-    made = shared(tmp_path_factory, "families", make)
-    return {name: made / name / "checkpoint" for name in FAMILIES}
+    folder = shared(tmp_path_factory, "families", make)
+    return {name: folder / name / "checkpoint" for name in FAMILIES}
 
 
 @pytest.mark.parametrize("quant", ["f32", "q4_k_m"])
@@ -196,3 +197,14 @@ def test_a_vision_tower_is_left_out_and_said(folders: dict[str, Path], tmp_path:
     assert not any("vision" in entry.tensor.name for entry in plan.layout.entries)
     converters.convert(folders["gemma3_with_vision"], tmp_path / "out", to="safetensors", quant="f32")
     assert any("vision_tower" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
+
+
+def test_gemmas_norms_in_float16_are_read_as_transformers_does(tmp_path: Path) -> None:
+    """Where llama.cpp's converter is wrong: it adds one in float16 (benchmarks/converter_parity.py: KNOWN)."""
+    folder = FAMILIES["gemma3"](tmp_path / "checkpoint", dtype="float16")
+    converters.convert(folder, tmp_path / "x.gguf", quant="f16")
+    stored = load_file(folder / "model.safetensors")["model.layers.2.self_attn.q_norm.weight"]
+    assert stored.dtype == np.float16
+    expected = 1 + stored.astype(np.float32)
+    assert (weights(tmp_path / "x.gguf")["blk.2.attn_q_norm.weight"] == expected).all()
+    assert (expected != (1 + stored).astype(np.float32)).any()

@@ -21,9 +21,9 @@ IDS = list(range(20, 50))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose lm_head differs from its embedding, though it is called tied."""
     at = tmp_path_factory.mktemp("head") / "checkpoint"
-    made = checkpoints.llama2(at) if request.param == "llama" else families.qwen3(at, tie_word_embeddings=False)
-    edit_json(made / "config.json", tie_word_embeddings=True)
-    return made
+    folder = checkpoints.llama2(at) if request.param == "llama" else families.qwen3(at, tie_word_embeddings=False)
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
