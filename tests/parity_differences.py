@@ -6,7 +6,7 @@ from pathlib import Path
 
 import checkpoints
 from tokenizers import AddedToken, Tokenizer
-from variants import edit_json, without_model_file
+from variants import edit_json, fine_tuned, without_model_file
 from vocabularies import user_defined_model
 
 
@@ -65,6 +65,18 @@ DIFFERENCES: dict[str, tuple[str, Callable[[Path], Path], Mapping[str, str]]] = 
             PREFIX + "scores": "theirs are all -1000: merges without an order",
             PREFIX + "token_type": "their unknown token is a control token",
             PREFIX + "add_space_prefix": "theirs puts a space after every control token",
+        },
+    ),
+    "Llama 2, fine-tuned": (
+        "",
+        fine_tuned,
+        {
+            "tokenizer.chat_template": "chat_template.jinja beats tokenizer_config.json in transformers",
+            PREFIX + "eos_token_id": "special_tokens_map.json beats tokenizer_config.json in transformers",
+            **dict.fromkeys(
+                (PREFIX + "scores", PREFIX + "token_type", PREFIX + "tokens"),
+                "theirs lacks what tokenizer.json alone adds beside a tokenizer.model",
+            ),
         },
     ),
 }

@@ -37,6 +37,38 @@ def widened(folder: Path, rows: int) -> Path:
     return folder
 
 
+_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_FINE_TUNED = {"<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "[TURN_END]": True}
+
+
+def fine_tuned(folder: Path) -> Path:
+    """A Llama 2 as trainers leave it.
+
+    Tokens are added in tokenizer.json alone, beside the base's tokenizer.model; tokenizer_config.json has the base's
+    template and end, chat_template.jinja and special_tokens_map.json the present ones; config.json alone has all ends.
+    """
+    shape = checkpoints.Shape(hidden=32, ffn=64, layers=1, heads=2, kv_heads=2)
+    checkpoints.llama2(folder, shape=shape, seed=8)
+    n_vocab = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
+    widened(folder, len(_FINE_TUNED))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"] += [
+        {"id": n_vocab + at, "content": text, "special": special, **flags}
+        for at, (text, special) in enumerate(_FINE_TUNED.items())
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "chat_template.jinja").write_text(_TEMPLATE, "utf-8")
+    edit_json(folder / "tokenizer_config.json", chat_template="STALE", eos_token="</s>")
+    checkpoints.write_json(folder / "special_tokens_map.json", eos_token="<|im_end|>")
+    edit_json(folder / "config.json", eos_token_id=[2, n_vocab + 1, n_vocab + 3])
+    (folder / "generation_config.json").unlink()
+    return folder
+
+
 def linear(folder: Path) -> Path:
     checkpoints.llama2(folder, seed=5)
     edit_json(folder / "config.json", rope_scaling={"type": "linear", "factor": 4.0})

@@ -134,11 +134,12 @@ class MetaLlama4:
     def read(cls, config: Mapping[str, Any], path: Path) -> "MetaLlama4":
         """Check the content of ``path``/params.json; CheckpointError names the field."""
         others = {key: value for key, value in config.items() if key not in ("moe_args", "vision_args")}
+        if others.get("quantization_args"):
+            fields = config_fields(others, path, "params.json")
+            raise fields.fail("quantization_args", "is set: quantized weights of a Llama 4 are not read", _REMEDY)
         base = MetaLlama.read({"rope_theta": 500000.0, **others}, path)
         if base.n_layers > MAX_LAYERS:
             raise base.fields.fail("n_layers", f"is {base.n_layers}, expected {MAX_LAYERS} at most")
-        if base.release is not None:
-            raise base.fields.fail("quantization_args", "is set: quantized weights of a Llama 4 are not read", _REMEDY)
         moe = config_fields(config["moe_args"], path, "params.json: moe_args")
         vision = config.get("vision_args")
         if vision is not None and not isinstance(vision, dict):

@@ -88,7 +88,7 @@ class MetaLlama:
             norm_eps=fields.real("norm_eps", 1e-5),
             rope_theta=fields.real("rope_theta", 10000.0),
             scaled_rope=fields.flag("use_scaled_rope"),
-            release=Int4Release.read(fields),
+            release=Int4Release.read(fields, path),
         )
 
     @property

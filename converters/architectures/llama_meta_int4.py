@@ -33,6 +33,7 @@ _REMEDY = "download it again, or give the release in full precision"
 _SCALES = (".scales", ".zeros")
 _PARTS = (*_SCALES, ".adaptor.A.weight", ".adaptor.B.weight")
 _W2 = ".feed_forward.w2.weight"
+_NEAR = 4  # folders of a path: NAME/original, or models--OWNER--NAME/snapshots/HASH/original
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,17 @@ class Int4Release:
     fields: Fields
     group: int
     is_spinquant: bool
+    is_said: bool
+    """Whether params.json says so, and not the folder's name."""
     rank: int | None
     scale: float
 
     @classmethod
-    def read(cls, params: Fields) -> "Int4Release | None":
-        """What ``params`` say of quantization; None if nothing. CheckpointError names the field."""
+    def read(cls, params: Fields, folder: Path) -> "Int4Release | None":
+        """What ``params``, those of ``folder``, say of quantization; None if nothing. CheckpointError names the field.
+
+        Meta's list of its models has no ``spinquant`` for its SpinQuant releases: then their folder's name tells.
+        """
         if params.content.get("quantization_args") is None:
             if params.content.get("lora_args"):
                 raise params.fail("lora_args", "is set, quantization_args is not", _REMEDY)
@@ -55,17 +61,19 @@ class Int4Release:
         fields, lora = params.within("quantization_args"), params.within("lora_args")
         if (scheme := fields.get("scheme", str, _SCHEME)) != _SCHEME:
             raise fields.fail("scheme", f"is {scheme!r:.100}", f"supported: {_SCHEME}")
-        if "spinquant" not in fields.content and not lora.content:
+        is_lora, is_said = bool(lora.content), fields.content.get("spinquant") is not None
+        is_named = any("spinquant" in part.lower() for part in folder.absolute().parts[-_NEAR:])
+        if not (is_said or is_lora or is_named):
             raise fields.fail(
                 "spinquant",
                 "is missing: nothing says whether a Hadamard transform belongs before w2",
                 "set it to true for Meta's SpinQuant release, else to false",
             )
-        is_lora = bool(lora.content)
         return cls(
             params,
             fields.size("group_size"),
-            fields.flag("spinquant"),
+            fields.flag("spinquant") if is_said else is_named and not is_lora,
+            is_said,
             lora.size("rank") if is_lora else None,
             lora.real("scale", 1.0) if is_lora else 0.0,
         )
@@ -129,6 +137,8 @@ class Int4Release:
         done = f"{self.label}, dequantized" + (", its Hadamard transform folded into w2" if self.is_spinquant else "")
         done += f", its adapter of rank {self.rank} merged" if self.rank else ""
         notes = {"quantization": f"{done}; it also rounds activations to 8 bits, which no output does"}
+        if self.is_spinquant and not self.is_said:
+            notes["quantization"] += "; SpinQuant by the folder's name (params.json doesn't say)"
         if (group := _group_size(stored)) not in (None, self.group):
             notes["group size"] = f"{group} weights by the scales themselves, params.json says {self.group}"
         return notes

@@ -20,8 +20,8 @@ _OF_TRAINING = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 def with_template(checkpoint: Checkpoint, given: str | os.PathLike[str] | None) -> Checkpoint:
     """The checkpoint with the template that ``given`` means: a family, a file, ``none``; None leaves it as it is.
 
-    Raises OptionError if it is none of these, or a family whose control tokens the vocabulary lacks. What is no Jinja is
-    refused too, CheckpointError where it is the source's own; a GGUF source keeps its own, with a warning.
+    Raises OptionError if it is none of these, or a family whose control tokens the vocabulary lacks. What is no Jinja
+    is refused too, CheckpointError where it is the source's own; a GGUF source keeps its own, with a warning.
     """
     if given is None:
         return _with_valid_templates(checkpoint)

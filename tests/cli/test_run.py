@@ -107,29 +107,6 @@ def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, tmp_path: Path) ->
     assert cli("run", "Say something.", "--regex", "[xy]{3}", *common).stdout.strip("xy") == "\n"
 
 
-def test_a_byte_order_mark_before_a_file_or_a_prompt_is_no_part_of_it(cli: Cli, tmp_path: Path) -> None:
-    """As Windows' editors and shells write UTF-8."""
-    texts = {
-        "schema": '{"enum": [1, 2]}',
-        "grammar": 'start: "yes" | "no"',
-        "template": "{{ messages[0].content }}",
-        "tools": "[]",
-    }
-    paths = {name: tmp_path / name for name in texts}
-    for name, text in texts.items():
-        paths[name].write_text(text, "utf-8-sig")
-    common = ("--temperature", 0, "--max-tokens", 9)
-    assert cli("run", "A number.", "--json-schema", paths["schema"], *common).stdout in ("1\n", "2\n")
-    assert cli("run", "Well?", "--grammar", paths["grammar"], *common).stdout in ("yes\n", "no\n")
-    assert cli("run", "Hello", "--tools", paths["tools"], *common).returncode == 0
-    for mark in (b"", "\ufeff".encode()):
-        arguments = ("run", "-", "--chat-template", paths["template"], *common, "--json")
-        answer = json.loads(cli(*arguments, stdin=mark + b"One two three").stdout)
-        assert answer["timings"]["prompt_tokens"] == 3
-        chat = cli("chat", "--chat-template", paths["template"], *common, stdin=mark + b"One two three\n")
-        assert "3 tokens" in chat.stderr
-
-
 def test_logprobs_go_to_stderr_or_into_json(cli: Cli) -> None:
     arguments = ("run", "--raw", "The capital of Japan is", "--temperature", 0, "--max-tokens", 2, "--logprobs", 2)
     done = cli(*arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import checkpoints
 import pytest
 from transformers import AutoTokenizer
-from variants import edit_json, widened
+from variants import edit_json, fine_tuned
 from vocabularies import split_up
 
 import edge_llama
@@ -16,33 +16,12 @@ from edge_llama import Message
 from edge_llama import convert as conversion
 
 SHAPE = checkpoints.Shape(hidden=32, ffn=64, layers=1, heads=2, kv_heads=2)
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}{{ eos_token }}\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CHAT = [{"role": "user", "content": "river <tool_call> stone"}]
-ADDED = {"<|im_start|>": True, "<|im_end|>": True, "<tool_call>": False, "[TURN_END]": True}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned Llama 2: the base's tokenizer.model, a stale template, ends in config.json alone."""
-    folder = checkpoints.llama2(tmp_path_factory.mktemp("said") / "checkpoint", shape=SHAPE)
-    n_vocab = json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"]
-    widened(folder, len(ADDED))
-    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    tokenizer["added_tokens"] += [
-        {"id": n_vocab + at, "content": text, "special": special, **flags}
-        for at, (text, special) in enumerate(ADDED.items())
-    ]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    edit_json(folder / "tokenizer_config.json", chat_template="STALE", eos_token="</s>")
-    checkpoints.write_json(folder / "special_tokens_map.json", eos_token="<|im_end|>")
-    edit_json(folder / "config.json", eos_token_id=[2, n_vocab + 1, n_vocab + 3])
-    (folder / "generation_config.json").unlink()
-    return folder
+    return fine_tuned(tmp_path_factory.mktemp("said") / "checkpoint")
 
 
 @pytest.fixture(scope="module", params=["gguf", "onnx"])

@@ -122,7 +122,7 @@ def test_ranks_and_alphas_by_pattern(name: str, base: Path, seed: int, tmp_path:
 
 
 def test_fields_without_effect_pass(base: Path, good: Path, expected: Arrays, tmp_path: Path) -> None:
-    """Those of unsloth, of older peft, and what only training heeds."""
+    """Those of unsloth, ms-swift and older peft, and what only training heeds."""
     shutil.copytree(good, tmp_path / "adapter")
     edit_json(
         tmp_path / "adapter" / "adapter_config.json",
@@ -135,6 +135,9 @@ def test_fields_without_effect_pass(base: Path, good: Path, expected: Arrays, tm
         loftq_config={"loftq_bits": 4},
         megatron_core="megatron.core",
         revision="main",
+        swift_type="LORA",
+        lorap_lr_ratio=16.0,
+        lorap_emb_lr=1e-06,
         a_field_of_the_future=None,
         another={},
     )

@@ -87,6 +87,16 @@ def test_what_was_done_is_told_and_the_rotary_factor_is_llama_3_2s(spinquant: tu
     assert any("rounded to 4 bits already" in warning for warning in checkpoint.warnings)
 
 
+def test_a_release_that_does_not_say_so_is_spinquant_by_its_name(spinquant: tuple[Path, Path], tmp_path: Path) -> None:
+    """Meta's own list of models gives these releases a ``group_size`` and nothing else."""
+    for name in ("Llama-3.2-1B-Instruct-SpinQuant_INT4_EO8/original", "Llama3.2-1B-Instruct:int4-spinquant-eo8"):
+        folder = meta_folders.llama3_int4(tmp_path / name, {"group_size": 32})
+        checkpoint = open_checkpoint(folder)
+        assert "SpinQuant by the folder's name" in checkpoint.notes["quantization"]
+        same = open_checkpoint(spinquant[0]).tensors["model.layers.1.mlp.down_proj.weight"].read(0, 3)
+        np.testing.assert_array_equal(checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].read(0, 3), same)
+
+
 def test_zeros_and_scales_as_vectors_are_read_and_groups_are_the_tensors(tmp_path: Path) -> None:
     """A group's size is what the scales say; params.json saying otherwise is told."""
 

@@ -28,8 +28,9 @@ _UNDERSTOOD = {
 _WITHOUT_EFFECT = {
     # What it is and where it comes from.
     *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version", "inference_mode"),
-    *("unsloth_fixed", "unsloth_version", "merge_weights"),
+    *("unsloth_fixed", "unsloth_version", "merge_weights", "swift_type"),
     # For training, or for layers that no Llama in transformers has: peft sets fan_in_fan_out to false for linear ones.
+    *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),  # LoRA+, by ms-swift
     *("lora_dropout", "megatron_config", "megatron_core", "runtime_config", "fan_in_fan_out", "qalora_group_size"),
     # For initialisations, which are told by init_lora_weights.
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
