@@ -42,8 +42,8 @@ def environment(folder: Path, missing: Sequence[str], monkeypatch: pytest.Monkey
 @pytest.fixture
 def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Python:
     python = environment(tmp_path / "without", ["llama_cpp"], monkeypatch)
-    code = "import importlib.util as u; print(u.find_spec('llama_cpp'), u.find_spec('quant').origin)"
-    assert python(code).stdout.split() == ["None", str(ROOT / "quant" / "__init__.py")]
+    code = "import importlib.util as u; print(u.find_spec('llama_cpp'), u.find_spec('quant').origin, sep=chr(10))"
+    assert python(code).stdout.splitlines() == ["None", str(ROOT / "quant" / "__init__.py")]
     return python
 
 

@@ -62,8 +62,9 @@ def cut_words(step: Mapping[str, Any]) -> list[str]:
     pattern = (step.get("pattern") or {}).get("Regex")
     if step.get("type") != "Split" or not isinstance(pattern, str):
         return []
-    words = [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in re.split(r"(?<!\\)\|", pattern)]
-    return words if {"invert": False, **step} == cut_step(words) and "" not in words else []
+    escaped = re.findall(r"(?:\\.|[^\\|])+", pattern, re.DOTALL)
+    words = [re.sub(r"\\(.)", r"\1", word, flags=re.DOTALL) for word in escaped]
+    return words if {"invert": False, **step} == cut_step(words) else []
 
 
 def to_gguf(rules: TextRules) -> dict[str, Value]:

@@ -117,7 +117,7 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
         ((llama3, tmp_path / "x", "--to", "safetensors", "--tensor-type", "attn_v=q8_0"), "not for safetensors"),
         ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "give a folder"),
         ((tmp_path / "none", tmp_path / "x.gguf"), "no such file"),
-        ((tmp_path, tmp_path / "x.gguf"), "config.json is missing"),
+        ((llama3.parent, tmp_path / "x.gguf"), "config.json is missing"),
         ((existing, tmp_path / "x.gguf"), "not a GGUF file"),
     ]:
         done = cli("convert", *arguments)

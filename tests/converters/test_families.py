@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], str]] = {
     "Gemma's layers": (
         "gemma3",
         {"layer_types": ["full_attention"] + ["sliding_attention"] * 6},
-        "layer_types is .*every sixth layer full",
+        "layer_types is .*every sixth layer with full",
     ),
     "Gemma's scale": ("gemma3", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64; .*the size of a head"),
     "Gemma's softcap": (

@@ -42,11 +42,11 @@ def many(
     paragraphs: with a colon.
 
     Args:
-        a (list of int): A list
+        a: A list
             that goes on: here.
         b: One.
 
-        c (tuple): Two
+        c: Two
         d:
             On the next line.
         e: A flag
@@ -82,6 +82,21 @@ def test_a_functions_schema_equals_transformers(function: Callable[..., Any]) ->
     ours = function_schema(function)
     assert ours == get_json_schema(function)
     assert json.dumps(ours) == json.dumps(get_json_schema(function)), "the order of keys, which templates render"
+
+
+def typed(a: list[int]) -> None:
+    """Take a list.
+
+    Args:
+        a (list of int): A list
+            that goes on.
+    """
+
+
+def test_a_type_within_the_docstring_is_no_part_of_the_description() -> None:
+    """As in transformers from 5.24 on, which 5.23 refuses."""
+    described = function_schema(typed)["function"]["parameters"]["properties"]
+    assert described == {"a": {"type": "array", "items": {"type": "integer"}, "description": "A list that goes on."}}
 
 
 def undocumented(x: int) -> None: ...
