@@ -79,8 +79,13 @@ def _closing(files: Mapping[str, StoredFile]) -> dict[str, bytes]:
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    """config.json: the source's, with the ids of special tokens where it has none, and the dtype of this folder."""
-    return {**special_ids(checkpoint.vocabulary), **checkpoint.config, "dtype": dtype, "torch_dtype": dtype}
+    """config.json: the source's, with the ids of special tokens where it has none, and the dtype of this folder.
+
+    The ids are generation_config.json's: two files that differ would be told whenever the folder is read.
+    """
+    generated = generation(checkpoint)
+    ids = {key: generated[key] for key in special_ids(checkpoint.vocabulary)}
+    return {**ids, **checkpoint.config, "dtype": dtype, "torch_dtype": dtype}
 
 
 def _header(entries: tuple[Entry, ...], format_: Format) -> bytes:
