@@ -58,7 +58,8 @@ SAFETENSORS = Safetensors()
 def _laid_out(checkpoint: Checkpoint, quant: str, tokenizer: Mapping[str, bytes]) -> Layout:
     tensors = for_config(checkpoint).folder_tensors(checkpoint)
     entries = tuple(Entry(tensor, FORMATS[quant]) for _, tensor in sorted(tensors.items()))
-    configs = {"config.json": _config(checkpoint, _DTYPES[quant][1]), "generation_config.json": generation(checkpoint)}
+    generated = generation(checkpoint)
+    configs = {"config.json": _config(checkpoint, generated, _DTYPES[quant][1]), "generation_config.json": generated}
     files = {
         **{name: encoded(content, name, checkpoint) for name, content in configs.items()},
         **tokenizer,
@@ -78,12 +79,11 @@ def _closing(files: Mapping[str, StoredFile]) -> dict[str, bytes]:
     return {checksums.NAME: checksums.encode(files)}
 
 
-def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, generated: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """config.json: the source's, with the ids of special tokens where it has none, and the dtype of this folder.
 
-    The ids are generation_config.json's: two files that differ would be told whenever the folder is read.
+    The ids are those of ``generated``, generation_config.json: files that differ are told when the folder is read.
     """
-    generated = generation(checkpoint)
     ids = {key: generated[key] for key in special_ids(checkpoint.vocabulary)}
     return {**ids, **checkpoint.config, "dtype": dtype, "torch_dtype": dtype}
 
