@@ -41,6 +41,24 @@ class Shape:
         return self.head_dim or self.hidden // self.heads
 
 
+def write_sentencepiece(folder: Path, model: bytes, template: str, *, legacy: bool) -> None:
+    """A sentencepiece tokenizer's files, as the Llama 2 family has them."""
+    (folder / "tokenizer.model").write_bytes(model)
+    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_as_json(model)), "utf-8")
+    write_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="LlamaTokenizer",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        add_bos_token=True,
+        add_eos_token=False,
+        legacy=legacy,
+        clean_up_tokenization_spaces=False,
+        chat_template=template,
+    )
+
+
 def llama2(
     folder: Path,
     *,
@@ -54,20 +72,7 @@ def llama2(
     model = sentencepiece_model()
     n_vocab = len(SentencePieceProcessor(model_proto=model))
     folder.mkdir(parents=True)
-    (folder / "tokenizer.model").write_bytes(model)
-    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_as_json(model)), "utf-8")
-    write_json(
-        folder / "tokenizer_config.json",
-        tokenizer_class="LlamaTokenizer",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        add_bos_token=True,
-        add_eos_token=False,
-        legacy=False,
-        clean_up_tokenization_spaces=False,
-        chat_template=LLAMA2_TEMPLATE,
-    )
+    write_sentencepiece(folder, model, LLAMA2_TEMPLATE, legacy=False)
     config = {"bos_token_id": 1, "eos_token_id": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
     rope = (
         {"rope_scaling": None} if old_spelling else {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}

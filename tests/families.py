@@ -12,7 +12,7 @@ from typing import Any
 import family_tokenizers as tokenizers
 import numpy as np
 import torch
-from checkpoints import write_json
+from checkpoints import write_json, write_sentencepiece
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import (
@@ -131,21 +131,7 @@ def _sentencepiece_sizes() -> dict[str, Any]:
 
 
 def _with_sentencepiece(folder: Path) -> Path:
-    model = sentencepiece_model()
-    (folder / "tokenizer.model").write_bytes(model)
-    (folder / "tokenizer.json").write_text(json.dumps(sentencepiece_as_json(model)), "utf-8")
-    write_json(
-        folder / "tokenizer_config.json",
-        tokenizer_class="LlamaTokenizer",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        add_bos_token=True,
-        add_eos_token=False,
-        legacy=True,
-        clean_up_tokenization_spaces=False,
-        chat_template=tokenizers.MISTRAL_TEMPLATE,
-    )
+    write_sentencepiece(folder, sentencepiece_model(), tokenizers.MISTRAL_TEMPLATE, legacy=True)
     write_json(folder / "generation_config.json", bos_token_id=1, eos_token_id=2)
     return folder
 
