@@ -32,7 +32,7 @@ from edge_llama.prompts.messages import (
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEncoder, check_room
-from edge_llama.runtime.kv_store import CacheOwner
+from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)

@@ -2,6 +2,8 @@
 
     EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
     ├── EngineError                   the engine failed at work that should have succeeded
+    │   ├── BusyError                 more requests wait than may; carries the numbers
+    │   └── DeadlineError             a request was not done by its deadline
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── OptionError               an argument or option outside its range
@@ -45,6 +47,26 @@ def printable(text: str) -> str:
 
 class EngineError(EdgeLlamaError):
     """The engine failed at work that should have succeeded."""
+
+
+class BusyError(EngineError):
+    """More requests wait than may: ``queued`` of ``max_queued``, while ``running`` are being answered."""
+
+    def __init__(self, running: int, queued: int, max_queued: int) -> None:
+        super().__init__(
+            f"the model is busy: {running:,} requests are running and {queued:,} wait, at most {max_queued:,} may",
+            remedy="try again later, or open the model with a larger max_queued",
+        )
+        self.running = running
+        self.queued = queued
+        self.max_queued = max_queued
+
+
+class DeadlineError(EngineError):
+    """A request was not done by its deadline."""
+
+    def __init__(self) -> None:
+        super().__init__("the request was not done by its deadline", remedy="give it more time, or ask for less")
 
 
 class NotVerifiableError(EdgeLlamaError):

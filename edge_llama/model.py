@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -16,7 +17,7 @@ from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation
+from edge_llama.generation import Answer, AnswerOptions, Generation, Requested, RequestOptions
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
@@ -26,18 +27,19 @@ from edge_llama.prompts.messages import Message, check_messages, check_text, ima
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
+from edge_llama.runtime.answering import Answering
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
-from edge_llama.runtime.kv_store import CacheOwner
-from edge_llama.runtime.scheduler import Engine
+from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
 from edge_llama.runtime.thread_pacer import Pace
-from edge_llama.sampling.params import SamplingOptions, SamplingParams, recommended
+from edge_llama.sampling.params import SamplingParams, recommended
 
 _log = logging.getLogger("edge_llama")
 
 
 class Model:
-    """A model file, loaded. Threads may share it; their work is done in turn."""
+    """A model file, loaded. Threads and tasks may share it; many are served at once."""
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`open`."""
@@ -57,20 +59,24 @@ class Model:
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         try:
+            _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
         except BaseException:
             tower.close()
             raise
         # While a GPU works its thread sleeps: that says nothing about others.
         pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
-        session_bytes = given.get("session_bytes")
-        limit = self.context.bytes if session_bytes is None else session_bytes
-        self._engine = Engine(
+        cache_bytes, max_queued = given.get("cache_bytes"), given.get("max_queued")
+        limit = self.context.bytes if cache_bytes is None else cache_bytes
+        self._engine = Scheduler(
             tower,
             pace.begin if pace else lambda: threads or devices.free_threads(),
             lambda used: min(limit, used + devices.available_memory() // 2),
             pace,
             encoder,
+            max_running=plan.max_running,
+            max_queued=MAX_QUEUED if max_queued is None else max_queued,
+            is_deterministic=given.get("deterministic", False),
         )
         try:
             self.identity = artifact.identity()
@@ -160,10 +166,10 @@ class Model:
         chat.reread_reason = self.sessions.adopt(saved, chat.cache_owner)
         return chat
 
-    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> Generation:
-        """Continue ``prompt`` as it stands, without a chat template; ``options`` are SamplingParams' fields.
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
+        """Continue ``prompt`` as it stands, without a chat template; ``options`` are :class:`RequestOptions`.
 
-        Raises OptionError or ContextFullError at once.
+        Raises OptionError, ContextFullError or BusyError at once.
         """
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         check_text(prompt, "the prompt")
@@ -172,9 +178,11 @@ class Model:
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
         if not tokens:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
+        deadline = _deadline(options)
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
-        return Generation(self._engine, tokens, sampling, keep_alive=self)
+        request = Answering(self._engine.tower, tokens, sampling, deadline=deadline)
+        return Generation(Requested(self._engine, request), request.progress, keep_alive=self)
 
     def answer(
         self,
@@ -187,7 +195,7 @@ class Model:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
         ``options`` are :class:`edge_llama.AnswerOptions`: SamplingParams' fields, tools, and a template's variables.
-        While ``owner`` lives, its KV cache is kept as long as there is memory; without one, until another answer.
+        ``owner`` is whose KV cache this goes on from.
         """
         self._engine.check_process()
         tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
@@ -198,17 +206,18 @@ class Model:
         encoder = self.require_vision() if images else None
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
-        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
-        return Generation(
-            self._engine,
+        deadline = _deadline(options)
+        request = Answering(
+            self._engine.tower,
             tokens,
             self.sampling(options),
-            parser=parser,
-            on_finish=on_finish,
-            keep_alive=self,
+            parser=self.template.call_parser(names, tool_format) if names or tool_format else None,
             owner=owner,
-            image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+            images=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+            deadline=deadline,
         )
+        source = Requested(self._engine, request)
+        return Generation(source, request.progress, on_finish=on_finish, keep_alive=self)
 
     def count_tokens(
         self,
@@ -248,6 +257,10 @@ class Model:
         """``options`` on top of the model's own defaults. OptionError for one that is unknown or out of range."""
         return SamplingParams.from_options({**self.sampling_defaults, **options})
 
+    def stats(self) -> Stats:
+        """What the engine is doing, and what it has done since the model was opened."""
+        return self._engine.stats()
+
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
         self._finalizer()
@@ -259,6 +272,24 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_cells(tower: TextTower, kv_cells: int | None) -> None:
+    if kv_cells is not None and tower.n_cells != kv_cells:
+        raise OptionError(
+            f"kv_cells is {kv_cells:,}, but this model's engine holds one conversation at a time, of {tower.n_cells:,}",
+            remedy="leave it out",
+        )
+
+
+def _deadline(options: RequestOptions) -> float | None:
+    """When the request must be done, by time.monotonic; taken out of ``options``."""
+    seconds = options.pop("deadline", None)
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise OptionError(f"deadline is {seconds!r}, expected seconds, more than 0")
+    return time.monotonic() + seconds
 
 
 def _vision(model: str | os.PathLike[str] | None, options: OpenOptions) -> VisionArtifact | None:

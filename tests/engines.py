@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import llama_cpp
 import numpy as np
+from edge_llama.runtime.session import Session
 
 import edge_llama
 from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.runtime.session import Session
 
 T = TypeVar("T")
 CAPITAL = "What is the capital of Japan?"

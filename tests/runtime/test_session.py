@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
+from edge_llama.runtime.session import Session
 from engines import CAPITAL, decoded, on_engine
 
 import converters
@@ -15,8 +17,6 @@ import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
 from edge_llama.generation import Generation
-from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
-from edge_llama.runtime.session import Session
 from edge_llama.sampling.params import SamplingParams
 
 STORY = "Tell me a story about the sea. " * 20

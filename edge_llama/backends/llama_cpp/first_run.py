@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import CacheSize, Rows
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
@@ -72,18 +73,18 @@ def _run(path: Path, settings: Mapping[str, Any]) -> None:
 
     artifact = read_gguf_text(path)
     n_ctx = min(_N_CTX, artifact.n_ctx_train)
-    tower = LlamaCppTower(artifact, n_ctx=n_ctx, threads=free_threads(), **settings)
+    tower = LlamaCppTower(artifact, cache=CacheSize(n_ctx, n_ctx, 2), threads=free_threads(), **settings)
     tokens = [0]
     for text in (_TEXT, _TEXT[:20]):
         try:
             tokens = tower.tokenizer.encode(text)[: n_ctx // 2]
         except EdgeLlamaError as error:  # a character that the vocabulary lacks
             _log.debug("%s", error)
-    tower.decode(tokens)
     sampler = tower.sampler(SamplingParams(temperature=0), tokens)
+    for sequence in range(tower.n_sequences):
+        (row,) = tower.decode([Rows(sequence, tokens)])
     for _ in range(2):
-        token = sampler.sample()
+        token = sampler.sample(row)
         tower.tokenizer.piece(token)
-        tower.decode([token])
-    tower.logits()
+        row = tower.decode([Rows(sequence, [token]) for sequence in range(tower.n_sequences)])[0]
     tower.close()
