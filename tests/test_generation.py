@@ -13,7 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from edge_llama.runtime.session import Session
+from engines import Session
 from engines import CAPITAL, on_engine
 from ggufs import rewritten
 

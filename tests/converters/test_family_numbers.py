@@ -11,7 +11,7 @@ import families
 import numpy as np
 import onnx
 import pytest
-from edge_llama.runtime.session import Session
+from engines import Session
 from engines import on_engine
 from numpy.typing import NDArray
 from onnx_graphs import TextGraph, with_weights, without_rounded_activations

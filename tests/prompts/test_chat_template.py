@@ -8,7 +8,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from edge_llama.runtime.session import Session
+from engines import Session
 from engines import CAPITAL, on_engine
 from ggufs import rewritten
 from hypothesis import assume, given, settings

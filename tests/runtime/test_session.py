@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
-from edge_llama.runtime.session import Session
+from edge_llama.runtime.prompt_cache import CacheOwner, KVStore, State, shared
+from engines import Session
 from engines import CAPITAL, decoded, on_engine
 
 import converters

@@ -1,7 +1,7 @@
 """The number of threads follows what each token shows of the machine's load."""
 
 import pytest
-from edge_llama.runtime.session import Session
+from engines import Session
 from engines import on_engine
 
 import edge_llama

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from edge_llama.runtime.session import Session
+from engines import Session
 from engines import on_engine
 from numpy.typing import NDArray
 
