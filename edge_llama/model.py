@@ -17,7 +17,7 @@ from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation, Requested, RequestOptions
+from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
@@ -27,7 +27,6 @@ from edge_llama.prompts.messages import Message, check_messages, check_text, ima
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
-from edge_llama.runtime.answering import Answering
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
@@ -181,8 +180,7 @@ class Model:
         deadline = _deadline(options)
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
-        request = Answering(self._engine.tower, tokens, sampling, deadline=deadline)
-        return Generation(Requested(self._engine, request), request.progress, keep_alive=self)
+        return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
 
     def answer(
         self,
@@ -207,17 +205,17 @@ class Model:
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
         deadline = _deadline(options)
-        request = Answering(
-            self._engine.tower,
+        return generate(
+            self._engine,
             tokens,
             self.sampling(options),
             parser=self.template.call_parser(names, tool_format) if names or tool_format else None,
+            on_finish=on_finish,
+            keep_alive=self,
             owner=owner,
-            images=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+            image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
             deadline=deadline,
         )
-        source = Requested(self._engine, request)
-        return Generation(source, request.progress, on_finish=on_finish, keep_alive=self)
 
     def count_tokens(
         self,
