@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from edge_llama.backends.base import AbortedError
 from edge_llama.errors import EdgeLlamaError
@@ -102,26 +102,75 @@ class Answer:
     stop_string: str | None = None
 
 
-@dataclass(slots=True)
-class _Progress:
-    """How far the answer has come. Only the engine's thread writes here."""
+@dataclass(eq=False, slots=True)
+class Progress:
+    """How far an answer has come. Who generates it writes here, from one thread; a :class:`Generation` reads."""
 
+    timings: Timings
     pieces: list[Piece] = field(default_factory=list)
     end: Piece | EdgeLlamaError | None = None
     """The last piece or what ended the work instead; set before it is put into the queue."""
     ended: threading.Event = field(default_factory=threading.Event)
-    parser: ToolCallParser | None = None
+    notes: tuple[str, ...] = ()
     stop_string: str | None = None
+    queue: "SimpleQueue[Piece | EdgeLlamaError]" = field(default_factory=SimpleQueue)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _wake: Callable[[], object] | None = None
+    _count: int = 0
 
-    def answer(self, timings: Timings) -> Answer:
+    def put(self, piece: Piece) -> None:
+        """A piece more."""
+        self.pieces.append(piece)
+        self._queue(piece)
+
+    def finish(self, end: Piece | EdgeLlamaError) -> None:
+        """The last piece, or what ended the work instead."""
+        if isinstance(end, Piece):
+            self.pieces.append(end)
+        self.end = end
+        self._queue(end)
+        self.ended.set()
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once for each piece, and for an error: for those that are there, and as others come.
+
+        It is called in the thread that puts them, which it must not keep.
+        """
+        with self._lock:
+            self._wake, count = wake, self._count
+        for _ in range(count):
+            wake()
+
+    def _queue(self, item: Piece | EdgeLlamaError) -> None:
+        with self._lock:
+            self.queue.put(item)
+            self._count += 1
+            wake = self._wake
+        if wake:
+            wake()
+
+    def answer(self) -> Answer:
+        """What there is, as a whole."""
         text = "".join(piece.text for piece in self.pieces)
         tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
         logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
         calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
-        reason = self.pieces[-1].finish_reason if self.pieces else None
-        notes = tuple(self.parser.notes) if self.parser else ()
-        reason = reason or "cancelled"
-        return Answer(text, tokens, timings, reason, logprobs, calls, notes, stop_string=self.stop_string)
+        reason = (self.pieces[-1].finish_reason if self.pieces else None) or "cancelled"
+        return Answer(text, tokens, self.timings, reason, logprobs, calls, self.notes, self.stop_string)
+
+
+class Work(Protocol):
+    """What generates an answer: in the engine's thread, or in another process."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was told to stop."""
+
+    def cancel(self) -> None:
+        """Stop it. Any thread may call this, any number of times, the garbage collector within one too."""
+
+    def check_process(self) -> None:
+        """EngineError in a fork of the process that began it: nobody would do the work."""
 
 
 class Generation(Iterator[Piece]):
@@ -135,43 +184,28 @@ class Generation(Iterator[Piece]):
 
     def __init__(
         self,
-        engine: Engine,
-        prompt: Sequence[int],
-        params: SamplingParams,
+        progress: Progress,
+        work: Work,
         *,
-        parser: ToolCallParser | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         keep_alive: object = None,
-        owner: CacheOwner | None = None,
-        image_embeddings: ImageEmbeddings | None = None,
     ) -> None:
-        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
-
-        ``parser`` takes the tool calls out of the text; None: all is text.
-        OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
-        ``image_embeddings`` has what the prompt's negative ids stand for.
-        For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
-        """
-        check_biases(params, engine.tower.tokenizer)
-        found = constraint(params, engine.tower.tokenizer)
-        self.timings = Timings(prompt_tokens=len(prompt))
+        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken."""
+        self.timings = progress.timings
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
-        self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._progress = _Progress(parser=parser)
+        self._progress = progress
+        self._queue = progress.queue
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
         self._keep_alive = keep_alive
-        work = _Work(
-            engine, tuple(prompt), params, found, self.timings, self._progress, self._queue, owner, image_embeddings
-        )
-        self._job = engine.submit(work.run, on_error=work.end)
+        self._job = work
 
     def __next__(self) -> Piece:
         if self._is_finished:
             raise StopIteration
-        self._job.engine.check_process()
+        self._job.check_process()
         piece = self._take()
         if piece is self._progress.end:
             return self._finish(piece)
@@ -203,7 +237,7 @@ class Generation(Iterator[Piece]):
             self.taken.append(end)
             on_finish, self._on_finish = self._on_finish, None
             if on_finish:
-                on_finish(self._progress.answer(self.timings))
+                on_finish(self._progress.answer())
             return end
 
     def result(self) -> Answer:
@@ -214,11 +248,11 @@ class Generation(Iterator[Piece]):
         with self._lock:  # another thread may be in on_finish
             if isinstance(self._progress.end, EdgeLlamaError):
                 raise self._progress.end
-            return self._progress.answer(self.timings)
+            return self._progress.answer()
 
     def _await_end(self) -> None:
         """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
-        self._job.engine.check_process()
+        self._job.check_process()
         try:
             self._progress.ended.wait()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
@@ -245,6 +279,13 @@ class Generation(Iterator[Piece]):
         """Whether the work was told to stop."""
         return self._job.is_cancelled
 
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once for each piece, and for an error: for those that are there, and as others come.
+
+        So ``next`` need not be waited for. It is called in the thread that generates, which it must not keep.
+        """
+        self._progress.watch(wake)
+
     def __enter__(self) -> "Generation":
         return self
 
@@ -258,6 +299,32 @@ class Generation(Iterator[Piece]):
             self._job.cancel()
 
 
+def generate(
+    engine: Engine,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    parser: ToolCallParser | None = None,
+    on_finish: Callable[[Answer], None] | None = None,
+    keep_alive: object = None,
+    owner: CacheOwner | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
+) -> Generation:
+    """An answer to ``prompt`` from ``engine``; ``on_finish`` and ``keep_alive`` are :class:`Generation`'s.
+
+    ``parser`` takes the tool calls out of the text; None: all is text.
+    OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
+    ``image_embeddings`` has what the prompt's negative ids stand for.
+    For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
+    """
+    check_biases(params, engine.tower.tokenizer)
+    found = constraint(params, engine.tower.tokenizer)
+    progress = Progress(Timings(prompt_tokens=len(prompt)))
+    work = _Work(engine, tuple(prompt), params, found, progress, parser, owner, image_embeddings)
+    job = engine.submit(work.run, on_error=progress.finish)
+    return Generation(progress, job, on_finish=on_finish, keep_alive=keep_alive)
+
+
 class _Work:
     """The generation loop, in the engine's thread. It holds no reference to the Generation, which may be dropped."""
 
@@ -267,9 +334,8 @@ class _Work:
         prompt: tuple[int, ...],
         params: SamplingParams,
         constraint: Constraint | None,
-        timings: Timings,
-        progress: _Progress,
-        out: "SimpleQueue[Piece | EdgeLlamaError]",
+        progress: Progress,
+        parser: ToolCallParser | None,
         owner: CacheOwner | None,
         image_embeddings: ImageEmbeddings | None,
     ) -> None:
@@ -277,9 +343,9 @@ class _Work:
         self.prompt = prompt
         self.params = params
         self.constraint = constraint
-        self.timings = timings
+        self.timings = progress.timings
         self.progress = progress
-        self.out = out
+        self.parser = parser
         self.owner = owner
         self.image_embeddings = image_embeddings
         self.stops = StopStrings(params.stop)
@@ -295,18 +361,12 @@ class _Work:
             reason = "cancelled"
         # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
         rest = self._parse(self._flushed())
-        end = self.progress.parser.finish() if self.progress.parser else Parsed()
+        end = self.parser.finish() if self.parser else Parsed()
+        self.progress.notes = tuple(self.parser.notes) if self.parser else ()
         calls = rest.calls + end.calls
         if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
             reason = "tool_calls"
-        last = self._piece(Parsed(rest.text + end.text, calls), reason)
-        self.progress.pieces.append(last)
-        self.end(last)
-
-    def end(self, end: Piece | EdgeLlamaError) -> None:
-        self.progress.end = end
-        self.out.put(end)
-        self.progress.ended.set()
+        self.progress.finish(self._piece(Parsed(rest.text + end.text, calls), reason))
 
     def _generate(self) -> FinishReason:
         self._prefill()
@@ -351,9 +411,9 @@ class _Work:
                 return "stop"
             self.timings.generated_tokens += 1
             self.pending.append(token)
-            if self.progress.parser and token in self.progress.parser.tags:
+            if self.parser and token in self.parser.tags:
                 self._put(self._parse(self._flushed()))
-                self._put(self.progress.parser.tag(token))
+                self._put(self.parser.tag(token))
                 text, is_stopped = "", False
             else:
                 text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
@@ -373,14 +433,12 @@ class _Work:
         return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
 
     def _parse(self, text: str) -> Parsed:
-        return self.progress.parser.feed(text) if self.progress.parser else Parsed(text)
+        return self.parser.feed(text) if self.parser else Parsed(text)
 
     def _put(self, parsed: Parsed) -> None:
         if not parsed.text and not parsed.calls:
             return
-        piece = self._piece(parsed)
-        self.progress.pieces.append(piece)
-        self.out.put(piece)
+        self.progress.put(self._piece(parsed))
 
     def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
         logprobs = tuple(self.logprobs[: len(self.pending)])

@@ -16,7 +16,7 @@ from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation
+from edge_llama.generation import Answer, AnswerOptions, Generation, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
@@ -174,7 +174,7 @@ class Model:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
-        return Generation(self._engine, tokens, sampling, keep_alive=self)
+        return generate(self._engine, tokens, sampling, keep_alive=self)
 
     def answer(
         self,
@@ -199,7 +199,7 @@ class Model:
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
         parser = self.template.call_parser(names, tool_format) if names or tool_format else None
-        return Generation(
+        return generate(
             self._engine,
             tokens,
             self.sampling(options),

@@ -33,6 +33,10 @@ class Job:
         """Stop at once if running; never start if still waiting."""
         self.engine.cancel(self)
 
+    def check_process(self) -> None:
+        """See :meth:`Engine.check_process`."""
+        self.engine.check_process()
+
     def fail(self, error: BaseException) -> None:
         """Tell who waits for the work that ``error`` ended it."""
         if not isinstance(error, EdgeLlamaError):
