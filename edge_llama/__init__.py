@@ -16,6 +16,7 @@ from edge_llama.errors import (
     CheckpointError,
     ContextFullError,
     EdgeLlamaError,
+    EngineDiedError,
     EngineError,
     HistoryError,
     InputError,
@@ -27,7 +28,8 @@ from edge_llama.errors import (
 )
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece, Timings
 from edge_llama.media.images import Image
-from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.model import Model
+from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
@@ -45,6 +47,7 @@ __all__ = [
     "CheckpointError",
     "ContextFullError",
     "EdgeLlamaError",
+    "EngineDiedError",
     "EngineError",
     "Generation",
     "HistoryError",
