@@ -56,7 +56,7 @@ class Answering(Request):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending: list[int] = []
         """Tokens since the last piece."""
-        self._logprobs: list[TokenLogprobs] = []
+        self._logprobs = list[TokenLogprobs]()
         """Those of ``_pending``, and perhaps of an end token after them."""
 
     def started(self, cached: int, divergence: Divergence | None) -> None:
