@@ -18,6 +18,7 @@ from edge_llama.errors import (
     ContextFullError,
     DeadlineError,
     EdgeLlamaError,
+    EngineDiedError,
     EngineError,
     HistoryError,
     InputError,
@@ -29,7 +30,8 @@ from edge_llama.errors import (
 )
 from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
 from edge_llama.media.images import Image
-from edge_llama.model import Model, open  # noqa: A004 - the API's name
+from edge_llama.model import Model
+from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
@@ -51,6 +53,7 @@ __all__ = [
     "DeadlineError",
     "Diverged",
     "EdgeLlamaError",
+    "EngineDiedError",
     "EngineError",
     "Generation",
     "HistoryError",

@@ -3,7 +3,8 @@
     EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
     ├── EngineError                   the engine failed at work that should have succeeded
     │   ├── BusyError                 more requests wait than may; carries the numbers
-    │   └── DeadlineError             a request was not done by its deadline
+    │   ├── DeadlineError             a request was not done by its deadline
+    │   └── EngineDiedError           the model's own process ended: how, and its last words
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── OptionError               an argument or option outside its range
@@ -67,6 +68,24 @@ class DeadlineError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the request was not done by its deadline", remedy="give it more time, or ask for less")
+
+
+class EngineDiedError(EngineError):
+    """The process of a model that is open with ``isolate=True`` ended; the next call starts another.
+
+    ``cause`` is the signal's name (``SIGKILL``) or what the process ended with (``exit code 1``); ``stderr`` are the
+    last 4 KB that it wrote there.
+    """
+
+    def __init__(self, cause: str, stderr: str) -> None:
+        lines = stderr.strip().splitlines()
+        super().__init__(
+            f"the model's process died: {cause}{f': {lines[-1].strip()}' if lines else ''}",
+            remedy="the next call starts another; if it dies again, the file, the driver or too little memory is the "
+            "cause",
+        )
+        self.cause = cause
+        self.stderr = stderr
 
 
 class NotVerifiableError(EdgeLlamaError):

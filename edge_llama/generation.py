@@ -1,23 +1,27 @@
 """An answer as it is generated: pieces of text, and the whole in the end."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.prompts.tool_parser import ToolCallParser
 from edge_llama.prompts.tools import Tool, Tools
+from edge_llama.runtime.answering import Answering
+from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.progress import Answer, Diverged, FinishReason, Piece, Progress, Timings
+from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.request import Request
 from edge_llama.runtime.scheduler import Scheduler
-from edge_llama.sampling.params import SamplingOptions
+from edge_llama.sampling.params import SamplingOptions, SamplingParams
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Answer", "AnswerOptions", "Diverged", "FinishReason", "Generation", "Piece", "RequestOptions", "Timings"]
+__all__ = ["Answer", "AnswerOptions", "Diverged", "FinishReason", "Generation", "Piece", "Progress", "RequestOptions", "Timings"]
 
 
 class RequestOptions(SamplingOptions, total=False):
@@ -40,22 +44,22 @@ class AnswerOptions(RequestOptions, total=False):
     template_variables: Mapping[str, Any] | None
 
 
-class Source(Protocol):
-    """Who writes the answer."""
+class Work(Protocol):
+    """What generates an answer: a request in the scheduler, or another process."""
 
     @property
     def is_cancelled(self) -> bool:
         """Whether it was told to stop."""
 
     def cancel(self) -> None:
-        """Stop, and end the answer at once. Any thread may call it, any number of times."""
+        """Stop it, and end the answer at once. Any thread may call it, the garbage collector within a call too."""
 
     def check_process(self) -> None:
-        """EngineError in a fork of the process that the answer is written for: it would wait in vain."""
+        """EngineError in a fork of the process that began it: nobody would do the work."""
 
 
-class Requested:
-    """A request in a scheduler, as the source of an answer."""
+class _Requested:
+    """A request in a scheduler, as the work for an answer."""
 
     def __init__(self, scheduler: Scheduler, request: Request) -> None:
         """Submit it. EngineError if the model is closed, BusyError if too many wait."""
@@ -89,8 +93,8 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
 
     def __init__(
         self,
-        source: Source,
         progress: Progress,
+        work: Work,
         *,
         on_finish: Callable[[Answer], None] | None = None,
         keep_alive: object = None,
@@ -103,7 +107,7 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
         self._is_finished = False
         self._on_finish = on_finish
         self._keep_alive = keep_alive
-        self._source = source
+        self._work = work
 
     @property
     def timings(self) -> Timings:
@@ -113,7 +117,7 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
     def __next__(self) -> Piece:
         if self._is_finished:
             raise StopIteration
-        self._source.check_process()
+        self._work.check_process()
         return self._taken(self._take())
 
     def _take(self) -> Piece | EdgeLlamaError:
@@ -123,7 +127,7 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
         try:
             return self._progress.queue.get()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
-            self._source.cancel()
+            self._work.cancel()
             raise
 
     def _taken(self, piece: Piece | EdgeLlamaError) -> Piece:
@@ -176,14 +180,14 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
         import asyncio  # noqa: PLC0415 - takes longer to load than all of edge_llama's own
 
         loop = asyncio.get_running_loop()
-        self._source.check_process()
+        self._work.check_process()
         told: asyncio.Future[None] = loop.create_future()
         self._progress.listen(lambda: _wake(loop, told), to_end=to_end)
         if is_old():
             try:
                 await told
             except asyncio.CancelledError:
-                self._source.cancel()
+                self._work.cancel()
                 raise
 
     def result(self) -> Answer:
@@ -198,20 +202,27 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
 
     def _await_end(self) -> None:
         """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
-        self._source.check_process()
+        self._work.check_process()
         try:
             self._progress.ended.wait()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
-            self._source.cancel()
+            self._work.cancel()
             raise
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once for each piece, and for an error: for those that are there, and as others come.
+
+        So ``next`` need not be waited for. It is called in the thread that generates, which it must not keep.
+        """
+        self._progress.watch(wake)
 
     def cancel(self) -> None:
         """Stop the work; the pieces so far can still be taken. Any thread may call it, any number of times."""
-        self._source.cancel()
+        self._work.cancel()
 
     def close(self) -> None:
         """Stop the work and take what remains, so that the answer so far is settled. Any thread may call it."""
-        self._source.cancel()
+        self._work.cancel()
         if not self._is_finished:
             self.result()
 
@@ -223,7 +234,7 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
     @property
     def is_cancelled(self) -> bool:
         """Whether the work was told to stop."""
-        return self._source.is_cancelled
+        return self._work.is_cancelled
 
     def __enter__(self) -> "Generation":
         return self
@@ -234,8 +245,34 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_source"):
-            self._source.cancel()
+        if hasattr(self, "_work"):
+            self._work.cancel()
+
+
+def generate(
+    scheduler: Scheduler,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    parser: ToolCallParser | None = None,
+    on_finish: Callable[[Answer], None] | None = None,
+    keep_alive: object = None,
+    owner: CacheOwner | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
+    deadline: float | None = None,
+) -> Generation:
+    """An answer to ``prompt``: ``on_finish`` and ``keep_alive`` are :class:`Generation`'s, the others Answering's."""
+    request = Answering(
+        scheduler.tower,
+        prompt,
+        params,
+        parser=parser,
+        owner=owner,
+        image_embeddings=image_embeddings,
+        deadline=deadline,
+    )
+    work = _Requested(scheduler, request)
+    return Generation(request.progress, work, on_finish=on_finish, keep_alive=keep_alive)
 
 
 def _wake(loop: "asyncio.AbstractEventLoop", told: "asyncio.Future[None]") -> None:

@@ -13,11 +13,11 @@ from typing import Any, Unpack
 from edge_llama.backends.base import Placement, TextTower
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
-from edge_llama.chat import Chat, ChatOptions
+from edge_llama.chat import Chat, ChatOptions, Sessions
 from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation, Requested, RequestOptions
+from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
@@ -27,7 +27,6 @@ from edge_llama.prompts.messages import Message, check_messages, check_text, ima
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
-from edge_llama.runtime.answering import Answering
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
@@ -42,10 +41,10 @@ class Model:
     """A model file, loaded. Threads and tasks may share it; many are served at once."""
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
-        """See :func:`open`."""
+        """See :func:`edge_llama.open`."""
         given = checked(options)
-        self.artifact = artifact = open_artifact(locate(_path(model)))
-        vision = _vision(model, given)
+        self.artifact = artifact = open_artifact(locate(path_of(model)))
+        vision = vision_of(model, given)
         self._template = template_of(artifact, given.get("chat_template"))
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
@@ -113,7 +112,7 @@ class Model:
         return self._engine.encoder.artifact if self._engine.encoder else None
 
     @cached_property
-    def sessions(self) -> ChatSessions:
+    def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
         settings: dict[str, Any] = {}
         if self.vision_placement is not None:
@@ -124,10 +123,7 @@ class Model:
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
         if self._engine.encoder is None:
-            raise InputError(
-                f"{self.artifact.path}: the model sees no images: it has no vision tower",
-                remedy="open a model that has one, or give one: vision= (--vision FILE)",
-            )
+            raise sees_no_images(self.artifact)
         return self._engine.encoder
 
     def image_tokens(self, image: Image) -> int:
@@ -160,10 +156,9 @@ class Model:
 
     def resume_chat(self, path: str | os.PathLike[str], **options: Unpack[ChatOptions]) -> Chat:
         """:meth:`load_chat` for who tells by other means that the conversation will be read again."""
-        saved = self.sessions.load(path)
         chat = self.chat(**options)
-        chat.messages = list(saved.messages)
-        chat.reread_reason = self.sessions.adopt(saved, chat.cache_owner)
+        messages, chat.reread_reason = self.sessions.resume(path, chat.cache_owner)
+        chat.messages = list(messages)
         return chat
 
     def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
@@ -181,8 +176,7 @@ class Model:
         deadline = _deadline(options)
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
-        request = Answering(self._engine.tower, tokens, sampling, deadline=deadline)
-        return Generation(Requested(self._engine, request), request.progress, keep_alive=self)
+        return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
 
     def answer(
         self,
@@ -206,18 +200,19 @@ class Model:
         encoder = self.require_vision() if images else None
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
+        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
         deadline = _deadline(options)
-        request = Answering(
-            self._engine.tower,
+        return generate(
+            self._engine,
             tokens,
             self.sampling(options),
             parser=self.template.call_parser(names, tool_format) if names or tool_format else None,
+            on_finish=on_finish,
+            keep_alive=self,
             owner=owner,
-            images=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+            image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
             deadline=deadline,
         )
-        source = Requested(self._engine, request)
-        return Generation(source, request.progress, on_finish=on_finish, keep_alive=self)
 
     def count_tokens(
         self,
@@ -292,13 +287,13 @@ def _deadline(options: RequestOptions) -> float | None:
     return time.monotonic() + seconds
 
 
-def _vision(model: str | os.PathLike[str] | None, options: OpenOptions) -> VisionArtifact | None:
+def vision_of(model: str | os.PathLike[str] | None, options: OpenOptions) -> VisionArtifact | None:
     """The vision tower that was given, or the one that lies in a bundle or a folder beside the text tower."""
     given = options.get("vision")
     if given is not None:
-        vision: VisionArtifact | None = read_vision(Path(str(_path(given))))
+        vision: VisionArtifact | None = read_vision(Path(str(path_of(given))))
     else:
-        path = existing(_path(model))
+        path = existing(path_of(model))
         vision = read_bundle(path).vision if path.is_dir() else None
     if vision is None and "max_tiles" in options:
         raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")
@@ -323,22 +318,17 @@ def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: Op
     return vision_engine_of(vision).place(vision, device)
 
 
-def _path(model: object) -> str | None:
+def sees_no_images(artifact: Artifact) -> InputError:
+    """What is raised where a model without a vision tower is to see an image."""
+    return InputError(
+        f"{artifact.path}: the model sees no images: it has no vision tower",
+        remedy="open a model that has one, or give one: vision= (--vision FILE)",
+    )
+
+
+def path_of(model: object) -> str | None:
+    """What was given for a model's or a tower's path, as text; OptionError for bytes and other things."""
     path = os.fspath(model) if isinstance(model, os.PathLike) else model
     if path is None or isinstance(path, str):
         return path
     raise OptionError(f"the model is {type(path).__name__}, expected a path as text", remedy="os.fsdecode makes one")
-
-
-def open(  # noqa: A001 - as in io.open; used as edge_llama.open
-    model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]
-) -> Model:
-    """Open a model: a ``.gguf`` file, a folder with one or with an ONNX model, the name ``smollm2``, or None.
-
-    None is the default model. A folder with an ONNX model is as onnxruntime-genai reads it; ONNX Runtime runs it.
-    ``options``: see :class:`edge_llama.planning.options.OpenOptions`.
-
-    Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
-    which a child process finds out once for each build of it.
-    """
-    return Model(model, **options)

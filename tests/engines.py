@@ -13,11 +13,7 @@ from edge_llama.backends.base import OneSequence, TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.generation import Answer, Generation, Requested
-from edge_llama.runtime.answering import Answering
 from edge_llama.runtime.prompt_cache import CacheOwner, Held, PromptCache, State
-from edge_llama.runtime.scheduler import Scheduler
-from edge_llama.sampling.params import SamplingParams
 
 T = TypeVar("T")
 CAPITAL = "What is the capital of Japan?"
@@ -85,21 +81,6 @@ def on_engine(model: edge_llama.Model, work: Callable[[Session, TextTower], T]) 
     """What ``work(session, tower)`` gives, called in the engine's thread while nothing is running."""
     engine = model._engine
     return engine.call(lambda: work(Session(engine.tower, engine.cache), engine.tower), is_alone=True)
-
-
-def answering(
-    scheduler: Scheduler,
-    prompt: Sequence[int],
-    params: SamplingParams,
-    *,
-    owner: CacheOwner | None = None,
-    deadline: float | None = None,
-    on_finish: Callable[[Answer], None] | None = None,
-    keep_alive: object = None,
-) -> Generation:
-    """An answer to token ids, as :meth:`edge_llama.Model.generate` has it made."""
-    request = Answering(scheduler.tower, prompt, params, owner=owner, deadline=deadline)
-    return Generation(Requested(scheduler, request), request.progress, on_finish=on_finish, keep_alive=keep_alive)
 
 
 def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:

@@ -31,15 +31,17 @@ class Answering(Request):
         *,
         parser: ToolCallParser | None = None,
         owner: CacheOwner | None = None,
-        images: ImageEmbeddings | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
         deadline: float | None = None,
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
-        ``parser`` takes the tool calls out of the text; None: all is text. ``images`` has what the prompt's negative
+        ``parser`` takes the tool calls out of the text; None: all is text. ``image_embeddings`` has what the prompt's negative
         ids stand for. For the others see :class:`Request`.
         """
-        super().__init__(prompt, owner=owner, embed=images.embed if images else None, deadline=deadline)
+        super().__init__(
+            prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
+        )
         check_biases(params, tower.tokenizer)
         self._constraint = constraint(params, tower.tokenizer)
         self.progress = Progress(Timings(prompt_tokens=len(prompt)))
@@ -54,7 +56,7 @@ class Answering(Request):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending: list[int] = []
         """Tokens since the last piece."""
-        self._logprobs: list[TokenLogprobs] = []
+        self._logprobs = list[TokenLogprobs]()
         """Those of ``_pending``, and perhaps of an end token after them."""
 
     def started(self, cached: int, divergence: Divergence | None) -> None:

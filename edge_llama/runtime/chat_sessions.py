@@ -62,6 +62,14 @@ class ChatSessions:
             )
         return saved
 
+    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
+        """The messages of a session file, whose cache the engine takes over for ``owner``; why it can't, if so.
+
+        SessionError as :meth:`load` and :meth:`adopt` raise it.
+        """
+        saved = self.load(path)
+        return saved.messages, self.adopt(saved, owner)
+
     def adopt(self, saved: SavedChat, owner: CacheOwner) -> str | None:
         """Have the engine take over the cache of a saved chat for ``owner``; why it can't, if so.
 

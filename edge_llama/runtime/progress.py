@@ -94,7 +94,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Progress:
-    """How far an answer has come. One thread at a time writes here, and callers wait for it."""
+    """How far an answer has come. Who generates it writes here, one thread at a time; callers wait for it."""
 
     timings: Timings
     pieces: list[Piece] = field(default_factory=list)
@@ -105,28 +105,46 @@ class Progress:
     ended: threading.Event = field(default_factory=threading.Event)
     notes: tuple[str, ...] = ()
     stop_string: str | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _watch: Callable[[], object] | None = None
+    _count: int = 0
+    """What was put into the queue so far."""
     _listeners: deque[Callable[[], None]] = field(default_factory=deque)
     _end_listeners: deque[Callable[[], None]] = field(default_factory=deque)
 
     def put(self, piece: Piece) -> None:
         """There is more."""
         self.pieces.append(piece)
-        self.queue.put(piece)
-        _tell(self._listeners)
+        self._queue(piece)
 
     def finish(self, end: Piece | EdgeLlamaError) -> None:
         """Nothing comes after ``end``."""
         if isinstance(end, Piece):
             self.pieces.append(end)
         self.end = end
-        self.queue.put(end)
+        self._queue(end)
         self.ended.set()
-        _tell(self._listeners)
         _tell(self._end_listeners)
 
     def listen(self, told: Callable[[], None], *, to_end: bool = False) -> None:
         """Have ``told`` called once, by the thread that writes, when there is more than now, or not before the end."""
         (self._end_listeners if to_end else self._listeners).append(told)
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once for each piece, and for an error: for those that are there, and as others come."""
+        with self._lock:
+            self._watch, count = wake, self._count
+        for _ in range(count):
+            wake()
+
+    def _queue(self, item: Piece | EdgeLlamaError) -> None:
+        with self._lock:
+            self.queue.put(item)
+            self._count += 1
+            watch = self._watch
+        if watch:
+            watch()
+        _tell(self._listeners)
 
     def answer(self) -> Answer:
         """The answer as far as it came."""
