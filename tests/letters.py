@@ -53,7 +53,7 @@ class Letters:
         self.decoded: list[dict[int, int]] = []
         """Of each decode how many rows each sequence had."""
         self.loads = 0
-        self.refuses: Callable[[Sequence[Rows]], Exception | None] = lambda _batch: None
+        self.refuses: Callable[[Sequence[Rows]], BaseException | None] = lambda _batch: None
         """The error of a decode, if it fails."""
         self.go = threading.Event()
         self.go.set()
