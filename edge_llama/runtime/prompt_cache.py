@@ -339,7 +339,8 @@ class PromptCache:
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
         if any(entry is not held and len(entry.tokens) >= len(held.tokens) for entry in others):
             return
-        if not self._make_room(self._tower.saved_bytes(held.number), len(held.tokens)):
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
             return
         state = self._copy(held)
         for shorter in self._tree.prefixes(state.tokens):
