@@ -21,7 +21,17 @@ from edge_llama.sampling.params import SamplingOptions, SamplingParams
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["Answer", "AnswerOptions", "Diverged", "FinishReason", "Generation", "Piece", "Progress", "RequestOptions", "Timings"]
+__all__ = [
+    "Answer",
+    "AnswerOptions",
+    "Diverged",
+    "FinishReason",
+    "Generation",
+    "Piece",
+    "Progress",
+    "RequestOptions",
+    "Timings",
+]
 
 
 class RequestOptions(SamplingOptions, total=False):

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_llama.backends.base import Placement, TextTower
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions, Sessions
 from edge_llama.errors import ArtifactError, InputError, OptionError
-from edge_llama.files.artifact import Artifact, VisionArtifact, existing
+from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
 from edge_llama.host import devices
@@ -28,6 +31,7 @@ from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
+from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
@@ -77,6 +81,8 @@ class Model:
             max_queued=MAX_QUEUED if max_queued is None else max_queued,
             is_deterministic=given.get("deterministic", False),
         )
+        self._embeddings = Embeddings(self._engine)
+        self._tells_pooling = True
         try:
             self.identity = artifact.identity()
         except BaseException:
@@ -135,6 +141,7 @@ class Model:
 
         Raises TemplateError if the model has no chat template.
         """
+        self._check_writes()
         _ = self.template
         return Chat(self, system=system, **options)
 
@@ -167,6 +174,7 @@ class Model:
         Raises OptionError, ContextFullError or BusyError at once.
         """
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        self._check_writes()
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
         check_length(prompt, self.tokenizer, self.n_ctx)
@@ -177,6 +185,27 @@ class Model:
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
         return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
+
+    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
+        """One vector of unit length for each text, float32 ``(n, n_embd)``, in their order.
+
+        ``pooling`` says how the hidden states of a text's tokens become one vector: ``mean``, ``last`` or ``cls``
+        (None: see :meth:`pooling`). Each text stands alone, between the tokens that the model wants around it; nothing
+        in it becomes a control token. Texts are embedded in batches between the tokens of running answers.
+
+        Raises ContextFullError for a text of more tokens than ``n_ctx``, OptionError for one that has none, for what is
+        no text and for a pooling that is unknown or not this model's, InputError if the model embeds nothing.
+        """
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        chosen = self.pooling(pooling)
+        if not chosen.is_known and self._tells_pooling:
+            self._tells_pooling = False
+            _log.warning("%s: pooling by %s", self.artifact.path, chosen)
+        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), chosen.name)
+
+    def pooling(self, asked: Pooling | None = None) -> PoolingChoice:
+        """How :meth:`embed` pools, and why: as asked, as the file says, else by the mean. It raises what that does."""
+        return choose_pooling(self.artifact, asked)
 
     def answer(
         self,
@@ -192,6 +221,7 @@ class Model:
         ``owner`` is whose KV cache this goes on from.
         """
         self._engine.check_process()
+        self._check_writes()
         tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
         tool_format = options.pop("tool_format", None)
         messages = check_messages(messages)
@@ -206,13 +236,21 @@ class Model:
             self._engine,
             tokens,
             self.sampling(options),
-            parser=self.template.call_parser(names, tool_format) if names or tool_format else None,
+            parser=parser,
             on_finish=on_finish,
             keep_alive=self,
             owner=owner,
             image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
             deadline=deadline,
         )
+
+    def _check_writes(self) -> None:
+        """InputError for an encoder: it has no next token."""
+        if self.artifact.is_encoder:
+            raise InputError(
+                f"{self.artifact.path}: the model ({self.artifact.architecture}) embeds text and writes none",
+                remedy="embed texts with it: Model.embed, or edge-llama embed",
+            )
 
     def count_tokens(
         self,

@@ -36,8 +36,8 @@ class Answering(Request):
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
-        ``parser`` takes the tool calls out of the text; None: all is text. ``image_embeddings`` has what the prompt's negative
-        ids stand for. For the others see :class:`Request`.
+        ``parser`` takes the tool calls out of the text; None: all is text. ``image_embeddings`` has what the prompt's
+        negative ids stand for. For the others see :class:`Request`.
         """
         super().__init__(
             prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
