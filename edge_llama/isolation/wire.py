@@ -135,8 +135,8 @@ def piece_from_json(data: Sequence[Any], timings: Timings, logprobs: tuple[Token
     text, tokens, _, reason, calls, measured = data
     for name, value in zip(_TIMINGS, measured, strict=True):
         setattr(timings, name, value)
-    if timings.diverged is not None:
-        timings.diverged = Diverged(*timings.diverged)
+    found = measured[_TIMINGS.index("diverged")]
+    timings.diverged = Diverged(*found) if found else None
     return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)))
 
 
