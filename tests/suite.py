@@ -28,6 +28,7 @@ _locks = pytest.StashKey[tuple[IO[bytes], IO[bytes]]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures time or loads all cores: no other test runs meanwhile")
     _give_children_default_signals()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of hundreds of children compiles all our sources
     if _is_worker():
         _take_cores(_share())
 
