@@ -27,7 +27,7 @@ GREEDY = {"temperature": 0, "max_tokens": 10}
 def tiny(llama3: Path, tmp_path: Path) -> Iterator[edge_llama.Model]:
     """Quick, and without room for all that the threads' chats have read."""
     converters.convert(llama3, tmp_path / "tiny.gguf", quant="f32")
-    with edge_llama.open(tmp_path / "tiny.gguf", n_ctx=512, kv_format="f32", session_bytes=2_000_000) as opened:
+    with edge_llama.open(tmp_path / "tiny.gguf", n_ctx=512, kv_format="f32", cache_bytes=2_000_000) as opened:
         yield opened
 
 
