@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import AbortedError, Rows, TextTower
 from edge_llama.errors import BusyError, DeadlineError, EngineError
 from edge_llama.host import devices
+from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.encoder_thread import Embedded, EncoderThread
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.prompt_cache import Held, PromptCache, State
+from edge_llama.runtime.prompt_cache import Held, PromptCache
 from edge_llama.runtime.radix_tree import shared_length
 from edge_llama.runtime.request import Request
+from edge_llama.runtime.session_file import State
 from edge_llama.runtime.step_budget import StepBudget
 from edge_llama.runtime.thread_pacer import Pace, Stopwatch
 from edge_llama.sampling.sampler import LogitsRow
@@ -156,6 +158,7 @@ class Scheduler:
         max_running: int = 8,
         max_queued: int = MAX_QUEUED,
         is_deterministic: bool = False,
+        disk: DiskCache | None = None,
     ) -> None:
         """``choose_threads`` is asked how many threads the tower shall use when work begins, ``pace`` within it.
 
@@ -164,7 +167,7 @@ class Scheduler:
         """
         self.tower = tower
         self.encoder = encoder
-        self.cache = PromptCache(tower, room, tower.n_batch if is_deterministic else 0)
+        self.cache = PromptCache(tower, room, tower.n_batch if is_deterministic else 0, disk)
         self.max_running = 1 if is_deterministic else min(max_running, tower.n_sequences)
         self.max_queued = max_queued
         self._samplers: ThreadPoolExecutor | None = None
@@ -303,6 +306,7 @@ class Scheduler:
             request.cancel()
         for call in self._calls:
             call.work()
+        self.cache.close()
         if self._samplers:
             self._samplers.shutdown()
         if self._encoders:
