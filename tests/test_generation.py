@@ -13,8 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from engines import Session
-from engines import CAPITAL, on_engine
+from engines import CAPITAL, Session, on_engine
 from ggufs import rewritten
 
 import converters
@@ -178,10 +177,10 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
 
     def work(session: Session, tower: TextTower) -> tuple[Any, Any, int]:
         session.prefill(prompt)
-        fresh = tower.logits()
+        fresh = session.logits()
         session.prefill(other)
         reused = session.prefill(prompt)
-        return fresh, tower.logits(), reused
+        return fresh, session.logits(), reused
 
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128, kv_format="f32") as floats:
         fresh, again, reused = on_engine(floats, work)
@@ -192,7 +191,7 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
 def test_cancelling_within_a_long_prompt_ends_it_early(model: edge_llama.Model) -> None:
     on_engine(model, lambda session, tower: session.rewind(0))
     generation = model.generate(LONG, max_tokens=5)
-    while not model._engine.session.tokens:  # reading has begun
+    while not model.stats().used_cells:  # prefilling has begun
         time.sleep(0.001)
     generation.cancel()
     answer = generation.result()

@@ -25,6 +25,8 @@ from edge_llama.runtime.session_file import State
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
+_WORTH_KEEPING = 32
+"""Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
 Tokens = NDArray[np.int32]
 
@@ -323,23 +325,23 @@ class PromptCache:
             return self._new()
         if isinstance(found, State):
             return self._loaded_again(found, length)
-        if not found.is_running and (length == len(found.tokens) or not _is_others(found, owner)):
+        if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
             return found
-        if self._tower.n_sequences == 1:  # idle, or there would be no other request
-            self._keep(found)
-            return found
-        held = self._new()
+        held = self._new(found)
         if held:
             self._tower.share(found.number, held.number, length)
             self._cells.share(found.number, held.number, length)
             held.tokens = found.tokens[:length]
             held.fixed = min(found.fixed, length)
+        elif not found.is_running:
+            self._keep(found)
+            return found
         return held
 
-    def _new(self) -> Held | None:
-        """An empty sequence, for which an idle one may have to leave."""
+    def _new(self, found: Held | None = None) -> Held | None:
+        """An empty sequence, for which an idle one may have to leave, but not the one that was ``found``."""
         if not self._free:
-            idle = next((held for held in self._held if not held.is_running), None)
+            idle = next((held for held in self._held if not held.is_running and held is not found), None)
             if idle is None:
                 return None
             self._move_out(idle)
@@ -465,9 +467,10 @@ def _rank(entry: Entry | None) -> int:
     return {type(None): 0, Stored: 1, State: 2}[type(entry)]
 
 
-def _is_others(held: Held, owner: CacheOwner | None) -> bool:
-    """Whether the sequence is of another owner, who may come back to it."""
-    return held.owner is not None and (known := held.owner()) is not None and known is not owner
+def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
+    """Whether what the sequence has after ``length`` tokens may be lost: its owner left it, or it is little."""
+    known = held.owner() if held.owner else None
+    return len(held.tokens) - length < _WORTH_KEEPING if known is None else known is owner
 
 
 def _divergence(prompt: Tokens, length: int, found: Entry | None) -> Divergence | None:
