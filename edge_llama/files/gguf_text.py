@@ -9,8 +9,8 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files import gguf_metadata, text_rules
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
-from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_encoders import ENCODERS, POOLINGS, check_encoder
+from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
 from edge_llama.files.gguf_warnings import quality_warnings
 from edge_llama.files.identity import identity_of
