@@ -1,4 +1,4 @@
-"""Small models that embed text: a BERT by transformers and llama.cpp's own converter, and what it gives by transformers.
+"""A small BERT by transformers and llama.cpp's own converter, and what transformers gives for texts.
 
 Its vocabulary is that of BGE, word for word as llama.cpp's source has it: the converter knows vocabularies by a hash.
 """

@@ -24,9 +24,7 @@ _SUFFIX = ".npy"
 @options.with_opening("n_ctx", "threads", "n_batch", "flash_attention", "kv_format", "device")
 def embed(
     *,
-    model: Annotated[
-        str, typer.Argument(help="A model, or one that embeds text alone: a .gguf file, a folder, smollm2.")
-    ],
+    model: Annotated[str, typer.Argument(help="A .gguf file, also of a model that only embeds, a folder, or smollm2.")],
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT...", help="The texts. Without one, or with - alone, each line of stdin is one."),

@@ -42,7 +42,7 @@ def test_a_text_becomes_the_tokens_of_transformers(model: edge_llama.Model, bert
 
 def test_text_that_looks_like_a_control_token_stays_text(model: edge_llama.Model) -> None:
     ids = model.tokenizer.encode(f"{''.join(SPECIAL)} [CLS]")
-    assert set(ids).isdisjoint(model.tokenizer.encode("🦙") + [101, 102, 103, 0])
+    assert set(ids).isdisjoint([*model.tokenizer.encode("🦙"), 101, 102, 103, 0])
 
 
 def test_the_file_says_how_to_pool(bert: Path, tmp_path: Path) -> None:
