@@ -2,6 +2,9 @@
 
     EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
     ├── EngineError                   the engine failed at work that should have succeeded
+    │   ├── BusyError                 more requests wait than may; carries the numbers
+    │   ├── DeadlineError             a request was not done by its deadline
+    │   └── EngineDiedError           the model's own process ended: how, and its last words
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── OptionError               an argument or option outside its range
@@ -45,6 +48,44 @@ def printable(text: str) -> str:
 
 class EngineError(EdgeLlamaError):
     """The engine failed at work that should have succeeded."""
+
+
+class BusyError(EngineError):
+    """More requests wait than may: ``queued`` of ``max_queued``, while ``running`` are being answered."""
+
+    def __init__(self, running: int, queued: int, max_queued: int) -> None:
+        super().__init__(
+            f"the model is busy: {running:,} requests are running and {queued:,} wait, at most {max_queued:,} may",
+            remedy="try again later, or open the model with a larger max_queued",
+        )
+        self.running = running
+        self.queued = queued
+        self.max_queued = max_queued
+
+
+class DeadlineError(EngineError):
+    """A request was not done by its deadline."""
+
+    def __init__(self) -> None:
+        super().__init__("the request was not done by its deadline", remedy="give it more time, or ask for less")
+
+
+class EngineDiedError(EngineError):
+    """The process of a model that is open with ``isolate=True`` ended; the next call starts another.
+
+    ``cause`` is the signal's name (``SIGKILL``) or what the process ended with (``exit code 1``); ``stderr`` are the
+    last 4 KB that it wrote there.
+    """
+
+    def __init__(self, cause: str, stderr: str) -> None:
+        lines = stderr.strip().splitlines()
+        super().__init__(
+            f"the model's process died: {cause}{f': {lines[-1].strip()}' if lines else ''}",
+            remedy="the next call starts another; if it dies again, the file, the driver or too little memory is the "
+            "cause",
+        )
+        self.cause = cause
+        self.stderr = stderr
 
 
 class NotVerifiableError(EdgeLlamaError):

@@ -17,7 +17,7 @@ from edge_llama.errors import ContextFullError, EngineError, InputError, OptionE
 from edge_llama.files.artifact import Artifact, Pooling
 from edge_llama.prompts.messages import check_text
 from edge_llama.prompts.tokenizer import Tokenizer
-from edge_llama.runtime.scheduler import Engine
+from edge_llama.runtime.scheduler import Scheduler
 
 _KNOWN: tuple[Pooling, ...] = get_args(Pooling)
 _COUNTED = 100_000  # characters that any tokenizer counts in no time
@@ -88,14 +88,14 @@ def text_tokens(texts: object, tokenizer: Tokenizer, n_ctx: int) -> list[list[in
 class Embeddings:
     """The vectors of texts by the tower of an engine. Any thread may ask; each batch of each is done in turn."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Scheduler) -> None:
         self._engine = engine
         self._lock = threading.Lock()  # the parts of a long text must follow each other
 
     def of(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> NDArray[np.float32]:
         """``(n, n_embd)`` of unit length, for token ids that fit the context."""
         if not texts:
-            return np.zeros((0, self._engine.call(lambda _session: self._engine.tower.embedder(1).n_embd)), np.float32)
+            return np.zeros((0, self._engine.call(lambda: self._engine.tower.embedder(1).n_embd)), np.float32)
         longest = max(map(len, texts))
         vectors: list[NDArray[np.float32]] = []
         for batch in self._batches(texts, longest):
@@ -106,7 +106,7 @@ class Embeddings:
     def _batches(self, texts: Sequence[Sequence[int]], longest: int) -> Iterator[Sequence[Sequence[int]]]:
         """Texts one after another that fit one batch; a longer one alone."""
         with self._lock:
-            limits = self._engine.call(lambda _session: _limits(self._engine.tower.embedder(longest)))
+            limits = self._engine.call(lambda: _limits(self._engine.tower.embedder(longest)))
         begin = tokens = 0
         for at, text in enumerate(texts):
             if at > begin and (tokens + len(text) > limits[0] or at - begin == limits[1]):
@@ -140,7 +140,7 @@ class Embeddings:
         Whoever waits here was told by then, if it was for him; a closed model refuses the next piece of work.
         """
 
-        def work(_session: object) -> NDArray[np.float32] | None:
+        def work() -> NDArray[np.float32] | None:
             embedder = self._engine.tower.embedder(longest)
             parts = [text[: embedder.n_tokens] for text in texts]
             try:

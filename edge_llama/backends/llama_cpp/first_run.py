@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import CacheSize, Rows
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
@@ -87,11 +88,11 @@ def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
 
     artifact = read_gguf_text(path)
     n_ctx = min(_N_CTX, artifact.n_ctx_train)
-    tower = LlamaCppTower(artifact, n_ctx=n_ctx, threads=free_threads(), **settings)
+    tower = LlamaCppTower(artifact, cache=CacheSize(n_ctx, n_ctx, 2), threads=free_threads(), **settings)
     tokens = [0]
     for text in (_TEXT, _TEXT[:20]):
         try:
-            tokens = tower.tokenizer.encode(text)[: n_ctx // 2]
+            tokens = tower.tokenizer.encode(text)[: n_ctx // 4]
         except EdgeLlamaError as error:  # a character that the vocabulary lacks
             _log.debug("%s", error)
     if not artifact.is_encoder:
@@ -108,10 +109,10 @@ def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
 def _write(tower: "LlamaCppTower", tokens: Sequence[int]) -> None:
     from edge_llama.sampling.params import SamplingParams  # noqa: PLC0415 - loads native code
 
-    tower.decode(tokens)
     sampler = tower.sampler(SamplingParams(temperature=0), tokens)
+    for sequence in range(tower.n_sequences):
+        (row,) = tower.decode([Rows(sequence, tokens)])
     for _ in range(2):
-        token = sampler.sample()
+        token = sampler.sample(row)
         tower.tokenizer.piece(token)
-        tower.decode([token])
-    tower.logits()
+        row = tower.decode([Rows(sequence, [token]) for sequence in range(tower.n_sequences)])[0]
