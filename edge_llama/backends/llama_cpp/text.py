@@ -289,7 +289,7 @@ class LlamaCppTower:
         """See :meth:`edge_llama.backends.base.TextTower.embedder`."""
         if not self._embeds:
             raise EngineError(
-                f"{self._artifact.path}: llama.cpp cannot embed texts with it: a trial run in a process of its own died",
+                f"{self._artifact.path}: llama.cpp cannot embed texts with it: a trial in a process of its own died",
                 remedy="take another model for embeddings",
             )
         if self._embedder is None or self._embedder.longest < longest:
