@@ -1,8 +1,8 @@
 """How a chat template writes calls of tools: what a model that it was made for has seen them as."""
 
-import os
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 
 from edge_llama.prompts.tool_formats import FORMS, Form
 from edge_llama.prompts.tool_grammar import Written
@@ -54,9 +54,9 @@ def _written(one: str, two: str, form: Form) -> Written | None:
     parts = _split(two, 2) if _is_calls(form, two, 2) else None
     if not parts or (parts[0], parts[1], parts[3], parts[4]) != (before, middle, middle, after):
         return alone
-    shared = os.path.commonprefix([before[::-1], parts[2][::-1]])[::-1]
+    shared = _common(before[::-1], parts[2][::-1])[::-1]
     gap = parts[2].removesuffix(shared)
-    closing = os.path.commonprefix([gap, after])
+    closing = _common(gap, after)
     return Written(
         shared,
         middle,
@@ -71,3 +71,8 @@ def _split(text: str, count: int) -> list[str] | None:
     """What stands around the names and the arguments, in order; None if they are not so often there."""
     parts = [part for half in text.split(NAME) for part in _ARGUMENTS.split(half)]
     return parts if len(parts) == 2 * count + 1 else None
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    return "".join(char for char, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

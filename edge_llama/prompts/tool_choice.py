@@ -15,6 +15,7 @@ AUTO, NONE, REQUIRED = "auto", "none", "required"
 _CLOSING = {"<|python_start|>": "<|python_end|>"}
 _TAGGED_FORMS = ("json", "pythonic")
 _MAX_DEPTH = 64
+_MAX_CALLS = 16  # in one answer: a small model that must call would go on for ever
 _OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
@@ -40,11 +41,6 @@ def called_tools(choice: ToolChoice | None, tools: Tools) -> tuple[CalledTool, .
     return (CalledTool(name, _parameters(name, given[name])),)
 
 
-def is_forbidden(choice: ToolChoice | None) -> bool:
-    """Whether the answer is text, whatever it looks like."""
-    return choice == NONE
-
-
 def _name(choice: object) -> str | None:
     """The name of a tool, or :data:`REQUIRED`."""
     if choice is None or (isinstance(choice, str) and choice in (AUTO, NONE)):
@@ -62,14 +58,14 @@ def _name(choice: object) -> str | None:
 def call_grammar(
     tools: Iterable[CalledTool], style: CallStyle, control: Mapping[str, int], *, is_single: bool
 ) -> CallGrammar:
-    """The answers that are calls of these tools: one, or also several.
+    """The answers that are calls of these tools: one, or up to 16.
 
     ``control`` are the ids of the vocabulary's control tokens by their text. OptionError for a tool that can't be
     called in this form.
     """
     rules, written = Rules(), style.written
     call = rules.rule(" | ".join(style.form.call(rules, tool, written) for tool in tools))
-    more = "" if is_single else f"({quoted(written.between)} {call})*"
+    more = "" if is_single else f"({quoted(written.between)} {call}){{0,{_MAX_CALLS - 1}}}"
     rules.rule(f"{quoted(written.begin)} {call} {more} {quoted(written.end)}", "calls")
     opening = [tag for tag, is_opening in TAGS.items() if is_opening and tag in control]
     is_tagged = style.form.name in _TAGGED_FORMS

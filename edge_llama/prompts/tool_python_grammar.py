@@ -7,7 +7,7 @@ well: ``true`` for ``True``. A schema may become narrower by this, never wider.
 import json
 import keyword
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 from unicodedata import normalize
 
@@ -44,9 +44,9 @@ def _arguments(rules: Rules, tool: CalledTool) -> str:
     named = {**{name: {} for name in required if name not in properties}, **properties}
     literals = _Literals(rules, tool)
     items = [
-        (f"{quoted(f'{_argument(tool, name)}=')} {literals.of(schema, name, 0)}", name in required)
+        (f"{quoted(f'{name}=')} {literals.of(schema, name, 0)}", name in required)
         for name, schema in named.items()
-        if schema is not False or name in required
+        if _is_argument(tool, name, is_required=name in required) and (schema is not False or name in required)
     ]
     if not items:
         return ""
@@ -54,10 +54,13 @@ def _arguments(rules: Rules, tool: CalledTool) -> str:
     return some if any(must for _, must in items) else f"{some}?"
 
 
-def _argument(tool: CalledTool, name: object) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or normalize("NFKC", name) != name:
+def _is_argument(tool: CalledTool, name: object, *, is_required: bool) -> bool:
+    """Whether it can be given. OptionError if it can't be and must."""
+    if isinstance(name, str) and name.isidentifier() and normalize("NFKC", name) == name:
+        return True
+    if is_required:
         raise tool.error(f"the argument {name!r} is no name in Python", "rename it, or give tool_format='json'")
-    return name
+    return False
 
 
 class _Literals:
@@ -68,6 +71,14 @@ class _Literals:
         self._tool = tool
         self._root = {
             key: tool.parameters[key] for key in ("$schema", "$defs", "definitions") if key in tool.parameters
+        }
+
+        self._kinds: Mapping[str, Callable[[Mapping[str, Any], Set[str], str, int], str | None]] = {
+            "boolean": lambda *_: '("True" | "False")',
+            "null": lambda *_: '"None"',
+            "string": self._string,
+            "array": self._list,
+            "object": self._dict,
         }
 
     def of(self, schema: Any, where: str, depth: int) -> str:
@@ -84,28 +95,16 @@ class _Literals:
         keys, kind = schema.keys() - _NOTES, schema.get("type")
         if keys == {"anyOf"} and isinstance(schema["anyOf"], list) and schema["anyOf"]:
             return either([self.of(each, f"{where}/anyOf", depth) for each in schema["anyOf"]])
-        if keys <= {"enum", "type"} and "enum" in keys:
+        if keys in ({"enum"}, {"enum", "type"}):
             return _values(schema["enum"], kind)
-        if keys <= {"const", "type"} and "const" in keys:
+        if keys in ({"const"}, {"const", "type"}):
             return _values([schema["const"]], kind)
-        if keys & _COMBINED:
-            return None
-        if isinstance(kind, list) and kind:
+        if isinstance(kind, list) and kind and not keys & _COMBINED:
             return either([self.of({**schema, "type": each}, where, depth) for each in kind])
-        match kind:
-            case "boolean":
-                return '("True" | "False")'
-            case "null":
-                return '"None"'
-            case "string":
-                return self._string(schema, keys, where)
-            case "array":
-                return self._list(schema, keys, where, depth)
-            case "object":
-                return self._dict(schema, keys, where, depth)
-        return None
+        make = self._kinds.get(kind) if isinstance(kind, str) and not keys & _COMBINED else None
+        return make(schema, keys, where, depth) if make else None
 
-    def _string(self, schema: Mapping[str, Any], keys: Set[str], where: str) -> str | None:
+    def _string(self, schema: Mapping[str, Any], keys: Set[str], where: str, _depth: int) -> str | None:
         """In either quotes: JSON's own, and the others that models like to write."""
         count = _repeats(schema, "Length")
         if not keys <= {"type", "minLength", "maxLength"} or count is None:
