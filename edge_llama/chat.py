@@ -29,6 +29,7 @@ from edge_llama.prompts.messages import (
     tool_result,
     up_to_last_question,
 )
+from edge_llama.prompts.tool_choice import AUTO
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.encoders import ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
@@ -288,12 +289,14 @@ class Chat:
 
         After ``max_rounds`` of calls the answer may be one that asks for more. A function whose arguments the model
         gets wrong is not called: the model is told. What a function raises comes through, and the call stays open.
+        A ``tool_choice`` is for the first answer: those to results are the model's own, or it would call for ever.
         """
         rounds = check_whole("max_rounds", max_rounds, 0, 1000)
         options["tools"] = tools = tools_of(options.get("tools", self.options["tools"]))
         answer = self.send(text, **options).result()
         while answer.tool_calls and rounds:
             rounds -= 1
+            options["tool_choice"] = AUTO
             for call in answer.tool_calls:
                 self.add_tool_result(call, tools.run(call))
             answer = self.answer(**options).result()

@@ -29,6 +29,7 @@ from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
+from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.disk_cache import DiskCache
@@ -234,20 +235,28 @@ class Model:
         self._engine.check_process()
         self._check_writes()
         tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
-        tool_format = options.pop("tool_format", None)
+        tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
+        called = called_tools(tool_choice, tools)
         messages = check_messages(messages)
         tokens = self._prompt(messages, tools, variables, self.n_ctx)
         images = images_of(messages)
         encoder = self.require_vision() if images else None
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
-        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
+        calls = None
+        if called:
+            style = self.template.calls_as(tool_format)
+            tool_format = style.form.name
+            calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+        is_parsed = (names or tool_format) and tool_choice != NONE
+        parser = self.template.call_parser(names, tool_format) if is_parsed else None
         deadline = _deadline(options)
         return generate(
             self._engine,
             tokens,
             self.sampling(options),
             parser=parser,
+            calls=calls,
             on_finish=on_finish,
             keep_alive=self,
             owner=owner,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
 from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.progress import Diverged, FinishReason, Piece, Progress, Timings
@@ -30,20 +31,21 @@ class Answering(Request):
         params: SamplingParams,
         *,
         parser: ToolCallParser | None = None,
+        calls: CallGrammar | None = None,
         owner: CacheOwner | None = None,
         image_embeddings: ImageEmbeddings | None = None,
         deadline: float | None = None,
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
-        ``parser`` takes the tool calls out of the text; None: all is text. ``image_embeddings`` has what the prompt's
-        negative ids stand for. For the others see :class:`Request`.
+        ``parser`` takes the tool calls out of the text; None: all is text. With ``calls`` the answer is nothing but
+        such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see :class:`Request`.
         """
         super().__init__(
             prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
         )
         check_biases(params, tower.tokenizer)
-        self._constraint = constraint(params, tower.tokenizer)
+        self._constraint = constraint(params, tower.tokenizer, calls)
         self.progress = Progress(Timings(prompt_tokens=len(prompt)))
         self._tower = tower
         self._params = params
