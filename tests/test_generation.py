@@ -105,7 +105,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_with_both_numbers(converted: Pat
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(exact: edge_llama.Model) -> None:
     def answer(seed: int) -> str:
-        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=24).result().text
+        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=12).result().text
 
     assert answer(7) == answer(7)
     assert len({answer(seed) for seed in range(4)}) > 1
