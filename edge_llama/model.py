@@ -112,8 +112,9 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
-    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: Path | None) -> DiskCache | None:
-        if folder is None:
+    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: object) -> DiskCache | None:
+        """Where ``cache_dir`` says; None if it says nothing."""
+        if not isinstance(folder, Path):
             return None
         needed = dict(tower.settings)
         if self.artifact.cache_depends_on_context:

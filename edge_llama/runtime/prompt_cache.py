@@ -223,7 +223,7 @@ class PromptCache:
                 return None
             if isinstance(entry, State):
                 return entry
-            if not entry.is_running:
+            if isinstance(entry, Held) and not entry.is_running:
                 return self._copy(entry)
         return None
 
