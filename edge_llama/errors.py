@@ -14,7 +14,7 @@
         ├── SessionError              a session file that can't be used, or is of another model
         ├── HistoryError              the history of conversations can't be used, or has no such conversation
         ├── TemplateError             a chat template that is missing, broken or unsafe
-        └── ContextFullError          a prompt longer than the context; carries both numbers
+        └── ContextFullError          a prompt longer than the context, or a text to embed; carries both numbers
 
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
@@ -129,13 +129,15 @@ class TemplateError(InputError):
 class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
-    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted.
+    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted. ``text`` names
+    what is no prompt but a text to embed, which no answer follows.
     """
 
-    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
+    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "", text: str = "") -> None:
         count = f"at least {needed:,}" if is_bound else f"{needed:,}"
+        kept = "" if text else " (one is kept for the answer)"
         super().__init__(
-            f"the prompt needs {count} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
+            f"{text or 'the prompt'} needs {count} tokens but the context holds {n_ctx:,}{kept}",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed

@@ -22,7 +22,7 @@ from edge_llama import Message
 from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import Value, ValueType
 
-LONG = "The quick brown fox jumps over the lazy dog. " * 300  # about 3,000 tokens
+LONG = "The quick brown fox jumps over the lazy dog. " * 150  # about 1,500 tokens, three batches
 
 
 def test_the_answer_is_right_and_streams_in_whole_characters(model: edge_llama.Model) -> None:
@@ -104,7 +104,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_with_both_numbers(converted: Pat
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(exact: edge_llama.Model) -> None:
     def answer(seed: int) -> str:
-        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=24).result().text
+        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=12).result().text
 
     assert answer(7) == answer(7)
     assert len({answer(seed) for seed in range(4)}) > 1
@@ -249,7 +249,7 @@ def test_threads_share_a_model_and_get_the_answers_they_would_get_alone(exact: e
     def ask(question: str) -> str:
         return exact.chat().send(question, temperature=0, max_tokens=8).result().text
 
-    alone = {question: ask(question) for question in questions}
+    alone = {question: ask(question) for question in set(questions)}
     answers: dict[int, str] = {}
 
     def work(number: int) -> None:

@@ -35,6 +35,36 @@ class Rows:
     """Whether the logits of the last row are wanted."""
 
 
+class TextEmbedder(Protocol):
+    """Texts in, hidden states out. What a text tower is asked for while it generates is not touched.
+
+    Only the tower's thread may use it, and the tower's ``abort`` stops it.
+    """
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a text may have."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that one :meth:`states` takes at most; where a text can't come in parts, ``longest`` or more."""
+
+    @property
+    def n_texts(self) -> int:
+        """Texts that one :meth:`states` takes at most."""
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a hidden state."""
+
+    def states(self, texts: Sequence[Sequence[int]], *, continues: bool = False) -> NDArray[np.float32]:
+        """The last hidden states, after the last norm, of all tokens of all ``texts``: ``(n, n_embd)`` in their order.
+
+        ``continues``: the one text goes on where the only text of the last call ended. Raises AbortedError, after
+        which the same call may be made again, or EngineError.
+        """
+
+
 class TextTower(Protocol):
     """Tokens in, logits out, with a KV cache of several sequences. Only one thread may use it, ``abort`` excepted.
 
@@ -103,6 +133,12 @@ class TextTower(Protocol):
 
         EngineError if the engine refuses it: the sequence is then empty. The bytes are not checked: native code reads
         them as they are.
+        """
+
+    def embedder(self, longest: int) -> TextEmbedder:
+        """What embeds texts of up to ``longest`` tokens, at most ``n_ctx``: made with the first call, anew for longer.
+
+        EngineError if this tower gives no hidden states, OptionError if the memory does not suffice.
         """
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:

@@ -88,7 +88,7 @@ class LlamaCpp:
             "n_batch": setting.n_batch,
             "gpu_layers": placement.gpu_layers,
         }
-        first_run.require(artifact, options)
+        embeds = first_run.require(artifact, options)
         return LlamaCppTower(
             artifact,
             cache=cache,
@@ -97,6 +97,7 @@ class LlamaCpp:
             kv_format=setting.kv_format,
             n_batch=setting.n_batch,
             gpu_layers=placement.gpu_layers,
+            embeds=embeds,
         )
 
     def state(self, *, again: bool) -> EngineState:

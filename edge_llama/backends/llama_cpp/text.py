@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import AbortedError, CacheSize, Rows, checked_embeddings
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.backends.llama_cpp.devices import engine_devices
+from edge_llama.backends.llama_cpp.embeddings import ContextOptions, LlamaCppEmbedder
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
@@ -114,10 +115,12 @@ class LlamaCppTower:
         kv_format: str,
         n_batch: int = 512,
         gpu_layers: int = 0,
+        embeds: bool = True,
     ) -> None:
         """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
 
-        Raises ArtifactError if llama.cpp refuses the file, EngineError if the cache can't be allocated.
+        ``embeds``: whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp refuses
+        the file, EngineError if the cache can't be allocated.
         """
         self._lib = lib = the_engine()
         options = lib.llama_model_default_params()
@@ -129,13 +132,26 @@ class LlamaCppTower:
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}", remedy=_REFUSED)
-        cache = self._possible(cache, n_batch)
+        # An encoder writes no token: this context is there, and as small as it can be.
+        n_rows = 1 if artifact.is_encoder else n_batch
+        cache = self._possible(cache, n_rows)
+        self._artifact, self._embeds = artifact, embeds
         self._abort_flag = ctypes.create_string_buffer(2)
+        self._embedder: LlamaCppEmbedder | None = None
+        self._threads = threads
+        self._options = ContextOptions(
+            flash_attention=flash_attention,
+            kv_format=kv_format,
+            n_batch=n_batch,
+            on_gpu=gpu_layers > 0,
+            abort_callback=_strlen(),
+            abort_data=ctypes.addressof(self._abort_flag),
+        )
         params = lib.llama_context_default_params()
         params.n_ctx = cache.n_cells
         params.n_seq_max = cache.n_sequences
         params.kv_unified = True
-        params.n_batch = params.n_ubatch = n_batch
+        params.n_batch = params.n_ubatch = n_rows
         params.offload_kqv = params.op_offload = gpu_layers > 0
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash_attention)
@@ -269,6 +285,22 @@ class LlamaCppTower:
             raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
         self._lengths[sequence] = length
 
+    def embedder(self, longest: int) -> LlamaCppEmbedder:
+        """See :meth:`edge_llama.backends.base.TextTower.embedder`."""
+        if not self._embeds:
+            raise EngineError(
+                f"{self._artifact.path}: llama.cpp cannot embed texts with it: a trial in a process of its own died",
+                remedy="take another model for embeddings",
+            )
+        if self._embedder is None or self._embedder.longest < longest:
+            if self._embedder:
+                self._embedder.close()
+                self._embedder = None
+            self._embedder = LlamaCppEmbedder(
+                self._lib, self._model, self._artifact, longest, self._threads, self._options
+            )
+        return self._embedder
+
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`.
 
@@ -280,7 +312,10 @@ class LlamaCppTower:
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
+        self._threads = count
         self._lib.llama_set_n_threads(self._context, count, count)
+        if self._embedder:
+            self._embedder.use_threads(count)
 
     def abort(self) -> None:
         """Stop the ``decode`` that is running, within a graph node's time, and refuse others until ``resume``."""
@@ -294,6 +329,9 @@ class LlamaCppTower:
         """Free the cache and the weights. May be called twice."""
         if self._context:
             self.tokenizer.close()
+            if self._embedder:
+                self._embedder.close()
+                self._embedder = None
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
