@@ -408,7 +408,8 @@ class PromptCache:
             for entry in others
         ):
             return
-        if not self._make_room(self._tower.saved_bytes(held.number), len(held.tokens)):
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
             return
         state = self._copy(held)
         for shorter in self._tree.prefixes(state.tokens):
