@@ -30,12 +30,24 @@ from edge_llama.prompts.messages import (
     up_to_last_question,
 )
 from edge_llama.prompts.tools import Tool, Tools, tools_of
-from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.encoders import ImageEncoder, check_room
-from edge_llama.runtime.kv_store import CacheOwner
+from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)
+
+
+class Sessions(Protocol):
+    """What an engine holds of a model's chats; :class:`edge_llama.runtime.chat_sessions.ChatSessions` has it."""
+
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        """Keep for ``other`` what is kept for ``owner``."""
+
+    def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
+        """Write ``messages`` and what is kept for ``owner`` to a session file."""
+
+    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
+        """The messages of a session file, whose cache is taken over for ``owner``; why it can't be, if so."""
 
 
 class ChatModel(Protocol):
@@ -46,7 +58,7 @@ class ChatModel(Protocol):
         """Tokens that a prompt and its answer may take together."""
 
     @property
-    def sessions(self) -> ChatSessions:
+    def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
 
     def require_vision(self) -> ImageEncoder:

@@ -1,51 +1,47 @@
 """An answer as it is generated: pieces of text, and the whole in the end."""
 
-import codecs
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from queue import Empty
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_llama.backends.base import AbortedError
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.prompts.messages import ToolCall
-from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.prompts.tool_parser import ToolCallParser
 from edge_llama.prompts.tools import Tool, Tools
+from edge_llama.runtime.answering import Answering
 from edge_llama.runtime.encoders import ImageEmbeddings
-from edge_llama.runtime.kv_store import CacheOwner
-from edge_llama.runtime.scheduler import Engine, Job
-from edge_llama.sampling.constraint import Constraint, constraint
-from edge_llama.sampling.logprobs import TokenLogprobs
-from edge_llama.sampling.params import SamplingOptions, SamplingParams, check_biases
-from edge_llama.sampling.stop_strings import StopStrings
-from edge_llama.sampling.token_choice import TokenChoice
+from edge_llama.runtime.progress import Answer, Diverged, FinishReason, Piece, Progress, Timings
+from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.request import Request
+from edge_llama.runtime.scheduler import Scheduler
+from edge_llama.sampling.params import SamplingOptions, SamplingParams
 
-FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
-"""``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
-``tool_calls``: the same, and it wants tools to be called; ``length``: max_tokens or a full context, and an answer by a
-schema is not whole; or cancelled."""
+if TYPE_CHECKING:
+    import asyncio
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of the answer: whole characters, tool calls that are complete, and the tokens since the last piece.
-
-    ``logprobs`` has an entry for each token, or none if they were not asked for.
-    The last piece has a ``finish_reason`` and perhaps no text.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    finish_reason: FinishReason | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+__all__ = [
+    "Answer",
+    "AnswerOptions",
+    "Diverged",
+    "FinishReason",
+    "Generation",
+    "Piece",
+    "Progress",
+    "RequestOptions",
+    "Timings",
+]
 
 
-class AnswerOptions(SamplingOptions, total=False):
-    """The options of an answer in a chat: those of sampling, and what stands in its prompt.
+class RequestOptions(SamplingOptions, total=False):
+    """The options of a generation: those of sampling, and ``deadline``: seconds until DeadlineError ends it."""
+
+    deadline: float | None
+
+
+class AnswerOptions(RequestOptions, total=False):
+    """The options of an answer in a chat: those of a generation, and what stands in its prompt.
 
     ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
     calls that it writes are taken out of the text, in any form or in ``tool_format`` alone (``json``, ``pythonic``,
@@ -58,139 +54,101 @@ class AnswerOptions(SamplingOptions, total=False):
     template_variables: Mapping[str, Any] | None
 
 
-@dataclass(slots=True)
-class Timings:
-    """What the work took: tokens, and seconds on the engine's thread."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Prompt tokens that the KV cache already held."""
-    prompt_seconds: float = 0.0
-    tiles: int = 0
-    """Tiles of images that the vision tower embedded for this answer: none for what was known."""
-    image_seconds: float = 0.0
-    """Of ``prompt_seconds``, those that preparing and embedding them took."""
-    generated_tokens: int = 0
-    generation_seconds: float = 0.0
+class Work(Protocol):
+    """What generates an answer: a request in the scheduler, or another process."""
 
     @property
-    def prompt_tokens_per_second(self) -> float:
-        """Speed of prefilling what was not cached."""
-        return (self.prompt_tokens - self.cached_tokens) / max(self.prompt_seconds, 1e-9)
+    def is_cancelled(self) -> bool:
+        """Whether it was told to stop."""
+
+    def cancel(self) -> None:
+        """Stop it, and end the answer at once. Any thread may call it, the garbage collector within a call too."""
+
+    def check_process(self) -> None:
+        """EngineError in a fork of the process that began it: nobody would do the work."""
+
+
+class _Requested:
+    """A request in a scheduler, as the work for an answer."""
+
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+        """Submit it. EngineError if the model is closed, BusyError if too many wait."""
+        self._scheduler = scheduler
+        self._request = request
+        scheduler.submit(request)
 
     @property
-    def tokens_per_second(self) -> float:
-        """Speed of writing."""
-        return self.generated_tokens / max(self.generation_seconds, 1e-9)
+    def is_cancelled(self) -> bool:
+        """Whether it was told to stop."""
+        return self._request.is_cancelled
+
+    def cancel(self) -> None:
+        """See :meth:`Scheduler.cancel`."""
+        self._scheduler.cancel(self._request)
+
+    def check_process(self) -> None:
+        """See :meth:`Scheduler.check_process`."""
+        self._scheduler.check_process()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished answer; ``logprobs`` has an entry for each token, or none if they were not asked for.
-
-    ``notes`` say why a part of ``text`` that looks like a tool call is none. ``stop_string`` is the one that was
-    reached, if one ended the answer; it is not in ``text``.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    timings: Timings
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    tool_calls: tuple[ToolCall, ...] = ()
-    notes: tuple[str, ...] = ()
-    stop_string: str | None = None
-
-
-@dataclass(slots=True)
-class _Progress:
-    """How far the answer has come. Only the engine's thread writes here."""
-
-    pieces: list[Piece] = field(default_factory=list)
-    end: Piece | EdgeLlamaError | None = None
-    """The last piece or what ended the work instead; set before it is put into the queue."""
-    ended: threading.Event = field(default_factory=threading.Event)
-    parser: ToolCallParser | None = None
-    stop_string: str | None = None
-
-    def answer(self, timings: Timings) -> Answer:
-        text = "".join(piece.text for piece in self.pieces)
-        tokens = tuple(token for piece in self.pieces for token in piece.token_ids)
-        logprobs = tuple(entry for piece in self.pieces for entry in piece.logprobs)
-        calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
-        reason = self.pieces[-1].finish_reason if self.pieces else None
-        notes = tuple(self.parser.notes) if self.parser else ()
-        reason = reason or "cancelled"
-        return Answer(text, tokens, timings, reason, logprobs, calls, notes, stop_string=self.stop_string)
-
-
-class Generation(Iterator[Piece]):
+class Generation(Iterator[Piece], AsyncIterator[Piece]):
     """Iterate it for pieces as they come, or ask for the whole :meth:`result`.
 
-    The work runs in the model's own thread from the start. It stops at once, also within a long prompt, on
-    :meth:`cancel`, :meth:`close`, Ctrl-C while waiting, or when the object is no longer referenced.
+    In an event loop ``async for`` and ``await`` do the same; no thread waits then. The work runs in the model's own
+    thread from the start. It stops at once, also within a long prompt, on :meth:`cancel`, :meth:`close`, Ctrl-C while
+    waiting, when the task that waits is cancelled, or when the object is no longer referenced.
 
-    Threads may share it: each piece is given to one of them, :meth:`result` is the whole for all.
+    Threads and tasks may share it: each piece is given to one of them, :meth:`result` is the whole for all.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        prompt: Sequence[int],
-        params: SamplingParams,
+        progress: Progress,
+        work: Work,
         *,
-        parser: ToolCallParser | None = None,
         on_finish: Callable[[Answer], None] | None = None,
         keep_alive: object = None,
-        owner: CacheOwner | None = None,
-        image_embeddings: ImageEmbeddings | None = None,
     ) -> None:
-        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken.
-
-        ``parser`` takes the tool calls out of the text; None: all is text.
-        OptionError for params that the model's vocabulary can't follow, or a schema, regex or grammar that can't be.
-        ``image_embeddings`` has what the prompt's negative ids stand for.
-        For ``owner`` the KV cache of this prompt and answer is kept when others displace it.
-        """
-        check_biases(params, engine.tower.tokenizer)
-        found = constraint(params, engine.tower.tokenizer)
-        self.timings = Timings(prompt_tokens=len(prompt))
+        """``keep_alive`` is kept alive until the end; ``on_finish`` is called once, where pieces are taken."""
         self.taken: list[Piece] = []
         """The pieces that were iterated so far."""
-        self._queue: SimpleQueue[Piece | EdgeLlamaError] = SimpleQueue()
-        self._progress = _Progress(parser=parser)
+        self._progress = progress
         self._lock = threading.RLock()
         self._is_finished = False
         self._on_finish = on_finish
         self._keep_alive = keep_alive
-        work = _Work(
-            engine, tuple(prompt), params, found, self.timings, self._progress, self._queue, owner, image_embeddings
-        )
-        self._job = engine.submit(work.run, on_error=work.end)
+        self._work = work
+
+    @property
+    def timings(self) -> Timings:
+        """What the work took so far."""
+        return self._progress.timings
 
     def __next__(self) -> Piece:
         if self._is_finished:
             raise StopIteration
-        self._job.engine.check_process()
-        piece = self._take()
+        self._work.check_process()
+        return self._taken(self._take())
+
+    def _take(self) -> Piece | EdgeLlamaError:
+        # A Ctrl-C may have come between an earlier taking of the end and its handling.
+        if (end := self._progress.end) is not None and self._progress.queue.empty():
+            return end
+        try:
+            return self._progress.queue.get()
+        except BaseException:  # Ctrl-C: the work ends with the wait for it
+            self._work.cancel()
+            raise
+
+    def _taken(self, piece: Piece | EdgeLlamaError) -> Piece:
         if piece is self._progress.end:
             return self._finish(piece)
         assert isinstance(piece, Piece)  # noqa: S101 - an error is always the end
         self.taken.append(piece)
         return piece
 
-    def _take(self) -> Piece | EdgeLlamaError:
-        # A Ctrl-C may have come between an earlier taking of the end and its handling.
-        if (end := self._progress.end) is not None and self._queue.empty():
-            return end
-        try:
-            return self._queue.get()
-        except BaseException:  # Ctrl-C: the work ends with the wait for it
-            self._job.cancel()
-            raise
-
     def _finish(self, end: Piece | EdgeLlamaError) -> Piece:
-        self._queue.put(end)  # for whoever else waits: another thread, or the code that a signal interrupted
+        self._progress.queue.put(end)  # for whoever else waits: another thread, or the code that a signal interrupted
         with self._lock:
             if self._is_finished:
                 raise StopIteration
@@ -203,8 +161,44 @@ class Generation(Iterator[Piece]):
             self.taken.append(end)
             on_finish, self._on_finish = self._on_finish, None
             if on_finish:
-                on_finish(self._progress.answer(self.timings))
+                on_finish(self._progress.answer())
             return end
+
+    async def __anext__(self) -> Piece:
+        while not self._is_finished:
+            try:
+                piece = self._progress.queue.get_nowait()
+            except Empty:
+                await self._news(self._progress.queue.empty)
+                continue
+            try:
+                return self._taken(piece)
+            except StopIteration:
+                break
+        raise StopAsyncIteration
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Answer:
+        while not self._progress.ended.is_set():
+            await self._news(lambda: not self._progress.ended.is_set(), to_end=True)
+        return self.result()
+
+    async def _news(self, is_old: Callable[[], bool], *, to_end: bool = False) -> None:
+        """Wait until there is more, as ``is_old`` says; the work ends with the wait for it."""
+        import asyncio  # noqa: PLC0415 - takes longer to load than all of edge_llama's own
+
+        loop = asyncio.get_running_loop()
+        self._work.check_process()
+        told: asyncio.Future[None] = loop.create_future()
+        self._progress.listen(lambda: _wake(loop, told), to_end=to_end)
+        if is_old():
+            try:
+                await told
+            except asyncio.CancelledError:
+                self._work.cancel()
+                raise
 
     def result(self) -> Answer:
         """Wait for the end; the whole answer, also what was iterated before. Raises what the work raised."""
@@ -214,24 +208,31 @@ class Generation(Iterator[Piece]):
         with self._lock:  # another thread may be in on_finish
             if isinstance(self._progress.end, EdgeLlamaError):
                 raise self._progress.end
-            return self._progress.answer(self.timings)
+            return self._progress.answer()
 
     def _await_end(self) -> None:
         """Sleep until all pieces are there: to wake for each would take a core from the engine, token for token."""
-        self._job.engine.check_process()
+        self._work.check_process()
         try:
             self._progress.ended.wait()
         except BaseException:  # Ctrl-C: the work ends with the wait for it
-            self._job.cancel()
+            self._work.cancel()
             raise
+
+    def watch(self, wake: Callable[[], object]) -> None:
+        """Have ``wake`` called once for each piece, and for an error: for those that are there, and as others come.
+
+        So ``next`` need not be waited for. It is called in the thread that generates, which it must not keep.
+        """
+        self._progress.watch(wake)
 
     def cancel(self) -> None:
         """Stop the work; the pieces so far can still be taken. Any thread may call it, any number of times."""
-        self._job.cancel()
+        self._work.cancel()
 
     def close(self) -> None:
         """Stop the work and take what remains, so that the answer so far is settled. Any thread may call it."""
-        self._job.cancel()
+        self._work.cancel()
         if not self._is_finished:
             self.result()
 
@@ -243,7 +244,7 @@ class Generation(Iterator[Piece]):
     @property
     def is_cancelled(self) -> bool:
         """Whether the work was told to stop."""
-        return self._job.is_cancelled
+        return self._work.is_cancelled
 
     def __enter__(self) -> "Generation":
         return self
@@ -254,137 +255,42 @@ class Generation(Iterator[Piece]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_job"):
-            self._job.cancel()
+        if hasattr(self, "_work"):
+            self._work.cancel()
 
 
-class _Work:
-    """The generation loop, in the engine's thread. It holds no reference to the Generation, which may be dropped."""
+def generate(
+    scheduler: Scheduler,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    parser: ToolCallParser | None = None,
+    on_finish: Callable[[Answer], None] | None = None,
+    keep_alive: object = None,
+    owner: CacheOwner | None = None,
+    image_embeddings: ImageEmbeddings | None = None,
+    deadline: float | None = None,
+) -> Generation:
+    """An answer to ``prompt``: ``on_finish`` and ``keep_alive`` are :class:`Generation`'s, the others Answering's."""
+    request = Answering(
+        scheduler.tower,
+        prompt,
+        params,
+        parser=parser,
+        owner=owner,
+        image_embeddings=image_embeddings,
+        deadline=deadline,
+    )
+    work = _Requested(scheduler, request)
+    return Generation(request.progress, work, on_finish=on_finish, keep_alive=keep_alive)
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompt: tuple[int, ...],
-        params: SamplingParams,
-        constraint: Constraint | None,
-        timings: Timings,
-        progress: _Progress,
-        out: "SimpleQueue[Piece | EdgeLlamaError]",
-        owner: CacheOwner | None,
-        image_embeddings: ImageEmbeddings | None,
-    ) -> None:
-        self.engine = engine
-        self.prompt = prompt
-        self.params = params
-        self.constraint = constraint
-        self.timings = timings
-        self.progress = progress
-        self.out = out
-        self.owner = owner
-        self.image_embeddings = image_embeddings
-        self.stops = StopStrings(params.stop)
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.pending: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        """Those of ``pending``, and perhaps of an end token after them."""
 
-    def run(self, _job: Job) -> None:
-        try:
-            reason = self._generate()
-        except AbortedError:
-            reason = "cancelled"
-        # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
-        rest = self._parse(self._flushed())
-        end = self.progress.parser.finish() if self.progress.parser else Parsed()
-        calls = rest.calls + end.calls
-        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
-            reason = "tool_calls"
-        last = self._piece(Parsed(rest.text + end.text, calls), reason)
-        self.progress.pieces.append(last)
-        self.end(last)
+def _wake(loop: "asyncio.AbstractEventLoop", told: "asyncio.Future[None]") -> None:
+    """Called by the thread that writes the answer; the loop may be closed by now."""
 
-    def end(self, end: Piece | EdgeLlamaError) -> None:
-        self.progress.end = end
-        self.out.put(end)
-        self.progress.ended.set()
+    def wake() -> None:
+        if not told.done():
+            told.set_result(None)
 
-    def _generate(self) -> FinishReason:
-        self._prefill()
-        tower = self.engine.tower
-        prompt = [token for token in self.prompt if token >= 0]
-        sampler = tower.sampler(self.params, prompt)
-        choose = TokenChoice(
-            sampler.sample,
-            tower.logits_view,
-            self.params,
-            self.constraint,
-            tower.tokenizer,
-            prompt,
-            self.logprobs.append,
-        )
-        started = time.perf_counter()
-        try:
-            return self._decode(choose)
-        finally:
-            self.timings.generation_seconds = time.perf_counter() - started
-            sampler.close()
-            if choose.changes_logits:
-                self.engine.session.has_logits = False  # neither a waiting cache nor a saved one may have them
-
-    def _prefill(self) -> None:
-        encoder, timings = self.engine.encoder, self.timings
-        before = (encoder.encoded, encoder.seconds) if encoder else (0, 0.0)
-        started = time.perf_counter()
-        try:
-            embed = self.image_embeddings.embed if self.image_embeddings else None
-            timings.cached_tokens = self.engine.session.prefill(self.prompt, self.owner, embed)
-        finally:
-            timings.prompt_seconds = time.perf_counter() - started
-            if encoder:
-                timings.tiles, timings.image_seconds = encoder.encoded - before[0], encoder.seconds - before[1]
-
-    def _decode(self, choose: TokenChoice) -> FinishReason:
-        tokenizer, session = self.engine.tower.tokenizer, self.engine.session
-        while True:
-            token = choose()
-            if tokenizer.is_end(token):
-                return "stop"
-            self.timings.generated_tokens += 1
-            self.pending.append(token)
-            if self.progress.parser and token in self.progress.parser.tags:
-                self._put(self._parse(self._flushed()))
-                self._put(self.progress.parser.tag(token))
-                text, is_stopped = "", False
-            else:
-                text, is_stopped = self.stops.feed(self.decoder.decode(tokenizer.piece(token)))
-            self._put(self._parse(text))
-            if is_stopped:
-                self.progress.stop_string = self.stops.reached
-                self.decoder.reset()
-                return "stop"
-            if choose.is_complete:
-                return "stop"
-            if self.timings.generated_tokens == self.params.max_tokens or session.is_full:
-                return "length"
-            session.append(token)
-
-    def _flushed(self) -> str:
-        """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
-        return self.stops.feed(self.decoder.decode(b"", final=True))[0] + self.stops.flush()
-
-    def _parse(self, text: str) -> Parsed:
-        return self.progress.parser.feed(text) if self.progress.parser else Parsed(text)
-
-    def _put(self, parsed: Parsed) -> None:
-        if not parsed.text and not parsed.calls:
-            return
-        piece = self._piece(parsed)
-        self.progress.pieces.append(piece)
-        self.out.put(piece)
-
-    def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
-        logprobs = tuple(self.logprobs[: len(self.pending)])
-        piece = Piece(parsed.text, tuple(self.pending), logprobs, reason, parsed.calls)
-        self.pending.clear()
-        self.logprobs.clear()
-        return piece
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(wake)

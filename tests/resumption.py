@@ -7,7 +7,7 @@ import numpy as np
 from engines import decoded, logits_along
 
 import edge_llama
-from edge_llama.generation import Generation
+from edge_llama.generation import generate
 from edge_llama.sampling.params import SamplingParams
 
 
@@ -20,7 +20,7 @@ def main(model_path: str, session: str, given: str, out: str) -> None:
         counts = decoded(model)
         chat = model.load_chat(session)
         params = SamplingParams(temperature=1.0, seed=11, max_tokens=8)
-        continued = Generation(model._engine, arrays["tokens"].tolist(), params, owner=chat.cache_owner).result()
+        continued = generate(model._engine, arrays["tokens"].tolist(), params, owner=chat.cache_owner).result()
         continued_counts = decoded(model)
         chat = model.load_chat(session)
         answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8).result()

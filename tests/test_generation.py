@@ -13,6 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from engines import Session
 from engines import CAPITAL, on_engine
 from ggufs import rewritten
 
@@ -21,7 +22,6 @@ import edge_llama
 from edge_llama import Message
 from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import Value, ValueType
-from edge_llama.runtime.session import Session
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 300  # about 3,000 tokens
 

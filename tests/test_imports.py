@@ -40,6 +40,8 @@ edge_llama.runtime
 edge_llama.generation
 edge_llama.chat
 edge_llama.model
+edge_llama.isolation
+edge_llama.opening
 edge_llama
 edge_llama.history   edge_llama.convert
 edge_llama.cli.terminal

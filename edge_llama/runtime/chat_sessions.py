@@ -10,16 +10,15 @@ from edge_llama.media.images import Image
 from edge_llama.planning.options import SAVED, OpenOptions, checked
 from edge_llama.prompts.messages import Message, check_messages, images_of
 from edge_llama.runtime import session_file
-from edge_llama.runtime.kv_store import CacheOwner, State
-from edge_llama.runtime.scheduler import Engine
-from edge_llama.runtime.session import Session
+from edge_llama.runtime.prompt_cache import CacheOwner, State
+from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.session_file import SavedChat
 
 
 class ChatSessions:
     """The KV caches of one model's chats, each known by its :class:`CacheOwner`. Any thread may use it."""
 
-    def __init__(self, engine: Engine, artifact: Artifact, identity: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, engine: Scheduler, artifact: Artifact, identity: str, settings: Mapping[str, Any]) -> None:
         """``identity`` is that of ``artifact``, which is asked for once, when the model is opened.
 
         ``settings`` go into session files beside the tower's own: options with which the model shall be opened again.
@@ -31,7 +30,7 @@ class ChatSessions:
 
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
         """Keep for ``other`` what is kept for ``owner`` at this point of the engine's work."""
-        self._engine.submit(lambda job: job.engine.session.share(owner, other))
+        self._engine.call(lambda: setattr(other, "tokens", owner.tokens))
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file.
@@ -39,7 +38,7 @@ class ChatSessions:
         Raises OutputError, or OptionError for what is no path.
         """
         target = session_file.checked_path(path)
-        state = self._engine.call(lambda session: session.state(owner))
+        state = self._engine.call(lambda: self._engine.cache.state(owner))
         tower = self._engine.tower
         settings = {**tower.settings, "n_ctx": tower.n_ctx, **self._settings}
         checked = check_messages(messages)
@@ -63,6 +62,14 @@ class ChatSessions:
             )
         return saved
 
+    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
+        """The messages of a session file, whose cache the engine takes over for ``owner``; why it can't, if so.
+
+        SessionError as :meth:`load` and :meth:`adopt` raise it.
+        """
+        saved = self.load(path)
+        return saved.messages, self.adopt(saved, owner)
+
     def adopt(self, saved: SavedChat, owner: CacheOwner) -> str | None:
         """Have the engine take over the cache of a saved chat for ``owner``; why it can't, if so.
 
@@ -78,9 +85,9 @@ class ChatSessions:
         if len(state.tokens) > n_ctx:
             return f"its {len(state.tokens):,} tokens don't fit the context of {n_ctx:,}"
 
-        def adopt(session: Session) -> str | None:
+        def adopt() -> str | None:
             try:
-                session.adopt(state, owner)
+                self._engine.cache.adopt(state, owner)
             except EngineError as error:
                 return str(error)
             return None

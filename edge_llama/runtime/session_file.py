@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from edge_llama.errors import OptionError, OutputError, SessionError
 from edge_llama.host.atomic import PARTIAL, new_file
 from edge_llama.prompts.messages import Message
-from edge_llama.runtime.kv_store import State
+from edge_llama.runtime.prompt_cache import State
 
 MAGIC = b"edgelses"
 VERSION = 1

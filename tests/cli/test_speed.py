@@ -78,6 +78,6 @@ def test_ctrl_c_stops_the_work_at_once(model: edge_llama.Model) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        speed.measure(model, speed.tests([4000], [], [0]), repetitions=50, on_run=show)
+        speed.measure(model, speed.tests([600], [], [0]), repetitions=50, on_run=show)
     assert model.chat().send(CAPITAL, temperature=0, max_tokens=2).result().text
     assert len(runs) < 5

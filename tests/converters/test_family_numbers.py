@@ -11,6 +11,7 @@ import families
 import numpy as np
 import onnx
 import pytest
+from engines import Session
 from engines import on_engine
 from numpy.typing import NDArray
 from onnx_graphs import TextGraph, with_weights, without_rounded_activations
@@ -20,7 +21,6 @@ import edge_llama
 from converters import convert, plan
 from edge_llama import CheckpointError
 from edge_llama.backends.base import TextTower
-from edge_llama.runtime.session import Session
 
 TOLERANCE = 1e-3
 """Of logits that spread over three units; measured: 3e-5."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
+from engines import Session
 from engines import CAPITAL, on_engine
 from ggufs import rewritten
 from hypothesis import assume, given, settings
@@ -25,7 +26,6 @@ from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import ValueType, array, read_header
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.template_contents import contents_of
-from edge_llama.runtime.session import Session
 
 FAMILIES = ("llama2", "llama3", "smollm")
 

@@ -10,7 +10,7 @@ from trained import BOTH, HELLO, PARIS, SUNNY, TAG, WRONG, weather
 
 import edge_llama
 from edge_llama import Chat, Message, OptionError, ToolCall
-from edge_llama.generation import Generation
+from edge_llama.generation import generate
 
 
 @pytest.fixture(scope="module", params=trained.TEMPLATES)
@@ -92,7 +92,7 @@ def test_without_tools_all_is_text(llama: edge_llama.Model) -> None:
     """The prompt with tools, read by an answer that was given none."""
     messages = [Message("user", BOTH)]
     with_tools = llama.template.tokens(messages, tools=edge_llama.prompts.tools.tools_of([weather]).schemas)
-    answer = Generation(llama._engine, with_tools, llama.sampling({"temperature": 0, "max_tokens": 120})).result()
+    answer = generate(llama._engine, with_tools, llama.sampling({"temperature": 0, "max_tokens": 120})).result()
     assert answer.text.startswith("Ok. ")
     assert "Bonn" in answer.text
     assert (answer.tool_calls, answer.finish_reason) == ((), "stop")

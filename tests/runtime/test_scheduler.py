@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import AbortedError
 from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
-from edge_llama.generation import Generation
+from edge_llama.generation import Generation, generate
 from edge_llama.runtime.scheduler import Engine, Job
 from edge_llama.sampling.params import SamplingParams
 
@@ -114,7 +114,7 @@ def in_time(work: Callable[[], Any]) -> Any:
 
 
 def generation(engine: Engine, **params: Any) -> Generation:
-    return Generation(engine, [1, 2], SamplingParams(**{"max_tokens": 5, **params}))
+    return generate(engine, [1, 2], SamplingParams(**{"max_tokens": 5, **params}))
 
 
 def test_cancelling_while_the_same_thread_is_within_the_engine_does_not_hang(engine: Engine, tower: Letters) -> None:
@@ -199,9 +199,7 @@ def test_closing_from_another_thread_ends_an_iteration(engine: Engine, tower: Le
 def test_a_finish_is_told_once(engine: Engine) -> None:
     told: list[str] = []
     for _ in range(50):
-        shared = Generation(
-            engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer: told.append(answer.text)
-        )
+        shared = generate(engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer: told.append(answer.text))
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda work: work(), [shared.result, shared.result]))
     assert told == ["aaa"] * 50
@@ -214,7 +212,7 @@ def test_a_finished_generation_keeps_nothing_alive(engine: Engine, tower: Letter
     owner = Owner()
     freed = weakref.ref(owner)
     tower.error = error
-    done = Generation(
+    done = generate(
         engine, [1], SamplingParams(max_tokens=3), on_finish=lambda answer, owner=owner: None, keep_alive=owner
     )
     del owner

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines import Session
 from engines import CAPITAL, decoded, on_engine
 
 import converters
 import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
-from edge_llama.generation import Generation
-from edge_llama.runtime.kv_store import CacheOwner, KVStore, State, shared
-from edge_llama.runtime.session import Session
+from edge_llama.generation import generate
+from edge_llama.runtime.prompt_cache import CacheOwner, State
 from edge_llama.sampling.params import SamplingParams
 
 STORY = "Tell me a story about the sea. " * 20
@@ -300,7 +300,7 @@ def test_the_masks_of_a_grammar_do_not_reach_what_is_kept(model: edge_llama.Mode
     prompt = kept.tokens.tolist()
     on_engine(model, lambda session, tower: session.adopt(kept, chat.cache_owner))
     params = SamplingParams(temperature=0, max_tokens=1, regex="[0-9]{3}")
-    answer = Generation(model._engine, prompt, params, owner=chat.cache_owner).result()
+    answer = generate(model._engine, prompt, params, owner=chat.cache_owner).result()
     assert answer.text.isdigit()
     assert answer.timings.cached_tokens == len(prompt)
     assert np.array_equal(kept.logits, logits)

@@ -26,7 +26,7 @@ from edge_llama import Message
 from edge_llama.backends.registry import open_artifact
 from edge_llama.files import integrity
 from edge_llama.files.gguf import TensorInfo
-from edge_llama.generation import Generation
+from edge_llama.generation import generate
 from edge_llama.runtime import session_file
 from edge_llama.sampling.params import SamplingParams
 
@@ -57,7 +57,7 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     on_engine(model, lambda session, tower: session.rewind(0))
     reread = model.load_chat(tmp_path / "a.session")
     params = SamplingParams(temperature=1.0, seed=11, max_tokens=8)
-    continued = Generation(model._engine, tokens, params, owner=reread.cache_owner).result()
+    continued = generate(model._engine, tokens, params, owner=reread.cache_owner).result()
     answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8).result()
 
     np.savez(tmp_path / "given.npz", tokens=tokens, next=following)
@@ -91,7 +91,7 @@ def test_sampling_after_a_load_equals_sampling_before(exact: edge_llama.Model, t
         for seed in range(6):
             _kept = load()
             params = SamplingParams(temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=1)
-            tokens_of_each.append(Generation(exact._engine, tokens, params, owner=chat.cache_owner).result().tokens)
+            tokens_of_each.append(generate(exact._engine, tokens, params, owner=chat.cache_owner).result().tokens)
         return tokens_of_each
 
     def read_again() -> None:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from engines import Session
 from engines import on_engine
 from numpy.typing import NDArray
 
 import edge_llama
 from edge_llama.backends.base import TextTower
-from edge_llama.runtime.session import Session
 from edge_llama.sampling.logprobs import Distribution, likeliest
 
 PROMPT = "My favourite colour is"

@@ -9,13 +9,13 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from engines import Session
 from engines import on_engine
 from numpy.typing import NDArray
 
 import edge_llama
 from edge_llama.backends.base import TextTower
 from edge_llama.backends.llama_cpp.sampler import links
-from edge_llama.runtime.session import Session
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
 

@@ -1,0 +1,164 @@
+"""A model whose engine is in a process of its own: the same calls, which a child does.
+
+Files are read here too, in Python: ``artifact`` and ``vision`` are the same objects as of a model in this process. What
+needs an engine, its tokenizer among it, is asked of the child; no engine's package is imported here.
+"""
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+from edge_llama.backends.base import VisionTower
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import locate
+from edge_llama.chat import Sessions
+from edge_llama.errors import EngineError
+from edge_llama.files.artifact import VisionArtifact, existing
+from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions
+from edge_llama.isolation import wire
+from edge_llama.isolation.tokenizer import RemoteTokenizer
+from edge_llama.isolation.worker import Worker
+from edge_llama.media.images import Image  # noqa: TC001 - as everywhere here
+from edge_llama.model import Model, path_of, sees_no_images, vision_of
+from edge_llama.planning.options import OpenOptions, checked
+from edge_llama.prompts.messages import Message, as_json, check_messages, check_text
+from edge_llama.prompts.model_template import template_of
+from edge_llama.prompts.tools import Tool, Tools, tools_of
+from edge_llama.runtime.encoders import ImageEncoder
+from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.session_file import checked_path
+
+
+class IsolatedModel(Model):
+    """See :func:`edge_llama.open` with ``isolate=True``."""
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
+        """See :func:`edge_llama.open`."""
+        given = checked(options)
+        path = existing(path_of(model))
+        self._worker = Worker(str(path.absolute()), _absolute(given))
+        try:
+            self._describe(path, given)
+        except BaseException:
+            self._worker.close()
+            raise
+        self._finalizer = weakref.finalize(self, self._worker.close)
+
+    def _describe(self, path: Path, given: OpenOptions) -> None:
+        """Read the files while the child opens them, and take over what it decides."""
+        self.artifact = open_artifact(locate(str(path)))
+        vision = vision_of(path, given)
+        self._template = template_of(self.artifact, given.get("chat_template"))
+        facts = self._worker.opened()
+        self.context, self.choice, self.placement = facts.context, facts.choice, facts.placement
+        self.vision_placement, self.threads, self.identity = facts.vision_placement, facts.threads, facts.identity
+        self.tokenizer = RemoteTokenizer(self._worker, self.artifact.n_vocab, facts)
+        self._images = _image_ids(vision, facts, given.get("max_tiles"))
+
+    @property
+    def vision(self) -> VisionArtifact | None:
+        """The vision tower's file; None if the model sees no images."""
+        return self._images.artifact if self._images else None
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        """What the engine holds of the model's chats."""
+        return _RemoteSessions(self._worker)
+
+    def require_vision(self) -> ImageEncoder:
+        """What says which ids stand for images; InputError if the model sees none. It embeds nothing here."""
+        if self._images is None:
+            raise sees_no_images(self.artifact)
+        return self._images
+
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
+        """See :meth:`edge_llama.Model.generate`."""
+        check_text(prompt, "the prompt")
+        return self._worker.begin("generate", options, prompt=prompt, keep_alive=self)
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        *,
+        on_finish: Callable[[Answer], None] | None = None,
+        owner: CacheOwner | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Generation:
+        """See :meth:`edge_llama.Model.answer`. OptionError for options that can't leave this process."""
+        tools = tools_of(options.pop("tools", None))
+        images: list[Image] = []
+        return self._worker.begin(
+            "answer",
+            options,
+            messages=wire.messages_to_json(check_messages(messages), images),
+            images=images,
+            tools=tools.schemas,
+            owner=None if owner is None else self._worker.number_of(owner),
+            on_finish=on_finish,
+            keep_alive=self,
+        )
+
+    def count_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        n_ctx: int | None = None,
+    ) -> int:
+        """See :meth:`edge_llama.Model.count_tokens`."""
+        images: list[Image] = []
+        count: int = self._worker.call(
+            "count_tokens",
+            messages=wire.messages_to_json(check_messages(messages), images),
+            images=[replace(image, data=b"") for image in images],  # their sizes and hashes say it
+            tools=tools_of(tools).schemas,
+            template_variables=as_json(dict(template_variables or {}), "template_variables"),
+            n_ctx=n_ctx,
+        )
+        return count
+
+    @property
+    def worker_pid(self) -> int:
+        """The id of the process that the model works in now, or did when it died."""
+        return self._worker.pid
+
+
+class _RemoteSessions:
+    """See :class:`edge_llama.runtime.chat_sessions.ChatSessions`, whose files the child reads and writes."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def share(self, owner: CacheOwner, other: CacheOwner) -> None:
+        self._worker.call("share", owner=self._worker.number_of(owner), other=self._worker.number_of(other))
+
+    def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
+        target = checked_path(path).absolute()  # the host may have changed its working directory
+        images: list[Image] = []
+        given = wire.messages_to_json(check_messages(messages), images)
+        self._worker.call("save", images, path=target, messages=given, owner=self._worker.number_of(owner))
+
+    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
+        source = checked_path(path).absolute()
+        found = self._worker.call("resume", path=source, owner=self._worker.number_of(owner))
+        return tuple(map(Message.from_json, found["messages"])), found["reason"]
+
+
+def _absolute(options: OpenOptions) -> Mapping[str, Any]:
+    """The options with a path that is good in every child, wherever the host's working directory is by then."""
+    vision = options.get("vision")
+    return options if vision is None else {**options, "vision": str(Path(str(path_of(vision))).absolute())}
+
+
+def _image_ids(vision: VisionArtifact | None, facts: wire.Facts, max_tiles: int | None) -> ImageEncoder | None:
+    """What says which ids stand for images."""
+    return ImageEncoder(vision, _open_no_tower, facts.control_tokens, max_tiles) if vision else None
+
+
+def _open_no_tower() -> VisionTower:
+    raise EngineError("the vision tower is in the model's own process")

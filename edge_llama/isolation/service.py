@@ -1,0 +1,149 @@
+"""What the child does for its parent: calls by name, whose arguments and results are JSON's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge_llama.generation import Generation
+from edge_llama.isolation import wire
+from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
+from edge_llama.isolation.shared_file import view
+from edge_llama.media.images import Image
+from edge_llama.model import Model
+from edge_llama.prompts.tools import Tools
+from edge_llama.runtime.prompt_cache import CacheOwner
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A result with bytes."""
+
+    value: Any
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An answer that is being generated, and where its logprobs go."""
+
+    generation: Generation
+    table: LogprobTable | None
+
+
+class Service:
+    """One model, for the parent. Any thread may call it."""
+
+    def __init__(self, model: Model, shared: int) -> None:
+        """``shared`` is the descriptor of the file that both processes see."""
+        self._model = model
+        self._shared = shared
+        self._owners: dict[int, CacheOwner] = {}
+        self._calls: Mapping[str, Callable[..., Any]] = {
+            "answer": self._answer,
+            "control_tokens_of": model.tokenizer.control_tokens_of,
+            "count_tokens": self._count_tokens,
+            "encode": model.tokenizer.encode,
+            "encode_parts": model.tokenizer.encode_parts,
+            "generate": self._generate,
+            "least_tokens": model.tokenizer.least_tokens,
+            "resume": self._resume,
+            "save": self._save,
+            "share": self._share,
+            "vocabulary": self._vocabulary,
+        }
+
+    @property
+    def facts(self) -> wire.Facts:
+        """What the parent knows of the model without asking."""
+        model, tokenizer = self._model, self._model.tokenizer
+        return wire.Facts(
+            model.context,
+            model.choice,
+            model.placement,
+            model.vision_placement,
+            model.threads,
+            model.identity,
+            dict(tokenizer.control_tokens),
+            dict(tokenizer.special_texts),
+            tokenizer.bos,
+        )
+
+    def call(self, name: str, given: Mapping[str, Any]) -> Any:
+        """What a call gives: JSON, a :class:`Blob`, or what :class:`Begun`."""
+        return self._calls[name](**given)
+
+    def forget(self, owners: Sequence[int]) -> None:
+        """These owners are no more."""
+        for owner in owners:
+            self._owners.pop(owner, None)
+
+    def _generate(self, prompt: str, options: Mapping[str, Any], table: Sequence[int] | None) -> Begun:
+        generation = self._model.generate(prompt, **wire.options_from_json(options))
+        return Begun(generation, self._table(table))
+
+    def _answer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Sequence[Any]],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
+        owner: int | None,
+        table: Sequence[int] | None,
+    ) -> Begun:
+        generation = self._model.answer(
+            wire.messages_from_json(messages, self._images(images)),
+            owner=None if owner is None else self._owner(owner),
+            tools=Tools(tuple(tools)),
+            **wire.options_from_json(options),
+        )
+        return Begun(generation, self._table(table))
+
+    def _count_tokens(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Sequence[Any]],
+        tools: Sequence[dict[str, Any]],
+        template_variables: Mapping[str, Any],
+        n_ctx: int | None,
+    ) -> int:
+        given = wire.messages_from_json(messages, self._images(images))
+        return self._model.count_tokens(
+            given, tools=Tools(tuple(tools)), template_variables=template_variables, n_ctx=n_ctx
+        )
+
+    def _vocabulary(self) -> Blob:
+        """Bytes of all tokens: joined, and how many each has; and which tokens end an answer."""
+        tokenizer = self._model.tokenizer
+        pieces = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
+        ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
+        return Blob({"lengths": list(map(len, pieces)), "ends": ends}, b"".join(pieces))
+
+    def _share(self, owner: int, other: int) -> None:
+        self._model.sessions.share(self._owner(owner), self._owner(other))
+
+    def _save(
+        self, path: str, messages: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], owner: int
+    ) -> None:
+        given = wire.messages_from_json(messages, self._images(images))
+        self._model.sessions.save(path, given, self._owner(owner))
+
+    def _resume(self, path: str, owner: int) -> dict[str, Any]:
+        messages, reason = self._model.sessions.resume(path, self._owner(owner))
+        return {"messages": [message.to_json() for message in messages], "reason": reason}
+
+    def _owner(self, number: int) -> CacheOwner:
+        return self._owners.setdefault(number, CacheOwner())
+
+    def _images(self, given: Sequence[Sequence[Any]]) -> list[Image]:
+        """The images that the parent put into the file, copied; without their data where it put none."""
+        images = []
+        for start, size, name, width, height, digest, notes in given:
+            data = b"" if start is None else view(self._shared, start, size)[:size]
+            images.append(Image(data, name, width, height, digest, tuple(notes)))
+        return images
+
+    def _table(self, given: Sequence[int] | None) -> LogprobTable | None:
+        if given is None:
+            return None
+        start, rows, count = given
+        return LogprobTable(view(self._shared, start, table_bytes(rows, count)), rows, count)
