@@ -13,8 +13,10 @@ Importing this loads no native library; opening a model does.
 from edge_llama.chat import Chat, ChatOptions
 from edge_llama.errors import (
     ArtifactError,
+    BusyError,
     CheckpointError,
     ContextFullError,
+    DeadlineError,
     EdgeLlamaError,
     EngineDiedError,
     EngineError,
@@ -26,7 +28,7 @@ from edge_llama.errors import (
     SessionError,
     TemplateError,
 )
-from edge_llama.generation import Answer, AnswerOptions, Generation, Piece, Timings
+from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
 from edge_llama.media.images import Image
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
@@ -34,6 +36,7 @@ from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.runtime.chat_sessions import session_settings
+from edge_llama.runtime.scheduler import Stats
 from edge_llama.sampling.logprobs import Alternative, TokenLogprobs
 from edge_llama.sampling.params import LogitsProcessor, SamplingOptions, SamplingParams
 
@@ -42,10 +45,13 @@ __all__ = [
     "Answer",
     "AnswerOptions",
     "ArtifactError",
+    "BusyError",
     "Chat",
     "ChatOptions",
     "CheckpointError",
     "ContextFullError",
+    "DeadlineError",
+    "Diverged",
     "EdgeLlamaError",
     "EngineDiedError",
     "EngineError",
@@ -61,10 +67,12 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Piece",
+    "RequestOptions",
     "SamplingOptions",
     "SamplingParams",
     "SessionError",
     "Shortened",
+    "Stats",
     "TemplateError",
     "Timings",
     "TokenLogprobs",

@@ -2,6 +2,8 @@
 
     EdgeLlamaError                    something went wrong and we know what (exit 1 on the command line)
     ├── EngineError                   the engine failed at work that should have succeeded
+    │   ├── BusyError                 more requests wait than may; carries the numbers
+    │   ├── DeadlineError             a request was not done by its deadline
     │   └── EngineDiedError           the model's own process ended: how, and its last words
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
@@ -12,7 +14,7 @@
         ├── SessionError              a session file that can't be used, or is of another model
         ├── HistoryError              the history of conversations can't be used, or has no such conversation
         ├── TemplateError             a chat template that is missing, broken or unsafe
-        └── ContextFullError          a prompt longer than the context; carries both numbers
+        └── ContextFullError          a prompt longer than the context, or a text to embed; carries both numbers
 
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
@@ -46,6 +48,26 @@ def printable(text: str) -> str:
 
 class EngineError(EdgeLlamaError):
     """The engine failed at work that should have succeeded."""
+
+
+class BusyError(EngineError):
+    """More requests wait than may: ``queued`` of ``max_queued``, while ``running`` are being answered."""
+
+    def __init__(self, running: int, queued: int, max_queued: int) -> None:
+        super().__init__(
+            f"the model is busy: {running:,} requests are running and {queued:,} wait, at most {max_queued:,} may",
+            remedy="try again later, or open the model with a larger max_queued",
+        )
+        self.running = running
+        self.queued = queued
+        self.max_queued = max_queued
+
+
+class DeadlineError(EngineError):
+    """A request was not done by its deadline."""
+
+    def __init__(self) -> None:
+        super().__init__("the request was not done by its deadline", remedy="give it more time, or ask for less")
 
 
 class EngineDiedError(EngineError):
@@ -107,13 +129,15 @@ class TemplateError(InputError):
 class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
-    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted.
+    ``is_bound`` says that it needs at least so many: the text is so long that they were not counted. ``text`` names
+    what is no prompt but a text to embed, which no answer follows.
     """
 
-    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "") -> None:
+    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "", text: str = "") -> None:
         count = f"at least {needed:,}" if is_bound else f"{needed:,}"
+        kept = "" if text else " (one is kept for the answer)"
         super().__init__(
-            f"the prompt needs {count} tokens but the context holds {n_ctx:,} (one is kept for the answer)",
+            f"{text or 'the prompt'} needs {count} tokens but the context holds {n_ctx:,}{kept}",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed

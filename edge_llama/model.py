@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -9,14 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_llama.backends.base import Placement, TextTower
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions, Sessions
 from edge_llama.errors import ArtifactError, InputError, OptionError
-from edge_llama.files.artifact import Artifact, VisionArtifact, existing
+from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact, existing
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation, generate
+from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
@@ -25,19 +29,22 @@ from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
+from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
+from edge_llama.runtime.disk_cache import DiskCache
+from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
-from edge_llama.runtime.kv_store import CacheOwner
-from edge_llama.runtime.scheduler import Engine
+from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
 from edge_llama.runtime.thread_pacer import Pace
-from edge_llama.sampling.params import SamplingOptions, SamplingParams, recommended
+from edge_llama.sampling.params import SamplingParams, recommended
 
 _log = logging.getLogger("edge_llama")
 
 
 class Model:
-    """A model file, loaded. Threads may share it; their work is done in turn."""
+    """A model file, loaded. Threads and tasks may share it; many are served at once."""
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
@@ -57,26 +64,30 @@ class Model:
         tower = plan.open(threads or devices.cpu_threads())
         self.tokenizer = tower.tokenizer
         try:
+            _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
+            self.identity = artifact.identity()
+            self._disk = self._opened_disk(tower, encoder, given.get("cache_dir"))
         except BaseException:
             tower.close()
             raise
         # While a GPU works its thread sleeps: that says nothing about others.
         pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
-        session_bytes = given.get("session_bytes")
-        limit = self.context.bytes if session_bytes is None else session_bytes
-        self._engine = Engine(
+        cache_bytes, max_queued = given.get("cache_bytes"), given.get("max_queued")
+        limit = self.context.bytes if cache_bytes is None else cache_bytes
+        self._engine = Scheduler(
             tower,
             pace.begin if pace else lambda: threads or devices.free_threads(),
             lambda used: min(limit, used + devices.available_memory() // 2),
             pace,
             encoder,
+            max_running=plan.max_running,
+            max_queued=MAX_QUEUED if max_queued is None else max_queued,
+            is_deterministic=given.get("deterministic", False),
+            disk=self._disk,
         )
-        try:
-            self.identity = artifact.identity()
-        except BaseException:
-            self._engine.close()
-            raise
+        self._embeddings = Embeddings(self._engine)
+        self._tells_pooling = True
         self._finalizer = weakref.finalize(self, self._engine.close)
         for text in artifact.warnings:
             _log.warning("%s: %s", artifact.path, text)
@@ -101,6 +112,22 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
+    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: object) -> DiskCache | None:
+        """Where ``cache_dir`` says; None if it says nothing."""
+        if not isinstance(folder, Path):
+            return None
+        needed = dict(tower.settings)
+        if self.artifact.cache_depends_on_context:
+            needed["n_ctx"] = tower.n_ctx
+        settings = {**needed, **self._settings(tower, encoder)}
+        return DiskCache(folder, self.artifact.name, self.identity, settings, needed)
+
+    def _settings(self, tower: TextTower, encoder: ImageEncoder | None) -> dict[str, Any]:
+        """With which options the model shall be opened again, beside the tower's own."""
+        if encoder is None or self.vision_placement is None:
+            return {"n_ctx": tower.n_ctx}
+        return {"n_ctx": tower.n_ctx, "vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
+
     @property
     def vision(self) -> VisionArtifact | None:
         """The vision tower's file; None if the model sees no images."""
@@ -109,11 +136,8 @@ class Model:
     @cached_property
     def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
-        settings: dict[str, Any] = {}
-        if self.vision_placement is not None:
-            encoder = self.require_vision()
-            settings = {"vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
-        return ChatSessions(self._engine, self.artifact, self.identity, settings)
+        settings = self._settings(self._engine.tower, self._engine.encoder)
+        return ChatSessions(self._engine, self.artifact, self.identity, settings, self._disk)
 
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
@@ -130,6 +154,7 @@ class Model:
 
         Raises TemplateError if the model has no chat template.
         """
+        self._check_writes()
         _ = self.template
         return Chat(self, system=system, **options)
 
@@ -156,21 +181,44 @@ class Model:
         chat.messages = list(messages)
         return chat
 
-    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> Generation:
-        """Continue ``prompt`` as it stands, without a chat template; ``options`` are SamplingParams' fields.
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
+        """Continue ``prompt`` as it stands, without a chat template; ``options`` are :class:`RequestOptions`.
 
-        Raises OptionError or ContextFullError at once.
+        Raises OptionError, ContextFullError or BusyError at once.
         """
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        self._check_writes()
         check_text(prompt, "the prompt")
         bos = self.tokenizer.bos
         check_length(prompt, self.tokenizer, self.n_ctx)
         tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
         if not tokens:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
+        deadline = _deadline(options)
         sampling = self.sampling(options)
         check_room(len(tokens), self.n_ctx, (), None)
-        return generate(self._engine, tokens, sampling, keep_alive=self)
+        return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
+
+    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
+        """One vector of unit length for each text, float32 ``(n, n_embd)``, in their order.
+
+        ``pooling`` says how the hidden states of a text's tokens become one vector: ``mean``, ``last`` or ``cls``
+        (None: see :meth:`pooling`). Each text stands alone, between the tokens that the model wants around it; nothing
+        in it becomes a control token. Texts are embedded in batches between the tokens of running answers.
+
+        Raises ContextFullError for a text of more tokens than ``n_ctx``, OptionError for one that has none, for what is
+        no text and for a pooling that is unknown or not this model's, InputError if the model embeds nothing.
+        """
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        chosen = self.pooling(pooling)
+        if not chosen.is_known and self._tells_pooling:
+            self._tells_pooling = False
+            _log.warning("%s: pooling by %s", self.artifact.path, chosen)
+        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), chosen.name)
+
+    def pooling(self, asked: Pooling | None = None) -> PoolingChoice:
+        """How :meth:`embed` pools, and why: as asked, as the file says, else by the mean. It raises what that does."""
+        return choose_pooling(self.artifact, asked)
 
     def answer(
         self,
@@ -183,28 +231,47 @@ class Model:
         """Answer a conversation; ``on_finish`` is called with the answer when its last piece is taken.
 
         ``options`` are :class:`edge_llama.AnswerOptions`: SamplingParams' fields, tools, and a template's variables.
-        While ``owner`` lives, its KV cache is kept as long as there is memory; without one, until another answer.
+        ``owner`` is whose KV cache this goes on from.
         """
         self._engine.check_process()
+        self._check_writes()
         tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
-        tool_format = options.pop("tool_format", None)
+        tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
+        called = called_tools(tool_choice, tools)
         messages = check_messages(messages)
         tokens = self._prompt(messages, tools, variables, self.n_ctx)
         images = images_of(messages)
         encoder = self.require_vision() if images else None
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
-        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
+        calls = None
+        if called:
+            style = self.template.calls_as(tool_format)
+            tool_format = style.form.name
+            calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+        is_parsed = (names or tool_format) and tool_choice != NONE
+        parser = self.template.call_parser(names, tool_format) if is_parsed else None
+        deadline = _deadline(options)
         return generate(
             self._engine,
             tokens,
             self.sampling(options),
             parser=parser,
+            calls=calls,
             on_finish=on_finish,
             keep_alive=self,
             owner=owner,
             image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+            deadline=deadline,
         )
+
+    def _check_writes(self) -> None:
+        """InputError for an encoder: it has no next token."""
+        if self.artifact.is_encoder:
+            raise InputError(
+                f"{self.artifact.path}: the model ({self.artifact.architecture}) embeds text and writes none",
+                remedy="embed texts with it: Model.embed, or edge-llama embed",
+            )
 
     def count_tokens(
         self,
@@ -244,6 +311,10 @@ class Model:
         """``options`` on top of the model's own defaults. OptionError for one that is unknown or out of range."""
         return SamplingParams.from_options({**self.sampling_defaults, **options})
 
+    def stats(self) -> Stats:
+        """What the engine is doing, and what it has done since the model was opened."""
+        return self._engine.stats()
+
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
         self._finalizer()
@@ -255,6 +326,24 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_cells(tower: TextTower, kv_cells: int | None) -> None:
+    if kv_cells is not None and tower.n_cells != kv_cells:
+        raise OptionError(
+            f"kv_cells is {kv_cells:,}, but this model's engine holds one conversation at a time, of {tower.n_cells:,}",
+            remedy="leave it out",
+        )
+
+
+def _deadline(options: RequestOptions) -> float | None:
+    """When the request must be done, by time.monotonic; taken out of ``options``."""
+    seconds = options.pop("deadline", None)
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise OptionError(f"deadline is {seconds!r}, expected seconds, more than 0")
+    return time.monotonic() + seconds
 
 
 def vision_of(model: str | os.PathLike[str] | None, options: OpenOptions) -> VisionArtifact | None:

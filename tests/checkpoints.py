@@ -139,9 +139,17 @@ def llama3(
     return folder
 
 
-def smollm(folder: Path, *, shape: Shape = Shape(), dtype: str = "F32", shards: int = 1, seed: int = 0) -> Path:
-    """SmolLM2: byte-level BPE that splits digits, ChatML, tied."""
-    tokenizer = smollm_tokenizer()
+def smollm(
+    folder: Path,
+    *,
+    shape: Shape = Shape(),
+    dtype: str = "F32",
+    shards: int = 1,
+    seed: int = 0,
+    text: tuple[str, ...] = (),
+) -> Path:
+    """SmolLM2: byte-level BPE that splits digits, ChatML, tied. ``text``: what its tokenizer is trained on."""
+    tokenizer = smollm_tokenizer(text)
     n_vocab = tokenizer.get_vocab_size()
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,45 +1,94 @@
 """Look into an open model from a test: its tower's logits, its session, in the thread that owns them."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 import llama_cpp
 import numpy as np
+from numpy.typing import NDArray
 
 import edge_llama
-from edge_llama.backends.base import TextTower, VisionTower
+from edge_llama.backends.base import OneSequence, TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.runtime.session import Session
+from edge_llama.runtime.prompt_cache import CacheOwner, Held, PromptCache, State
 
 T = TypeVar("T")
 CAPITAL = "What is the capital of Japan?"
 """A question that the built-in model answers right in every format, with a margin."""
 
 
-def on_engine(model: edge_llama.Model, work: Callable[[Session, TextTower], T]) -> T:
-    """What ``work(session, tower)`` gives, called in the engine's thread."""
-    future: Future[T] = Future()
+class Session:
+    """The cache of an open model by hand: it prefills as answers do, and what was used last can be looked at."""
 
-    def run(_job: object) -> None:
+    def __init__(self, tower: TextTower, cache: PromptCache) -> None:
+        self.tower = tower
+        self.cache = cache
+
+    @property
+    def held(self) -> Held | None:
+        return self.cache._held[-1] if self.cache._held else None
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.held.tokens if self.held else []
+
+    @property
+    def length(self) -> int:
+        """Positions, as the tower counts them."""
+        return self.tower.length(self.held.number if self.held else 0)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Of the last position."""
+        assert self.held
+        assert self.held.logits is not None
+        return self.held.logits.copy()
+
+    def prefill(self, prompt: Sequence[int], owner: CacheOwner | None = None) -> int:
+        """Have exactly these tokens in the cache; how many were there."""
+        beginning = self.cache.begin(np.array(prompt, np.int32), owner)
+        assert beginning
+        held, one, logits = beginning.held, OneSequence(self.tower, beginning.held.number), beginning.held.logits
         try:
-            future.set_result(work(model._engine.session, model._engine.tower))
-        except BaseException as error:
-            future.set_exception(error)
+            for at in range(beginning.reused, len(prompt), self.tower.n_batch):
+                tokens = prompt[at : at + self.tower.n_batch]
+                one.decode(tokens)
+                self.cache.appended(held, tokens)
+                logits = one.logits()
+        finally:
+            self.cache.synchronize(held)
+            self.cache.end(held, logits)
+        return beginning.reused
 
-    model._engine.submit(run)
-    return future.result(timeout=120)
+    def append(self, *tokens: int) -> None:
+        self.prefill([*self.tokens, *tokens])
+
+    def rewind(self, length: int) -> None:
+        """Keep the first tokens; with none of them, forget what others read too."""
+        if not length:
+            self.cache.clear()
+        elif self.held:
+            self.cache.cut(self.held, length)
+            self.cache.end(self.held)
+
+    def state(self, owner: CacheOwner) -> State | None:
+        return self.cache.state(owner)
+
+
+def on_engine(model: edge_llama.Model, work: Callable[[Session, TextTower], T]) -> T:
+    """What ``work(session, tower)`` gives, called in the engine's thread while nothing is running."""
+    engine = model._engine
+    return engine.call(lambda: work(Session(engine.tower, engine.cache), engine.tower), is_alone=True)
 
 
 def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
     """Logits after a prompt, at the settings where parity is tight: f32 cache, no flash attention."""
 
-    def work(session: Session, tower: TextTower) -> Any:
+    def work(session: Session, _tower: TextTower) -> Any:
         session.prefill(tokens)
-        return tower.logits()
+        return session.logits()
 
     with edge_llama.open(path, n_ctx=n_ctx, kv_format="f32") as model:
         return on_engine(model, work)
@@ -48,11 +97,11 @@ def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
 def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:
     """The likeliest continuation by plain argmax, at the same settings; no end token stops it."""
 
-    def work(session: Session, tower: TextTower) -> list[int]:
+    def work(session: Session, _tower: TextTower) -> list[int]:
         session.prefill(tokens)
         chosen: list[int] = []
         for _ in range(count):
-            chosen.append(int(tower.logits().argmax()))
+            chosen.append(int(session.logits().argmax()))
             session.append(chosen[-1])
         return chosen
 
@@ -75,11 +124,11 @@ def decoded(model: edge_llama.Model) -> tuple[int, int]:
 def logits_along(model: edge_llama.Model, tokens: Sequence[int]) -> Any:
     """Logits at the cache's end, and after each of ``tokens`` that is appended, ``(1 + n, n_vocab)``."""
 
-    def work(session: Session, tower: TextTower) -> Any:
-        rows = [tower.logits()]
+    def work(session: Session, _tower: TextTower) -> Any:
+        rows = [session.logits()]
         for token in tokens:
             session.append(token)
-            rows.append(tower.logits())
+            rows.append(session.logits())
         return np.stack(rows)
 
     return on_engine(model, work)

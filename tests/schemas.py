@@ -1,7 +1,7 @@
 """JSON schemas of all kinds, and walks through what is allowed by them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -77,13 +77,6 @@ BOUNDED: dict[str, Any] = {
         "allOf": [closed({"x": {"type": "integer", "minimum": 3}}), {"properties": {"x": {"maximum": 12}}}],
     },
     "reference": TREE,
-    "recursive": {
-        "$ref": "#/$defs/list",
-        "$defs": {
-            "list": closed({"v": {"enum": [0, 1]}, "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tail"}]}}),
-            "tail": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/list"}, "maxItems": 1}]},
-        },
-    },
     "pattern": {"type": "string", "pattern": r"^\+[0-9]{2} [0-9]{3}-[0-9]{4}$"},
     "pattern and length": {"type": "string", "pattern": "^[a-z]+( [a-z]+)*$", "minLength": 6, "maxLength": 14},
     "date": {"type": "string", "format": "date"},
@@ -128,6 +121,13 @@ UNBOUNDED: dict[str, Any] = {
     "open": {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}},
     "keys": {"type": "object", "properties": {"a": {"const": 1}, "q\"": {"const": 2}}, "required": ["a"]},
     "search": {"type": "string", "pattern": "[0-9]{2}x|^y"},
+    "recursive": {
+        "$ref": "#/$defs/list",
+        "$defs": {
+            "list": closed({"v": {"enum": [0, 1]}, "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/tail"}]}}),
+            "tail": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/list"}, "maxItems": 1}]},
+        },
+    },
     "no type": {"minimum": 5, "maxLength": 3, "maxItems": 2, "required": ["a"]},
 }  # fmt: skip
 
@@ -141,6 +141,9 @@ class Bytes:
     """A vocabulary of the 256 bytes and one end token: the smallest there is."""
 
     n_vocab = 257
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        return [token for part in parts for token in ([part] if isinstance(part, int) else part.encode())]
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""

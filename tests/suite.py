@@ -5,6 +5,7 @@ would wait for each other. A test marked ``alone`` (it measures time, or loads a
 is between two tests, keeps them there, and has all cores.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ _locks = pytest.StashKey[tuple[IO[bytes], IO[bytes]]]()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures time or loads all cores: no other test runs meanwhile")
     _give_children_default_signals()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of hundreds of children compiles all our sources
     if _is_worker():
         _take_cores(_share())
 
@@ -47,6 +49,23 @@ def _give_children_default_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Modules and thousands of cases stay: the garbage collector, which searched them again and again, forgets them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The top's files first: they ask whole models, and one that came last would leave the other workers idle."""
+    items.sort(key=lambda item: item.path.parent != config.rootpath / "tests")
 
 
 def _is_worker() -> bool:

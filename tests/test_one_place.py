@@ -59,16 +59,16 @@ def test_a_verb_is_a_file(copy: Path) -> None:
     assert "Weigh a model." in edge_llama(copy, "--help").stdout
 
 
-def test_an_option_of_open_is_a_field(copy: Path, packaged: Path) -> None:
+def test_an_option_of_open_is_a_field(copy: Path, small_talk: Path) -> None:
     options = copy / "edge_llama" / "planning" / "options.py"
     before, place, after = options.read_text("utf-8").partition("    tune: bool\n")
     assert place
     options.write_text(before + OPTION + place + after, "utf-8")
     for verb in ("run", "chat"):
         assert "How it shall feel." in edge_llama(copy, verb, "--help").stdout
-    done = edge_llama(copy, "run", packaged, "Hi", "--mood", "glad", "--max-tokens", "1")
+    done = edge_llama(copy, "run", small_talk, "Hi", "--mood", "glad", "--max-tokens", "1")
     assert done.returncode == 0, done.stderr
-    code = f"import edge_llama; edge_llama.open({str(packaged)!r}, mood='glad', n_ctx=64).close()"
+    code = f"import edge_llama; edge_llama.open({str(small_talk)!r}, mood='glad', n_ctx=64).close()"
     assert run(copy, "-c", code).returncode == 0
     program = copy / "program.py"
     program.write_text(PROGRAM)

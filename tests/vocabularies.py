@@ -212,12 +212,12 @@ def _tiktoken(regex: str, vocab_size: int, special: Sequence[str], text: Sequenc
 
 
 @cache
-def smollm_tokenizer() -> Tokenizer:
-    """A byte-level BPE that splits digits, its special tokens first."""
+def smollm_tokenizer(text: tuple[str, ...] = ()) -> Tokenizer:
+    """A byte-level BPE that splits digits, its special tokens first; trained on these lines, else on the corpus."""
     digits = pre_tokenizers.Digits(individual_digits=True)
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
-    return _byte_level(pre_tokenizers.Sequence([digits, byte_level]), 900, special, special_first=True)
+    return _byte_level(pre_tokenizers.Sequence([digits, byte_level]), 900, special, special_first=True, text=text)
 
 
 LLAMA2_TEMPLATE = """\

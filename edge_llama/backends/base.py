@@ -15,36 +15,78 @@ from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.host.devices import Device
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 
 class AbortedError(Exception):
     """``decode`` was stopped by ``abort``; nothing was appended."""
 
 
-class Sampler(Protocol):
-    """Chooses tokens for one answer, remembering those that it chose.
+@dataclass(slots=True, eq=False)
+class Rows:
+    """What one sequence appends in a decode: its next positions, of tokens or of embeddings."""
 
-    An engine without one of its own gives NumpySampler (:mod:`edge_llama.sampling.numpy_sampler`). What surrounds it
-    for every engine, grammars and logprobs, is in :mod:`edge_llama.generation`.
+    sequence: int
+    tokens: Sequence[int]
+    """Token ids; for embeddings whatever stands for them, an entry for each row."""
+    embeddings: NDArray[np.float32] | None = None
+    """``(n, n_embd)`` in place of tokens."""
+    needs_logits: bool = True
+    """Whether the logits of the last row are wanted."""
+
+
+class TextEmbedder(Protocol):
+    """Texts in, hidden states out. What a text tower is asked for while it generates is not touched.
+
+    Only the tower's thread may use it, and the tower's ``abort`` stops it.
     """
 
-    def sample(self) -> int:
-        """A token by what :meth:`TextTower.logits_view` holds now."""
+    @property
+    def longest(self) -> int:
+        """Tokens that a text may have."""
 
-    def close(self) -> None:
-        """Give back the engine's memory."""
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that one :meth:`states` takes at most; where a text can't come in parts, ``longest`` or more."""
+
+    @property
+    def n_texts(self) -> int:
+        """Texts that one :meth:`states` takes at most."""
+
+    @property
+    def n_embd(self) -> int:
+        """Width of a hidden state."""
+
+    def states(self, texts: Sequence[Sequence[int]], *, continues: bool = False) -> NDArray[np.float32]:
+        """The last hidden states, after the last norm, of all tokens of all ``texts``: ``(n, n_embd)`` in their order.
+
+        ``continues``: the one text goes on where the only text of the last call ended. Raises AbortedError, after
+        which the same call may be made again, or EngineError.
+        """
 
 
 class TextTower(Protocol):
-    """Tokens in, logits out, with a KV cache of one sequence. Only one thread may use it, ``abort`` excepted."""
+    """Tokens in, logits out, with a KV cache of several sequences. Only one thread may use it, ``abort`` excepted.
+
+    Sequences are known by numbers below ``n_sequences``; all are empty at first. One that has the beginning of another
+    shares its cells where the engine can.
+    """
 
     @property
     def n_ctx(self) -> int:
-        """Positions that the cache holds."""
+        """Positions that a sequence may have."""
+
+    @property
+    def n_cells(self) -> int:
+        """Positions that all sequences may have together; those that are shared count once."""
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences there may be. 1: the engine decodes one conversation after the other."""
 
     @property
     def n_batch(self) -> int:
-        """Tokens that one ``decode`` takes at most."""
+        """Rows that one ``decode`` takes at most."""
 
     @property
     def n_embd(self) -> int:
@@ -54,50 +96,49 @@ class TextTower(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
 
-    @property
-    def length(self) -> int:
-        """Positions in the cache."""
+    def length(self, sequence: int) -> int:
+        """Positions of a sequence."""
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append tokens to the cache. Raises AbortedError, or EngineError; then nothing was appended.
+    def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        """Append to each sequence its rows, which are all tokens or all embeddings; logits for those that want them.
 
-        A memory that can't be cut (see :meth:`rewind`) is empty after an error.
+        These come in the order of ``batch``. Raises AbortedError, or EngineError; then nothing was appended, and a
+        memory that can't be cut (see :meth:`cut`) is empty.
         """
 
-    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens. As :meth:`decode`."""
+    def cut(self, sequence: int, length: int) -> None:
+        """Keep the first ``length`` positions; none where the memory can't be cut there: recurrent states.
 
-    def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
-
-    def logits_view(self) -> NDArray[np.float32]:
-        """The engine's own logits of the last decoded position, ``(n_vocab,)``: what is written there its sampler sees.
-
-        Good until the next ``decode``.
+        :meth:`length` tells.
         """
 
-    def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache; none where its memory can't be cut there: recurrent states.
+    def share(self, source: int, target: int, length: int) -> None:
+        """Have ``target`` begin with the first ``length`` positions of ``source``, in place of its own if it has any.
 
-        :attr:`length` tells.
+        Nothing is copied. Only where ``n_sequences`` is more than 1.
         """
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """What the bytes of :meth:`save` depend on, besides the model: JSON values, ``engine`` names it."""
 
-    @property
-    def saved_bytes(self) -> int:
+    def saved_bytes(self, sequence: int) -> int:
         """Bytes that :meth:`save` would give."""
 
-    def save(self) -> NDArray[np.uint8]:
-        """A copy of the whole cache, in the engine's own format."""
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of a sequence's cache, in the engine's own format."""
 
-    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
-        """Have the cache of ``length`` positions that :meth:`save` gave, and the logits of its last, if known.
+    def load(self, sequence: int, kv: NDArray[np.uint8], length: int) -> None:
+        """Have a sequence of ``length`` positions that :meth:`save` gave.
 
-        EngineError if the engine refuses it: the cache is then empty. The bytes are not checked: native code reads
+        EngineError if the engine refuses it: the sequence is then empty. The bytes are not checked: native code reads
         them as they are.
+        """
+
+    def embedder(self, longest: int) -> TextEmbedder:
+        """What embeds texts of up to ``longest`` tokens, at most ``n_ctx``: made with the first call, anew for longer.
+
+        EngineError if this tower gives no hidden states, OptionError if the memory does not suffice.
         """
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
@@ -122,6 +163,42 @@ def checked_embeddings(embeddings: NDArray[np.float32], tower: TextTower) -> NDA
     if values.ndim != 2 or values.shape[1] != tower.n_embd or not 0 < len(values) <= tower.n_batch:
         raise EngineError(f"embeddings have the shape {values.shape}, expected (n, {tower.n_embd:,})")
     return values
+
+
+class OneSequence:
+    """A tower used by hand for one sequence alone: where its speed is measured, or its logits are looked at."""
+
+    def __init__(self, tower: TextTower, sequence: int = 0) -> None:
+        self.tower = tower
+        self.sequence = sequence
+        self._row: LogitsRow | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions in the cache."""
+        return self.tower.length(self.sequence)
+
+    def decode(self, tokens: Sequence[int]) -> LogitsRow:
+        """Append at most ``n_batch`` tokens; the logits of the last."""
+        return self._decode(Rows(self.sequence, tokens))
+
+    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> LogitsRow:
+        """Append ``(n, n_embd)`` embeddings; the logits of the last."""
+        return self._decode(Rows(self.sequence, [0] * len(embeddings), embeddings))
+
+    def _decode(self, rows: Rows) -> LogitsRow:
+        self._row = None
+        (self._row,) = self.tower.decode([rows])
+        return self._row
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
+        assert self._row  # noqa: S101 - something was decoded
+        return self._row.values.copy()
+
+    def cut(self, length: int) -> None:
+        """Keep the first ``length`` positions."""
+        self.tower.cut(self.sequence, length)
 
 
 class VisionTower(Protocol):
@@ -159,6 +236,22 @@ class Setting:
     def __str__(self) -> str:
         flash = {True: "flash attention on, ", False: "flash attention off, ", None: ""}[self.flash_attention]
         return f"{flash}KV {self.kv_format}, batch {self.n_batch}"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSize:
+    """What a text tower's KV cache shall hold."""
+
+    n_ctx: int
+    """Positions of a sequence, at most."""
+    n_cells: int
+    """Positions of all sequences together."""
+    n_sequences: int
+
+    @classmethod
+    def of_one(cls, n_ctx: int) -> "CacheSize":
+        """That of one sequence."""
+        return cls(n_ctx, n_ctx, 1)
 
 
 class AskedSetting(TypedDict):
@@ -292,8 +385,12 @@ class Engine(Protocol[A]):
         OptionError for one that this engine does not know or that can't hold it.
         """
 
-    def open(self, artifact: A, *, n_ctx: int, setting: Setting, placement: Placement, threads: int) -> TextTower:
-        """Load the tower. ArtifactError if the engine refuses it, EngineError if it does not work here."""
+    def open(self, artifact: A, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int) -> TextTower:
+        """Load the tower. ArtifactError if the engine refuses it, EngineError if it does not work here.
+
+        One that decodes a single conversation at a time takes ``n_ctx`` of ``cache`` alone, and says so by
+        ``n_sequences``.
+        """
 
     def state(self, *, again: bool) -> EngineState:
         """Whether it works on this machine; what is remembered of that is found out ``again``."""

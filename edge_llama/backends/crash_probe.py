@@ -29,7 +29,7 @@ _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a child ended: what it said by :func:`end`, or None if it died before; ``code`` is negative for a signal."""
+    """How a child ended: what it said last by :func:`end`, None if it died before; a negative ``code`` is a signal."""
 
     began: bool
     said: dict[str, Any] | None
@@ -66,7 +66,8 @@ def run(module: str, *arguments: str, seconds: float = _SECONDS) -> Outcome:
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
     lines = done.stdout.splitlines()
-    said = next((json.loads(line.removeprefix(_SURVIVED)) for line in lines if line.startswith(_SURVIVED)), None)
+    endings = [json.loads(line.removeprefix(_SURVIVED)) for line in lines if line.startswith(_SURVIVED)]
+    said = endings[-1] if endings else None
     return Outcome(_BEGAN in lines, said, done.returncode, done.stderr)
 
 

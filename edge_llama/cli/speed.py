@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_llama.backends.base import TextTower
+from edge_llama.backends.base import OneSequence
 from edge_llama.errors import OptionError
 from edge_llama.model import Model
-from edge_llama.runtime.session import Session
 from edge_llama.sampling.params import SamplingParams, check_whole
 
 
@@ -83,30 +82,28 @@ def measure(
             raise OptionError(f"{test} needs {test.end:,} tokens of context, the model has {model.n_ctx:,}")
     engine = model._engine
 
-    def run(session: Session) -> list[Speed]:
+    def run() -> list[Speed]:
+        engine.cache.clear()
+        tower = OneSequence(engine.tower)
         try:
-            runner = _Runner(session, engine.tower, repetitions, on_run or (lambda *_: None))
+            runner = _Runner(tower, repetitions, on_run or (lambda *_: None))
             return [runner.run(test) for test in wanted]
         finally:
-            engine.tower.rewind(0)
+            tower.cut(0)
 
-    return engine.call(run)
+    return engine.call(run, is_alone=True)
 
 
 class _Runner:
     """The tests, in the engine's thread."""
 
-    def __init__(
-        self, session: Session, tower: TextTower, repetitions: int, on_run: Callable[[Test, int], None]
-    ) -> None:
-        session.rewind(0)
+    def __init__(self, tower: OneSequence, repetitions: int, on_run: Callable[[Test, int], None]) -> None:
         self._tower = tower
         self._repetitions = repetitions
         self._on_run = on_run
         self._depth = 0
-        tower.decode([1])  # warm: the first decode allocates
-        self._n_vocab = len(tower.logits())
-        tower.rewind(0)
+        self._n_vocab = len(tower.decode([1]).values)  # warm: the first decode allocates
+        tower.cut(0)
         self._random = np.random.default_rng(0)
 
     def run(self, test: Test) -> Speed:
@@ -126,29 +123,28 @@ class _Runner:
     def _go_to(self, depth: int) -> None:
         """Bring the cache to ``depth`` tokens; what is there from the last test stays."""
         if depth < self._depth or not depth:
-            self._tower.rewind(depth)
+            self._tower.cut(depth)
         else:
-            self._tower.rewind(self._depth)
+            self._tower.cut(self._depth)
             self._read(depth - self._depth)
         self._depth = depth
 
     def _read(self, count: int) -> None:
         for tokens in self._batches(count):
-            self._tower.decode(tokens)
-        self._tower.logits()  # waits until the work is done
+            self._tower.decode(tokens)  # it waits until the work is done
 
     def _batches(self, count: int) -> Iterator[list[int]]:
-        step = self._tower.n_batch
+        step = self._tower.tower.n_batch
         for start in range(0, count, step):
             yield self._random.integers(0, self._n_vocab, min(step, count - start)).tolist()
 
     def _write(self, count: int) -> None:
-        sampler = self._tower.sampler(SamplingParams(temperature=0), [])
+        tower = self._tower.tower
+        sampler = tower.sampler(SamplingParams(temperature=0), [])
         try:
             token = int(self._random.integers(0, self._n_vocab))
             for _ in range(count):
-                self._tower.decode([token])
-                token = sampler.sample()
-                self._tower.tokenizer.piece(token)
+                token = sampler.sample(self._tower.decode([token]))
+                tower.tokenizer.piece(token)
         finally:
             sampler.close()

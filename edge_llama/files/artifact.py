@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import Format
@@ -23,6 +23,9 @@ from edge_llama.files.vision_spec import VisionSpec
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
+
+Pooling = Literal["mean", "last", "cls"]
+"""How the hidden states of a text's tokens become one vector: their mean, the last one, or the first one."""
 
 Row = tuple[str, str, str]
 """A field of a file's metadata for people: its name, its type and its value."""
@@ -118,6 +121,22 @@ class Artifact(Protocol):
     @property
     def takes_embeddings(self) -> bool:
         """Whether images can be given to it."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it embeds text and writes none."""
+
+    @property
+    def sees_whole_text(self) -> bool:
+        """Whether every token sees every other, also those after it."""
+
+    @property
+    def gives_hidden_states(self) -> bool:
+        """Whether texts can be embedded by it."""
+
+    @property
+    def pooling(self) -> str | None:
+        """How the file wants hidden states pooled: a :data:`Pooling`, ``rank`` for a reranker; None: it doesn't say."""
 
     @property
     def cache_depends_on_context(self) -> bool:

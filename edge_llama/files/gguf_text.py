@@ -9,6 +9,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files import gguf_metadata, text_rules
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
+from edge_llama.files.gguf_encoders import ENCODERS, POOLINGS, check_encoder
 from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
 from edge_llama.files.gguf_warnings import quality_warnings
@@ -60,6 +61,26 @@ class GGUFArtifact(TextArtifact):
         return tuple(header.path for header in self.headers)
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether llama.cpp keeps no cache for it: such a model embeds text."""
+        return self.architecture in ENCODERS
+
+    @property
+    def sees_whole_text(self) -> bool:
+        """An encoder does, and a decoder that was trained on to embed: ``attention.causal`` is false."""
+        return self.is_encoder or not self.header.get(f"{self.architecture}.attention.causal", bool, True)
+
+    @property
+    def gives_hidden_states(self) -> bool:
+        """llama.cpp gives them of any model; on what it would die is found out by a child process."""
+        return True
+
+    @property
+    def pooling(self) -> str | None:
+        """By ``{arch}.pooling_type``."""
+        return POOLINGS[self.header.get(f"{self.architecture}.pooling_type", int, 0)]
+
+    @property
     def cache_depends_on_context(self) -> bool:
         """Whether the context's size changes what the KV cache holds: with long rope factors it does."""
         return any(tensor.name.startswith("rope_factors_long") for tensor in self.tensors)
@@ -97,8 +118,9 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
             f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
         )
     n_layer, n_ctx_train = _positive(header, "block_count"), _positive(header, "context_length")
-    kv_values = _kv_values(header, n_layer)
+    kv_values = 0 if architecture in ENCODERS else _kv_values(header, n_layer)
     check_model(headers)
+    check_encoder(header)
     templates = _chat_templates(header)
     artifact = GGUFArtifact(
         path=path,
@@ -107,7 +129,7 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
         architecture=architecture,
         chat_template=templates.pop("default", None),
         named_templates=templates,
-        warnings=quality_warnings(header, END_TOKENS),
+        warnings=() if architecture in ENCODERS else quality_warnings(header, END_TOKENS),
         n_layer=n_layer,
         n_ctx_train=n_ctx_train,
         n_vocab=len(header.fields["tokenizer.ggml.tokens"].data),

@@ -62,6 +62,26 @@ class TextArtifact(ABC):
         return True
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether it embeds text and writes none."""
+        return False
+
+    @property
+    def sees_whole_text(self) -> bool:
+        """Whether every token sees every other, also those after it."""
+        return False
+
+    @property
+    def gives_hidden_states(self) -> bool:
+        """Whether texts can be embedded by it."""
+        return False
+
+    @property
+    def pooling(self) -> str | None:
+        """How the file wants hidden states pooled; None: it doesn't say."""
+        return None
+
+    @property
     def cache_depends_on_context(self) -> bool:
         """Whether the context's size changes what the KV cache holds."""
         return False

@@ -18,7 +18,7 @@ from edge_llama.backends.towers import locate
 from edge_llama.chat import Sessions
 from edge_llama.errors import EngineError
 from edge_llama.files.artifact import VisionArtifact, existing
-from edge_llama.generation import Answer, AnswerOptions, Generation
+from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions
 from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
 from edge_llama.isolation.worker import Worker
@@ -29,9 +29,8 @@ from edge_llama.prompts.messages import Message, as_json, check_messages, check_
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.kv_store import CacheOwner
+from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.session_file import checked_path
-from edge_llama.sampling.params import SamplingOptions
 
 
 class IsolatedModel(Model):
@@ -76,7 +75,7 @@ class IsolatedModel(Model):
             raise sees_no_images(self.artifact)
         return self._images
 
-    def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> Generation:
+    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
         """See :meth:`edge_llama.Model.generate`."""
         check_text(prompt, "the prompt")
         return self._worker.begin("generate", options, prompt=prompt, keep_alive=self)

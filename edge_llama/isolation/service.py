@@ -11,7 +11,7 @@ from edge_llama.isolation.shared_file import view
 from edge_llama.media.images import Image
 from edge_llama.model import Model
 from edge_llama.prompts.tools import Tools
-from edge_llama.runtime.kv_store import CacheOwner
+from edge_llama.runtime.prompt_cache import CacheOwner
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """How values of the API cross a pipe as JSON: messages, options, pieces, facts of an open model, errors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any
 
 from edge_llama import errors
 from edge_llama.backends.base import Choice, Figure, Placement, Setting
 from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
-from edge_llama.generation import Piece, Timings
+from edge_llama.generation import Diverged, Piece, Timings
 from edge_llama.media.images import Image
 from edge_llama.planning.memory import ContextSize
 from edge_llama.prompts.messages import Message, ToolCall, as_json
@@ -126,7 +126,7 @@ def options_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
 def piece_to_json(piece: Piece, timings: Timings) -> list[Any]:
     """A piece, without its logprobs but with their number, and how far the timings are."""
     calls = [call.to_json() for call in piece.tool_calls]
-    measured = [getattr(timings, name) for name in _TIMINGS]
+    measured = list(astuple(timings))
     return [piece.text, piece.token_ids, len(piece.logprobs), piece.finish_reason, calls, measured]
 
 
@@ -135,6 +135,8 @@ def piece_from_json(data: Sequence[Any], timings: Timings, logprobs: tuple[Token
     text, tokens, _, reason, calls, measured = data
     for name, value in zip(_TIMINGS, measured, strict=True):
         setattr(timings, name, value)
+    found = measured[_TIMINGS.index("diverged")]
+    timings.diverged = Diverged(*found) if found else None
     return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)))
 
 

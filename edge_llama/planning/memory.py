@@ -1,6 +1,6 @@
 """Will it fit: arithmetic over the model's sizes and this machine's memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_llama.errors import OptionError
 from edge_llama.files.artifact import Artifact
@@ -13,22 +13,51 @@ _WORK_BYTES = 256 << 20  # compute buffers, logits and the process itself
 
 @dataclass(frozen=True, slots=True)
 class ContextSize:
-    """``n_ctx`` positions take ``bytes`` of KV cache; ``reason`` says why this many."""
+    """A conversation may have ``n_ctx`` positions; ``reason`` says why this many.
+
+    All share ``n_cells`` positions of KV cache, which take ``bytes``.
+    """
 
     n_ctx: int
     bytes: int
     reason: str
+    n_cells: int
 
     def __str__(self) -> str:
-        return f"{self.n_ctx:,} tokens of context ({self.reason}), KV cache {self.bytes / 1e6:,.0f} MB"
+        cells = f" of {self.n_cells:,} cells for all conversations" if self.n_cells != self.n_ctx else ""
+        return f"{self.n_ctx:,} tokens of context ({self.reason}), KV cache{cells} {self.bytes / 1e6:,.0f} MB"
 
 
-def context_size(artifact: Artifact, requested: int | None, kv_format: Format, available: int) -> ContextSize:
+def context_size(
+    artifact: Artifact, requested: int | None, kv_format: Format, available: int, kv_cells: int | None = None
+) -> ContextSize:
     """The context to open: ``requested`` if it fits, else as much as is useful and fits in ``available`` bytes.
 
-    Raises OptionError if what was requested is no size, exceeds what the model was trained for, or does not fit:
-    with the numbers and the largest that does.
+    The KV cache has ``kv_cells`` positions, if so many are asked for, else as many as a conversation may have. Raises
+    OptionError if what was requested is no size, exceeds what the model was trained for, or does not fit: with the
+    numbers and the largest that does.
     """
+    size = _context_size(artifact, requested, kv_format, available)
+    return size if kv_cells is None else _with_cells(size, kv_cells, available - artifact.weight_bytes - _WORK_BYTES)
+
+
+def _with_cells(size: ContextSize, kv_cells: int, room: int) -> ContextSize:
+    """OptionError if the cells don't hold one whole conversation, or take more than ``room`` bytes."""
+    if kv_cells < size.n_ctx:
+        raise OptionError(
+            f"kv_cells is {kv_cells:,}, less than the {size.n_ctx:,} tokens of context that a conversation may use",
+            remedy="give more, or a smaller n_ctx",
+        )
+    nbytes = size.bytes * kv_cells // size.n_ctx
+    if nbytes > room:
+        raise OptionError(
+            f"kv_cells {kv_cells:,} need {nbytes:,} bytes beside the model, {max(0, room):,} are available",
+            remedy=f"at most {max(0, room) * size.n_ctx // max(size.bytes, 1):,} fit",
+        )
+    return replace(size, n_cells=kv_cells, bytes=nbytes)
+
+
+def _context_size(artifact: Artifact, requested: int | None, kv_format: Format, available: int) -> ContextSize:
     per_token = artifact.kv_values_per_token * kv_format.block_bytes // kv_format.block_size
     room = available - artifact.weight_bytes - _WORK_BYTES
     largest = max(0, room // max(per_token, 1) // _STEP * _STEP)
@@ -44,7 +73,7 @@ def context_size(artifact: Artifact, requested: int | None, kv_format: Format, a
                 f"{available:,} are available",
                 remedy="close other programs, or use a smaller model",
             )
-        return ContextSize(n_ctx, n_ctx * per_token, reason)
+        return ContextSize(n_ctx, n_ctx * per_token, reason, n_ctx)
     if isinstance(requested, bool) or not isinstance(requested, int) or not 1 < requested <= trained:
         raise OptionError(
             f"n_ctx is {requested!r}, expected a whole number from 2 to {trained:,}, what the model was trained for"
@@ -55,7 +84,7 @@ def context_size(artifact: Artifact, requested: int | None, kv_format: Format, a
             f"{available:,} are available",
             remedy=f"at most {min(largest, trained):,} fit",
         )
-    return ContextSize(requested, requested * per_token, "as asked")
+    return ContextSize(requested, requested * per_token, "as asked", requested)
 
 
 def fits_beside(artifact: Artifact, requested: int | None, available: int, other: int) -> bool:

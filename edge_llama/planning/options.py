@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
+from edge_llama.errors import OptionError
 from edge_llama.prompts.messages import check_text
 from edge_llama.sampling.option_text import OptionText, is_name, parse_on_or_off
 from edge_llama.sampling.params import check_whole
@@ -32,6 +33,19 @@ class Option:
 
 def _whole(least: int, most: int) -> Callable[[str, Any], int]:
     return lambda name, value: check_whole(name, value, least, most)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}, expected True or False")
+    return value
+
+
+def _folder(name: str, value: Any) -> Path:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise OptionError(f"{name} is {value!r:.100}, expected a folder's path as text")
+    return Path(path)
 
 
 def _template(name: str, value: Any) -> str:
@@ -144,9 +158,23 @@ class OpenOptions(TypedDict, total=False):
         ),
     ]
     """Jinja text in place of the model's own chat template, or the name of another that it has (``tool_use``)."""
-    session_bytes: Annotated[int | None, Option(_whole(0, 2**63 - 1))]
-    """Memory that may keep what chats have read while others read; None: as much as the KV cache takes. Never more than
-    half of what is free."""
+    max_running: Annotated[int | None, Option(_whole(1, 64))]
+    """Requests that are served at once: 8 (None). Others wait. An ONNX model, and one with recurrent states, serves one
+    after the other."""
+    max_queued: Annotated[int | None, Option(_whole(0, 2**31 - 1))]
+    """Requests that may wait: 64 (None). One more is a BusyError."""
+    kv_cells: Annotated[int | None, Option(_whole(2, 2**31 - 1))]
+    """Positions of KV cache that all conversations share; what they have in common counts once. None: ``n_ctx``. Each
+    may use all of ``n_ctx``: what does not fit waits, or is moved to memory and back."""
+    deterministic: Annotated[bool, Option(_flag)]
+    """Answers that are the same, byte for byte, whatever else the model is asked: requests are served one after the
+    other, and only whole batches of a prompt are reused, as they were prefilled."""
+    cache_bytes: Annotated[int | None, Option(_whole(0, 2**63 - 1))]
+    """Memory that may keep what was prefilled while others use the KV cache; None: as much as that takes. Never more
+    than half of what is free."""
+    cache_dir: Annotated[str | os.PathLike[str] | None, Option(_folder)]
+    """A folder where what was prefilled is kept when the model is closed, or others need the memory: it is there after
+    a restart. Files of all models lie there, the least recently used go beyond 4 GB. None: nothing is written."""
     vision: Annotated[
         str | os.PathLike[str] | None,
         Option(

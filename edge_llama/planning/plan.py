@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from edge_llama.backends.base import AskedSetting, Choice, Engine, Placement, TextTower
+from edge_llama.backends.base import AskedSetting, CacheSize, Choice, Engine, Placement, TextTower
 from edge_llama.backends.registry import engine_of
 from edge_llama.files.artifact import Artifact
 from edge_llama.files.formats import FORMATS
 from edge_llama.host import devices
 from edge_llama.planning.memory import ContextSize, context_size
 from edge_llama.planning.options import OpenOptions
+
+MAX_RUNNING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,20 @@ class EnginePlan:
     context: ContextSize
     choice: Choice
     placement: Placement
+    max_running: int
+    """Requests that shall be served at once."""
+
+    @property
+    def cache(self) -> CacheSize:
+        """What the KV cache shall hold: beside the sequences that run, as many whose beginnings others may share."""
+        n_sequences = 1 if self.max_running == 1 else 2 * self.max_running
+        return CacheSize(self.context.n_ctx, self.context.n_cells, n_sequences)
 
     def open(self, threads: int) -> TextTower:
         """Load the model so. Raises ArtifactError or EngineError."""
         return self.engine.open(
             self.artifact,
-            n_ctx=self.context.n_ctx,
+            cache=self.cache,
             setting=self.choice.setting,
             placement=self.placement,
             threads=threads,
@@ -45,7 +55,7 @@ def plan_engine(artifact: Artifact, options: OpenOptions, other_bytes: int = 0) 
     )
 
     def sized(choice: Choice) -> ContextSize:
-        return context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory)
+        return context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory, options.get("kv_cells"))
 
     choice = engine.choose(artifact, asked, placement=None, tune=False)
     context = sized(choice)
@@ -53,4 +63,5 @@ def plan_engine(artifact: Artifact, options: OpenOptions, other_bytes: int = 0) 
     if tune or placement.gpu_layers:
         choice = engine.choose(artifact, asked, placement=placement, tune=tune)
         context = sized(choice)
-    return EnginePlan(artifact, engine, context, choice, placement)
+    max_running = 1 if options.get("deterministic") else options.get("max_running") or MAX_RUNNING
+    return EnginePlan(artifact, engine, context, choice, placement, max_running)

@@ -44,6 +44,8 @@ class _Loaded:
     begins: int | None
     """What it puts before a text."""
     rules: TextRules = PLAIN
+    ends: Sequence[int] = ()
+    """What it puts after one."""
 
 
 class HFTokenizer(Vocabulary):
@@ -63,6 +65,8 @@ class HFTokenizer(Vocabulary):
         self._encode = loaded.encode
         self.bos = self._wanted(loaded.begins)
         """The token that begins a raw prompt, or None where the model wants none."""
+        self.frame = ([] if self.bos is None else [self.bos], loaded.ends)
+        """The tokens that the model wants before and after a text that stands alone, to embed it."""
 
     def _wanted(self, begins: int | None) -> int | None:
         """As tokenizer_config.json says, else as the tokenizer itself does."""
@@ -129,7 +133,8 @@ def _from_json(path: Path, n_vocab: int) -> _Loaded:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    return _Loaded(kind, texts, types, encode, begins, _rules(tokenizer))
+    ends = with_marks[len(plain) + (begins is not None) :]
+    return _Loaded(kind, texts, types, encode, begins, _rules(tokenizer), ends)
 
 
 def _rules(tokenizer: Any) -> TextRules:

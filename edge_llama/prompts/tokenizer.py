@@ -30,6 +30,10 @@ class Tokenizer(Protocol):
     def bos(self) -> int | None:
         """The token that begins a raw prompt, or None where the model wants none."""
 
+    @property
+    def frame(self) -> tuple[Sequence[int], Sequence[int]]:
+        """The tokens that the model wants before and after a text that stands alone, to embed it."""
+
     def encode(self, text: str, control: Mapping[str, int] | None = None) -> list[int]:
         """The ids of plain text; nothing in it becomes a token of ``control`` (None: ``control_tokens``)."""
 

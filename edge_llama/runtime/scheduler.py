@@ -1,114 +1,240 @@
-"""One thread that owns a tower: work is done there in turn, so callers may be many and may leave at any time."""
+"""One thread that owns the towers and brings many requests to their ends, all of them in every step.
+
+A step decodes a token for each answer that is running, and as much of the prompts that wait as goes unnoticed
+(:mod:`edge_llama.runtime.step_budget`). Requests join and leave between steps: callers may be many and may leave at any
+time. What they have in common is in the engine's cache once (:mod:`edge_llama.runtime.prompt_cache`).
+"""
 
 import logging
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from queue import SimpleQueue
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from edge_llama.backends.base import TextTower
-from edge_llama.errors import EdgeLlamaError, EngineError
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.backends.base import AbortedError, Rows, TextTower
+from edge_llama.errors import BusyError, DeadlineError, EngineError
+from edge_llama.host import devices
+from edge_llama.runtime.disk_cache import DiskCache
+from edge_llama.runtime.encoder_thread import Embedded, EncoderThread
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.session import Session
-from edge_llama.runtime.thread_pacer import Pace
+from edge_llama.runtime.prompt_cache import Held, PromptCache
+from edge_llama.runtime.radix_tree import shared_length
+from edge_llama.runtime.request import Request
+from edge_llama.runtime.session_file import State
+from edge_llama.runtime.step_budget import StepBudget
+from edge_llama.runtime.thread_pacer import Pace, Stopwatch
+from edge_llama.sampling.sampler import LogitsRow
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+MAX_QUEUED = 64
+_WORTH_WAITING = 32
+"""Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
+_WORTH_ABORTING = 32
+"""Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
 
-class Job:
-    """A piece of work for the engine's thread. ``cancel`` may be called from any thread, before, while or after."""
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the engine is doing, and what it has done since it was opened."""
 
-    def __init__(
-        self, engine: "Engine", work: Callable[["Job"], None], on_error: Callable[[EdgeLlamaError], None] | None
-    ) -> None:
-        self.engine = engine
-        self.work = work
-        self.is_cancelled = False
-        self._on_error = on_error
-
-    def cancel(self) -> None:
-        """Stop at once if running; never start if still waiting."""
-        self.engine.cancel(self)
-
-    def check_process(self) -> None:
-        """See :meth:`Engine.check_process`."""
-        self.engine.check_process()
-
-    def fail(self, error: BaseException) -> None:
-        """Tell who waits for the work that ``error`` ended it."""
-        if not isinstance(error, EdgeLlamaError):
-            cause = error
-            error = EngineError(f"the engine's work failed: {type(cause).__name__}: {cause}")
-            error.__cause__ = cause
-        if self._on_error:
-            self._on_error(error)
-        else:
-            _log.error("%s", error, exc_info=error)
+    running: int
+    """Requests that are prefilled or answered."""
+    queued: int
+    """Requests that wait for their turn."""
+    used_cells: int
+    """Positions of the KV cache that sequences take, running or idle."""
+    cells: int
+    """Positions that it has."""
+    cached_bytes: int
+    """Memory that copies of sequences take."""
+    prompt_tokens: int
+    """Tokens that were prefilled."""
+    generated_tokens: int
+    """Tokens that were decoded one by one."""
+    seconds: float
+    """Time in which the engine was at work."""
 
 
-class Engine:
-    """A text tower, its session, perhaps what embeds images for it, and the thread in which all are used."""
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A request with a sequence of the engine, or with a copy of it while others have the cells."""
+
+    request: Request
+    held: Held
+    todo: Sequence[int]
+    """Tokens to append: what is left of the prompt, then what the last logits gave."""
+    is_decoding: bool = False
+    """Whether its prompt is prefilled."""
+    suspended: State | None = None
+    embedded: Embedded | None = None
+    """The embeddings of a tile, the last ``embedded_left`` of which are ``todo``'s first."""
+    embedded_left: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a decode can go on with it: not while it waits for an image, or for cells."""
+        if self.suspended or not self.todo:
+            return False
+        return self.todo[0] >= 0 or (self.embedded is not None and self.embedded.done())
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Work for the engine's thread, between two steps."""
+
+    work: Callable[[], None]
+    is_alone: bool = False
+
+
+_NUDGE = _Call(lambda: None)
+"""Nothing to do, but to look again: something was cancelled, or an image is embedded."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Requests that wait, callers in turn: who has many waits behind who has few."""
+
+    callers: "OrderedDict[object, deque[Request]]" = field(default_factory=OrderedDict)
+
+    def put(self, caller: object, request: Request) -> None:
+        self.callers.setdefault(caller, deque()).append(request)
+
+    def __iter__(self) -> Iterator[Request]:
+        """The next of each caller."""
+        return iter([waiting[0] for waiting in self.callers.values()])
+
+    def take(self, request: Request) -> None:
+        """Remove one of those that iterating gives; its caller is the last now."""
+        caller = next(caller for caller, waiting in self.callers.items() if waiting[0] is request)
+        waiting = self.callers.pop(caller)
+        waiting.popleft()
+        if waiting:
+            self.callers[caller] = waiting
+
+    def remove_ended(self) -> int:
+        """Remove those that wait no more; how many they are."""
+        gone = sum(request.is_ended for request in self.all())
+        for caller, waiting in list(self.callers.items()):
+            kept = deque(request for request in waiting if not request.is_ended)
+            if kept:
+                self.callers[caller] = kept
+            else:
+                del self.callers[caller]
+        return gone
+
+    def all(self) -> list[Request]:
+        return [request for waiting in self.callers.values() for request in waiting]
+
+
+class Scheduler:
+    """A text tower, what is in its cache, perhaps what embeds images for it, and the thread in which all are used."""
 
     def __init__(
         self,
         tower: TextTower,
         choose_threads: Callable[[], int],
-        session_room: Callable[[int], int] = lambda _used: 0,
+        room: Callable[[int], int] = lambda _used: 0,
         pace: Pace | None = None,
         encoder: ImageEncoder | None = None,
+        *,
+        max_running: int = 8,
+        max_queued: int = MAX_QUEUED,
+        is_deterministic: bool = False,
+        disk: DiskCache | None = None,
     ) -> None:
-        """``choose_threads`` is asked before each job how many threads the tower shall use, ``pace`` within it.
+        """``choose_threads`` is asked how many threads the tower shall use when work begins, ``pace`` within it.
 
-        ``session_room`` says how much memory may keep the caches of others: see :mod:`edge_llama.runtime.kv_store`.
+        ``room`` says how much memory copies of sequences may take: see :class:`PromptCache`. With ``is_deterministic``
+        requests are served one after the other, their prompts in slices that depend on nothing else.
         """
         self.tower = tower
         self.encoder = encoder
-        self._workers: tuple[TextTower | ImageEncoder, ...] = (tower, encoder) if encoder else (tower,)
-        self.session = Session(tower, session_room, pace)
+        self.cache = PromptCache(tower, room, tower.n_batch if is_deterministic else 0, disk)
+        self.max_running = 1 if is_deterministic else min(max_running, tower.n_sequences)
+        self.max_queued = max_queued
+        self._samplers: ThreadPoolExecutor | None = None
+        self._encoders = EncoderThread(encoder) if encoder else None
         self._choose_threads = choose_threads
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._pace = pace
+        self._budget = StepBudget()
+        self._inbox: SimpleQueue[tuple[object, Request] | _Call | None] = SimpleQueue()
+        self._queue = _Queue()
+        self._calls: deque[_Call] = deque()
+        self._running: list[_Running] = []  # the first that came first
+        self._counts = _Counts()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
         # What is done under it therefore holds if such a call comes between any two steps.
         self._lock = threading.RLock()
-        self._current: Job | None = None
+        self._current: dict[Request, int] = {}
+        """The requests of the decode that is running, and their rows."""
+        self._waiting = 0
+        """Requests that were submitted and have not begun."""
+        self._current_call: _Call | None = None
         self._is_closed = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="edge-llama", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[Job], None], *, on_error: Callable[[EdgeLlamaError], None] | None = None) -> Job:
-        """Have ``work(job)`` called in the engine's thread, after what was submitted before.
+    def submit(self, request: Request) -> None:
+        """Bring the request to its end. EngineError if the model is closed, BusyError if too many wait already.
 
-        ``on_error`` is called there if it can't be done or raises. EngineError if the model is closed.
+        Callers take turns: who submits for the same owner, or from the same thread, is one.
         """
         self.check_process()
-        job = Job(self, work, on_error)
+        caller: object = request.owner if request.owner else threading.get_ident()
         with self._lock:
             if self._is_closed:
                 raise EngineError("the model is closed", remedy="open it again")
-            self._jobs.put(job)
-        return job
+            if self._waiting >= self.max_queued + self.max_running - len(self._running):
+                raise BusyError(len(self._running), self._waiting, self.max_queued)
+            self._waiting += 1
+            self._inbox.put((caller, request))
 
-    def call(self, work: Callable[[Session], T]) -> T:
-        """What ``work(session)`` gives, done in the engine's thread after what was submitted before.
+    def call(self, work: Callable[[], T], *, is_alone: bool = False) -> T:
+        """What ``work()`` gives, called in the engine's thread between steps; alone: when no request is running.
 
-        Ctrl-C while waiting ends the work too.
+        Who stops waiting, by Ctrl-C, stops what the tower does for it.
         """
+        self.check_process()
         future: Future[T] = Future()
 
-        def run(job: Job) -> None:
-            if job.is_cancelled:  # the model is closing
-                raise EngineError("the model is closed", remedy="open it again")
-            future.set_result(work(self.session))
+        def run() -> None:
+            try:
+                if self._is_closed:
+                    raise EngineError("the model is closed", remedy="open it again")
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
 
-        job = self.submit(run, on_error=future.set_exception)
+        call = _Call(run, is_alone)
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("the model is closed", remedy="open it again")
+            self._inbox.put(call)
         try:
             return future.result()
         except BaseException:
-            job.cancel()
+            with self._lock:
+                if self._current_call is call and not future.done():
+                    self.tower.abort()
             raise
 
     def check_process(self) -> None:
@@ -119,14 +245,17 @@ class Engine:
                 remedy="open the model after the fork, or start processes by spawn",
             )
 
-    def cancel(self, job: Job) -> None:
-        """See :meth:`Job.cancel`."""
-        job.is_cancelled = True
+    def cancel(self, request: Request) -> None:
+        """Release the request's caller, and do no more for it. Any thread may call it, any number of times."""
+        request.cancel()
         if os.getpid() != self._pid:
             return  # the lock may be held by a thread that does not exist here
         with self._lock:
-            if self._current is job:
-                self._abort()
+            if self._is_worth_aborting(request):
+                self.tower.abort()
+            if self._encoders:
+                self._encoders.cancel(request)
+        self._inbox.put(_NUDGE)
 
     def close(self) -> None:
         """Cancel everything and free the tower. May be called twice, from any thread."""
@@ -136,36 +265,318 @@ class Engine:
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
-                self._jobs.put(None)
-            if current := self._current:
-                current.is_cancelled = True
-                self._abort()
+                self._inbox.put(None)
+            self.tower.abort()
         # From within a step under the lock the engine's thread can't be waited for: it needs the lock to end.
         if threading.current_thread() is not self._thread and not is_within:
             self._thread.join()
 
+    def stats(self) -> Stats:
+        """What it is doing now. Any thread may ask."""
+        counts, cache = self._counts, self.cache
+        return Stats(
+            len(self._running),
+            self._waiting,
+            cache.used_cells,
+            self.tower.n_cells,
+            cache.nbytes,
+            counts.prompt_tokens,
+            counts.generated_tokens,
+            counts.seconds,
+        )
+
+    def _is_worth_aborting(self, request: Request) -> bool:
+        """Whether the decode that is running is for nobody else, or much of it is for this request."""
+        if request not in self._current:
+            return False
+        return self._current[request] >= _WORTH_ABORTING or all(each.is_cancelled for each in self._current)
+
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        has_moved = False
+        while self._take_in(is_patient=not has_moved):
+            began = time.perf_counter()
             try:
-                self._begin(job)
+                has_moved = self._step()
+            except BaseException as error:  # whatever it is, callers wait for this thread
+                _log.error("the engine's work failed: %s", error, exc_info=error)
+                for running in self._running:
+                    running.request.fail(error)
+            self._counts.seconds += time.perf_counter() - began
+        for request in (*self._queue.all(), *(running.request for running in self._running)):
+            request.cancel()
+        for call in self._calls:
+            call.work()
+        self.cache.close()
+        if self._samplers:
+            self._samplers.shutdown()
+        if self._encoders:
+            self._encoders.close()
+        self.tower.close()
+
+    def _take_in(self, *, is_patient: bool) -> bool:
+        """Take what was sent; wait for it where a step would change nothing. False when the model was closed."""
+        try:
+            item = self._inbox.get(is_patient, self._seconds_left() if is_patient else None)
+            while True:
+                if isinstance(item, _Call):
+                    self._calls.extend([item] if item is not _NUDGE else [])
+                elif item is not None:
+                    self._queue.put(*item)
+                item = self._inbox.get_nowait()
+        except Empty:
+            return not self._is_closed
+
+    def _seconds_left(self) -> float | None:
+        """Until the first deadline of a request."""
+        requests = (*(running.request for running in self._running), *self._queue.all())
+        deadlines = [request.deadline for request in requests if request.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _step(self) -> bool:
+        """Bring everything on by a decode; whether anything changed."""
+        has_moved = self._leave()
+        has_moved |= self._do_calls()
+        has_moved |= self._admit()
+        self._embed()
+        for batch in self._batches():
+            self._decode(batch)
+            has_moved = True
+        return has_moved
+
+    def _leave(self) -> bool:
+        """Let go of requests that were cancelled or are late; their sequences stay in the cache."""
+        for request in (*(running.request for running in self._running), *self._queue.all()):
+            request.release()
+            if request.deadline is not None and time.monotonic() >= request.deadline and not request.is_ended:
+                request.fail(DeadlineError())
+        gone = [running for running in self._running if running.request.is_ended]
+        for running in gone:
+            self._end(running)
+        unbegun = self._queue.remove_ended()
+        self._waiting -= unbegun
+        return bool(gone or unbegun)
+
+    def _end(self, running: _Running, logits: NDArray[np.float32] | None = None) -> None:
+        self._running.remove(running)
+        if running.suspended:
+            self.cache.keep(running.suspended)
+        else:
+            self.cache.end(running.held, logits)
+
+    def _do_calls(self) -> bool:
+        has_called = False
+        while self._calls and not (self._calls[0].is_alone and self._running):
+            call = self._calls.popleft()
+            with self._lock:
+                self._current_call = call
+                self.tower.resume()
+            call.work()
+            self._current_call = None
+            has_called = True
+        return has_called
+
+    def _admit(self) -> bool:
+        """Let requests begin while there is a place and there are cells for their prompts; whether one did."""
+        has_begun = False
+        for running in self._running:
+            if running.suspended:
+                if not self._resume(running):
+                    return has_begun
+                has_begun = True
+        while len(self._running) < self.max_running and not any(call.is_alone for call in self._calls):
+            request = next((each for each in self._queue if self._may_begin(each)), None)
+            if request is None or not self._begin(request):
+                break
+            has_begun = True
+        return has_begun
+
+    def _may_begin(self, request: Request) -> bool:
+        """Not while another prefills what it can have then."""
+        ids = request.prompt_ids
+        coming = 0
+        for running in self._running:
+            if not running.is_decoding and not running.suspended:  # of one that must wait nobody waits
+                shared = shared_length(running.request.prompt_ids, ids)
+                coming = max(coming, shared if shared > len(running.held.tokens) else 0)
+        return coming < _WORTH_WAITING or coming - self.cache.known(ids) < _WORTH_WAITING
+
+    def _begin(self, request: Request) -> bool:
+        """Give the request a sequence; False while there is no room for it."""
+        if self._running:
+            left = sum(len(running.todo) for running in self._running)
+            new = len(request.prompt) - self.cache.known(request.prompt_ids)
+            if not self.cache.make_cells(left + new + 1 + len(self._running)):
+                return False
+        beginning = self.cache.begin(request.prompt_ids, request.owner)
+        if beginning is None:
+            return False
+        self._queue.take(request)
+        self._waiting -= 1
+        held = beginning.held
+        running = _Running(request, held, request.prompt[beginning.reused :])
+        is_first = not self._running
+        self._running.append(running)
+        try:
+            if is_first:
                 self.tower.use_threads(self._choose_threads())
-                job.work(job)
-            except BaseException as error:  # whatever it is, the next job's caller waits for this thread
-                job.fail(error)
-            self._current = None  # a cancel() that has just seen it as current is undone by the next resume()
-        for worker in self._workers:
-            worker.close()
+            request.started(beginning.reused, beginning.divergence)
+        except BaseException as error:
+            request.fail(error)
+            return True
+        if not running.todo:  # all of it is there, with its last logits
+            assert held.logits is not None  # noqa: S101 - see PromptCache.begin
+            self._advance([(running, LogitsRow(held.logits.copy()))])
+        return True
 
-    def _abort(self) -> None:
-        for worker in self._workers:
-            worker.abort()
+    def _resume(self, running: _Running) -> bool:
+        """Bring back a request that had to leave; False while there are no cells for it."""
+        assert running.suspended  # noqa: S101 - it had to leave
+        others = sum(not each.suspended for each in self._running)
+        if others and not self.cache.make_cells(len(running.suspended.tokens) + len(running.todo) + 8 * (1 + others)):
+            return False
+        request = running.request
+        held = self.cache.resume(running.suspended, request.prompt_ids, request.owner)
+        if held is None:
+            return False
+        running.held, running.suspended = held, None
+        return True
 
-    def _begin(self, job: Job) -> None:
+    def _embed(self) -> None:
+        """Have the tiles embedded that are decoded next."""
+        for running in self._running:
+            if running.embedded and running.embedded.done() and (error := running.embedded.exception()):
+                running.embedded = None
+                if not isinstance(error, AbortedError):
+                    running.request.fail(error)
+            if running.todo and running.todo[0] < 0 and running.embedded is None and not running.request.is_ended:
+                assert self._encoders  # noqa: S101 - there are no such ids without
+                start = len(running.request.prompt) - len(running.todo)
+                running.embedded_left = sum(1 for _ in takewhile(lambda token: token < 0, running.todo))
+                stop = start + running.embedded_left
+                running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, _NUDGE))
+
+    def _batches(self) -> Iterator[list[tuple[_Running, Rows]]]:
+        """The decodes of a step: tokens, and embeddings, which an engine takes apart from those."""
+        ready = [running for running in self._running if running.is_ready]
+        while ready:
+            tokens, embeddings = self._planned(ready)
+            if tokens or embeddings:
+                yield from (batch for batch in (tokens, embeddings) if batch)
+                return
+            youngest = ready.pop()
+            youngest.suspended = self.cache.suspend(youngest.held)
+
+    def _planned(self, ready: Sequence[_Running]) -> tuple[list[tuple[_Running, Rows]], list[tuple[_Running, Rows]]]:
+        """What each request appends in this step; nothing if there are no cells for those that are being answered."""
+        answers = [running for running in ready if running.is_decoding]
+        prompts = [running for running in ready if not running.is_decoding]
+        room = self.tower.n_batch
+        self.cache.make_cells(sum(min(len(running.todo), room) for running in ready))
+        free = self.cache.free_cells
+        found: list[tuple[_Running, Rows]] = []
+        for at, running in enumerate(answers):
+            rows = self._rows(running, min(room - (len(answers) - at - 1), len(running.todo)))
+            if len(rows.tokens) > free:
+                return [], []
+            found.append((running, rows))
+            room, free = room - len(rows.tokens), free - len(rows.tokens)
+        budget = self._budget.tokens(len(answers))
+        room = min(room, free) if budget is None else min(room, free, budget)
+        for at, running in enumerate(prompts):
+            share = -(-room // (len(prompts) - at)) if budget is not None else room
+            if share:
+                found.append((running, rows := self._rows(running, share)))
+                room -= len(rows.tokens)
+        return (
+            [each for each in found if each[1].embeddings is None],
+            [each for each in found if each[1].embeddings is not None],
+        )
+
+    def _rows(self, running: _Running, most: int) -> Rows:
+        """The next rows of a request, at most so many, all of one kind."""
+        todo = running.todo[:most]
+        embeddings = None
+        if todo[0] >= 0:
+            todo = tuple(takewhile(lambda token: token >= 0, todo)) if min(todo) < 0 else todo
+        else:
+            assert running.embedded  # noqa: S101 - it is ready
+            todo = todo[: running.embedded_left]
+            values = running.embedded.result()
+            start = len(values) - running.embedded_left
+            embeddings = values[start : start + len(todo)]
+        return Rows(running.held.number, todo, embeddings, needs_logits=len(todo) == len(running.todo))
+
+    def _decode(self, batch: Sequence[tuple[_Running, Rows]]) -> None:
+        """Decode the rows and let each request go on. Where it fails for many, each is tried alone."""
+        if not self._begin_decode(batch):
+            return
+        watch = Stopwatch()
+        try:
+            logits = self.tower.decode([rows for _, rows in batch])
+        except BaseException as error:
+            for running, _ in batch:
+                self.cache.synchronize(running.held)
+            self._failed(batch, error)
+            return
+        finally:
+            self._current = {}  # a cancel() that has just seen it is undone before the next decode
+        self._decoded(batch, watch)
+        answers = iter(logits)
+        self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
+
+    def _begin_decode(self, batch: Sequence[tuple[_Running, Rows]]) -> bool:
+        """Whether anybody still wants it."""
         with self._lock:
-            self._current = job
-            if self._is_closed:
-                job.is_cancelled = True
-            for worker in self._workers:
-                worker.resume()
-            if job.is_cancelled:
-                self._abort()
+            self._current = {running.request: len(rows.tokens) for running, rows in batch}
+            self.tower.resume()
+            if self._is_closed or all(request.is_cancelled for request in self._current):
+                self._current = {}
+                return False
+            return True
+
+    def _failed(self, batch: Sequence[tuple[_Running, Rows]], error: BaseException) -> None:
+        if isinstance(error, AbortedError):
+            return  # those that stay are decoded again in the next step
+        if len(batch) == 1:
+            batch[0][0].request.fail(error)
+            return
+        for each in batch:
+            self._decode([each])
+
+    def _decoded(self, batch: Sequence[tuple[_Running, Rows]], watch: Stopwatch) -> None:
+        seconds, cpu_seconds = watch.elapsed()
+        answers = prompts = 0
+        for running, rows in batch:
+            count = len(rows.tokens)
+            self.cache.appended(running.held, rows.tokens)
+            running.todo = running.todo[count:]
+            if rows.embeddings is not None:
+                running.embedded_left -= count
+                if not running.embedded_left:
+                    running.embedded = None
+            answers, prompts = (answers + count, prompts) if running.is_decoding else (answers, prompts + count)
+        self._counts.prompt_tokens += prompts
+        self._counts.generated_tokens += answers
+        self._budget.measured(answers, prompts, seconds)
+        if self._pace:
+            self.tower.use_threads(self._pace.after(seconds, cpu_seconds, answers + prompts, is_decode=not prompts))
+
+    def _advance(self, ready: Sequence[tuple[_Running, LogitsRow]]) -> None:
+        """Have each request choose its next tokens, several threads at once where that takes its time."""
+
+        def advance(one: tuple[_Running, LogitsRow]) -> Sequence[int]:
+            running, row = one
+            return running.request.advance(row, self.tower.n_ctx - len(running.held.tokens))
+
+        apart = [one for one in ready if one[0].request.samples_apart]
+        if len(apart) > 1:
+            self._samplers = self._samplers or ThreadPoolExecutor(devices.cpu_threads(), "edge-llama-sampler")
+            found = dict(zip(apart, self._samplers.map(advance, apart), strict=True))
+        else:
+            found = {}
+        for one in ready:
+            running, row = one
+            running.is_decoding = True
+            running.todo = found[one] if one in found else advance(one)
+            if running.request.is_ended:
+                self._end(running, row.values.copy())

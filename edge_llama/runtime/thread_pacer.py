@@ -33,7 +33,7 @@ class Pace:
         self._free = free
         self._glance = glance
         self._threads = most
-        self._best: dict[int, float] = {}
+        self._best: dict[tuple[int, int], float] = {}  # by threads and rows
         self._undisturbed = 0
         self._free_glances = 0
 
@@ -42,21 +42,24 @@ class Pace:
         self._use(min(self._most, self._free()))
         return self._threads
 
-    def after(self, seconds: float, cpu_seconds: float, count: int) -> int:
-        """Threads for the next decode, after one of ``count`` tokens took ``seconds``, its thread ``cpu_seconds``."""
+    def after(self, seconds: float, cpu_seconds: float, count: int, *, is_decode: bool) -> int:
+        """Threads for the next decode, after one of ``count`` rows took ``seconds``, its thread ``cpu_seconds``.
+
+        ``is_decode``: of answers, a row for each, not of prompts.
+        """
         share = cpu_seconds / max(seconds, 1e-9)
-        is_slow = count == 1 and self._is_slow(seconds)
+        is_slow = is_decode and self._is_slow(seconds, count)
         if self._threads > 1 and (is_slow or share < _WAITED):
             self._look_down(is_slow=is_slow)
-        elif self._threads < self._most and count == 1 and share > _UNDISTURBED:
+        elif self._threads < self._most and is_decode and share > _UNDISTURBED:
             self._look_up()
         else:
             self._undisturbed = 0
         return self._threads
 
-    def _is_slow(self, seconds: float) -> bool:
-        best = min(seconds, _FADING * self._best.get(self._threads, seconds))
-        self._best[self._threads] = best
+    def _is_slow(self, seconds: float, count: int) -> bool:
+        best = min(seconds, _FADING * self._best.get((self._threads, count), seconds))
+        self._best[self._threads, count] = best
         return seconds > _SLOWER * best
 
     def _look_down(self, *, is_slow: bool) -> None:

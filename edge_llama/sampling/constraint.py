@@ -7,7 +7,7 @@ llama.cpp's own grammars are not used: they end the process on a token, or a gra
 import json
 import re
 import weakref
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,29 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.sampling import grammar_guard, grammar_walk, json_schema
 from edge_llama.sampling.params import SamplingParams
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
+_ANY_TOKEN = -1  # no vocabulary has it, so that none has a rule for what stands after it
+_CONTINUES = 0x80  # to 0xBF: bytes of UTF-8 that begin no character
 _OVERLAP = (
     "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
 )
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
-# Text that must come is not cut into tokens by llguidance, which would need a tokenizer that begins in mid-text: the
-# model chooses among all tokens that begin it.
+# Masks allow all tokens that begin the text that must come, not only those that a tokenizer would cut it into: whether
+# it is written without the model is the caller's choice (Constraint.forced).
 _NO_FORCING = '%llguidance {"no_forcing": true}'
 _JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
-    "whitespace_flexible": True,
-    # Blanks end: a model that can't go on would write them for ever.
-    "whitespace_pattern": r" |\n[ ]{0,40}",
+    # One line, as json.dumps writes it and templates show tools: blanks are no choice, so keys can be forced, and a
+    # model that can't go on has none to write for ever.
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
     # No \u: llguidance would take "\u0061" for another key than "a".
     "json_allowed_escapes": 'nrbtf\\"',
 }
@@ -70,6 +75,18 @@ class Constraint:
             raise self._dead_end()
         return refused
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next, in order; none where there is a choice, or an end token could come.
+
+        Text that must come is cut as the model's tokenizer cuts it after the last token, up to where what follows might
+        join its end; masks would also allow any other tokens that spell it. Nothing is accepted by this.
+        """
+        ahead, found = self._matcher.deep_copy(), list[int]()
+        while tokens := _forced_text(ahead) or _only_token(ahead):
+            found += tokens
+            ahead.consume_tokens(tokens)
+        return found
+
     def accept(self, token: int) -> None:
         """Go on by a token that was not refused."""
         if not self._matcher.consume_token(token):
@@ -90,17 +107,65 @@ class Constraint:
         return EngineError(problem, remedy=remedy) if self._is_begun else OptionError(problem, remedy=remedy)
 
 
-def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
-    """The constraint that ``params`` ask for, or None.
+def _forced_text(matcher: Any) -> list[int]:
+    """The tokens of the text that must come, but for those at its end that what may follow could be a part of."""
+    text = matcher.compute_ff_bytes()
+    if not text or _CONTINUES <= text[0] < _CONTINUES + 64:  # the rest of a character: no tokenizer begins there
+        return []
+    tokens: list[int] = matcher.compute_ff_tokens()
+    return tokens if matcher.validate_tokens(tokens) == len(tokens) else []
 
-    OptionError for what is invalid, unsupported, without end or unsatisfiable.
+
+def _only_token(matcher: Any) -> list[int]:
+    """The token that the mask leaves alone, unless it is an end token: then there is nothing to write."""
+    if matcher.is_stopped() or matcher.is_accepting():
+        return []
+    bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    if matcher.is_error() or np.bitwise_count(bits).sum() != 1:  # an error is told where a token is chosen
+        return []
+    return [int(np.unpackbits(bits, bitorder="little").argmax())]
+
+
+def constraint(params: SamplingParams, tokenizer: Tokenizer, calls: CallGrammar | None = None) -> Constraint | None:
+    """The constraint that ``params`` ask for, or that the answer be ``calls``; None if neither does.
+
+    OptionError for both, for what is invalid, unsupported, without end or unsatisfiable.
     """
     found = _grammar(params)
+    if calls is not None:
+        return _of_calls(calls, tokenizer, None if found is None else found[0])
     if found is None:
         return None
     what, grammar = found
     _walked(what, grammar)
     return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: str | None) -> Constraint:
+    if other:
+        raise OptionError(f"tool_choice and {other} were given", remedy="an answer can have one of them")
+    rules = [calls.rules, *(f"{name}: {_schema_of(*each)}" for name, each in calls.schemas.items())]
+    what, grammar = "tool_choice", "\n".join(rules)
+    _walked(what, f"{grammar}\nstart: calls")
+    starts = [f"<[{begin}]> calls" + ("" if end is None else f" <[{end}]>") for begin, end in calls.tags]
+    grammar = f"{grammar}\nstart: {' | '.join(['calls', *starts])}"
+    return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+def _schema_of(where: str, schema: Any) -> str:
+    """A schema within a grammar. OptionError, about ``where`` it stands, if it can't be enforced."""
+    try:
+        inline = f"%json {_inline(schema)}"
+        _compiled(f"start: {inline}")
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.message.removeprefix('json_schema: ')}", remedy=error.remedy) from error
+    return inline
+
+
+@lru_cache(maxsize=256)
+def _compiled(grammar: str) -> None:
+    """OptionError for a schema that llguidance refuses, or that nothing fits."""
+    Constraint(_matcher(_bytes(), grammar, "json_schema"), "json_schema", _bytes().vocab_size)
 
 
 @lru_cache(maxsize=64)
@@ -221,7 +286,18 @@ class _Words:
         self.tokens = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
         for token in ends:
             self.tokens[token] = b""
+        self._encoded = lru_cache(maxsize=1024)(partial(_encoded_within, weakref.ref(tokenizer)))
 
-    def __call__(self, _text: bytes) -> list[int]:
-        """Text as tokens, which llguidance needs only to force some."""
+    def __call__(self, text: bytes) -> list[int]:
+        """Text that must come, as tokens."""
+        return self._encoded(text)
+
+
+def _encoded_within(tokenizer: "weakref.ref[Tokenizer]", text: bytes) -> list[int]:
+    """The tokens of text in the midst of an answer; none for what the vocabulary can't express."""
+    opened = tokenizer()
+    assert opened is not None  # noqa: S101 - whoever has a constraint has its model
+    try:
+        return opened.encode_parts([_ANY_TOKEN, text.decode()])[1:]
+    except OptionError:
         return []

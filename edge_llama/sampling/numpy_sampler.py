@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edge_llama.sampling.logprobs import likeliest
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow
 
 Logits: TypeAlias = NDArray[np.float32]
 Kept: TypeAlias = NDArray[np.intp] | None
@@ -21,44 +22,41 @@ _FIRST_LOOK = 256  # tokens that usually make up top_p
 
 
 class NumpySampler:
-    """Keeps the Protocol :class:`edge_llama.backends.base.Sampler`, for any engine that can show its logits."""
+    """Keeps the Protocol :class:`edge_llama.sampling.sampler.Sampler`, for any engine."""
 
-    def __init__(
-        self, logits: Callable[[], NDArray[np.float32]], params: SamplingParams, history: Sequence[int]
-    ) -> None:
-        """``logits`` gives those of the last decoded position, float32 ``(n_vocab,)``; they are not changed."""
-        self._logits = logits
+    def __init__(self, params: SamplingParams, history: Sequence[int]) -> None:
+        """A sampler that has seen the tokens of ``history``."""
         self._params = params
         self._random = np.random.default_rng(params.seed)
         biases = params.logit_bias or {}
-        self._biased = np.fromiter(biases.keys(), np.intp, len(biases))
+        self._bias_ids = np.fromiter(biases.keys(), np.intp, len(biases))
         self._biases = np.fromiter(biases.values(), np.float32, len(biases))
         self._recent: deque[int] = deque(maxlen=params.penalty_window if params.is_penalizing else 0)
         self._counts: Counter[int] = Counter()
         for token in history[-params.penalty_window :] if params.is_penalizing else ():
-            self._accept(token)
+            self.accept(token)
 
-    def sample(self) -> int:
-        """A token by the logits of the last decoded position."""
-        token = self._likeliest() if self._params.temperature == 0 else self._drawn()
-        self._accept(token)
+    def sample(self, row: LogitsRow) -> int:
+        """A token by the row's logits, which are not changed."""
+        token = self._likeliest(row.values) if self._params.temperature == 0 else self._drawn(row.values)
+        self.accept(token)
         return token
 
-    def _likeliest(self) -> int:
-        return int(self._penalized(self._biased_logits()).argmax())
+    def _likeliest(self, logits: Logits) -> int:
+        return int(self._penalized(self._biased(logits)).argmax())
 
-    def _drawn(self) -> int:
-        tokens, probabilities = self.distribution()
+    def _drawn(self, logits: Logits) -> int:
+        tokens, probabilities = self.distribution(logits)
         cumulative = probabilities.cumsum()
         at = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
         return int(tokens[min(at, len(tokens) - 1)])
 
-    def distribution(self) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The tokens that may come now, and their probabilities, which sum to 1; nothing is drawn."""
+    def distribution(self, logits: Logits) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """The tokens that may come by ``(n_vocab,)`` logits, and their probabilities, summing to 1; none is drawn."""
         params = self._params
         if params.temperature == 0:
-            return np.array([self._likeliest()]), np.ones(1)
-        logits = self._penalized(self._biased_logits())
+            return np.array([self._likeliest(logits)]), np.ones(1)
+        logits = self._penalized(self._biased(logits))
         tokens: Kept = None
         for keep in _FILTERS:
             kept = keep(logits, params)
@@ -71,11 +69,10 @@ class NumpySampler:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _biased_logits(self) -> NDArray[np.float32]:
-        logits = self._logits()
-        if len(self._biased):
+    def _biased(self, logits: Logits) -> Logits:
+        if len(self._bias_ids):
             logits = logits.copy()
-            logits[self._biased] += self._biases
+            logits[self._bias_ids] += self._biases
         return logits
 
     def _penalized(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -90,7 +87,8 @@ class NumpySampler:
         logits[seen] = new - (counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty))
         return logits
 
-    def _accept(self, token: int) -> None:
+    def accept(self, token: int) -> None:
+        """Remember a token."""
         if not self._params.is_penalizing:
             return
         if len(self._recent) == self._recent.maxlen:

@@ -5,7 +5,7 @@ held each token. What is changed is written into the engine's own logits, which 
 choice: who answers the same prompt next may find them there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -16,6 +16,7 @@ from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.sampling.constraint import Constraint
 from edge_llama.sampling.logprobs import Distribution, TokenLogprobs
 from edge_llama.sampling.params import LogitsProcessor, SamplingParams
+from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 _MAX_LOGIT = 1e8  # divided by the least temperature, 1e-30, it is finite in float32
 
@@ -25,52 +26,63 @@ class TokenChoice:
 
     def __init__(
         self,
-        sample: Callable[[], int],
-        logits: Callable[[], NDArray[np.float32]],
+        sampler: Sampler,
         params: SamplingParams,
         constraint: Constraint | None,
         tokenizer: Tokenizer,
         prompt: Sequence[int],
         on_logprobs: Callable[[TokenLogprobs], None],
     ) -> None:
-        """``sample`` chooses by what ``logits`` gives: the engine's own, float32 ``(n_vocab,)``, open to changes.
+        """``prompt`` are its token ids, for functions over the logits.
 
-        ``prompt`` are its token ids, for functions over the logits; ``on_logprobs`` is told of each token, an end token
-        too, if ``params`` ask for it.
+        ``on_logprobs`` is told of each token, an end token too, if ``params`` ask for it.
         """
-        self._sample = sample
-        self._logits = logits
+        self._sampler = sampler
         self._processors = cast("tuple[LogitsProcessor, ...]", params.logits_processor)
         self._constraint = constraint
         self._tokenizer = tokenizer
         self._token_ids = list(prompt) if self._processors else []
         self._n_logprobs = params.logprobs
         self._on_logprobs = on_logprobs
-        self.changes_logits = bool(self._processors or constraint)
-        """Whether the engine's logits are changed for each choice. They are put back after it."""
+        self._changes_logits = bool(self._processors or constraint)
 
-    def __call__(self) -> int:
-        """The next token. OptionError if a function over the logits fails, or nothing can follow by the constraint."""
+    def __call__(self, row: LogitsRow) -> int:
+        """The next token, by logits that are put back as they were.
+
+        OptionError if a function over the logits fails, EngineError or OptionError if nothing can follow.
+        """
         if self._n_logprobs is None:
-            return self._chosen()
-        raw = Distribution(self._logits())
-        token = self._chosen()
+            return self._chosen(row)
+        raw = Distribution(row.values)
+        token = self._chosen(row)
         self._on_logprobs(raw.of(token, self._n_logprobs))
         return token
+
+    def forced(self) -> Iterator[int]:
+        """The tokens that the constraint leaves no choice about, each accepted as it is taken.
+
+        None where a record of the logits is wanted, or functions change them.
+        """
+        if self._constraint is None or self._processors or self._n_logprobs is not None:
+            return
+        for token in self._constraint.forced():
+            self._constraint.accept(token)
+            self._sampler.accept(token)
+            yield token
 
     @property
     def is_complete(self) -> bool:
         """Whether the answer fits its constraint and nothing can follow."""
         return self._constraint is not None and self._constraint.is_complete
 
-    def _chosen(self) -> int:
-        if not self.changes_logits:
-            return self._sample()
-        logits = self._logits()
+    def _chosen(self, row: LogitsRow) -> int:
+        if not self._changes_logits:
+            return self._sampler.sample(row)
+        logits = row.values
         whole = logits.copy()
         try:
             self._change(logits)
-            token = self._sample()
+            token = self._sampler.sample(row)
         finally:
             logits[:] = whole
         if self._processors:

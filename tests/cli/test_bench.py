@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from terminals import Terminal
@@ -18,10 +19,9 @@ def test_the_table_goes_to_stdout_and_nothing_else(cli: Cli) -> None:
         assert text in done.stdout
 
 
-def test_json_has_llama_benchs_names(cli: Cli) -> None:
-    data = json.loads(
-        cli("bench", *SHORT, "-d", 0, "--kv", "f32", "--flash-attn", "on", "--batch", 64, "--json").stdout
-    )
+def test_json_has_llama_benchs_names(cli: Cli, converted: Path) -> None:
+    options = ("-d", 0, "--kv", "f32", "--flash-attn", "on", "--batch", 64, "--json")
+    data = json.loads(cli("bench", converted, *SHORT, *options).stdout)
     assert (data["n_threads"], data["type_k"], data["flash_attn"], data["n_ubatch"]) == (1, "f32", True, 64)
     assert data["model_n_params"] == 134_515_008
     assert [(result["n_prompt"], result["n_gen"], len(result["samples_ts"])) for result in data["results"]] == [
@@ -42,8 +42,8 @@ def test_json_has_llama_benchs_names(cli: Cli) -> None:
         (("--device", "npu"), "known: auto, cpu, gpu"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(cli: Cli, arguments: tuple[object, ...], said: str) -> None:
-    done = cli("bench", *arguments)
+def test_bad_input_is_one_line_and_exit_code_2(called: Cli, arguments: tuple[object, ...], said: str) -> None:
+    done = called("bench", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1

@@ -62,7 +62,7 @@ def test_an_output_is_replaced_only_if_asked(cli: Cli, tower: Path, pictures: li
 
 
 def test_what_can_not_be_measured_is_refused(
-    cli: Cli, tower: Path, pictures: list[str | Path], llama4_scout: Path, tmp_path: Path
+    called: Cli, tower: Path, pictures: list[str | Path], llama4_scout: Path, tmp_path: Path
 ) -> None:
     converters.convert(llama4_scout, tmp_path / "mmproj.gguf", tower="vision", vision_quant="f32")
     converters.convert(llama4_scout, tmp_path / "int8", tower="vision", vision_quant="int8")
@@ -76,7 +76,7 @@ def test_what_can_not_be_measured_is_refused(
         ([tmp_path / "mmproj.gguf", tmp_path / "r.json", *pictures], "in f32 for llama.cpp; calibrate one in float"),
         ([tmp_path / "int8", tmp_path / "r.json", *pictures], "in int8 for onnxruntime; calibrate one in float"),
     ):
-        done = cli("calibrate", *arguments)
+        done = called("calibrate", *arguments)
         assert done.returncode == 2, done.stderr
         assert told in done.stderr
         assert "Traceback" not in done.stderr

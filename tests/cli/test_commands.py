@@ -121,7 +121,7 @@ def test_another_model_goes_on_with_the_conversation(chat: Terminal, packaged: P
     broken.write_bytes(packaged.read_bytes()[:5000])
     assert "edge-llama: " in chat.ask(f"/model {broken}")
     assert "no such file" in chat.ask("/model nowhere.gguf")
-    assert "smollm2-q4_k_m.gguf" in chat.ask("/model").replace("\n", ""), "the old one is still there"
+    assert "small_talk.gguf" in chat.ask("/model").replace("\n", ""), "the old one is still there"
     assert "it reads the 2 messages so far" in chat.ask(f"/model {packaged}")
     assert "Tokyo" in chat.ask("/retry")
     assert "(0 cached" in chat.ask("/speed")

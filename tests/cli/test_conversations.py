@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 from engines import CAPITAL
+from ggufs import rewritten
 from terminals import EDGE_LLAMA, Terminal
+
+from edge_llama.files.gguf import string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 ITALY = "And what is the capital of Italy?"
@@ -19,19 +23,19 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals and terminals of POS
 
 
 @pytest.fixture(autouse=True)
-def empty(cli: Cli) -> None:
-    assert cli("history", "delete", "--all", "--force").returncode == 0
+def empty(called: Cli) -> None:
+    assert called("history", "delete", "--all", "--force").returncode == 0
 
 
-def listed(cli: Cli) -> list[dict[str, Any]]:
-    done = cli("history", "list", "--json")
+def listed(called: Cli) -> list[dict[str, Any]]:
+    done = called("history", "list", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     return list(json.loads(done.stdout))
 
 
-def said(cli: Cli) -> list[str]:
+def said(called: Cli) -> list[str]:
     """What is in the last conversation."""
-    done = cli("history", "show", listed(cli)[0]["id"], "--json")
+    done = called("history", "show", listed(called)[0]["id"], "--json")
     return [message["content"] for message in json.loads(done.stdout)["messages"]]
 
 
@@ -51,32 +55,32 @@ def prefilled_and_cached(done: subprocess.CompletedProcess[str]) -> tuple[str, s
     return found[1], found[2]
 
 
-def test_going_on_reads_no_more_than_staying_does(cli: Cli) -> None:
+def test_going_on_reads_no_more_than_staying_does(cli: Cli, called: Cli) -> None:
     expected = prefilled_and_cached(talk(cli, CAPITAL, ITALY))
     talk(cli, CAPITAL)
     done = talk(cli, ITALY, options=("--continue",))
     assert prefilled_and_cached(done) == expected
-    (last, first) = listed(cli)
+    (last, first) = listed(called)
     assert re.search(rf"(?m)^{last['id']} goes on: What is the capital of Japan\?$", done.stderr)
     assert "read again" not in done.stderr
     assert (last["n_messages"], first["n_messages"]) == (4, 4)
-    assert said(cli)[0::2] == [CAPITAL, ITALY]
+    assert said(called)[0::2] == [CAPITAL, ITALY]
 
 
 @pytest.mark.parametrize("place", ["after", "before", "equals"])
-def test_the_id_may_be_given_and_the_model_too(cli: Cli, converted: Path, place: str) -> None:
+def test_the_id_may_be_given_and_the_model_too(cli: Cli, called: Cli, small_talk: Path, place: str) -> None:
     talk(cli, CAPITAL)
-    one = listed(cli)[0]["id"]
+    one = listed(called)[0]["id"]
     talk(cli, "Hello!")
     options = {
-        "after": (converted, "--continue", one[:4].upper()),
-        "before": ("--continue", one, converted),
-        "equals": (f"--continue={one}", converted),
+        "after": (small_talk, "--continue", one[:4].upper()),
+        "before": ("--continue", one, small_talk),
+        "equals": (f"--continue={one}", small_talk),
     }[place]
     talk(cli, ITALY, options=options)
-    assert said(cli)[0::2] == [CAPITAL, ITALY]
-    talk(cli, "Thanks!", options=("--continue", converted))
-    assert said(cli)[0::2] == [CAPITAL, ITALY, "Thanks!"]
+    assert said(called)[0::2] == [CAPITAL, ITALY]
+    talk(cli, "Thanks!", options=("--continue", small_talk))
+    assert said(called)[0::2] == [CAPITAL, ITALY, "Thanks!"]
 
 
 def test_what_can_not_be_continued_is_an_error(cli: Cli) -> None:
@@ -91,28 +95,31 @@ def test_what_can_not_be_continued_is_an_error(cli: Cli) -> None:
     assert "--no-history" in done.stderr
 
 
-def test_other_settings_and_another_model_are_told_and_the_messages_go_on(cli: Cli, packaged: Path) -> None:
+def test_other_settings_and_another_model_are_told_and_the_messages_go_on(
+    cli: Cli, called: Cli, small_talk: Path, tmp_path: Path
+) -> None:
+    other = rewritten(small_talk, tmp_path / "other.gguf", fields={"general.name": string("other")})
     talk(cli, CAPITAL)
     done = talk(cli, ITALY, options=("--continue", "--flash-attn", "on", "--kv", "q8_0"))
     assert re.search(r"it is read again with the next message: .*kv_format was f\d+ and is q8_0", done.stderr)
     assert "read again" not in talk(cli, "Hello!", options=("--continue",)).stderr, "the settings are the last ones"
-    done = talk(cli, "Thanks!", options=(packaged, "--continue"))
-    assert "it is read again with the next message: it was with smollm2, now with" in done.stderr
-    assert listed(cli)[0]["model"]["path"] == str(packaged.resolve())
+    done = talk(cli, "Thanks!", options=(other, "--continue"))
+    assert "it is read again with the next message: it was with small_talk, now with other" in done.stderr
+    assert listed(called)[0]["model"]["path"] == str(other.resolve())
     done = talk(cli, "Bye!", options=("--continue", "--system", "Be polite."))
     assert "the system message is another one" in done.stderr
-    assert said(cli)[0::2] == [CAPITAL, ITALY, "Hello!", "Thanks!", "Bye!"]
+    assert said(called)[0::2] == [CAPITAL, ITALY, "Hello!", "Thanks!", "Bye!"]
 
 
-def test_a_conversation_whose_model_is_gone_asks_for_another(cli: Cli, converted: Path, tmp_path: Path) -> None:
+def test_a_conversation_whose_model_is_gone_asks_for_another(cli: Cli, small_talk: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.gguf"
-    os.link(converted, moved)
+    shutil.copy(small_talk, moved)
     talk(cli, CAPITAL, options=(moved,))
     moved.unlink()
     done = cli("chat", "--continue", stdin="x\n")
     assert done.returncode == 2
     assert re.search(r"is gone: .*moved\.gguf; name a model: edge-llama chat MODEL --continue \w{4}$", done.stderr)
-    assert "read again" not in talk(cli, ITALY, options=(converted, "--continue")).stderr, "it is the same model"
+    assert "read again" not in talk(cli, ITALY, options=(small_talk, "--continue")).stderr, "it is the same model"
 
 
 @pytest.mark.parametrize("way", ["option", "variable"])
@@ -159,7 +166,7 @@ def chat(terminal: Callable[..., Terminal]) -> Callable[..., Terminal]:
 @posix
 @pytest.mark.parametrize("way", ["ctrl-d", "exit", "sigterm", "sighup", "hangup", "sigterm in an answer"])
 def test_however_the_chat_is_left_it_goes_on_where_it_was(
-    way: str, chat: Callable[..., Terminal], cli: Cli, history_folder: Path
+    way: str, chat: Callable[..., Terminal], called: Cli, history_folder: Path
 ) -> None:
     running = chat()
     running.ask(CAPITAL)
@@ -178,67 +185,67 @@ def test_however_the_chat_is_left_it_goes_on_where_it_was(
         number = signal.SIGHUP if way == "sighup" else signal.SIGTERM
         running.signal(number)
         assert running.exit_code() == 128 + number
-    stored = said(cli)
+    stored = said(called)
     assert stored[:2] == [CAPITAL, "The capital of Japan is Tokyo."]
     assert len(stored) == (4 if "answer" in way else 2)
-    assert kv_files(history_folder) == [f"{listed(cli)[0]['id']}.session"]
+    assert kv_files(history_folder) == [f"{listed(called)[0]['id']}.session"]
     again = chat("--continue")
     assert "read again" not in again.text()
     again.ask(ITALY)
-    assert said(cli)[: len(stored)] == stored
+    assert said(called)[: len(stored)] == stored
     found = re.search(r"prompt (\d+) tokens \((\d+) cached, (\d+) read", again.ask("/speed"))
     assert found
     assert int(found[3]) < 25, "only the new question is read"
 
 
 @posix
-def test_kill_9_in_an_answer_leaves_what_was_said_before(chat: Callable[..., Terminal], cli: Cli) -> None:
+def test_kill_9_in_an_answer_leaves_what_was_said_before(chat: Callable[..., Terminal], called: Cli) -> None:
     running = chat()
     running.ask(CAPITAL)
     running.enter("Write a very long story about a ship, with many chapters.")
     running.see(r"\w+ \w+ \w+")
     running.signal(signal.SIGKILL)
     running.exit_code()
-    assert said(cli) == [CAPITAL, "The capital of Japan is Tokyo."]
+    assert said(called) == [CAPITAL, "The capital of Japan is Tokyo."]
     again = chat("--continue")
     assert "Rome" in again.ask(ITALY)
-    assert said(cli)[2] == ITALY
+    assert said(called)[2] == ITALY
 
 
 @posix
-def test_commands_keep_the_history_as_the_chat_is(chat: Callable[..., Terminal], cli: Cli) -> None:
+def test_commands_keep_the_history_as_the_chat_is(chat: Callable[..., Terminal], called: Cli) -> None:
     running = chat()
     running.ask(CAPITAL)
     running.ask("/retry")
-    assert len(said(cli)) == 2
+    assert len(said(called)) == 2
     running.enter("Write a very long story about a ship, with many chapters.")
     running.see(r"\w+ \w+ \w+")
     running.interrupt()
     running.see(r"\[stopped\]\n>")
-    assert len(said(cli)) == 4
+    assert len(said(called)) == 4
     running.ask("/clear")
     running.ask(ITALY)
-    assert [entry["n_messages"] for entry in listed(cli)] == [2, 4]
+    assert [entry["n_messages"] for entry in listed(called)] == [2, 4]
 
 
-def test_two_chats_at_once_are_two_conversations(chat: Callable[..., Terminal], cli: Cli) -> None:
+def test_two_chats_at_once_are_two_conversations(chat: Callable[..., Terminal], called: Cli) -> None:
     one, two = chat(), chat()
     one.ask(CAPITAL)
     two.ask(ITALY)
     one.ask("Thanks!")
-    assert [entry["title"] for entry in listed(cli)] == [CAPITAL, ITALY]
+    assert [entry["title"] for entry in listed(called)] == [CAPITAL, ITALY]
 
 
 def test_the_least_recently_used_kv_file_goes_and_that_is_told(
-    cli: Cli, environment: dict[str, str], history_folder: Path
+    cli: Cli, called: Cli, environment: dict[str, str], history_folder: Path
 ) -> None:
     talk(cli, CAPITAL)
-    one = listed(cli)[0]["id"]
+    one = listed(called)[0]["id"]
     size = (history_folder / "kv" / f"{one}.session").stat().st_size
     env = {**environment, "EDGE_LLAMA_HISTORY_KV_BYTES": str(int(size * 1.5))}
     command = [EDGE_LLAMA, "chat", "--temperature", "0"]
     subprocess.run(command, input=CAPITAL, text=True, capture_output=True, env=env, check=True)
-    assert kv_files(history_folder) == [f"{listed(cli)[0]['id']}.session"] != [f"{one}.session"]
+    assert kv_files(history_folder) == [f"{listed(called)[0]['id']}.session"] != [f"{one}.session"]
     done = talk(cli, ITALY, options=("--continue", one))
     assert "it is read again with the next message: its KV cache is not kept any more" in done.stderr
-    assert said(cli)[0::2] == [CAPITAL, ITALY]
+    assert said(called)[0::2] == [CAPITAL, ITALY]

@@ -25,14 +25,14 @@ def test_it_converts_and_says_what_it_did(cli: Cli, llama3: Path, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["out file.gguf"]
 
 
-def test_a_profile_says_what_bounded_the_speed(cli: Cli, llama3: Path, tmp_path: Path) -> None:
-    done = cli("convert", llama3, tmp_path / "out.gguf", "--profile", "--quiet")
+def test_a_profile_says_what_bounded_the_speed(called: Cli, llama3: Path, tmp_path: Path) -> None:
+    done = called("convert", llama3, tmp_path / "out.gguf", "--profile", "--quiet")
     assert re.fullmatch(
         r"profile: reading [\d.]+ s and computing [\d.]+ s on \d+ threads, "
         r"writing and hashing [\d.]+ s on one: (reading|computing|writing) bounds it\n",
         done.stderr,
     )
-    again = cli("convert", llama3, tmp_path / "again.gguf", "--json")
+    again = called("convert", llama3, tmp_path / "again.gguf", "--json")
     assert set(json.loads(again.stdout)["profile"]) == {"read", "compute", "write"}
 
 
@@ -54,45 +54,45 @@ def test_unknown_kernels_are_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_quiet_says_nothing(cli: Cli, llama3: Path, tmp_path: Path) -> None:
-    done = cli("convert", llama3, tmp_path / "a.gguf", "--quiet")
+def test_quiet_says_nothing(called: Cli, llama3: Path, tmp_path: Path) -> None:
+    done = called("convert", llama3, tmp_path / "a.gguf", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(called: Cli, llama3: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.gguf"
-    done = cli("convert", llama3, output, "--dry-run")
+    done = called("convert", llama3, output, "--dry-run")
     assert done.returncode == 0
     assert "blk.0.attn_q.weight" in done.stdout
     assert not list(tmp_path.iterdir())
-    plan = json.loads(cli("convert", llama3, output, "--dry-run", "--json").stdout)
-    report = json.loads(cli("convert", llama3, output, "--json").stdout)
+    plan = json.loads(called("convert", llama3, output, "--dry-run", "--json").stdout)
+    report = json.loads(called("convert", llama3, output, "--json").stdout)
     assert plan["output_bytes"] == report["output_bytes"] == output.stat().st_size
     assert sum(tensor["bytes"] for tensor in plan["tensors"]) <= plan["output_bytes"]
 
 
-def test_help_lists_every_recipe(cli: Cli) -> None:
-    words = cli("convert", "--help").stdout.replace(".", " ").split()
+def test_help_lists_every_recipe(called: Cli) -> None:
+    words = called("convert", "--help").stdout.replace(".", " ").split()
     assert [word for word in words if word in RECIPES][: len(RECIPES)] == list(RECIPES)
 
 
-def test_a_role_can_be_given_another_format(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+def test_a_role_can_be_given_another_format(called: Cli, llama3: Path, tmp_path: Path) -> None:
     types = ["--tensor-type", "attn_v=q5_1", "--tensor-type", "token_embd=q4_k"]
-    done = cli("convert", llama3, tmp_path / "a.gguf", "--quant", "q8_0", *types, "--json")
+    done = called("convert", llama3, tmp_path / "a.gguf", "--quant", "q8_0", *types, "--json")
     report = json.loads(done.stdout)
     assert report["tensor_types"] == {"attn_v": "q5_1", "token_embd": "q4_k"}
-    done = cli("convert", llama3, tmp_path / "b.gguf", "--quant", "q8_0", *types)
+    done = called("convert", llama3, tmp_path / "b.gguf", "--quant", "q8_0", *types)
     assert "q8_0, attn_v=q5_1, token_embd=q4_k: " in done.stderr
     assert "1 tensors take q5_0 instead of q4_k: their rows are no multiple of 256" in done.stderr
 
 
-def test_quality_lost_twice_is_a_warning_on_stderr_once(cli: Cli, packaged: Path, tmp_path: Path) -> None:
+def test_quality_lost_twice_is_a_warning_on_stderr_once(called: Cli, packaged: Path, tmp_path: Path) -> None:
     for more in ((), ("--dry-run",)):
-        done = cli("convert", packaged, tmp_path / "a.gguf", "--quant", "q4_0", *more)
+        done = called("convert", packaged, tmp_path / "a.gguf", "--quant", "q4_0", *more)
         assert done.returncode == 0
         assert done.stderr.count("warning: ") == 1
         assert "from q4_1 to q4_0" in done.stderr
-    plan = json.loads(cli("convert", packaged, tmp_path / "a.gguf", "--dry-run", "--json").stdout)
+    plan = json.loads(called("convert", packaged, tmp_path / "a.gguf", "--dry-run", "--json").stdout)
     assert len(plan["warnings"]) == 1
 
 
@@ -102,7 +102,7 @@ def test_an_adapter_that_is_none_is_one_line_and_exit_code_2(cli: Cli, llama3: P
     assert "adapter_config.json is missing; give the folder" in done.stderr
 
 
-def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_path: Path) -> None:
+def test_bad_requests_are_one_line_and_exit_code_2(called: Cli, llama3: Path, tmp_path: Path) -> None:
     existing = tmp_path / "existing.gguf"
     existing.write_bytes(b"mine")
     for arguments, expected in [
@@ -120,7 +120,7 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
         ((llama3.parent, tmp_path / "x.gguf"), "config.json is missing"),
         ((existing, tmp_path / "x.gguf"), "not a GGUF file"),
     ]:
-        done = cli("convert", *arguments)
+        done = called("convert", *arguments)
         assert done.returncode == 2, arguments
         assert expected in done.stderr
         assert done.stderr.count("\n") == 1
@@ -128,15 +128,15 @@ def test_bad_requests_are_one_line_and_exit_code_2(cli: Cli, llama3: Path, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["existing.gguf"]
 
 
-def test_it_tells_what_it_chose_where_the_source_says_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_it_tells_what_it_chose_where_the_source_says_nothing(called: Cli, tmp_path: Path) -> None:
     folder = meta_folders.llama3(tmp_path / "Llama-3.2-tiny-Instruct", shards=2)
-    done = cli("convert", folder, tmp_path / "a.gguf")
+    done = called("convert", folder, tmp_path / "a.gguf")
     assert (done.returncode, done.stdout) == (0, "")
     assert "rotary scaling: factor 32, as in Llama 3.2" in done.stderr
     assert "chat template: llama3.1, by the name 'Llama-3.2-tiny-Instruct'" in done.stderr
-    asked = cli("convert", folder, tmp_path / "b.gguf", "--chat-template", "none", "--json")
+    asked = called("convert", folder, tmp_path / "b.gguf", "--chat-template", "none", "--json")
     assert json.loads(asked.stdout)["notes"]["chat template"] == "none, as asked"
-    bad = cli("convert", folder, tmp_path / "c.gguf", "--chat-template", "llama9")
+    bad = called("convert", folder, tmp_path / "c.gguf", "--chat-template", "llama9")
     assert (bad.returncode, bad.stderr.count("\n")) == (2, 1)
 
 
@@ -179,19 +179,19 @@ def test_sigterm_is_as_gentle(environment: dict[str, str], smollm2: Path, tmp_pa
     assert not (tmp_path / "a.gguf").exists()
 
 
-def test_two_towers_become_a_bundle(cli: Cli, llama4_scout: Path, tmp_path: Path) -> None:
-    refused = cli("convert", llama4_scout, tmp_path / "scout.gguf")
+def test_two_towers_become_a_bundle(called: Cli, llama4_scout: Path, tmp_path: Path) -> None:
+    refused = called("convert", llama4_scout, tmp_path / "scout.gguf")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "add --tower text or --tower vision, or give a folder for both" in refused.stderr
-    plan = json.loads(cli("convert", llama4_scout, tmp_path / "scout", "--dry-run", "--json").stdout)
+    plan = json.loads(called("convert", llama4_scout, tmp_path / "scout", "--dry-run", "--json").stdout)
     assert {tensor["file"] for tensor in plan["tensors"]} == {"text.gguf", "vision/model.onnx.data"}
-    shown = cli("convert", llama4_scout, tmp_path / "scout", "--dry-run").stdout
+    shown = called("convert", llama4_scout, tmp_path / "scout", "--dry-run").stdout
     assert "blk.0.attn_q.weight" in shown
     assert "vision/model.onnx.data" in shown
     assert not list(tmp_path.iterdir())
-    done = cli("convert", llama4_scout, tmp_path / "scout", "--quant", "q8_0", "--vision-quant", "f32")
+    done = called("convert", llama4_scout, tmp_path / "scout", "--quant", "q8_0", "--vision-quant", "f32")
     assert done.returncode == 0
     assert "q8_0, vision f32: " in done.stderr
-    report = json.loads(cli("convert", llama4_scout, tmp_path / "scout", "--force", "--json").stdout)
+    report = json.loads(called("convert", llama4_scout, tmp_path / "scout", "--force", "--json").stdout)
     assert (report["quant"], report["vision_quant"]) == ("q4_k_m", "f16")
     assert report["output_bytes"] == sum(path.stat().st_size for path in (tmp_path / "scout").rglob("*.*"))

@@ -17,9 +17,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def ids(cli: Cli, history_folder: Path) -> list[str]:
+def ids(called: Cli, history_folder: Path) -> list[str]:
     """Two conversations, the older one first."""
-    assert cli("history", "delete", "--all", "--force").returncode == 0
+    assert called("history", "delete", "--all", "--force").returncode == 0
     history = History(history_folder, print)
     about = {"model": "tiny", "model_path": "/models/tiny.gguf", "identity": "0" * 64}
     call = ToolCall("weather", {"city": "Bonn"})
@@ -58,8 +58,8 @@ def test_an_empty_history_is_no_error(cli: Cli, ids: list[str]) -> None:
     assert cli("history", "list", "--json").stdout == "[]\n"
 
 
-def test_show_prints_what_was_said_and_nothing_that_commands_a_terminal(cli: Cli, ids: list[str]) -> None:
-    lines = cli("history", "show", ids[0]).stdout.splitlines()
+def test_show_prints_what_was_said_and_nothing_that_commands_a_terminal(called: Cli, ids: list[str]) -> None:
+    lines = called("history", "show", ids[0]).stdout.splitlines()
     assert lines[0].startswith(f"{ids[0]}  ")
     assert lines[1:] == [
         "",
@@ -72,8 +72,8 @@ def test_show_prints_what_was_said_and_nothing_that_commands_a_terminal(cli: Cli
     ]
 
 
-def test_show_as_json_holds_the_messages_as_they_are(cli: Cli, ids: list[str]) -> None:
-    data = json.loads(cli("history", "show", ids[0], "--json").stdout)
+def test_show_as_json_holds_the_messages_as_they_are(called: Cli, ids: list[str]) -> None:
+    data = json.loads(called("history", "show", ids[0], "--json").stdout)
     assert (data["id"], data["system"], data["model"]["name"]) == (ids[0], "Be brief.", "tiny")
     messages = [Message.from_json(message) for message in data["messages"]]
     assert messages[1].tool_calls[0].arguments == {"city": "Bonn"}
@@ -81,54 +81,54 @@ def test_show_as_json_holds_the_messages_as_they_are(cli: Cli, ids: list[str]) -
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", data["updated"])
 
 
-def test_search_finds_words_and_says_where(cli: Cli, ids: list[str]) -> None:
-    done = cli("history", "search", "CAPITAL", "jap")
+def test_search_finds_words_and_says_where(called: Cli, ids: list[str]) -> None:
+    done = called("history", "search", "CAPITAL", "jap")
     assert done.stdout.startswith(f"{ids[1]}  ")
     assert done.stdout.endswith("> What is the capital of Japan?\n")
-    (hit,) = json.loads(cli("history", "search", "degrees", "--json").stdout)
+    (hit,) = json.loads(called("history", "search", "degrees", "--json").stdout)
     assert hit["id"] == ids[0]
     assert "degrees" in hit["excerpt"]
-    assert len(cli("history", "search", "is", "-n", 1).stdout.splitlines()) == 1
-    done = cli("history", "search", "elephant")
+    assert len(called("history", "search", "is", "-n", 1).stdout.splitlines()) == 1
+    done = called("history", "search", "elephant")
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing was found" in done.stderr
 
 
-def test_delete_deletes_what_is_named_only(cli: Cli, ids: list[str], history_folder: Path) -> None:
+def test_delete_deletes_what_is_named_only(called: Cli, ids: list[str], history_folder: Path) -> None:
     kv = history_folder / "kv" / f"{ids[0]}.session"
     kv.parent.mkdir(exist_ok=True)
     kv.touch()
-    done = cli("history", "delete", ids[0])
+    done = called("history", "delete", ids[0])
     assert done.returncode == 2
     assert "--force deletes without asking" in done.stderr
-    done = cli("history", "delete", ids[0], "zzzz", "--force")
+    done = called("history", "delete", ids[0], "zzzz", "--force")
     assert done.returncode == 2
     assert "no conversation 'zzzz'" in done.stderr
-    assert len(cli("history", "list").stdout.splitlines()) == 2, "nothing is deleted when one of them is unknown"
+    assert len(called("history", "list").stdout.splitlines()) == 2, "nothing is deleted when one of them is unknown"
     assert kv.exists()
-    done = cli("history", "delete", ids[0], "--force")
+    done = called("history", "delete", ids[0], "--force")
     assert (done.returncode, done.stderr) == (0, "deleted: 1 conversation\n")
-    assert cli("history", "list").stdout.startswith(ids[1])
+    assert called("history", "list").stdout.startswith(ids[1])
     assert not kv.exists()
 
 
 @pytest.mark.parametrize("arguments", [(), ("abcd", "--all")])
-def test_delete_takes_ids_or_all(cli: Cli, ids: list[str], arguments: tuple[str, ...]) -> None:
-    done = cli("history", "delete", "--force", *arguments)
+def test_delete_takes_ids_or_all(called: Cli, ids: list[str], arguments: tuple[str, ...]) -> None:
+    done = called("history", "delete", "--force", *arguments)
     assert done.returncode == 2
     assert "takes ids or --all" in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "is_deleted"), [("y", True), ("n", False), ("", False)])
 def test_on_a_terminal_delete_asks(
-    answer: str, is_deleted: bool, ids: list[str], cli: Cli, terminal: Callable[..., Terminal]
+    answer: str, is_deleted: bool, ids: list[str], called: Cli, terminal: Callable[..., Terminal]
 ) -> None:
     asked = terminal("history", "delete", "--all")
     shown = asked.see(r"Delete 2 conversations for good\? \[y/N\]:")
     assert "Weather in Bonn?" in shown
     asked.enter(answer)
     assert asked.exit_code() == (0 if is_deleted else 1)
-    assert (cli("history", "list").stdout == "") == is_deleted
+    assert (called("history", "list").stdout == "") == is_deleted
 
 
 def test_without_a_verb_the_help_is_shown(cli: Cli) -> None:

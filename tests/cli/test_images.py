@@ -50,14 +50,14 @@ def test_one_answer_about_a_picture(cli: Cli, model: Path, picture: Path) -> Non
     assert (done.returncode, done.stdout) == (0, "left 5, right 4\n"), done.stderr
 
 
-def test_pictures_stand_in_their_order(cli: Cli, model: Path, halves: list[Path]) -> None:
-    first = cli("run", model, WHICH, "--image", halves[0], "--image", halves[1], "--temperature", 0, "--json")
+def test_pictures_stand_in_their_order(called: Cli, model: Path, halves: list[Path]) -> None:
+    first = called("run", model, WHICH, "--image", halves[0], "--image", halves[1], "--temperature", 0, "--json")
     said = json.loads(first.stdout)
     assert said["text"] == "first 5, second 4"
     assert said["timings"]["tiles"] > 2
-    fewer = cli("run", model, WHICH, "--image", halves[0], "--image", halves[1], "--max-tiles", 1, "--json")
+    fewer = called("run", model, WHICH, "--image", halves[0], "--image", halves[1], "--max-tiles", 1, "--json")
     assert json.loads(fewer.stdout)["timings"]["tiles"] == 2, "one for each picture"
-    second = cli("run", model, WHICH, "--image", halves[1], "--image", halves[0], "--temperature", 0)
+    second = called("run", model, WHICH, "--image", halves[1], "--image", halves[0], "--temperature", 0)
     assert second.stdout == "first 4, second 5\n"
 
 
@@ -80,9 +80,9 @@ def test_a_text_model_with_another_files_vision_tower(cli: Cli, model: Path, pic
     ],
 )
 def test_what_can_t_be_shown_is_one_line_and_exit_code_2(
-    arguments: list[str], said: str, cli: Cli, model: Path, picture: Path
+    arguments: list[str], said: str, called: Cli, model: Path, picture: Path
 ) -> None:
-    done = cli("run", model, WHICH, *(str(picture) if word == "PICTURE" else word for word in arguments))
+    done = called("run", model, WHICH, *(str(picture) if word == "PICTURE" else word for word in arguments))
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("edge-llama: ")
@@ -90,14 +90,14 @@ def test_what_can_t_be_shown_is_one_line_and_exit_code_2(
     assert said in done.stderr
 
 
-def test_a_model_without_vision_says_how_it_would_have_it(cli: Cli, picture: Path) -> None:
-    done = cli("run", WHICH, "--image", picture)
+def test_a_model_without_vision_says_how_it_would_have_it(called: Cli, picture: Path) -> None:
+    done = called("run", WHICH, "--image", picture)
     assert done.returncode == 2
     assert "no vision tower" in done.stderr
     assert "--vision FILE" in done.stderr
 
 
-def test_frames_of_a_clip_are_counted(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_frames_of_a_clip_are_counted(called: Cli, model: Path, tmp_path: Path) -> None:
     import av  # noqa: PLC0415
 
     with av.open(tmp_path / "clip.mp4", "w") as container:
@@ -107,7 +107,7 @@ def test_frames_of_a_clip_are_counted(cli: Cli, model: Path, tmp_path: Path) -> 
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    done = cli("run", model, "What happens?", "--video", tmp_path / "clip.mp4", "--max-tokens", 2)
+    done = called("run", model, "What happens?", "--video", tmp_path / "clip.mp4", "--max-tokens", 2)
     assert done.returncode == 0, done.stderr
     assert "4 frames" in done.stderr
 

@@ -24,8 +24,8 @@ def test_it_shows_towers_metadata_and_tensors(cli: Cli, converted: Path) -> None
         assert text in done.stdout
 
 
-def test_json_holds_the_whole_header(cli: Cli, converted: Path) -> None:
-    data = json.loads(cli("inspect", converted, "--json").stdout)
+def test_json_holds_the_whole_header(called: Cli, converted: Path) -> None:
+    data = json.loads(called("inspect", converted, "--json").stdout)
     header = read_header(converted)
     assert set(data["metadata"]) == set(header.fields)
     assert [tensor["name"] for tensor in data["tensors"]] == [tensor.name for tensor in header.tensors]
@@ -33,8 +33,8 @@ def test_json_holds_the_whole_header(cli: Cli, converted: Path) -> None:
     assert len(data["metadata"]["tokenizer.ggml.tokens"]) == 49152
 
 
-def test_a_bundle_shows_both_towers_and_its_files(cli: Cli, bundle: Path) -> None:
-    shown = cli("inspect", bundle)
+def test_a_bundle_shows_both_towers_and_its_files(called: Cli, bundle: Path) -> None:
+    shown = called("inspect", bundle)
     assert shown.returncode == 0
     for text in (
         "vision/model.onnx.data: ",
@@ -43,7 +43,7 @@ def test_a_bundle_shows_both_towers_and_its_files(cli: Cli, bundle: Path) -> Non
         "vision tower (onnxruntime, f16), at most 16 tiles of 56 x 56 pixels, 4 tokens of 64 numbers each",
     ):
         assert text in shown.stdout
-    data = json.loads(cli("inspect", bundle, "--json").stdout)
+    data = json.loads(called("inspect", bundle, "--json").stdout)
     assert data["towers"]["text"]["architecture"] == "llama4"
     vision = data["towers"]["vision"]
     assert (vision["engine"], vision["format"], vision["images"]["tile"]) == ("onnxruntime", "f16", 56)
@@ -54,26 +54,26 @@ def test_a_bundle_shows_both_towers_and_its_files(cli: Cli, bundle: Path) -> Non
     assert data["generation"]["temperature"] == 0.6
 
 
-def test_a_vision_tower_alone_is_shown(cli: Cli, bundle: Path, llama4_scout: Path, tmp_path: Path) -> None:
-    data = json.loads(cli("inspect", bundle / "vision/model.onnx", "--json").stdout)
+def test_a_vision_tower_alone_is_shown(called: Cli, bundle: Path, llama4_scout: Path, tmp_path: Path) -> None:
+    data = json.loads(called("inspect", bundle / "vision/model.onnx", "--json").stdout)
     assert list(data["towers"]) == ["vision"]
-    assert cli("convert", llama4_scout, tmp_path / "mmproj.gguf", "--tower", "vision").returncode == 0
-    assert "v.blk.2.ln2.weight" in cli("inspect", tmp_path / "mmproj.gguf").stdout
-    data = json.loads(cli("inspect", tmp_path / "mmproj.gguf", "--json").stdout)
+    assert called("convert", llama4_scout, tmp_path / "mmproj.gguf", "--tower", "vision").returncode == 0
+    assert "v.blk.2.ln2.weight" in called("inspect", tmp_path / "mmproj.gguf").stdout
+    data = json.loads(called("inspect", tmp_path / "mmproj.gguf", "--json").stdout)
     assert data["towers"]["vision"]["engine"] == "llama.cpp"
     assert data["towers"]["vision"]["metadata"]["clip.projector_type"] == "llama4"
 
 
-def test_a_checkpoint_says_what_it_is_and_what_each_target_would_take(cli: Cli, llama3: Path) -> None:
-    data = json.loads(cli("inspect", llama3, "--json").stdout)
+def test_a_checkpoint_says_what_it_is_and_what_each_target_would_take(called: Cli, llama3: Path) -> None:
+    data = json.loads(called("inspect", llama3, "--json").stdout)
     assert (data["kind"], data["family"], data["problem"]) == ("checkpoint", "LlamaForCausalLM", None)
-    shown = cli("inspect", llama3).stdout
+    shown = called("inspect", llama3).stdout
     for text in ("checkpoint Llama-3.2-tiny-Instruct (LlamaForCausalLM)", "layers: 3", "byte-level BPE", "q4_k_m"):
         assert text in shown
 
 
-def test_a_checkpoint_that_cannot_be_read_exits_with_2(cli: Cli, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_exits_with_2(called: Cli, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    done = cli("inspect", tmp_path)
+    done = called("inspect", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "config.json: not valid JSON" in done.stderr

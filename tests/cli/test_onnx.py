@@ -29,9 +29,9 @@ def test_run_answers_and_says_how(cli: Cli, built_in: Path) -> None:
     assert "CPU (the default)" in done.stderr
 
 
-def test_chat_reads_nothing_twice(cli: Cli, built_in: Path) -> None:
+def test_chat_reads_nothing_twice(called: Cli, built_in: Path) -> None:
     lines = "What is the capital of Japan?\nAnd of Italy?\n"
-    done = cli("chat", built_in, "--temperature", "0", "--max-tokens", "20", stdin=lines)
+    done = called("chat", built_in, "--temperature", "0", "--max-tokens", "20", stdin=lines)
     assert done.returncode == 0, done.stderr
     assert "Tokyo" in done.stdout
     cached = [int(count) for count in re.findall(r"\((\d+) cached", done.stderr)]
@@ -39,27 +39,27 @@ def test_chat_reads_nothing_twice(cli: Cli, built_in: Path) -> None:
     assert cached[0] > 40
 
 
-def test_inspect_and_verify_know_the_folder(cli: Cli, built_in: Path) -> None:
-    shown = json.loads(cli("inspect", built_in, "--json").stdout)
+def test_inspect_and_verify_know_the_folder(called: Cli, built_in: Path) -> None:
+    shown = json.loads(called("inspect", built_in, "--json").stdout)
     assert shown["towers"]["text"]["engine"] == "onnxruntime"
     assert shown["metadata"]["model.decoder.num_hidden_layers"] == 30
     assert {tensor["tower"] for tensor in shown["tensors"]} == {"text"}
-    table = cli("inspect", built_in).stdout
+    table = called("inspect", built_in).stdout
     assert "text tower (llama), ONNX" in table
     assert "model.decoder.head_size" in table
-    done = cli("verify", built_in)
+    done = called("verify", built_in)
     assert done.returncode == 0
     assert "in 6 files" in done.stderr
 
 
-def test_bench_measures_it(cli: Cli, built_in: Path) -> None:
-    done = json.loads(cli("bench", built_in, "-p", 16, "-n", 4, "-d", 0, "-r", 1, "--json").stdout)
+def test_bench_measures_it(called: Cli, built_in: Path) -> None:
+    done = json.loads(called("bench", built_in, "-p", 16, "-n", 4, "-d", 0, "-r", 1, "--json").stdout)
     assert (done["type_k"], done["flash_attn"], done["n_gpu_layers"]) == ("f32", None, 0)
     assert [result["n_prompt"] or result["n_gen"] for result in done["results"]] == [16, 4]
 
 
-def test_what_a_graph_decides_is_no_option(cli: Cli, built_in: Path) -> None:
+def test_what_a_graph_decides_is_no_option(called: Cli, built_in: Path) -> None:
     for option in (("--kv", "f16"), ("--flash-attn", "on"), ("--device", "gpu")):
-        done = cli("run", built_in, "hi", *option)
+        done = called("run", built_in, "hi", *option)
         assert (done.returncode, done.stdout) == (2, "")
         assert "ONNX Runtime" in done.stderr

@@ -79,11 +79,11 @@ def test_tool_calls_are_lines_of_json(cli: Cli, tool_llama: Path, tools: Path) -
         ('[{"name": "f"}]', "does not show tools to the model"),
     ],
 )
-def test_tools_that_cannot_be_are_one_line(cli: Cli, tmp_path: Path, content: str | None, problem: str) -> None:
+def test_tools_that_cannot_be_are_one_line(called: Cli, tmp_path: Path, content: str | None, problem: str) -> None:
     path = tmp_path / "tools.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
-    done = cli("run", "x", "--tools", path)
+    done = called("run", "x", "--tools", path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert problem in done.stderr
 
@@ -96,13 +96,13 @@ def test_a_system_message_counts(cli: Cli) -> None:
     assert plain != pirate
 
 
-def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, tmp_path: Path) -> None:
+def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, converted: Path, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}')
     grammar = tmp_path / "answer.lark"
     grammar.write_text('start: "yes" | "no"')
     common = ("--temperature", 1, "--seed", 1, "--max-tokens", 60)
-    assert json.loads(cli("run", "Say something.", "--json-schema", schema, *common).stdout)["n"] in (1, 2)
+    assert json.loads(cli("run", converted, "Say something.", "--json-schema", schema, *common).stdout)["n"] in (1, 2)
     assert cli("run", "Say something.", "--grammar", grammar, *common).stdout in ("yes\n", "no\n")
     assert cli("run", "Say something.", "--regex", "[xy]{3}", *common).stdout.strip("xy") == "\n"
 
@@ -124,7 +124,7 @@ def test_biases_and_penalties_reach_the_sampler(cli: Cli) -> None:
     assert "logprobs" not in plain
     other = json.loads(cli(*common, 1, "--logit-bias", f"{plain['tokens'][0]}=-10000").stdout)
     assert other["tokens"] != plain["tokens"]
-    penalties = ("--frequency-penalty", 100, "--presence-penalty", 100)
+    penalties = ("--frequency-penalty", 100, "--presence-penalty", 100, "--logit-bias", "2=-10000")  # 2 ends the text
     assert len(set(json.loads(cli(*common, 20, *penalties).stdout)["tokens"])) == 20
 
 
@@ -162,9 +162,9 @@ def test_biases_and_penalties_reach_the_sampler(cli: Cli) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    cli: Cli, arguments: list[str], stdin: str | bytes, expected: str
+    called: Cli, arguments: list[str], stdin: str | bytes, expected: str
 ) -> None:
-    done = cli(*arguments, stdin=stdin)
+    done = called(*arguments, stdin=stdin)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -181,8 +181,8 @@ def test_a_file_that_is_no_model_is_one_line_and_exit_code_2(cli: Cli, tmp_path:
     assert str(path) in done.stderr
 
 
-def test_a_model_without_a_template_says_what_to_pass_and_raw_works(cli: Cli, converted: Path, tmp_path: Path) -> None:
-    bare = rewritten(converted, tmp_path / "bare.gguf", fields={"tokenizer.chat_template": None})
+def test_a_model_without_a_template_says_what_to_pass_and_raw_works(cli: Cli, small_talk: Path, tmp_path: Path) -> None:
+    bare = rewritten(small_talk, tmp_path / "bare.gguf", fields={"tokenizer.chat_template": None})
     for verb in ("run", "chat"):
         done = cli(verb, bare, *(["Hello"] if verb == "run" else []), stdin="Hello")
         assert done.returncode == 2
@@ -195,10 +195,10 @@ def test_a_model_without_a_template_says_what_to_pass_and_raw_works(cli: Cli, co
     ("source", "expected"), [("{% for %}", "not valid"), ("{{ x | nonsense }}", "nonsense"), ("{{ 1 / 0 }}", "failed")]
 )
 def test_a_template_file_that_is_none_is_one_line_and_exit_code_2(
-    cli: Cli, tmp_path: Path, source: str, expected: str
+    called: Cli, tmp_path: Path, source: str, expected: str
 ) -> None:
     (tmp_path / "bad.jinja").write_text(source)
-    done = cli("run", "x", "--chat-template", tmp_path / "bad.jinja")
+    done = called("run", "x", "--chat-template", tmp_path / "bad.jinja")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert expected in done.stderr
 
@@ -230,6 +230,8 @@ def test_a_bare_call_prints_help(cli: Cli) -> None:
     ("redirection", "expected", "said"),
     [
         ("run - --quiet <&-", 2, "the prompt is empty"),
+        ("walk", 2, "No such command"),
+        ("run x --temperature -1", 2, "temperature is -1.0"),
         ("inspect >&-", 0, ""),
         ("inspect > /dev/full", 1, "No space left on device"),
         (f"run {'x' * 300} hello", 2, "File name too long"),
@@ -260,9 +262,9 @@ def test_text_that_the_terminals_encoding_lacks_is_escaped(environment: dict[str
     assert done.stdout.isascii()
 
 
-def test_a_files_own_words_cannot_command_the_terminal(cli: Cli, converted: Path, tmp_path: Path) -> None:
+def test_a_files_own_words_cannot_command_the_terminal(cli: Cli, small_talk: Path, tmp_path: Path) -> None:
     evil = "pwn\x1b]0;TITLE\x07\x1b[2J"
-    path = rewritten(converted, tmp_path / "evil.gguf", fields={"general.name": string(evil), evil: string(evil)})
+    path = rewritten(small_talk, tmp_path / "evil.gguf", fields={"general.name": string(evil), evil: string(evil)})
     for arguments in (("inspect", path), ("chat", path, "--max-tokens", 1)):
         done = cli(*arguments, stdin="Hello")
         assert done.returncode == 0, done.stderr

@@ -12,8 +12,9 @@ import pytest
 from terminals import EDGE_LLAMA, Terminal
 
 MARKDOWN = r"# Title\n\n- \*\*one\*\* item\n\n`code` ends"
-STORY = r"(?:[a-z]{3,7} ){60}end"
-"""An answer of words that the model chooses, long enough to be wrapped and interrupted."""
+WORDS = 40
+STORY = rf"(?:[a-z]{{3,7}} ){{{WORDS}}}end"
+"""An answer of words that the model chooses, long enough to be wrapped; the built-in model takes seconds for it."""
 
 
 def without_styles(written: str) -> str:
@@ -67,8 +68,10 @@ def test_piped_answers_are_the_models_own_text(environment: dict[str, str]) -> N
     assert 'a message begins with """ and has no end' in unended.stderr
 
 
-def test_a_narrow_window_that_is_resized_during_an_answer_loses_nothing(terminal: Callable[..., Terminal]) -> None:
-    chat = started(terminal, "--regex", STORY, columns=40)
+def test_a_narrow_window_that_is_resized_during_an_answer_loses_nothing(
+    terminal: Callable[..., Terminal], converted: Path
+) -> None:
+    chat = started(terminal, converted, "--regex", STORY, columns=40)
     chat.enter("Go.")
     for columns in (60, 25, 80):
         seen = len(chat.written)
@@ -80,12 +83,15 @@ def test_a_narrow_window_that_is_resized_during_an_answer_loses_nothing(terminal
     shown = without_styles(chat.written).split("Go.\n")[-1].split()
     chat.ask("/copy")
     answer = re.findall(r"[a-z]{3,7} ", chat.copied())
-    assert len(answer) == 60
-    assert [word for word in shown if re.fullmatch(r"[a-z]{3,7}", word)][:61] == [*map(str.strip, answer), "end"]
+    assert len(answer) == WORDS
+    assert [word for word in shown if re.fullmatch(r"[a-z]{3,7}", word)][: WORDS + 1] == [
+        *map(str.strip, answer),
+        "end",
+    ]
 
 
 def test_what_was_generated_until_ctrl_c_is_all_shown(terminal: Callable[..., Terminal]) -> None:
-    chat = started(terminal, "--regex", STORY)
+    chat = started(terminal, "--regex", r"(?:[a-z]{3,7} ){1000}")
     chat.enter("Go.")
     chat.see(r"\w+ \w+ \w+ \w+")
     chat.interrupt()
@@ -94,8 +100,10 @@ def test_what_was_generated_until_ctrl_c_is_all_shown(terminal: Callable[..., Te
     assert shown.removesuffix("\n[stopped]\n>").split() == chat.copied().split()
 
 
-def test_what_is_typed_during_an_answer_is_not_in_it_and_comes_next(terminal: Callable[..., Terminal]) -> None:
-    chat = started(terminal, "--regex", STORY)
+def test_what_is_typed_during_an_answer_is_not_in_it_and_comes_next(
+    terminal: Callable[..., Terminal], converted: Path
+) -> None:
+    chat = started(terminal, converted, "--regex", STORY)
     chat.enter("Go.")
     chat.see(r"\w+ \w+")
     chat.type("/context\r")
@@ -121,8 +129,10 @@ def tmux(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., 
     call("kill-server")
 
 
-def test_in_tmux_scrollback_is_whole_after_a_resize_and_the_answer_is_in_its_buffer(tmux: Callable[..., str]) -> None:
-    command = f"'{EDGE_LLAMA}' chat --temperature 0 --regex '{STORY}'"
+def test_in_tmux_scrollback_is_whole_after_a_resize_and_the_answer_is_in_its_buffer(
+    tmux: Callable[..., str], converted: Path
+) -> None:
+    command = f"'{EDGE_LLAMA}' chat '{converted}' --temperature 0 --regex '{STORY}'"
     tmux("new-session", "-d", "-x", 40, "-y", 8, "-s", "chat", command)
     wait_for(tmux, r"(?m)^>\s*\Z")
     tmux("send-keys", "-t", "chat", "Go.", "Enter")

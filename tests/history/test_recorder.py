@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from engines import CAPITAL
+from ggufs import rewritten
 
 import edge_llama
 from edge_llama import Chat, HistoryError, Message
+from edge_llama.files.gguf import string
+from edge_llama.history import database
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import Conversation, History
 
@@ -39,14 +42,28 @@ class Kept:
         return [message.content for message in self.read().messages if message.role == "user"]
 
 
+@pytest.fixture(scope="module")
+def model(small_talk: Path) -> Iterator[edge_llama.Model]:
+    with edge_llama.open(small_talk, n_ctx=4096) as opened:
+        yield opened
+
+
+@pytest.fixture
+def other(small_talk: Path, tmp_path: Path) -> Iterator[edge_llama.Model]:
+    """Another model, by its name."""
+    path = rewritten(small_talk, tmp_path / "other.gguf", fields={"general.name": string("other")})
+    with edge_llama.open(path, n_ctx=512) as opened:
+        yield opened
+
+
 @pytest.fixture
 def kept(model: edge_llama.Model, tmp_path: Path) -> Kept:
     return Kept(model, tmp_path / "history")
 
 
 @pytest.fixture(scope="module")
-def small(converted: Path) -> Iterator[edge_llama.Model]:
-    with edge_llama.open(converted, n_ctx=512) as opened:
+def small(small_talk: Path) -> Iterator[edge_llama.Model]:
+    with edge_llama.open(small_talk, n_ctx=512) as opened:
         yield opened
 
 
@@ -151,16 +168,16 @@ def test_a_conversation_that_is_all_replaced_by_a_long_question_stays(small: edg
     assert kept.read().context == chat.messages
 
 
-def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, converted: Path) -> None:
+def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, small_talk: Path) -> None:
     chat = kept.model.chat(system="Answer briefly.")
     kept.say(chat, CAPITAL)
     kept.recording.keep_kv(chat)
     expected = kept.model.count_tokens([*chat.messages, Message("user", "And of Italy?")])
     before = chat.send("And of Italy?", **BRIEF).result()
 
-    with edge_llama.open(converted, n_ctx=4096) as other:
+    with edge_llama.open(small_talk, n_ctx=4096) as again:
         recording = kept.begin()
-        resumed = recording.resume(other, kept.read())
+        resumed = recording.resume(again, kept.read())
         assert recording.reread_reason is None
         after = resumed.send("And of Italy?", **BRIEF).result()
     assert after.tokens == before.tokens
@@ -168,7 +185,7 @@ def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, converted: Path) 
     assert after.timings.prompt_tokens == expected
 
 
-def test_a_kv_file_that_does_not_fit_is_told_and_the_messages_go_on(kept: Kept, packaged: Path) -> None:
+def test_a_kv_file_that_does_not_fit_is_told_and_the_messages_go_on(kept: Kept, other: edge_llama.Model) -> None:
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
     kept.recording.keep_kv(chat)
@@ -180,10 +197,9 @@ def test_a_kv_file_that_does_not_fit_is_told_and_the_messages_go_on(kept: Kept, 
     assert recording.resume(kept.model, kept.read()).messages == chat.messages
     assert "older than the last message" in str(recording.reread_reason)
 
-    with edge_llama.open(packaged, n_ctx=512) as other:
-        assert recording.resume(other, kept.read()).messages == chat.messages
-        assert "it was with" in str(recording.reread_reason)
-        recording.keep_kv(chat)
+    assert recording.resume(other, kept.read()).messages == chat.messages
+    assert "it was with" in str(recording.reread_reason)
+    recording.keep_kv(chat)
     assert path.read_bytes() == saved, "nothing was said to the other model, so its cache is not kept"
 
     path.write_bytes(saved[:-1] + bytes([saved[-1] ^ 1]))
@@ -194,18 +210,17 @@ def test_a_kv_file_that_does_not_fit_is_told_and_the_messages_go_on(kept: Kept, 
     assert "not kept any more" in str(recording.reread_reason)
 
 
-def test_with_another_model_the_conversation_is_that_ones_from_then_on(kept: Kept, packaged: Path) -> None:
+def test_with_another_model_the_conversation_is_that_ones_from_then_on(kept: Kept, other: edge_llama.Model) -> None:
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
     kept.recording.keep_kv(chat)
-    with edge_llama.open(packaged, n_ctx=512) as other:
-        kept.recording = recording = kept.begin()
-        resumed = recording.resume(other, kept.read())
-        resumed.send("And of Italy?", **BRIEF).result()
-        recording.keep(other, resumed)
-        recording.keep_kv(resumed)
-        assert kept.read().identity == other.identity
-        assert kept.begin().resume(other, kept.read()).reread_reason is None
+    kept.recording = recording = kept.begin()
+    resumed = recording.resume(other, kept.read())
+    resumed.send("And of Italy?", **BRIEF).result()
+    recording.keep(other, resumed)
+    recording.keep_kv(resumed)
+    assert kept.read().identity == other.identity
+    assert kept.begin().resume(other, kept.read()).reread_reason is None
     assert len(kept.history.entries()) == 1
     assert len(kept.read().messages) == 4
 
@@ -238,7 +253,8 @@ def test_a_conversation_that_was_deleted_meanwhile_does_not_come_back(kept: Kept
     assert [text for text in kept.told if "was deleted" in text] == kept.told
 
 
-def test_what_could_not_be_stored_is_stored_with_the_next(kept: Kept) -> None:
+def test_what_could_not_be_stored_is_stored_with_the_next(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_WAIT", 0.2)
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
     other = sqlite3.connect(kept.history.folder / "history.db", isolation_level=None)

@@ -17,6 +17,7 @@ import pytest
 from refusals import refusal
 
 from edge_llama import HistoryError, Message, OptionError, ToolCall
+from edge_llama.history import database
 from edge_llama.history.store import FOLDER_VARIABLE, KV_VARIABLE, Conversation, History, folder
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX permissions and signals")
@@ -241,7 +242,8 @@ def test_a_lock_is_waited_for(history: History) -> None:
         assert holder.wait(60) == 0
 
 
-def test_a_lock_that_stays_is_told(history: History) -> None:
+def test_a_lock_that_stays_is_told(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_WAIT", 0.2)
     stored = history.create(talk("a", "b"))
     with hold_lock(history.folder / "history.db", 600) as holder:
         assert history.read(stored.id) == stored, "reading needs no lock"

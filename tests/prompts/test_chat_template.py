@@ -8,7 +8,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from engines import CAPITAL, on_engine
+from engines import CAPITAL, Session, on_engine
 from ggufs import rewritten
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,6 @@ from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import ValueType, array, read_header
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.template_contents import contents_of
-from edge_llama.runtime.session import Session
 
 FAMILIES = ("llama2", "llama3", "smollm")
 
@@ -239,7 +238,7 @@ def log_probability(model: edge_llama.Model, prompt: list[int], text: str) -> fl
         session.prefill(prompt)
         total = 0.0
         for token in model.tokenizer.encode(text):
-            logits = tower.logits().astype(np.float64)
+            logits = session.logits().astype(np.float64)
             total += float(logits[token] - np.logaddexp.reduce(logits))
             session.append(token)
         return total

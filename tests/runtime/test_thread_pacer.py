@@ -1,10 +1,10 @@
 """The number of threads follows what each token shows of the machine's load."""
 
 import pytest
+from engines import Session
 from engines import on_engine
 
 import edge_llama
-from edge_llama.runtime.session import Session
 from edge_llama.runtime.thread_pacer import Pace
 
 RAN, WAITED = 0.01, 0.001  # processor seconds of a token that took 0.01

@@ -6,6 +6,7 @@ from pathlib import Path
 from edge_llama.backends.base import (
     AskedSetting,
     Bundled,
+    CacheSize,
     Choice,
     EngineState,
     Placement,
@@ -75,7 +76,7 @@ class LlamaCpp:
         return gpus.place(device, found, **sizes)
 
     def open(
-        self, artifact: GGUFArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+        self, artifact: GGUFArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> TextTower:
         """Load the tower; a file that may end the process meets a child first."""
         from edge_llama.backends.llama_cpp import first_run  # noqa: PLC0415 - loads native code
@@ -87,15 +88,16 @@ class LlamaCpp:
             "n_batch": setting.n_batch,
             "gpu_layers": placement.gpu_layers,
         }
-        first_run.require(artifact, options)
+        embeds = first_run.require(artifact, options)
         return LlamaCppTower(
             artifact,
-            n_ctx=n_ctx,
+            cache=cache,
             threads=threads,
             flash_attention=bool(setting.flash_attention),
             kv_format=setting.kv_format,
             n_batch=setting.n_batch,
             gpu_layers=placement.gpu_layers,
+            embeds=embeds,
         )
 
     def state(self, *, again: bool) -> EngineState:

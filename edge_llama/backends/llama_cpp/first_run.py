@@ -2,17 +2,19 @@
 
 ``gguf_limits`` knows the graph of a Llama and the two usual vocabularies. llama.cpp runs some 130 other architectures,
 each with asserts of its own, which no check of a header foresees. So a file that we did not write, or of another
-architecture, runs once in a child before it is loaded here: the same tower reads a few tokens. That takes as long as
-loading it (and a second for Python); a good verdict is remembered for the file, the settings and the engine's build.
+architecture, runs once in a child before it is loaded here: the same tower reads a few tokens, writes two, and embeds
+a text. That takes as long as loading it (and a second for Python); a good verdict is remembered for the file, the
+settings and the engine's build.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import CacheSize, Rows
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
@@ -22,26 +24,36 @@ from edge_llama.files.identity import file_state, header_sha256
 from edge_llama.files.integrity import ROOT
 from edge_llama.host import user_cache
 
+if TYPE_CHECKING:
+    from edge_llama.backends.llama_cpp.text import LlamaCppTower
+
 _log = logging.getLogger(__name__)
 PROBE = CrashProbe("llama.cpp", "llama-cpp-python", build_probe.check)
 _KIND = "first-run"
+_TRIED = "writing, embedding"
 _N_CTX = 256
 _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
 
 
-def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
-    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
+def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> bool:
+    """Whether the model embeds texts, too, with these ``settings`` of LlamaCppTower.
+
+    ArtifactError if llama.cpp would end the process on it; of an encoder, if it would when it embeds.
+    """
     if _is_known(artifact):
-        return
+        return True
     if not crash_probe.has_children():
         _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
-        return
+        return True
     files = [_identity(header) for header in artifact.headers]
-    key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
-    if user_cache.recall(_KIND, key) is not None:
-        return
-    if PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes) is not None:
-        user_cache.remember(_KIND, key, {"survived": True})
+    key = {"files": files, "settings": dict(settings), "engine": build_probe.build(), "tried": _TRIED}
+    if (known := user_cache.recall(_KIND, key)) is not None:
+        return bool(known["embeds"])
+    found = PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes)
+    if found is None:
+        return True
+    user_cache.remember(_KIND, key, {"embeds": found["embeds"]})
+    return bool(found["embeds"])
 
 
 def _is_known(artifact: GGUFArtifact) -> bool:
@@ -56,34 +68,51 @@ def _identity(header: Header) -> list[Any]:
 
 
 def main(path: str, settings: str) -> None:
-    """The child: whatever Python can tell of, the parent will tell when it does the same; only survival counts."""
+    """The child: whatever Python can tell of, the parent will tell when it does the same; only survival counts.
+
+    What it said last counts: a model that writes and dies when it embeds is good for writing.
+    """
     crash_probe.begin()
     try:
-        _run(Path(path), json.loads(settings))
+        for said in _run(Path(path), json.loads(settings)):
+            crash_probe.end(said)
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)
-    crash_probe.end()
+        crash_probe.end(json.dumps({"embeds": True}))
 
 
-def _run(path: Path, settings: Mapping[str, Any]) -> None:
+def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
+    """What is known after each step."""
     from edge_llama.backends.llama_cpp.text import LlamaCppTower  # noqa: PLC0415 - loads native code
     from edge_llama.host.devices import free_threads  # noqa: PLC0415
-    from edge_llama.sampling.params import SamplingParams  # noqa: PLC0415
 
     artifact = read_gguf_text(path)
     n_ctx = min(_N_CTX, artifact.n_ctx_train)
-    tower = LlamaCppTower(artifact, n_ctx=n_ctx, threads=free_threads(), **settings)
+    tower = LlamaCppTower(artifact, cache=CacheSize(n_ctx, n_ctx, 2), threads=free_threads(), **settings)
     tokens = [0]
     for text in (_TEXT, _TEXT[:20]):
         try:
-            tokens = tower.tokenizer.encode(text)[: n_ctx // 2]
+            tokens = tower.tokenizer.encode(text)[: n_ctx // 4]
         except EdgeLlamaError as error:  # a character that the vocabulary lacks
             _log.debug("%s", error)
-    tower.decode(tokens)
-    sampler = tower.sampler(SamplingParams(temperature=0), tokens)
-    for _ in range(2):
-        token = sampler.sample()
-        tower.tokenizer.piece(token)
-        tower.decode([token])
-    tower.logits()
+    if not artifact.is_encoder:
+        _write(tower, tokens)
+        yield json.dumps({"embeds": False})
+    before, after = tower.tokenizer.frame
+    embedder = tower.embedder(1)
+    whole = [*before, *tokens, *after][: embedder.n_tokens // 2]
+    embedder.states([whole, whole[:1]][: embedder.n_texts])
     tower.close()
+    yield json.dumps({"embeds": True})
+
+
+def _write(tower: "LlamaCppTower", tokens: Sequence[int]) -> None:
+    from edge_llama.sampling.params import SamplingParams  # noqa: PLC0415 - loads native code
+
+    sampler = tower.sampler(SamplingParams(temperature=0), tokens)
+    for sequence in range(tower.n_sequences):
+        (row,) = tower.decode([Rows(sequence, tokens)])
+    for _ in range(2):
+        token = sampler.sample(row)
+        tower.tokenizer.piece(token)
+        row = tower.decode([Rows(sequence, [token]) for sequence in range(tower.n_sequences)])[0]

@@ -1,15 +1,21 @@
 """llama.cpp's own sampler chain. Its grammar sampler is not used: it ends the process on what it doesn't expect."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""llama_token_data."""
 
 
 class NativeSampler:
-    """Chooses tokens by a context's last logits. Keeps the Protocol :class:`edge_llama.backends.base.Sampler`."""
+    """Chooses tokens by a context's logits. Keeps the Protocol :class:`edge_llama.sampling.sampler.Sampler`."""
 
     def __init__(self, lib: Any, context: Any, n_vocab: int, params: SamplingParams, history: Sequence[int]) -> None:
         """A chain that has seen the tokens of ``history``; ``close`` frees it."""
@@ -23,9 +29,27 @@ class NativeSampler:
         for token in history[-window:] if window else ():
             lib.llama_sampler_accept(self._chain, token)
 
-    def sample(self) -> int:
-        """A token by the logits of the last decoded position, as they are in the context now."""
-        return int(self._lib.llama_sampler_sample(self._chain, self._context, -1))
+    def sample(self, row: LogitsRow) -> int:
+        """A token by the row's logits, as they are in the context now."""
+        if row.index < 0:
+            return self._sample_kept(row.values)
+        return int(self._lib.llama_sampler_sample(self._chain, self._context, row.index))
+
+    def _sample_kept(self, logits: NDArray[np.float32]) -> int:
+        """What ``llama_sampler_sample`` does, with logits that the context no longer has and can't be given."""
+        data = np.zeros(len(logits), _CANDIDATE)
+        data["id"] = np.arange(len(logits))
+        data["logit"] = logits
+        pointer = data.ctypes.data_as(ctypes.POINTER(self._lib.llama_token_data))
+        candidates = self._lib.llama_token_data_array(data=pointer, size=len(data), selected=-1, sorted=False)
+        self._lib.llama_sampler_apply(self._chain, ctypes.byref(candidates))
+        token = int(candidates.data[candidates.selected].id)
+        self.accept(token)
+        return token
+
+    def accept(self, token: int) -> None:
+        """Have the chain remember a token."""
+        self._lib.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:
         """Free the chain."""

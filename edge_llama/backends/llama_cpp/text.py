@@ -9,16 +9,18 @@ import os
 import sys
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import AbortedError, Sampler, checked_embeddings
+from edge_llama.backends.base import AbortedError, CacheSize, Rows, checked_embeddings
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.backends.llama_cpp.devices import engine_devices
-from edge_llama.backends.llama_cpp.library import AfterLoad
+from edge_llama.backends.llama_cpp.embeddings import ContextOptions, LlamaCppEmbedder
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
@@ -27,6 +29,7 @@ from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.host.devices import Device
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 _log = logging.getLogger(__name__)
 _ABORTED = 2
@@ -96,22 +99,28 @@ def _bytes_pointer(data: NDArray[np.uint8]) -> Any:
 
 
 class LlamaCppTower:
-    """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
+    """A text tower of a GGUF file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`.
+
+    All sequences share one pool of cells (llama.cpp's unified cache), so that each may use the whole of it and one that
+    begins as another shares its cells. Rows then attend over the cells of all: the caller keeps few in use.
+    """
 
     def __init__(
         self,
         artifact: GGUFArtifact,
         *,
-        n_ctx: int,
+        cache: CacheSize,
         threads: int,
         flash_attention: bool,
         kv_format: str,
         n_batch: int = 512,
         gpu_layers: int = 0,
+        embeds: bool = True,
     ) -> None:
-        """Load the weights and allocate a KV cache of ``n_ctx`` positions in ``kv_format``: f16, f32 or q8_0.
+        """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
 
-        Raises ArtifactError if llama.cpp refuses the file, EngineError if the cache can't be allocated.
+        ``embeds``: whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp refuses
+        the file, EngineError if the cache can't be allocated.
         """
         self._lib = lib = the_engine()
         options = lib.llama_model_default_params()
@@ -123,10 +132,26 @@ class LlamaCppTower:
         self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}", remedy=_REFUSED)
+        # An encoder writes no token: this context is there, and as small as it can be.
+        n_rows = 1 if artifact.is_encoder else n_batch
+        cache = self._possible(cache, n_rows)
+        self._artifact, self._embeds = artifact, embeds
         self._abort_flag = ctypes.create_string_buffer(2)
+        self._embedder: LlamaCppEmbedder | None = None
+        self._threads = threads
+        self._options = ContextOptions(
+            flash_attention=flash_attention,
+            kv_format=kv_format,
+            n_batch=n_batch,
+            on_gpu=gpu_layers > 0,
+            abort_callback=_strlen(),
+            abort_data=ctypes.addressof(self._abort_flag),
+        )
         params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = n_batch
+        params.n_ctx = cache.n_cells
+        params.n_seq_max = cache.n_sequences
+        params.kv_unified = True
+        params.n_batch = params.n_ubatch = n_rows
         params.offload_kqv = params.op_offload = gpu_layers > 0
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(flash_attention)
@@ -138,112 +163,143 @@ class LlamaCppTower:
         if not self._context:
             lib.llama_model_free(self._model)
             raise EngineError(
-                f"{artifact.path}: llama.cpp cannot make a context of {n_ctx:,} tokens{_why()}",
+                f"{artifact.path}: llama.cpp cannot make a context of {cache.n_cells:,} tokens{_why()}",
                 remedy="use a smaller n_ctx",
             )
         self._memory: Any = lib.llama_get_memory(self._context)
-        self._n_ctx = n_ctx
-        self.length = 0
-        self._loaded_logits: NDArray[np.float32] | None = None
-        self._logits_at = 0
+        self._cache = cache
+        self._lengths = [0] * cache.n_sequences
+        self._logits: dict[tuple[int, int], NDArray[np.float32]] = {}
         self.settings = {
             "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
             "flash_attention": bool(flash_attention),
             "kv_format": kv_format,
         }
-        self._tokens = np.empty(n_batch, np.int32)
-        self._token_pointer = self._tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self._batch = _Batch(lib, n_batch)
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact.header)
+
+    def _possible(self, cache: CacheSize, n_batch: int) -> CacheSize:
+        """Recurrent states are one for each sequence, and can't be shared: such models serve one at a time."""
+        if self._lib.llama_model_is_recurrent(self._model) or self._lib.llama_model_is_hybrid(self._model):
+            return CacheSize.of_one(cache.n_ctx)
+        # llama.cpp ends the process if there are more sequences than rows in a batch.
+        return replace(cache, n_sequences=min(cache.n_sequences, n_batch, self._lib.llama_max_parallel_sequences()))
 
     @property
     def n_ctx(self) -> int:
-        """Positions that the cache holds."""
-        return self._n_ctx
+        """Positions that a sequence may have."""
+        return self._cache.n_ctx
+
+    @property
+    def n_cells(self) -> int:
+        """Positions that all sequences may have together."""
+        return self._cache.n_cells
+
+    @property
+    def n_sequences(self) -> int:
+        """How many sequences there may be."""
+        return self._cache.n_sequences
 
     @property
     def n_batch(self) -> int:
-        """Tokens that one ``decode`` takes at most."""
-        return len(self._tokens)
+        """Rows that one ``decode`` takes at most."""
+        return self._batch.size
 
     @property
     def n_embd(self) -> int:
         """Width of an embedding."""
         return int(self._lib.llama_model_n_embd(self._model))
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""
-        count = len(tokens)
-        self._tokens[:count] = tokens
-        self._decode(self._lib.llama_batch_get_one(self._token_pointer, count), count)
+    def length(self, sequence: int) -> int:
+        """Positions of a sequence."""
+        return self._lengths[sequence]
 
-    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
-        values = checked_embeddings(embeddings, self)
-        pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        self._decode(self._lib.llama_batch(n_tokens=len(values), embd=pointer), len(values))
-
-    def _decode(self, batch: Any, count: int) -> None:
+    def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        """Append to each sequence its rows, at most ``n_batch`` in all; logits for those that want them."""
+        for rows in batch:
+            if rows.embeddings is not None:
+                checked_embeddings(rows.embeddings, self)
         if self._abort_flag.value:
             raise AbortedError
-        status = self._lib.llama_decode(self._context, batch)
-        self._loaded_logits = None
+        status = self._lib.llama_decode(self._context, self._batch.filled(batch, self._lengths))
         if status == 0:
-            self.length += count
-            return
-        self.rewind(self.length)
+            for rows in batch:
+                self._lengths[rows.sequence] += len(rows.tokens)
+            return self._rows_of_logits(batch)
+        for rows in batch:
+            self.cut(rows.sequence, self._lengths[rows.sequence])
         if status == _ABORTED:
             raise AbortedError
-        raise EngineError(f"llama.cpp failed at position {self.length:,} with status {status}{_why()}")
+        longest = max(self._lengths[rows.sequence] for rows in batch)
+        raise EngineError(f"llama.cpp failed at position {longest:,} with status {status}{_why()}")
 
-    def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
-        return self.logits_view().copy()
+    def _rows_of_logits(self, batch: Sequence[Rows]) -> list[LogitsRow]:
+        """llama.cpp's own rows, in the order of the batch, after it waited for the work to be done."""
+        ends = accumulate(len(rows.tokens) for rows in batch)
+        wanted = [end - 1 for end, rows in zip(ends, batch, strict=True) if rows.needs_logits]
+        if not wanted:
+            return []
+        pointer = self._lib.llama_get_logits(self._context)
+        place = ctypes.addressof(pointer.contents), len(wanted)
+        if place not in self._logits:  # its buffer moves only when it has to grow
+            if any(address != place[0] for address, _ in self._logits):
+                self._logits.clear()
+            self._logits[place] = np.ctypeslib.as_array(pointer, shape=(len(wanted), self.tokenizer.n_vocab))
+        return [LogitsRow(values, index) for values, index in zip(self._logits[place], wanted, strict=True)]
 
-    def logits_view(self) -> NDArray[np.float32]:
-        """llama.cpp's own logits of the last decoded position, which its samplers read; good until the next decode."""
-        if self._loaded_logits is not None:
-            return self._loaded_logits
-        pointer = self._lib.llama_get_logits_ith(self._context, -1)
-        address = ctypes.addressof(pointer.contents)
-        if self._logits_at != address:  # its buffer moves only when it has to grow
-            self._logits = np.ctypeslib.as_array(pointer, shape=(self.tokenizer.n_vocab,))
-            self._logits_at = address
-        return self._logits
-
-    def rewind(self, length: int) -> None:
-        """Keep the first ``length`` positions of the cache, or none if it can't be cut there."""
-        if not self._lib.llama_memory_seq_rm(self._memory, 0, length, -1):
-            # Some memories (recurrent states) hold only the last position: begin anew.
+    def cut(self, sequence: int, length: int) -> None:
+        """Keep the first ``length`` positions, or none if the memory can't be cut there."""
+        if not self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            # Some memories (recurrent states) hold only the last position: begin anew. They have one sequence.
             self._lib.llama_memory_clear(self._memory, True)
             length = 0
-        self.length, self._loaded_logits = length, None
+        self._lengths[sequence] = length
 
-    @property
-    def saved_bytes(self) -> int:
+    def share(self, source: int, target: int, length: int) -> None:
+        """Have ``target`` begin with the first ``length`` cells of ``source``: they then belong to both."""
+        if length:
+            self._lib.llama_memory_seq_rm(self._memory, target, 0, length)
+            self._lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+            self._lengths[target] = max(self._lengths[target], length)
+
+    def saved_bytes(self, sequence: int) -> int:
         """Bytes that :meth:`save` would give."""
-        return int(self._lib.llama_state_seq_get_size(self._context, 0))
+        return int(self._lib.llama_state_seq_get_size(self._context, sequence))
 
-    def save(self) -> NDArray[np.uint8]:
-        """A copy of the cache: what ``llama_state_seq_get_data`` writes."""
-        data = np.empty(self.saved_bytes, np.uint8)
-        written = self._lib.llama_state_seq_get_data(self._context, _bytes_pointer(data), data.nbytes, 0)
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of the sequence: what ``llama_state_seq_get_data`` writes."""
+        data = np.empty(self.saved_bytes(sequence), np.uint8)
+        written = self._lib.llama_state_seq_get_data(self._context, _bytes_pointer(data), data.nbytes, sequence)
         if written != data.nbytes:
             raise EngineError(f"llama.cpp wrote {written:,} of {data.nbytes:,} bytes of its cache{_why()}")
         return data
 
-    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
-        """Have the cache that :meth:`save` gave. EngineError if llama.cpp refuses it; the cache is then empty."""
-        self._lib.llama_memory_clear(self._memory, False)
-        self.length, self._loaded_logits = 0, None
+    def load(self, sequence: int, kv: NDArray[np.uint8], length: int) -> None:
+        """Have the sequence that :meth:`save` gave. EngineError if llama.cpp refuses it; it is then empty."""
+        self.cut(sequence, 0)
         _last_lines.clear()
-        read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, 0)
-        last = self._lib.llama_memory_seq_pos_max(self._memory, 0)
+        read = self._lib.llama_state_seq_set_data(self._context, _bytes_pointer(kv), kv.nbytes, sequence)
+        last = self._lib.llama_memory_seq_pos_max(self._memory, sequence)
         if read != kv.nbytes or last != length - 1:  # it may take nothing of it and yet not complain
-            self._lib.llama_memory_clear(self._memory, True)
+            self.cut(sequence, 0)
             raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
-        self.length = length
-        # llama.cpp keeps the logits elsewhere, and gives no way to put them back.
-        self._loaded_logits = None if logits is None else logits.copy()
+        self._lengths[sequence] = length
+
+    def embedder(self, longest: int) -> LlamaCppEmbedder:
+        """See :meth:`edge_llama.backends.base.TextTower.embedder`."""
+        if not self._embeds:
+            raise EngineError(
+                f"{self._artifact.path}: llama.cpp cannot embed texts with it: a trial in a process of its own died",
+                remedy="take another model for embeddings",
+            )
+        if self._embedder is None or self._embedder.longest < longest:
+            if self._embedder:
+                self._embedder.close()
+                self._embedder = None
+            self._embedder = LlamaCppEmbedder(
+                self._lib, self._model, self._artifact, longest, self._threads, self._options
+            )
+        return self._embedder
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`.
@@ -251,13 +307,15 @@ class LlamaCppTower:
         It lists the whole vocabulary for each token; where nothing is drawn, looking for the largest logit is enough.
         """
         if params.temperature == 0:
-            return NumpySampler(self.logits_view, params, history)
-        sampler = NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
-        return sampler if self._loaded_logits is None else AfterLoad(self._lib, sampler, self._loaded_logits)
+            return NumpySampler(params, history)
+        return NativeSampler(self._lib, self._context, self.tokenizer.n_vocab, params, history)
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
+        self._threads = count
         self._lib.llama_set_n_threads(self._context, count, count)
+        if self._embedder:
+            self._embedder.use_threads(count)
 
     def abort(self) -> None:
         """Stop the ``decode`` that is running, within a graph node's time, and refuse others until ``resume``."""
@@ -271,6 +329,57 @@ class LlamaCppTower:
         """Free the cache and the weights. May be called twice."""
         if self._context:
             self.tokenizer.close()
+            if self._embedder:
+                self._embedder.close()
+                self._embedder = None
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
+
+
+class _Batch:
+    """A ``llama_batch`` whose arrays are made once."""
+
+    def __init__(self, lib: Any, size: int) -> None:
+        self.size = size
+        self._tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)  # sequences of each row
+        self._sequences = np.zeros(size, np.int32)
+        first, step = self._sequences.ctypes.data, self._sequences.itemsize
+        self._places = (first + step * np.arange(size)).astype(np.uintp)  # where each row's sequences stand
+        self._wanted = np.zeros(size, np.int8)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._struct = lib.llama_batch(
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._counts, ctypes.c_int32),
+            seq_id=_pointer(self._places, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._wanted, ctypes.c_int8),
+        )
+
+    def filled(self, batch: Sequence[Rows], lengths: Sequence[int]) -> Any:
+        """The ``llama_batch`` of these rows, each after the ``lengths`` of its sequence."""
+        at = 0
+        for rows in batch:
+            end = at + len(rows.tokens)
+            begin = lengths[rows.sequence]
+            if rows.embeddings is None:
+                self._tokens[at:end] = rows.tokens
+            self._positions[at:end] = range(begin, begin + end - at)
+            self._sequences[at:end] = rows.sequence
+            self._wanted[at:end] = 0
+            self._wanted[end - 1] = rows.needs_logits
+            at = end
+        made = self._struct
+        made.n_tokens = at
+        embeddings = [rows.embeddings for rows in batch if rows.embeddings is not None]
+        if embeddings:
+            self._embeddings = np.ascontiguousarray(np.concatenate(embeddings), np.float32)  # as long as the batch
+            made.embd, made.token = _pointer(self._embeddings, ctypes.c_float), None
+        else:
+            made.embd, made.token = None, self._token_pointer
+        return made
+
+
+def _pointer(values: NDArray[Any], kind: Any) -> Any:
+    return values.ctypes.data_as(ctypes.POINTER(kind))

@@ -94,6 +94,24 @@ class GGUFTokenizer(Vocabulary):
             is_added = self._lib.llama_vocab_get_add_bos(self._vocab)
             return int(self._lib.llama_vocab_bos(self._vocab)) if is_added else None
 
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """As ``llama_tokenize`` puts them around a text: word pieces always have theirs, others as the file says.
+
+        Asked of its parts: where such a token is missing, the function itself ends the process.
+        """
+        lib = self._lib
+        with self._lock:
+            is_pieces = lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_WPM
+            before = after = -1
+            if is_pieces or lib.llama_vocab_get_add_bos(self._vocab):
+                before = int(lib.llama_vocab_bos(self._vocab))
+            if is_pieces:
+                after = int(lib.llama_vocab_sep(self._vocab))
+            elif lib.llama_vocab_get_add_eos(self._vocab):
+                after = int(lib.llama_vocab_eos(self._vocab))
+        return [before] if before >= 0 else [], [after] if after >= 0 else []
+
     def _tokenize(self, text: str) -> list[int]:
         return self._by_engine(self._prepared(text, begins=True))
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.base import Figure, Setting
+from edge_llama.backends.base import CacheSize, Figure, OneSequence, Setting
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.llama_cpp.tiny_models import tiny_model
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
@@ -32,13 +32,14 @@ def measure(artifact: GGUFArtifact) -> list[Figure]:
         path = Path(folder) / "attention.gguf"
         path.write_bytes(tiny_model(**geometry, n_ctx=depth + 64))
         tiny = read_gguf_text(path)
-        towers = {setting: stack.enter_context(closing(_open(tiny, depth, setting))) for setting in _settings()}
+        opened = {setting: stack.enter_context(closing(_open(tiny, depth, setting))) for setting in _settings()}
+        towers = {setting: OneSequence(tower) for setting, tower in opened.items()}
         for tower in towers.values():
             _prefill(tower, 0, depth)
         return _figures(towers, depth)
 
 
-def _figures(towers: dict[Setting, LlamaCppTower], depth: int) -> list[Figure]:
+def _figures(towers: dict[Setting, OneSequence], depth: int) -> list[Figure]:
     decode: dict[Setting, list[float]] = {setting: [] for setting in towers}
     prefill: dict[Setting, list[float]] = {setting: [] for setting in towers}
     for _ in range(_DECODES):
@@ -76,7 +77,7 @@ def _geometry(artifact: GGUFArtifact) -> dict[str, int] | None:
 def _open(tiny: GGUFArtifact, depth: int, setting: Setting) -> LlamaCppTower:
     return LlamaCppTower(
         tiny,
-        n_ctx=depth + 64,
+        cache=CacheSize.of_one(depth + 64),
         threads=1,
         flash_attention=bool(setting.flash_attention),
         kv_format=setting.kv_format,
@@ -84,15 +85,15 @@ def _open(tiny: GGUFArtifact, depth: int, setting: Setting) -> LlamaCppTower:
     )
 
 
-def _timed(tower: LlamaCppTower, depth: int, count: int) -> float:
+def _timed(tower: OneSequence, depth: int, count: int) -> float:
     """Seconds for ``count`` tokens after ``depth`` others."""
-    tower.rewind(depth)
+    tower.cut(depth)
     started = time.perf_counter()
     _prefill(tower, depth, depth + count)
     return time.perf_counter() - started
 
 
-def _prefill(tower: LlamaCppTower, start: int, end: int) -> None:
-    for at in range(start, end, tower.n_batch):
-        tower.decode([token % 500 for token in range(at, min(at + tower.n_batch, end))])
-    tower.logits()  # waits for the work to be done
+def _prefill(tower: OneSequence, start: int, end: int) -> None:
+    step = tower.tower.n_batch
+    for at in range(start, end, step):
+        tower.decode([token % 500 for token in range(at, min(at + step, end))])  # it waits for the work to be done

@@ -7,6 +7,7 @@ from pathlib import Path
 from edge_llama.backends.base import (
     AskedSetting,
     Bundled,
+    CacheSize,
     Choice,
     EngineState,
     Placement,
@@ -87,13 +88,13 @@ class OnnxRuntime:
         return _placement(device)
 
     def open(
-        self, artifact: OnnxArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+        self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> TextTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxTower(artifact, n_ctx=n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
+        return OnnxTower(artifact, n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError, Sampler, checked_embeddings
+from edge_llama.backends.base import AbortedError, Rows, checked_embeddings
 from edge_llama.backends.onnxruntime import prepacked
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
 from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, runtime, survived, why
@@ -22,6 +22,7 @@ from edge_llama.files.onnx_text import IMAGE_FEATURES, POSITIONS, OnnxArtifact, 
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 _log = logging.getLogger(__name__)
 _LOGIT_BYTES = 1 << 26
@@ -38,7 +39,12 @@ def require(artifact: OnnxArtifact, device: str) -> None:
 
 
 class OnnxTower:
-    """A text tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`."""
+    """A text tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`.
+
+    Its graph takes the rows of one sequence at a time.
+    """
+
+    n_sequences = 1
 
     def __init__(
         self, artifact: OnnxArtifact, *, n_ctx: int, threads: int, n_batch: int = 512, device: str = "cpu"
@@ -54,7 +60,7 @@ class OnnxTower:
         self._session: Any = open_session(prepacked.graph(artifact, device), artifact.path, device, _options(threads))
         is_last_only = _check(artifact, self._session)
         self._n_ctx = n_ctx
-        self.length = 0
+        self._length = 0
         rows = 1 if is_last_only else max(1, min(n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
         self._logits: NDArray[np.float32] = np.zeros((rows, artifact.n_vocab), np.float32)
         self._last = 0
@@ -80,8 +86,13 @@ class OnnxTower:
         return self._n_ctx
 
     @property
+    def n_cells(self) -> int:
+        """The same: there is one sequence."""
+        return self._n_ctx
+
+    @property
     def n_batch(self) -> int:
-        """Tokens that one ``decode`` takes at most."""
+        """Rows that one ``decode`` takes at most."""
         return len(self._ids)
 
     @property
@@ -89,18 +100,23 @@ class OnnxTower:
         """Width of an embedding."""
         return self._artifact.n_embd
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Append at most ``n_batch`` tokens to the cache; their last one's logits can then be read."""
-        count = len(tokens)
-        self._ids[:count] = tokens
-        self._run(self._binding("token" if count == 1 else "tokens"), self._ids, count)
+    def length(self, sequence: int) -> int:  # noqa: ARG002 - there is one
+        """Positions in the cache."""
+        return self._length
 
-    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        """Append ``(n, n_embd)`` embeddings, at most ``n_batch``, in place of tokens."""
-        values = checked_embeddings(embeddings, self)
-        binding = self._binding("embeddings")
-        binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
-        self._run(binding, self._absent, len(values))
+    def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        """Append the rows of the one sequence, at most ``n_batch``; the last one's logits, if they are wanted."""
+        (rows,) = batch
+        count = len(rows.tokens)
+        if rows.embeddings is None:
+            self._ids[:count] = rows.tokens
+            self._run(self._binding("token" if count == 1 else "tokens"), self._ids, count)
+        else:
+            values = checked_embeddings(rows.embeddings, self)
+            binding = self._binding("embeddings")
+            binding.bind_input(IMAGE_FEATURES, "cpu", 0, np.float32, values.shape, values.ctypes.data)
+            self._run(binding, self._absent, count)
+        return [LogitsRow(self._logits[self._last], self._last)] if rows.needs_logits else []
 
     def _binding(self, kind: str) -> Any:
         """What is bound for a token, several, or embeddings: what never changes is bound once."""
@@ -120,16 +136,16 @@ class OnnxTower:
         binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
 
     def _run(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
-        total = self.length + count
+        total = self._length + count
         if total > self._n_ctx:
             raise EngineError(f"{total:,} positions don't fit the context of {self._n_ctx:,}")
         if binding is not self._bindings.get("token"):
             self._bind(binding, ids, count)
         binding.bind_input(self._artifact.names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
-            address = self._positions[self.length :].ctypes.data
+            address = self._positions[self._length :].ctypes.data
             binding.bind_input(POSITIONS, "cpu", 0, np.int64, (1, count), address)
-        self._cache.bind(binding, self.length, count)
+        self._cache.bind(binding, self._length, count)
         options = self._short if count == 1 else self._long
         if options.terminate:
             raise AbortedError
@@ -138,52 +154,44 @@ class OnnxTower:
         except Exception as error:  # its errors share no class but this
             if options.terminate:
                 raise AbortedError from error
-            raise EngineError(f"ONNX Runtime failed at position {self.length:,}: {why(error)}") from error
+            raise EngineError(f"ONNX Runtime failed at position {self._length:,}: {why(error)}") from error
         if options is self._long:
             give_back()
         self._cache.appended()
-        self.length, self._last = total, 0 if self._is_last_only else count - 1
+        self._length, self._last = total, 0 if self._is_last_only else count - 1
 
-    def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last decoded position, float32 ``(n_vocab,)``."""
-        return self.logits_view().copy()
-
-    def logits_view(self) -> NDArray[np.float32]:
-        """The logits of the last decoded position where ONNX Runtime wrote them; good until the next decode."""
-        row: NDArray[np.float32] = self._logits[self._last]
-        return row
-
-    def rewind(self, length: int) -> None:
+    def cut(self, sequence: int, length: int) -> None:  # noqa: ARG002 - there is one
         """Keep the first ``length`` positions of the cache."""
-        if length < self.length:
-            self._cache.cut(self.length, length)
-            self.length = length
+        if length < self._length:
+            self._cache.cut(self._length, length)
+            self._length = length
 
-    @property
-    def saved_bytes(self) -> int:
+    def share(self, source: int, target: int, length: int) -> None:
+        """There is one sequence: nothing to share."""
+        raise AssertionError(source, target, length)
+
+    def saved_bytes(self, sequence: int) -> int:  # noqa: ARG002 - there is one
         """Bytes that :meth:`save` would give."""
-        return self._bytes_of(self.length)
+        return self._bytes_of(self._length)
 
     def _bytes_of(self, length: int) -> int:
         return 4 * len(self._artifact.names.past) * self._artifact.n_kv_heads * length * self._artifact.head_dim
 
-    def save(self) -> NDArray[np.uint8]:
+    def save(self, sequence: int) -> NDArray[np.uint8]:
         """A copy of the cache: keys and values by layer, float32 ``(n_kv_heads, length, head_dim)`` each."""
-        data = np.empty(self.saved_bytes, np.uint8)
-        for part, values in zip(self._parts(data, self.length), self._cache.tensors(self.length), strict=True):
+        data = np.empty(self.saved_bytes(sequence), np.uint8)
+        for part, values in zip(self._parts(data, self._length), self._cache.tensors(self._length), strict=True):
             part[:] = values
         return data
 
-    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
+    def load(self, sequence: int, kv: NDArray[np.uint8], length: int) -> None:
         """Have the cache that :meth:`save` gave. EngineError if it is not of ``length`` positions; it is then empty."""
-        self.rewind(0)
+        self.cut(sequence, 0)
         if length > self._n_ctx or kv.nbytes != self._bytes_of(length):
             raise EngineError(f"a cache of {kv.nbytes:,} bytes, {self._bytes_of(length):,} are {length:,} positions")
         for part, values in zip(self._parts(kv, length), self._cache.tensors(length), strict=True):
             values[:] = part
-        self.length, self._last = length, 0
-        if logits is not None:
-            self._logits[0] = logits
+        self._length = length
 
     def _parts(self, data: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
         shape = (len(self._artifact.names.past), self._artifact.n_kv_heads, length, self._artifact.head_dim)
@@ -191,7 +199,7 @@ class OnnxTower:
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """ONNX Runtime has none: our own."""
-        return NumpySampler(self.logits_view, params, history)
+        return NumpySampler(params, history)
 
     def use_threads(self, count: int) -> None:
         """ONNX Runtime's number of threads is fixed when the tower is opened."""
@@ -260,8 +268,8 @@ def main(path: str, device: str) -> None:
         artifact = read_onnx_text(Path(path))
         tower = OnnxTower(artifact, n_ctx=min(64, artifact.n_ctx_train), threads=1, device=device)
         tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch, tower.n_ctx - 1))]
-        tower.decode(tokens)
-        tower.decode(tokens[:1])
+        tower.decode([Rows(0, tokens)])
+        tower.decode([Rows(0, tokens[:1])])
         tower.close()
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)

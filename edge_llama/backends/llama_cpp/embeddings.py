@@ -1,0 +1,167 @@
+"""Hidden states by llama.cpp: a context of its own over a tower's weights, so that running answers are not touched.
+
+It is small: its KV cache holds one batch, or the longest text that was asked for, and an encoder has none. llama.cpp
+gives the hidden states of a batch together with its logits, which nobody asks for here: 4 bytes for each token and
+each word of the vocabulary, and the head's share of the time. So batches are small where the vocabulary is large.
+Pooling is left to :mod:`edge_llama.runtime.embeddings`, where it is the same for every engine.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.backends.base import AbortedError
+from edge_llama.errors import EngineError, OptionError
+from edge_llama.files.formats import FORMATS
+from edge_llama.files.gguf_limits import numbers
+from edge_llama.files.gguf_text import GGUFArtifact
+from edge_llama.host import devices
+
+_ABORTED = 2
+_LEAST_TOKENS = 512  # of a text: what most are shorter than
+_MOST_TEXTS = 32  # of a batch; llama.cpp keeps a row of logits for each
+_LOGIT_BYTES = 1 << 25
+_STEP = 256  # llama.cpp pads a cache to this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextOptions:
+    """How a tower's contexts are made: as far as they are the same for generating and embedding."""
+
+    flash_attention: bool
+    kv_format: str
+    n_batch: int
+    on_gpu: bool
+    abort_callback: int
+    """The address of a function, and of what it is given."""
+    abort_data: int
+
+
+class LlamaCppEmbedder:
+    """Keeps the Protocol :class:`edge_llama.backends.base.TextEmbedder`."""
+
+    def __init__(
+        self, lib: Any, model: Any, artifact: GGUFArtifact, longest: int, threads: int, options: ContextOptions
+    ) -> None:
+        """For texts of up to ``longest`` tokens of ``model``, which must outlive this.
+
+        OptionError if the memory does not suffice, EngineError if llama.cpp makes no such context.
+        """
+        self._lib = lib
+        self._abort_flag = ctypes.cast(options.abort_data, ctypes.POINTER(ctypes.c_char))
+        self._encodes = artifact.is_encoder
+        self.longest = min(-(-max(longest, _LEAST_TOKENS) // _STEP) * _STEP, max(artifact.n_ctx_train, longest))
+        few = max(_MOST_TEXTS, min(options.n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
+        self.n_tokens = max(few, self.longest) if artifact.sees_whole_text else few
+        # Of a cache for recurrent states every sequence takes a whole one.
+        self.n_texts = _MOST_TEXTS if self._encodes or artifact.kv_values_per_token else 1
+        self._check_memory(artifact, options)
+        self._context: Any = lib.llama_init_from_model(model, self._params(threads, options))
+        if not self._context:
+            raise EngineError(
+                f"{artifact.path}: llama.cpp cannot make a context to embed texts of {self.longest:,} tokens"
+            )
+        self._memory: Any = lib.llama_get_memory(self._context)
+        self.n_embd = int(lib.llama_model_n_embd_out(model))
+        self._batch = _Batch(lib, self.n_tokens)
+        self._begins_at = 0
+
+    def _params(self, threads: int, options: ContextOptions) -> Any:
+        lib = self._lib
+        params = lib.llama_context_default_params()
+        params.n_ctx = max(self.longest, self.n_tokens)
+        params.n_batch = params.n_ubatch = self.n_tokens
+        params.n_seq_max = self.n_texts
+        params.kv_unified = True
+        params.embeddings = True
+        params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = int(options.flash_attention)
+        params.type_k = params.type_v = FORMATS[options.kv_format].ggml_id
+        params.offload_kqv = params.op_offload = options.on_gpu
+        params.abort_callback = ctypes.cast(options.abort_callback, type(params.abort_callback))
+        params.abort_callback_data = options.abort_data
+        params.no_perf = True
+        return params
+
+    def _check_memory(self, artifact: GGUFArtifact, options: ContextOptions) -> None:
+        """The cache, and without flash attention every head's weights of each pair of tokens that meet in a batch."""
+        cells = max(self.longest, self.n_tokens)
+        heads = max(numbers(artifact.header, f"{artifact.architecture}.attention.head_count"), default=1)
+        kv = FORMATS[options.kv_format]
+        needed = artifact.kv_values_per_token * kv.block_bytes // kv.block_size * cells
+        needed += 0 if options.flash_attention else 4 * heads * cells * self.n_tokens
+        if needed > (available := devices.available_memory()):
+            raise OptionError(
+                f"{artifact.path}: to embed texts of {self.longest:,} tokens takes {needed:,} bytes more, "
+                f"{available:,} are available",
+                remedy="cut the texts into shorter ones"
+                + ("" if options.flash_attention else ", or turn on flash attention (--flash-attn on)"),
+            )
+
+    def states(self, texts: Sequence[Sequence[int]], *, continues: bool = False) -> NDArray[np.float32]:
+        """See :meth:`edge_llama.backends.base.TextEmbedder.states`."""
+        if self._abort_flag[0] != b"\0":
+            raise AbortedError
+        if not continues:
+            self._begins_at = 0
+            if self._memory:
+                self._lib.llama_memory_clear(self._memory, False)
+        count = sum(map(len, texts))
+        run: Callable[[Any, Any], int] = self._lib.llama_encode if self._encodes else self._lib.llama_decode
+        status = run(self._context, self._batch.of(texts, self._begins_at))
+        if status:
+            if self._memory:
+                self._lib.llama_memory_seq_rm(self._memory, 0, self._begins_at, -1)
+            if status == _ABORTED:
+                raise AbortedError
+            raise EngineError(f"llama.cpp failed to embed {count:,} tokens, with status {status}")
+        self._begins_at += len(texts[-1])
+        pointer = self._lib.llama_get_embeddings(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.n_embd)).copy()
+
+    def use_threads(self, count: int) -> None:
+        """How many threads the next :meth:`states` uses."""
+        self._lib.llama_set_n_threads(self._context, count, count)
+
+    def close(self) -> None:
+        """Free the context."""
+        self._lib.llama_free(self._context)
+
+
+class _Batch:
+    """Rows for llama.cpp, each with its text as a sequence and its place in it."""
+
+    def __init__(self, lib: Any, n_tokens: int) -> None:
+        self._lib = lib
+        self._ids, self._places, self._texts = (np.zeros(n_tokens, np.int32) for _ in range(3))
+        self._ones = np.ones(n_tokens, np.int32)
+        self._outputs = np.ones(n_tokens, np.int8)
+        # llama.cpp takes for each row the address of the list of its sequences: here of one.
+        step = np.arange(n_tokens, dtype=np.uintp) * self._texts.itemsize
+        self._lists = np.uintp(self._texts.ctypes.data) + step
+
+    def of(self, texts: Sequence[Sequence[int]], begins_at: int) -> Any:
+        """The batch of these texts; the only one may begin elsewhere than at 0."""
+        at = 0
+        for number, text in enumerate(texts):
+            here = slice(at, at + len(text))
+            self._ids[here], self._texts[here] = text, number
+            self._places[here] = np.arange(begins_at, begins_at + len(text))
+            at = here.stop
+        return self._lib.llama_batch(
+            n_tokens=at,
+            token=_pointer(self._ids, ctypes.c_int32),
+            pos=_pointer(self._places, ctypes.c_int32),
+            n_seq_id=_pointer(self._ones, ctypes.c_int32),
+            seq_id=_pointer(self._lists, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._outputs, ctypes.c_int8),
+        )
+
+
+def _pointer(values: NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(values.ctypes.data, ctypes.POINTER(kind))

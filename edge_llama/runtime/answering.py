@@ -1,0 +1,182 @@
+"""An answer as the scheduler brings it on: from logits to a token, its text, and pieces for the caller."""
+
+import codecs
+import time
+from collections.abc import Iterator, Sequence
+
+from edge_llama.backends.base import TextTower
+from edge_llama.errors import EdgeLlamaError
+from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_grammar import CallGrammar
+from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.runtime.encoders import ImageEmbeddings
+from edge_llama.runtime.progress import Diverged, FinishReason, Piece, Progress, Timings
+from edge_llama.runtime.prompt_cache import CacheOwner, Divergence
+from edge_llama.runtime.request import Request
+from edge_llama.sampling.constraint import constraint
+from edge_llama.sampling.logprobs import TokenLogprobs
+from edge_llama.sampling.params import SamplingParams, check_biases
+from edge_llama.sampling.sampler import LogitsRow, Sampler
+from edge_llama.sampling.stop_strings import StopStrings
+from edge_llama.sampling.token_choice import TokenChoice
+
+
+class Answering(Request):
+    """Keeps no reference to whom it answers, who may leave."""
+
+    def __init__(
+        self,
+        tower: TextTower,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        parser: ToolCallParser | None = None,
+        calls: CallGrammar | None = None,
+        owner: CacheOwner | None = None,
+        image_embeddings: ImageEmbeddings | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
+
+        ``parser`` takes the tool calls out of the text; None: all is text. With ``calls`` the answer is nothing but
+        such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see :class:`Request`.
+        """
+        super().__init__(
+            prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
+        )
+        check_biases(params, tower.tokenizer)
+        self._constraint = constraint(params, tower.tokenizer, calls)
+        self.progress = Progress(Timings(prompt_tokens=len(prompt)))
+        self._tower = tower
+        self._params = params
+        self._parser = parser
+        self._sampler: Sampler | None = None
+        self._choose: TokenChoice | None = None
+        self.samples_apart = params.temperature != 0 or self._constraint is not None or params.logprobs is not None
+        self.samples_apart &= not params.logits_processor  # the caller's functions are called by one thread
+        self._since = time.perf_counter()
+        """When what is going on now began: waiting, prefilling, generating."""
+        self._stops = StopStrings(params.stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending: list[int] = []
+        """Tokens since the last piece."""
+        self._logprobs = list[TokenLogprobs]()
+        """Those of ``_pending``, and perhaps of an end token after them."""
+
+    def started(self, cached: int, divergence: Divergence | None) -> None:
+        """The engine begins with the prompt."""
+        timings = self.progress.timings
+        timings.queued_seconds = self._lap()
+        timings.cached_tokens = cached
+        if divergence:
+            texts = (_text(self._tower.tokenizer, ids) for ids in (divergence.cached, divergence.wanted))
+            timings.diverged = Diverged(divergence.position, *texts)
+
+    def encoded(self, tiles: int, seconds: float) -> None:
+        """Images were embedded."""
+        self.progress.timings.tiles += tiles
+        self.progress.timings.image_seconds += seconds
+
+    def accept(self, row: LogitsRow, room: int) -> Sequence[int]:
+        """The token that comes next, told to the caller; none if the answer ends with it."""
+        tokens: list[int] = []
+        for token in self._next(row):
+            if reason := self._take(token, room - len(tokens)):
+                self._conclude(reason)
+                return ()
+            tokens.append(token)
+        return tokens
+
+    def _next(self, row: LogitsRow) -> Iterator[int]:
+        """The tokens up to the next choice; what needs none comes before the first."""
+        choose, is_chosen = self._choose, True
+        if choose is None:
+            choose = self._choose = self._begin()
+            for token in choose.forced():
+                is_chosen = False
+                yield token
+        if is_chosen:
+            yield choose(row)
+            yield from choose.forced()
+
+    def finish(self, error: EdgeLlamaError | None) -> None:
+        """An error, or the caller, ends the answer."""
+        if error is None:
+            self._conclude("cancelled")
+        else:
+            self._stop_clock()
+            self.progress.finish(error)
+
+    def _begin(self) -> TokenChoice:
+        """The prompt is prefilled."""
+        self.progress.timings.prompt_seconds = self._lap()
+        prompt = [token for token in self.prompt if token >= 0]
+        self._sampler = self._tower.sampler(self._params, prompt)
+        return TokenChoice(
+            self._sampler, self._params, self._constraint, self._tower.tokenizer, prompt, self._logprobs.append
+        )
+
+    def _take(self, token: int, room: int) -> FinishReason | None:
+        """Give the caller what is new; why the answer ends, if it does."""
+        if self._tower.tokenizer.is_end(token):
+            return "stop"
+        timings = self.progress.timings
+        timings.generated_tokens += 1
+        self._pending.append(token)
+        if self._parser and token in self._parser.tags:
+            self._put(self._parse(self._flushed()))
+            self._put(self._parser.tag(token))
+            text, is_stopped = "", False
+        else:
+            text, is_stopped = self._stops.feed(self._decoder.decode(self._tower.tokenizer.piece(token)))
+        self._put(self._parse(text))
+        if is_stopped:
+            self.progress.stop_string = self._stops.reached
+            self._decoder.reset()
+            return "stop"
+        if self._constraint and self._constraint.is_complete:
+            return "stop"
+        return "length" if timings.generated_tokens == self._params.max_tokens or room <= 0 else None
+
+    def _conclude(self, reason: FinishReason) -> None:
+        self._stop_clock()
+        # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
+        rest = self._parse(self._flushed())
+        end = self._parser.finish() if self._parser else Parsed()
+        calls = rest.calls + end.calls
+        if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
+            reason = "tool_calls"
+        self.progress.notes = tuple(self._parser.notes) if self._parser else ()
+        self.progress.finish(self._piece(Parsed(rest.text + end.text, calls), reason))
+
+    def _stop_clock(self) -> None:
+        if self._sampler:
+            self.progress.timings.generation_seconds = self._lap()
+            self._sampler.close()
+            self._sampler = None
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def _flushed(self) -> str:
+        """What was held back as an unfinished character or the beginning of a stop string: nothing completes it."""
+        return self._stops.feed(self._decoder.decode(b"", final=True))[0] + self._stops.flush()
+
+    def _parse(self, text: str) -> Parsed:
+        return self._parser.feed(text) if self._parser else Parsed(text)
+
+    def _put(self, parsed: Parsed) -> None:
+        if parsed.text or parsed.calls:
+            self.progress.put(self._piece(parsed))
+
+    def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
+        logprobs = tuple(self._logprobs[: len(self._pending)])
+        piece = Piece(parsed.text, tuple(self._pending), logprobs, reason, parsed.calls)
+        self._pending.clear()
+        self._logprobs.clear()
+        return piece
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return b"".join(tokenizer.piece(token) for token in ids if token >= 0).decode("utf-8", "replace")

@@ -1,0 +1,486 @@
+"""What the engine has prefilled, for all requests, chats, sessions and forks: nothing is prefilled twice.
+
+One radix tree of token ids (images are ids too) leads to sequences of the engine's cache and to copies of such in
+memory. A request goes on from whichever begins as its prompt for the most tokens: it takes over a sequence that is
+idle, shares the cells of one that is in use, or loads a copy. What is idle slows the others, whose rows attend over all
+cells: it is copied out when others begin, and the least recently used copies go when room is short. A copy takes about
+3 us per token of the built-in model, to prefill the token again a thousand times that.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_llama.backends.base import TextTower
+from edge_llama.errors import EngineError
+from edge_llama.runtime.cells import Cells
+from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.radix_tree import RadixTree, shared_length
+from edge_llama.runtime.session_file import State
+
+_log = logging.getLogger(__name__)
+_IDLE_CELLS = 256
+"""Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
+_WORTH_KEEPING = 32
+"""Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
+
+Tokens = NDArray[np.int32]
+
+
+class CacheOwner:
+    """Whose a KV cache is: a chat, which goes on from where it was."""
+
+    __slots__ = ("__weakref__", "tag", "tokens")
+
+    def __init__(self) -> None:
+        self.tokens: Tokens | None = None
+        """What its last answer left in the cache, int32 ``(n,)``; None before."""
+        self.tag = ""
+        """The conversation's, under which it is kept on disk."""
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A sequence of the engine that holds something."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    logits: NDArray[np.float32] | None = None
+    """Those of the last position, if they were kept."""
+    fixed: int = 0
+    """How many tokens from the first were prefilled in slices that depend on nothing else: see ``slice_size``."""
+    is_running: bool = True
+    owner: "weakref.ref[CacheOwner] | None" = None
+    tag: str = ""
+    """Of which conversation it is; "" if of none."""
+    indexed: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
+    """With which tokens it is in the tree: while it is running, those that it will have after its prompt."""
+
+
+Entry = Held | State | Stored
+"""What the tree leads to: a sequence, a copy in memory, a copy on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where a prompt left what was in the cache: after ``position`` tokens, with ``wanted`` in place of ``cached``."""
+
+    position: int
+    cached: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """A sequence for a request: ``reused`` tokens of its prompt are in it, and after them nothing."""
+
+    held: Held
+    reused: int
+    divergence: Divergence | None
+
+
+class PromptCache:
+    """The engine's sequences and the copies of such. Used by the engine's thread alone."""
+
+    def __init__(
+        self,
+        tower: TextTower,
+        room: Callable[[int], int] = lambda _used: 0,
+        slice_size: int = 0,
+        disk: DiskCache | None = None,
+    ) -> None:
+        """``room(used)`` is how many bytes all copies may take, ``used`` of which they take already.
+
+        What leaves the memory, and what is there in the end, goes to ``disk``.
+        With a ``slice_size`` only whole slices of prompts are reused, which were prefilled as such: so no number
+        depends on what was prefilled before.
+        """
+        self._tower = tower
+        self._room = room
+        self._slice_size = slice_size
+        self._disk = disk
+        self._tree: RadixTree[Entry] = RadixTree()
+        for stored in disk.entries() if disk else ():
+            self._tree.insert(stored.tokens, stored)
+        self._free = list(range(tower.n_sequences))[::-1]
+        self._cells = Cells(tower.n_sequences)
+        self._held: list[Held] = []  # the least recently used first
+        self._states: list[State] = []  # likewise
+
+    @property
+    def used_cells(self) -> int:
+        """Cells that sequences take, running or idle."""
+        return self._cells.used
+
+    @property
+    def free_cells(self) -> int:
+        """Cells that nothing takes."""
+        return self._tower.n_cells - self._cells.used
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all copies take."""
+        return sum(state.nbytes for state in self._states)
+
+    def known(self, prompt: Tokens) -> int:
+        """How many tokens of the prompt are prefilled already, somewhere."""
+        return self._best(prompt)[0]
+
+    def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
+        """A sequence that has as much of the prompt as is known; None while there are no cells for it.
+
+        If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
+        """
+        length, found = self._best(prompt)
+        while isinstance(found, Stored):
+            self._fetch(found)
+            length, found = self._best(prompt)
+        divergence = _divergence(prompt, length, found)
+        held = self._taken(length, found, owner)
+        if held is None:
+            return None
+        if not (length == len(prompt) == len(held.tokens) and held.logits is not None):
+            self.cut(held, min(length, len(prompt) - 1))
+        held.is_running = True
+        held.owner = weakref.ref(owner) if owner else None
+        self._index(held, prompt)
+        self._touch(held)
+        self._move_out_idle()
+        return Beginning(held, len(held.tokens), divergence)
+
+    def appended(self, held: Held, tokens: Sequence[int]) -> None:
+        """The tower decoded these tokens into the sequence."""
+        if self._slice_size and held.fixed == len(held.tokens) and len(tokens) == self._slice_size:
+            held.fixed += len(tokens)
+        held.tokens += tokens
+        held.logits = None
+        self._cells.append(held.number, len(tokens))
+
+    def cut(self, held: Held, length: int) -> None:
+        """Keep the first ``length`` tokens, or none where the tower's memory can't be cut there."""
+        if length < len(held.tokens):
+            held.logits = None
+            self._tower.cut(held.number, length)
+        self.synchronize(held)
+
+    def synchronize(self, held: Held) -> None:
+        """Have the tokens that the tower has, after work of it that failed."""
+        length = self._tower.length(held.number)
+        if length < len(held.tokens):
+            del held.tokens[length:]
+            held.logits = None
+            held.fixed = min(held.fixed, length)
+            self._cells.cut(held.number, length)
+
+    def end(self, held: Held, logits: NDArray[np.float32] | None = None) -> None:
+        """The sequence is idle: others may go on from it. ``logits`` are those of its last position."""
+        held.is_running = False
+        held.logits = logits
+        if not held.tokens:
+            self._release(held)
+            return
+        self._index(held, np.array(held.tokens, np.int32))
+        if held.owner and (owner := held.owner()):
+            owner.tokens, held.tag = held.indexed, owner.tag
+
+    def suspend(self, held: Held) -> State:
+        """Take a running sequence out of the engine, as a value that :meth:`resume` brings back."""
+        state = self._copy(held)
+        self._release(held)
+        return state
+
+    def resume(self, state: State, prompt: Tokens, owner: CacheOwner | None) -> Held | None:
+        """What was suspended, running again; None while there are no cells for it."""
+        if (held := self._loaded(state)) is not None:
+            held.owner = weakref.ref(owner) if owner else None
+            self._index(held, prompt)
+        return held
+
+    def keep(self, state: State) -> None:
+        """Keep what was suspended, if there is room."""
+        if self._make_room(state.nbytes, len(state.tokens)):
+            self._put(state)
+
+    def make_cells(self, count: int) -> bool:
+        """Whether so many cells are free, for which idle sequences may have to leave."""
+        while self.free_cells < count:
+            idle = next((held for held in self._held if not held.is_running), None)
+            if idle is None:
+                return False
+            self._move_out(idle)
+        return True
+
+    def state(self, owner: CacheOwner) -> State | None:
+        """What is kept of the owner's last answer, perhaps with more after it."""
+        if owner.tokens is None:
+            return None
+        for length, entry in self._tree.matches(owner.tokens):
+            if length < len(owner.tokens):
+                return None
+            if isinstance(entry, State):
+                return entry
+            if isinstance(entry, Held) and not entry.is_running:
+                return self._copy(entry)
+        return None
+
+    def adopt(self, state: State, owner: CacheOwner) -> None:
+        """Keep ``state`` for ``owner``, in a sequence. EngineError if the engine refuses it.
+
+        The engine is given its bytes as they are: they must come from :meth:`state`, of the same model and settings.
+        """
+        held = self._loaded(state)
+        if held is None:
+            raise EngineError("there is no room in the engine's cache: others use it", remedy="try again later")
+        held.owner = weakref.ref(owner)
+        self.end(held, state.logits)
+
+    def clear(self) -> None:
+        """Forget everything that is idle."""
+        for held in [each for each in self._held if not each.is_running]:
+            self._release(held)
+        for state in list(self._states):
+            self._drop(state)
+
+    def tag(self, owner: CacheOwner, tag: str) -> None:
+        """What the owner's answers leave is of this conversation."""
+        owner.tag = tag
+        for held in self._held:
+            if held.owner is not None and held.owner() is owner:
+                held.tag = tag
+        for entry in self._tree.prefixes(owner.tokens) if owner.tokens is not None else ():
+            if isinstance(entry, State) and not entry.tag:
+                entry.tag = tag
+
+    def forget(self, tag: str) -> None:
+        """Keep nothing of a conversation, but what is being answered."""
+        for held in [each for each in self._held if each.tag == tag and not each.is_running]:
+            self._release(held)
+        for state in [each for each in self._states if each.tag == tag]:
+            self._drop(state)
+        if self._disk:
+            self._disk.forget(tag)
+
+    def prefetch(self, prompt: Tokens, owner: CacheOwner) -> int:
+        """Have what is known of the prompt in a sequence, ready to go on; how many tokens that is."""
+        beginning = self.begin(prompt, owner)
+        if beginning is None:
+            return 0
+        self.end(beginning.held, beginning.held.logits)
+        return beginning.reused
+
+    def close(self) -> None:
+        """What is there goes to disk."""
+        if self._disk:
+            for held in [each for each in self._held if not each.is_running]:
+                if not self._is_stored(held.indexed) and (held.tag or self._disk.keeps_untagged):
+                    self._to_disk(self._copy(held))
+            for state in self._states:
+                self._to_disk(state)
+            self._disk.close()
+
+    def _to_disk(self, state: State) -> None:
+        """Have it written, in place of what went before in its conversation."""
+        if self._disk and not self._is_stored(state.tokens):
+            for shorter in self._tree.prefixes(state.tokens):
+                if isinstance(shorter, Stored) and shorter.tag == state.tag:
+                    self._tree.remove(shorter.tokens, shorter)
+                    if not shorter.tag:
+                        self._disk.remove(shorter)
+            self._disk.put(state)
+
+    def _is_stored(self, tokens: Tokens) -> bool:
+        whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
+        return any(isinstance(entry, Stored) for entry in whole)
+
+    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
+        best: tuple[int, Entry | None] = (0, None)
+        for length, entry in self._tree.matches(prompt):
+            if length < best[0]:
+                break
+            usable = min(length, len(entry.tokens))
+            if self._slice_size:
+                fixed = 0 if isinstance(entry, Stored) else entry.fixed
+                usable = min(usable, fixed) // self._slice_size * self._slice_size
+            if usable and (usable, _rank(entry)) > (best[0], _rank(best[1])):
+                best = usable, entry
+        return best
+
+    def _fetch(self, stored: Stored) -> None:
+        """Have a copy of what is on disk in memory, if it is neither damaged nor gone."""
+        assert self._disk  # noqa: S101 - it has what is stored
+        state = self._disk.load(stored)
+        if state is None or not np.array_equal(state.tokens, stored.tokens):
+            self._tree.remove(stored.tokens, stored)
+        else:
+            self._put(state)
+
+    def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
+        """A sequence whose first ``length`` tokens are those of what was found."""
+        if found is None or isinstance(found, Stored):  # which begin() has fetched
+            return self._new()
+        if isinstance(found, State):
+            return self._loaded_again(found, length)
+        if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
+            return found
+        held = self._new(found)
+        if held:
+            self._tower.share(found.number, held.number, length)
+            self._cells.share(found.number, held.number, length)
+            held.tokens = found.tokens[:length]
+            held.fixed = min(found.fixed, length)
+        elif not found.is_running:
+            self._keep(found)
+            return found
+        return held
+
+    def _new(self, found: Held | None = None) -> Held | None:
+        """An empty sequence, for which an idle one may have to leave, but not the one that was ``found``."""
+        if not self._free:
+            idle = next((held for held in self._held if not held.is_running and held is not found), None)
+            if idle is None:
+                return None
+            self._move_out(idle)
+        held = Held(self._free.pop())
+        self._held.append(held)
+        return held
+
+    def _loaded_again(self, state: State, length: int) -> Held | None:
+        """A copy as a sequence; an empty one if the engine refuses it."""
+        self._drop(state)  # before others are copied out: it makes room
+        try:
+            held = self._loaded(state)
+        except EngineError as error:
+            _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
+            return self._new()
+        if (held is None or length < len(state.tokens)) and self._make_room(state.nbytes, len(state.tokens)):
+            self._put(state)  # else the sequence has it all
+        return held
+
+    def _loaded(self, state: State) -> Held | None:
+        """A new sequence with the contents of ``state``, or None if there are no cells. EngineError if it is refused.
+
+        The beginning that another sequence has too is then shared with it.
+        """
+        if not self.make_cells(len(state.tokens)) or (held := self._new()) is None:
+            return None
+        try:
+            self._tower.load(held.number, state.kv, len(state.tokens))
+        except EngineError:
+            self._release(held)
+            raise
+        held.tokens, held.logits, held.fixed = state.tokens.tolist(), state.logits, state.fixed
+        held.tag = state.tag
+        self._cells.append(held.number, len(held.tokens))
+        if self._tower.n_sequences > 1:
+            self._share_beginning(held, state.tokens)
+        return held
+
+    def _share_beginning(self, held: Held, tokens: Tokens) -> None:
+        for length, entry in self._tree.matches(tokens):
+            if isinstance(entry, Held) and entry is not held:
+                common = min(length, len(entry.tokens))
+                self._tower.share(entry.number, held.number, common)
+                self._cells.share(entry.number, held.number, common)
+                return
+
+    def _move_out_idle(self) -> None:
+        """Copy out what slows those that run, but for a few cells."""
+        running = {held.number for held in self._held if held.is_running}
+        for held in [each for each in self._held if not each.is_running]:
+            if self._cells.used - self._cells.used_by(running) <= _IDLE_CELLS:
+                return
+            self._move_out(held)
+
+    def _move_out(self, held: Held) -> None:
+        self._keep(held)
+        self._release(held)
+
+    def _keep(self, held: Held) -> None:
+        """Copy a sequence into memory, if there is room and nothing else has as much."""
+        others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
+        if any(
+            entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
+            for entry in others
+        ):
+            return
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
+            return
+        state = self._copy(held)
+        for shorter in self._tree.prefixes(state.tokens):
+            if isinstance(shorter, State):
+                self._drop(shorter)
+        self._put(state)
+
+    def _put(self, state: State) -> None:
+        self._states.append(state)
+        self._tree.insert(state.tokens, state)
+
+    def _make_room(self, nbytes: int, tokens: int) -> bool:
+        """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
+        room = self._room(self.nbytes)
+        if nbytes > room:
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
+            return False
+        while self.nbytes + nbytes > room:
+            gone = self._states[0]
+            self._to_disk(gone)
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
+            self._drop(gone)
+        return True
+
+    def _copy(self, held: Held) -> State:
+        tokens = np.array(held.tokens, np.int32)
+        return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag)
+
+    def _drop(self, state: State) -> None:
+        self._states.remove(state)
+        self._tree.remove(state.tokens, state)
+
+    def _release(self, held: Held) -> None:
+        """The sequence is empty and free."""
+        if len(held.indexed):
+            self._tree.remove(held.indexed, held)
+        self._tower.cut(held.number, 0)
+        self._cells.cut(held.number, 0)
+        self._held.remove(held)
+        self._free.append(held.number)
+
+    def _index(self, held: Held, tokens: Tokens) -> None:
+        if len(held.indexed):
+            self._tree.remove(held.indexed, held)
+        self._tree.insert(tokens, held)
+        held.indexed = tokens
+
+    def _touch(self, held: Held) -> None:
+        self._held.remove(held)
+        self._held.append(held)
+
+
+def _rank(entry: Entry | None) -> int:
+    if isinstance(entry, Held):
+        return 3 if entry.is_running else 4
+    return {type(None): 0, Stored: 1, State: 2}[type(entry)]
+
+
+def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
+    """Whether what the sequence has after ``length`` tokens may be lost: its owner left it, or it is little."""
+    known = held.owner() if held.owner else None
+    return len(held.tokens) - length < _WORTH_KEEPING if known is None else known is owner
+
+
+def _divergence(prompt: Tokens, length: int, found: Entry | None) -> Divergence | None:
+    """Where the prompt leaves what was found, if it does so within both."""
+    if found is None:
+        return None
+    ours = np.array(found.tokens[length : length + 8], np.int32)
+    theirs = prompt[length : length + 8]
+    at = shared_length(ours, theirs)
+    if at == len(ours) or at == len(theirs):
+        return None
+    return Divergence(length + at, tuple(map(int, ours[at:])), tuple(map(int, theirs[at:])))
