@@ -44,6 +44,21 @@ class Sessions(Protocol):
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
         """Keep for ``other`` what is kept for ``owner``."""
 
+    def tag(self, owner: CacheOwner, conversation: str) -> None:
+        """What the owner's answers leave is kept on disk as this conversation's."""
+
+    def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation any more, in memory or on disk."""
+
+    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
+        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
+
+    def store(self, owner: CacheOwner) -> None:
+        """Write what the owner's last answer left to disk now. OutputError if that fails."""
+
+    def why_not_kept(self, conversation: str) -> str | None:
+        """Why what there is of a conversation on disk can't be used, if so: other settings made it."""
+
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file."""
 

@@ -32,6 +32,7 @@ from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
+from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
@@ -65,6 +66,8 @@ class Model:
         try:
             _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
+            self.identity = artifact.identity()
+            self._disk = self._opened_disk(tower, encoder, given.get("cache_dir"))
         except BaseException:
             tower.close()
             raise
@@ -81,14 +84,10 @@ class Model:
             max_running=plan.max_running,
             max_queued=MAX_QUEUED if max_queued is None else max_queued,
             is_deterministic=given.get("deterministic", False),
+            disk=self._disk,
         )
         self._embeddings = Embeddings(self._engine)
         self._tells_pooling = True
-        try:
-            self.identity = artifact.identity()
-        except BaseException:
-            self._engine.close()
-            raise
         self._finalizer = weakref.finalize(self, self._engine.close)
         for text in artifact.warnings:
             _log.warning("%s: %s", artifact.path, text)
@@ -113,6 +112,22 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
+    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: object) -> DiskCache | None:
+        """Where ``cache_dir`` says; None if it says nothing."""
+        if not isinstance(folder, Path):
+            return None
+        needed = dict(tower.settings)
+        if self.artifact.cache_depends_on_context:
+            needed["n_ctx"] = tower.n_ctx
+        settings = {**needed, **self._settings(tower, encoder)}
+        return DiskCache(folder, self.artifact.name, self.identity, settings, needed)
+
+    def _settings(self, tower: TextTower, encoder: ImageEncoder | None) -> dict[str, Any]:
+        """With which options the model shall be opened again, beside the tower's own."""
+        if encoder is None or self.vision_placement is None:
+            return {"n_ctx": tower.n_ctx}
+        return {"n_ctx": tower.n_ctx, "vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
+
     @property
     def vision(self) -> VisionArtifact | None:
         """The vision tower's file; None if the model sees no images."""
@@ -121,11 +136,8 @@ class Model:
     @cached_property
     def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
-        settings: dict[str, Any] = {}
-        if self.vision_placement is not None:
-            encoder = self.require_vision()
-            settings = {"vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
-        return ChatSessions(self._engine, self.artifact, self.identity, settings)
+        settings = self._settings(self._engine.tower, self._engine.encoder)
+        return ChatSessions(self._engine, self.artifact, self.identity, settings, self._disk)
 
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""

@@ -70,17 +70,17 @@ def text_tokens(texts: object, tokenizer: Tokenizer, n_ctx: int) -> list[list[in
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise OptionError(f"texts is {type(texts).__name__}, expected a list of texts", remedy="put it into a list")
     for number, text in enumerate(texts):
-        check_text(text, f"text {number}")
+        check_text(text, f"texts[{number}]")
     before, after = tokenizer.frame
     found = []
     for number, text in enumerate(texts):
         if len(text) > _COUNTED and (least := tokenizer.least_tokens(text)) > n_ctx:
-            raise ContextFullError(least, n_ctx, is_bound=True, text=f"text {number}", remedy=_CUT)
+            raise ContextFullError(least, n_ctx, is_bound=True, text=f"texts[{number}]", remedy=_CUT)
         own = tokenizer.encode(text)
         if not own:
-            raise OptionError(f"text {number} is empty: {text!r:.40} has no tokens", remedy="leave it out")
+            raise OptionError(f"texts[{number}] is empty: {text!r:.40} has no tokens", remedy="leave it out")
         if (count := len(before) + len(own) + len(after)) > n_ctx:
-            raise ContextFullError(count, n_ctx, text=f"text {number}", remedy=_CUT)
+            raise ContextFullError(count, n_ctx, text=f"texts[{number}]", remedy=_CUT)
         found.append([*before, *own, *after])
     return found
 
