@@ -159,12 +159,11 @@ def _limits(embedder: TextEmbedder) -> tuple[int, int]:
 
 def _pooled(parts: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float64]:
     """One vector of a text whose hidden states came in ``parts``."""
-    if pooling == "last":
-        return parts[-1][-1].astype(np.float64)
-    if pooling == "cls":
-        return parts[0][0].astype(np.float64)
-    total: NDArray[np.float64] = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0)
-    return total / sum(map(len, parts))
+    if pooling == "mean":
+        total: NDArray[np.float64] = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0)
+        return total / sum(map(len, parts))
+    row: NDArray[np.float32] = parts[-1][-1] if pooling == "last" else parts[0][0]
+    return row.astype(np.float64)
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float32]:

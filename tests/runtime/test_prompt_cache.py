@@ -24,7 +24,13 @@ class Cached:
     """A cache over a tower without weights, used as the scheduler uses it."""
 
     def __init__(
-        self, *, n_cells: int = 4096, n_sequences: int = 8, room: int = 10**9, slice_size: int = 0, tower: type = Letters
+        self,
+        *,
+        n_cells: int = 4096,
+        n_sequences: int = 8,
+        room: int = 10**9,
+        slice_size: int = 0,
+        tower: type = Letters,
     ) -> None:
         self.tower: Letters = tower(CacheSize(min(n_cells, 2048), n_cells, n_sequences))
         self.room = room
@@ -385,10 +391,10 @@ def test_whatever_comes_and_goes_every_sequence_holds_what_it_says(n_sequences: 
         cached.check()
 
     for _ in range(60):
+        places = n_sequences - len(running)
+        may = {begin: places > 0, resume: places > 0 and bool(suspended), leave: bool(running), suspend: bool(running)}
         act = [begin, leave, suspend, resume][int(rng.integers(4))]
-        if (act is begin and len(running) < n_sequences) or (act is resume and suspended and len(running) < n_sequences):
-            act()
-        elif act in (leave, suspend) and running:
+        if may[act]:
             act()
         for held, wanted in running:
             assert cached.tower.tokens(held.number) == wanted
