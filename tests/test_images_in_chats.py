@@ -72,7 +72,7 @@ def text_and_images(*turns: tuple[list[NDArray[np.uint8] | str], str | None]) ->
 
 
 def last_logits(model: edge_llama.Model) -> NDArray[np.float32]:
-    return on_engine(model, lambda _session, tower: tower.logits())
+    return on_engine(model, lambda session, _tower: session.logits())
 
 
 CONVERSATIONS = {
@@ -458,7 +458,7 @@ def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(mode
     with pytest.raises(EngineError, match="the tower failed"):
         chat.send("Look!", images=[picture(200, 200, 7)]).result()
     assert chat.messages == []
-    assert on_engine(model, lambda session, engine: len(session.tokens) == engine.length > 0)
+    assert on_engine(model, lambda session, _tower: len(session.tokens) == session.length > 0)
     assert chat.send("What is this?", images=[picture(200, 200)]).result().tokens == expected
 
 

@@ -105,6 +105,7 @@ def open_model(model: str | None, opening: OpenOptions, *, verbose: bool = False
     """Open the model with the common options; settings that are not given are measured once and remembered."""
     options = opening.copy()
     options.setdefault("tune", True)
+    options.setdefault("max_running", 1)  # one person, one question at a time
     if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu", "gpu"}:
         native_output_to_stderr()
     opened = Model(model, **options)

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_llama.backends.base import VisionTower
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Sessions
 from edge_llama.errors import EngineError
-from edge_llama.files.artifact import VisionArtifact, existing
+from edge_llama.files.artifact import Pooling, VisionArtifact, existing
 from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions
 from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
@@ -101,6 +104,10 @@ class IsolatedModel(Model):
             on_finish=on_finish,
             keep_alive=self,
         )
+
+    def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
+        n_embd, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
+        return np.frombuffer(data, np.float32).reshape(-1, n_embd).copy()
 
     def count_tokens(
         self,

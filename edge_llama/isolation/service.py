@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Generation
 from edge_llama.isolation import wire
 from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
@@ -42,8 +43,10 @@ class Service:
             "answer": self._answer,
             "control_tokens_of": model.tokenizer.control_tokens_of,
             "count_tokens": self._count_tokens,
+            "embed": self._embed,
             "encode": model.tokenizer.encode,
             "encode_parts": model.tokenizer.encode_parts,
+            "frame": lambda: model.tokenizer.frame,
             "generate": self._generate,
             "least_tokens": model.tokenizer.least_tokens,
             "resume": self._resume,
@@ -110,6 +113,10 @@ class Service:
         return self._model.count_tokens(
             given, tools=Tools(tuple(tools)), template_variables=template_variables, n_ctx=n_ctx
         )
+
+    def _embed(self, texts: Sequence[str], pooling: Pooling) -> Blob:
+        vectors = self._model.embed(texts, pooling)
+        return Blob(vectors.shape[1], vectors.tobytes())
 
     def _vocabulary(self) -> Blob:
         """Bytes of all tokens: joined, and how many each has; and which tokens end an answer."""

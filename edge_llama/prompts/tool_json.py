@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Set
 from typing import Any
 
+from edge_llama.prompts.tool_grammar import CalledTool, Rules, Written, quoted
+
 _NAMES = ("name", "function", "tool", "tool_name", "function_name")
 _ARGUMENTS = ("parameters", "arguments", "args", "input", "tool_input")
 _BESIDE = ("id", "call_id", "tool_call_id", "index")
@@ -62,6 +64,21 @@ def parse_tag(text: str) -> Calls:
     if not (found := _TAGGED.fullmatch(text)):
         raise ValueError("its tag is not closed")
     return [(found[1], _object(_loaded(found[2])))]
+
+
+def call(rules: Rules, tool: CalledTool, written: Written) -> str:
+    """The expression for a call, its name within quotes."""
+    name = json.dumps(tool.name, ensure_ascii=False)[1:-1]
+    arguments = rules.json(tool.where, tool.parameters)
+    return f"{quoted(f'{written.before}{name}{written.middle}')} {arguments} {quoted(written.after)}"
+
+
+def call_tag(rules: Rules, tool: CalledTool, written: Written) -> str:
+    """The same for a tag. OptionError for a name that would close it."""
+    if re.search(r"[<>\s]", tool.name):
+        raise tool.error("its name can't stand in a tag", "rename the tool, or give tool_format='json'")
+    arguments = rules.json(tool.where, tool.parameters)
+    return f"{quoted(f'{written.before}{tool.name}{written.middle}')} {arguments} {quoted(written.after)}"
 
 
 def _call(item: Any) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import AbortedError, Rows, TextTower
 from edge_llama.errors import BusyError, DeadlineError, EngineError
+from edge_llama.host import devices
+from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.encoder_thread import Embedded, EncoderThread
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.prompt_cache import Held, PromptCache, State
+from edge_llama.runtime.prompt_cache import Held, PromptCache
 from edge_llama.runtime.radix_tree import shared_length
 from edge_llama.runtime.request import Request
+from edge_llama.runtime.session_file import State
 from edge_llama.runtime.step_budget import StepBudget
 from edge_llama.runtime.thread_pacer import Pace, Stopwatch
 from edge_llama.sampling.sampler import LogitsRow
@@ -155,6 +158,7 @@ class Scheduler:
         max_running: int = 8,
         max_queued: int = MAX_QUEUED,
         is_deterministic: bool = False,
+        disk: DiskCache | None = None,
     ) -> None:
         """``choose_threads`` is asked how many threads the tower shall use when work begins, ``pace`` within it.
 
@@ -163,9 +167,10 @@ class Scheduler:
         """
         self.tower = tower
         self.encoder = encoder
-        self.cache = PromptCache(tower, room, tower.n_batch if is_deterministic else 0)
+        self.cache = PromptCache(tower, room, tower.n_batch if is_deterministic else 0, disk)
         self.max_running = 1 if is_deterministic else min(max_running, tower.n_sequences)
         self.max_queued = max_queued
+        self._samplers: ThreadPoolExecutor | None = None
         self._encoders = EncoderThread(encoder) if encoder else None
         self._choose_threads = choose_threads
         self._pace = pace
@@ -301,6 +306,9 @@ class Scheduler:
             request.cancel()
         for call in self._calls:
             call.work()
+        self.cache.close()
+        if self._samplers:
+            self._samplers.shutdown()
         if self._encoders:
             self._encoders.close()
         self.tower.close()
@@ -417,7 +425,7 @@ class Scheduler:
             return True
         if not running.todo:  # all of it is there, with its last logits
             assert held.logits is not None  # noqa: S101 - see PromptCache.begin
-            self._advance(running, LogitsRow(held.logits.copy()))
+            self._advance([(running, LogitsRow(held.logits.copy()))])
         return True
 
     def _resume(self, running: _Running) -> bool:
@@ -514,9 +522,7 @@ class Scheduler:
             self._current = {}  # a cancel() that has just seen it is undone before the next decode
         self._decoded(batch, watch)
         answers = iter(logits)
-        ready = [(running, next(answers)) for running, rows in batch if rows.needs_logits]
-        for running, row in ready:
-            self._advance(running, row)
+        self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
 
     def _begin_decode(self, batch: Sequence[tuple[_Running, Rows]]) -> bool:
         """Whether anybody still wants it."""
@@ -555,8 +561,22 @@ class Scheduler:
         if self._pace:
             self.tower.use_threads(self._pace.after(seconds, cpu_seconds, answers + prompts, is_decode=not prompts))
 
-    def _advance(self, running: _Running, row: LogitsRow) -> None:
-        running.is_decoding = True
-        running.todo = running.request.advance(row, self.tower.n_ctx - len(running.held.tokens))
-        if running.request.is_ended:
-            self._end(running, row.values.copy())
+    def _advance(self, ready: Sequence[tuple[_Running, LogitsRow]]) -> None:
+        """Have each request choose its next tokens, several threads at once where that takes its time."""
+
+        def advance(one: tuple[_Running, LogitsRow]) -> Sequence[int]:
+            running, row = one
+            return running.request.advance(row, self.tower.n_ctx - len(running.held.tokens))
+
+        apart = [one for one in ready if one[0].request.samples_apart]
+        if len(apart) > 1:
+            self._samplers = self._samplers or ThreadPoolExecutor(devices.cpu_threads(), "edge-llama-sampler")
+            found = dict(zip(apart, self._samplers.map(advance, apart), strict=True))
+        else:
+            found = {}
+        for one in ready:
+            running, row = one
+            running.is_decoding = True
+            running.todo = found[one] if one in found else advance(one)
+            if running.request.is_ended:
+                self._end(running, row.values.copy())

@@ -32,8 +32,10 @@ def test_a_frame_that_breaks_off_is_the_end() -> None:
 
 
 def test_what_is_no_frame_is_told() -> None:
-    with pytest.raises(ValueError, match="list"):
-        frames.read(io.BytesIO(b"\x02\0\0\0\0\0\0\0[]"))
+    with pytest.raises(ValueError, match="begins no frame"):
+        frames.read(io.BytesIO(b"something that was printed"))
+    with pytest.raises(ValueError, match="a frame is list"):
+        frames.read(io.BytesIO(frames.frame({}).replace(b"{}", b"[]")))
     with pytest.raises(TypeError, match="set"):
         frames.frame({"a": {1}})
 

@@ -122,7 +122,7 @@ def test_other_settings_go_on_to_hold(model: edge_llama.Model) -> None:
 
 def test_masked_logits_are_whole_again_after_the_choice(model: edge_llama.Model) -> None:
     model.generate("Once upon a time", regex="[yz]{4}", temperature=0, max_tokens=1).result()
-    logits = on_engine(model, lambda session, tower: tower.logits())
+    logits = on_engine(model, lambda session, _tower: session.logits())
     assert np.isfinite(logits).all()
 
 

@@ -74,7 +74,7 @@ def test_an_answer_that_was_stopped_leaves_a_recurrent_model_usable(vocabulary: 
             for _ in range(taken):
                 next(running)
             running.close()
-            on_engine(model, lambda session, tower: _check(len(session.tokens), tower.length))
+            on_engine(model, lambda session, tower: _check(len(session.tokens), session.length))
             assert model.generate(_PROMPT, temperature=0, max_tokens=6).result().tokens == expected
 
 
