@@ -427,7 +427,11 @@ class PromptCache:
             if self._disk:
                 self._to_disk(self._copy(held))
             return
-        state = self._copy(held)
+        try:
+            state = self._copy(held)
+        except (EngineError, MemoryError) as error:
+            _log.warning("a conversation of %s tokens can't be kept: %s", f"{len(held.tokens):,}", error)
+            return
         for shorter in self._tree.prefixes(state.tokens):
             if isinstance(shorter, State):
                 self._drop(shorter)

@@ -247,8 +247,10 @@ class Scheduler:
                 for running in self._running:
                     running.request.fail(error)
             self._counts.seconds += time.perf_counter() - began
+        self._take_in(is_patient=False)  # what came just before it was closed
         for request in (*self._queue.all(), *(running.request for running in self._running)):
             request.cancel()
+        self._leave()
         for call in self._calls:
             call.work()
         self.cache.close()
@@ -410,7 +412,11 @@ class Scheduler:
             if found := batches(ready, n_batch, self.cache.free_cells, budget):
                 return found
             youngest = ready.pop()
-            youngest.suspended = self.cache.suspend(youngest.held)
+            try:
+                youngest.suspended = self.cache.suspend(youngest.held)
+            except (EngineError, MemoryError) as error:
+                youngest.request.fail(error)
+                self._end(youngest)
         return []
 
     def _decode(self, batch: Batch) -> None:

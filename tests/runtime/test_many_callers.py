@@ -276,6 +276,45 @@ def test_an_error_of_one_touches_no_other(started: Any) -> None:
     assert [each.result().text for each in good] == [said(prompt, 40) for prompt in [*distinct(3), [9, 9]]]
 
 
+@pytest.mark.parametrize("error", [EngineError("odd"), MemoryError("odd")])
+def test_where_a_sequence_cannot_be_copied_only_what_was_in_it_is_lost(started: Any, error: Exception) -> None:
+    engine, tower = started(CacheSize(400, 400, 4))
+
+    def save(_sequence: int) -> None:
+        raise error
+
+    tower.save = save
+    first, second = list(range(300)), list(range(1000, 1300))
+    assert [ask(engine, prompt).result().text for prompt in (first, second)] == [said(first, 5), said(second, 5)]
+    running = [ask(engine, prompt, 150) for prompt in distinct(4, 100)]
+    ends = []
+    for each, prompt in zip(running, distinct(4, 100), strict=True):
+        try:
+            ends.append(each.result().text == said(prompt, 150))
+        except EngineError as raised:
+            assert "odd" in str(raised)
+            ends.append(False)
+    assert True in ends
+    tower.save = type(tower).save.__get__(tower)
+    assert ask(engine, first).result().text == said(first, 5)
+
+
+def test_what_is_asked_while_it_is_closed_is_refused_or_cancelled() -> None:
+    for _ in range(40):
+        engine = letters.scheduler(Letters())
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        asked = []
+        with pytest.raises(EngineError, match="closed"):
+            while True:
+                asked.append(ask(engine, [1], None))
+                if len(asked) > 60:
+                    asked.pop(0)
+        for each in asked:
+            assert each.result().finish_reason == "cancelled"
+        closing.join(SECONDS)
+
+
 def test_closing_releases_all_callers(started: Any) -> None:
     engine, tower = started(max_running=3)
     slow(tower)
