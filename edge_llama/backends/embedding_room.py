@@ -14,7 +14,9 @@ def positions(longest: int, artifact: Artifact) -> int:
     return min(padded, max(artifact.n_ctx_train, longest))
 
 
-def check_memory(artifact: Artifact, longest: int, nbytes: int, remedy: str = "cut the texts into shorter ones") -> None:
+def check_memory(
+    artifact: Artifact, longest: int, nbytes: int, remedy: str = "cut the texts into shorter ones"
+) -> None:
     """OptionError if texts of up to ``longest`` tokens take more than there is."""
     if nbytes > (available := devices.available_memory()):
         raise OptionError(
