@@ -106,6 +106,10 @@ class IsolatedModel(Model):
             keep_alive=self,
         )
 
+    def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
+        n_embd, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
+        return np.frombuffer(data, np.float32).reshape(-1, n_embd).copy()
+
     def count_tokens(
         self,
         messages: Sequence[Message],

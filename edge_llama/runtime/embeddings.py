@@ -62,15 +62,19 @@ def choose_pooling(artifact: Artifact, asked: object = None) -> PoolingChoice:
     return PoolingChoice(name, reason, is_known=wanted is not None)
 
 
-def text_tokens(texts: object, tokenizer: Tokenizer, n_ctx: int) -> list[list[int]]:
-    """The ids of each text with what the model wants around it; at most ``n_ctx``, else ContextFullError.
-
-    OptionError for what is no list of texts, and for a text without a token of its own.
-    """
+def check_texts(texts: object) -> None:
+    """OptionError for what is no list of texts."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise OptionError(f"texts is {type(texts).__name__}, expected a list of texts", remedy="put it into a list")
     for number, text in enumerate(texts):
         check_text(text, f"texts[{number}]")
+
+
+def text_tokens(texts: Sequence[str], tokenizer: Tokenizer, n_ctx: int) -> list[list[int]]:
+    """The ids of each text with what the model wants around it; at most ``n_ctx``, else ContextFullError.
+
+    OptionError for a text without a token of its own.
+    """
     before, after = tokenizer.frame
     found = []
     for number, text in enumerate(texts):

@@ -63,6 +63,8 @@ class Stats:
 
     running: int
     """Requests that are prefilled or answered."""
+    max_running: int
+    """How many it serves at once: 1 where the engine decodes one conversation after the other."""
     queued: int
     """Requests that wait for their turn."""
     used_cells: int
@@ -217,14 +219,15 @@ class Scheduler:
         """What it is doing now. Any thread may ask."""
         counts, cache = self._counts, self.cache
         return Stats(
-            len(self._running),
-            self._waiting,
-            cache.used_cells,
-            self.tower.n_cells,
-            cache.nbytes,
-            counts.prompt_tokens,
-            counts.generated_tokens,
-            counts.seconds,
+            running=sum(not running.request.is_ended for running in tuple(self._running)),
+            max_running=self.max_running,
+            queued=self._waiting,
+            used_cells=cache.used_cells,
+            cells=self.tower.n_cells,
+            cached_bytes=cache.nbytes,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            seconds=counts.seconds,
         )
 
     def _is_worth_aborting(self, request: Request) -> bool:

@@ -264,6 +264,17 @@ def test_the_vocabulary_is_equal(plain: Model, isolated: Model) -> None:
     assert isolated.template.tokens(messages) == plain.template.tokens(messages)
 
 
+def test_vectors_are_equal(plain: Model, isolated: Model, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["The capital of Japan", "a", "Llamas carry 25 kg. " * 8]
+    vectors = isolated.embed(texts)
+    assert np.abs(vectors - plain.embed(texts)).max() < 1e-6
+    assert "pooling by mean" in caplog.text
+    assert isolated.embed([]).shape == plain.embed([]).shape
+    assert isolated.tokenizer.frame == plain.tokenizer.frame
+    with pytest.raises(ContextFullError, match=r"texts\[1\] needs"):
+        isolated.embed(["a", "llama " * isolated.n_ctx])
+
+
 def test_it_is_called_from_many_threads(plain: Model, isolated: Model) -> None:
     prompts = [f"Caller {at} says" for at in range(8)]
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 30, "logprobs": 2}
@@ -331,6 +342,7 @@ def test_every_public_call_of_a_model_is_done_by_the_child_or_needs_no_engine() 
     works_on_others = {
         "chat",
         "close",
+        "embed",
         "image_tokens",
         "load_chat",
         "n_ctx",

@@ -100,8 +100,8 @@ def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
         yield json.dumps({"embeds": False})
     before, after = tower.tokenizer.frame
     embedder = tower.embedder(1)
-    ids = [*before, *tokens, *after][: embedder.n_tokens // 2]
-    embedder.states([ids, ids[:1]][: embedder.n_texts])
+    whole = [*before, *tokens, *after][: embedder.n_tokens // 2]
+    embedder.states([whole, whole[:1]][: embedder.n_texts])
     tower.close()
     yield json.dumps({"embeds": True})
 
