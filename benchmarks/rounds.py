@@ -92,7 +92,7 @@ class Round:
 def system_prompt(number: int) -> str:
     """Some 550 tokens, other ones from the first sentence on for each number."""
     rng = np.random.default_rng(number)
-    rules = [f"{at}. {_RULES[rule]}" for at, rule in enumerate(rng.permutation([*range(len(_RULES))] * 2)[:28], 1)]
+    rules = [f"{at}. {_RULES[rule]}" for at, rule in enumerate(rng.permutation([*range(len(_RULES))] * 2)[:25], 1)]
     return f"Handbook {number} of the shop in {_PLACES[number % 8]}. " + " ".join(rules)
 
 

@@ -24,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +175,8 @@ class Soak:
         """``pause`` is the mean of a caller's seconds between requests."""
         self.tally = Tally()
         self._model, self._seed, self._pause, self._has_images = model, seed, pause, has_images
+        tokenizer = model.tokenizer
+        self._ends = {token: -1e4 for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)}
         rng = np.random.default_rng(seed)
         self._systems = [self._text(rng, 600) for _ in range(4)]
         self._is_over = threading.Event()
@@ -183,21 +184,26 @@ class Soak:
 
     def gap_alone(self, count: int) -> float:
         """Median seconds between tokens while ``count`` callers of the same kind write, and none comes or leaves."""
-        times: list[list[float]] = [[] for _ in range(count)]
+        waiting = set(range(count))
+        gaps: list[float] = []
 
         def write(number: int) -> None:
-            generation = self._begin(np.random.default_rng([self._seed, 10**6 + number]), 256)
-            times[number] += [time.perf_counter() for piece in generation if piece.token_ids]
+            last, taken = 0.0, 0
+            for piece in self._begin(np.random.default_rng([self._seed, 10**6 + number]), None):
+                waiting.discard(number)
+                now = time.perf_counter()
+                if last and piece.token_ids:
+                    gaps.append(now - last)
+                    taken += 1
+                last = 0.0 if waiting else now
+                if taken >= 64:
+                    break
 
         threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        begin, end = max(each[0] for each in times), min(each[-1] for each in times)
-        gaps = [b - a for each in times for a, b in pairwise(each) if begin < a and b < end]
-        if not gaps:  # an answer ended before the last one began
-            gaps = [b - a for each in times for a, b in pairwise(each)]
         return statistics.median(gaps)
 
     def run(self, callers: int, seconds: float) -> int:
@@ -263,8 +269,11 @@ class Soak:
         with self._lock:
             self.tally.gaps += gaps
 
-    def _begin(self, rng: np.random.Generator, length: int, deadline: float | None = None) -> edge_llama.Generation:
+    def _begin(
+        self, rng: np.random.Generator, length: int | None, deadline: float | None = None
+    ) -> edge_llama.Generation:
         sampling: dict[str, Any] = {"max_tokens": length, "seed": int(rng.integers(2**31)), "deadline": deadline}
+        sampling["logit_bias"] = self._ends  # so that every answer has its length
         tokens = int(rng.integers(100, 4001))
         if self._has_images and rng.random() < 0.5:
             side = int(rng.choice(SIDES))
@@ -290,8 +299,8 @@ def wrong(answer: edge_llama.Answer, how: str, length: int) -> str:
     """What an answer is that it shouldn't be, or ''."""
     if answer.finish_reason == "cancelled":
         return "" if how in ("cancelled", "closed") else "an answer that nobody cancelled was cancelled"
-    if answer.finish_reason == "length" and len(answer.tokens) != length:
-        return f"{len(answer.tokens)} tokens instead of {length}"
+    if answer.finish_reason != "length" or len(answer.tokens) != length:
+        return f"{len(answer.tokens)} tokens instead of {length}, ended by {answer.finish_reason}"
     return ""
 
 

@@ -370,15 +370,15 @@ class _Batch:
             self._wanted[at:end] = 0
             self._wanted[end - 1] = rows.needs_logits
             at = end
-        made = self._struct
-        made.n_tokens = at
+        filled = self._struct
+        filled.n_tokens = at
         embeddings = [rows.embeddings for rows in batch if rows.embeddings is not None]
         if embeddings:
             self._embeddings = np.ascontiguousarray(np.concatenate(embeddings), np.float32)  # as long as the batch
-            made.embd, made.token = _pointer(self._embeddings, ctypes.c_float), None
+            filled.embd, filled.token = _pointer(self._embeddings, ctypes.c_float), None
         else:
-            made.embd, made.token = None, self._token_pointer
-        return made
+            filled.embd, filled.token = None, self._token_pointer
+        return filled
 
 
 def _pointer(values: NDArray[Any], kind: Any) -> Any:
