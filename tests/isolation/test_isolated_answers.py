@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import converters
 import edge_llama
 from edge_llama import (
     Answer,
@@ -155,14 +154,12 @@ def test_deadlines_and_queues_are_told(tiny: Path, isolated: Model) -> None:
         assert (stats.running, stats.queued, stats.cells) == (1, 1, 1024)
 
 
-def test_images_are_seen(llama4_scout: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    converters.convert(llama4_scout, folder, quant="f32", vision_quant="f32")
+def test_images_are_seen(bundle: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(3).integers(0, 255, (2, 60, 90, 3)).astype(np.uint8)
     options: dict[str, Any] = {"n_ctx": 2048, "kv_format": "f32", "flash_attention": False, "threads": 1}
     found = []
     for isolate in (False, True):
-        with edge_llama.open(folder, isolate=isolate, **options) as model:
+        with edge_llama.open(bundle, isolate=isolate, **options) as model:
             chat = model.chat(temperature=0, max_tokens=12)
             answers = [
                 chat.send("What?", images=[noise[0]]).result(),
@@ -173,7 +170,7 @@ def test_images_are_seen(llama4_scout: Path, tmp_path: Path) -> None:
             found.append((list(map(without_times, answers)), counts, chat.messages, model.vision))
     assert found[0] == found[1]
     assert found[1][0][1].timings.tiles == 5
-    with edge_llama.open(folder, isolate=True, **options) as model:
+    with edge_llama.open(bundle, isolate=True, **options) as model:
         chat = model.load_chat(tmp_path / "False.session")
         assert (chat.messages, chat.reread_reason) == (found[0][2], None)
 
