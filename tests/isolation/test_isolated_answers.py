@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import threading
@@ -27,6 +28,7 @@ from edge_llama import (
     Timings,
 )
 from edge_llama.isolation.remote import IsolatedModel
+from edge_llama.isolation.service import Service
 
 CALL = r'\{"name": "add", "parameters": \{"a": 2, "b": 3\}\}'
 
@@ -315,6 +317,23 @@ def test_a_dropped_answer_stops(isolated: IsolatedModel) -> None:
     del running
     assert isolated.generate("x", max_tokens=1).result().timings.generated_tokens == 1
     assert not isolated._worker._child._asked  # nothing is kept of what is over
+
+
+def test_a_chat_that_is_gone_is_forgotten_there(plain: Model, isolated: IsolatedModel) -> None:
+    service = Service(plain, -1)
+    service.call("share", {"owner": [1, "a"], "other": [2, ""]})
+    assert service._owner((1, "later")).tag == "a"
+    assert {service._owner((at, "")) for at in (1, 2)} == set(service._owners.values())
+    service.forget([1, 3])
+    assert list(service._owners) == [2]
+    chat = isolated.chat(max_tokens=1)
+    chat.send("x").result()
+    number, _ = isolated._worker.owner(chat.cache_owner)
+    del chat
+    gc.collect()
+    assert list(isolated._worker._gone) == [number]
+    isolated.stats()  # whatever is asked next takes it along
+    assert not isolated._worker._gone
 
 
 def test_finish_and_shortening_are_told_here(isolated: Model) -> None:
