@@ -61,6 +61,9 @@ class DiskCache:
         self.refused: dict[str, str] = {}
         """Why what there is of a conversation can't be used, by its tag."""
         self._forgotten: set[str] = set()
+        self._pending: dict[Path, State] = {}
+        """What will be written."""
+        self._lock = threading.Lock()
         self._jobs: SimpleQueue[State | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         try:
@@ -88,6 +91,9 @@ class DiskCache:
 
     def load(self, stored: Stored) -> State | None:
         """What was stored; None if it is gone or damaged, which is told: then it is removed."""
+        with self._lock:
+            if (pending := self._pending.get(stored.path)) is not None:
+                return pending
         try:
             state = session_file.read(stored.path).state
             os.utime(stored.path)
@@ -102,25 +108,37 @@ class DiskCache:
 
     def write(self, state: State) -> None:
         """Keep a sequence, in place of those that went before. OutputError if it can't be written."""
-        key = repr((self._identity, sorted(self._needed.items()))).encode()
-        name = state.tag or f"{UNTAGGED}{hashlib.sha256(state.tokens.tobytes() + key).hexdigest()[:16]}"
-        path = self._folder / f"{name}{SUFFIX}"
-        session_file.write(path, SavedChat(self._model, self._identity, self._settings, (), state))
+        session_file.write(self._path(state), SavedChat(self._model, self._identity, self._settings, (), state))
         self._make_room()
 
-    def put(self, state: State) -> None:
-        """Have a thread :meth:`write` it; a failure is told in the log."""
+    def _path(self, state: State) -> Path:
+        key = repr((self._identity, sorted(self._needed.items()))).encode()
+        name = state.tag or f"{UNTAGGED}{hashlib.sha256(state.tokens.tobytes() + key).hexdigest()[:16]}"
+        return self._folder / f"{name}{SUFFIX}"
+
+    def put(self, state: State) -> Stored | None:
+        """Have a thread :meth:`write` it, a failure is told in the log; None if it is not to be kept.
+
+        It can be loaded from now on.
+        """
         if state.tag in self._forgotten or not (state.tag or self.keeps_untagged):
-            return
+            return None
+        stored = Stored(self._path(state), state.tokens)
+        with self._lock:
+            self._pending[stored.path] = state
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="edge-llama-disk", daemon=True)
             self._thread.start()
         self._jobs.put(state)
+        return stored
 
     def forget(self, tag: str) -> None:
         """Keep nothing of a conversation, also of what is being written."""
-        self._forgotten.add(tag)
-        (self._folder / f"{tag}{SUFFIX}").unlink(missing_ok=True)
+        path = self._folder / f"{tag}{SUFFIX}"
+        with self._lock:
+            self._forgotten.add(tag)
+            self._pending.pop(path, None)
+        path.unlink(missing_ok=True)
 
     def remove(self, stored: Stored) -> None:
         """Keep it no longer."""
@@ -135,10 +153,18 @@ class DiskCache:
 
     def _serve(self) -> None:
         while (state := self._jobs.get()) is not None:
+            path = self._path(state)
+            if self._pending.get(path) is not state:
+                continue  # forgotten, or a later one waits
             try:
                 self.write(state)
             except EdgeLlamaError as error:
                 _log.warning("%s tokens can't be kept on disk: %s", f"{len(state.tokens):,}", error)
+            with self._lock:
+                if self._pending.get(path) is state:
+                    del self._pending[path]
+                if state.tag in self._forgotten:  # meanwhile
+                    path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         try:

@@ -135,10 +135,7 @@ class PromptCache:
 
         If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
         """
-        length, found = self._best(prompt)
-        while isinstance(found, Stored):
-            self._fetch(found)
-            length, found = self._best(prompt)
+        length, found = self._found(prompt)
         divergence = _divergence(prompt, length, found)
         held = self._taken(length, found, owner)
         if held is None:
@@ -201,9 +198,11 @@ class PromptCache:
         return held
 
     def keep(self, state: State) -> None:
-        """Keep what was suspended, if there is room."""
+        """Keep what was suspended, if there is room, in memory or on disk."""
         if self._make_room(state.nbytes, len(state.tokens)):
             self._put(state)
+        else:
+            self._to_disk(state)
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
@@ -290,18 +289,33 @@ class PromptCache:
                     self._tree.remove(shorter.tokens, shorter)
                     if not shorter.tag:
                         self._disk.remove(shorter)
-            self._disk.put(state)
+            if stored := self._disk.put(state):
+                self._tree.insert(stored.tokens, stored)
 
     def _is_stored(self, tokens: Tokens) -> bool:
         whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
         return any(isinstance(entry, Stored) for entry in whole)
 
-    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
+    def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
+        length, found = self._best(prompt)
+        while isinstance(found, Stored):
+            self._fetch(found)
+            length, found = self._best(prompt)
+        if isinstance(found, State):
+            running = self._cells.used_by({held.number for held in self._held if held.is_running})
+            if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
+                return self._best(prompt, is_in_cells=True)
+        return length, found
+
+    def _best(self, prompt: Tokens, *, is_in_cells: bool = False) -> tuple[int, Entry | None]:
         """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
                 break
+            if is_in_cells and not isinstance(entry, Held):
+                continue
             usable = min(length, len(entry.tokens))
             if self._slice_size:
                 fixed = 0 if isinstance(entry, Stored) else entry.fixed
@@ -357,8 +371,8 @@ class PromptCache:
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
             return self._new()
-        if (held is None or length < len(state.tokens)) and self._make_room(state.nbytes, len(state.tokens)):
-            self._put(state)  # else the sequence has it all
+        if held is None or length < len(state.tokens):
+            self.keep(state)  # else the sequence has it all
         return held
 
     def _loaded(self, state: State) -> Held | None:
@@ -401,7 +415,7 @@ class PromptCache:
         self._release(held)
 
     def _keep(self, held: Held) -> None:
-        """Copy a sequence into memory, if there is room and nothing else has as much."""
+        """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
         if any(
             entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
@@ -410,6 +424,8 @@ class PromptCache:
             return
         beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
         if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
+            if self._disk:
+                self._to_disk(self._copy(held))
             return
         state = self._copy(held)
         for shorter in self._tree.prefixes(state.tokens):
@@ -425,14 +441,18 @@ class PromptCache:
         """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
         room = self._room(self.nbytes)
         if nbytes > room:
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
+            self._tell_loss(tokens)
             return False
         while self.nbytes + nbytes > room:
             gone = self._states[0]
             self._to_disk(gone)
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
+            self._tell_loss(len(gone.tokens))
             self._drop(gone)
         return True
+
+    def _tell_loss(self, tokens: int) -> None:
+        if not self._disk:
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)
