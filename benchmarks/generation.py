@@ -24,15 +24,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from peers import program, program_environment
 
 import edge_llama
+from edge_llama.backends.base import Rows
 from edge_llama.backends.towers import locate
 from edge_llama.host import devices
+from edge_llama.sampling.sampler import LogitsRow
 
 STORY = "Once upon a time, in a village by the sea, there lived an old fisherman who told stories to the children."
 ASK = " Now tell me a very long story about a dragon, with many chapters. Write at least two thousand words."
@@ -258,15 +260,17 @@ class Watch:
         self.between: list[float] = []
         model._engine.tower.decode = self._watched  # type: ignore[method-assign]
 
-    def _watched(self, tokens: list[int]) -> None:
-        if len(tokens) == 1 and self._ended:
+    def _watched(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        is_token = sum(len(rows.tokens) for rows in batch) == 1
+        if is_token and self._ended:
             self.between.append(time.thread_time() - self._ended)
-        self._decode(tokens)
-        self._ended = time.thread_time() if len(tokens) == 1 else 0.0
+        logits = self._decode(batch)
+        self._ended = time.thread_time() if is_token else 0.0
+        return logits
 
 
 def on_engine(model: edge_llama.Model, work: Callable[[], object]) -> None:
-    model._engine.submit(lambda _job: work())
+    model._engine.call(work)
 
 
 @contextmanager

@@ -89,19 +89,19 @@ def first_token(make: Callable[[], edge_llama.Chat], question: str) -> float:
 
 
 def forget(model: edge_llama.Model) -> None:
-    model._engine.call(lambda session: session.rewind(0))
+    model._engine.call(model._engine.cache.clear)
 
 
 def copies(model: edge_llama.Model, path: Path) -> None:
-    chat = model.load_chat(path)
+    chat, cache = model.load_chat(path), model._engine.cache
     out, back = [], []
     for _ in range(9):
         started = time.perf_counter()
-        state = model._engine.call(lambda session: session.state(chat.cache_owner))
+        state = model._engine.call(lambda: cache.state(chat.cache_owner))
         out.append(time.perf_counter() - started)
         assert state is not None
         started = time.perf_counter()
-        model._engine.call(lambda session, state=state: session.adopt(state, chat.cache_owner))
+        model._engine.call(lambda state=state: cache.adopt(state, chat.cache_owner))
         back.append(time.perf_counter() - started)
     show("copying it out of the engine", out)
     show("copying it back             ", back)

@@ -29,6 +29,7 @@ from edge_llama.prompts.messages import (
     tool_result,
     up_to_last_question,
 )
+from edge_llama.prompts.tool_choice import AUTO
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.encoders import ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
@@ -42,6 +43,21 @@ class Sessions(Protocol):
 
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
         """Keep for ``other`` what is kept for ``owner``."""
+
+    def tag(self, owner: CacheOwner, conversation: str) -> None:
+        """What the owner's answers leave is kept on disk as this conversation's."""
+
+    def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation any more, in memory or on disk."""
+
+    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
+        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
+
+    def store(self, owner: CacheOwner) -> None:
+        """Write what the owner's last answer left to disk now. OutputError if that fails."""
+
+    def why_not_kept(self, conversation: str) -> str | None:
+        """Why what there is of a conversation on disk can't be used, if so: other settings made it."""
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file."""
@@ -273,12 +289,14 @@ class Chat:
 
         After ``max_rounds`` of calls the answer may be one that asks for more. A function whose arguments the model
         gets wrong is not called: the model is told. What a function raises comes through, and the call stays open.
+        A ``tool_choice`` is for the first answer: those to results are the model's own, or it would call for ever.
         """
         rounds = check_whole("max_rounds", max_rounds, 0, 1000)
         options["tools"] = tools = tools_of(options.get("tools", self.options["tools"]))
         answer = self.send(text, **options).result()
         while answer.tool_calls and rounds:
             rounds -= 1
+            options["tool_choice"] = AUTO
             for call in answer.tool_calls:
                 self.add_tool_result(call, tools.run(call))
             answer = self.answer(**options).result()

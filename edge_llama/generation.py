@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.prompts.tool_choice import ToolChoice
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import ToolCallParser
 from edge_llama.prompts.tools import Tool, Tools
 from edge_llama.runtime.answering import Answering
@@ -45,12 +47,15 @@ class AnswerOptions(RequestOptions, total=False):
 
     ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
     calls that it writes are taken out of the text, in any form or in ``tool_format`` alone (``json``, ``pythonic``,
-    ``bare``, ``tag``). ``template_variables`` are what the template asks for besides: ``date_string``,
-    ``tools_in_user_message``, ``builtin_tools``, ...
+    ``bare``, ``tag``). ``tool_choice`` says whether it calls some: ``auto`` or None (it decides), ``none`` (all is
+    text), ``required`` (the answer is one to 16 calls, whose arguments fit the tools' schemas) or a tool's name (one
+    call of it; also as ``{"type": "function", "function": {"name": ...}}``). ``template_variables`` are what the
+    template asks for besides: ``date_string``, ``tools_in_user_message``, ``builtin_tools``, ...
     """
 
     tools: Iterable[Tool] | Tools | None
     tool_format: str | None
+    tool_choice: ToolChoice | None
     template_variables: Mapping[str, Any] | None
 
 
@@ -265,6 +270,7 @@ def generate(
     params: SamplingParams,
     *,
     parser: ToolCallParser | None = None,
+    calls: CallGrammar | None = None,
     on_finish: Callable[[Answer], None] | None = None,
     keep_alive: object = None,
     owner: CacheOwner | None = None,
@@ -277,6 +283,7 @@ def generate(
         prompt,
         params,
         parser=parser,
+        calls=calls,
         owner=owner,
         image_embeddings=image_embeddings,
         deadline=deadline,

@@ -29,9 +29,11 @@ from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
+from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
-from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, choose_pooling, text_tokens
+from edge_llama.runtime.disk_cache import DiskCache
+from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, check_texts, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
@@ -43,6 +45,8 @@ _log = logging.getLogger("edge_llama")
 
 class Model:
     """A model file, loaded. Threads and tasks may share it; many are served at once."""
+
+    _has_told_pooling = False
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
@@ -64,6 +68,8 @@ class Model:
         try:
             _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
+            self.identity = artifact.identity()
+            self._disk = self._opened_disk(tower, encoder, given.get("cache_dir"))
         except BaseException:
             tower.close()
             raise
@@ -80,14 +86,9 @@ class Model:
             max_running=plan.max_running,
             max_queued=MAX_QUEUED if max_queued is None else max_queued,
             is_deterministic=given.get("deterministic", False),
+            disk=self._disk,
         )
         self._embeddings = Embeddings(self._engine)
-        self._tells_pooling = True
-        try:
-            self.identity = artifact.identity()
-        except BaseException:
-            self._engine.close()
-            raise
         self._finalizer = weakref.finalize(self, self._engine.close)
         for text in artifact.warnings:
             _log.warning("%s: %s", artifact.path, text)
@@ -112,6 +113,22 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
+    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: object) -> DiskCache | None:
+        """Where ``cache_dir`` says; None if it says nothing."""
+        if not isinstance(folder, Path):
+            return None
+        needed = dict(tower.settings)
+        if self.artifact.cache_depends_on_context:
+            needed["n_ctx"] = tower.n_ctx
+        settings = {**needed, **self._settings(tower, encoder)}
+        return DiskCache(folder, self.artifact.name, self.identity, settings, needed)
+
+    def _settings(self, tower: TextTower, encoder: ImageEncoder | None) -> dict[str, Any]:
+        """With which options the model shall be opened again, beside the tower's own."""
+        if encoder is None or self.vision_placement is None:
+            return {"n_ctx": tower.n_ctx}
+        return {"n_ctx": tower.n_ctx, "vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
+
     @property
     def vision(self) -> VisionArtifact | None:
         """The vision tower's file; None if the model sees no images."""
@@ -120,11 +137,8 @@ class Model:
     @cached_property
     def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
-        settings: dict[str, Any] = {}
-        if self.vision_placement is not None:
-            encoder = self.require_vision()
-            settings = {"vision_device": self.vision_placement.device, "max_tiles": encoder.max_tiles}
-        return ChatSessions(self._engine, self.artifact, self.identity, settings)
+        settings = self._settings(self._engine.tower, self._engine.encoder)
+        return ChatSessions(self._engine, self.artifact, self.identity, settings, self._disk)
 
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
@@ -196,12 +210,16 @@ class Model:
         Raises ContextFullError for a text of more tokens than ``n_ctx``, OptionError for one that has none, for what is
         no text and for a pooling that is unknown or not this model's, InputError if the model embeds nothing.
         """
-        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         chosen = self.pooling(pooling)
-        if not chosen.is_known and self._tells_pooling:
-            self._tells_pooling = False
+        if not chosen.is_known and not self._has_told_pooling:
+            self._has_told_pooling = True
             _log.warning("%s: pooling by %s", self.artifact.path, chosen)
-        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), chosen.name)
+        check_texts(texts)
+        return self._vectors(texts, chosen.name)
+
+    def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), pooling)
 
     def pooling(self, asked: Pooling | None = None) -> PoolingChoice:
         """How :meth:`embed` pools, and why: as asked, as the file says, else by the mean. It raises what that does."""
@@ -223,20 +241,28 @@ class Model:
         self._engine.check_process()
         self._check_writes()
         tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
-        tool_format = options.pop("tool_format", None)
+        tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
+        called = called_tools(tool_choice, tools)
         messages = check_messages(messages)
         tokens = self._prompt(messages, tools, variables, self.n_ctx)
         images = images_of(messages)
         encoder = self.require_vision() if images else None
         check_room(len(tokens), self.n_ctx, images, encoder)
         names = tools.names | trained_tools(variables)
-        parser = self.template.call_parser(names, tool_format) if names or tool_format else None
+        calls = None
+        if called:
+            style = self.template.calls_as(tool_format)
+            tool_format = style.form.name
+            calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+        is_parsed = (names or tool_format) and tool_choice != NONE
+        parser = self.template.call_parser(names, tool_format) if is_parsed else None
         deadline = _deadline(options)
         return generate(
             self._engine,
             tokens,
             self.sampling(options),
             parser=parser,
+            calls=calls,
             on_finish=on_finish,
             keep_alive=self,
             owner=owner,

@@ -140,6 +140,14 @@ def llama4_digits() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT as a GGUF file, f32, that pools by its first token; beside it the checkpoint that it was."""
+    import embedding_models  # noqa: PLC0415 - torch takes seconds to load
+
+    return shared(tmp_path_factory, "bert", embedding_models.bert) / embedding_models.FILE
+
+
+@pytest.fixture(scope="session")
 def small_talk() -> Path:
     """A small SmolLM2 that was trained to answer what tests of chats ask; see ``small_talk.py``."""
     return Path(__file__).parent / "data" / "small_talk.gguf"

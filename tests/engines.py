@@ -35,6 +35,11 @@ class Session:
     def tokens(self) -> list[int]:
         return self.held.tokens if self.held else []
 
+    @property
+    def length(self) -> int:
+        """Positions, as the tower counts them."""
+        return self.tower.length(self.held.number if self.held else 0)
+
     def logits(self) -> NDArray[np.float32]:
         """Of the last position."""
         assert self.held

@@ -32,6 +32,7 @@ class TextGraph:
         self.session = ort.InferenceSession(path if model is not None else folder / "model.onnx", options)
         if model is not None:
             path.unlink()
+            (folder / "changed.data").unlink(missing_ok=True)  # mapped: the next must not be written over it
         self.cache: dict[str, NDArray[np.float32]] = {}
         self.forget()
 
@@ -47,6 +48,10 @@ class TextGraph:
 
     def feed(self, ids: Sequence[int], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The logits after ``ids``, ``(n_vocab,)``."""
+        return self.feed_all(ids, features)[-1]
+
+    def feed_all(self, ids: Sequence[int], features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The logits after each of ``ids``, ``(n, n_vocab)``, if the graph is one ``with_all_logits``."""
         feeds: dict[str, Any] = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, self.length + len(ids)), np.int64),
@@ -59,7 +64,7 @@ class TextGraph:
         )
         for name in self.cache:
             self.cache[name] = outputs[name.replace("past_key_values", "present")]
-        return outputs["logits"][0, -1]
+        return outputs["logits"][0]
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
         """The likeliest continuation."""
@@ -82,6 +87,16 @@ def without_rounded_activations(folder: Path) -> onnx.ModelProto:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
+    return model
+
+
+def with_all_logits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the nodes that leave but the last position, so that one prefill gives the logits of all."""
+    for node in model.graph.node:
+        if "last.index" in node.input:
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output, node.name))
+    (logits,) = (output for output in model.graph.output if output.name == "logits")
+    logits.type.tensor_type.shape.dim[1].dim_param = "sequence"
     return model
 
 
@@ -125,8 +140,8 @@ def _unpacked(raw: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def with_weights(folder: Path, quantized: Path) -> onnx.ModelProto:
-    """The float model in ``folder`` with the weights of ``quantized``."""
-    model = onnx.load(folder / "model.onnx")
+    """The float model in ``folder`` with the weights of ``quantized``, which lie beside it in a file of their own."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
     weights: dict[str, NDArray[np.float32]] = {}
     for name, matrix in (matrices(quantized) | halves(quantized)).items():
         weights |= experts(name, matrix) or {name.replace("embedding.rows", "embedding"): matrix}
@@ -135,14 +150,16 @@ def with_weights(folder: Path, quantized: Path) -> onnx.ModelProto:
             parts = [weights.get(name.replace(".q.", f".{part}.")) for part in "qkv"]
             if f"{name.removesuffix('.q.weight')}.qkv.weight" in {tensor.name for tensor in model.graph.initializer}:
                 weights[name.replace(".q.", ".qkv.")] = np.concatenate([part for part in parts if part is not None])
-    replaced = set()
-    for tensor in model.graph.initializer:
-        if tensor.name in weights:
-            new = weights[tensor.name].reshape(tuple(tensor.dims))
-            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-            replaced.add(tensor.name)
+    replaced = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in weights}
+    with (folder / "changed.data").open("wb") as file:
+        for name, tensor in replaced.items():
+            start = file.tell()
+            file.write(weights[name].astype("<f4").tobytes())
+            tensor.raw_data = b""  # where they lay before
+            onnx.external_data_helper.set_external_data(tensor, "changed.data", start, file.tell() - start)
+            tensor.ClearField("raw_data")
     large = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2 and "rotary" not in tensor.name}
-    assert {name for name in large if "router" not in name and name != "image_features"} <= replaced
+    assert {name for name in large if "router" not in name and name != "image_features"} <= replaced.keys()
     return model
 
 

@@ -6,8 +6,8 @@ own helpers. ``shared`` appends to the cache in place (GroupQueryAttention); els
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edge_llama.backends.base import OneSequence
 from edge_llama.backends.onnxruntime.text import OnnxTower
 from edge_llama.backends.towers import locate
 from edge_llama.files.onnx_text import OnnxArtifact, read_onnx_text
@@ -87,9 +88,11 @@ def text(folder: Path) -> OnnxArtifact:
     return read_onnx_text(locate(folder))
 
 
-def opened(folder: Path, n_ctx: int = 256, n_batch: int = 512) -> Any:
+@contextmanager
+def opened(folder: Path, n_ctx: int = 256, n_batch: int = 512) -> Iterator[OneSequence]:
     """Its tower alone, in the thread that asks: ``with opened(folder) as tower``."""
-    return closing(OnnxTower(text(folder), n_ctx=n_ctx, threads=1, n_batch=n_batch))
+    with closing(OnnxTower(text(folder), n_ctx=n_ctx, threads=1, n_batch=n_batch)) as tower:
+        yield OneSequence(tower)
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

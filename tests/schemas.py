@@ -1,12 +1,13 @@
 """JSON schemas of all kinds, and walks through what is allowed by them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
 import numpy as np
 
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
 
@@ -142,8 +143,8 @@ class Bytes:
 
     n_vocab = 257
 
-    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        return [token for part in parts for token in ([part] if isinstance(part, int) else part.encode())]
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
@@ -155,16 +156,18 @@ class Bytes:
 BYTES: Any = Bytes()
 
 
-def walk(params: SamplingParams, rng: np.random.Generator, steps: int = 600) -> str | None:
+def walk(
+    params: SamplingParams, rng: np.random.Generator, steps: int = 600, calls: CallGrammar | None = None
+) -> str | None:
     """A text by random choices among all that fits: no model is as contrary. None if it comes to no end."""
-    fits = constraint(params, BYTES)
+    fits = constraint(params, BYTES, calls)
     assert fits
     text = bytearray()
     for _ in range(steps):
         allowed = np.flatnonzero(~fits.refused())
         if allowed[-1] == 256 and (len(allowed) == 1 or rng.random() < 0.3):
             return text.decode()
-        closing = np.intersect1d(allowed, np.frombuffer(b'"}],', np.uint8))
+        closing = np.intersect1d(allowed, np.frombuffer(b"\"'}]),", np.uint8))
         choices = closing if len(closing) and rng.random() < 0.3 else allowed[allowed < 256]
         text.append(int(rng.choice(choices)))
         fits.accept(text[-1])

@@ -63,6 +63,11 @@ def pytest_collection() -> Iterator[object]:
         gc.enable()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The top's files first: they ask whole models, and one that came last would leave the other workers idle."""
+    items.sort(key=lambda item: item.path.parent != config.rootpath / "tests")
+
+
 def _is_worker() -> bool:
     return "PYTEST_XDIST_WORKER" in os.environ
 

@@ -13,8 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from engines import Session
-from engines import CAPITAL, on_engine
+from engines import CAPITAL, Session, on_engine
 from ggufs import rewritten
 
 import converters
@@ -23,7 +22,7 @@ from edge_llama import Message
 from edge_llama.backends.base import TextTower
 from edge_llama.files.gguf import Value, ValueType
 
-LONG = "The quick brown fox jumps over the lazy dog. " * 300  # about 3,000 tokens
+LONG = "The quick brown fox jumps over the lazy dog. " * 150  # about 1,500 tokens, three batches
 
 
 def test_the_answer_is_right_and_streams_in_whole_characters(model: edge_llama.Model) -> None:
@@ -105,7 +104,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_with_both_numbers(converted: Pat
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(exact: edge_llama.Model) -> None:
     def answer(seed: int) -> str:
-        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=24).result().text
+        return exact.generate("My favourite", temperature=1.5, seed=seed, max_tokens=12).result().text
 
     assert answer(7) == answer(7)
     assert len({answer(seed) for seed in range(4)}) > 1
@@ -178,10 +177,10 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
 
     def work(session: Session, tower: TextTower) -> tuple[Any, Any, int]:
         session.prefill(prompt)
-        fresh = tower.logits()
+        fresh = session.logits()
         session.prefill(other)
         reused = session.prefill(prompt)
-        return fresh, tower.logits(), reused
+        return fresh, session.logits(), reused
 
     with edge_llama.open(tmp_path / "a.gguf", n_ctx=128, kv_format="f32") as floats:
         fresh, again, reused = on_engine(floats, work)
@@ -192,7 +191,7 @@ def test_reuse_does_not_change_the_logits(llama3: Path, tmp_path: Path) -> None:
 def test_cancelling_within_a_long_prompt_ends_it_early(model: edge_llama.Model) -> None:
     on_engine(model, lambda session, tower: session.rewind(0))
     generation = model.generate(LONG, max_tokens=5)
-    while not model._engine.session.tokens:  # reading has begun
+    while not model.stats().used_cells:  # prefilling has begun
         time.sleep(0.001)
     generation.cancel()
     answer = generation.result()
@@ -248,9 +247,9 @@ def test_threads_share_a_model_and_get_the_answers_they_would_get_alone(exact: e
     questions = ["What is 2 + 2?", CAPITAL, "What colour is the sky?", "Who wrote Hamlet?"] * 3
 
     def ask(question: str) -> str:
-        return exact.chat().send(question, temperature=0, max_tokens=8).result().text
+        return exact.chat().send(question, temperature=0, max_tokens=4).result().text
 
-    alone = {question: ask(question) for question in questions}
+    alone = {question: ask(question) for question in set(questions)}
     answers: dict[int, str] = {}
 
     def work(number: int) -> None:

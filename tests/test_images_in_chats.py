@@ -72,7 +72,7 @@ def text_and_images(*turns: tuple[list[NDArray[np.uint8] | str], str | None]) ->
 
 
 def last_logits(model: edge_llama.Model) -> NDArray[np.float32]:
-    return on_engine(model, lambda _session, tower: tower.logits())
+    return on_engine(model, lambda session, _tower: session.logits())
 
 
 CONVERSATIONS = {
@@ -407,7 +407,7 @@ def test_images_stay_with_the_results_that_a_template_puts_in_order(folder: Path
     with edge_llama.open(folder, chat_template=template, n_ctx=512, **EXACT) as model:
         expected = model.answer(ordered, temperature=0, max_tokens=1).result()
         logits = last_logits(model)
-        model.answer([Message("user", "Something else")], max_tokens=1).result()
+        on_engine(model, lambda session, _tower: session.rewind(0))
         model.require_vision()._kept.clear()
         answer = model.answer([Message("assistant", "", calls), *results[::-1]], temperature=0, max_tokens=1).result()
         assert (answer.tokens, answer.timings.tiles) == (expected.tokens, expected.timings.tiles)
@@ -458,7 +458,7 @@ def test_a_vision_tower_that_fails_within_a_prompt_leaves_the_chat_in_order(mode
     with pytest.raises(EngineError, match="the tower failed"):
         chat.send("Look!", images=[picture(200, 200, 7)]).result()
     assert chat.messages == []
-    assert on_engine(model, lambda session, engine: len(session.tokens) == engine.length > 0)
+    assert on_engine(model, lambda session, _tower: len(session.tokens) == session.length > 0)
     assert chat.send("What is this?", images=[picture(200, 200)]).result().tokens == expected
 
 

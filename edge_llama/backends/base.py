@@ -47,7 +47,7 @@ class TextEmbedder(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that one :meth:`states` takes at most: no fewer than ``longest`` where a text may not come in parts."""
+        """Tokens that one :meth:`states` takes at most; where a text can't come in parts, ``longest`` or more."""
 
     @property
     def n_texts(self) -> int:

@@ -29,7 +29,7 @@ _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a child ended: what it said last by :func:`end`, or None if it died before; ``code`` is negative for a signal."""
+    """How a child ended: what it said last by :func:`end`, None if it died before; a negative ``code`` is a signal."""
 
     began: bool
     said: dict[str, Any] | None

@@ -1,5 +1,6 @@
 """What the two processes write to each other's pipes: JSON, with bytes after it where there are some.
 
+    4 bytes "frme"
     u32     bytes of the JSON, little-endian as all numbers
     u32     bytes after it
     JSON    one object
@@ -14,7 +15,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-_HEAD = struct.Struct("<II")
+_MARK = b"frme"
+_HEAD = struct.Struct("<4sII")
 _UNITS = (",", ":")
 
 
@@ -28,7 +30,7 @@ class Readable(Protocol):
 def frame(fields: Mapping[str, Any], blob: bytes = b"") -> bytes:
     """The bytes of a frame. TypeError or ValueError for what JSON can't express; paths become text."""
     text = json.dumps(fields, separators=_UNITS, default=_plain).encode()
-    return b"".join((_HEAD.pack(len(text), len(blob)), text, blob))
+    return b"".join((_HEAD.pack(_MARK, len(text), len(blob)), text, blob))
 
 
 def read(file: Readable) -> tuple[dict[str, Any], bytes] | None:
@@ -36,7 +38,9 @@ def read(file: Readable) -> tuple[dict[str, Any], bytes] | None:
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None
-    text_bytes, blob_bytes = _HEAD.unpack(head)
+    mark, text_bytes, blob_bytes = _HEAD.unpack(head)
+    if mark != _MARK:
+        raise ValueError(f"{head!r} begins no frame")
     text, blob = file.read(text_bytes), file.read(blob_bytes)
     if len(text) < text_bytes or len(blob) < blob_bytes:
         return None

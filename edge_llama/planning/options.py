@@ -41,6 +41,13 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+def _folder(name: str, value: Any) -> Path:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise OptionError(f"{name} is {value!r:.100}, expected a folder's path as text")
+    return Path(path)
+
+
 def _template(name: str, value: Any) -> str:
     """Without the mark that some editors put before a file's text."""
     check_text(value, name)
@@ -165,6 +172,9 @@ class OpenOptions(TypedDict, total=False):
     cache_bytes: Annotated[int | None, Option(_whole(0, 2**63 - 1))]
     """Memory that may keep what was prefilled while others use the KV cache; None: as much as that takes. Never more
     than half of what is free."""
+    cache_dir: Annotated[str | os.PathLike[str] | None, Option(_folder)]
+    """A folder where what was prefilled is kept when the model is closed, or others need the memory: it is there after
+    a restart. Files of all models lie there, the least recently used go beyond 4 GB. None: nothing is written."""
     vision: Annotated[
         str | os.PathLike[str] | None,
         Option(

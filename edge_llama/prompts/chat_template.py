@@ -8,13 +8,15 @@ each run between is tokenized as plain text. For benign messages the ids equal t
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
-from edge_llama.prompts.messages import Message, as_json, images_of
+from edge_llama.prompts.call_style import KEY, NAME, VALUE, CallStyle, own_style, style_of
+from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
 from edge_llama.prompts.template_contents import (
     Contents,
     Place,
@@ -26,7 +28,7 @@ from edge_llama.prompts.template_contents import (
     with_marks,
 )
 from edge_llama.prompts.tokenizer import Tokenizer, check_length
-from edge_llama.prompts.tool_formats import TAGS, form_named
+from edge_llama.prompts.tool_formats import FORMS, TAGS, form_named
 from edge_llama.prompts.tool_parser import ToolCallParser
 
 if TYPE_CHECKING:
@@ -133,6 +135,36 @@ class ChatTemplate:
         """
         form = None if tool_format is None else form_named(tool_format)
         return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
+
+    def calls_as(self, tool_format: str | None) -> CallStyle:
+        """How calls are to be written: as the template does, unless another form is asked for; as JSON if it does not.
+
+        OptionError for a ``tool_format`` that is unknown.
+        """
+        own = self.call_style
+        form = form_named(tool_format) if tool_format is not None else own.form if own else FORMS["json"]
+        return own if own and own.form is form else own_style(form)
+
+    @cached_property
+    def call_style(self) -> CallStyle | None:
+        """How the template writes tool calls; None if it writes none in a form that is known."""
+        if self._for_tools:
+            return self._for_tools.call_style
+        return style_of(self._written_calls(1), self._written_calls(2))
+
+    def _written_calls(self, count: int) -> str:
+        """What it writes for an answer of so many calls, without control tokens; nothing if it takes no such answer."""
+        question, calls = Message("user", "x"), [ToolCall(NAME, {KEY: VALUE}) for _ in range(count)]
+        conversations = ([question], [question, Message("assistant", "", tuple(calls))])
+        try:
+            before, after = (self._render(contents_of(each, [_PROBE_TOOL], {})) for each in conversations)
+        except TemplateError:
+            return ""
+        if not after.startswith(before):
+            return ""
+        parts = re.split(f"({self._pattern.pattern})", after[len(before) :])
+        end = next((at for at, part in enumerate(parts) if at % 2 and part not in TAGS), len(parts))
+        return "".join(parts[:end:2])
 
     def _checked_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(variables, Mapping):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_llama.errors import OptionError
-from edge_llama.prompts import tool_json, tool_python
+from edge_llama.prompts import tool_json, tool_python, tool_python_grammar
 from edge_llama.prompts.messages import ToolCall
+from edge_llama.prompts.tool_grammar import CalledTool, Rules, Written
 
 TAGS: Mapping[str, bool] = {"<|python_tag|>": True, "<|python_start|>": True, "<|python_end|>": False}
 """Control tokens around calls in a model's answer: whether one opens or closes."""
@@ -43,6 +44,9 @@ class Form:
     wrong: Callable[[str, Set[str]], str | None]
     """Why a text that begins so can't become a call of one of these tools ("": that is plain); None if it can."""
     parse: Callable[[str], list[tuple[str, dict[str, Any]]]]
+    call: Callable[[Rules, CalledTool, Written], str]
+    """The grammar's expression for one call, with ``written`` or what a chat template writes in its place."""
+    written: Written
     is_anywhere: bool = True
     """Also amid text; else only at the beginning, or after what is in :data:`AROUND`, or after another call."""
 
@@ -50,17 +54,43 @@ class Form:
 FORMS: Mapping[str, Form] = {
     form.name: form
     for form in (
-        Form("json", re.compile(r"[{\[]"), tool_json.LEXEME, tool_json.wrong, tool_json.parse),
-        Form("pythonic", re.compile(r"\["), tool_python.LEXEME, tool_python.wrong, tool_python.parse),
+        Form(
+            "json",
+            re.compile(r"[{\[]"),
+            tool_json.LEXEME,
+            tool_json.wrong,
+            tool_json.parse,
+            tool_json.call,
+            Written('{"name": "', '", "parameters": ', "}", between="; "),
+        ),
+        Form(
+            "pythonic",
+            re.compile(r"\["),
+            tool_python.LEXEME,
+            tool_python.wrong,
+            tool_python.parse,
+            tool_python_grammar.call,
+            Written("", "(", ")", begin="[", between=", ", end="]"),
+        ),
         Form(
             "bare",
             re.compile(r"[^\W\d]"),
             tool_python.LEXEME,
             tool_python.wrong_bare,
             tool_python.parse_bare,
+            tool_python_grammar.call,
+            Written("", "(", ")", between="\n"),
             is_anywhere=False,
         ),
-        Form("tag", re.compile("<"), tool_json.TAG_LEXEME, tool_json.wrong_tag, tool_json.parse_tag),
+        Form(
+            "tag",
+            re.compile("<"),
+            tool_json.TAG_LEXEME,
+            tool_json.wrong_tag,
+            tool_json.parse_tag,
+            tool_json.call_tag,
+            Written("<function=", ">", "</function>", between="\n"),
+        ),
     )
 }
 

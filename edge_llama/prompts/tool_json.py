@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping, Set
 from typing import Any
 
+from edge_llama.prompts.tool_grammar import CalledTool, Rules, Written, either, quoted
+
 _NAMES = ("name", "function", "tool", "tool_name", "function_name")
 _ARGUMENTS = ("parameters", "arguments", "args", "input", "tool_input")
 _BESIDE = ("id", "call_id", "tool_call_id", "index")
@@ -13,6 +15,7 @@ _TYPES = ("function", "function_call", "tool_call", "tool_use")
 _AROUND = ("tool_calls", "tool_call", "function_call", "function_calls")
 _KEYS = ("type", *_NAMES, *_ARGUMENTS, *_BESIDE, *_AROUND)
 _HEAD = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"')
+_TYPE = '"type": "function", '
 LEXEME = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]+', re.DOTALL)
 """See :attr:`edge_llama.prompts.tool_formats.Form.lexeme`."""
 _TAG = re.compile(r"<function=([^<>\s]+)>")
@@ -62,6 +65,22 @@ def parse_tag(text: str) -> Calls:
     if not (found := _TAGGED.fullmatch(text)):
         raise ValueError("its tag is not closed")
     return [(found[1], _object(_loaded(found[2])))]
+
+
+def call(rules: Rules, tool: CalledTool, written: Written) -> str:
+    """The expression for a call, its name within quotes. A type that the template writes is left to the model."""
+    name = json.dumps(tool.name, ensure_ascii=False)[1:-1]
+    before = dict.fromkeys((written.before, written.before.replace(_TYPE, "", 1)))
+    heads = either([quoted(f"{text}{name}{written.middle}") for text in before])
+    return f"{heads} {rules.json(tool.where, tool.parameters)} {quoted(written.after)}"
+
+
+def call_tag(rules: Rules, tool: CalledTool, written: Written) -> str:
+    """The same for a tag. OptionError for a name that would close it."""
+    if re.search(r"[<>\s]", tool.name):
+        raise tool.error("its name can't stand in a tag", "rename the tool, or give tool_format='json'")
+    arguments = rules.json(tool.where, tool.parameters)
+    return f"{quoted(f'{written.before}{tool.name}{written.middle}')} {arguments} {quoted(written.after)}"
 
 
 def _call(item: Any) -> tuple[str, dict[str, Any]]:

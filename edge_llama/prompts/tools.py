@@ -41,7 +41,7 @@ class Tools:
     @property
     def names(self) -> frozenset[str]:
         """What the model may call."""
-        return frozenset(map(_name, self.schemas))
+        return frozenset(map(name_of, self.schemas))
 
     def run(self, call: ToolCall) -> Any:
         """What the function gives, or an object with the ``error`` if it doesn't take such arguments.
@@ -68,7 +68,7 @@ def tools_of(given: Iterable[Tool] | Tools | None) -> Tools:
     functions: dict[str, Callable[..., Any]] = {}
     for at, tool in enumerate(given):
         schema = function_schema(tool) if callable(tool) else _checked(tool, f"tool {at}")
-        name = _name(schema)
+        name = name_of(schema)
         if name in schemas:
             raise OptionError(f"two tools are called {name}", remedy="rename one")
         schemas[name] = schema
@@ -85,7 +85,8 @@ def trained_tools(variables: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-def _name(schema: Mapping[str, Any]) -> str:
+def name_of(schema: Mapping[str, Any]) -> str:
+    """That of a description."""
     return str(schema.get("function", schema)["name"])
 
 

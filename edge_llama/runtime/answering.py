@@ -2,11 +2,12 @@
 
 import codecs
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
 from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.progress import Diverged, FinishReason, Piece, Progress, Timings
@@ -30,26 +31,29 @@ class Answering(Request):
         params: SamplingParams,
         *,
         parser: ToolCallParser | None = None,
+        calls: CallGrammar | None = None,
         owner: CacheOwner | None = None,
         image_embeddings: ImageEmbeddings | None = None,
         deadline: float | None = None,
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
-        ``parser`` takes the tool calls out of the text; None: all is text. ``image_embeddings`` has what the prompt's
-        negative ids stand for. For the others see :class:`Request`.
+        ``parser`` takes the tool calls out of the text; None: all is text. With ``calls`` the answer is nothing but
+        such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see :class:`Request`.
         """
         super().__init__(
             prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
         )
         check_biases(params, tower.tokenizer)
-        self._constraint = constraint(params, tower.tokenizer)
+        self._constraint = constraint(params, tower.tokenizer, calls)
         self.progress = Progress(Timings(prompt_tokens=len(prompt)))
         self._tower = tower
         self._params = params
         self._parser = parser
         self._sampler: Sampler | None = None
         self._choose: TokenChoice | None = None
+        self.samples_apart = params.temperature != 0 or self._constraint is not None or params.logprobs is not None
+        self.samples_apart &= not params.logits_processor  # the caller's functions are called by one thread
         self._since = time.perf_counter()
         """When what is going on now began: waiting, prefilling, generating."""
         self._stops = StopStrings(params.stop)
@@ -75,13 +79,25 @@ class Answering(Request):
 
     def accept(self, row: LogitsRow, room: int) -> Sequence[int]:
         """The token that comes next, told to the caller; none if the answer ends with it."""
-        choose = self._choose or self._begin()
-        token = choose(row)
-        reason = self._take(token, choose, room)
-        if reason is None:
-            return (token,)
-        self._conclude(reason)
-        return ()
+        tokens: list[int] = []
+        for token in self._next(row):
+            if reason := self._take(token, room - len(tokens)):
+                self._conclude(reason)
+                return ()
+            tokens.append(token)
+        return tokens
+
+    def _next(self, row: LogitsRow) -> Iterator[int]:
+        """The tokens up to the next choice; what needs none comes before the first."""
+        choose, is_chosen = self._choose, True
+        if choose is None:
+            choose = self._choose = self._begin()
+            for token in choose.forced():
+                is_chosen = False
+                yield token
+        if is_chosen:
+            yield choose(row)
+            yield from choose.forced()
 
     def finish(self, error: EdgeLlamaError | None) -> None:
         """An error, or the caller, ends the answer."""
@@ -96,12 +112,11 @@ class Answering(Request):
         self.progress.timings.prompt_seconds = self._lap()
         prompt = [token for token in self.prompt if token >= 0]
         self._sampler = self._tower.sampler(self._params, prompt)
-        self._choose = TokenChoice(
+        return TokenChoice(
             self._sampler, self._params, self._constraint, self._tower.tokenizer, prompt, self._logprobs.append
         )
-        return self._choose
 
-    def _take(self, token: int, choose: TokenChoice, room: int) -> FinishReason | None:
+    def _take(self, token: int, room: int) -> FinishReason | None:
         """Give the caller what is new; why the answer ends, if it does."""
         if self._tower.tokenizer.is_end(token):
             return "stop"
@@ -119,7 +134,7 @@ class Answering(Request):
             self.progress.stop_string = self._stops.reached
             self._decoder.reset()
             return "stop"
-        if choose.is_complete:
+        if self._constraint and self._constraint.is_complete:
             return "stop"
         return "length" if timings.generated_tokens == self._params.max_tokens or room <= 0 else None
 

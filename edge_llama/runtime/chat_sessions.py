@@ -4,26 +4,37 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from edge_llama.errors import EngineError, SessionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.media.images import Image
 from edge_llama.planning.options import SAVED, OpenOptions, checked
 from edge_llama.prompts.messages import Message, check_messages, images_of
 from edge_llama.runtime import session_file
-from edge_llama.runtime.prompt_cache import CacheOwner, State
+from edge_llama.runtime.disk_cache import DiskCache, difference
+from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import Scheduler
-from edge_llama.runtime.session_file import SavedChat
+from edge_llama.runtime.session_file import SavedChat, State
 
 
 class ChatSessions:
     """The KV caches of one model's chats, each known by its :class:`CacheOwner`. Any thread may use it."""
 
-    def __init__(self, engine: Scheduler, artifact: Artifact, identity: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: Scheduler,
+        artifact: Artifact,
+        identity: str,
+        settings: Mapping[str, Any],
+        disk: DiskCache | None = None,
+    ) -> None:
         """``identity`` is that of ``artifact``, which is asked for once, when the model is opened.
 
         ``settings`` go into session files beside the tower's own: options with which the model shall be opened again.
         """
         self._settings = settings
+        self._disk = disk
         self._engine = engine
         self._artifact = artifact
         self._identity = identity
@@ -31,6 +42,28 @@ class ChatSessions:
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
         """Keep for ``other`` what is kept for ``owner`` at this point of the engine's work."""
         self._engine.call(lambda: setattr(other, "tokens", owner.tokens))
+
+    def tag(self, owner: CacheOwner, conversation: str) -> None:
+        """What the owner's answers leave is kept on disk as this conversation's."""
+        self._engine.call(lambda: self._engine.cache.tag(owner, conversation))
+
+    def forget(self, conversation: str) -> None:
+        """Keep nothing of a conversation any more, in memory or on disk."""
+        self._engine.call(lambda: self._engine.cache.forget(conversation))
+
+    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
+        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
+        return self._engine.call(lambda: self._engine.cache.prefetch(np.array(tokens, np.int32), owner))
+
+    def store(self, owner: CacheOwner) -> None:
+        """Write what the owner's last answer left to disk now. OutputError if that fails."""
+        if self._disk and (state := self._engine.call(lambda: self._engine.cache.state(owner))):
+            state.tag = owner.tag
+            self._disk.write(state)
+
+    def why_not_kept(self, conversation: str) -> str | None:
+        """Why what there is of a conversation on disk can't be used, if so: other settings made it."""
+        return self._disk.refused.get(conversation) if self._disk else None
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file.
@@ -40,7 +73,7 @@ class ChatSessions:
         target = session_file.checked_path(path)
         state = self._engine.call(lambda: self._engine.cache.state(owner))
         tower = self._engine.tower
-        settings = {**tower.settings, "n_ctx": tower.n_ctx, **self._settings}
+        settings = {**tower.settings, **self._settings}
         checked = check_messages(messages)
         hashes = tuple(dict.fromkeys(image.digest for image in images_of(checked)))
         saved = SavedChat(self._artifact.name, self._identity, settings, checked, state, hashes)
@@ -107,8 +140,7 @@ class ChatSessions:
         here = dict(self._engine.tower.settings)
         if self._artifact.cache_depends_on_context:
             here["n_ctx"] = self._engine.tower.n_ctx
-        odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
-        return ", ".join(odd) or None
+        return difference(saved, here)
 
     def _unknown_images(self, state: State, images: Sequence[Image]) -> str | None:
         """Why images are decoded again although the cache is used, if so: their ids are others here."""

@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cells import Cells
+from edge_llama.runtime.disk_cache import DiskCache, Stored
 from edge_llama.runtime.radix_tree import RadixTree, shared_length
+from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
+_WORTH_KEEPING = 32
+"""Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
 Tokens = NDArray[np.int32]
 
@@ -30,30 +34,13 @@ Tokens = NDArray[np.int32]
 class CacheOwner:
     """Whose a KV cache is: a chat, which goes on from where it was."""
 
-    __slots__ = ("__weakref__", "tokens")
+    __slots__ = ("__weakref__", "tag", "tokens")
 
     def __init__(self) -> None:
         self.tokens: Tokens | None = None
         """What its last answer left in the cache, int32 ``(n,)``; None before."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """A sequence as a value: its ``tokens``, int32 ``(n,)``; ``kv``, the engine's bytes, uint8; and the logits.
-
-    ``logits`` are those of the last position, float32 ``(n_vocab,)``, or None if they were not at hand.
-    """
-
-    tokens: Tokens
-    kv: NDArray[np.uint8]
-    logits: NDArray[np.float32] | None
-    fixed: int = 0
-    """See :attr:`Held.fixed`."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.tokens.nbytes + self.kv.nbytes + (0 if self.logits is None else self.logits.nbytes)
+        self.tag = ""
+        """The conversation's, under which it is kept on disk."""
 
 
 @dataclass(eq=False, slots=True)
@@ -68,8 +55,14 @@ class Held:
     """How many tokens from the first were prefilled in slices that depend on nothing else: see ``slice_size``."""
     is_running: bool = True
     owner: "weakref.ref[CacheOwner] | None" = None
+    tag: str = ""
+    """Of which conversation it is; "" if of none."""
     indexed: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
     """With which tokens it is in the tree: while it is running, those that it will have after its prompt."""
+
+
+Entry = Held | State | Stored
+"""What the tree leads to: a sequence, a copy in memory, a copy on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +86,26 @@ class Beginning:
 class PromptCache:
     """The engine's sequences and the copies of such. Used by the engine's thread alone."""
 
-    def __init__(self, tower: TextTower, room: Callable[[int], int] = lambda _used: 0, slice_size: int = 0) -> None:
+    def __init__(
+        self,
+        tower: TextTower,
+        room: Callable[[int], int] = lambda _used: 0,
+        slice_size: int = 0,
+        disk: DiskCache | None = None,
+    ) -> None:
         """``room(used)`` is how many bytes all copies may take, ``used`` of which they take already.
 
+        What leaves the memory, and what is there in the end, goes to ``disk``.
         With a ``slice_size`` only whole slices of prompts are reused, which were prefilled as such: so no number
         depends on what was prefilled before.
         """
         self._tower = tower
         self._room = room
         self._slice_size = slice_size
-        self._tree: RadixTree[Held | State] = RadixTree()
+        self._disk = disk
+        self._tree: RadixTree[Entry] = RadixTree()
+        for stored in disk.entries() if disk else ():
+            self._tree.insert(stored.tokens, stored)
         self._free = list(range(tower.n_sequences))[::-1]
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
@@ -132,7 +135,7 @@ class PromptCache:
 
         If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
         """
-        length, found = self._best(prompt)
+        length, found = self._found(prompt)
         divergence = _divergence(prompt, length, found)
         held = self._taken(length, found, owner)
         if held is None:
@@ -179,7 +182,7 @@ class PromptCache:
             return
         self._index(held, np.array(held.tokens, np.int32))
         if held.owner and (owner := held.owner()):
-            owner.tokens = held.indexed
+            owner.tokens, held.tag = held.indexed, owner.tag
 
     def suspend(self, held: Held) -> State:
         """Take a running sequence out of the engine, as a value that :meth:`resume` brings back."""
@@ -195,9 +198,11 @@ class PromptCache:
         return held
 
     def keep(self, state: State) -> None:
-        """Keep what was suspended, if there is room."""
+        """Keep what was suspended, if there is room, in memory or on disk."""
         if self._make_room(state.nbytes, len(state.tokens)):
             self._put(state)
+        else:
+            self._to_disk(state)
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
@@ -217,7 +222,7 @@ class PromptCache:
                 return None
             if isinstance(entry, State):
                 return entry
-            if not entry.is_running:
+            if isinstance(entry, Held) and not entry.is_running:
                 return self._copy(entry)
         return None
 
@@ -239,42 +244,118 @@ class PromptCache:
         for state in list(self._states):
             self._drop(state)
 
-    def _best(self, prompt: Tokens) -> tuple[int, Held | State | None]:
+    def tag(self, owner: CacheOwner, tag: str) -> None:
+        """What the owner's answers leave is of this conversation."""
+        owner.tag = tag
+        for held in self._held:
+            if held.owner is not None and held.owner() is owner:
+                held.tag = tag
+        for entry in self._tree.prefixes(owner.tokens) if owner.tokens is not None else ():
+            if isinstance(entry, State) and not entry.tag:
+                entry.tag = tag
+
+    def forget(self, tag: str) -> None:
+        """Keep nothing of a conversation, but what is being answered."""
+        for held in [each for each in self._held if each.tag == tag and not each.is_running]:
+            self._release(held)
+        for state in [each for each in self._states if each.tag == tag]:
+            self._drop(state)
+        if self._disk:
+            self._disk.forget(tag)
+
+    def prefetch(self, prompt: Tokens, owner: CacheOwner) -> int:
+        """Have what is known of the prompt in a sequence, ready to go on; how many tokens that is."""
+        beginning = self.begin(prompt, owner)
+        if beginning is None:
+            return 0
+        self.end(beginning.held, beginning.held.logits)
+        return beginning.reused
+
+    def close(self) -> None:
+        """What is there goes to disk."""
+        if self._disk:
+            for held in [each for each in self._held if not each.is_running]:
+                if not self._is_stored(held.indexed) and (held.tag or self._disk.keeps_untagged):
+                    self._to_disk(self._copy(held))
+            for state in self._states:
+                self._to_disk(state)
+            self._disk.close()
+
+    def _to_disk(self, state: State) -> None:
+        """Have it written, in place of what went before in its conversation."""
+        if self._disk and not self._is_stored(state.tokens):
+            for shorter in self._tree.prefixes(state.tokens):
+                if isinstance(shorter, Stored) and shorter.tag == state.tag:
+                    self._tree.remove(shorter.tokens, shorter)
+                    if not shorter.tag:
+                        self._disk.remove(shorter)
+            if stored := self._disk.put(state):
+                self._tree.insert(stored.tokens, stored)
+
+    def _is_stored(self, tokens: Tokens) -> bool:
+        whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
+        return any(isinstance(entry, Stored) for entry in whole)
+
+    def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
+        length, found = self._best(prompt)
+        while isinstance(found, Stored):
+            self._fetch(found)
+            length, found = self._best(prompt)
+        if isinstance(found, State):
+            running = self._cells.used_by({held.number for held in self._held if held.is_running})
+            if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
+                return self._best(prompt, is_in_cells=True)
+        return length, found
+
+    def _best(self, prompt: Tokens, *, is_in_cells: bool = False) -> tuple[int, Entry | None]:
         """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
-        best: tuple[int, Held | State | None] = (0, None)
+        best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
                 break
+            if is_in_cells and not isinstance(entry, Held):
+                continue
             usable = min(length, len(entry.tokens))
             if self._slice_size:
-                usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
+                fixed = 0 if isinstance(entry, Stored) else entry.fixed
+                usable = min(usable, fixed) // self._slice_size * self._slice_size
             if usable and (usable, _rank(entry)) > (best[0], _rank(best[1])):
                 best = usable, entry
         return best
 
-    def _taken(self, length: int, found: Held | State | None, owner: CacheOwner | None) -> Held | None:
+    def _fetch(self, stored: Stored) -> None:
+        """Have a copy of what is on disk in memory, if it is neither damaged nor gone."""
+        assert self._disk  # noqa: S101 - it has what is stored
+        state = self._disk.load(stored)
+        if state is None or not np.array_equal(state.tokens, stored.tokens):
+            self._tree.remove(stored.tokens, stored)
+        else:
+            self._put(state)
+
+    def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""
-        if found is None:
+        if found is None or isinstance(found, Stored):  # which begin() has fetched
             return self._new()
         if isinstance(found, State):
             return self._loaded_again(found, length)
-        if not found.is_running and (length == len(found.tokens) or not _is_others(found, owner)):
+        if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
             return found
-        if self._tower.n_sequences == 1:  # idle, or there would be no other request
-            self._keep(found)
-            return found
-        held = self._new()
+        held = self._new(found)
         if held:
             self._tower.share(found.number, held.number, length)
             self._cells.share(found.number, held.number, length)
             held.tokens = found.tokens[:length]
             held.fixed = min(found.fixed, length)
+        elif not found.is_running:
+            self._keep(found)
+            return found
         return held
 
-    def _new(self) -> Held | None:
-        """An empty sequence, for which an idle one may have to leave."""
+    def _new(self, found: Held | None = None) -> Held | None:
+        """An empty sequence, for which an idle one may have to leave, but not the one that was ``found``."""
         if not self._free:
-            idle = next((held for held in self._held if not held.is_running), None)
+            idle = next((held for held in self._held if not held.is_running and held is not found), None)
             if idle is None:
                 return None
             self._move_out(idle)
@@ -290,8 +371,8 @@ class PromptCache:
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
             return self._new()
-        if (held is None or length < len(state.tokens)) and self._make_room(state.nbytes, len(state.tokens)):
-            self._put(state)  # else the sequence has it all
+        if held is None or length < len(state.tokens):
+            self.keep(state)  # else the sequence has it all
         return held
 
     def _loaded(self, state: State) -> Held | None:
@@ -307,6 +388,7 @@ class PromptCache:
             self._release(held)
             raise
         held.tokens, held.logits, held.fixed = state.tokens.tolist(), state.logits, state.fixed
+        held.tag = state.tag
         self._cells.append(held.number, len(held.tokens))
         if self._tower.n_sequences > 1:
             self._share_beginning(held, state.tokens)
@@ -333,11 +415,17 @@ class PromptCache:
         self._release(held)
 
     def _keep(self, held: Held) -> None:
-        """Copy a sequence into memory, if there is room and nothing else has as much."""
+        """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
-        if any(entry is not held and len(entry.tokens) >= len(held.tokens) for entry in others):
+        if any(
+            entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
+            for entry in others
+        ):
             return
-        if not self._make_room(self._tower.saved_bytes(held.number), len(held.tokens)):
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
+            if self._disk:
+                self._to_disk(self._copy(held))
             return
         state = self._copy(held)
         for shorter in self._tree.prefixes(state.tokens):
@@ -353,16 +441,22 @@ class PromptCache:
         """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
         room = self._room(self.nbytes)
         if nbytes > room:
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
+            self._tell_loss(tokens)
             return False
         while self.nbytes + nbytes > room:
             gone = self._states[0]
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(gone.tokens):,}")
+            self._to_disk(gone)
+            self._tell_loss(len(gone.tokens))
             self._drop(gone)
         return True
 
+    def _tell_loss(self, tokens: int) -> None:
+        if not self._disk:
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
+
     def _copy(self, held: Held) -> State:
-        return State(np.array(held.tokens, np.int32), self._tower.save(held.number), held.logits, held.fixed)
+        tokens = np.array(held.tokens, np.int32)
+        return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag)
 
     def _drop(self, state: State) -> None:
         self._states.remove(state)
@@ -388,18 +482,19 @@ class PromptCache:
         self._held.append(held)
 
 
-def _rank(entry: Held | State | None) -> int:
-    if entry is None:
-        return 0
-    return 1 if isinstance(entry, State) else 2 if entry.is_running else 3
+def _rank(entry: Entry | None) -> int:
+    if isinstance(entry, Held):
+        return 3 if entry.is_running else 4
+    return {type(None): 0, Stored: 1, State: 2}[type(entry)]
 
 
-def _is_others(held: Held, owner: CacheOwner | None) -> bool:
-    """Whether the sequence is of another owner, who may come back to it."""
-    return held.owner is not None and (known := held.owner()) is not None and known is not owner
+def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
+    """Whether what the sequence has after ``length`` tokens may be lost: its owner left it, or it is little."""
+    known = held.owner() if held.owner else None
+    return len(held.tokens) - length < _WORTH_KEEPING if known is None else known is owner
 
 
-def _divergence(prompt: Tokens, length: int, found: Held | State | None) -> Divergence | None:
+def _divergence(prompt: Tokens, length: int, found: Entry | None) -> Divergence | None:
     """Where the prompt leaves what was found, if it does so within both."""
     if found is None:
         return None

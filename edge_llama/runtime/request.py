@@ -40,6 +40,8 @@ class Request(ABC):
         self.owner = owner
         self.embed = embed
         self.deadline = deadline
+        self.samples_apart = False
+        """Whether choosing a token takes so long that other threads should do it for others meanwhile."""
         self.is_cancelled = False
         self.is_ended = False
         self._pid = os.getpid()

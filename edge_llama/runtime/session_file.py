@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from edge_llama.errors import OptionError, OutputError, SessionError
 from edge_llama.host.atomic import PARTIAL, new_file
 from edge_llama.prompts.messages import Message
-from edge_llama.runtime.prompt_cache import State
 
 MAGIC = b"edgelses"
 VERSION = 1
@@ -36,6 +35,27 @@ _PREFIX = struct.Struct("<8sII")
 _HASH_BYTES = 32
 _ABANDONED = 3600  # seconds
 _DAMAGED = "the file is damaged or incomplete: use a copy, or begin a new chat"
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """A sequence as a value: its ``tokens``, int32 ``(n,)``; ``kv``, the engine's bytes, uint8; and the logits.
+
+    ``logits`` are those of the last position, float32 ``(n_vocab,)``, or None if they were not at hand.
+    """
+
+    tokens: NDArray[np.int32]
+    kv: NDArray[np.uint8]
+    logits: NDArray[np.float32] | None
+    fixed: int = 0
+    """See :attr:`edge_llama.runtime.prompt_cache.Held.fixed`."""
+    tag: str = ""
+    """Of which conversation it is; "" if of none."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.tokens.nbytes + self.kv.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,15 @@ class SavedChat:
     messages: tuple[Message, ...]
     state: State | None
     images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """What a session file's header says of its KV cache: int32 ``tokens``, ``(n,)``, none if it has no cache."""
+
+    identity: str
+    settings: Mapping[str, Any]
+    tokens: NDArray[np.int32]
 
 
 def checked_path(path: object) -> Path:
@@ -93,6 +122,19 @@ def read(path: Path) -> SavedChat:
         raise SessionError(f"{path}: its contents are not as they were written", remedy=_DAMAGED)
     body = _PREFIX.size + header_bytes
     return _decode(path, data[_PREFIX.size : body].tobytes(), data[body:-_HASH_BYTES])
+
+
+def peek(path: Path) -> Peek:
+    """The file's header as it is, unchecked. SessionError if it is no session, or can't be understood."""
+    try:
+        with path.open("rb") as file:
+            header_bytes = _check_prefix(path, file.read(_PREFIX.size), os.fstat(file.fileno()).st_size)
+            fields = json.loads(file.read(header_bytes))
+        return Peek(str(fields["identity"]), dict(fields["settings"]), _ids(fields["tokens"] or []))
+    except OSError as error:
+        raise SessionError(f"{path}: the session can't be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise SessionError(f"{path}: its header can't be understood: {error!r}", remedy=_DAMAGED) from error
 
 
 def _check_prefix(path: Path, prefix: bytes, size: int) -> int:
@@ -139,7 +181,7 @@ def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
         logits = body[: 4 * n_logits].view("<f4") if n_logits else None
         if n_logits < 0 or 4 * n_logits > len(body):
             raise ValueError(f"{n_logits} logits")
-        state = None if tokens is None else State(np.array(tokens, np.int32), body[4 * n_logits :], logits)
+        state = None if tokens is None else State(_ids(tokens), body[4 * n_logits :], logits)
         return SavedChat(
             str(fields["model"]),
             str(fields["identity"]),
@@ -150,6 +192,14 @@ def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OptionError) as error:
         raise SessionError(f"{path}: its header can't be understood: {error!r}", remedy=_DAMAGED) from error
+
+
+def _ids(tokens: object) -> NDArray[np.int32]:
+    """Those of a header; ValueError, TypeError or OverflowError for what is no list of numbers."""
+    ids = np.array(tokens, np.int32)
+    if ids.ndim != 1:
+        raise ValueError(f"tokens of the shape {ids.shape}")
+    return ids
 
 
 def _check_place(path: Path) -> None:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.sampling import grammar_guard, grammar_walk, json_schema
 from edge_llama.sampling.params import SamplingParams
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
-_ANY_TOKEN = -1  # no vocabulary has it, so that none has a rule for what stands after it
 _CONTINUES = 0x80  # to 0xBF: bytes of UTF-8 that begin no character
 _OVERLAP = (
     "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
@@ -125,17 +125,46 @@ def _only_token(matcher: Any) -> list[int]:
     return [int(np.unpackbits(bits, bitorder="little").argmax())]
 
 
-def constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
-    """The constraint that ``params`` ask for, or None.
+def constraint(params: SamplingParams, tokenizer: Tokenizer, calls: CallGrammar | None = None) -> Constraint | None:
+    """The constraint that ``params`` ask for, or that the answer be ``calls``; None if neither does.
 
-    OptionError for what is invalid, unsupported, without end or unsatisfiable.
+    OptionError for both, for what is invalid, unsupported, without end or unsatisfiable.
     """
     found = _grammar(params)
+    if calls is not None:
+        return _of_calls(calls, tokenizer, None if found is None else found[0])
     if found is None:
         return None
     what, grammar = found
     _walked(what, grammar)
     return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: str | None) -> Constraint:
+    if other:
+        raise OptionError(f"tool_choice and {other} were given", remedy="an answer can have one of them")
+    rules = [calls.rules, *(f"{name}: {_schema_of(*each)}" for name, each in calls.schemas.items())]
+    what, grammar = "tool_choice", "\n".join(rules)
+    _walked(what, f"{grammar}\nstart: calls")
+    starts = [f"<[{begin}]> calls" + ("" if end is None else f" <[{end}]>") for begin, end in calls.tags]
+    grammar = f"{grammar}\nstart: {' | '.join(['calls', *starts])}"
+    return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+
+
+def _schema_of(where: str, schema: Any) -> str:
+    """A schema within a grammar. OptionError, about ``where`` it stands, if it can't be enforced."""
+    try:
+        inline = f"%json {_inline(schema)}"
+        _compiled(f"start: {inline}")
+    except OptionError as error:
+        raise OptionError(f"{where}: {error.message.removeprefix('json_schema: ')}", remedy=error.remedy) from error
+    return inline
+
+
+@lru_cache(maxsize=256)
+def _compiled(grammar: str) -> None:
+    """OptionError for a schema that llguidance refuses, or that nothing fits."""
+    Constraint(_matcher(_bytes(), grammar, "json_schema"), "json_schema", _bytes().vocab_size)
 
 
 @lru_cache(maxsize=64)
@@ -264,10 +293,17 @@ class _Words:
 
 
 def _encoded_within(tokenizer: "weakref.ref[Tokenizer]", text: bytes) -> list[int]:
-    """The tokens of text in the midst of an answer; none for what the vocabulary can't express."""
+    """The tokens of text in the midst of an answer; none for what the vocabulary can't express.
+
+    Sentencepiece's put a space before a text of its own, so there something comes before it that nothing joins.
+    """
     opened = tokenizer()
     assert opened is not None  # noqa: S101 - whoever has a constraint has its model
-    try:
-        return opened.encode_parts([_ANY_TOKEN, text.decode()])[1:]
-    except OptionError:
-        return []
+    for before in ("", "\n"):
+        try:
+            tokens = opened.encode(before + text.decode())[len(opened.encode(before)) :]
+        except OptionError:
+            return []
+        if b"".join(map(opened.piece, tokens)) == text:
+            return tokens
+    return []

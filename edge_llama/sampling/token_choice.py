@@ -5,7 +5,7 @@ held each token. What is changed is written into the engine's own logits, which 
 choice: who answers the same prompt next may find them there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -57,6 +57,18 @@ class TokenChoice:
         token = self._chosen(row)
         self._on_logprobs(raw.of(token, self._n_logprobs))
         return token
+
+    def forced(self) -> Iterator[int]:
+        """The tokens that the constraint leaves no choice about, each accepted as it is taken.
+
+        None where a record of the logits is wanted, or functions change them.
+        """
+        if self._constraint is None or self._processors or self._n_logprobs is not None:
+            return
+        for token in self._constraint.forced():
+            self._constraint.accept(token)
+            self._sampler.accept(token)
+            yield token
 
     @property
     def is_complete(self) -> bool:

@@ -3,13 +3,16 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 import pytest
 from engines import CAPITAL, on_engine
 
 import edge_llama
 from edge_llama import OptionError
+from edge_llama.backends.base import Rows
 from edge_llama.cli import speed
+from edge_llama.sampling.sampler import LogitsRow
 
 
 def test_tests_are_named_as_llama_bench_names_them() -> None:
@@ -41,10 +44,11 @@ def test_each_run_decodes_its_tokens_after_its_depth(model: edge_llama.Model, mo
     decode, decoded = tower.decode, [0]
     runs: list[tuple[str, int]] = []
 
-    def counting(tokens: list[int]) -> None:
-        decode(tokens)
-        decoded[0] += len(tokens)
-        lengths.append(tower.length)
+    def counting(batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        logits = decode(batch)
+        decoded[0] += sum(len(rows.tokens) for rows in batch)
+        lengths.append(tower.length(0))
+        return logits
 
     monkeypatch.setattr(tower, "decode", counting)
     wanted = speed.tests([20], [3], [0, 600])

@@ -11,8 +11,7 @@ import families
 import numpy as np
 import onnx
 import pytest
-from engines import Session
-from engines import on_engine
+from engines import Session, on_engine
 from numpy.typing import NDArray
 from onnx_graphs import TextGraph, with_weights, without_rounded_activations
 from refusals import refusal
@@ -117,10 +116,10 @@ def test_gguf_equals_transformers(case: Case, tmp_path: Path) -> None:
 
     def work(session: Session, tower: TextTower) -> list[NDArray[np.float32]]:
         session.prefill(IDS)
-        rows = [tower.logits()]
+        rows = [session.logits()]
         for _ in range(7):
             session.append(int(rows[-1].argmax()))
-            rows.append(tower.logits())
+            rows.append(session.logits())
         return rows
 
     with edge_llama.open(tmp_path / "model.gguf", n_ctx=128, kv_format="f32", flash_attention=False) as opened:
@@ -184,7 +183,7 @@ def _goes_back(path: Path, model: Any, tolerance: float, **options: Any) -> None
         rows = []
         for prompt in prompts:
             session.prefill(prompt)
-            rows.append(tower.logits())
+            rows.append(session.logits())
         return rows
 
     with edge_llama.open(path, n_ctx=128, threads=1, **options) as opened:

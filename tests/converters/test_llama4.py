@@ -51,7 +51,7 @@ def logits(path: Path, tokens: list[int]) -> Any:
 
     def work(session: Any, tower: Any) -> Any:
         session.prefill(tokens)
-        return tower.logits()
+        return session.logits()
 
     with edge_llama.open(path, n_ctx=1024, kv_format="f32") as model:
         return on_engine(model, work)

@@ -8,8 +8,9 @@ from typing import Any
 import checkpoints
 import llama4
 import numpy as np
+import onnx
 import pytest
-from onnx_graphs import TextGraph, dequantize, kl, with_weights, without_rounded_activations
+from onnx_graphs import TextGraph, dequantize, kl, with_all_logits, with_weights, without_rounded_activations
 
 import edge_llama
 from converters import convert, plan
@@ -107,19 +108,27 @@ def test_last_layers_and_the_head_round_no_activations(options: dict[str, Any], 
     assert np.abs(found - expected).max() <= exact * np.abs(expected).max()
 
 
+@pytest.fixture(scope="module")
+def floats(packaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's float graph."""
+    folder = tmp_path_factory.mktemp("floats") / "float"
+    convert(packaged, folder, to="onnx", quant="f32")
+    return folder
+
+
 @pytest.mark.parametrize("options", [{}, {"quant": "int8"}, {"portable": True}], ids=str)
-def test_the_built_in_model_answers_as_its_floats(options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_built_in_model_answers_as_its_floats(
+    options: dict[str, Any], packaged: Path, floats: Path, tmp_path: Path
+) -> None:
     """SmolLM2 as its package has it, Q4_1, activations in 8 bits: KL <= 0.02, nearly always the same token.
 
     Two of a hundred may differ, more of these few: `benchmarks/onnx_folders.py answers` counts over thousands.
     """
-    packaged = packaged_path()
-    assert packaged
     convert(packaged, tmp_path / "small", to="onnx", **options)
-    convert(packaged, tmp_path / "float", to="onnx", quant="f32")
-    whole = TextGraph(tmp_path / "float", with_weights(tmp_path / "float", tmp_path / "small") if options else None)
+    plain = onnx.load(floats / "model.onnx", load_external_data=False)
+    whole = TextGraph(floats, with_all_logits(with_weights(floats, tmp_path / "small") if options else plain))
     small, ids = TextGraph(tmp_path / "small"), tokens(PARAGRAPH)[:120]
-    pairs = [(small.feed([token]), whole.feed([token])) for token in ids]
+    pairs = [(small.feed([token]), expected) for token, expected in zip(ids, whole.feed_all(ids), strict=True)]
     divergence = np.mean([kl(expected, found) for found, expected in pairs])
     agreement = np.mean([found.argmax() == expected.argmax() for found, expected in pairs])
     print(f"KL {divergence:.4f}, top-1 {agreement:.1%}")
@@ -147,9 +156,7 @@ def test_an_end_token_that_is_none_is_refused(tmp_path: Path) -> None:
         plan(source, tmp_path / "out", to="onnx")
 
 
-def test_the_plan_says_what_is_exact(tmp_path: Path) -> None:
-    packaged = packaged_path()
-    assert packaged
+def test_the_plan_says_what_is_exact(packaged: Path, tmp_path: Path) -> None:
     layout = plan(packaged, tmp_path / "out", to="onnx").layout
     matrices_ = [entry for entry in layout.entries if entry.is_first and entry.format.is_quantized]
     assert matrices_

@@ -57,7 +57,8 @@ def test_a_vocabulary_without_scores_and_one_without_an_end_are_told(
     path = rewritten(tmp_path / "a.gguf", tmp_path / "b.gguf", fields={SCORES: None})
     assert [text.split(" ")[0] for text in read_gguf_text(path).warnings] == [SCORES]
     tokens = [text.strip("<|>") for text in read_header(packaged).fields[TOKENS].data]
-    renamed = [text if tokens.index(text) == at else f"{text} {at}" for at, text in enumerate(tokens)]
+    first = {text: at for at, text in reversed(list(enumerate(tokens)))}
+    renamed = [text if first[text] == at else f"{text} {at}" for at, text in enumerate(tokens)]
     fields = {TOKENS: array(ValueType.STRING, renamed), **dict.fromkeys(ENDS)}
     path = rewritten(packaged, tmp_path / "c.gguf", fields=fields)
     assert "no token ends an answer" in "".join(read_gguf_text(path).warnings)

@@ -14,13 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import AskedSetting, Choice, Engine, EngineState, Placement, Sampler, Setting, TowerKind
+from edge_llama.backends.base import (
+    AskedSetting,
+    CacheSize,
+    Choice,
+    Engine,
+    EngineState,
+    Placement,
+    Rows,
+    Setting,
+    TextEmbedder,
+    TowerKind,
+)
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files.artifact import Row
 from edge_llama.files.gguf import TensorInfo
 from edge_llama.files.text_artifact import TextArtifact
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 END = 256
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}answer: "
@@ -68,6 +80,7 @@ class Bytes:
     control_tokens: Mapping[str, int] = {}
     special_texts: Mapping[str, str] = {}
     bos = None
+    frame: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     def control_tokens_of(self, template: str) -> Mapping[str, int]:
         return {}
@@ -92,51 +105,53 @@ class RecitingTower:
     """The likeliest next token is the next byte of the text, as far as it was said after the last "answer: "."""
 
     n_embd = 1
+    n_sequences = 4
 
-    def __init__(self, artifact: ReciteArtifact, n_ctx: int, n_batch: int) -> None:
+    def __init__(self, artifact: ReciteArtifact, cache: CacheSize, n_batch: int) -> None:
         self._answer = [*artifact.text.encode(), END]
-        self.n_ctx, self.n_batch = n_ctx, n_batch
+        self.n_ctx, self.n_cells, self.n_batch = cache.n_ctx, cache.n_cells, n_batch
         self.tokenizer = Bytes()
         self.settings: Mapping[str, Any] = {"engine": "reciting 1"}
-        self._tokens: list[int] = []
-        self._logits: NDArray[np.float32] = np.zeros(END + 1, np.float32)
+        self._sequences: list[list[int]] = [[] for _ in range(self.n_sequences)]
 
-    @property
-    def length(self) -> int:
-        return len(self._tokens)
+    def length(self, sequence: int) -> int:
+        return len(self._sequences[sequence])
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        self._tokens += tokens
-        said = bytes(token for token in self._tokens if token < END).rpartition(b"answer: ")[2]
-        self._logits[:] = 0
-        self._logits[self._answer[min(len(said), len(self._answer) - 1)]] = 10
+    def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
+        if any(rows.embeddings is not None for rows in batch):
+            raise EngineError("no images here")
+        for rows in batch:
+            self._sequences[rows.sequence] += rows.tokens
+        return [LogitsRow(self._logits(self._sequences[rows.sequence])) for rows in batch if rows.needs_logits]
 
-    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> None:
-        raise EngineError("no images here")
+    def _logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        said = bytes(token for token in tokens if token < END).rpartition(b"answer: ")[2]
+        logits = np.zeros(END + 1, np.float32)
+        logits[self._answer[min(len(said), len(self._answer) - 1)]] = 10
+        return logits
 
-    def logits(self) -> NDArray[np.float32]:
-        return self._logits.copy()
+    def cut(self, sequence: int, length: int) -> None:
+        del self._sequences[sequence][length:]
 
-    def logits_view(self) -> NDArray[np.float32]:
-        return self._logits
+    def share(self, source: int, target: int, length: int) -> None:
+        self._sequences[target][:length] = self._sequences[source][:length]
 
-    def rewind(self, length: int) -> None:
-        del self._tokens[length:]
+    def saved_bytes(self, sequence: int) -> int:
+        return 4 * len(self._sequences[sequence])
 
-    @property
-    def saved_bytes(self) -> int:
-        return 4 * len(self._tokens)
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        return np.array(self._sequences[sequence], np.int32).view(np.uint8)
 
-    def save(self) -> NDArray[np.uint8]:
-        return np.array(self._tokens, np.int32).view(np.uint8)
+    def load(self, sequence: int, kv: NDArray[np.uint8], length: int) -> None:
+        if kv.nbytes != 4 * length:
+            raise EngineError(f"a cache of {kv.nbytes} bytes")
+        self._sequences[sequence] = kv.view(np.int32).tolist()
 
-    def load(self, kv: NDArray[np.uint8], length: int, logits: NDArray[np.float32] | None) -> None:
-        self._tokens = kv.view(np.int32).tolist()
-        if logits is not None:
-            self._logits[:] = logits
+    def embedder(self, longest: int) -> TextEmbedder:
+        raise EngineError("no embeddings here")
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
-        return NumpySampler(self.logits_view, params, history)
+        return NumpySampler(params, history)
 
     def use_threads(self, count: int) -> None:
         pass
@@ -200,9 +215,9 @@ class Reciting:
         return Placement(0, "where it was told", "cpu" if device == "auto" else device)
 
     def open(
-        self, artifact: ReciteArtifact, *, n_ctx: int, setting: Setting, placement: Placement, threads: int
+        self, artifact: ReciteArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> RecitingTower:
-        return RecitingTower(artifact, n_ctx, setting.n_batch)
+        return RecitingTower(artifact, cache, setting.n_batch)
 
     def state(self, *, again: bool) -> EngineState:
         return EngineState("Reciting", "texts to recite", "1")

@@ -8,8 +8,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from engines import Session
-from engines import CAPITAL, on_engine
+from engines import CAPITAL, Session, on_engine
 from ggufs import rewritten
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -239,7 +238,7 @@ def log_probability(model: edge_llama.Model, prompt: list[int], text: str) -> fl
         session.prefill(prompt)
         total = 0.0
         for token in model.tokenizer.encode(text):
-            logits = tower.logits().astype(np.float64)
+            logits = session.logits().astype(np.float64)
             total += float(logits[token] - np.logaddexp.reduce(logits))
             session.append(token)
         return total

@@ -24,6 +24,13 @@ def small(small_talk: Path) -> Iterator[edge_llama.Model]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def built_in(converted: Path) -> Iterator[edge_llama.Model]:
+    """Which can summarize, and takes its time."""
+    with edge_llama.open(converted, n_ctx=N_CTX) as opened:
+        yield opened
+
+
 def filled(model: edge_llama.Model, when_full: WhenFull, told: list[Shortened] | None = None) -> Chat:
     """A chat that the next message finds full."""
     on_shortened: Callable[[Shortened], None] | None = None if told is None else told.append
@@ -37,7 +44,7 @@ def test_a_message_that_does_not_fit_is_refused_by_default(small: edge_llama.Mod
     chat = filled(small, "error")
     before = list(chat.messages)
     with pytest.raises(edge_llama.ContextFullError) as caught:
-        chat.send(FACT)
+        chat.send(FACT * 2)
     assert caught.value.n_ctx == N_CTX < caught.value.needed
     assert chat.messages == before
     assert chat.shortened is None
@@ -61,9 +68,9 @@ def test_the_oldest_exchanges_are_dropped_and_told(small: edge_llama.Model, capl
     assert len(told) == 1, "half of the context is free: the next message fits"
 
 
-def test_the_oldest_exchanges_are_summarised_and_told(small: edge_llama.Model) -> None:
+def test_the_oldest_exchanges_are_summarised_and_told(built_in: edge_llama.Model) -> None:
     told: list[Shortened] = []
-    chat = filled(small, "compact", told)
+    chat = filled(built_in, "compact", told)
     before = list(chat.messages)
     answer = chat.send(CAPITAL, temperature=0, max_tokens=100).result()
     assert "Tokyo" in answer.text
@@ -138,12 +145,8 @@ def test_compact_on_demand_keeps_the_last_exchange(small: edge_llama.Model) -> N
     assert told.tokens_after == small.count_tokens(chat.messages)
 
 
-def test_a_summary_can_be_cancelled(converted: Path) -> None:
-    with edge_llama.open(converted, n_ctx=N_CTX) as slow:
-        check_a_summary_is_cancelled(filled(slow, "compact"))
-
-
-def check_a_summary_is_cancelled(chat: Chat) -> None:
+def test_a_summary_can_be_cancelled(built_in: edge_llama.Model) -> None:
+    chat = filled(built_in, "compact")
     before = list(chat.messages)
     errors: list[Exception] = []
 

@@ -177,13 +177,18 @@ print(in_use())
 
 
 @pytest.mark.skipif(not FUSES, reason="this processor can't fuse products and sums")
-def test_kernels_that_fuse_products_are_found_out(tmp_path: Path) -> None:
-    """The check at loading has teeth: with contraction allowed (FMA) the bytes differ, and the kernel is refused."""
+def test_kernels_that_fuse_products_are_found_out(request: pytest.FixtureRequest) -> None:
+    """The check at loading has teeth: with contraction allowed (FMA) the bytes differ, and the kernel is refused.
+
+    Compiling them takes most of a minute: they are kept with pytest's cache, under a digest of all sources of kernels.
+    """
+    assert request.config.cache
+    folder = request.config.cache.mkdir("fused-kernels")
     environment = os.environ | {"EDGE_LLAMA_KERNELS": "auto"}
 
     def accepted(half: int) -> list[str]:
         command = [sys.executable, "-c", FUSING, repr(FUSIBLE[half::2])]
-        place = {"EDGE_LLAMA_CACHE": str(tmp_path / str(half))}
+        place = {"EDGE_LLAMA_CACHE": str(folder / str(half))}
         done = subprocess.run(command, capture_output=True, text=True, env=environment | place, check=True)
         return done.stdout.splitlines()
 

@@ -13,6 +13,7 @@ from schemas import BOUNDED, UNBOUNDED, check, walk
 import converters
 import edge_llama
 from edge_llama import Message
+from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
 
 QUESTION = [Message("user", "Make up an entry of an address book, as JSON.")]
@@ -64,6 +65,11 @@ def test_any_vocabulary_will_do(llama2: Path, llama3: Path, tmp_path: Path) -> N
                 answer = opened.generate("x", json_schema=BOUNDED[name], temperature=1, seed=2, max_tokens=300).result()
                 assert answer.finish_reason == "stop"
                 check(answer.text, BOUNDED[name])
+            fits = constraint(SamplingParams(regex="Once upon a time[0-9]"), opened.tokenizer)
+            assert fits
+            forced = b"".join(map(opened.tokenizer.piece, fits.forced()))
+            assert forced
+            assert b"Once upon a time".startswith(forced), "no space before it, as before a text of its own"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +128,7 @@ def test_other_settings_go_on_to_hold(model: edge_llama.Model) -> None:
 
 def test_masked_logits_are_whole_again_after_the_choice(model: edge_llama.Model) -> None:
     model.generate("Once upon a time", regex="[yz]{4}", temperature=0, max_tokens=1).result()
-    logits = on_engine(model, lambda session, tower: tower.logits())
+    logits = on_engine(model, lambda session, _tower: session.logits())
     assert np.isfinite(logits).all()
 
 

@@ -129,13 +129,13 @@ def test_logprobs_are_the_models_own(either: edge_llama.Model) -> None:
 def test_logits_are_whole_again_for_the_next_answer(either: edge_llama.Model, sampling: dict[str, Any]) -> None:
     def at_the_prompts_end(**options: Any) -> NDArray[np.float32]:
         either.generate(PROMPT, max_tokens=1, **options).result()
-        return on_engine(either, lambda session, tower: tower.logits())
+        return on_engine(either, lambda session, _tower: session.logits())
 
     before, plain = at_the_prompts_end(temperature=0), answer(either, **sampling)
     assert np.array_equal(at_the_prompts_end(logits_processor=only(100), **sampling), before)
     with pytest.raises(OptionError):
         answer(either, logits_processor=(never(5), lambda _ids, _logits: 1 / 0))
-    assert np.array_equal(on_engine(either, lambda session, tower: tower.logits()), before)
+    assert np.array_equal(on_engine(either, lambda session, _tower: session.logits()), before)
     again = either.generate(PROMPT, max_tokens=6, **sampling).result()
     assert again.tokens == plain.tokens
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from engines import Session
-from engines import on_engine
+from engines import Session, on_engine
 from numpy.typing import NDArray
 
 import edge_llama
@@ -21,7 +20,7 @@ def reference(model: edge_llama.Model, tokens: tuple[int, ...]) -> list[NDArray[
         found = []
         session.prefill(tower.tokenizer.encode(PROMPT))
         for token in tokens:
-            logits = tower.logits().astype(np.float64)
+            logits = session.logits().astype(np.float64)
             found.append(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
             session.append(token)
         return found

@@ -9,8 +9,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
-from engines import Session
-from engines import on_engine
+from engines import Session, on_engine
 from numpy.typing import NDArray
 
 import edge_llama
@@ -18,6 +17,7 @@ from edge_llama.backends.base import TextTower
 from edge_llama.backends.llama_cpp.sampler import links
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
+from edge_llama.sampling.sampler import LogitsRow
 
 Logits = NDArray[np.float32]
 TOLERANCE = 1e-4
@@ -76,7 +76,7 @@ def variation(logits: Logits, params: SamplingParams, history: Sequence[int]) ->
     theirs, ours = np.zeros(len(logits)), np.zeros(len(logits))
     ids, probabilities, _ = native(logits, params, history)
     theirs[ids] = probabilities
-    tokens, mine = NumpySampler(lambda: logits, params, history).distribution()
+    tokens, mine = NumpySampler(params, history).distribution(logits)
     ours[tokens] = mine
     assert ours.sum() == pytest.approx(1)
     cut = np.flatnonzero((theirs == 0) != (ours == 0))
@@ -93,7 +93,7 @@ def real(model: edge_llama.Model) -> list[Logits]:
         logits = []
         for prompt in prompts:
             session.prefill(tower.tokenizer.encode(prompt))
-            logits.append(tower.logits())
+            logits.append(session.logits())
         return logits
 
     return on_engine(model, work)
@@ -124,36 +124,34 @@ def test_the_likeliest_token_equals_llama_cpps(real: list[Logits], rng: np.rando
     for logits, more in itertools.product([*real, *synthetic(rng)], ({}, penalized)):
         params = SamplingParams(temperature=0, **more)
         history = (*HISTORY, int(logits.argmax()))
-        assert (
-            NumpySampler(lambda logits=logits: logits, params, history).sample() == native(logits, params, history)[2]
-        )
+        assert NumpySampler(params, history).sample(LogitsRow(logits)) == native(logits, params, history)[2]
 
 
 def test_what_was_sampled_is_penalized_and_forgotten_as_llama_cpp_does_it(rng: np.random.Generator) -> None:
     """Greedy with a frequency penalty walks through many tokens; each depends on all that the window holds."""
     logits = rng.normal(0, 0.5, 300).astype(np.float32)
     params = SamplingParams(temperature=0, frequency_penalty=0.7, repetition_penalty=1.1, penalty_window=12)
-    ours = NumpySampler(lambda: logits, params, HISTORY[:2])
+    ours = NumpySampler(params, HISTORY[:2])
     history = list(HISTORY[:2])
     for _ in range(60):
         history.append(native(logits, params, history)[2])
-    assert [ours.sample() for _ in range(60)] == history[2:]
+    assert [ours.sample(LogitsRow(logits)) for _ in range(60)] == history[2:]
     assert len(set(history)) > 12
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(real: list[Logits]) -> None:
     params = SamplingParams(temperature=1.0, top_k=5, top_p=1.0, min_p=0.0, seed=11)
-    sampler = NumpySampler(lambda: real[2], params, ())
-    tokens, probabilities = sampler.distribution()
-    counts = Counter(sampler.sample() for _ in range(20_000))
+    sampler = NumpySampler(params, ())
+    tokens, probabilities = sampler.distribution(real[2])
+    counts = Counter(sampler.sample(LogitsRow(real[2])) for _ in range(20_000))
     for token, probability in zip(tokens, probabilities, strict=True):  # six standard deviations
         assert abs(counts[int(token)] / 20_000 - probability) < 6 * np.sqrt(probability / 20_000)
 
 
 def test_the_same_seed_draws_the_same_tokens(real: list[Logits]) -> None:
     def draw(seed: int | None) -> list[int]:
-        sampler = NumpySampler(lambda: real[2], SamplingParams(temperature=1.5, seed=seed), ())
-        return [sampler.sample() for _ in range(50)]
+        sampler = NumpySampler(SamplingParams(temperature=1.5, seed=seed), ())
+        return [sampler.sample(LogitsRow(real[2])) for _ in range(50)]
 
     assert draw(3) == draw(3)
     assert draw(3) != draw(4)
@@ -163,7 +161,7 @@ def test_the_same_seed_draws_the_same_tokens(real: list[Logits]) -> None:
 def test_logits_are_left_as_they_were(real: list[Logits]) -> None:
     before = real[0].copy()
     params = SamplingParams(repetition_penalty=1.5, logit_bias={5: 1.0}, seed=1)
-    NumpySampler(lambda: real[0], params, HISTORY).sample()
+    NumpySampler(params, HISTORY).sample(LogitsRow(real[0]))
     assert (real[0] == before).all()
 
 
@@ -174,7 +172,7 @@ def test_an_engine_without_a_sampler_answers_by_ours(exact: edge_llama.Model, mo
     settings = {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "logit_bias": {28: 1.5}}
     by_llama_cpp = answer(**settings)
     tower = exact._engine.tower
-    monkeypatch.setattr(tower, "sampler", lambda *given: NumpySampler(tower.logits_view, *given))
+    monkeypatch.setattr(tower, "sampler", NumpySampler)
     assert answer(**settings).tokens == by_llama_cpp.tokens
     assert answer(seed=3).tokens == answer(seed=3).tokens
     assert answer(seed=3, temperature=1.5).tokens != answer(seed=4, temperature=1.5).tokens
@@ -183,5 +181,5 @@ def test_an_engine_without_a_sampler_answers_by_ours(exact: edge_llama.Model, mo
 
 def test_equal_logits_leave_exactly_top_k() -> None:
     params = SamplingParams(top_k=7, top_p=1.0, min_p=0.0, seed=1)
-    tokens, probabilities = NumpySampler(lambda: np.ones(1000, np.float32), params, ()).distribution()
+    tokens, probabilities = NumpySampler(params, ()).distribution(np.ones(1000, np.float32))
     assert (len(tokens), probabilities.max()) == (7, pytest.approx(1 / 7))

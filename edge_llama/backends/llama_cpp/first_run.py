@@ -3,7 +3,8 @@
 ``gguf_limits`` knows the graph of a Llama and the two usual vocabularies. llama.cpp runs some 130 other architectures,
 each with asserts of its own, which no check of a header foresees. So a file that we did not write, or of another
 architecture, runs once in a child before it is loaded here: the same tower reads a few tokens, writes two, and embeds
-a text. That takes as long as loading it (and a second for Python); a good verdict is remembered for the file, the settings and the engine's build.
+a text. That takes as long as loading it (and a second for Python); a good verdict is remembered for the file, the
+settings and the engine's build.
 """
 
 import json
@@ -99,8 +100,8 @@ def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
         yield json.dumps({"embeds": False})
     before, after = tower.tokenizer.frame
     embedder = tower.embedder(1)
-    text = [*before, *tokens, *after][: embedder.n_tokens // 2]
-    embedder.states([text, text[:1]][: embedder.n_texts])
+    whole = [*before, *tokens, *after][: embedder.n_tokens // 2]
+    embedder.states([whole, whole[:1]][: embedder.n_texts])
     tower.close()
     yield json.dumps({"embeds": True})
 

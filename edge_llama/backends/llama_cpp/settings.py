@@ -48,7 +48,8 @@ def choose(
         return Choice(_with(Setting(), given), "as asked")
     if on_gpu:
         return Choice(_with(Setting(flash_attention=True), given), "the default on a GPU")
-    figures = _figures(artifact) if tune and kv_format != "q8_0" else ()
+    is_measured = tune and kv_format != "q8_0" and not artifact.is_encoder  # what is measured is how fast it writes
+    figures = _figures(artifact) if is_measured else ()
     candidates = [figure for figure in figures if _allows(figure.setting, given)]
     if not candidates:
         return Choice(_with(Setting(), given), "the default" if not given else "as asked, else the default")

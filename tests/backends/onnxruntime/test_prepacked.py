@@ -80,13 +80,14 @@ def test_a_process_takes_no_memory_of_its_own_for_packed_weights(tmp_path: Path)
 import sys
 from pathlib import Path
 import onnxruntime, tokenizers
+from edge_llama.backends.base import OneSequence
 from edge_llama.backends.onnxruntime.text import OnnxTower
 from edge_llama.files.onnx_text import read_onnx_text
 def anonymous():
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("RssAnon"))
 before = anonymous()
 tower = OnnxTower(read_onnx_text(Path(sys.argv[1])), n_ctx=64, threads=1)
-tower.decode([1, 2, 3])
+OneSequence(tower).decode([1, 2, 3])
 print(anonymous() - before)
 """
     command = [sys.executable, "-c", script, str(folder / "model.onnx")]
