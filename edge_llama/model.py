@@ -120,7 +120,7 @@ class Model:
         if self.artifact.cache_depends_on_context:
             needed["n_ctx"] = tower.n_ctx
         settings = {**needed, **self._settings(tower, encoder)}
-        return DiskCache(folder, self.artifact.name, self.identity, settings, needed)
+        return DiskCache(folder, self.artifact.name, self.identity, settings, needed, tower.n_ctx)
 
     def _settings(self, tower: TextTower, encoder: ImageEncoder | None) -> dict[str, Any]:
         """With which options the model shall be opened again, beside the tower's own."""
@@ -272,6 +272,17 @@ class Model:
                 f"{self.artifact.path}: the model ({self.artifact.architecture}) embeds text and writes none",
                 remedy="embed texts with it: Model.embed, or edge-llama embed",
             )
+
+    def prefetch(
+        self,
+        messages: Sequence[Message],
+        owner: CacheOwner,
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Have what is kept of a conversation in the engine, for ``owner`` to go on from; how many tokens that is."""
+        return self.sessions.prefetch(self._prompt(messages, tools_of(tools), template_variables or {}, None), owner)
 
     def count_tokens(
         self,

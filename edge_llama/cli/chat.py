@@ -54,7 +54,7 @@ def chat(
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
     conversation = Conversation(
-        partial(options.open_model, verbose=verbose),
+        kept.opening(partial(options.open_model, verbose=verbose)),
         kept.model(model),
         params,
         kept,

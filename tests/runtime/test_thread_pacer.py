@@ -1,8 +1,7 @@
 """The number of threads follows what each token shows of the machine's load."""
 
 import pytest
-from engines import Session
-from engines import on_engine
+from engines import Session, on_engine
 
 import edge_llama
 from edge_llama.runtime.thread_pacer import Pace
