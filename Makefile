@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test lint clean
+.PHONY: chat test test-soak lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -39,6 +39,10 @@ lint: $(ENV)/.installed-dev
 test: lint $(MODEL)
 	@$(BIN)/python scripts/engine_source.py
 	$(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder)
+
+# Twelve minutes of callers that come and leave at random, beside none of the other tests.
+test-soak: $(ENV)/.installed-dev $(MODEL)
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:
 	rm -rf $(ENV) dist build

@@ -29,12 +29,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from peers import ROOT, convert_command, quantize_command
+from peers import CACHE, ROOT, convert_command, quantize_command
 
 from edge_llama.files.artifact import converted_path
 from quant.recipe import RECIPES
 
-CACHE = ROOT / ".cache"
 THREADS = 2
 HEAD_DIM = 64
 

@@ -20,15 +20,14 @@ import shutil
 import statistics
 import subprocess
 import sys
-import venv
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conversion import CACHE, measured, synthetic, warm
+from conversion import measured, synthetic, warm
 from generation import bench, compare, spread, worker
-from peers import ROOT
+from peers import CACHE, ROOT, environment, packages_of
 
 from edge_llama.host import devices
 
@@ -216,20 +215,13 @@ def converted(name: str, source: str, *how: str) -> Path:
     return output
 
 
-@cache
 def genai_python() -> Path:
-    folder = CACHE / f"genai-{GENAI}"
-    program = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([program, "-m", "pip", "install", "--quiet", f"onnxruntime-genai=={GENAI}"], check=True)
-        (folder / "installed").touch()
-    return program
+    return environment("onnxruntime-genai", f"onnxruntime-genai=={GENAI}")
 
 
 def genai_packages() -> Path:
     """Where the package lies: its model builder runs in this environment, which has torch and transformers."""
-    return next(genai_python().parent.parent.glob("lib/python*/site-packages"))
+    return packages_of(genai_python())
 
 
 def run(command: list[Any], environment: Any = None) -> dict[str, float]:

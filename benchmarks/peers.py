@@ -1,15 +1,23 @@
-"""llama.cpp's own converter, quantizer and programs, of the installed llama-cpp-python. Needs the ``dev`` extra."""
+"""llama.cpp's own converter, quantizer and programs, of the installed llama-cpp-python; other peers' environments.
 
+Needs the ``dev`` extra, and for the programs cmake and a compiler. What is built or installed is kept in ``.cache``.
+"""
+
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+import tarfile
+import tempfile
+import venv
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from engine_source import ENGINE, unpacked
@@ -55,21 +63,22 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
 
 @cache
 def program(name: str) -> Path:
-    """A program of llama.cpp (``llama-bench``, ``llama-mtmd-cli``), built once from the same source."""
-    source, build = unpacked(version(ENGINE)), ROOT / ".cache" / f"llama-bench-{version(ENGINE)}"
+    """A program of llama.cpp (``llama-bench``, ``llama-server``, ...), built once from the same source."""
+    source, build = unpacked(version(ENGINE)), CACHE / f"llama-programs-{version(ENGINE)}"
     built = build / "bin" / name
     if not built.is_file():
         environment = dict(os.environ)
         if platform.machine().lower() in ("x86_64", "amd64"):  # runs wherever scripts/install.py's do
             environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER"]
+        off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP"]
+        off += ["LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI"]  # the server's page would be downloaded
         flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
         flags += [f"-D{option}=OFF" for option in off]
         for command in (
             ["cmake", "-S", source, "-B", build, *flags],
             ["nice", "cmake", "--build", build, "--target", name, "--parallel", "2"],
         ):
-            subprocess.run(list(map(str, command)), env=environment, check=True)
+            subprocess.run(list(map(str, command)), env=environment, stdout=sys.stderr, check=True)
     return built
 
 
@@ -80,3 +89,41 @@ def program_environment() -> dict[str, str]:
     assert spec.origin
     libraries = [Path(spec.origin).parent / "lib", program("llama-bench").parent]
     return {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
+
+
+def example_server() -> Path:
+    """llama-cpp-python's own example of a server, a file of its source distribution."""
+    return unpacked(version(ENGINE)).parents[1] / "examples" / "server" / "server.py"
+
+
+@cache
+def environment(name: str, *requirements: str) -> Path:
+    """The Python of an environment that has these packages, of exact versions: they stay out of this one."""
+    digest = hashlib.sha256(" ".join(requirements).encode()).hexdigest()[:8]
+    folder = CACHE / f"{name}-{digest}"
+    python = folder / "bin" / "python"
+    if not (folder / "installed").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        subprocess.run(list(map(str, install)), stdout=sys.stderr, check=True)
+        (folder / "installed").touch()
+    return python
+
+
+def packages_of(python: Path) -> Path:
+    """Where the packages of such an environment lie: another Python of the same version can import them too."""
+    return next(python.parent.parent.glob("lib/python*/site-packages"))
+
+
+@cache
+def at_commit(commit: str) -> Path:
+    """The files of this repository as they were at a commit."""
+    folder = CACHE / f"edge-llama-{commit}"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=CACHE) as partial:
+            archive = Path(partial) / "files.tar"
+            subprocess.run(["git", "-C", str(ROOT), "archive", "-o", str(archive), commit], check=True)
+            with tarfile.open(archive) as opened:
+                opened.extractall(Path(partial) / "files", filter="data")
+            (Path(partial) / "files").rename(folder)
+    return folder

@@ -23,7 +23,8 @@ class Options:
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
     what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
     For ONNX ``quant`` is ``int4`` (None), ``int8``, ``f16`` or ``f32``, where ``block`` weights (32, 64 or 128) share a
-    scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone.
+    scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone,
+    and with ``embeddings`` the text tower's gives hidden states, too.
     ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
@@ -37,6 +38,7 @@ class Options:
     block: int | None = None
     zero_points: bool = False
     portable: bool = False
+    embeddings: bool = False
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None

@@ -43,6 +43,8 @@ class ConvertOptions(TypedDict, total=False):
     """ONNX: int4 and int8 with zero points."""
     portable: bool
     """ONNX: standard operators alone."""
+    embeddings: bool
+    """ONNX: the text tower gives hidden states, too, so that texts can be embedded."""
     max_shard_bytes: int | None
     """GGUF: several files of at most so many bytes."""
     chat_template: str | os.PathLike[str] | None

@@ -33,7 +33,7 @@ from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.disk_cache import DiskCache
-from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, choose_pooling, text_tokens
+from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, check_texts, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
@@ -45,6 +45,8 @@ _log = logging.getLogger("edge_llama")
 
 class Model:
     """A model file, loaded. Threads and tasks may share it; many are served at once."""
+
+    _has_told_pooling = False
 
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
@@ -87,7 +89,6 @@ class Model:
             disk=self._disk,
         )
         self._embeddings = Embeddings(self._engine)
-        self._tells_pooling = True
         self._finalizer = weakref.finalize(self, self._engine.close)
         for text in artifact.warnings:
             _log.warning("%s: %s", artifact.path, text)
@@ -209,12 +210,16 @@ class Model:
         Raises ContextFullError for a text of more tokens than ``n_ctx``, OptionError for one that has none, for what is
         no text and for a pooling that is unknown or not this model's, InputError if the model embeds nothing.
         """
-        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
         chosen = self.pooling(pooling)
-        if not chosen.is_known and self._tells_pooling:
-            self._tells_pooling = False
+        if not chosen.is_known and not self._has_told_pooling:
+            self._has_told_pooling = True
             _log.warning("%s: pooling by %s", self.artifact.path, chosen)
-        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), chosen.name)
+        check_texts(texts)
+        return self._vectors(texts, chosen.name)
+
+    def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        return self._embeddings.of(text_tokens(texts, self.tokenizer, self.n_ctx), pooling)
 
     def pooling(self, asked: Pooling | None = None) -> PoolingChoice:
         """How :meth:`embed` pools, and why: as asked, as the file says, else by the mean. It raises what that does."""

@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 
+from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
 
@@ -155,16 +156,18 @@ class Bytes:
 BYTES: Any = Bytes()
 
 
-def walk(params: SamplingParams, rng: np.random.Generator, steps: int = 600) -> str | None:
+def walk(
+    params: SamplingParams, rng: np.random.Generator, steps: int = 600, calls: CallGrammar | None = None
+) -> str | None:
     """A text by random choices among all that fits: no model is as contrary. None if it comes to no end."""
-    fits = constraint(params, BYTES)
+    fits = constraint(params, BYTES, calls)
     assert fits
     text = bytearray()
     for _ in range(steps):
         allowed = np.flatnonzero(~fits.refused())
         if allowed[-1] == 256 and (len(allowed) == 1 or rng.random() < 0.3):
             return text.decode()
-        closing = np.intersect1d(allowed, np.frombuffer(b'"}],', np.uint8))
+        closing = np.intersect1d(allowed, np.frombuffer(b"\"'}]),", np.uint8))
         choices = closing if len(closing) and rng.random() < 0.3 else allowed[allowed < 256]
         text.append(int(rng.choice(choices)))
         fits.accept(text[-1])

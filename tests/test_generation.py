@@ -247,7 +247,7 @@ def test_threads_share_a_model_and_get_the_answers_they_would_get_alone(exact: e
     questions = ["What is 2 + 2?", CAPITAL, "What colour is the sky?", "Who wrote Hamlet?"] * 3
 
     def ask(question: str) -> str:
-        return exact.chat().send(question, temperature=0, max_tokens=8).result().text
+        return exact.chat().send(question, temperature=0, max_tokens=4).result().text
 
     alone = {question: ask(question) for question in set(questions)}
     answers: dict[int, str] = {}

@@ -40,6 +40,8 @@ with edge_llama.open() as model:
         print(piece.text)
     chat.retry(seed=5, logits_processor=[never_first, never_first])
     chat.run_tools("Paris?", max_rounds=2, tool_format="json", template_variables={"date_string": "today"})
+    chat.send("Rome?", tool_choice="required").result()
+    chat.retry(tool_choice={"type": "function", "function": {"name": "weather"}})
     chat.answer(top_k=3).result().text.upper()
     options = edge_llama.AnswerOptions(temperature=0.5, tools=[weather])
     asked(chat, **options)
@@ -64,6 +66,7 @@ WRONG = {
     "model.chat().retry(sed=1)": "sed",
     "model.chat().answer(logprob=1)": "logprob",
     'model.chat().run_tools("x", max_round=1)': "max_round",
+    'model.chat().send("x", tool_choice=5)': "tool_choice",
     "edge_llama.SamplingParams(tempo=1)": "tempo",
     'edge_llama.AnswerOptions(tool_form="json")': "tool_form",
 }

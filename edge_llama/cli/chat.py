@@ -38,6 +38,7 @@ def chat(
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are written, without styles.")] = False,
+    isolate: options.Isolate = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -54,7 +55,11 @@ def chat(
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
     conversation = Conversation(
+<<<<<<< HEAD
         kept.opening(partial(options.open_model, verbose=verbose)),
+=======
+        partial(options.open_model, isolate=isolate, verbose=verbose),
+>>>>>>> main
         kept.model(model),
         params,
         kept,

@@ -79,6 +79,9 @@ def convert(
         bool,
         typer.Option("--portable", help="ONNX: standard operators alone, for runtimes without ONNX Runtime's own."),
     ] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="ONNX: the text model also embeds texts (edge-llama embed).")
+    ] = False,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
     ] = None,
@@ -121,6 +124,7 @@ def convert(
         block=block,
         zero_points=zero_points,
         portable=portable,
+        embeddings=embeddings,
         max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
         chat_template=chat_template,
         lora=lora,

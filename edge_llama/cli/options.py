@@ -13,11 +13,16 @@ from edge_llama.cli.terminal.console import native_output_to_stderr, note
 from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
+from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions, checked, described
 from edge_llama.prompts import context_overflow
 from edge_llama.sampling.option_text import OptionText
 from edge_llama.sampling.params import OPTION_TEXTS
 
+Isolate = Annotated[
+    bool,
+    typer.Option("--isolate", help="Run the model in a process of its own: what kills it does not end the program."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which settings the model runs, and why.")]
 System = Annotated[str | None, typer.Option(help="The system message.")]
 
@@ -101,13 +106,14 @@ def _with_parameters(verb: Callable[..., None], parameters: Sequence[Parameter])
     return verb
 
 
-def open_model(model: str | None, opening: OpenOptions, *, verbose: bool = False) -> Model:
+def open_model(model: str | None, opening: OpenOptions, *, isolate: bool = False, verbose: bool = False) -> Model:
     """Open the model with the common options; settings that are not given are measured once and remembered."""
     options = opening.copy()
     options.setdefault("tune", True)
+    options.setdefault("max_running", 1)  # one person, one question at a time
     if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu", "gpu"}:
         native_output_to_stderr()
-    opened = Model(model, **options)
+    opened = open(model, isolate=isolate, **options)
     if verbose:
         seen = f"; vision: {opened.vision_placement}" if opened.vision_placement else ""
         note(f"{opened.choice}; {_threads(opening.get('threads'), opened.threads)}; {opened.placement}{seen}")

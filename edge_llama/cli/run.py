@@ -41,6 +41,7 @@ def run(
         Path | None, typer.Option(metavar="CLIP", help="A clip before the prompt: frames of it, with their times.")
     ] = None,
     opening: OpenOptions,
+    isolate: options.Isolate = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -57,7 +58,7 @@ def run(
     if raw:
         _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
     prompt = _read_stdin() if words[-1] == "-" else words[-1]
-    with options.open_model(model_name, opening, verbose=verbose) as model:
+    with options.open_model(model_name, opening, isolate=isolate, verbose=verbose) as model:
         described = _read_tools(tools) if tools else None
         if raw:
             generation = model.generate(prompt, **params)

@@ -71,7 +71,7 @@ def verify(
 
 def _verify_template(model: str | None, reference: Path | None, *, as_json: bool, quiet: bool) -> None:
     """Exit code 1 if any conversation is rendered otherwise than by transformers."""
-    with edge_llama.open(model, n_ctx=_LITTLE) as opened:
+    with edge_llama.open(model, n_ctx=_LITTLE, max_running=1) as opened:
         findings = list(template_check.check(opened, reference))
         path = str(opened.artifact.path)
     if as_json:

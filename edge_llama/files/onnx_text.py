@@ -26,6 +26,8 @@ TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 IMAGE_FEATURES = "image_features"
 """The input, an initializer that may be left out, whose rows stand where ``input_ids`` are negative: float32."""
+HIDDEN_STATES = "hidden_states"
+"""The output, which a graph may lack, of all positions after the last norm: float32 ``(batch, sequence, n_embd)``."""
 POSITIONS = "position_ids"
 _AGAIN = "copy the whole folder again, or convert again"
 _MAX_BYTES = 1 << 24  # settings with 2,000 tokens described one by one take half a megabyte
@@ -96,6 +98,11 @@ class OnnxArtifact(TextArtifact):
     def takes_embeddings(self) -> bool:
         """Whether images can be given to the graph."""
         return IMAGE_FEATURES in self.graph.inputs
+
+    @property
+    def gives_hidden_states(self) -> bool:
+        """Whether the graph has an output for them."""
+        return HIDDEN_STATES in self.graph.outputs
 
     def identity(self) -> str:
         """By the graph, the tokenizer, and weights as :func:`edge_llama.files.identity.identity_of` has them."""

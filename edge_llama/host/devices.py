@@ -56,7 +56,12 @@ def _linux_cpu() -> tuple[str, tuple[str, ...]]:
 def cpu_threads() -> int:
     """Physical cores that this process may use: more threads than those only wait for each other."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    return max(1, min(allowed, _physical_cores() or allowed))
+
+
+@cache
+def _physical_cores() -> int | None:
+    return psutil.cpu_count(logical=False)  # it reads a file for each core, in milliseconds
 
 
 def free_threads() -> int:

@@ -20,11 +20,18 @@ from edge_llama.errors import EngineError
 WORKER_VARIABLE = "EDGE_LLAMA_WORKER"
 _HELPER = "edge-llama-worker"
 _CODE = """
-import json, sys
+import json, os, sys, threading, time
 sys.path[:] = json.loads(sys.argv.pop(1))
+def watch(parent=os.getppid()):
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os.killpg(0, 9)
+if os.name == "posix":
+    threading.Thread(target=watch, daemon=True).start()
 from edge_llama.isolation.child import main
 main()
 """
+"""Imports take a second where cores are busy: a parent that dies meanwhile is noticed."""
 
 
 def command() -> list[str]:

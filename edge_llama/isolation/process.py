@@ -77,9 +77,9 @@ class Child:
         self._outgoing.put(frames.frame({"open": opening, "log_level": level}))
         self._threads = [
             threading.Thread(target=work, name="edge-llama-child", daemon=True)
-            for work in (self._write, self._read, self._keep_tail)
+            for work in (self._write, self._keep_tail, self._read)
         ]
-        for thread in self._threads:
+        for thread in self._threads:  # the one that reads as the last: it joins the others
             thread.start()
 
     @property
@@ -228,7 +228,7 @@ class Child:
             problem = problem or "it closed its pipe"
             self._kill()
             code = self._process.wait()
-        self._threads[2].join(1)  # what it has started may still hold the pipe
+        self._threads[1].join(1)  # what it has started may still hold the pipe
         cause = problem or _how(code)
         tail = self._tail.decode(errors="replace")
         is_closing = self._is_closing
@@ -249,7 +249,7 @@ class Child:
 
     def _give_back(self) -> None:
         """All that a thread does not still use: a helper may have left processes that hold a pipe."""
-        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        pipes = (self._process.stdin, self._process.stderr, self._process.stdout)
         for pipe, thread in zip(pipes, self._threads, strict=True):
             assert pipe  # noqa: S101
             if not thread.is_alive() or thread is threading.current_thread():

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_llama.backends.base import VisionTower
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Sessions
 from edge_llama.errors import EngineError
-from edge_llama.files.artifact import VisionArtifact, existing
+from edge_llama.files.artifact import Pooling, VisionArtifact, existing
 from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions
 from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
@@ -30,6 +33,7 @@ from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.encoders import ImageEncoder
 from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.scheduler import Stats
 from edge_llama.runtime.session_file import checked_path
 
 
@@ -97,10 +101,14 @@ class IsolatedModel(Model):
             messages=wire.messages_to_json(check_messages(messages), images),
             images=images,
             tools=tools.schemas,
-            owner=None if owner is None else self._worker.number_of(owner),
+            owner=None if owner is None else self._worker.owner(owner),
             on_finish=on_finish,
             keep_alive=self,
         )
+
+    def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
+        n_embd, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
+        return np.frombuffer(data, np.float32).reshape(-1, n_embd).copy()
 
     def count_tokens(
         self,
@@ -122,6 +130,16 @@ class IsolatedModel(Model):
         )
         return count
 
+    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
+        """See :meth:`edge_llama.Model.embed`."""
+        given = texts if isinstance(texts, str) else list(texts)
+        shape, data = self._worker.call_with_bytes("embed", texts=given, pooling=pooling)
+        return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
+
+    def stats(self) -> Stats:
+        """See :meth:`edge_llama.Model.stats`."""
+        return Stats(**self._worker.call("stats"))
+
     @property
     def worker_pid(self) -> int:
         """The id of the process that the model works in now, or did when it died."""
@@ -135,24 +153,43 @@ class _RemoteSessions:
         self._worker = worker
 
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
-        self._worker.call("share", owner=self._worker.number_of(owner), other=self._worker.number_of(other))
+        self._worker.call("share", owner=self._worker.owner(owner), other=self._worker.owner(other))
+
+    def tag(self, owner: CacheOwner, conversation: str) -> None:
+        owner.tag = conversation  # for a child that takes the place of this one
+        self._worker.call("tag", owner=self._worker.owner(owner), conversation=conversation)
+
+    def forget(self, conversation: str) -> None:
+        self._worker.call("forget", conversation=conversation)
+
+    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
+        found: int = self._worker.call("prefetch", tokens=list(tokens), owner=self._worker.owner(owner))
+        return found
+
+    def store(self, owner: CacheOwner) -> None:
+        self._worker.call("store", owner=self._worker.owner(owner))
+
+    def why_not_kept(self, conversation: str) -> str | None:
+        found: str | None = self._worker.call("why_not_kept", conversation=conversation)
+        return found
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         target = checked_path(path).absolute()  # the host may have changed its working directory
         images: list[Image] = []
         given = wire.messages_to_json(check_messages(messages), images)
-        self._worker.call("save", images, path=target, messages=given, owner=self._worker.number_of(owner))
+        self._worker.call("save", images, path=target, messages=given, owner=self._worker.owner(owner))
 
     def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
         source = checked_path(path).absolute()
-        found = self._worker.call("resume", path=source, owner=self._worker.number_of(owner))
+        found = self._worker.call("resume", path=source, owner=self._worker.owner(owner))
         return tuple(map(Message.from_json, found["messages"])), found["reason"]
 
 
 def _absolute(options: OpenOptions) -> Mapping[str, Any]:
-    """The options with a path that is good in every child, wherever the host's working directory is by then."""
-    vision = options.get("vision")
-    return options if vision is None else {**options, "vision": str(Path(str(path_of(vision))).absolute())}
+    """The options with paths that are good in every child, wherever the host's working directory is by then."""
+    paths = {"vision": options.get("vision"), "cache_dir": options.get("cache_dir")}
+    found = {name: Path(str(path_of(path))).absolute() for name, path in paths.items() if path is not None}
+    return {**options, **{name: str(path) for name, path in found.items()}}
 
 
 def _image_ids(vision: VisionArtifact | None, facts: wire.Facts, max_tiles: int | None) -> ImageEncoder | None:

@@ -1,9 +1,10 @@
 """What the child does for its parent: calls by name, whose arguments and results are JSON's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
+from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Generation
 from edge_llama.isolation import wire
 from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
@@ -12,6 +13,9 @@ from edge_llama.media.images import Image
 from edge_llama.model import Model
 from edge_llama.prompts.tools import Tools
 from edge_llama.runtime.prompt_cache import CacheOwner
+
+Owner: TypeAlias = tuple[int, str]
+"""The number of an owner, and its tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +42,27 @@ class Service:
         self._model = model
         self._shared = shared
         self._owners: dict[int, CacheOwner] = {}
+        sessions = model.sessions
         self._calls: Mapping[str, Callable[..., Any]] = {
             "answer": self._answer,
             "control_tokens_of": model.tokenizer.control_tokens_of,
             "count_tokens": self._count_tokens,
+            "embed": self._embed,
             "encode": model.tokenizer.encode,
             "encode_parts": model.tokenizer.encode_parts,
+            "forget": sessions.forget,
+            "frame": lambda: model.tokenizer.frame,
             "generate": self._generate,
             "least_tokens": model.tokenizer.least_tokens,
+            "prefetch": lambda tokens, owner: sessions.prefetch(tokens, self._owner(owner)),
             "resume": self._resume,
             "save": self._save,
-            "share": self._share,
+            "share": lambda owner, other: sessions.share(self._owner(owner), self._owner(other)),
+            "stats": lambda: asdict(model.stats()),
+            "store": lambda owner: sessions.store(self._owner(owner)),
+            "tag": lambda owner, conversation: sessions.tag(self._owner(owner), conversation),
             "vocabulary": self._vocabulary,
+            "why_not_kept": sessions.why_not_kept,
         }
 
     @property
@@ -87,7 +100,7 @@ class Service:
         images: Sequence[Sequence[Any]],
         tools: Sequence[dict[str, Any]],
         options: Mapping[str, Any],
-        owner: int | None,
+        owner: Owner | None,
         table: Sequence[int] | None,
     ) -> Begun:
         generation = self._model.answer(
@@ -118,21 +131,28 @@ class Service:
         ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
         return Blob({"lengths": list(map(len, pieces)), "ends": ends}, b"".join(pieces))
 
-    def _share(self, owner: int, other: int) -> None:
-        self._model.sessions.share(self._owner(owner), self._owner(other))
+    def _embed(self, texts: Sequence[str], pooling: Pooling | None) -> Blob:
+        vectors = self._model.embed(texts, pooling)
+        return Blob(vectors.shape, vectors.astype("<f4", copy=False).tobytes())
 
     def _save(
-        self, path: str, messages: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], owner: int
+        self, path: str, messages: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], owner: Owner
     ) -> None:
         given = wire.messages_from_json(messages, self._images(images))
         self._model.sessions.save(path, given, self._owner(owner))
 
-    def _resume(self, path: str, owner: int) -> dict[str, Any]:
+    def _resume(self, path: str, owner: Owner) -> dict[str, Any]:
         messages, reason = self._model.sessions.resume(path, self._owner(owner))
         return {"messages": [message.to_json() for message in messages], "reason": reason}
 
-    def _owner(self, number: int) -> CacheOwner:
-        return self._owners.setdefault(number, CacheOwner())
+    def _owner(self, given: Owner) -> CacheOwner:
+        """The owner of this number. The parent's tag is news where this process took another's place."""
+        number, tag = given
+        if (owner := self._owners.get(number)) is None:
+            new = CacheOwner()
+            new.tag = tag
+            owner = self._owners.setdefault(number, new)
+        return owner
 
     def _images(self, given: Sequence[Sequence[Any]]) -> list[Image]:
         """The images that the parent put into the file, copied; without their data where it put none."""

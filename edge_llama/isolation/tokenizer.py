@@ -19,6 +19,12 @@ class RemoteTokenizer:
         self.special_texts = facts.special_texts
         self.bos = facts.bos
 
+    @property
+    def frame(self) -> tuple[Sequence[int], Sequence[int]]:
+        """See :class:`edge_llama.prompts.tokenizer.Tokenizer`."""
+        before, after = self._worker.call("frame")
+        return before, after
+
     def control_tokens_of(self, template: str) -> Mapping[str, int]:
         """See :class:`edge_llama.prompts.tokenizer.Tokenizer`."""
         found: dict[str, int] = self._worker.call("control_tokens_of", template=template)

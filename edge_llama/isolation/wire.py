@@ -1,7 +1,7 @@
 """How values of the API cross a pipe as JSON: messages, options, pieces, facts of an open model, errors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from edge_llama import errors
@@ -126,7 +126,7 @@ def options_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
 def piece_to_json(piece: Piece, timings: Timings) -> list[Any]:
     """A piece, without its logprobs but with their number, and how far the timings are."""
     calls = [call.to_json() for call in piece.tool_calls]
-    measured = list(astuple(timings))
+    measured = [_plain(getattr(timings, name)) for name in _TIMINGS]
     return [piece.text, piece.token_ids, len(piece.logprobs), piece.finish_reason, calls, measured]
 
 
@@ -134,9 +134,7 @@ def piece_from_json(data: Sequence[Any], timings: Timings, logprobs: tuple[Token
     """The inverse of :func:`piece_to_json`; ``timings`` are brought up to date."""
     text, tokens, _, reason, calls, measured = data
     for name, value in zip(_TIMINGS, measured, strict=True):
-        setattr(timings, name, value)
-    found = measured[_TIMINGS.index("diverged")]
-    timings.diverged = Diverged(*found) if found else None
+        setattr(timings, name, Diverged(**value) if name == "diverged" and value else value)
     return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)))
 
 

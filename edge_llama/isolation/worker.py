@@ -109,13 +109,13 @@ class Worker:
             raise
         return Generation(progress, work, on_finish=on_finish, keep_alive=keep_alive)
 
-    def number_of(self, owner: CacheOwner) -> int:
-        """What the child knows ``owner`` by; while ``owner`` lives."""
+    def owner(self, owner: CacheOwner) -> tuple[int, str]:
+        """What the child knows ``owner`` by, while ``owner`` lives, and its tag."""
         with self._lock:
             if (number := self._numbers.get(owner)) is None:
                 number = self._numbers[owner] = next(self._count)
                 weakref.finalize(owner, self._gone.append, number).atexit = False
-            return number
+            return number, owner.tag
 
     def close(self) -> None:
         """End the child; the next call is an error. May be called twice, by the garbage collector too."""

@@ -74,28 +74,34 @@ def call_grammar(
 
 
 def _parameters(name: str, described: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a tool's arguments. Keys that it doesn't name are no arguments, unless it says otherwise."""
-    schema = _without_nullable(described.get("function", described).get("parameters") or {})
-    if schema.setdefault("type", "object") != "object":
+    """The schema of a tool's arguments as a model is held to it."""
+    schema = {"type": "object", **(described.get("function", described).get("parameters") or {})}
+    if schema["type"] != "object":
         raise CalledTool(name, schema).error(f"its parameters are of type {schema['type']!r}, expected object")
-    if not any(keyword in schema for keyword in _JOINED):
-        schema.setdefault("additionalProperties", False)
-    return schema
+    closed = {"additionalProperties": False} if not schema.keys() & {*_JOINED, "additionalProperties"} else {}
+    return {**_for_calls(schema), **closed}
 
 
-def _without_nullable(schema: Any, depth: int = 0) -> Any:
-    """OpenAPI's ``nullable``, which Hugging Face's tools have, in JSON schema's words. Always a copy."""
+def _for_calls(schema: Any, depth: int = 0, *, closes: bool = True) -> Any:
+    """A copy in which objects have no keys but those that they name, where it doesn't say otherwise.
+
+    Elsewhere a key might come twice, which makes a call none. Within parts that are put together with others that can't
+    be said. And OpenAPI's ``nullable``, which Hugging Face's tools have, is said in JSON schema's words.
+    """
     if not isinstance(schema, dict) or depth > _MAX_DEPTH:
         return schema
-    found = {key: _within(key, value, depth + 1) for key, value in schema.items() if key != "nullable"}
+    found = {key: _within(key, value, depth + 1, closes) for key, value in schema.items() if key != "nullable"}
+    if closes and "properties" in schema and not schema.keys() & {*_JOINED, "additionalProperties"}:
+        found["additionalProperties"] = False
     return {"anyOf": [found, {"type": "null"}]} if schema.get("nullable") is True and depth else found
 
 
-def _within(keyword: str, value: Any, depth: int) -> Any:
+def _within(keyword: str, value: Any, depth: int, closes: bool) -> Any:
     if keyword in _SINGLE:
-        return _without_nullable(value, depth)
+        return _for_calls(value, depth, closes=closes)
     if keyword in _LISTS and isinstance(value, list):
-        return [_without_nullable(item, depth) for item in value]
+        return [_for_calls(item, depth, closes=False) for item in value]
     if keyword in _OF_SCHEMAS and isinstance(value, dict):
-        return {key: _without_nullable(item, depth) for key, item in value.items()}
+        closes = closes and keyword == "properties"
+        return {key: _for_calls(item, depth, closes=closes) for key, item in value.items()}
     return value

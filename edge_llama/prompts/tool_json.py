@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Set
 from typing import Any
 
-from edge_llama.prompts.tool_grammar import CalledTool, Rules, Written, quoted
+from edge_llama.prompts.tool_grammar import CalledTool, Rules, Written, either, quoted
 
 _NAMES = ("name", "function", "tool", "tool_name", "function_name")
 _ARGUMENTS = ("parameters", "arguments", "args", "input", "tool_input")
@@ -15,6 +15,7 @@ _TYPES = ("function", "function_call", "tool_call", "tool_use")
 _AROUND = ("tool_calls", "tool_call", "function_call", "function_calls")
 _KEYS = ("type", *_NAMES, *_ARGUMENTS, *_BESIDE, *_AROUND)
 _HEAD = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"')
+_TYPE = '"type": "function", '
 LEXEME = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?P<open>[\[{])|(?P<close>[\]}])|[^"\[\]{}]+', re.DOTALL)
 """See :attr:`edge_llama.prompts.tool_formats.Form.lexeme`."""
 _TAG = re.compile(r"<function=([^<>\s]+)>")
@@ -67,10 +68,11 @@ def parse_tag(text: str) -> Calls:
 
 
 def call(rules: Rules, tool: CalledTool, written: Written) -> str:
-    """The expression for a call, its name within quotes."""
+    """The expression for a call, its name within quotes. A type that the template writes is left to the model."""
     name = json.dumps(tool.name, ensure_ascii=False)[1:-1]
-    arguments = rules.json(tool.where, tool.parameters)
-    return f"{quoted(f'{written.before}{name}{written.middle}')} {arguments} {quoted(written.after)}"
+    before = dict.fromkeys((written.before, written.before.replace(_TYPE, "", 1)))
+    heads = either([quoted(f"{text}{name}{written.middle}") for text in before])
+    return f"{heads} {rules.json(tool.where, tool.parameters)} {quoted(written.after)}"
 
 
 def call_tag(rules: Rules, tool: CalledTool, written: Written) -> str:

@@ -62,15 +62,19 @@ def choose_pooling(artifact: Artifact, asked: object = None) -> PoolingChoice:
     return PoolingChoice(name, reason, is_known=wanted is not None)
 
 
-def text_tokens(texts: object, tokenizer: Tokenizer, n_ctx: int) -> list[list[int]]:
-    """The ids of each text with what the model wants around it; at most ``n_ctx``, else ContextFullError.
-
-    OptionError for what is no list of texts, and for a text without a token of its own.
-    """
+def check_texts(texts: object) -> None:
+    """OptionError for what is no list of texts."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise OptionError(f"texts is {type(texts).__name__}, expected a list of texts", remedy="put it into a list")
     for number, text in enumerate(texts):
         check_text(text, f"texts[{number}]")
+
+
+def text_tokens(texts: Sequence[str], tokenizer: Tokenizer, n_ctx: int) -> list[list[int]]:
+    """The ids of each text with what the model wants around it; at most ``n_ctx``, else ContextFullError.
+
+    OptionError for a text without a token of its own.
+    """
     before, after = tokenizer.frame
     found = []
     for number, text in enumerate(texts):
@@ -159,12 +163,11 @@ def _limits(embedder: TextEmbedder) -> tuple[int, int]:
 
 def _pooled(parts: Sequence[NDArray[np.float32]], pooling: Pooling) -> NDArray[np.float64]:
     """One vector of a text whose hidden states came in ``parts``."""
-    if pooling == "last":
-        return parts[-1][-1].astype(np.float64)
-    if pooling == "cls":
-        return parts[0][0].astype(np.float64)
-    total: NDArray[np.float64] = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0)
-    return total / sum(map(len, parts))
+    if pooling == "mean":
+        total: NDArray[np.float64] = np.sum([part.sum(axis=0, dtype=np.float64) for part in parts], axis=0)
+        return total / sum(map(len, parts))
+    row: NDArray[np.float32] = parts[-1][-1] if pooling == "last" else parts[0][0]
+    return row.astype(np.float64)
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -460,7 +460,8 @@ class PromptCache:
             for entry in others
         ):
             return
-        if not self._make_room(self._tower.saved_bytes(held.number)):
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        if not self._make_room(beside + self._tower.saved_bytes(held.number)):
             if self._disk:
                 self._spill(self._copy(held))
             else:

@@ -9,10 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from queue import Empty, SimpleQueue
@@ -21,16 +21,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import AbortedError, Rows, TextTower
+from edge_llama.backends.base import AbortedError, TextTower
 from edge_llama.errors import BusyError, DeadlineError, EngineError
 from edge_llama.host import devices
+from edge_llama.runtime.batch import Batch, Running, batches
 from edge_llama.runtime.disk_cache import DiskCache
-from edge_llama.runtime.encoder_thread import Embedded, EncoderThread
+from edge_llama.runtime.encoder_thread import EncoderThread
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.prompt_cache import Held, PromptCache
+from edge_llama.runtime.prompt_cache import PromptCache
 from edge_llama.runtime.radix_tree import shared_length
 from edge_llama.runtime.request import Request
-from edge_llama.runtime.session_file import State
+from edge_llama.runtime.request_queue import RequestQueue
 from edge_llama.runtime.step_budget import StepBudget
 from edge_llama.runtime.thread_pacer import Pace, Stopwatch
 from edge_llama.sampling.sampler import LogitsRow
@@ -44,12 +45,26 @@ _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
 
+@dataclass(eq=False, slots=True)
+class _Call:
+    """Work for the engine's thread, between two steps."""
+
+    work: Callable[[], None]
+    is_alone: bool = False
+
+
+_NUDGE = _Call(lambda: None)
+"""Nothing to do, but to look again: something was cancelled, or an image is embedded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What the engine is doing, and what it has done since it was opened."""
 
     running: int
     """Requests that are prefilled or answered."""
+    max_running: int
+    """How many it serves at once: 1 where the engine decodes one conversation after the other."""
     queued: int
     """Requests that wait for their turn."""
     used_cells: int
@@ -66,82 +81,11 @@ class Stats:
     """Time in which the engine was at work."""
 
 
-@dataclass(eq=False, slots=True)
-class _Running:
-    """A request with a sequence of the engine, or with a copy of it while others have the cells."""
-
-    request: Request
-    held: Held
-    todo: Sequence[int]
-    """Tokens to append: what is left of the prompt, then what the last logits gave."""
-    is_decoding: bool = False
-    """Whether its prompt is prefilled."""
-    suspended: State | None = None
-    embedded: Embedded | None = None
-    """The embeddings of a tile, the last ``embedded_left`` of which are ``todo``'s first."""
-    embedded_left: int = 0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a decode can go on with it: not while it waits for an image, or for cells."""
-        if self.suspended or not self.todo:
-            return False
-        return self.todo[0] >= 0 or (self.embedded is not None and self.embedded.done())
-
-
-@dataclass(eq=False, slots=True)
-class _Call:
-    """Work for the engine's thread, between two steps."""
-
-    work: Callable[[], None]
-    is_alone: bool = False
-
-
-_NUDGE = _Call(lambda: None)
-"""Nothing to do, but to look again: something was cancelled, or an image is embedded."""
-
-
 @dataclass(slots=True)
 class _Counts:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Requests that wait, callers in turn: who has many waits behind who has few."""
-
-    callers: "OrderedDict[object, deque[Request]]" = field(default_factory=OrderedDict)
-
-    def put(self, caller: object, request: Request) -> None:
-        self.callers.setdefault(caller, deque()).append(request)
-
-    def __iter__(self) -> Iterator[Request]:
-        """The next of each caller."""
-        return iter([waiting[0] for waiting in self.callers.values()])
-
-    def take(self, request: Request) -> None:
-        """Remove one of those that iterating gives; its caller is the last now."""
-        caller = next(caller for caller, waiting in self.callers.items() if waiting[0] is request)
-        waiting = self.callers.pop(caller)
-        waiting.popleft()
-        if waiting:
-            self.callers[caller] = waiting
-
-    def remove_ended(self) -> int:
-        """Remove those that wait no more; how many they are."""
-        gone = sum(request.is_ended for request in self.all())
-        for caller, waiting in list(self.callers.items()):
-            kept = deque(request for request in waiting if not request.is_ended)
-            if kept:
-                self.callers[caller] = kept
-            else:
-                del self.callers[caller]
-        return gone
-
-    def all(self) -> list[Request]:
-        return [request for waiting in self.callers.values() for request in waiting]
 
 
 class Scheduler:
@@ -176,9 +120,9 @@ class Scheduler:
         self._pace = pace
         self._budget = StepBudget()
         self._inbox: SimpleQueue[tuple[object, Request] | _Call | None] = SimpleQueue()
-        self._queue = _Queue()
+        self._queue = RequestQueue()
         self._calls: deque[_Call] = deque()
-        self._running: list[_Running] = []  # the first that came first
+        self._running: list[Running] = []  # the first that came first
         self._counts = _Counts()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
         # What is done under it therefore holds if such a call comes between any two steps.
@@ -275,14 +219,15 @@ class Scheduler:
         """What it is doing now. Any thread may ask."""
         counts, cache = self._counts, self.cache
         return Stats(
-            len(self._running),
-            self._waiting,
-            cache.used_cells,
-            self.tower.n_cells,
-            cache.nbytes,
-            counts.prompt_tokens,
-            counts.generated_tokens,
-            counts.seconds,
+            running=sum(not running.request.is_ended for running in tuple(self._running)),
+            max_running=self.max_running,
+            queued=self._waiting,
+            used_cells=cache.used_cells,
+            cells=self.tower.n_cells,
+            cached_bytes=cache.nbytes,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            seconds=counts.seconds,
         )
 
     def _is_worth_aborting(self, request: Request) -> bool:
@@ -356,7 +301,7 @@ class Scheduler:
         self._waiting -= unbegun
         return bool(gone or unbegun)
 
-    def _end(self, running: _Running, logits: NDArray[np.float32] | None = None) -> None:
+    def _end(self, running: Running, logits: NDArray[np.float32] | None = None) -> None:
         self._running.remove(running)
         if running.suspended:
             self.cache.keep(running.suspended)
@@ -413,7 +358,7 @@ class Scheduler:
         self._queue.take(request)
         self._waiting -= 1
         held = beginning.held
-        running = _Running(request, held, request.prompt[beginning.reused :])
+        running = Running(request, held, request.prompt[beginning.reused :])
         is_first = not self._running
         self._running.append(running)
         try:
@@ -428,7 +373,7 @@ class Scheduler:
             self._advance([(running, LogitsRow(held.logits.copy()))])
         return True
 
-    def _resume(self, running: _Running) -> bool:
+    def _resume(self, running: Running) -> bool:
         """Bring back a request that had to leave; False while there are no cells for it."""
         assert running.suspended  # noqa: S101 - it had to leave
         others = sum(not each.suspended for each in self._running)
@@ -455,58 +400,20 @@ class Scheduler:
                 stop = start + running.embedded_left
                 running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, _NUDGE))
 
-    def _batches(self) -> Iterator[list[tuple[_Running, Rows]]]:
-        """The decodes of a step: tokens, and embeddings, which an engine takes apart from those."""
+    def _batches(self) -> list[Batch]:
+        """The decodes of a step. Where cells are short, the last that came leaves for a while."""
         ready = [running for running in self._running if running.is_ready]
+        n_batch = self.tower.n_batch
         while ready:
-            tokens, embeddings = self._planned(ready)
-            if tokens or embeddings:
-                yield from (batch for batch in (tokens, embeddings) if batch)
-                return
+            self.cache.make_cells(sum(min(len(running.todo), n_batch) for running in ready))
+            budget = self._budget.tokens(sum(running.is_decoding for running in ready))
+            if found := batches(ready, n_batch, self.cache.free_cells, budget):
+                return found
             youngest = ready.pop()
             youngest.suspended = self.cache.suspend(youngest.held)
+        return []
 
-    def _planned(self, ready: Sequence[_Running]) -> tuple[list[tuple[_Running, Rows]], list[tuple[_Running, Rows]]]:
-        """What each request appends in this step; nothing if there are no cells for those that are being answered."""
-        answers = [running for running in ready if running.is_decoding]
-        prompts = [running for running in ready if not running.is_decoding]
-        room = self.tower.n_batch
-        self.cache.make_cells(sum(min(len(running.todo), room) for running in ready))
-        free = self.cache.free_cells
-        found: list[tuple[_Running, Rows]] = []
-        for at, running in enumerate(answers):
-            rows = self._rows(running, min(room - (len(answers) - at - 1), len(running.todo)))
-            if len(rows.tokens) > free:
-                return [], []
-            found.append((running, rows))
-            room, free = room - len(rows.tokens), free - len(rows.tokens)
-        budget = self._budget.tokens(len(answers))
-        room = min(room, free) if budget is None else min(room, free, budget)
-        for at, running in enumerate(prompts):
-            share = -(-room // (len(prompts) - at)) if budget is not None else room
-            if share:
-                found.append((running, rows := self._rows(running, share)))
-                room -= len(rows.tokens)
-        return (
-            [each for each in found if each[1].embeddings is None],
-            [each for each in found if each[1].embeddings is not None],
-        )
-
-    def _rows(self, running: _Running, most: int) -> Rows:
-        """The next rows of a request, at most so many, all of one kind."""
-        todo = running.todo[:most]
-        embeddings = None
-        if todo[0] >= 0:
-            todo = tuple(takewhile(lambda token: token >= 0, todo)) if min(todo) < 0 else todo
-        else:
-            assert running.embedded  # noqa: S101 - it is ready
-            todo = todo[: running.embedded_left]
-            values = running.embedded.result()
-            start = len(values) - running.embedded_left
-            embeddings = values[start : start + len(todo)]
-        return Rows(running.held.number, todo, embeddings, needs_logits=len(todo) == len(running.todo))
-
-    def _decode(self, batch: Sequence[tuple[_Running, Rows]]) -> None:
+    def _decode(self, batch: Batch) -> None:
         """Decode the rows and let each request go on. Where it fails for many, each is tried alone."""
         if not self._begin_decode(batch):
             return
@@ -524,7 +431,7 @@ class Scheduler:
         answers = iter(logits)
         self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
 
-    def _begin_decode(self, batch: Sequence[tuple[_Running, Rows]]) -> bool:
+    def _begin_decode(self, batch: Batch) -> bool:
         """Whether anybody still wants it."""
         with self._lock:
             self._current = {running.request: len(rows.tokens) for running, rows in batch}
@@ -534,7 +441,7 @@ class Scheduler:
                 return False
             return True
 
-    def _failed(self, batch: Sequence[tuple[_Running, Rows]], error: BaseException) -> None:
+    def _failed(self, batch: Batch, error: BaseException) -> None:
         if isinstance(error, AbortedError):
             return  # those that stay are decoded again in the next step
         if len(batch) == 1:
@@ -543,17 +450,13 @@ class Scheduler:
         for each in batch:
             self._decode([each])
 
-    def _decoded(self, batch: Sequence[tuple[_Running, Rows]], watch: Stopwatch) -> None:
+    def _decoded(self, batch: Batch, watch: Stopwatch) -> None:
         seconds, cpu_seconds = watch.elapsed()
         answers = prompts = 0
         for running, rows in batch:
             count = len(rows.tokens)
             self.cache.appended(running.held, rows.tokens)
-            running.todo = running.todo[count:]
-            if rows.embeddings is not None:
-                running.embedded_left -= count
-                if not running.embedded_left:
-                    running.embedded = None
+            running.decoded(rows)
             answers, prompts = (answers + count, prompts) if running.is_decoding else (answers, prompts + count)
         self._counts.prompt_tokens += prompts
         self._counts.generated_tokens += answers
@@ -561,10 +464,10 @@ class Scheduler:
         if self._pace:
             self.tower.use_threads(self._pace.after(seconds, cpu_seconds, answers + prompts, is_decode=not prompts))
 
-    def _advance(self, ready: Sequence[tuple[_Running, LogitsRow]]) -> None:
+    def _advance(self, ready: Sequence[tuple[Running, LogitsRow]]) -> None:
         """Have each request choose its next tokens, several threads at once where that takes its time."""
 
-        def advance(one: tuple[_Running, LogitsRow]) -> Sequence[int]:
+        def advance(one: tuple[Running, LogitsRow]) -> Sequence[int]:
             running, row = one
             return running.request.advance(row, self.tower.n_ctx - len(running.held.tokens))
 

@@ -96,13 +96,13 @@ def test_a_system_message_counts(cli: Cli) -> None:
     assert plain != pirate
 
 
-def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, tmp_path: Path) -> None:
+def test_an_answer_by_a_schema_a_regex_or_a_grammar(cli: Cli, converted: Path, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}')
     grammar = tmp_path / "answer.lark"
     grammar.write_text('start: "yes" | "no"')
     common = ("--temperature", 1, "--seed", 1, "--max-tokens", 60)
-    assert json.loads(cli("run", "Say something.", "--json-schema", schema, *common).stdout)["n"] in (1, 2)
+    assert json.loads(cli("run", converted, "Say something.", "--json-schema", schema, *common).stdout)["n"] in (1, 2)
     assert cli("run", "Say something.", "--grammar", grammar, *common).stdout in ("yes\n", "no\n")
     assert cli("run", "Say something.", "--regex", "[xy]{3}", *common).stdout.strip("xy") == "\n"
 

@@ -30,7 +30,7 @@ def plain(tiny: Path) -> Iterator[edge_llama.Model]:
         yield model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a file of tests leaves no process running
 def isolated(tiny: Path) -> Iterator[IsolatedModel]:
     with edge_llama.open(tiny, isolate=True, **OPTIONS) as model:
         assert isinstance(model, IsolatedModel)

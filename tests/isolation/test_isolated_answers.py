@@ -1,5 +1,7 @@
 """A model in a process of its own answers as one in this process: everything of the API, and its errors."""
 
+import asyncio
+import contextlib
 import inspect
 import logging
 import threading
@@ -13,7 +15,18 @@ import pytest
 
 import converters
 import edge_llama
-from edge_llama import Answer, ContextFullError, InputError, Message, Model, OptionError, SessionError, Timings
+from edge_llama import (
+    Answer,
+    BusyError,
+    ContextFullError,
+    DeadlineError,
+    InputError,
+    Message,
+    Model,
+    OptionError,
+    SessionError,
+    Timings,
+)
 from edge_llama.isolation.remote import IsolatedModel
 
 CALL = r'\{"name": "add", "parameters": \{"a": 2, "b": 3\}\}'
@@ -85,6 +98,61 @@ def test_tools_are_called_here(plain: Model, isolated: Model) -> None:
     one, other = (answer.tool_calls[0] for answer in answers)
     assert (one.name, one.arguments) == (other.name, other.arguments) == ("add", {"a": 2, "b": 3})
     assert answers[0].finish_reason == answers[1].finish_reason == "tool_calls"
+
+
+def test_a_tool_is_called_that_must_be(plain: Model, isolated: Model) -> None:
+    tool = {"name": "add", "description": "Add.", "parameters": {"type": "object", "properties": {}}}
+    options: dict[str, Any] = {"tools": [tool], "temperature": 0, "max_tokens": 30}
+    calls = [
+        model.answer([Message("user", "Go")], tool_choice="required", **options).result().tool_calls
+        for model in (plain, isolated)
+    ]
+    assert [call.name for call in calls[1]] == [call.name for call in calls[0]]
+    assert calls[1][0].name == "add"
+
+
+def test_texts_are_embedded(plain: Model, isolated: Model) -> None:
+    texts = ["one", "another text 🦙", "word " * 300]
+    vectors = isolated.embed(tuple(texts), "mean")
+    assert (vectors.dtype, vectors.shape) == (np.float32, (3, vectors.shape[1]))
+    assert np.allclose(vectors, plain.embed(texts, "mean"), atol=1e-5)
+    vectors[0] = 0  # the caller's own
+    for wrong in ("one", ["a", ""], ["a", 5]):
+        with pytest.raises(OptionError) as expected:
+            plain.embed(wrong)  # type: ignore[arg-type]
+        with pytest.raises(OptionError) as caught:
+            isolated.embed(wrong)  # type: ignore[arg-type]
+        assert str(caught.value) == str(expected.value)
+
+
+def test_requests_are_awaited(plain: Model, isolated: Model) -> None:
+    async def ask(model: Model) -> tuple[str, str]:
+        options: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+        one = "".join([piece.text async for piece in model.generate("Once", **options)])
+        return one, (await model.generate("Twice", **options)).text
+
+    assert asyncio.run(ask(isolated)) == asyncio.run(ask(plain))
+
+    async def leave() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(isolated.generate("x", regex=".*"), 0.05)  # type: ignore[arg-type]
+
+    asyncio.run(leave())
+    assert isolated.generate("x", max_tokens=1).result().tokens
+
+
+def test_deadlines_and_queues_are_told(tiny: Path, isolated: Model) -> None:
+    with pytest.raises(DeadlineError):
+        isolated.generate("x", regex=".*", deadline=0.05).result()
+    with edge_llama.open(tiny, isolate=True, n_ctx=1024, max_running=1, max_queued=1) as model:
+        held = [model.generate("x", regex=".*")]
+        next(held[0])
+        held.append(model.generate("x"))
+        with pytest.raises(BusyError) as caught:
+            model.generate("x")
+        assert (caught.value.running, caught.value.queued, caught.value.max_queued) == (1, 1, 1)
+        stats = model.stats()
+        assert (stats.running, stats.queued, stats.cells) == (1, 1, 1024)
 
 
 def test_images_are_seen(llama4_scout: Path, tmp_path: Path) -> None:
@@ -182,6 +250,7 @@ def test_facts_are_equal(plain: Model, isolated: Model) -> None:
 def test_the_vocabulary_is_equal(plain: Model, isolated: Model) -> None:
     ours, theirs = isolated.tokenizer, plain.tokenizer
     assert (ours.n_vocab, ours.bos, ours.special_texts) == (theirs.n_vocab, theirs.bos, theirs.special_texts)
+    assert tuple(map(list, ours.frame)) == tuple(map(list, theirs.frame))
     assert ours.control_tokens == theirs.control_tokens
     assert [ours.piece(at) for at in range(ours.n_vocab)] == [theirs.piece(at) for at in range(ours.n_vocab)]
     assert [ours.is_end(at) for at in range(ours.n_vocab)] == [theirs.is_end(at) for at in range(ours.n_vocab)]
@@ -193,6 +262,17 @@ def test_the_vocabulary_is_equal(plain: Model, isolated: Model) -> None:
     assert dict(ours.control_tokens_of("<|eot_id|>")) == dict(theirs.control_tokens_of("<|eot_id|>"))
     messages = [Message("user", "Hello <|eot_id|>")]
     assert isolated.template.tokens(messages) == plain.template.tokens(messages)
+
+
+def test_vectors_are_equal(plain: Model, isolated: Model, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ["The capital of Japan", "a", "Llamas carry 25 kg. " * 8]
+    vectors = isolated.embed(texts)
+    assert np.abs(vectors - plain.embed(texts)).max() < 1e-6
+    assert "pooling by mean" in caplog.text
+    assert isolated.embed([]).shape == plain.embed([]).shape
+    assert isolated.tokenizer.frame == plain.tokenizer.frame
+    with pytest.raises(ContextFullError, match=r"texts\[1\] needs"):
+        isolated.embed(["a", "llama " * isolated.n_ctx])
 
 
 def test_it_is_called_from_many_threads(plain: Model, isolated: Model) -> None:
@@ -215,7 +295,10 @@ def test_it_is_called_from_many_threads(plain: Model, isolated: Model) -> None:
     for thread in threads:
         thread.join()
     for at, answers in found.items():
-        assert [(each.text, each.logprobs) for each in answers] == [(expected[at].text, expected[at].logprobs)] * 3
+        assert [each.text for each in answers] == [expected[at].text] * 3
+        chosen = [entry.logprob for entry in expected[at].logprobs]
+        for answer in answers:  # among others rows are added up in another order
+            assert [entry.logprob for entry in answer.logprobs] == pytest.approx(chosen, abs=1e-3)
 
 
 def test_cancel_stops_an_answer_and_what_waits(isolated: Model) -> None:
@@ -259,9 +342,11 @@ def test_every_public_call_of_a_model_is_done_by_the_child_or_needs_no_engine() 
     works_on_others = {
         "chat",
         "close",
+        "embed",
         "image_tokens",
         "load_chat",
         "n_ctx",
+        "pooling",
         "resume_chat",
         "sampling",
         "sampling_defaults",

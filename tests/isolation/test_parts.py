@@ -11,7 +11,7 @@ import pytest
 from edge_llama import Alternative, ContextFullError, EngineError, Message, OptionError, TokenLogprobs, ToolCall
 from edge_llama.backends.base import Choice, Figure, Placement, Setting
 from edge_llama.errors import EdgeLlamaError, SessionError
-from edge_llama.generation import Piece, Timings
+from edge_llama.generation import Diverged, Piece, Timings
 from edge_llama.isolation import frames, wire
 from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
 from edge_llama.isolation.shared_file import ClosedError, SharedFile, view
@@ -92,20 +92,20 @@ def test_errors_keep_their_type_and_their_numbers() -> None:
 
 
 def test_pieces_bring_the_timings_up_to_date() -> None:
-    timings = Timings(9, 5, 0.5, 1, 0.25, 3, 1.5)
+    timings = Timings(9, 5, Diverged(5, "a", "b"), 0.125, 0.5, 1, 0.25, 3, 1.5)
     piece = Piece("a", (1, 2), (TokenLogprobs(1, -0.5, ()),), "tool_calls", (ToolCall("f", {}),))
     seen = Timings()
     sent = wire.piece_to_json(piece, timings)
     assert sent[2] == 1
     assert wire.piece_from_json(sent, seen, piece.logprobs) == piece
     assert seen == timings
-    assert {each.name for each in fields(Timings)} <= set(vars(Timings)) | set(Timings.__slots__)
+    assert None not in [getattr(timings, each.name) for each in fields(Timings)]  # a new one belongs here
 
 
 def test_facts_are_the_same_objects() -> None:
     figure = Figure(Setting(None, "f16", 64), 512, 0.1, 0.2)
     facts = wire.Facts(
-        ContextSize(512, 1000, "as asked"),
+        ContextSize(512, 1000, "as asked", 2048),
         Choice(Setting(), "measured", (figure,)),
         Placement(2, "fits"),
         None,

@@ -23,6 +23,7 @@ from edge_llama.backends.base import (
     Placement,
     Rows,
     Setting,
+    TextEmbedder,
     TowerKind,
 )
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
@@ -79,6 +80,7 @@ class Bytes:
     control_tokens: Mapping[str, int] = {}
     special_texts: Mapping[str, str] = {}
     bos = None
+    frame: tuple[Sequence[int], Sequence[int]] = ((), ())
 
     def control_tokens_of(self, template: str) -> Mapping[str, int]:
         return {}
@@ -144,6 +146,9 @@ class RecitingTower:
         if kv.nbytes != 4 * length:
             raise EngineError(f"a cache of {kv.nbytes} bytes")
         self._sequences[sequence] = kv.view(np.int32).tolist()
+
+    def embedder(self, longest: int) -> TextEmbedder:
+        raise EngineError("no embeddings here")
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         return NumpySampler(params, history)

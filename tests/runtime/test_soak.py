@@ -19,8 +19,8 @@ import edge_llama
 
 SECONDS = float(os.environ.get("EDGE_LLAMA_SOAK") or 5)
 THREADS = 16
-QUESTIONS = ["What is 2 + 2?", "What colour is the sky?", "Who wrote Hamlet?", "Where is Japan? " * 8]
-GREEDY = {"temperature": 0, "max_tokens": 6}
+QUESTIONS = ["What colour is the sky?", "Who wrote Hamlet?", "Where is Japan? " * 8]
+GREEDY = {"temperature": 0, "max_tokens": 4}
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ class Caller:
         chat = self.model.chat()
         next(chat.send(first, temperature=1.0), None)
         if rng.integers(2):
-            chat.retry(temperature=1.0, max_tokens=50)
+            chat.retry(temperature=1.0, max_tokens=15)
 
     def raw(self, rng: np.random.Generator, first: str, second: str) -> None:
-        running = self.model.generate(first, temperature=1.0, max_tokens=int(rng.integers(1, 100)))
+        running = self.model.generate(first, temperature=1.0, max_tokens=int(rng.integers(1, 20)))
         if rng.integers(2):
             running.cancel()
         assert running.result().finish_reason in ("cancelled", "stop", "length")

@@ -4,6 +4,7 @@ import pytest
 from engines import Session, on_engine
 
 import edge_llama
+from edge_llama.backends.base import TextTower
 from edge_llama.runtime.thread_pacer import Pace
 
 RAN, WAITED = 0.01, 0.001  # processor seconds of a token that took 0.01
@@ -29,8 +30,8 @@ def pace(machine: Machine) -> Pace:
     return Pace(4, machine, machine)
 
 
-def tokens(pace: Pace, count: int, cpu_seconds: float = RAN, seconds: float = 0.01) -> list[int]:
-    return [pace.after(seconds, cpu_seconds, 1) for _ in range(count)]
+def tokens(pace: Pace, count: int, cpu_seconds: float = RAN, seconds: float = 0.01, rows: int = 1) -> list[int]:
+    return [pace.after(seconds, cpu_seconds, rows, is_decode=True) for _ in range(count)]
 
 
 def test_an_answer_begins_with_the_free_cores(pace: Pace, machine: Machine) -> None:
@@ -63,7 +64,7 @@ def test_a_thread_that_sleeps_while_no_other_process_runs_waited_for_none(pace: 
 def test_a_batch_that_waited_counts_too(pace: Pace, machine: Machine) -> None:
     pace.begin()
     machine.cores = 1
-    assert pace.after(2.0, 0.2, 512) == 1
+    assert pace.after(2.0, 0.2, 512, is_decode=False) == 1
 
 
 def test_a_token_many_times_slower_than_the_best_counts_as_one_that_waited(pace: Pace, machine: Machine) -> None:
@@ -75,7 +76,7 @@ def test_a_token_many_times_slower_than_the_best_counts_as_one_that_waited(pace:
 
 def test_tokens_that_get_slower_as_the_context_fills_do_not(pace: Pace) -> None:
     pace.begin()
-    assert {pace.after(at / 1000, at / 1000, 1) for at in range(10, 100)} == {4}
+    assert {pace.after(at / 1000, at / 1000, 1, is_decode=True) for at in range(10, 100)} == {4}
 
 
 def test_more_threads_when_cores_stay_free(pace: Pace, machine: Machine) -> None:
@@ -107,40 +108,25 @@ def test_one_glance_at_free_cores_is_not_enough(pace: Pace, machine: Machine) ->
     assert set(seen) == {1}
 
 
-def test_the_session_tells_its_pace_about_every_decode(model: edge_llama.Model) -> None:
-    told: list[int] = []
-
-    class Telling(Pace):
-        def after(self, seconds: float, cpu_seconds: float, count: int) -> int:
-            assert seconds > 0
-            assert cpu_seconds >= 0
-            told.append(count)
-            return 1
-
-    def work(session: Session, tower: object) -> None:
-        session.rewind(0)
-        other = Session(model._engine.tower, pace=Telling(2))
-        other.prefill(list(range(100, 700)))
-        other.append(5)
-        other.rewind(0)
-
-    on_engine(model, work)
-    assert told == [512, 88, 1]
+def test_answers_that_are_more_at_once_are_not_slow_for_that(pace: Pace, machine: Machine) -> None:
+    """A step for eight takes longer than one for one: each number of rows has a best time of its own."""
+    pace.begin()
+    tokens(pace, 10)
+    machine.cores = 1
+    assert set(tokens(pace, 10, cpu_seconds=0.06, seconds=0.06, rows=8)) == {4}
+    assert tokens(pace, 1, cpu_seconds=0.5, seconds=0.5, rows=8) == [1]
 
 
 def test_without_flash_attention_the_number_of_threads_does_not_change_a_bit(model: edge_llama.Model) -> None:
     assert not model.choice.setting.flash_attention
 
     def logits(threads: int) -> bytes:
-        def work(session: Session, _tower: object) -> bytes:
-            tower = model._engine.tower
+        def work(session: Session, tower: TextTower) -> bytes:
             session.rewind(0)
             tower.use_threads(threads)
-            tower.decode(list(range(100, 300)))
-            tower.decode([7])
-            data = tower.logits().tobytes()
-            tower.rewind(0)
-            return data
+            session.prefill(list(range(100, 300)))
+            session.append(7)
+            return session.logits().tobytes()
 
         return on_engine(model, work)
 
@@ -149,4 +135,4 @@ def test_without_flash_attention_the_number_of_threads_does_not_change_a_bit(mod
 
 def test_a_number_that_was_given_is_kept(converted: object) -> None:
     with edge_llama.open(converted, n_ctx=256, threads=1) as model:  # type: ignore[arg-type]
-        assert model._engine.session._pace is None
+        assert model._engine._pace is None

@@ -19,7 +19,7 @@ class OnnxTextWriter:
 
     label, engine = "ONNX", "onnxruntime"
     quants, default_quant = tuple(onnx_recipe.RECIPES), onnx_recipe.DEFAULT
-    options = ("quant", "tensor_types", "block", "zero_points", "portable", "chat_template", "lora")
+    options = ("quant", "tensor_types", "block", "zero_points", "portable", "embeddings", "chat_template", "lora")
 
     def check(self, options: Options) -> None:
         """Standard operators have no zero points here."""

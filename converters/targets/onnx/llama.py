@@ -19,6 +19,7 @@ from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
 from converters.tensors.joined import joined
 from edge_llama.files.formats import F32
+from edge_llama.files.onnx_text import HIDDEN_STATES
 from quant.kernels import recode
 from quant.onnx_recipe import Form, OnnxRecipe
 
@@ -26,13 +27,20 @@ from quant.onnx_recipe import Form, OnnxRecipe
 class LlamaGraph:
     """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names, by ``recipe``.
 
-    ``is_portable``: in standard operators alone.
+    ``is_portable``: in standard operators alone. ``gives_states``: the hidden states of all positions are given, too.
     """
 
     def __init__(
-        self, hp: Hyperparameters, tensors: Mapping[str, Tensor], recipe: OnnxRecipe, *, is_portable: bool
+        self,
+        hp: Hyperparameters,
+        tensors: Mapping[str, Tensor],
+        recipe: OnnxRecipe,
+        *,
+        is_portable: bool,
+        gives_states: bool = False,
     ) -> None:
         self.hp = hp
+        self._gives_states = gives_states
         operators = OPERATOR_SETS[is_portable]
         self.graph = Graph("text", "model.onnx.data", operators.opset)
         self.ops = operators(self.graph, self.hp.norm_eps)
@@ -61,7 +69,7 @@ class LlamaGraph:
             h, x = self._normed(x, attended, f"{source}.{before}", f"{name}.norm2")
             more = self._feed_forward(h, layer)
             more = self._after(more, f"{source}.post_feedforward_layernorm", f"{name}.mlp.norm")
-        h, _ = self._normed(x, more, "model.norm", "norm")
+        h = self._last_norm(x, more)
         graph.output(self._logits(h), ("batch", 1, hp.n_vocab))
         for cache in self._caches:
             graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
@@ -74,8 +82,17 @@ class LlamaGraph:
 
     def _needed(self, x: ir.Value, layer: int) -> ir.Value:
         """The rows of ``x`` that what follows attention needs: after the last layer's, the last one alone."""
-        if layer < self.hp.n_layer - 1:
-            return x
+        return x if layer < self.hp.n_layer - 1 or self._gives_states else self._last_row(x)
+
+    def _last_norm(self, x: ir.Value, more: ir.Value | None) -> ir.Value:
+        """The last row after the norm, of which logits are computed; the others, where wanted, as an output."""
+        if not self._gives_states:
+            return self._normed(x, more, "model.norm", "norm")[0]
+        states, _ = self._normed(x, more, "model.norm", HIDDEN_STATES)
+        self.graph.output(states, ("batch", "sequence", self.hp.n_embd))
+        return self._last_row(states)
+
+    def _last_row(self, x: ir.Value) -> ir.Value:
         info = ValueInfo(("batch", 1, *sizes(x)[2:]))
         return self.graph.op(
             "Gather", x, self.graph.constant("last.index", [-1]), name=f"{x.name}.last", axis=1, info=info

@@ -62,7 +62,13 @@ def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, str, t
         )
     graph_of, kind = _GRAPHS[architecture.name]
     tensors = architecture.tower_tensors(checkpoint)
-    writer = graph_of(architecture.hyperparameters(checkpoint), tensors, recipe, is_portable=options.portable)
+    writer = graph_of(
+        architecture.hyperparameters(checkpoint),
+        tensors,
+        recipe,
+        is_portable=options.portable,
+        gives_states=options.embeddings,
+    )
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
     return writer, kind, tuple(graph.parts(""))

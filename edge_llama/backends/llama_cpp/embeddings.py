@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends import embedding_room
 from edge_llama.backends.base import AbortedError
-from edge_llama.errors import EngineError, OptionError
+from edge_llama.errors import EngineError
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf_limits import numbers
 from edge_llama.files.gguf_text import GGUFArtifact
-from edge_llama.host import devices
 
 _ABORTED = 2
-_LEAST_TOKENS = 512  # of a text: what most are shorter than
 _MOST_TEXTS = 32  # of a batch; llama.cpp keeps a row of logits for each
 _LOGIT_BYTES = 1 << 25
-_STEP = 256  # llama.cpp pads a cache to this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class LlamaCppEmbedder:
         self._lib = lib
         self._abort_flag = ctypes.cast(options.abort_data, ctypes.POINTER(ctypes.c_char))
         self._encodes = artifact.is_encoder
-        self.longest = min(-(-max(longest, _LEAST_TOKENS) // _STEP) * _STEP, max(artifact.n_ctx_train, longest))
+        self.longest = embedding_room.positions(longest, artifact)
         few = max(_MOST_TEXTS, min(options.n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
         self.n_tokens = max(few, self.longest) if artifact.sees_whole_text else few
         # Of a cache for recurrent states every sequence takes a whole one.
@@ -95,13 +93,10 @@ class LlamaCppEmbedder:
         kv = FORMATS[options.kv_format]
         needed = artifact.kv_values_per_token * kv.block_bytes // kv.block_size * cells
         needed += 0 if options.flash_attention else 4 * heads * cells * self.n_tokens
-        if needed > (available := devices.available_memory()):
-            raise OptionError(
-                f"{artifact.path}: to embed texts of {self.longest:,} tokens takes {needed:,} bytes more, "
-                f"{available:,} are available",
-                remedy="cut the texts into shorter ones"
-                + ("" if options.flash_attention else ", or turn on flash attention (--flash-attn on)"),
-            )
+        remedy = "cut the texts into shorter ones"
+        if not options.flash_attention:
+            remedy += ", or turn on flash attention (--flash-attn on)"
+        embedding_room.check_memory(artifact, self.longest, needed, remedy)
 
     def states(self, texts: Sequence[Sequence[int]], *, continues: bool = False) -> NDArray[np.float32]:
         """See :meth:`edge_llama.backends.base.TextEmbedder.states`."""

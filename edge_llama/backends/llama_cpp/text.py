@@ -342,7 +342,6 @@ class _Batch:
 
     def __init__(self, lib: Any, size: int) -> None:
         self.size = size
-        self._lib = lib
         self._tokens = np.zeros(size, np.int32)
         self._positions = np.zeros(size, np.int32)
         self._counts = np.ones(size, np.int32)  # sequences of each row
@@ -350,6 +349,13 @@ class _Batch:
         first, step = self._sequences.ctypes.data, self._sequences.itemsize
         self._places = (first + step * np.arange(size)).astype(np.uintp)  # where each row's sequences stand
         self._wanted = np.zeros(size, np.int8)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+        self._struct = lib.llama_batch(
+            pos=_pointer(self._positions, ctypes.c_int32),
+            n_seq_id=_pointer(self._counts, ctypes.c_int32),
+            seq_id=_pointer(self._places, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(self._wanted, ctypes.c_int8),
+        )
 
     def filled(self, batch: Sequence[Rows], lengths: Sequence[int]) -> Any:
         """The ``llama_batch`` of these rows, each after the ``lengths`` of its sequence."""
@@ -364,20 +370,15 @@ class _Batch:
             self._wanted[at:end] = 0
             self._wanted[end - 1] = rows.needs_logits
             at = end
-        made = self._lib.llama_batch(
-            n_tokens=at,
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._counts, ctypes.c_int32),
-            seq_id=_pointer(self._places, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._wanted, ctypes.c_int8),
-        )
+        filled = self._struct
+        filled.n_tokens = at
         embeddings = [rows.embeddings for rows in batch if rows.embeddings is not None]
         if embeddings:
             self._embeddings = np.ascontiguousarray(np.concatenate(embeddings), np.float32)  # as long as the batch
-            made.embd = _pointer(self._embeddings, ctypes.c_float)
+            filled.embd, filled.token = _pointer(self._embeddings, ctypes.c_float), None
         else:
-            made.token = _pointer(self._tokens, ctypes.c_int32)
-        return made
+            filled.embd, filled.token = None, self._token_pointer
+        return filled
 
 
 def _pointer(values: NDArray[Any], kind: Any) -> Any:

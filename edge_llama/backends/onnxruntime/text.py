@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError, Rows, checked_embeddings
 from edge_llama.backends.onnxruntime import prepacked
+from edge_llama.backends.onnxruntime.embeddings import OnnxEmbedder
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
 from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, runtime, survived, why
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.files.onnx_text import IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
+from edge_llama.files.onnx_text import HIDDEN_STATES, IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
@@ -72,6 +73,7 @@ class OnnxTower:
         self._has_positions = any(node.name == POSITIONS for node in self._session.get_inputs())
         self._cache = new_cache(artifact, n_ctx)
         self._bindings: dict[str, Any] = {}
+        self._embedder: OnnxEmbedder | None = None
         self._short, self._long = lib.RunOptions(), lib.RunOptions()
         for options in (self._short, self._long):
             options.log_severity_level = 4
@@ -197,6 +199,17 @@ class OnnxTower:
         shape = (len(self._artifact.names.past), self._artifact.n_kv_heads, length, self._artifact.head_dim)
         return np.ascontiguousarray(data).view(np.float32).reshape(shape)
 
+    def embedder(self, longest: int) -> OnnxEmbedder:
+        """See :meth:`edge_llama.backends.base.TextTower.embedder`."""
+        if not self._artifact.gives_hidden_states:
+            raise EngineError(f"{self._artifact.path}: the graph has no output {HIDDEN_STATES}")
+        if self._session is None:
+            raise EngineError("the model is closed", remedy="open it again")
+        if self._embedder is None or self._embedder.longest < longest:
+            self._embedder = None
+            self._embedder = OnnxEmbedder(self._artifact, self._session, self._long, longest, self.n_batch)
+        return self._embedder
+
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """ONNX Runtime has none: our own."""
         return NumpySampler(params, history)
@@ -215,7 +228,7 @@ class OnnxTower:
     def close(self) -> None:
         """Free the cache and the weights. May be called twice."""
         self._bindings.clear()
-        self._session = None
+        self._session = self._embedder = None
 
 
 def _options(threads: int) -> Any:
@@ -240,6 +253,7 @@ def _check(artifact: OnnxArtifact, session: Any) -> bool:
     takes[IMAGE_FEATURES] = (_FLOAT, (None, artifact.n_embd))
     gives: dict[str, _Kind] = {names.logits: (_FLOAT, (None, None, artifact.n_vocab))}
     gives |= dict.fromkeys(names.present, cache)
+    gives[HIDDEN_STATES] = (_FLOAT, (None, None, artifact.n_embd))
     optional = [node for node in session.get_overridable_initializers() if node.name in takes]
     for kind, nodes, known in (
         ("input", [*session.get_inputs(), *optional], takes),

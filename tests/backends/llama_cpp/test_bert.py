@@ -12,9 +12,11 @@ from transformers import AutoTokenizer
 
 import edge_llama
 from edge_llama import ArtifactError, ContextFullError, InputError
+from edge_llama.backends.registry import open_artifact
 from edge_llama.files.artifact import Pooling
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf import Value, ValueType, array, f32, string, u32
+from edge_llama.runtime.embeddings import choose_pooling
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,7 @@ def test_the_file_says_how_to_pool(bert: Path, tmp_path: Path) -> None:
     def chosen(number: int | None) -> str:
         value = None if number is None else u32(number)
         path = rewritten(bert, tmp_path / "model.gguf", fields={"bert.pooling_type": value})
-        with edge_llama.open(path, threads=1) as opened:
-            return str(opened.pooling())
+        return str(choose_pooling(open_artifact(path)))
 
     assert chosen(1) == "mean (as the file says)"
     assert chosen(2) == "cls (as the file says)"
@@ -63,7 +64,7 @@ def test_the_file_says_how_to_pool(bert: Path, tmp_path: Path) -> None:
 def test_a_text_of_all_positions_fits_and_one_more_does_not(model: edge_llama.Model) -> None:
     assert model.n_ctx == POSITIONS
     assert model.embed(["word " * (POSITIONS - 2)]).shape == (1, 64)
-    with refusal(ContextFullError, r"texts\[1\] needs 97 tokens but the context holds 96;") as _:
+    with refusal(ContextFullError, r"texts\[1\] needs 97 tokens but the context holds 96;"):
         model.embed(["a", "word " * (POSITIONS - 1)])
 
 

@@ -1,0 +1,168 @@
+"""What a host sees of a model in a process of its own: nothing of its engine, its prints or its signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from terminals import EDGE_LLAMA
+
+import edge_llama
+from edge_llama import EngineDiedError
+from edge_llama.isolation.launch import WORKER_VARIABLE
+
+OUTSIDE = Path(__file__).resolve().parent.parent / "outside"
+
+
+def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_host_loads_no_engine_and_its_main_is_imported_once(tiny: Path, tmp_path: Path) -> None:
+    """A script without ``if __name__ == "__main__"``, which multiprocessing would run again in the child."""
+    script = tmp_path / "host.py"
+    script.write_text(
+        "import sys, edge_llama\n"
+        "print('begun')\n"
+        "with edge_llama.open(sys.argv[1], isolate=True, n_ctx=256) as model:\n"
+        "    print(len(model.chat().send('Hi', max_tokens=3, logprobs=1).result().tokens))\n"
+        "print(*sorted({'llama_cpp', 'onnxruntime', 'llguidance', 'multiprocessing'} & set(sys.modules)))\n"
+        "print('libllama' in open('/proc/self/maps').read() if sys.platform == 'linux' else False)\n"
+    )
+    done = subprocess.run([sys.executable, script, tiny], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("begun\n3\n\nFalse\n", "")
+
+
+def test_a_helper_takes_the_interpreters_place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a frozen program ships: it calls main, and knows nothing of this process."""
+    helper = tmp_path / "a helper"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    helper.write_text(
+        f'#!/bin/sh\necho "$@" > "{tmp_path}/seen"\nexport PYTHONPATH="{paths}"\n'
+        f'exec "{sys.executable}" -c "from edge_llama.isolation.child import main; main()" "$@"\n'
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv(WORKER_VARIABLE, str(helper))
+    with edge_llama.open(tiny, isolate=True, n_ctx=256) as model:
+        assert len(model.generate("x", max_tokens=3).result().tokens) == 3
+    assert (tmp_path / "seen").read_text().split()[0] == "--shared"
+    done = subprocess.run([helper], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("\n"), "started by edge-llama" in done.stderr) == (1, 0, True)
+
+
+RECITING = """
+    import sys
+    import edge_llama
+    try:
+        with edge_llama.open(sys.argv[1], isolate=True) as model:
+            print(model.chat(temperature=0).send("What?").result().text)
+    except edge_llama.EngineDiedError as error:
+        print(error.cause, repr(error.stderr), "open" if "model" not in vars() else "answer")
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder for Python's path with an engine whose native code prints, and dies of what its file says."""
+    about = tmp_path / "dying-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: dying\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[edge_llama.engines]\ndying = dying_engine:ENGINE\n")
+    for name in ("reciting_engine.py", "dying_engine.py"):
+        (tmp_path / name).symlink_to(OUTSIDE / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("fine", "fine\n"), ("abort in open", "open"), ("abort in decode", "answer")]
+)
+def test_an_engine_that_prints_and_dies(text: str, said: str, site: Path) -> None:
+    path = site / "a.recite"
+    path.write_text(f'{{"text": "{text}"}}')
+    done = run(RECITING, path, PYTHONPATH=os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    assert done.returncode == 0, done.stderr
+    if text == "fine":
+        assert done.stdout == said
+    else:
+        assert done.stdout.startswith("SIGABRT 'native code prints\\n")
+        assert done.stdout.endswith(f"it gives up\\n' {said}\n")
+
+
+INTERRUPTED = """
+    import sys
+    import edge_llama
+    model = edge_llama.open(sys.argv[1], isolate=True, n_ctx=2048)
+    chat = model.chat(temperature=0, regex=".*")
+    generation = chat.send("Hi")
+    next(generation)
+    print("ready", flush=True)
+    pid = model.worker_pid
+    try:
+        generation.result()
+        print("missed")
+    except KeyboardInterrupt:
+        print(generation.result().finish_reason)
+    print(chat.send("And?", max_tokens=2).result().finish_reason, model.worker_pid == pid)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a process group")
+def test_a_terminals_interrupt_is_the_hosts_alone(tiny: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(INTERRUPTED).replace("2048", "100_000"), tiny]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as host:
+        assert host.stdout
+        assert host.stdout.readline() == "ready\n"
+        os.killpg(host.pid, signal.SIGINT)
+        assert host.stdout.read() == "cancelled\nlength True\n"
+
+
+FORKED = """
+    import os, sys, warnings
+    warnings.simplefilter("ignore")
+    import edge_llama
+    model = edge_llama.open(sys.argv[1], isolate=True, n_ctx=256)
+    running = model.generate("Once upon a time", regex=".*", max_tokens=200)
+    chat = model.chat()
+    next(running)
+    if pid := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(len(running.result().tokens), chat.send("x", max_tokens=2).result().finish_reason)
+        sys.exit(code)
+    for use in (lambda: model.generate("x"), lambda: chat.send("x"), running.result, lambda: next(running)):
+        try:
+            use()
+        except edge_llama.EngineError as error:
+            assert "fork" in str(error), error
+        else:
+            os._exit(3)
+    running.cancel()
+    del running
+    model.close()
+    sys.exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_fork_of_the_host_gets_an_error_and_harms_nothing(tiny: Path) -> None:
+    done = run(FORKED, tiny)
+    assert (done.returncode, done.stdout) == (0, "200 length\n"), done.stderr
+
+
+def test_the_command_line_isolates(tiny: Path) -> None:
+    arguments = [EDGE_LLAMA, "run", tiny, "Hi", "--isolate", "--max-tokens", "4", "--seed", "3", "--logprobs", "1"]
+    done = subprocess.run([*arguments, "--n-ctx", "256"], capture_output=True, text=True, check=False)
+    plain = [each for each in arguments if each != "--isolate"]
+    expected = subprocess.run([*plain, "--n-ctx", "256"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, expected.stderr)
+
+
+def test_what_is_told_of_a_death() -> None:
+    error = EngineDiedError("SIGSEGV", "one\ntwo \n")
+    assert (error.cause, error.stderr, error.exit_code) == ("SIGSEGV", "one\ntwo \n", 1)
+    assert str(error).startswith("the model's process died: SIGSEGV: two; the next call starts another")
