@@ -50,12 +50,6 @@ class Sessions(Protocol):
     def forget(self, conversation: str) -> None:
         """Keep nothing of a conversation any more, in memory or on disk."""
 
-    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
-        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
-
-    def keep_only_conversations(self) -> None:
-        """Keep nothing on disk that was given no :meth:`tag`."""
-
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""
 

@@ -55,15 +55,11 @@ def chat(
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
     conversation = Conversation(
-<<<<<<< HEAD
-        kept.opening(partial(options.open_model, verbose=verbose)),
-=======
         partial(options.open_model, isolate=isolate, verbose=verbose),
->>>>>>> main
         kept.model(model),
         params,
         kept,
-        opening=opening,
+        opening={**opening, **kept.caching},
         saved=kept.settings(model),
         system=system,
         when_full=options.when_full(when_full),

@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from edge_llama.errors import EngineError, SessionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.media.images import Image
@@ -50,15 +48,6 @@ class ChatSessions:
     def forget(self, conversation: str) -> None:
         """Keep nothing of a conversation any more, in memory or on disk."""
         self._engine.call(lambda: self._engine.cache.forget(conversation))
-
-    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
-        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
-        return self._engine.call(lambda: self._engine.cache.prefetch(np.array(tokens, np.int32), owner))
-
-    def keep_only_conversations(self) -> None:
-        """Keep nothing on disk that was given no :meth:`tag`."""
-        if self._disk:
-            self._disk.keeps_untagged = False
 
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""

@@ -58,16 +58,18 @@ class DiskCache:
         settings: Mapping[str, Any],
         needed: Mapping[str, Any],
         n_ctx: int,
+        *,
+        keeps_untagged: bool = True,
     ) -> None:
-        """``needed``: what the engine's bytes depend on, a part of the ``settings``; ``n_ctx``: tokens that it takes.
+        """``needed``: what the engine's bytes depend on, a part of the ``settings``; ``n_ctx``: tokens that it takes;
+        ``keeps_untagged``: whether sequences are kept that are of no conversation.
 
         OutputError for a folder that can't be made.
         """
         self._folder = folder
         self._model, self._identity, self._settings, self._needed = model, identity, dict(settings), dict(needed)
         self._n_ctx = n_ctx
-        self.keeps_untagged = True
-        """Whether sequences are kept that are of no conversation."""
+        self.keeps_untagged = keeps_untagged
         self._refused: dict[str, str] = {}
         """Why what there is of a conversation can't be used, by its tag."""
         self._forgotten: set[str] = set()

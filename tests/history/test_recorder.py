@@ -52,9 +52,8 @@ def opened(small_talk: Path, tmp_path: Path) -> Iterator[Opened]:
     with ExitStack() as stack:
 
         def opened(path: Path = small_talk) -> edge_llama.Model:
-            model = stack.enter_context(edge_llama.open(path, n_ctx=4096, cache_dir=tmp_path / "history" / "kv"))
-            model.sessions.keep_only_conversations()
-            return model
+            folder = tmp_path / "history" / "kv"
+            return stack.enter_context(edge_llama.open(path, n_ctx=4096, cache_dir=folder, cache_tagged_only=True))
 
         yield opened
 

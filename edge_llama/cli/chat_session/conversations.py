@@ -1,7 +1,7 @@
 """How a conversation outlives ``chat``: one is taken up, each exchange kept, the KV cache saved at the end."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import zip_longest
@@ -79,17 +79,10 @@ class Kept:
                 return session_settings(path) if path.exists() else {}
         return {}
 
-    def opening(self, open_model: Callable[..., Model]) -> Callable[..., Model]:
-        """``open_model(name, options)`` for models that keep the KV caches of conversations beside the history."""
-
-        def opened(name: str | None, options: OpenOptions) -> Model:
-            if self._kv_folder is None:
-                return open_model(name, options)
-            model = open_model(name, {**options, "cache_dir": self._kv_folder})
-            model.sessions.keep_only_conversations()
-            return model
-
-        return opened
+    @property
+    def caching(self) -> OpenOptions:
+        """The options for models to keep the KV caches of conversations beside the history."""
+        return {"cache_dir": self._kv_folder, "cache_tagged_only": True} if self._kv_folder else {}
 
     @contextmanager
     def chat(self, model: Model, *, system: str | None, **options: Unpack[ChatOptions]) -> Iterator[Chat]:
