@@ -61,10 +61,10 @@ class DiskCache:
         *,
         keeps_untagged: bool = True,
     ) -> None:
-        """``needed``: what the engine's bytes depend on, a part of the ``settings``; ``n_ctx``: tokens that it takes;
-        ``keeps_untagged``: whether sequences are kept that are of no conversation.
+        """``needed``: what the engine's bytes depend on, a part of the ``settings``; ``n_ctx``: tokens that it takes.
 
-        OutputError for a folder that can't be made.
+        ``keeps_untagged``: whether sequences are kept that are of no conversation. OutputError for a folder that can't
+        be made.
         """
         self._folder = folder
         self._model, self._identity, self._settings, self._needed = model, identity, dict(settings), dict(needed)

@@ -56,7 +56,7 @@ class Kept:
         self._at: tuple[Model, Chat] | None = None
         self._recording: Recording | None = None
         self._history = None if off else self._opened(is_needed=wanted is not None)
-        self._kv_folder = self._made_kv_folder()
+        self._kv_folder = self._opened_kv_folder()
         self._wanted = self._found(wanted)
 
     def model(self, model: str | None) -> str | None:
@@ -134,7 +134,7 @@ class Kept:
         self._recording = Recording(history, lambda told: note(f"[{told}]"))
         return history
 
-    def _made_kv_folder(self) -> Path | None:
+    def _opened_kv_folder(self) -> Path | None:
         """Where KV caches are kept; None if nowhere, which is told where they should be."""
         if self._history is None:
             return None
