@@ -77,6 +77,7 @@ class DiskCache:
         """What is being written."""
         self._jobs: SimpleQueue[State | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._fails = False
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -131,11 +132,14 @@ class DiskCache:
         return Stored(path, state.tokens)
 
     def keep(self, state: State) -> None:
-        """:meth:`write` it; a failure is told in the log."""
+        """:meth:`write` it; a failure is told in the log, once while all fail."""
         try:
             self.write(state)
+            self._fails = False
         except EdgeLlamaError as error:
-            _log.warning("%s tokens can't be kept on disk: %s", f"{len(state.tokens):,}", error)
+            level = logging.DEBUG if self._fails else logging.WARNING
+            _log.log(level, "%s tokens can't be kept on disk: %s", f"{len(state.tokens):,}", error)
+            self._fails = True
 
     def put(self, state: State) -> Stored | None:
         """Have a thread :meth:`keep` it: what there will be then, and can be loaded already; None if nothing."""
