@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-soak lint clean
+.PHONY: chat test test-soak kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -43,6 +43,10 @@ test: lint $(MODEL)
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.
 test-soak: $(ENV)/.installed-dev $(MODEL)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+# A model's own process is killed at a hundred random moments, with callers in every phase.
+kills: $(ENV)/.installed-dev
+	EDGE_LLAMA_KILLS=100 $(BIN)/python -m pytest tests/isolation/test_isolated_deaths.py -k random --timeout 900
 
 clean:
 	rm -rf $(ENV) dist build

@@ -1,7 +1,7 @@
 """JSON schemas of all kinds, and walks through what is allowed by them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
@@ -143,8 +143,8 @@ class Bytes:
 
     n_vocab = 257
 
-    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
-        return [token for part in parts for token in ([part] if isinstance(part, int) else part.encode())]
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
 
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""

@@ -407,7 +407,7 @@ def test_images_stay_with_the_results_that_a_template_puts_in_order(folder: Path
     with edge_llama.open(folder, chat_template=template, n_ctx=512, **EXACT) as model:
         expected = model.answer(ordered, temperature=0, max_tokens=1).result()
         logits = last_logits(model)
-        model.answer([Message("user", "Something else")], max_tokens=1).result()
+        on_engine(model, lambda session, _tower: session.rewind(0))
         model.require_vision()._kept.clear()
         answer = model.answer([Message("assistant", "", calls), *results[::-1]], temperature=0, max_tokens=1).result()
         assert (answer.tokens, answer.timings.tiles) == (expected.tokens, expected.timings.tiles)

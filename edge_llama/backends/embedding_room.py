@@ -4,6 +4,8 @@ from edge_llama.errors import OptionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.host import devices
 
+CUT = "cut the texts into shorter ones"
+"""What may be done where memory does not suffice."""
 _LEAST = 512  # tokens: few texts have more
 _STEP = 256  # llama.cpp pads a cache to this
 

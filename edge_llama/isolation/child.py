@@ -119,7 +119,7 @@ class _Server:
                 self._service = Service(model, self._shared)
                 self._tell({"opened": self._service.facts.to_json()})
                 self._is_closing.wait()
-        except Exception as error:
+        except BaseException as error:  # the parent waits for this
             self._tell({"failed": wire.error_to_json(error)})
 
     def _tell(self, fields: Mapping[str, Any], blob: bytes = b"") -> None:
@@ -160,7 +160,7 @@ class _Server:
                 self._tell({"reply": number, "value": found.value}, found.data)
             else:
                 self._tell({"reply": number, "value": found})
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the parent's caller waits for this
             self._tell({"reply": number, "error": wire.error_to_json(error)})
         finally:
             self._doing.discard(number)

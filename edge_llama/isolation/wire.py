@@ -15,6 +15,7 @@ from edge_llama.sampling.logprobs import TokenLogprobs
 from edge_llama.sampling.params import SamplingParams
 
 _TIMINGS = tuple(each.name for each in fields(Timings))
+_SCALARS = (str, int, float, bool, type(None))
 _SAMPLING = tuple(each.name for each in fields(SamplingParams))
 
 
@@ -142,7 +143,8 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
     """An error; one that is none of ours as what the engine's failed work raises."""
     if not isinstance(error, EdgeLlamaError):
         error = EngineError(f"the work in the model's process failed: {type(error).__name__}: {error}")
-    return {"type": type(error).__name__, **vars(error)}
+    plain = {name: value for name, value in vars(error).items() if isinstance(value, _SCALARS)}
+    return {"type": type(error).__name__, **plain}
 
 
 def error_from_json(data: Mapping[str, Any]) -> EdgeLlamaError:

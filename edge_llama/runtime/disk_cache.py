@@ -74,7 +74,8 @@ class DiskCache:
         """Why what there is of a conversation can't be used, by its tag."""
         self._forgotten: set[str] = set()
         self._pending: dict[Path, State] = {}
-        """What is being written."""
+        """What will be written."""
+        self._lock = threading.Lock()
         self._jobs: SimpleQueue[State | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._fails = False
@@ -131,22 +132,25 @@ class DiskCache:
             raise OutputError(f"{path}: can't be kept: {error.strerror or error}") from error
         return Stored(path, state.tokens)
 
-    def keep(self, state: State) -> None:
+    def keep(self, state: State) -> Stored | None:
         """:meth:`write` it; a failure is told in the log, once while all fail."""
         try:
-            self.write(state)
+            stored = self.write(state)
             self._fails = False
         except EdgeLlamaError as error:
             level = logging.DEBUG if self._fails else logging.WARNING
             _log.log(level, "%s tokens can't be kept on disk: %s", f"{len(state.tokens):,}", error)
             self._fails = True
+            return None
+        return stored
 
     def put(self, state: State) -> Stored | None:
         """Have a thread :meth:`keep` it: what there will be then, and can be loaded already; None if nothing."""
         if not self._is_kept(state):
             return None
         path = self._path(state)
-        self._pending[path] = state
+        with self._lock:
+            self._pending[path] = state
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="edge-llama-disk", daemon=True)
             self._thread.start()
@@ -164,7 +168,8 @@ class DiskCache:
 
     def remove(self, stored: Stored) -> None:
         """Keep it no longer."""
-        self._pending.pop(stored.path, None)
+        with self._lock:
+            self._pending.pop(stored.path, None)
         with suppress(OSError):
             stored.path.unlink(missing_ok=True)
 
@@ -185,9 +190,12 @@ class DiskCache:
     def _serve(self) -> None:
         while (state := self._jobs.get()) is not None:
             path = self._path(state)
+            if self._pending.get(path) is not state:
+                continue  # forgotten, or a later one waits
             self.keep(state)
-            if self._pending.get(path) is state:
-                self._pending.pop(path, None)
+            with self._lock:
+                if self._pending.get(path) is state:
+                    del self._pending[path]
 
     def _files(self) -> list[Path]:
         try:

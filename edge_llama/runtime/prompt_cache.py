@@ -11,6 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable, Collection, Sequence, Sized
 from dataclasses import dataclass, field
+from types import UnionType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,10 +139,7 @@ class PromptCache:
 
         If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
         """
-        length, found = self._best(prompt)
-        while isinstance(found, Stored):
-            self._fetch(found)
-            length, found = self._best(prompt)
+        length, found = self._found(prompt)
         divergence = _divergence(prompt, length, found)
         held = self._taken(length, found, owner)
         if held is None:
@@ -302,7 +300,8 @@ class PromptCache:
         self._disk.close()
         for entry in self._last():
             try:
-                self._disk.keep(entry if isinstance(entry, State) else self._copy(entry))
+                if stored := self._disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
+                    self.stored(stored)
             except EngineError as error:
                 _log.warning("%s tokens can't be kept on disk: %s", f"{len(entry.tokens):,}", error)
 
@@ -338,22 +337,34 @@ class PromptCache:
         if not self._disk:
             _tell_lost(state.tokens)
 
+    def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
+        length, found = self._best(prompt)
+        while isinstance(found, Stored):
+            self._fetch(found)
+            length, found = self._best(prompt)
+        if isinstance(found, State):
+            running = self._cells.used_by({held.number for held in self._held if held.is_running})
+            if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
+                return self._longest(prompt, Held)
+        return length, found
+
     def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What has the most of the prompt, and how much; from disk only what is worth loading."""
-        best = self._longest(prompt, is_stored=False)
+        best = self._longest(prompt, Held | State)
         if self._disk and not self._slice_size:
-            length, stored = self._longest(prompt, is_stored=True)
+            length, stored = self._longest(prompt, Stored)
             if stored and (length - best[0]) * _WORTH_LOADING >= len(stored.tokens):
                 return length, stored
         return best
 
-    def _longest(self, prompt: Tokens, *, is_stored: bool) -> tuple[int, Entry | None]:
-        """Of what is on disk, or of what is not. Of equals a sequence, rather an idle one."""
+    def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
+        """Of the entries of a kind. Of equals a sequence, rather an idle one."""
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
                 break
-            if isinstance(entry, Stored) != is_stored:
+            if not isinstance(entry, kind):
                 continue
             usable = min(length, len(entry.tokens))
             if self._slice_size and not isinstance(entry, Stored):
@@ -453,7 +464,7 @@ class PromptCache:
         self._release(held)
 
     def _keep(self, held: Held) -> None:
-        """Copy a sequence into memory, if there is room and nothing else has as much."""
+        """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
         if any(
             entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
@@ -487,6 +498,10 @@ class PromptCache:
             self._spill(gone)
             self._drop(gone)
         return True
+
+    def _tell_loss(self, tokens: int) -> None:
+        if not self._disk:
+            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)

@@ -130,7 +130,7 @@ def peek(path: Path) -> Peek:
         with path.open("rb") as file:
             header_bytes = _check_prefix(path, file.read(_PREFIX.size), os.fstat(file.fileno()).st_size)
             fields = json.loads(file.read(header_bytes))
-        return Peek(str(fields["identity"]), dict(fields["settings"]), np.array(fields["tokens"] or [], np.int32))
+        return Peek(str(fields["identity"]), dict(fields["settings"]), _ids(fields["tokens"] or []))
     except OSError as error:
         raise SessionError(f"{path}: the session can't be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -181,7 +181,7 @@ def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
         logits = body[: 4 * n_logits].view("<f4") if n_logits else None
         if n_logits < 0 or 4 * n_logits > len(body):
             raise ValueError(f"{n_logits} logits")
-        state = None if tokens is None else State(np.array(tokens, np.int32), body[4 * n_logits :], logits)
+        state = None if tokens is None else State(_ids(tokens), body[4 * n_logits :], logits)
         return SavedChat(
             str(fields["model"]),
             str(fields["identity"]),
@@ -192,6 +192,14 @@ def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OptionError) as error:
         raise SessionError(f"{path}: its header can't be understood: {error!r}", remedy=_DAMAGED) from error
+
+
+def _ids(tokens: object) -> NDArray[np.int32]:
+    """Those of a header; ValueError, TypeError or OverflowError for what is no list of numbers."""
+    ids = np.array(tokens, np.int32)
+    if ids.ndim != 1:
+        raise ValueError(f"tokens of the shape {ids.shape}")
+    return ids
 
 
 def _check_place(path: Path) -> None:

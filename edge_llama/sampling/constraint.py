@@ -21,7 +21,6 @@ from edge_llama.sampling.params import SamplingParams
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
-_ANY_TOKEN = -1  # no vocabulary has it, so that none has a rule for what stands after it
 _CONTINUES = 0x80  # to 0xBF: bytes of UTF-8 that begin no character
 _OVERLAP = (
     "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
@@ -294,10 +293,17 @@ class _Words:
 
 
 def _encoded_within(tokenizer: "weakref.ref[Tokenizer]", text: bytes) -> list[int]:
-    """The tokens of text in the midst of an answer; none for what the vocabulary can't express."""
+    """The tokens of text in the midst of an answer; none for what the vocabulary can't express.
+
+    Sentencepiece's put a space before a text of its own, so there something comes before it that nothing joins.
+    """
     opened = tokenizer()
     assert opened is not None  # noqa: S101 - whoever has a constraint has its model
-    try:
-        return opened.encode_parts([_ANY_TOKEN, text.decode()])[1:]
-    except OptionError:
-        return []
+    for before in ("", "\n"):
+        try:
+            tokens = opened.encode(before + text.decode())[len(opened.encode(before)) :]
+        except OptionError:
+            return []
+        if b"".join(map(opened.piece, tokens)) == text:
+            return tokens
+    return []

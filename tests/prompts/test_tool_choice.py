@@ -156,6 +156,18 @@ def test_the_answer_is_in_the_form_that_the_model_knows(llama: edge_llama.Model)
     assert answer.tokens[0] in tags
 
 
+def test_the_control_token_that_closes_calls_is_forced(llama: edge_llama.Model) -> None:
+    control = llama.tokenizer.control_tokens
+    calls = call_grammar(called_tools("now", tools_of([now])), own_style(FORMS["pythonic"]), control, is_single=True)
+    fits = constraint(SamplingParams(), llama.tokenizer, calls)
+    assert fits
+    assert fits.forced() == []
+    fits.accept(control["<|python_start|>"])
+    *text, end = fits.forced()
+    assert b"".join(map(llama.tokenizer.piece, text)) == b"[now()]"
+    assert end == control["<|python_end|>"]
+
+
 def test_text_that_the_model_would_write_first_is_left_out(llama: edge_llama.Model) -> None:
     answer = llama.answer([Message("user", BOTH)], tools=[weather], tool_choice="required", temperature=0).result()
     assert answer.text == ""

@@ -1,361 +1,292 @@
-"""What was prefilled outlives the process: whole or not at all, under a cap, and no file is trusted."""
+"""What was prefilled outlives the process; whatever is wrong with a file, it is prefilled again."""
 
+import hashlib
+import json
+import logging
 import os
-import resource
+import shutil
 import stat
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import letters
 import numpy as np
-import old_files
 import pytest
-from engines import CAPITAL
-from letters import Letters
-from refusals import refusal
+from letters import Letters, following
 
+import converters
 import edge_llama
-from edge_llama.backends.base import CacheSize
-from edge_llama.errors import OptionError, OutputError
-from edge_llama.generation import generate
+from edge_llama.backends.base import CacheSize, OneSequence
+from edge_llama.errors import OutputError
 from edge_llama.runtime import session_file
 from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache
-from edge_llama.runtime.prompt_cache import CacheOwner
-from edge_llama.runtime.scheduler import Scheduler
-from edge_llama.runtime.session_file import State
-from edge_llama.sampling.params import SamplingParams
+from edge_llama.runtime.prompt_cache import CacheOwner, PromptCache
 
-posix = pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+PROMPT = list(range(100, 400))
 SETTINGS = {"engine": "letters", "kv_format": "f16"}
-PROMPT = tuple(at * at % 23 for at in range(100))
-OTHER = tuple(at * 7 % 19 + 1 for at in range(100))
 
 
-def disk(
-    folder: Path,
-    *,
-    identity: str = "a",
-    settings: Mapping[str, str] = SETTINGS,
-    n_ctx: int = 4096,
-    keeps_untagged: bool = True,
-) -> DiskCache:
-    return DiskCache(folder, "letters", identity, settings, settings, n_ctx, keeps_untagged=keeps_untagged)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
 
 
-@contextmanager
-def opened(cache: DiskCache, tower: Letters | None = None, **options: object) -> Iterator[Scheduler]:
-    engine = letters.scheduler(tower or Letters(), disk=cache, **options)
-    try:
-        yield engine
-    finally:
-        engine.close()
+class Process:
+    """A model that is open, with its cache on disk."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model: str = "a",
+        settings: dict[str, Any] = SETTINGS,
+        room: int = 10**9,
+        n_cells: int = 4096,
+    ) -> None:
+        self.tower = Letters(CacheSize(min(2048, n_cells), n_cells, 4))
+        self.disk = DiskCache(folder, model, f"identity of {model}", settings, settings, self.tower.n_ctx)
+        self.cache = PromptCache(self.tower, lambda _used: room, disk=self.disk)
+
+    def use(self, prompt: list[int], owner: CacheOwner | None = None) -> int:
+        """Have the prompt, and leave it; how many tokens were there."""
+        beginning = self.cache.begin(np.array(prompt, np.int32), owner)
+        assert beginning is not None
+        held, one = beginning.held, OneSequence(self.tower, beginning.held.number)
+        for at in range(beginning.reused, len(prompt), self.tower.n_batch):
+            one.decode(prompt[at : at + self.tower.n_batch])
+            self.cache.appended(held, prompt[at : at + self.tower.n_batch])
+        self.cache.end(held, self.tower._logits(held.number))
+        assert self.tower.tokens(held.number) == prompt
+        return beginning.reused
 
 
-def ask(engine: Scheduler, prompt: Sequence[int], owner: CacheOwner | None = None) -> int:
-    """Have it answered, rightly; how many tokens of the prompt were prefilled."""
-    before = engine.stats().prompt_tokens
-    answer = generate(engine, prompt, SamplingParams(max_tokens=5, temperature=0), owner=owner).result()
-    assert answer.text == letters.said(prompt, 5)
-    return engine.stats().prompt_tokens - before
+def used(folder: Path, *prompts: list[int], **options: Any) -> list[int]:
+    """What a process found of each prompt; it has ended since."""
+    process = Process(folder, **options)
+    found = [process.use(prompt) for prompt in prompts]
+    process.cache.close()
+    return found
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def test_another_process_goes_on_with_all_of_it(folder: Path) -> None:
+    assert used(folder, PROMPT) == [0]
+    process = Process(folder)
+    beginning = process.cache.begin(np.array(PROMPT, np.int32))
+    assert beginning is not None
+    assert beginning.reused == len(PROMPT)
+    assert beginning.held.logits is not None
+    assert int(beginning.held.logits.argmax()) == following(PROMPT)
+    assert process.tower.decoded == []
 
 
-def state(tag: str, *tokens: int, nbytes: int = 100) -> State:
-    return State(np.array(tokens, np.int32), np.zeros(nbytes, np.uint8), None, tag=tag)
+def test_files_are_their_owners_only(folder: Path) -> None:
+    used(folder, PROMPT)
+    (path,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_after_a_restart_nothing_is_prefilled_again(tmp_path: Path) -> None:
-    with opened(disk(tmp_path)) as engine:
-        assert ask(engine, PROMPT) == 100
-        ask(engine, OTHER)
-    with opened(disk(tmp_path)) as engine:
-        assert ask(engine, PROMPT) <= 1
-        assert ask(engine, (*OTHER, 3, 4)) <= 3
+def test_what_went_before_in_a_conversation_is_not_kept_beside_it(folder: Path) -> None:
+    used(folder, PROMPT)
+    assert used(folder, [*PROMPT, 1, 2]) == [300]
+    assert len(list(folder.iterdir())) == 1
+    assert used(folder, [*PROMPT, 1, 2, 3]) == [302]
 
 
-def test_forks_outlive_the_process_and_images_too(tmp_path: Path) -> None:
-    """Images are negative ids. What both forks have is in either's file."""
-    image = (*PROMPT, -7, -8, -9, 1)
-    with opened(disk(tmp_path)) as engine:
-        for prompt in (image, (*image, *OTHER[:40]), (*image, *OTHER[50:])):
-            engine.call(lambda prompt=prompt: _prefill(engine, prompt))
-    assert len(names(tmp_path)) == 2
-    with opened(disk(tmp_path)) as engine:
-        cache, tower = engine.cache, engine.tower
-        both = [np.array((*image, *end), np.int32) for end in (OTHER[:40], OTHER[50:])]
-        assert engine.call(lambda: [cache.known(prompt) for prompt in both]) == [144, 154]
-        held = engine.call(lambda: cache.begin(np.array(image, np.int32)))
-        assert held
-        assert isinstance(tower, Letters)
-        assert tower.tokens(held.held.number) == list(image[:-1])
+def test_other_models_and_settings_have_their_own(folder: Path) -> None:
+    used(folder, PROMPT)
+    other = {**SETTINGS, "kv_format": "f32"}
+    assert used(folder, PROMPT, model="b") == [0]
+    assert used(folder, PROMPT, settings=other) == [0]
+    assert [used(folder, PROMPT, **each) for each in ({}, {"model": "b"}, {"settings": other})] == [[300]] * 3
+    assert len(list(folder.iterdir())) == 3
 
 
-def _prefill(engine: Scheduler, prompt: Sequence[int]) -> None:
-    beginning = engine.cache.begin(np.array(prompt, np.int32))
-    assert beginning
-    held, new = beginning.held, prompt[beginning.reused :]
-    assert isinstance(engine.tower, Letters)
-    engine.tower.sequences[held.number] += [(1000 + len(held.tokens) + at, token) for at, token in enumerate(new)]
-    engine.cache.appended(held, list(new))
-    engine.cache.end(held)
+@pytest.mark.parametrize("room", [0, 1700, 6000])
+def test_what_has_no_room_in_memory_is_on_disk(folder: Path, room: int) -> None:
+    prompts = [[number, *PROMPT] for number in range(4)]
+    assert used(folder, *prompts, *prompts, room=room) == [0, 0, 0, 0, 301, 301, 301, 301]
+    assert used(folder, *prompts) == [301, 301, 301, 301]
 
 
-def test_what_was_being_answered_when_the_model_was_closed_is_kept(tmp_path: Path) -> None:
-    with opened(disk(tmp_path)) as engine:
-        generation = generate(engine, PROMPT, SamplingParams(max_tokens=None, temperature=0))
-        next(generation)
-        engine.close()
-    with opened(disk(tmp_path)) as engine:
-        assert ask(engine, PROMPT) <= 1
+def test_a_conversation_has_one_file_and_is_forgotten(folder: Path) -> None:
+    process, owner = Process(folder), CacheOwner()
+    process.use(PROMPT, owner)
+    process.cache.tag(owner, "talk-1")
+    process.use([*PROMPT, 7], owner)
+    process.cache.close()
+    assert [path.name for path in folder.iterdir()] == ["talk-1.session"]
+    again = Process(folder)
+    again.cache.forget("talk-1")
+    assert again.use(PROMPT) == 0
+    assert not (folder / "talk-1.session").exists()
 
 
-def test_of_a_conversation_the_last_is_kept_in_one_file(tmp_path: Path) -> None:
-    """Also if what went before was longer."""
-    with opened(disk(tmp_path)) as engine:
-        owner = CacheOwner()
-        ask(engine, PROMPT, owner)
-        engine.call(lambda: engine.cache.tag(owner, "abcd"))
-        ask(engine, (*PROMPT, *OTHER), owner)
-        ask(engine, OTHER)
-        ask(engine, (*PROMPT, 1, 2, 3), owner)
-    assert [name for name in names(tmp_path) if not name.startswith("-")] == ["abcd.session"]
-    last = session_file.peek(tmp_path / "abcd.session").tokens.tolist()
-    assert last[:103] == [*PROMPT, 1, 2, 3]
+def test_one_that_is_forgotten_while_it_is_in_use_is_not_written_later(folder: Path) -> None:
+    process, owner = Process(folder), CacheOwner()
+    process.cache.tag(owner, "talk-1")
+    process.use(PROMPT, owner)
+    process.cache.forget("talk-1")
+    process.use([*PROMPT, 1], owner)
+    process.cache.close()
+    assert list(folder.iterdir()) == []
 
 
-def test_without_a_tag_nothing_is_kept_where_only_conversations_are(tmp_path: Path) -> None:
-    with opened(disk(tmp_path, keeps_untagged=False)) as engine:
-        owner = CacheOwner()
-        ask(engine, PROMPT, owner)
-        ask(engine, OTHER)
-        engine.call(lambda: engine.cache.tag(owner, "abcd"))
-    assert names(tmp_path) == ["abcd.session"]
+def test_one_that_is_forgotten_while_it_waits_to_be_written_is_not(folder: Path) -> None:
+    process, owner = Process(folder, room=0), CacheOwner()
+    process.cache.tag(owner, "talk-1")
+    process.use(PROMPT, owner)
+    process.use([9, *PROMPT])  # for which the first leaves the engine
+    process.cache.forget("talk-1")
+    assert process.use(PROMPT) == 0
+    process.cache.close()
+    assert not (folder / "talk-1.session").exists()
 
 
-def test_of_what_is_forgotten_nothing_is_kept(tmp_path: Path) -> None:
-    with opened(disk(tmp_path), room=lambda _used: 0) as engine:
-        owners = [CacheOwner() for _ in range(12)]
-        for at, owner in enumerate(owners):  # more than there are sequences: some wait on disk
-            ask(engine, (at, *PROMPT), owner)
-            engine.call(lambda at=at, owner=owner: engine.cache.tag(owner, f"t{at}"))
-        for at in range(12):
-            engine.call(lambda at=at: engine.cache.forget(f"t{at}"))
-        assert ask(engine, (0, *PROMPT)) == 101
-        ask(engine, (*PROMPT, 1), owners[1])
-    assert [name for name in names(tmp_path) if not name.startswith("-")] == []
+def test_nothing_is_written_for_who_wants_conversations_alone(folder: Path) -> None:
+    process, owner = Process(folder), CacheOwner()
+    process.disk.keeps_untagged = False
+    process.cache.tag(owner, "talk-1")
+    process.use(PROMPT, owner)
+    process.use([9, *PROMPT])
+    process.cache.close()
+    assert [path.name for path in folder.iterdir()] == ["talk-1.session"]
 
 
-def test_what_memory_has_no_room_for_comes_back_from_disk(tmp_path: Path) -> None:
-    with opened(disk(tmp_path), room=lambda _used: 0) as engine:
-        for at in range(20):
-            ask(engine, (at, *PROMPT))
-        assert engine.stats().cached_bytes == 0
-        assert [ask(engine, (at, *PROMPT, 5)) for at in range(20)] == [pytest.approx(2, abs=1)] * 20
+def test_why_a_conversation_is_read_again_is_known(folder: Path) -> None:
+    process, owner = Process(folder), CacheOwner()
+    process.cache.tag(owner, "talk-1")
+    process.use(PROMPT, owner)
+    process.cache.close()
+    other = Process(folder, settings={**SETTINGS, "kv_format": "f32"})
+    assert other.disk.why_not_kept("talk-1") == "kv_format was f16 and is f32"
+    assert other.disk.why_not_kept("talk-2") == "its KV cache is not kept any more"
 
 
-def test_deterministic_answers_use_nothing_of_the_disk(tmp_path: Path) -> None:
-    with opened(disk(tmp_path)) as engine:
-        ask(engine, PROMPT)
-    with opened(disk(tmp_path), is_deterministic=True) as engine:
-        assert ask(engine, PROMPT) == 100
+def test_the_least_recently_used_files_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        used(folder, [number, *PROMPT])
+    size = max(path.stat().st_size for path in folder.iterdir())
+    for age, path in enumerate(sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)):
+        os.utime(path, (10 + age, 10 + age))
+    assert used(folder, [0, *PROMPT]) == [301], "it is the last used now"
+    monkeypatch.setenv(LIMIT_VARIABLE, str(3 * size + 100))
+    used(folder, [3, *PROMPT])
+    assert len(list(folder.iterdir())) == 3
+    assert used(folder, *([number, *PROMPT] for number in (0, 2, 3))) == [301, 301, 301]
+    assert Process(folder).cache.known(np.array([1, *PROMPT], np.int32)) == 0
 
 
-def test_a_file_is_loaded_only_for_a_worthy_part_of_it(tmp_path: Path) -> None:
-    with opened(disk(tmp_path)) as engine:
-        ask(engine, PROMPT)
-    tower = Letters()
-    with opened(disk(tmp_path), tower) as engine:
-        ask(engine, (*PROMPT[:2], *OTHER))
-        assert tower.loads == 0
-        ask(engine, (*PROMPT[:20], *OTHER))
-        assert tower.loads == 1
-
-
-@pytest.mark.parametrize("place", ["tokens", "logits", "hash"])
-def test_a_damaged_file_is_told_and_removed(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
-    with opened(disk(tmp_path)) as engine:
-        ask(engine, PROMPT)
-    (path,) = tmp_path.iterdir()
+def flipped(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    at = {"tokens": data.index(b'], "n_logits') - 1, "logits": -100, "hash": -1}
-    data[at[place]] ^= 1
+    data[-100] ^= 1
     path.write_bytes(data)
-    with opened(disk(tmp_path)) as engine:
-        assert ask(engine, PROMPT) == 100
-        assert not path.exists()
-        assert "not as they were written" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "version", "folder", "another", "settings", "long"])
-def test_a_file_that_is_of_no_use_is_left_alone(tmp_path: Path, kind: str) -> None:
-    with opened(disk(tmp_path)) as engine:
-        owner = CacheOwner()
-        ask(engine, PROMPT, owner)
-        engine.call(lambda: engine.cache.tag(owner, "abcd"))
-    path = tmp_path / "abcd.session"
-    data, n_ctx = path.read_bytes(), 4096
-    here = disk(tmp_path)
-    if kind == "cut":
-        data = data[:100]
-    elif kind == "empty":
-        data = b""
-    elif kind == "version":
-        data = data[:8] + b"\x02" + data[9:]
-    elif kind == "another":
-        here = disk(tmp_path, identity="b")
-    elif kind == "settings":
-        here = disk(tmp_path, settings={**SETTINGS, "kv_format": "q8_0"})
-    elif kind == "long":
-        n_ctx = 64
-        here = disk(tmp_path, n_ctx=n_ctx)
-    path.unlink()
-    if kind == "folder":
-        path.mkdir()
-    else:
-        path.write_bytes(data)
-    with opened(here, Letters(CacheSize(n_ctx, n_ctx, 8))) as engine:
-        assert ask(engine, PROMPT[:50]) == 50
-        reason = here.why_not_kept("abcd")
-    expected = {
-        "cut": "cut short",
-        "empty": "no session",
-        "version": "session format 2",
-        "folder": "can't be read",
-        "another": "another model's",
-        "settings": "kv_format was f16 and is q8_0",
-        "long": "104 tokens don't fit the context of 64",
-    }[kind]
-    assert expected in str(reason)
-    assert path.exists()
+def resealed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """The header is changed, and the hash made to fit."""
+
+    def damage(path: Path) -> None:
+        data = path.read_bytes()
+        prefix = session_file._PREFIX
+        magic, version, length = prefix.unpack(data[: prefix.size])
+        header = json.loads(data[prefix.size : prefix.size + length])
+        change(header)
+        text = json.dumps(header).encode()
+        content = prefix.pack(magic, version, len(text)) + text + data[prefix.size + length : -32]
+        path.write_bytes(content + hashlib.sha256(content).digest())
+
+    return damage
 
 
-def test_the_least_recently_used_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = disk(tmp_path)
-    for age, tag in enumerate(("new", "middle", "old", "oldest")):
-        assert cache.write(state(tag, age, nbytes=1000))
-        os.utime(tmp_path / f"{tag}.session", (1e9 - 100 * age,) * 2)
-    oldest = next(stored for stored in cache.entries() if stored.tag == "oldest")
-    assert cache.load(oldest), "which makes it the newest"
-    size = (tmp_path / "new.session").stat().st_size
-    monkeypatch.setenv(LIMIT_VARIABLE, str(int(3.5 * size)))
-    assert cache.write(state("last", 9, nbytes=1000))
-    assert names(tmp_path) == ["last.session", "new.session", "oldest.session"]
-    assert [stored.tag for stored in disk(tmp_path).entries()] == ["new", "oldest", "last"]
-    assert cache.write(state("last", 9, nbytes=10**6)) is None
-    assert names(tmp_path) == ["new.session", "oldest.session"], "what is larger than all is not written"
-    monkeypatch.setenv(LIMIT_VARIABLE, "many")
-    with refusal(OptionError, LIMIT_VARIABLE, "many"):
-        cache.write(state("x", 1))
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a bit": flipped,
+    "cut short": lambda path: os.truncate(path, 200),
+    "the end is cut": lambda path: os.truncate(path, path.stat().st_size - 8),
+    "empty": lambda path: path.write_bytes(b""),
+    "another file": lambda path: path.write_bytes(b"x" * 5000),
+    "gone": Path.unlink,
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a newer version": lambda path: path.write_bytes(path.read_bytes()[:8] + b"\xff" + path.read_bytes()[9:]),
+    "no tokens": resealed(lambda header: header.update(tokens=None)),
+    "tokens in rows": resealed(lambda header: header.update(tokens=[[1, 2], [3, 4]])),
+    "a token that is text": resealed(lambda header: header.update(tokens=["a"])),
+    "huge tokens": resealed(lambda header: header.update(tokens=[2**40])),
+    "fewer tokens than the engine's bytes": resealed(lambda header: header["tokens"].pop()),
+    "no settings": resealed(lambda header: header.update(settings=5)),
+    "no identity": resealed(lambda header: header.pop("identity")),
+    "more logits than there are bytes": resealed(lambda header: header.update(n_logits=10**9)),
+}
 
 
-@posix
-def test_files_are_their_owners_only(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        with opened(disk(tmp_path / "cache")) as engine:
-            ask(engine, PROMPT)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache").iterdir()} == {0o600}
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_file_costs_no_more_than_to_prefill_again(
+    folder: Path, damage: Callable[[Path], object], is_open: bool
+) -> None:
+    """``is_open``: it is damaged after the model was opened."""
+    used(folder, PROMPT)
+    process = Process(folder) if is_open else None
+    damage(next(folder.iterdir()))
+    process = process or Process(folder)
+    assert process.use(PROMPT) < len(PROMPT)
+    assert process.use([*PROMPT, 5]) == len(PROMPT)
+    process.cache.close()
 
 
-def test_a_folder_that_can_not_be_made_is_refused(tmp_path: Path, small_talk: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file", tmp_path / "file" / "cache"):
-        with refusal(OutputError, "can't be made", folder):
-            edge_llama.open(small_talk, n_ctx=256, cache_dir=folder)
+def test_a_damaged_file_is_told_and_removed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    used(folder, PROMPT)
+    (path,) = folder.iterdir()
+    flipped(path)
+    process = Process(folder)
+    assert process.use(PROMPT) == 0
+    assert f"prefilled again: {path}: its contents are not as they were written" in caplog.text
+    assert not path.exists()
 
 
-@posix
-def test_a_full_disk_is_told_and_answers_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-    try:
-        with opened(disk(tmp_path), room=lambda _used: 0) as engine:
-            for at in range(12):
-                ask(engine, (at, *PROMPT))
-            ask(engine, (0, *PROMPT))
-        with pytest.raises(OutputError, match=r"abcd\.session: the session can't be written: File too large"):
-            disk(tmp_path).write(state("abcd", 1, nbytes=1000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caplog.text.count("can't be kept on disk") == 1, "told once"
-    assert names(tmp_path) == []
+def test_a_conversation_that_is_longer_than_the_context_now_is_not_loaded(folder: Path) -> None:
+    used(folder, PROMPT)
+    assert used(folder, PROMPT[:100], n_cells=200) == [0]
 
 
-READ_ONLY = """
-import os, sys
-from pathlib import Path
-import test_disk_cache as tests
-folder = Path(sys.argv[1])
-if os.getuid() == 0:
-    os.seteuid(65534)  # nobody
-with tests.opened(tests.disk(folder)) as engine:
-    print(tests.ask(engine, tests.PROMPT), tests.ask(engine, tests.OTHER))
-"""
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="can't be made"):
+        Process(tmp_path / "file" / "cache")
 
 
-@posix
-def test_from_a_folder_that_may_not_be_written_is_read() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "cache"
-        with opened(disk(folder)) as engine:
-            ask(engine, PROMPT)
-        (path,) = folder.iterdir()
-        path.chmod(0o444)
-        Path(name).chmod(0o755)
-        folder.chmod(0o555)
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        command = [sys.executable, "-c", READ_ONLY, str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-        folder.chmod(0o755)
-        assert int(done.stdout.split()[0]) <= 1
-        assert "can't be kept on disk" in done.stderr
-        assert names(folder) == [path.name]
+def test_what_cannot_be_written_is_told_and_the_engine_goes_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    process = Process(folder)
+    process.use(PROMPT)
+    shutil.rmtree(folder)
+    folder.write_text("a file in its place")
+    with caplog.at_level(logging.WARNING):
+        process.cache.close()
+    assert "300 tokens can't be kept on disk" in caplog.text
 
 
-def test_what_another_process_removes_is_prefilled_again(tmp_path: Path) -> None:
-    with opened(disk(tmp_path)) as engine:
-        ask(engine, PROMPT)
-    with opened(disk(tmp_path)) as one, opened(disk(tmp_path)) as two:
-        for path in tmp_path.iterdir():
-            path.unlink()
-        assert [ask(one, PROMPT), ask(two, PROMPT)] == [100, 100]
-    assert len(names(tmp_path)) == 1
+def test_two_processes_share_a_folder(folder: Path) -> None:
+    first, second = Process(folder), Process(folder)
+    first.use(PROMPT)
+    second.use([9, *PROMPT])
+    first.cache.close()
+    second.cache.close()
+    assert used(folder, PROMPT, [9, *PROMPT]) == [300, 301]
+    third, fourth = Process(folder), Process(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    assert (third.use(PROMPT), fourth.use([9, *PROMPT])) == (0, 0), "what another removed is as good as none"
 
 
-WITHOUT_CLOSING = """
-import sys, edge_llama
-model = edge_llama.open(sys.argv[1], n_ctx=512, cache_dir=sys.argv[2])
-print(model.chat().send(sys.argv[3], temperature=0).result().text)
-"""
+def test_a_real_model_goes_on_after_a_restart(llama3: Path, tmp_path: Path, folder: Path) -> None:
+    converters.convert(llama3, tmp_path / "a.gguf", quant="f32")
+    text = "the old man and the sea " * 8
 
+    def asked(**options: Any) -> edge_llama.Answer:
+        with edge_llama.open(tmp_path / "a.gguf", n_ctx=512, threads=1, cache_dir=folder, **options) as model:
+            return model.generate(text, temperature=0, max_tokens=6).result()
 
-def test_a_program_that_ends_without_closing_keeps_what_it_prefilled(small_talk: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_CLOSING, str(small_talk), str(tmp_path), CAPITAL]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    with edge_llama.open(small_talk, n_ctx=512, cache_dir=tmp_path) as model:
-        answer = model.chat().send(CAPITAL, temperature=0).result()
-        assert model.stats().prompt_tokens <= 1
-    assert f"{answer.text}\n" == done.stdout
-
-
-def test_a_picture_is_embedded_in_no_later_process(tmp_path: Path) -> None:
-    digits = Path(__file__).parents[1] / "data" / "old_files" / "digits"
-    texts = []
-    for is_known in (False, True):
-        with edge_llama.open(digits, n_ctx=512, cache_dir=tmp_path) as model:
-            chat = model.chat(temperature=0)
-            answer = chat.send(old_files.DIGITS, images=[old_files.picture()]).result()
-            assert (answer.timings.tiles == 0) == is_known
-            texts.append(answer.text)
-    assert texts[0] == texts[1]
+    first, again = asked(), asked()
+    assert again.tokens == first.tokens
+    assert (first.timings.cached_tokens, again.timings.cached_tokens) == (0, first.timings.prompt_tokens - 1)
+    assert asked(kv_format="f32").timings.cached_tokens == 0

@@ -257,6 +257,17 @@ def test_when_every_sequence_is_running_another_waits() -> None:
     assert cached.begin([5, 1])
 
 
+def test_a_copy_that_is_too_long_for_the_cells_keeps_no_short_prompt_waiting() -> None:
+    cached = Cached(n_cells=400)
+    cached.use([1, 2, *SYSTEM])
+    cached.move_out()
+    running = cached.begin([5, *SYSTEM[:200]])
+    assert cached.begin([1, 2, 3]).reused == 0
+    assert cached.cache.begin(ids([1, 2, *SYSTEM])) is None, "one that needs the cells waits for them"
+    cached.end(running.held)
+    assert cached.begin([1, 2, *SYSTEM]).reused == 302
+
+
 def test_few_idle_cells_stay_beside_those_that_run_and_many_do_not() -> None:
     cached = Cached()
     cached.use(list(range(200)))

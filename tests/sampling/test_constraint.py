@@ -13,6 +13,7 @@ from schemas import BOUNDED, UNBOUNDED, check, walk
 import converters
 import edge_llama
 from edge_llama import Message
+from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import SamplingParams
 
 QUESTION = [Message("user", "Make up an entry of an address book, as JSON.")]
@@ -64,6 +65,11 @@ def test_any_vocabulary_will_do(llama2: Path, llama3: Path, tmp_path: Path) -> N
                 answer = opened.generate("x", json_schema=BOUNDED[name], temperature=1, seed=2, max_tokens=300).result()
                 assert answer.finish_reason == "stop"
                 check(answer.text, BOUNDED[name])
+            fits = constraint(SamplingParams(regex="Once upon a time[0-9]"), opened.tokenizer)
+            assert fits
+            forced = b"".join(map(opened.tokenizer.piece, fits.forced()))
+            assert forced
+            assert b"Once upon a time".startswith(forced), "no space before it, as before a text of its own"
 
 
 @pytest.mark.parametrize(

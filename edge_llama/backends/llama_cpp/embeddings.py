@@ -23,7 +23,7 @@ from edge_llama.files.gguf_text import GGUFArtifact
 
 _ABORTED = 2
 _MOST_TEXTS = 32  # of a batch; llama.cpp keeps a row of logits for each
-_LOGIT_BYTES = 1 << 25
+_LEAST_TOKENS, _LOGIT_BYTES = 64, 1 << 24  # of a batch, unless a whole text is longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class LlamaCppEmbedder:
         self._abort_flag = ctypes.cast(options.abort_data, ctypes.POINTER(ctypes.c_char))
         self._encodes = artifact.is_encoder
         self.longest = embedding_room.positions(longest, artifact)
-        few = max(_MOST_TEXTS, min(options.n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
+        few = max(_LEAST_TOKENS, min(options.n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
         self.n_tokens = max(few, self.longest) if artifact.sees_whole_text else few
         # Of a cache for recurrent states every sequence takes a whole one.
         self.n_texts = _MOST_TEXTS if self._encodes or artifact.kv_values_per_token else 1
@@ -93,10 +93,8 @@ class LlamaCppEmbedder:
         kv = FORMATS[options.kv_format]
         needed = artifact.kv_values_per_token * kv.block_bytes // kv.block_size * cells
         needed += 0 if options.flash_attention else 4 * heads * cells * self.n_tokens
-        remedy = "cut the texts into shorter ones"
-        if not options.flash_attention:
-            remedy += ", or turn on flash attention (--flash-attn on)"
-        embedding_room.check_memory(artifact, self.longest, needed, remedy)
+        flash = "" if options.flash_attention else ", or turn on flash attention (--flash-attn on)"
+        embedding_room.check_memory(artifact, self.longest, needed, embedding_room.CUT + flash)
 
     def states(self, texts: Sequence[Sequence[int]], *, continues: bool = False) -> NDArray[np.float32]:
         """See :meth:`edge_llama.backends.base.TextEmbedder.states`."""

@@ -52,6 +52,21 @@ def test_logits_and_continuations_equal_transformers(name: str, vocabulary: Head
 
 
 @pytest.mark.parametrize("name", architectures.ARCHITECTURES)
+def test_vectors_equal_transformers(name: str, vocabulary: Header, tmp_path: Path) -> None:
+    """Also of a recurrent model, whose texts come one by one."""
+    path = tmp_path / "model.gguf"
+    reference = architectures.written(path, name, vocabulary)
+    texts = [_PROMPT, "Hello"]
+    with edge_llama.open(path, kv_format="f32", threads=1) as model:
+        vectors = model.embed(texts, "mean")
+        tokens = [model.tokenizer.encode(text) for text in texts]
+    with torch.no_grad():
+        states = [reference(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0] for ids in tokens]
+    expected = np.stack([torch.nn.functional.normalize(each.mean(0), dim=0).numpy() for each in states])
+    assert (vectors * expected).sum(axis=1).min() >= 0.9999
+
+
+@pytest.mark.parametrize("name", architectures.ARCHITECTURES)
 def test_a_chat_goes_on_and_goes_back(name: str, vocabulary: Header, tmp_path: Path) -> None:
     """A state that can't be taken back is read again from the start, to the same answers."""
     architectures.written(tmp_path / "model.gguf", name, vocabulary)

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from embedding_models import POSITIONS, SPECIAL, TEXTS, cosines, reference
 from ggufs import rewritten
+from numpy.typing import NDArray
 from refusals import refusal
 from transformers import AutoTokenizer
 
 import edge_llama
-from edge_llama import ArtifactError, ContextFullError, InputError
+from edge_llama import ArtifactError, ContextFullError, EngineError, InputError
 from edge_llama.backends.registry import open_artifact
 from edge_llama.files.artifact import Pooling
 from edge_llama.files.formats import FORMATS
-from edge_llama.files.gguf import Value, ValueType, array, f32, string, u32
+from edge_llama.files.gguf import TensorInfo, Value, ValueType, array, f32, string, u32
 from edge_llama.runtime.embeddings import choose_pooling
 
 
@@ -108,6 +109,15 @@ def test_a_bad_file_is_refused_with_what_is_wrong(name: str, bert: Path, tmp_pat
     path = rewritten(bert, tmp_path / "bad.gguf", fields=fields)
     with refusal(ArtifactError, problem, path):
         edge_llama.open(path, threads=1).embed(["a"])
+
+
+def test_weights_that_are_no_numbers_give_an_error(bert: Path, tmp_path: Path) -> None:
+    def data(info: TensorInfo, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.full_like(raw, 255) if info.name == "blk.1.layer_output_norm.bias" else raw
+
+    path = rewritten(bert, tmp_path / "bad.gguf", data=data)
+    with edge_llama.open(path, threads=1) as opened, pytest.raises(EngineError, match="has the length nan"):
+        opened.embed(["a"])
 
 
 def test_what_llama_cpp_dies_of_ends_a_child(bert: Path, tmp_path: Path) -> None:
