@@ -11,7 +11,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ SUFFIX = ".session"
 UNTAGGED = "-"
 _BYTES = 4_000_000_000
 _ABANDONED = 3600  # seconds
+
+
+Loading = Future[State | None]
+"""A file that is being read: its sequence, or None if it is gone or damaged."""
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +84,7 @@ class DiskCache:
         self._jobs: SimpleQueue[State | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._fails = False
+        self._readers: ThreadPoolExecutor | None = None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -111,6 +117,13 @@ class DiskCache:
         if state is not None:
             state.tag = stored.tag
         return state
+
+    def load_apart(self, stored: Stored, on_done: Callable[[], None]) -> Loading:
+        """:meth:`load` it in a thread; ``on_done`` is called then."""
+        self._readers = self._readers or ThreadPoolExecutor(1, "edge-llama-disk-reader")
+        loading = self._readers.submit(self.load, stored)
+        loading.add_done_callback(lambda _: on_done())
+        return loading
 
     def write(self, state: State) -> Stored | None:
         """Keep a sequence, in place of the conversation's last; None if it shall not be. OutputError if it can't be."""
@@ -175,6 +188,8 @@ class DiskCache:
 
     def close(self) -> None:
         """Wait until all is written that was put."""
+        if self._readers:
+            self._readers.shutdown(cancel_futures=True)
         if self._thread:
             self._jobs.put(None)
             self._thread.join()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cells import Cells
-from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.disk_cache import DiskCache, Loading, Stored
 from edge_llama.runtime.radix_tree import RadixTree, shared_length
 from edge_llama.runtime.session_file import State
 
@@ -114,6 +114,7 @@ class PromptCache:
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
         self._states: list[State] = []  # likewise
+        self._loading: dict[Stored, Loading] = {}
 
     @property
     def used_cells(self) -> int:
@@ -133,6 +134,23 @@ class PromptCache:
     def known(self, prompt: Tokens) -> int:
         """How many tokens of the prompt are prefilled already, somewhere."""
         return self._best(prompt)[0]
+
+    def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
+        """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
+
+        :meth:`begin` reads it otherwise, while the engine waits.
+        """
+        found = self._best(prompt)[1]
+        while isinstance(found, Stored) and self._disk:
+            loading = self._loading.get(found)
+            if loading is None:
+                loading = self._loading[found] = self._disk.load_apart(found, on_done)
+            if not loading.done():
+                return True
+            del self._loading[found]
+            self._loaded_from_disk(found, None if loading.exception() else loading.result())
+            found = self._best(prompt)[1]
+        return False
 
     def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
         """A sequence that has as much of the prompt as is known; None while there are no cells for it.
@@ -309,7 +327,8 @@ class PromptCache:
         """What the disk lacks, the least recently used first; of a conversation its last."""
         found: list[Held | State] = []
         tags: set[str] = set()
-        for entry in (*self._held[::-1], *self._states[::-1]):
+        latest_first: list[Held | State] = [*self._held[::-1], *self._states[::-1]]
+        for entry in latest_first:
             tokens = np.array(entry.tokens, np.int32)
             if self._is_wanted(entry, tokens, tags) and not self.is_stored(tokens, entry.tag):
                 found.append(entry)
@@ -374,9 +393,12 @@ class PromptCache:
         return best
 
     def _fetch(self, stored: Stored) -> None:
-        """Have a copy of what is on disk in memory, if it is neither damaged nor gone."""
+        """Have a copy of what is on disk in memory."""
         assert self._disk  # noqa: S101 - it has what is stored
-        state = self._disk.load(stored)
+        self._loaded_from_disk(stored, self._disk.load(stored))
+
+    def _loaded_from_disk(self, stored: Stored, state: State | None) -> None:
+        """Have it in memory, if it was neither damaged nor gone, nor another one by now."""
         if state is None or not np.array_equal(state.tokens, stored.tokens):
             self._tree.remove(stored.tokens, stored)
         else:

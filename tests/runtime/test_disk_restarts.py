@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from edge_llama.backends.base import CacheSize
 from edge_llama.errors import OptionError, OutputError
 from edge_llama.generation import generate
 from edge_llama.runtime import session_file
-from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache
+from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache, Stored
 from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.session_file import State
@@ -275,3 +276,40 @@ def test_a_picture_is_embedded_in_no_later_process(tmp_path: Path) -> None:
             assert (answer.timings.tiles == 0) == is_known
             texts.append(answer.text)
     assert texts[0] == texts[1]
+
+
+class SlowDisk(DiskCache):
+    """One that reads nothing before ``go`` is set."""
+
+    go = threading.Event()
+
+    def load(self, stored: Stored) -> State | None:
+        assert self.go.wait(60)
+        return super().load(stored)
+
+
+def test_while_a_file_is_read_others_are_answered(tmp_path: Path) -> None:
+    with opened(disk(tmp_path)) as engine:
+        ask(engine, PROMPT)
+    slow = SlowDisk(tmp_path, "letters", "a", SETTINGS, SETTINGS, 4096)
+    with opened(slow) as engine:
+        params = SamplingParams(max_tokens=5, temperature=0)
+        waiting = [generate(engine, PROMPT, params, owner=CacheOwner()) for _ in range(3)]
+        assert ask(engine, OTHER, CacheOwner()) == 100
+        waiting[0].cancel()
+        assert waiting[0].result().finish_reason == "cancelled"
+        slow.go.set()
+        assert [each.result().text for each in waiting[1:]] == [letters.said(PROMPT, 5)] * 2
+        assert engine.stats().prompt_tokens <= 102
+
+
+def test_closing_while_a_file_is_read_waits_for_nobody(tmp_path: Path) -> None:
+    with opened(disk(tmp_path)) as engine:
+        ask(engine, PROMPT)
+    slow = SlowDisk(tmp_path, "letters", "a", SETTINGS, SETTINGS, 4096)
+    slow.go = threading.Event()
+    with opened(slow) as engine:
+        waiting = generate(engine, PROMPT, SamplingParams(max_tokens=5))
+        ask(engine, OTHER, CacheOwner())
+        threading.Timer(0.05, slow.go.set).start()
+    assert waiting.result().finish_reason == "cancelled"
