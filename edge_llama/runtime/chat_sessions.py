@@ -51,16 +51,18 @@ class ChatSessions:
 
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""
-        cache, disk = self._engine.cache, self._disk
+        cache = self._engine.cache
+        if (index := cache.on_disk) is None:
+            return
 
         def new_state() -> State | None:
             state = cache.state(owner)
-            return None if state is None or cache.is_stored(state.tokens, owner.tag) else state
+            return None if state is None or index.has(state.tokens, owner.tag) else state
 
-        if disk and (state := self._engine.call(new_state)):
+        if state := self._engine.call(new_state):
             state.tag = owner.tag
-            if stored := disk.write(state):
-                self._engine.call(lambda: cache.stored(stored))
+            if stored := index.disk.write(state):
+                self._engine.call(lambda: index.add(stored))
 
     def why_not_kept(self, conversation: str) -> str | None:
         """Why what there is of a conversation on disk can't be used, if so."""

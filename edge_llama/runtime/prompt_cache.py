@@ -9,7 +9,7 @@ cells: it is copied out when others begin, and the least recently used copies go
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from types import UnionType
 
@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cells import Cells
-from edge_llama.runtime.disk_cache import DiskCache, Loading, Stored
+from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.disk_index import DiskIndex
 from edge_llama.runtime.radix_tree import RadixTree, shared_length
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
-_WORTH_LOADING = 32
-"""A file is loaded for some of its tokens if it has at most so many times as many: loading one takes some hundredths
-of the time of prefilling it."""
 _WORTH_KEEPING = 32
 """Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
@@ -65,8 +63,8 @@ class Held:
     """With which tokens it is in the tree: while it is running, those that it will have after its prompt."""
 
 
-Entry = Held | State | Stored
-"""What the tree leads to: a sequence, a copy in memory, a copy on disk."""
+Entry = Held | State
+"""What the tree leads to: a sequence, or a copy in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +104,13 @@ class PromptCache:
         self._tower = tower
         self._room = room
         self._slice_size = slice_size
-        self._disk = disk
+        self.on_disk = DiskIndex(disk) if disk else None
+        """What is on disk, if anything shall be."""
         self._tree: RadixTree[Entry] = RadixTree()
-        for stored in disk.entries() if disk else ():
-            self._tree.insert(stored.tokens, stored)
         self._free = list(range(tower.n_sequences))[::-1]
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
         self._states: list[State] = []  # likewise
-        self._loading: dict[Stored, Loading] = {}
 
     @property
     def used_cells(self) -> int:
@@ -133,23 +129,17 @@ class PromptCache:
 
     def known(self, prompt: Tokens) -> int:
         """How many tokens of the prompt are prefilled already, somewhere."""
-        return self._best(prompt)[0]
+        return max(self._best(prompt)[0], self._worth_loading(prompt)[0])
 
     def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
         """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
 
         :meth:`begin` reads it otherwise, while the engine waits.
         """
-        found = self._best(prompt)[1]
-        while isinstance(found, Stored) and self._disk:
-            loading = self._loading.get(found)
-            if loading is None:
-                loading = self._loading[found] = self._disk.load_apart(found, on_done)
-            if not loading.done():
+        while stored := self._worth_loading(prompt)[1]:
+            if self.on_disk and not self.on_disk.is_loaded(stored, on_done):
                 return True
-            del self._loading[found]
-            self._loaded_from_disk(found, None if loading.exception() else loading.result())
-            found = self._best(prompt)[1]
+            self._fetch(stored)
         return False
 
     def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
@@ -282,8 +272,8 @@ class PromptCache:
             self._release(held)
         for state in [each for each in self._states if each.tag == tag]:
             self._drop(state)
-        if self._disk:
-            self._disk.forget(tag)
+        if self.on_disk:
+            self.on_disk.disk.forget(tag)
 
     def prefetch(self, prompt: Tokens, owner: CacheOwner) -> int:
         """Have what is known of the prompt in a sequence, ready to go on; how many tokens that is."""
@@ -293,53 +283,36 @@ class PromptCache:
         self.end(beginning.held, beginning.held.logits)
         return beginning.reused
 
-    def is_stored(self, tokens: Tokens, tag: str) -> bool:
-        """Whether the disk has all of these, as a conversation's if there is a ``tag``."""
-        whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
-        return self._disk is not None and any(
-            isinstance(entry, Stored) and entry.tag == (tag or entry.tag) and self._disk.has(entry) for entry in whole
-        )
-
-    def stored(self, stored: Stored) -> None:
-        """It is on disk now, in place of what went before in its conversation."""
-        for shorter in self._tree.prefixes(stored.tokens):
-            if isinstance(shorter, Stored) and shorter.tag == stored.tag:
-                self._tree.remove(shorter.tokens, shorter)
-                if self._disk and shorter.path != stored.path:
-                    self._disk.remove(shorter)
-        self._tree.insert(stored.tokens, stored)
-
     def close(self) -> None:
         """What is there goes to disk, also what was being answered."""
-        if self._disk is None:
+        if (index := self.on_disk) is None:
             return
         for held in [each for each in self._held if each.is_running]:
             self.end(held)
-        self._disk.close()
-        for entry in self._last():
+        index.disk.close()
+        for entry in self._last(index):
             try:
-                if stored := self._disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
-                    self.stored(stored)
+                if stored := index.disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
+                    index.add(stored)
             except EngineError as error:
                 _log.warning("%s tokens can't be kept on disk: %s", f"{len(entry.tokens):,}", error)
 
-    def _last(self) -> list[Held | State]:
+    def _last(self, index: DiskIndex) -> list[Entry]:
         """What the disk lacks, the least recently used first; of a conversation its last."""
-        found: list[Held | State] = []
+        found: list[Entry] = []
         tags: set[str] = set()
-        latest_first: list[Held | State] = [*self._held[::-1], *self._states[::-1]]
+        latest_first: list[Entry] = [*self._held[::-1], *self._states[::-1]]
         for entry in latest_first:
             tokens = np.array(entry.tokens, np.int32)
-            if self._is_wanted(entry, tokens, tags) and not self.is_stored(tokens, entry.tag):
+            is_last = entry.tag not in tags if entry.tag else not self._is_beginning(entry, tokens)
+            if is_last and index.disk.keeps(entry.tag) and not index.has(tokens, entry.tag):
                 found.append(entry)
             tags.add(entry.tag)
         return found[::-1]
 
-    def _is_wanted(self, entry: Held | State, tokens: Tokens, tags: Collection[str]) -> bool:
-        """Whether it is a conversation's that has no other yet, or of none, and nothing else begins with all of it."""
-        if entry.tag or not (self._disk and self._disk.keeps_untagged):
-            return bool(entry.tag) and entry.tag not in tags
-        return not any(
+    def _is_beginning(self, entry: Entry, tokens: Tokens) -> bool:
+        """Whether something else has all its tokens, and more."""
+        return any(
             length == len(tokens) < len(other.tokens)
             for length, other in self._tree.matches(tokens)
             if other is not entry
@@ -347,38 +320,33 @@ class PromptCache:
 
     def _spill(self, state: State) -> None:
         """What the memory has no room for goes to disk, but not in place of a conversation's last."""
-        others: list[Held | State] = [*self._held, *self._states]
-        if self._disk and not self.is_stored(state.tokens, state.tag):
-            is_last = not state.tag or all(each.tag != state.tag for each in others if each is not state)
-            if is_last and (stored := self._disk.put(state)):
-                self.stored(stored)
-                return
-        if not self._disk:
+        if (index := self.on_disk) is None:
             _tell_lost(state.tokens)
+            return
+        entries: list[Entry] = [*self._held, *self._states]
+        is_last = not state.tag or all(each is state or each.tag != state.tag for each in entries)
+        if is_last and not index.has(state.tokens, state.tag) and (stored := index.disk.put(state)):
+            index.add(stored)
 
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
+        while stored := self._worth_loading(prompt)[1]:
+            self._fetch(stored)
         length, found = self._best(prompt)
-        while isinstance(found, Stored):
-            self._fetch(found)
-            length, found = self._best(prompt)
         if isinstance(found, State):
             running = self._cells.used_by({held.number for held in self._held if held.is_running})
             if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
-                return self._longest(prompt, Held)
+                return self._best(prompt, Held)
         return length, found
 
-    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
-        """What has the most of the prompt, and how much; from disk only what is worth loading."""
-        best = self._longest(prompt, Held | State)
-        if self._disk and not self._slice_size:
-            length, stored = self._longest(prompt, Stored)
-            if stored and (length - best[0]) * _WORTH_LOADING >= len(stored.tokens):
-                return length, stored
-        return best
+    def _worth_loading(self, prompt: Tokens) -> tuple[int, Stored | None]:
+        """What is on disk and has more of the prompt than anything else, so much that it is worth loading."""
+        if self.on_disk is None or self._slice_size:
+            return 0, None
+        return self.on_disk.worth_loading(prompt, self._best(prompt)[0])
 
-    def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
-        """Of the entries of a kind. Of equals a sequence, rather an idle one."""
+    def _best(self, prompt: Tokens, kind: type[Held] | UnionType = Entry) -> tuple[int, Entry | None]:
+        """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
@@ -386,7 +354,7 @@ class PromptCache:
             if not isinstance(entry, kind):
                 continue
             usable = min(length, len(entry.tokens))
-            if self._slice_size and not isinstance(entry, Stored):
+            if self._slice_size:
                 usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
             if usable and (usable, _rank(entry)) > (best[0], _rank(best[1])):
                 best = usable, entry
@@ -394,19 +362,12 @@ class PromptCache:
 
     def _fetch(self, stored: Stored) -> None:
         """Have a copy of what is on disk in memory."""
-        assert self._disk  # noqa: S101 - it has what is stored
-        self._loaded_from_disk(stored, self._disk.load(stored))
-
-    def _loaded_from_disk(self, stored: Stored, state: State | None) -> None:
-        """Have it in memory, if it was neither damaged nor gone, nor another one by now."""
-        if state is None or not np.array_equal(state.tokens, stored.tokens):
-            self._tree.remove(stored.tokens, stored)
-        else:
+        if self.on_disk and (state := self.on_disk.load(stored)):
             self._put(state)
 
     def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""
-        if found is None or isinstance(found, Stored):  # which begin() has fetched
+        if found is None:
             return self._new()
         if isinstance(found, State):
             return self._loaded_again(found, length)
@@ -488,14 +449,11 @@ class PromptCache:
     def _keep(self, held: Held) -> None:
         """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
-        if any(
-            entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
-            for entry in others
-        ):
+        if any(entry is not held and len(entry.tokens) >= len(held.tokens) for entry in others):
             return
         beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
         if not self._make_room(beside + self._tower.saved_bytes(held.number)):
-            if self._disk:
+            if self.on_disk and self.on_disk.disk.keeps(held.tag):
                 self._spill(self._copy(held))
             else:
                 _tell_lost(held.tokens)
@@ -559,8 +517,8 @@ def _tell_lost(tokens: Sized) -> None:
 
 def _rank(entry: Entry | None) -> int:
     if isinstance(entry, Held):
-        return 3 if entry.is_running else 4
-    return {type(None): 0, Stored: 1, State: 2}[type(entry)]
+        return 2 if entry.is_running else 3
+    return 0 if entry is None else 1
 
 
 def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
