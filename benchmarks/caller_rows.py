@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import generation
@@ -9,7 +10,7 @@ from comparison import Result, compared, say, started
 from onnx_folders import gguf
 from peers import at_commit
 from rounds import CALLERS, Round, Side, interleaved, known, new
-from sides import BEFORE, ChildSide, edge_llama_side, llama_server, openvino_side, python_server
+from sides import BEFORE, N_CTX, ChildSide, edge_llama_side, llama_server, openvino_side, python_server
 
 
 def known_row(options: argparse.Namespace) -> list[Result]:
@@ -37,13 +38,19 @@ def other_peers(options: argparse.Namespace, what: str, work: Callable[[Side, in
     python = python_server(options.model, options.threads, ends)
     found = callers(options, what, work, [ours(options), python], goals)
     q4_0 = gguf("q4_0")
-    sides = [edge_llama_side(q4_0, options.threads, max_running=CALLERS), openvino_side(q4_0, options.threads)]
+    sides = [engine_side(q4_0, options), openvino_side(q4_0, options.threads)]
     return found + callers(options, f"{what}, Q4_0", work, sides, goals)
 
 
 def ours(options: argparse.Namespace, **more: Any) -> ChildSide:
-    """``more``: options of ``edge_llama.open``."""
-    return edge_llama_side(options.model, options.threads, max_running=CALLERS, **more)
+    """``more``: options of ``edge_llama.open``. It has as many cells as a peer."""
+    return engine_side(options.model, options, **more)
+
+
+def engine_side(model: Path, options: argparse.Namespace, **more: Any) -> ChildSide:
+    """The same with another model."""
+    given = {"max_running": CALLERS, "kv_cells": CALLERS * N_CTX, **more}
+    return edge_llama_side(model, options.threads, **given)
 
 
 def llama_servers(options: argparse.Namespace) -> list[Side]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from caller_rows import ours
+from caller_rows import engine_side, ours
 from comparison import Result, compared, say, started
 from onnx_folders import checkpoint_folder, converted
 from rounds import CALLERS, Spread, asks, interleaved, known, question, system_prompt
-from sides import ChildSide, edge_llama_side
+from sides import ChildSide
 
 SCHEMA = {
     "type": "object",
@@ -100,7 +100,7 @@ def restart(options: argparse.Namespace) -> list[Result]:
 
 def after_restart(options: argparse.Namespace, folder: Path | None, number: int) -> dict[str, float]:
     kept = {"cache_dir": str(folder)} if folder else {}
-    side = ours(options, n_ctx=2560, **kept)
+    side = ours(options, n_ctx=2560, kv_cells=None, **kept)
     messages = [["user" if at % 2 == 0 else "assistant", line] for at, line in enumerate(told(number))]
     if folder:
         with started([side]):
@@ -159,11 +159,8 @@ def deterministic(options: argparse.Namespace) -> list[Result]:
 def agreement(options: argparse.Namespace) -> list[Result]:
     """Float weights and quantized ones; each in a model of its own, so that nothing of the other's is known."""
     path = converted("smollm2-f32.gguf", str(checkpoint_folder()), "--quant", "f32")
-    floats = edge_llama_side(path, options.threads, max_running=CALLERS)
     return [
-        agreed(
-            "f32", edge_llama_side(floats, options.threads, max_running=CALLERS), f"all differ by less than {MARGIN}"
-        ),
+        agreed("f32", engine_side(path, options), f"equal, or margins < {MARGIN}"),
         agreed(options.model.stem, ours(options), "printed"),
     ]
 

@@ -126,7 +126,7 @@ def cancelled(
     time.sleep(wait)
     at = time.perf_counter()
     generation.cancel()
-    following = [writer.await_token(at) - at for writer in writers]
+    following = [came - at for writer in writers if (came := writer.await_token(at))]
     taker.join()
     return ended[0] - at, following
 
@@ -138,6 +138,7 @@ class Writer:
         self._model, self._ends, self._number = model, ends, number
         self._came = threading.Condition()
         self._times: list[float] = []
+        self._answers = 0
         self._is_stopped = False
         self._thread = threading.Thread(target=self._write)
         self._thread.start()
@@ -152,6 +153,7 @@ class Writer:
     def _pieces(self) -> Iterator[edge_llama.Piece]:
         while not self._is_stopped:
             prompt = MESSAGE.format(self._number, self._number)
+            self._answers += 1
             with self._model.generate(prompt, temperature=0, max_tokens=1000, logit_bias=self._ends) as generation:
                 for piece in generation:
                     yield piece
@@ -159,11 +161,12 @@ class Writer:
                         return
 
     def await_token(self, after: float) -> float:
-        """When the first token after that moment came."""
+        """When the first token after that moment came; 0 if it is another answer's than the last before."""
+        answers = self._answers
         with self._came:
             if not self._came.wait_for(lambda: bool(self._times) and self._times[-1] > after, WAIT):
                 raise TimeoutError(f"a caller has had no token for {WAIT} seconds")
-            return self._times[bisect_right(self._times, after)]
+            return self._times[bisect_right(self._times, after)] if self._answers == answers else 0.0
 
     def stop(self) -> None:
         self._is_stopped = True

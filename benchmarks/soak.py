@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--max-running", type=int, default=8)
     parser.add_argument("--pause", type=float, default=10, help="mean seconds between a caller's requests")
     parser.add_argument("--cache-bytes", type=int, default=2**28)
+    parser.add_argument("--kv-cells", type=int, default=4 * N_CTX, help="for all callers together")
     parser.add_argument("--threads", type=int, default=devices.cpu_threads())
     parser.add_argument("--seed", type=int, default=18)
     parser.add_argument("--model", type=Path, default=locate())
@@ -123,6 +124,7 @@ def part(what: str, model_path: Path, options: argparse.Namespace, minutes: floa
         threads=options.threads,
         max_running=options.max_running,
         max_queued=2 * options.callers,
+        kv_cells=options.kv_cells,
         cache_bytes=options.cache_bytes,
     ) as model:
         soak = Soak(model, options.seed, options.pause, has_images=has_images)

@@ -338,14 +338,16 @@ class Scheduler:
         return has_begun
 
     def _may_begin(self, request: Request) -> bool:
-        """Not while another prefills what it can have then."""
+        """Not while another prefills what it can have then, or it is read from disk."""
         ids = request.prompt_ids
         coming = 0
         for running in self._running:
             if not running.is_decoding and not running.suspended:  # of one that must wait nobody waits
                 shared = shared_length(running.request.prompt_ids, ids)
                 coming = max(coming, shared if shared > len(running.held.tokens) else 0)
-        return coming < _WORTH_WAITING or coming - self.cache.known(ids) < _WORTH_WAITING
+        if coming >= _WORTH_WAITING and coming - self.cache.known(ids) >= _WORTH_WAITING:
+            return False
+        return not self.cache.is_loading(ids, partial(self._inbox.put, _NUDGE))
 
     def _begin(self, request: Request) -> bool:
         """Give the request a sequence; False while there is no room for it."""

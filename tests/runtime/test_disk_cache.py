@@ -47,7 +47,7 @@ class Process:
         n_cells: int = 4096,
     ) -> None:
         self.tower = Letters(CacheSize(min(2048, n_cells), n_cells, 4))
-        self.disk = DiskCache(folder, model, f"identity of {model}", {**settings, "n_ctx": 5}, settings)
+        self.disk = DiskCache(folder, model, f"identity of {model}", settings, settings, self.tower.n_ctx)
         self.cache = PromptCache(self.tower, lambda _used: room, disk=self.disk)
 
     def use(self, prompt: list[int], owner: CacheOwner | None = None) -> int:
@@ -162,7 +162,8 @@ def test_why_a_conversation_is_read_again_is_known(folder: Path) -> None:
     process.use(PROMPT, owner)
     process.cache.close()
     other = Process(folder, settings={**SETTINGS, "kv_format": "f32"})
-    assert other.disk.refused == {"talk-1": "kv_format was f16 and is f32"}
+    assert other.disk.why_not_kept("talk-1") == "kv_format was f16 and is f32"
+    assert other.disk.why_not_kept("talk-2") == "its KV cache is not kept any more"
 
 
 def test_the_least_recently_used_files_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
