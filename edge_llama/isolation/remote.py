@@ -107,8 +107,8 @@ class IsolatedModel(Model):
         )
 
     def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
-        n_embd, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
-        return np.frombuffer(data, np.float32).reshape(-1, n_embd).copy()
+        shape, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
+        return np.frombuffer(data, np.float32).reshape(shape).copy()
 
     def count_tokens(
         self,
@@ -149,12 +149,6 @@ class IsolatedModel(Model):
             owner=self._worker.owner(owner),
         )
         return count
-
-    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
-        """See :meth:`edge_llama.Model.embed`."""
-        given = texts if isinstance(texts, str) else list(texts)
-        shape, data = self._worker.call_with_bytes("embed", texts=given, pooling=pooling)
-        return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
 
     def stats(self) -> Stats:
         """See :meth:`edge_llama.Model.stats`."""
