@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--callers", default="1,8")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, help="default: as many as are free, as without the option")
     parser.add_argument("--logprobs", type=int)
     given = parser.parse_args()
     options: edge_llama.OpenOptions = {"n_ctx": 2048, "threads": given.threads}

@@ -28,6 +28,7 @@ from edge_llama.errors import (
     SessionError,
     TemplateError,
 )
+from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
 from edge_llama.media.images import Image
 from edge_llama.model import Model
@@ -36,6 +37,7 @@ from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.runtime.chat_sessions import session_settings
+from edge_llama.runtime.embeddings import PoolingChoice
 from edge_llama.runtime.scheduler import Stats
 from edge_llama.sampling.logprobs import Alternative, TokenLogprobs
 from edge_llama.sampling.params import LogitsProcessor, SamplingOptions, SamplingParams
@@ -67,6 +69,8 @@ __all__ = [
     "OptionError",
     "OutputError",
     "Piece",
+    "Pooling",
+    "PoolingChoice",
     "RequestOptions",
     "SamplingOptions",
     "SamplingParams",

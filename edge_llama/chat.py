@@ -50,14 +50,11 @@ class Sessions(Protocol):
     def forget(self, conversation: str) -> None:
         """Keep nothing of a conversation any more, in memory or on disk."""
 
-    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
-        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
-
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""
 
     def why_not_kept(self, conversation: str) -> str | None:
-        """Why what there is of a conversation on disk can't be used, if so: other settings made it."""
+        """Why what there is of a conversation on disk can't be used, if so."""
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file."""
@@ -89,6 +86,16 @@ class ChatModel(Protocol):
         **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Answer a conversation: see :meth:`edge_llama.Model.answer`."""
+
+    def prefetch(
+        self,
+        messages: Sequence[Message],
+        owner: CacheOwner,
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Have what is kept of a conversation in the engine: see :meth:`edge_llama.Model.prefetch`."""
 
     def count_tokens(
         self,
@@ -150,7 +157,7 @@ class Chat:
         self.options: AnswerOptions = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
         self.cache_owner = CacheOwner()
-        """For whom the engine keeps the KV cache of this chat."""
+        """For whom the engine keeps the KV cache of this conversation."""
         self._on_shortened = on_shortened
         self._summary: Generation | None = None
         # Never held while another answer's end is awaited: that one's taker needs it to settle.
@@ -308,6 +315,14 @@ class Chat:
             if self._exchange:
                 self._exchange.is_settled = True
             self.messages = [message for message in self.messages if message.role == "system"]
+            self.cache_owner = CacheOwner()
+
+    def prefetch(self) -> bool:
+        """Have what is kept of the conversation in the engine; whether that is all up to the last answer at least."""
+        options, asked = self.options, up_to_last_question(self.messages)
+        tools, variables = options["tools"], options.get("template_variables")
+        known = self._model.prefetch(self.messages, self.cache_owner, tools=tools, template_variables=variables)
+        return not asked or known >= self._counter({})(asked)
 
     def cancel(self) -> None:
         """Stop the answer or summary that is being generated, if any. Any thread may call it."""

@@ -69,7 +69,7 @@ class Model:
             _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
             self.identity = artifact.identity()
-            self._disk = self._opened_disk(tower, encoder, given.get("cache_dir"))
+            self._disk = self._opened_disk(tower, encoder, given)
         except BaseException:
             tower.close()
             raise
@@ -113,15 +113,18 @@ class Model:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
 
-    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, folder: object) -> DiskCache | None:
+    def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, given: OpenOptions) -> DiskCache | None:
         """Where ``cache_dir`` says; None if it says nothing."""
-        if not isinstance(folder, Path):
+        folder = given.get("cache_dir")
+        if folder is None:
             return None
         needed = dict(tower.settings)
         if self.artifact.cache_depends_on_context:
             needed["n_ctx"] = tower.n_ctx
         settings = {**needed, **self._settings(tower, encoder)}
-        return DiskCache(folder, self.artifact.name, self.identity, settings, needed)
+        keeps_untagged = not given.get("cache_tagged_only", False)
+        name, n_ctx = self.artifact.name, tower.n_ctx
+        return DiskCache(Path(folder), name, self.identity, settings, needed, n_ctx, keeps_untagged=keeps_untagged)
 
     def _settings(self, tower: TextTower, encoder: ImageEncoder | None) -> dict[str, Any]:
         """With which options the model shall be opened again, beside the tower's own."""
@@ -277,6 +280,18 @@ class Model:
                 f"{self.artifact.path}: the model ({self.artifact.architecture}) embeds text and writes none",
                 remedy="embed texts with it: Model.embed, or edge-llama embed",
             )
+
+    def prefetch(
+        self,
+        messages: Sequence[Message],
+        owner: CacheOwner,
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Have what is kept of a conversation in the engine, for ``owner`` to go on from; how many tokens that is."""
+        tokens = np.array(self._prompt(messages, tools_of(tools), template_variables or {}, None), np.int32)
+        return self._engine.call(lambda: self._engine.cache.prefetch(tokens, owner))
 
     def count_tokens(
         self,

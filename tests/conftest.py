@@ -140,11 +140,19 @@ def llama4_digits() -> Path:
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small BERT as a GGUF file, f32, that pools by its first token; beside it the checkpoint that it was."""
-    import embedding_models  # noqa: PLC0415 - torch takes seconds to load
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small models that embed text alone: see ``embedding_models.py``."""
+    import embedding_models  # noqa: PLC0415 - it reads llama.cpp's source
 
-    return shared(tmp_path_factory, "bert", embedding_models.bert) / embedding_models.FILE
+    return shared(tmp_path_factory, "encoders", embedding_models.write)
+
+
+@pytest.fixture(scope="session")
+def bert(encoders: Path) -> Path:
+    """A small BERT as a GGUF file, f32, that pools by its first token; beside it the checkpoint that it was."""
+    import embedding_models  # noqa: PLC0415
+
+    return encoders / embedding_models.BERT
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""A small BERT by transformers and llama.cpp's own converter, and what transformers gives for texts.
+"""Small encoders by transformers and llama.cpp's own converter, and what transformers gives for texts.
 
-Its vocabulary is that of BGE, word for word as llama.cpp's source has it: the converter knows vocabularies by a hash.
+A BERT, whose vocabulary is that of BGE, word for word as llama.cpp's source has it: the converter knows vocabularies by
+a hash. And an XLM-RoBERTa with a unigram vocabulary of sentencepiece.
 """
 
 import json
@@ -14,11 +15,12 @@ from checkpoints import write_json
 from engine_source import ENGINE, unpacked
 from llama_cpp_converter import converted_by_llama_cpp
 from numpy.typing import NDArray
+from vocabularies import unigram_model
 
 from edge_llama.files.gguf import read_header
 from edge_llama.prompts.control_tokens import SPACE
 
-FILE = "bert-f32.gguf"
+BERT, XLM_ROBERTA = "bert/bert-f32.gguf", "xlm-roberta/xlm-roberta-f32.gguf"
 POSITIONS = 96
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXTS = (
@@ -29,22 +31,55 @@ TEXTS = (
     "unaffordable internationalization",
     "a",
     "🦙🦙 \x00\x07tab\tand\nline",
-    "word " * 60,
+    "word " * 40,
 )
 """Word pieces, letters with marks, Chinese, and what the vocabulary has not."""
 
 
-def bert(folder: Path) -> None:
-    """A BERT as a checkpoint, and as a GGUF file within it, that pools by the first token."""
-    _checkpoint(folder)
+_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "initializer_range": 0.2,
+}
+
+
+def write(folder: Path) -> None:
+    """Both as checkpoints, and as GGUF files within them, which pool by the first token."""
+    files = [folder / name for name in (BERT, XLM_ROBERTA)]
+    for file, checkpoint in zip(files, (_bert, _xlm_roberta), strict=True):
+        checkpoint(file.parent)
+        _name_pooling(file.parent)
+    converted_by_llama_cpp([(file.parent, file, "") for file in files])
+
+
+def _name_pooling(folder: Path) -> None:
+    """As sentence-transformers does it."""
     modules = [{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
-    converted_by_llama_cpp([(folder, folder / FILE, "")])
 
 
-def _checkpoint(folder: Path) -> None:
+def _xlm_roberta(folder: Path) -> None:
+    import torch  # noqa: PLC0415 - takes seconds to load
+    from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel  # noqa: PLC0415
+
+    folder.mkdir(parents=True)
+    (folder / "sentencepiece.bpe.model").write_bytes(unigram_model())
+    names = {f"{name}_token": f"<{name}>" for name in ("unk", "pad", "mask")}
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "cls_token": "<s>"}
+    write_json(folder / "tokenizer_config.json", tokenizer_class="XLMRobertaTokenizer", **names, **marks)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # as published folders have it
+    torch.manual_seed(0)
+    offset = 2  # of positions: they begin after that of the padding
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS + offset, **_SIZES)
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+
+
+def _bert(folder: Path) -> None:
     import torch  # noqa: PLC0415 - takes seconds to load
     from transformers import BertConfig, BertModel  # noqa: PLC0415
 
@@ -54,15 +89,7 @@ def _checkpoint(folder: Path) -> None:
     names = {f"{word.strip('[]').lower()}_token": word for word in SPECIAL}
     write_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **names)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=POSITIONS,
-        initializer_range=0.2,
-    )
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=POSITIONS, **_SIZES)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
 
 

@@ -123,6 +123,16 @@ def test_answers_and_vectors_do_not_disturb_each_other(small: edge_llama.Model) 
         assert all(cosines(again, each).min() >= 0.99999 for again in found[number])
 
 
+def test_an_answer_goes_on_between_batches(small: edge_llama.Model) -> None:
+    """Not a matter of time: a step takes one batch, and here are two dozen of them."""
+    thread = threading.Thread(target=small.embed, args=(["Llamas are calm. " * 140] * 12,))
+    thread.start()
+    answer = small.generate("Once upon a time", temperature=0, max_tokens=3).result()
+    is_embedding = thread.is_alive()
+    thread.join()
+    assert (len(answer.tokens), is_embedding) == (3, True)
+
+
 def test_a_closed_model_says_so(packaged: Path) -> None:
     model = edge_llama.open(packaged, n_ctx=64)
     model.close()

@@ -49,6 +49,7 @@ with edge_llama.open() as model:
     model.answer([edge_llama.Message("user", "Hello")], on_finish=print, regex="a+", logit_bias={5: 1.5})
     model.generate("Once", min_p=0.1, logprobs=3, max_tokens=None)
     model.load_chat("chat.session", when_full="drop-oldest", seed=1)
+    (model.embed(["one text"], pooling="last") @ model.embed(["another"]).T).shape
 """
 WRONG = {
     'model.generate("x", temprature=0.5)': "temprature",
@@ -59,6 +60,7 @@ WRONG = {
     "model.answer([], top_k=1.5)": "top_k",
     'model.chat(system="x", when_ful="error")': "when_ful",
     'model.chat(when_full="sometimes")': "when_full",
+    'model.embed(["x"], pooling="max")': "embed",
     "model.chat(temperatur=0)": "temperatur",
     'model.load_chat("x", seeds=1)': "seeds",
     'model.chat().send("x", image=["cat.png"])': "image",

@@ -59,7 +59,7 @@ def chat(
         kept.model(model),
         params,
         kept,
-        opening=opening,
+        opening={**opening, **kept.caching},
         saved=kept.settings(model),
         system=system,
         when_full=options.when_full(when_full),

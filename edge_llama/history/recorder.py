@@ -1,12 +1,11 @@
 """Keeps a chat in the history as it goes on, and takes it up again."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypedDict, Unpack
 
 from edge_llama.chat import Chat, ChatOptions
-from edge_llama.errors import SessionError
+from edge_llama.errors import EdgeLlamaError
 from edge_llama.history.store import Conversation, History
 from edge_llama.model import Model
 from edge_llama.prompts.context_overflow import SUMMARY_REQUEST
@@ -34,6 +33,8 @@ class Recording:
         self._seen: tuple[object, ...] = ()
         self._shortened: object = None
         self._is_deleted = False
+        self._tagged: set[str] = set()
+        """The conversations whose KV caches this process may keep."""
         self._has_new = False
 
     def resume(self, model: Model, conversation: Conversation, **options: Unpack[ChatOptions]) -> Chat:
@@ -41,9 +42,9 @@ class Recording:
 
         ``options`` are those of :meth:`Model.load_chat`.
         """
-        chat, self.reread_reason = self._loaded(model, conversation, options)
-        chat = chat or model.chat(**options)
+        chat = model.chat(**options)
         chat.messages = conversation.context
+        self.reread_reason = self._prefetched(model, conversation, chat)
         self.conversation, self._seen = conversation, _state(model, chat)
         return chat
 
@@ -58,34 +59,44 @@ class Recording:
         messages = [message for message in chat.messages if message.role != "system"]
         if messages:
             self._store(model, chat, messages)
+            self._tag(model, chat)
         else:
             self.conversation = None
         self._seen = state
         self._shortened = chat.shortened
         self._has_new = True
 
-    def keep_kv(self, chat: Chat) -> None:
-        """Write the KV file of the conversation, if there is anything new in it."""
-        if self.conversation and self._has_new and self._history.has(self.conversation.id):
-            self._history.keep_kv(self.conversation.id, chat.save)
+    def leave(self, model: Model, chat: Chat) -> None:
+        """Write the KV cache of the conversation, if there is anything new in it, and none of those deleted meanwhile.
+
+        HistoryError, or OutputError if it can't be written.
+        """
+        for gone in [each for each in self._tagged if not self._history.has(each)]:
+            model.sessions.forget(gone)
+        if self.conversation and self._has_new and not self._is_deleted:
+            model.sessions.store(chat.cache_owner)
             self._has_new = False
 
-    def _loaded(self, model: Model, conversation: Conversation, options: ChatOptions) -> tuple[Chat | None, str | None]:
-        """The chat with what is kept of its KV cache, and why the model must read (some of) it again."""
+    def _prefetched(self, model: Model, conversation: Conversation, chat: Chat) -> str | None:
+        """Have what is kept of the conversation in the engine; why the model must read (some of) it again, if so."""
         if conversation.identity != model.identity:
-            return None, f"it was with {conversation.model}, now with {model.artifact.name}"
-        path = self._history.kv_file(conversation.id)
-        if not path.exists():
-            return None, "its KV cache is not kept any more"
+            return f"it was with {conversation.model}, now with {model.artifact.name}"
         try:
-            chat = model.resume_chat(path, **options)
-        except SessionError as error:
-            path.unlink(missing_ok=True)
-            return None, str(error)
-        os.utime(path)  # used: others go first when room is short
-        if not chat.reread_reason and chat.messages != conversation.context:
-            return chat, "its KV cache is older than the last message; what both have is not"
-        return chat, chat.reread_reason
+            if chat.prefetch():
+                return None
+        except EdgeLlamaError as error:  # as of images that the model, opened so, can't see
+            return str(error)
+        older = "its KV cache is older than the last message; what both have is not"
+        return model.sessions.why_not_kept(conversation.id) or older
+
+    def _tag(self, model: Model, chat: Chat) -> None:
+        """The KV cache is the conversation's from here on; of one that was deleted none is kept."""
+        assert self.conversation  # noqa: S101 - it was stored
+        if self._is_deleted:
+            model.sessions.forget(self.conversation.id)
+        else:
+            model.sessions.tag(chat.cache_owner, self.conversation.id)
+            self._tagged.add(self.conversation.id)
 
     def _store(self, model: Model, chat: Chat, messages: list[Message]) -> None:
         said = self.conversation.messages if self.conversation else ()

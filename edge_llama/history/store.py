@@ -1,37 +1,31 @@
 """Conversations on disk: what was said in an SQLite database, and KV caches as session files beside it.
 
-    FOLDER/history.db          every message; see history_database.py
-    FOLDER/kv/ID.session       what the model had read when the chat was left; see session_file.py
+    FOLDER/history.db          every message; see database.py
+    FOLDER/kv/ID.session       what the model had prefilled when the chat was left; see runtime/disk_cache.py
 
-The messages are what counts. KV files only save reading them again: the least recently used go when they become many.
+The messages are what counts. KV files, which models read and write, only save prefilling them again.
 """
 
 import json
 import os
 import secrets
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edge_llama.errors import HistoryError, OptionError
+from edge_llama.errors import HistoryError
 from edge_llama.history.database import Database
 from edge_llama.history.search import Found, search
-from edge_llama.host.atomic import PARTIAL
 from edge_llama.prompts.messages import Message
 
 FOLDER_VARIABLE = "EDGE_LLAMA_HISTORY"
-KV_VARIABLE = "EDGE_LLAMA_HISTORY_KV_BYTES"
 OFF = "off"
-_KV_BYTES = 4_000_000_000
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that are taken for another: i l o 0 1
 _TITLE = 60  # characters
-_ABANDONED = 3600  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +99,8 @@ class History:
 
     def __init__(self, folder: Path, tell: Callable[[str], None]) -> None:
         self.folder = folder
-        self._kv_folder = folder / "kv"
+        self.kv_folder = folder / "kv"
+        """Where models keep the KV caches of conversations: their ``cache_dir``."""
         self._database = Database(folder / "history.db", tell)
 
     @property
@@ -204,37 +199,10 @@ class History:
 
     def kv_file(self, conversation_id: str) -> Path:
         """Where the KV cache of a conversation is kept, if it is."""
-        return self._kv_folder / f"{conversation_id}.session"
-
-    def keep_kv(self, conversation_id: str, write: Callable[[Path], None]) -> None:
-        """Have ``write`` write the KV file of a conversation, then remove the least recently used beyond the limit."""
-        self._kv_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write(self.kv_file(conversation_id))
-        files = []
-        for path in self._kv_folder.iterdir():
-            with suppress(FileNotFoundError):  # another process has removed it
-                files.append((path, path.stat()))
-        for path, about in files:
-            if path.suffix == PARTIAL and time.time() - about.st_mtime > _ABANDONED:
-                path.unlink(missing_ok=True)  # its writer was killed
-        kept = sorted((about.st_mtime, about.st_size, path) for path, about in files if path.suffix == ".session")
-        used, limit = sum(size for _, size, _ in kept), self.kv_limit()
-        for _, size, path in kept:
-            if used <= limit:
-                break
-            path.unlink(missing_ok=True)
-            used -= size
-
-    def kv_limit(self) -> int:
-        """Bytes that KV files may take: ``$EDGE_LLAMA_HISTORY_KV_BYTES``, else 4 GB or a tenth of the free disk."""
-        if given := os.environ.get(KV_VARIABLE):
-            if not given.isdecimal():
-                raise OptionError(f"{KV_VARIABLE} is {given!r}", remedy="give a number of bytes")
-            return int(given)
-        return min(_KV_BYTES, shutil.disk_usage(self.folder).free // 10)
+        return self.kv_folder / f"{conversation_id}.session"
 
     def _remove_kv(self, pattern: str) -> None:
-        for path in self._kv_folder.glob(pattern):
+        for path in self.kv_folder.glob(pattern):
             path.unlink(missing_ok=True)
 
 

@@ -25,8 +25,8 @@ from edge_llama.isolation.logprob_table import LogprobTable
 from edge_llama.isolation.shared_file import ClosedError, Region, SharedFile
 
 _TAIL = 4096
-_SECONDS_TO_CLOSE = 10
-"""What a child has to free its model: then it is killed."""
+_SECONDS_TO_CLOSE = 30
+"""What a child has to free its model, and to write to disk what is kept there: then it is killed."""
 _SECONDS_TO_END = 5
 """What a child has to end once its pipe is closed."""
 

@@ -130,6 +130,26 @@ class IsolatedModel(Model):
         )
         return count
 
+    def prefetch(
+        self,
+        messages: Sequence[Message],
+        owner: CacheOwner,
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """See :meth:`edge_llama.Model.prefetch`."""
+        images: list[Image] = []
+        count: int = self._worker.call(
+            "prefetch",
+            messages=wire.messages_to_json(check_messages(messages), images),
+            images=[replace(image, data=b"") for image in images],
+            tools=tools_of(tools).schemas,
+            template_variables=as_json(dict(template_variables or {}), "template_variables"),
+            owner=self._worker.owner(owner),
+        )
+        return count
+
     def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
         """See :meth:`edge_llama.Model.embed`."""
         given = texts if isinstance(texts, str) else list(texts)
@@ -161,10 +181,6 @@ class _RemoteSessions:
 
     def forget(self, conversation: str) -> None:
         self._worker.call("forget", conversation=conversation)
-
-    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
-        found: int = self._worker.call("prefetch", tokens=list(tokens), owner=self._worker.owner(owner))
-        return found
 
     def store(self, owner: CacheOwner) -> None:
         self._worker.call("store", owner=self._worker.owner(owner))

@@ -54,7 +54,7 @@ class Service:
             "frame": lambda: model.tokenizer.frame,
             "generate": self._generate,
             "least_tokens": model.tokenizer.least_tokens,
-            "prefetch": lambda tokens, owner: sessions.prefetch(tokens, self._owner(owner)),
+            "prefetch": self._prefetch,
             "resume": self._resume,
             "save": self._save,
             "share": lambda owner, other: sessions.share(self._owner(owner), self._owner(other)),
@@ -122,6 +122,19 @@ class Service:
         given = wire.messages_from_json(messages, self._images(images))
         return self._model.count_tokens(
             given, tools=Tools(tuple(tools)), template_variables=template_variables, n_ctx=n_ctx
+        )
+
+    def _prefetch(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Sequence[Any]],
+        tools: Sequence[dict[str, Any]],
+        template_variables: Mapping[str, Any],
+        owner: Owner,
+    ) -> int:
+        given = wire.messages_from_json(messages, self._images(images))
+        return self._model.prefetch(
+            given, self._owner(owner), tools=Tools(tuple(tools)), template_variables=template_variables
         )
 
     def _vocabulary(self) -> Blob:

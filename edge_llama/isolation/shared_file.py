@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 from bisect import insort
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from edge_llama.errors import EngineError
@@ -36,8 +37,14 @@ class SharedFile:
     """The file, and who has which part of it. Any thread may use it."""
 
     def __init__(self) -> None:
-        """OSError if the system gives no such file."""
-        self.descriptor = _nameless_file()
+        """EngineError if the system gives no such file."""
+        try:
+            self.descriptor = _nameless_file()
+        except OSError as error:
+            raise EngineError(
+                f"no file to share with the model's process can be made: {error.strerror or error}",
+                remedy="see to the folder for temporary files (TMPDIR)",
+            ) from error
         self._lock = threading.Lock()
         self._taken: list[Region] = []  # by their starts
         self._size = 0
@@ -98,7 +105,8 @@ def _whole_pages(size: int) -> int:
 
 def _nameless_file() -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("edge-llama", os.MFD_CLOEXEC)
+        with suppress(OSError):  # a sandbox may forbid it
+            return os.memfd_create("edge-llama", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())  # not inheritable
 

@@ -175,6 +175,8 @@ class OpenOptions(TypedDict, total=False):
     cache_dir: Annotated[str | os.PathLike[str] | None, Option(_folder)]
     """A folder where what was prefilled is kept when the model is closed, or others need the memory: it is there after
     a restart. Files of all models lie there, the least recently used go beyond 4 GB. None: nothing is written."""
+    cache_tagged_only: Annotated[bool, Option(_flag)]
+    """Keep in ``cache_dir`` conversations with a tag alone (``model.sessions.tag``): all of one can be forgotten."""
     vision: Annotated[
         str | os.PathLike[str] | None,
         Option(

@@ -60,6 +60,7 @@ class Rules:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._names: dict[str, str] = {}
         self.schemas: dict[str, tuple[str, Any]] = {}
 
     def rule(self, body: str, name: str | None = None) -> str:
@@ -69,9 +70,9 @@ class Rules:
         return name
 
     def json(self, where: str, schema: Any) -> str:
-        """The name of a new rule for JSON that fits a schema; ``where`` names the schema in errors."""
-        name = f"json_{len(self.schemas)}"
-        self.schemas[name] = (where, schema)
+        """The name of a rule for JSON that fits a schema, one for all that are equal; ``where`` names it in errors."""
+        name = self._names.setdefault(json.dumps(schema), f"json_{len(self.schemas)}")
+        self.schemas.setdefault(name, (where, schema))
         return name
 
     def sequence(self, items: Sequence[tuple[str, bool]], between: str = ", ") -> str:

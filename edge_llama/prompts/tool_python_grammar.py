@@ -7,7 +7,7 @@ well: ``true`` for ``True``. A schema may become narrower by this, never wider.
 import json
 import keyword
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 from unicodedata import normalize
 
@@ -38,6 +38,8 @@ def _arguments(rules: Rules, tool: CalledTool) -> str:
             f"{', '.join(unknown)} of its parameters can't be written as Python's arguments",
             "name each in properties, or give tool_format='json'",
         )
+    if elsewhere := next(_references_elsewhere(tool.parameters), None):
+        raise tool.error(f"$ref is {elsewhere!r:.80}", "refer to #/$defs/NAME, or give tool_format='json'")
     properties, required = tool.parameters.get("properties", {}), tool.parameters.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
         return rules.json(tool.where, tool.parameters)  # which says what is wrong with it
@@ -52,6 +54,20 @@ def _arguments(rules: Rules, tool: CalledTool) -> str:
         return ""
     some = rules.sequence(items)
     return some if any(must for _, must in items) else f"{some}?"
+
+
+def _references_elsewhere(schema: Any) -> Iterator[str]:
+    """What is referred to and is no definition: arguments become schemas of their own, each with the definitions."""
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            target = value.get("$ref")
+            if isinstance(target, str) and not target.startswith(("#/$defs/", "#/definitions/")):
+                yield target
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _is_argument(tool: CalledTool, name: object, *, is_required: bool) -> bool:
@@ -87,8 +103,9 @@ class _Literals:
         return found or self._json(schema, where)
 
     def _json(self, schema: Any, where: str) -> str:
-        whole = {**self._root, **schema} if isinstance(schema, Mapping) else schema
-        return self._rules.json(f"{self._tool.where}: {where}", whole)
+        if isinstance(schema, Mapping):
+            schema = {**self._root, **{key: value for key, value in schema.items() if key not in _NOTES}}
+        return self._rules.json(f"{self._tool.where}: {where}", schema)
 
     def _python(self, schema: Mapping[str, Any], where: str, depth: int) -> str | None:
         """None for what is not one of the simple kinds."""

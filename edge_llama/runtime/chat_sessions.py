@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from edge_llama.errors import EngineError, SessionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.media.images import Image
@@ -51,19 +49,22 @@ class ChatSessions:
         """Keep nothing of a conversation any more, in memory or on disk."""
         self._engine.call(lambda: self._engine.cache.forget(conversation))
 
-    def prefetch(self, tokens: Sequence[int], owner: CacheOwner) -> int:
-        """Have what is kept of a prompt ready for ``owner``; how many of its tokens that is."""
-        return self._engine.call(lambda: self._engine.cache.prefetch(np.array(tokens, np.int32), owner))
-
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""
-        if self._disk and (state := self._engine.call(lambda: self._engine.cache.state(owner))):
+        cache, disk = self._engine.cache, self._disk
+
+        def new_state() -> State | None:
+            state = cache.state(owner)
+            return None if state is None or cache.is_stored(state.tokens, owner.tag) else state
+
+        if disk and (state := self._engine.call(new_state)):
             state.tag = owner.tag
-            self._disk.write(state)
+            if stored := disk.write(state):
+                self._engine.call(lambda: cache.stored(stored))
 
     def why_not_kept(self, conversation: str) -> str | None:
-        """Why what there is of a conversation on disk can't be used, if so: other settings made it."""
-        return self._disk.refused.get(conversation) if self._disk else None
+        """Why what there is of a conversation on disk can't be used, if so."""
+        return self._disk.why_not_kept(conversation) if self._disk else "no KV cache is kept on disk"
 
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file.

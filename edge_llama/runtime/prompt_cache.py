@@ -9,8 +9,9 @@ cells: it is copied out when others begin, and the least recently used copies go
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence, Sized
 from dataclasses import dataclass, field
+from types import UnionType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cells import Cells
-from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.disk_cache import DiskCache, Loading, Stored
 from edge_llama.runtime.radix_tree import RadixTree, shared_length
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
+_WORTH_LOADING = 32
+"""A file is loaded for some of its tokens if it has at most so many times as many: loading one takes some hundredths
+of the time of prefilling it."""
 _WORTH_KEEPING = 32
 """Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
@@ -110,6 +114,7 @@ class PromptCache:
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
         self._states: list[State] = []  # likewise
+        self._loading: dict[Stored, Loading] = {}
 
     @property
     def used_cells(self) -> int:
@@ -129,6 +134,23 @@ class PromptCache:
     def known(self, prompt: Tokens) -> int:
         """How many tokens of the prompt are prefilled already, somewhere."""
         return self._best(prompt)[0]
+
+    def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
+        """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
+
+        :meth:`begin` reads it otherwise, while the engine waits.
+        """
+        found = self._best(prompt)[1]
+        while isinstance(found, Stored) and self._disk:
+            loading = self._loading.get(found)
+            if loading is None:
+                loading = self._loading[found] = self._disk.load_apart(found, on_done)
+            if not loading.done():
+                return True
+            del self._loading[found]
+            self._loaded_from_disk(found, None if loading.exception() else loading.result())
+            found = self._best(prompt)[1]
+        return False
 
     def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
         """A sequence that has as much of the prompt as is known; None while there are no cells for it.
@@ -198,11 +220,11 @@ class PromptCache:
         return held
 
     def keep(self, state: State) -> None:
-        """Keep what was suspended, if there is room, in memory or on disk."""
-        if self._make_room(state.nbytes, len(state.tokens)):
+        """Keep a copy, in memory or else on disk, if there is room."""
+        if self._make_room(state.nbytes):
             self._put(state)
         else:
-            self._to_disk(state)
+            self._spill(state)
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
@@ -271,30 +293,68 @@ class PromptCache:
         self.end(beginning.held, beginning.held.logits)
         return beginning.reused
 
-    def close(self) -> None:
-        """What is there goes to disk."""
-        if self._disk:
-            for held in [each for each in self._held if not each.is_running]:
-                if not self._is_stored(held.indexed) and (held.tag or self._disk.keeps_untagged):
-                    self._to_disk(self._copy(held))
-            for state in self._states:
-                self._to_disk(state)
-            self._disk.close()
-
-    def _to_disk(self, state: State) -> None:
-        """Have it written, in place of what went before in its conversation."""
-        if self._disk and not self._is_stored(state.tokens):
-            for shorter in self._tree.prefixes(state.tokens):
-                if isinstance(shorter, Stored) and shorter.tag == state.tag:
-                    self._tree.remove(shorter.tokens, shorter)
-                    if not shorter.tag:
-                        self._disk.remove(shorter)
-            if stored := self._disk.put(state):
-                self._tree.insert(stored.tokens, stored)
-
-    def _is_stored(self, tokens: Tokens) -> bool:
+    def is_stored(self, tokens: Tokens, tag: str) -> bool:
+        """Whether the disk has all of these, as a conversation's if there is a ``tag``."""
         whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
-        return any(isinstance(entry, Stored) for entry in whole)
+        return self._disk is not None and any(
+            isinstance(entry, Stored) and entry.tag == (tag or entry.tag) and self._disk.has(entry) for entry in whole
+        )
+
+    def stored(self, stored: Stored) -> None:
+        """It is on disk now, in place of what went before in its conversation."""
+        for shorter in self._tree.prefixes(stored.tokens):
+            if isinstance(shorter, Stored) and shorter.tag == stored.tag:
+                self._tree.remove(shorter.tokens, shorter)
+                if self._disk and shorter.path != stored.path:
+                    self._disk.remove(shorter)
+        self._tree.insert(stored.tokens, stored)
+
+    def close(self) -> None:
+        """What is there goes to disk, also what was being answered."""
+        if self._disk is None:
+            return
+        for held in [each for each in self._held if each.is_running]:
+            self.end(held)
+        self._disk.close()
+        for entry in self._last():
+            try:
+                if stored := self._disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
+                    self.stored(stored)
+            except EngineError as error:
+                _log.warning("%s tokens can't be kept on disk: %s", f"{len(entry.tokens):,}", error)
+
+    def _last(self) -> list[Held | State]:
+        """What the disk lacks, the least recently used first; of a conversation its last."""
+        found: list[Held | State] = []
+        tags: set[str] = set()
+        latest_first: list[Held | State] = [*self._held[::-1], *self._states[::-1]]
+        for entry in latest_first:
+            tokens = np.array(entry.tokens, np.int32)
+            if self._is_wanted(entry, tokens, tags) and not self.is_stored(tokens, entry.tag):
+                found.append(entry)
+            tags.add(entry.tag)
+        return found[::-1]
+
+    def _is_wanted(self, entry: Held | State, tokens: Tokens, tags: Collection[str]) -> bool:
+        """Whether it is a conversation's that has no other yet, or of none, and nothing else begins with all of it."""
+        if entry.tag or not (self._disk and self._disk.keeps_untagged):
+            return bool(entry.tag) and entry.tag not in tags
+        return not any(
+            length == len(tokens) < len(other.tokens)
+            for length, other in self._tree.matches(tokens)
+            if other is not entry
+        )
+
+    def _spill(self, state: State) -> None:
+        """What the memory has no room for goes to disk, but not in place of a conversation's last."""
+        others: list[Held | State] = [*self._held, *self._states]
+        if self._disk and not self.is_stored(state.tokens, state.tag):
+            is_last = not state.tag or all(each.tag != state.tag for each in others if each is not state)
+            if is_last and (stored := self._disk.put(state)):
+                self.stored(stored)
+                return
+        if not self._disk:
+            _tell_lost(state.tokens)
 
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
@@ -305,29 +365,40 @@ class PromptCache:
         if isinstance(found, State):
             running = self._cells.used_by({held.number for held in self._held if held.is_running})
             if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
-                return self._best(prompt, is_in_cells=True)
+                return self._longest(prompt, Held)
         return length, found
 
-    def _best(self, prompt: Tokens, *, is_in_cells: bool = False) -> tuple[int, Entry | None]:
-        """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
+    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What has the most of the prompt, and how much; from disk only what is worth loading."""
+        best = self._longest(prompt, Held | State)
+        if self._disk and not self._slice_size:
+            length, stored = self._longest(prompt, Stored)
+            if stored and (length - best[0]) * _WORTH_LOADING >= len(stored.tokens):
+                return length, stored
+        return best
+
+    def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
+        """Of the entries of a kind. Of equals a sequence, rather an idle one."""
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
                 break
-            if is_in_cells and not isinstance(entry, Held):
+            if not isinstance(entry, kind):
                 continue
             usable = min(length, len(entry.tokens))
-            if self._slice_size:
-                fixed = 0 if isinstance(entry, Stored) else entry.fixed
-                usable = min(usable, fixed) // self._slice_size * self._slice_size
+            if self._slice_size and not isinstance(entry, Stored):
+                usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
             if usable and (usable, _rank(entry)) > (best[0], _rank(best[1])):
                 best = usable, entry
         return best
 
     def _fetch(self, stored: Stored) -> None:
-        """Have a copy of what is on disk in memory, if it is neither damaged nor gone."""
+        """Have a copy of what is on disk in memory."""
         assert self._disk  # noqa: S101 - it has what is stored
-        state = self._disk.load(stored)
+        self._loaded_from_disk(stored, self._disk.load(stored))
+
+    def _loaded_from_disk(self, stored: Stored, state: State | None) -> None:
+        """Have it in memory, if it was neither damaged nor gone, nor another one by now."""
         if state is None or not np.array_equal(state.tokens, stored.tokens):
             self._tree.remove(stored.tokens, stored)
         else:
@@ -371,8 +442,8 @@ class PromptCache:
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
             return self._new()
-        if held is None or length < len(state.tokens):
-            self.keep(state)  # else the sequence has it all
+        if held is None or length < len(state.tokens):  # else the sequence has it all
+            self.keep(state)
         return held
 
     def _loaded(self, state: State) -> Held | None:
@@ -423,11 +494,17 @@ class PromptCache:
         ):
             return
         beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
-        if not self._make_room(beside + self._tower.saved_bytes(held.number), len(held.tokens)):
+        if not self._make_room(beside + self._tower.saved_bytes(held.number)):
             if self._disk:
-                self._to_disk(self._copy(held))
+                self._spill(self._copy(held))
+            else:
+                _tell_lost(held.tokens)
             return
-        state = self._copy(held)
+        try:
+            state = self._copy(held)
+        except (EngineError, MemoryError) as error:
+            _log.warning("a conversation of %s tokens can't be kept: %s", f"{len(held.tokens):,}", error)
+            return
         for shorter in self._tree.prefixes(state.tokens):
             if isinstance(shorter, State):
                 self._drop(shorter)
@@ -437,22 +514,16 @@ class PromptCache:
         self._states.append(state)
         self._tree.insert(state.tokens, state)
 
-    def _make_room(self, nbytes: int, tokens: int) -> bool:
+    def _make_room(self, nbytes: int) -> bool:
         """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
         room = self._room(self.nbytes)
         if nbytes > room:
-            self._tell_loss(tokens)
             return False
         while self.nbytes + nbytes > room:
             gone = self._states[0]
-            self._to_disk(gone)
-            self._tell_loss(len(gone.tokens))
+            self._spill(gone)
             self._drop(gone)
         return True
-
-    def _tell_loss(self, tokens: int) -> None:
-        if not self._disk:
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)
@@ -482,6 +553,10 @@ class PromptCache:
         self._held.append(held)
 
 
+def _tell_lost(tokens: Sized) -> None:
+    _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(tokens):,}")
+
+
 def _rank(entry: Entry | None) -> int:
     if isinstance(entry, Held):
         return 3 if entry.is_running else 4
@@ -491,7 +566,9 @@ def _rank(entry: Entry | None) -> int:
 def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
     """Whether what the sequence has after ``length`` tokens may be lost: its owner left it, or it is little."""
     known = held.owner() if held.owner else None
-    return len(held.tokens) - length < _WORTH_KEEPING if known is None else known is owner
+    if known is None:
+        return not held.tag and len(held.tokens) - length < _WORTH_KEEPING
+    return known is owner
 
 
 def _divergence(prompt: Tokens, length: int, found: Entry | None) -> Divergence | None:

@@ -247,8 +247,10 @@ class Scheduler:
                 for running in self._running:
                     running.request.fail(error)
             self._counts.seconds += time.perf_counter() - began
+        self._take_in(is_patient=False)  # what came just before it was closed
         for request in (*self._queue.all(), *(running.request for running in self._running)):
             request.cancel()
+        self._leave()
         for call in self._calls:
             call.work()
         self.cache.close()
@@ -336,14 +338,16 @@ class Scheduler:
         return has_begun
 
     def _may_begin(self, request: Request) -> bool:
-        """Not while another prefills what it can have then."""
+        """Not while another prefills what it can have then, or it is read from disk."""
         ids = request.prompt_ids
         coming = 0
         for running in self._running:
             if not running.is_decoding and not running.suspended:  # of one that must wait nobody waits
                 shared = shared_length(running.request.prompt_ids, ids)
                 coming = max(coming, shared if shared > len(running.held.tokens) else 0)
-        return coming < _WORTH_WAITING or coming - self.cache.known(ids) < _WORTH_WAITING
+        if coming >= _WORTH_WAITING and coming - self.cache.known(ids) >= _WORTH_WAITING:
+            return False
+        return not self.cache.is_loading(ids, partial(self._inbox.put, _NUDGE))
 
     def _begin(self, request: Request) -> bool:
         """Give the request a sequence; False while there is no room for it."""
@@ -410,7 +414,11 @@ class Scheduler:
             if found := batches(ready, n_batch, self.cache.free_cells, budget):
                 return found
             youngest = ready.pop()
-            youngest.suspended = self.cache.suspend(youngest.held)
+            try:
+                youngest.suspended = self.cache.suspend(youngest.held)
+            except (EngineError, MemoryError) as error:
+                youngest.request.fail(error)
+                self._end(youngest)
         return []
 
     def _decode(self, batch: Batch) -> None:

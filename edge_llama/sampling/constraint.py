@@ -232,7 +232,7 @@ def _matcher(vocabulary: Any, grammar: str, what: str) -> Any:
     matcher = matcher_type(vocabulary, matcher_type.grammar_from_lark(f"{grammar}\n{_NO_FORCING}"), log_level=0)
     if matcher.is_error():
         report = _gist(matcher.get_error())
-        if what in ("json_schema", "regex"):  # the place in the grammar that we made of it tells nobody anything
+        if not what.startswith("grammar"):  # the place in the grammar that we made of it tells nobody anything
             report = _OVERLAP if "coerce_one_of" in report else _PLACE.sub("", report)
         raise OptionError(f"{what}: {report}")
     return matcher

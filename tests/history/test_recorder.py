@@ -1,7 +1,8 @@
 """A chat in the history: what was said stays, the model goes on from what it had before it, and reads nothing twice."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,23 +43,30 @@ class Kept:
         return [message.content for message in self.read().messages if message.role == "user"]
 
 
-@pytest.fixture(scope="module")
-def model(small_talk: Path) -> Iterator[edge_llama.Model]:
-    with edge_llama.open(small_talk, n_ctx=4096) as opened:
+Opened = Callable[..., edge_llama.Model]
+
+
+@pytest.fixture
+def opened(small_talk: Path, tmp_path: Path) -> Iterator[Opened]:
+    """Open the model, or another, as the terminal's chat does: its KV caches lie beside the history."""
+    with ExitStack() as stack:
+
+        def opened(path: Path = small_talk) -> edge_llama.Model:
+            folder = tmp_path / "history" / "kv"
+            return stack.enter_context(edge_llama.open(path, n_ctx=4096, cache_dir=folder, cache_tagged_only=True))
+
         yield opened
 
 
 @pytest.fixture
-def other(small_talk: Path, tmp_path: Path) -> Iterator[edge_llama.Model]:
+def other(opened: Opened, small_talk: Path, tmp_path: Path) -> edge_llama.Model:
     """Another model, by its name."""
-    path = rewritten(small_talk, tmp_path / "other.gguf", fields={"general.name": string("other")})
-    with edge_llama.open(path, n_ctx=512) as opened:
-        yield opened
+    return opened(rewritten(small_talk, tmp_path / "other.gguf", fields={"general.name": string("other")}))
 
 
 @pytest.fixture
-def kept(model: edge_llama.Model, tmp_path: Path) -> Kept:
-    return Kept(model, tmp_path / "history")
+def kept(opened: Opened, tmp_path: Path) -> Kept:
+    return Kept(opened(), tmp_path / "history")
 
 
 @pytest.fixture(scope="module")
@@ -168,59 +176,83 @@ def test_a_conversation_that_is_all_replaced_by_a_long_question_stays(small: edg
     assert kept.read().context == chat.messages
 
 
-def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, small_talk: Path) -> None:
+def test_what_was_prefilled_is_not_prefilled_again(kept: Kept, opened: Opened) -> None:
     chat = kept.model.chat(system="Answer briefly.")
     kept.say(chat, CAPITAL)
-    kept.recording.keep_kv(chat)
+    kept.recording.leave(kept.model, chat)
     expected = kept.model.count_tokens([*chat.messages, Message("user", "And of Italy?")])
     before = chat.send("And of Italy?", **BRIEF).result()
 
-    with edge_llama.open(small_talk, n_ctx=4096) as again:
-        recording = kept.begin()
-        resumed = recording.resume(again, kept.read())
-        assert recording.reread_reason is None
-        after = resumed.send("And of Italy?", **BRIEF).result()
+    again, recording = opened(), kept.begin()
+    resumed = recording.resume(again, kept.read())
+    assert recording.reread_reason is None
+    after = resumed.send("And of Italy?", **BRIEF).result()
     assert after.tokens == before.tokens
     assert after.timings.cached_tokens == before.timings.cached_tokens > 0
     assert after.timings.prompt_tokens == expected
 
 
-def test_a_kv_file_that_does_not_fit_is_told_and_the_messages_go_on(kept: Kept, other: edge_llama.Model) -> None:
+def test_a_kv_cache_that_does_not_fit_is_told_and_the_messages_go_on(
+    kept: Kept, other: edge_llama.Model, opened: Opened
+) -> None:
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
-    kept.recording.keep_kv(chat)
+    kept.recording.leave(kept.model, chat)
     path = kept.history.kv_file(kept.read().id)
     saved = path.read_bytes()
 
     kept.say(chat, "And of Italy?")  # killed before its KV cache was saved
-    recording = kept.begin()
-    assert recording.resume(kept.model, kept.read()).messages == chat.messages
-    assert "older than the last message" in str(recording.reread_reason)
+    assert path.read_bytes() == saved
 
-    assert recording.resume(other, kept.read()).messages == chat.messages
-    assert "it was with" in str(recording.reread_reason)
-    recording.keep_kv(chat)
+    def reason(model: edge_llama.Model) -> str:
+        recording = kept.begin()
+        resumed = recording.resume(model, kept.read())
+        assert resumed.messages == chat.messages
+        recording.leave(model, resumed)
+        return str(recording.reread_reason)
+
+    assert "older than the last message" in reason(opened())
+    assert "it was with" in reason(other)
+    other.close()
     assert path.read_bytes() == saved, "nothing was said to the other model, so its cache is not kept"
 
     path.write_bytes(saved[:-1] + bytes([saved[-1] ^ 1]))
-    assert recording.resume(kept.model, kept.read()).messages == chat.messages
-    assert "not as they were written" in str(recording.reread_reason)
+    assert "not as they were written" in reason(again := opened())
     assert not path.exists()
-    assert recording.resume(kept.model, kept.read()).messages == chat.messages
-    assert "not kept any more" in str(recording.reread_reason)
+    assert "not as they were written" in reason(again)
+    assert "not kept any more" in reason(opened())
+    path.write_bytes(saved[:100])
+    assert "cut short" in reason(opened())
+
+
+def test_a_conversation_goes_on_where_it_was_after_others_of_the_same_process(kept: Kept, opened: Opened) -> None:
+    chat = kept.model.chat(system="Answer briefly.")
+    kept.say(chat, CAPITAL)
+    first = kept.read()
+    chat.clear()
+    kept.recording.keep(kept.model, chat)
+    kept.say(chat, "Hello!")
+    second = kept.read()
+    kept.recording.leave(kept.model, chat)
+    kept.model.close()
+    assert {path.name for path in kept.history.kv_folder.iterdir()} == {f"{one.id}.session" for one in (first, second)}
+    for conversation in (first, second):
+        recording = kept.begin()
+        recording.resume(opened(), conversation)
+        assert recording.reread_reason is None
 
 
 def test_with_another_model_the_conversation_is_that_ones_from_then_on(kept: Kept, other: edge_llama.Model) -> None:
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
-    kept.recording.keep_kv(chat)
+    kept.recording.leave(kept.model, chat)
     kept.recording = recording = kept.begin()
     resumed = recording.resume(other, kept.read())
     resumed.send("And of Italy?", **BRIEF).result()
     recording.keep(other, resumed)
-    recording.keep_kv(resumed)
+    recording.leave(other, resumed)
     assert kept.read().identity == other.identity
-    assert kept.begin().resume(other, kept.read()).reread_reason is None
+    assert kept.begin().resume(other, kept.read()).messages == resumed.messages
     assert len(kept.history.entries()) == 1
     assert len(kept.read().messages) == 4
 
@@ -240,16 +272,20 @@ def test_two_that_continue_the_same_one_both_keep_what_was_said(kept: Kept) -> N
     assert kept.read().id in kept.told[-1]
 
 
-def test_a_conversation_that_was_deleted_meanwhile_does_not_come_back(kept: Kept) -> None:
+@pytest.mark.parametrize("is_found_out", [False, True])
+def test_a_conversation_that_was_deleted_meanwhile_does_not_come_back(kept: Kept, is_found_out: bool) -> None:
+    """Deleted by another process: this one finds out with the next message, or when it leaves."""
     chat = kept.model.chat()
     kept.say(chat, CAPITAL)
-    kept.recording.keep_kv(chat)
+    kept.recording.leave(kept.model, chat)
     kept.history.delete_all()
-    kept.say(chat, "And of Italy?")
-    kept.say(chat, "And of Egypt?")
-    kept.recording.keep_kv(chat)
+    if is_found_out:
+        kept.say(chat, "And of Italy?")
+        kept.say(chat, "And of Egypt?")
+    kept.recording.leave(kept.model, chat)
+    kept.model.close()
     assert kept.history.entries() == []
-    assert list((kept.history.folder / "kv").iterdir()) == []
+    assert list(kept.history.kv_folder.iterdir()) == []
     assert [text for text in kept.told if "was deleted" in text] == kept.told
 
 

@@ -18,7 +18,7 @@ from refusals import refusal
 
 from edge_llama import HistoryError, Message, OptionError, ToolCall
 from edge_llama.history import database
-from edge_llama.history.store import FOLDER_VARIABLE, KV_VARIABLE, Conversation, History, folder
+from edge_llama.history.store import FOLDER_VARIABLE, Conversation, History, folder
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX permissions and signals")
 CALL = ToolCall("weather", {"city": "Zürich", "days": [1, 2]})
@@ -141,7 +141,6 @@ def test_files_are_their_owners_only_also_while_they_are_written(history: Histor
     before = os.umask(0)
     try:
         history.create(talk("a", "b"))
-        history.keep_kv("abcd", lambda path: path.touch(0o600))
         db = sqlite3.connect(history.folder / "history.db", isolation_level=None)
         db.execute("BEGIN IMMEDIATE")
         db.execute("UPDATE conversations SET title = 'x'")
@@ -149,7 +148,7 @@ def test_files_are_their_owners_only_also_while_they_are_written(history: Histor
         db.close()
     finally:
         os.umask(before)
-    others = {"history.db.lock": 0o600, "kv": 0o700}
+    others = {"history.db.lock": 0o600}
     assert modes == {"history.db": 0o600, "history.db-wal": 0o600, "history.db-shm": 0o600, **others}
     assert stat.S_IMODE(history.folder.stat().st_mode) == 0o700
     (history.folder / "history.db").chmod(0o644)
@@ -168,7 +167,8 @@ def readable(folder: Path) -> bool:
 def test_of_what_is_deleted_nothing_can_be_read_any_more(history: History, everything: bool) -> None:
     kept = history.create(talk("stays", "here"))
     gone = history.create(talk(f"{SECRET} " * 3000, f"{SECRET}!", system=f"Say {SECRET}."))
-    history.keep_kv(gone.id, lambda path: path.write_text(SECRET))
+    history.kv_folder.mkdir()
+    history.kv_file(gone.id).write_text(SECRET)
     history.kv_file(gone.id).with_name(f".{gone.id}.session.12ab.partial").write_text(SECRET)
     if everything:
         (history.folder / "history.db.damaged-20260101-000000").write_text(SECRET)
@@ -180,20 +180,6 @@ def test_of_what_is_deleted_nothing_can_be_read_any_more(history: History, every
         history.delete([gone.id])
     assert not readable(history.folder)
     assert [entry.id for entry in history.entries()] == ([] if everything else [kept.id])
-
-
-def test_the_least_recently_used_kv_files_go_first(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KV_VARIABLE, "250")
-    for age, name in enumerate(("newest", "middle", "oldest")):
-        history.keep_kv(name, lambda path: path.write_bytes(bytes(80)))
-        os.utime(history.kv_file(name), (time.time() - 100 * age - 50,) * 2)
-    history.keep_kv("new", lambda path: path.write_bytes(bytes(100)))
-    assert [history.kv_file(name).exists() for name in ("new", "newest", "middle", "oldest")] == [1, 1, 0, 0]
-    history.keep_kv("huge", lambda path: path.write_bytes(bytes(251)))
-    assert list((history.folder / "kv").iterdir()) == []
-    monkeypatch.setenv(KV_VARIABLE, "many")
-    with refusal(OptionError, KV_VARIABLE, "many"):
-        history.kv_limit()
 
 
 def test_a_newer_database_is_an_error_and_left_untouched(history: History) -> None:

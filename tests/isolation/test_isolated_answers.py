@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import threading
@@ -13,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import converters
 import edge_llama
 from edge_llama import (
     Answer,
@@ -28,6 +28,7 @@ from edge_llama import (
     Timings,
 )
 from edge_llama.isolation.remote import IsolatedModel
+from edge_llama.isolation.service import Service
 
 CALL = r'\{"name": "add", "parameters": \{"a": 2, "b": 3\}\}'
 
@@ -155,14 +156,12 @@ def test_deadlines_and_queues_are_told(tiny: Path, isolated: Model) -> None:
         assert (stats.running, stats.queued, stats.cells) == (1, 1, 1024)
 
 
-def test_images_are_seen(llama4_scout: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    converters.convert(llama4_scout, folder, quant="f32", vision_quant="f32")
+def test_images_are_seen(bundle: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(3).integers(0, 255, (2, 60, 90, 3)).astype(np.uint8)
     options: dict[str, Any] = {"n_ctx": 2048, "kv_format": "f32", "flash_attention": False, "threads": 1}
     found = []
     for isolate in (False, True):
-        with edge_llama.open(folder, isolate=isolate, **options) as model:
+        with edge_llama.open(bundle, isolate=isolate, **options) as model:
             chat = model.chat(temperature=0, max_tokens=12)
             answers = [
                 chat.send("What?", images=[noise[0]]).result(),
@@ -173,7 +172,7 @@ def test_images_are_seen(llama4_scout: Path, tmp_path: Path) -> None:
             found.append((list(map(without_times, answers)), counts, chat.messages, model.vision))
     assert found[0] == found[1]
     assert found[1][0][1].timings.tiles == 5
-    with edge_llama.open(folder, isolate=True, **options) as model:
+    with edge_llama.open(bundle, isolate=True, **options) as model:
         chat = model.load_chat(tmp_path / "False.session")
         assert (chat.messages, chat.reread_reason) == (found[0][2], None)
 
@@ -318,6 +317,23 @@ def test_a_dropped_answer_stops(isolated: IsolatedModel) -> None:
     del running
     assert isolated.generate("x", max_tokens=1).result().timings.generated_tokens == 1
     assert not isolated._worker._child._asked  # nothing is kept of what is over
+
+
+def test_a_chat_that_is_gone_is_forgotten_there(plain: Model, isolated: IsolatedModel) -> None:
+    service = Service(plain, -1)
+    service.call("share", {"owner": [1, "a"], "other": [2, ""]})
+    assert service._owner((1, "later")).tag == "a"
+    assert {service._owner((at, "")) for at in (1, 2)} == set(service._owners.values())
+    service.forget([1, 3])
+    assert list(service._owners) == [2]
+    chat = isolated.chat(max_tokens=1)
+    chat.send("x").result()
+    number, _ = isolated._worker.owner(chat.cache_owner)
+    del chat
+    gc.collect()
+    assert list(isolated._worker._gone) == [number]
+    isolated.stats()  # whatever is asked next takes it along
+    assert not isolated._worker._gone
 
 
 def test_finish_and_shortening_are_told_here(isolated: Model) -> None:

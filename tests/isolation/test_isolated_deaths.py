@@ -24,7 +24,7 @@ from edge_llama.isolation.launch import WORKER_VARIABLE
 from edge_llama.isolation.remote import IsolatedModel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL, process groups and forks")
-KILLS = int(os.environ.get("EDGE_LLAMA_KILLS", "5"))
+KILLS = int(os.environ.get("EDGE_LLAMA_KILLS", "2"))
 FOR_EVER: dict[str, Any] = {"temperature": 0, "regex": ".*"}
 
 
@@ -32,9 +32,9 @@ def kill(model: IsolatedModel, number: int = signal.SIGKILL) -> None:
     os.kill(model.worker_pid, number)
 
 
-def is_gone(pid: int, seconds: float = 1.0) -> bool:
-    """Whether the process ends within so many seconds, or is a zombie of nobody's."""
-    deadline = time.monotonic() + seconds
+def is_gone(pid: int) -> bool:
+    """Whether the process ends by itself, or is a zombie of nobody's. A busy machine may take longer than a second."""
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -131,16 +131,18 @@ def test_it_is_killed_at_random_moments(isolated: IsolatedModel, rng: Any, seed:
     threads = [threading.Thread(target=call, args=(at,)) for at in range(4)]
     for thread in threads:
         thread.start()
-    pids = set()
-    for _ in range(KILLS):
-        time.sleep(draw.uniform(0, 1.5))
-        pids.add(isolated.worker_pid)
+    pids: set[int] = set()
+    while len(pids) < KILLS:  # once each, while it opens or is at work
+        time.sleep(draw.uniform(0, 2.5))
+        pid = isolated.worker_pid
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(isolated.worker_pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
+            pids.add(pid)
     done.set()
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
+    print(f"{len(pids)} killed, {sum(answered)} answers")
     assert not odd
     assert isolated.generate("x", max_tokens=1).result().tokens
     assert all(is_gone(pid) for pid in pids - {isolated.worker_pid})
@@ -200,7 +202,7 @@ def test_closing_ends_it_and_what_runs_is_cancelled(tiny: Path) -> None:
     pid = model.worker_pid
     model.close()
     model.close()
-    assert is_gone(pid, 0.1)
+    assert is_gone(pid)
     assert running.result().finish_reason == waiting.result().finish_reason == "cancelled"
     for use in (lambda: model.generate("x"), lambda: model.count_tokens([Message("user", "x")])):
         with pytest.raises(EngineError, match="the model is closed; open it again") as caught:
@@ -221,6 +223,23 @@ def test_a_dropped_model_ends_it(tiny: Path) -> None:
     assert is_gone(pid)
 
 
+def test_what_is_on_disk_is_found_by_the_next(tiny: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "cache_dir": tmp_path / "cache"}
+    with edge_llama.open(tiny, isolate=True, **options) as model:
+        assert isinstance(model, IsolatedModel)
+        chat = model.chat(max_tokens=4, temperature=0)
+        model.sessions.tag(chat.cache_owner, "mine")
+        prompt = chat.send("word " * 300).result().timings.prompt_tokens
+        model.sessions.store(chat.cache_owner)
+        kill(model)
+        with contextlib.suppress(EngineDiedError):
+            model.stats()
+        assert model.sessions.why_not_kept("mine") is None
+        assert chat.send("And?").result().timings.cached_tokens >= prompt
+        model.sessions.forget("mine")
+    assert not list((tmp_path / "cache").glob("*mine*"))
+
+
 def test_two_do_not_know_each_other(isolated: IsolatedModel, tiny: Path) -> None:
     with edge_llama.open(tiny, isolate=True, n_ctx=256) as other:
         assert isinstance(other, IsolatedModel)
@@ -232,12 +251,12 @@ def test_two_do_not_know_each_other(isolated: IsolatedModel, tiny: Path) -> None
         assert other.generate("x", max_tokens=3).result().tokens
 
 
-def test_another_model_at_the_path_is_not_taken_for_it(tiny: Path, packaged: Path, tmp_path: Path) -> None:
+def test_another_model_at_the_path_is_not_taken_for_it(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     shutil.copy(tiny, path)
     with edge_llama.open(path, isolate=True, n_ctx=256) as model:
         assert isinstance(model, IsolatedModel)
-        shutil.copy(packaged, tmp_path / "new")
+        (tmp_path / "new").write_bytes(tiny.read_bytes()[:-4] + b"\0\0\0\x3f")  # one weight is another
         (tmp_path / "new").replace(path)
         kill(model)
         with pytest.raises(EngineDiedError):

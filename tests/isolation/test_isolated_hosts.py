@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from terminals import EDGE_LLAMA
 
+import converters
 import edge_llama
 from edge_llama import EngineDiedError
 from edge_llama.isolation.launch import WORKER_VARIABLE
@@ -24,8 +25,14 @@ def run(code: str, *arguments: object, **environment: str) -> subprocess.Complet
     )
 
 
-def test_the_host_loads_no_engine_and_its_main_is_imported_once(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gguf", "onnx"])
+def test_the_host_loads_no_engine_and_its_main_is_imported_once(
+    kind: str, tiny: Path, llama3: Path, tmp_path: Path
+) -> None:
     """A script without ``if __name__ == "__main__"``, which multiprocessing would run again in the child."""
+    path = tiny
+    if kind == "onnx":
+        converters.convert(llama3, path := tmp_path / "onnx", to="onnx")
     script = tmp_path / "host.py"
     script.write_text(
         "import sys, edge_llama\n"
@@ -35,7 +42,7 @@ def test_the_host_loads_no_engine_and_its_main_is_imported_once(tiny: Path, tmp_
         "print(*sorted({'llama_cpp', 'onnxruntime', 'llguidance', 'multiprocessing'} & set(sys.modules)))\n"
         "print('libllama' in open('/proc/self/maps').read() if sys.platform == 'linux' else False)\n"
     )
-    done = subprocess.run([sys.executable, script, tiny], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, path], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("begun\n3\n\nFalse\n", "")
 
 

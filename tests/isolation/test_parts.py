@@ -3,7 +3,9 @@
 import gc
 import io
 import os
+import tempfile
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,3 +171,21 @@ def test_logprobs_come_as_they_were_written() -> None:
     del ours, theirs, region
     gc.collect()
     file.close()
+
+
+def test_a_temporary_file_serves_where_there_is_no_memfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on macOS and Windows: it has no name either, and its room is reserved by writing."""
+    for name in ("memfd_create", "posix_fallocate"):
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    file = SharedFile()
+    assert list(tmp_path.iterdir()) == []
+    region = file.take(50_000)
+    region.memory[:5] = b"bytes"
+    assert view(file.descriptor, region.start, region.size)[:5] == b"bytes"
+    assert os.fstat(file.descriptor).st_blocks * 512 >= 50_000
+    file.free(region)
+    file.close()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(EngineError, match="no file to share with the model's process can be made"):
+        SharedFile()

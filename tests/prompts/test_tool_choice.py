@@ -271,6 +271,7 @@ def test_choices_that_cannot_be_are_errors(llama: edge_llama.Model, options: Any
         (described("f", properties=5), "pythonic", "tool_choice: f: #/properties: expected an object of schemas"),
         (described("f", required="a"), "bare", "tool_choice: f: #/required: "),
         (described("f", anyOf=[{"type": "object"}]), "pythonic", "tool_choice: f: anyOf of its parameters"),
+        (described("f", properties={"a": {"items": {"$ref": "#"}}}), "bare", "f: .ref is '#'; refer to #/.defs/NAME"),
         (described("f", properties={"a b": {}}, required=["a b"]), "bare", "the argument 'a b' is no name in Python"),
         (
             described("f-g"),
@@ -294,6 +295,13 @@ def test_a_tool_that_cannot_be_called_so_is_named(tool: Any, form: str, problem:
 def test_other_tools_of_the_list_do_not_matter_to_a_named_one() -> None:
     tools = tools_of([now, described("f", properties={"a": {"not": {}}})])
     assert constraint(SamplingParams(), BYTES, grammar_of(tools, "json", "now"))
+
+
+def test_hundreds_of_arguments_are_no_matter() -> None:
+    wide = {f"a{number}": {"type": "integer", "description": f"Number {number}."} for number in range(500)}
+    for required in ([], list(wide), list(wide)[::7]):
+        grammar = grammar_of(tools_of([described("f", properties=wide, required=required)]), "pythonic")
+        assert constraint(SamplingParams(), BYTES, grammar)
 
 
 def test_a_tool_may_be_called_like_a_choice(llama: edge_llama.Model) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import letters
 import numpy as np
 import pytest
 from letters import Letters, following
@@ -18,9 +19,11 @@ import converters
 import edge_llama
 from edge_llama.backends.base import CacheSize, OneSequence
 from edge_llama.errors import OutputError
+from edge_llama.generation import generate
 from edge_llama.runtime import session_file
 from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache
 from edge_llama.runtime.prompt_cache import CacheOwner, PromptCache
+from edge_llama.sampling.params import SamplingParams
 
 PROMPT = list(range(100, 400))
 SETTINGS = {"engine": "letters", "kv_format": "f16"}
@@ -44,7 +47,7 @@ class Process:
         n_cells: int = 4096,
     ) -> None:
         self.tower = Letters(CacheSize(min(2048, n_cells), n_cells, 4))
-        self.disk = DiskCache(folder, model, f"identity of {model}", {**settings, "n_ctx": 5}, settings)
+        self.disk = DiskCache(folder, model, f"identity of {model}", settings, settings, self.tower.n_ctx)
         self.cache = PromptCache(self.tower, lambda _used: room, disk=self.disk)
 
     def use(self, prompt: list[int], owner: CacheOwner | None = None) -> int:
@@ -159,7 +162,8 @@ def test_why_a_conversation_is_read_again_is_known(folder: Path) -> None:
     process.use(PROMPT, owner)
     process.cache.close()
     other = Process(folder, settings={**SETTINGS, "kv_format": "f32"})
-    assert other.disk.refused == {"talk-1": "kv_format was f16 and is f32"}
+    assert other.disk.why_not_kept("talk-1") == "kv_format was f16 and is f32"
+    assert other.disk.why_not_kept("talk-2") == "its KV cache is not kept any more"
 
 
 def test_the_least_recently_used_files_go_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +266,16 @@ def test_what_cannot_be_written_is_told_and_the_engine_goes_on(folder: Path, cap
     with caplog.at_level(logging.WARNING):
         process.cache.close()
     assert "300 tokens can't be kept on disk" in caplog.text
+
+
+def test_what_is_being_answered_when_the_model_is_closed_is_kept(folder: Path) -> None:
+    tower = Letters()
+    engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS))
+    running = generate(engine, PROMPT, SamplingParams(temperature=0))
+    next(running)
+    engine.close()
+    assert running.result().finish_reason == "cancelled"
+    assert used(folder, PROMPT) == [len(PROMPT) - 1]
 
 
 def test_two_processes_share_a_folder(folder: Path) -> None:

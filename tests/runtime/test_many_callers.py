@@ -1,9 +1,12 @@
 """Many requests at once: each gets the answer that it would get alone, whatever becomes of the others."""
 
+import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import letters
@@ -274,6 +277,39 @@ def test_an_error_of_one_touches_no_other(started: Any) -> None:
     with pytest.raises(OptionError, match="KeyError"):
         bad[1].result()
     assert [each.result().text for each in good] == [said(prompt, 40) for prompt in [*distinct(3), [9, 9]]]
+
+
+@pytest.mark.parametrize("error", [EngineError("odd"), MemoryError("odd")])
+def test_where_a_sequence_cannot_be_copied_only_what_was_in_it_is_lost(started: Any, error: Exception) -> None:
+    engine, tower = started(CacheSize(400, 400, 4))
+
+    def save(_sequence: int) -> None:
+        raise error
+
+    tower.save = save
+    first, second = list(range(300)), list(range(1000, 1300))
+    assert [ask(engine, prompt).result().text for prompt in (first, second)] == [said(first, 5), said(second, 5)]
+    running = [ask(engine, prompt, 150) for prompt in distinct(4, 100)]
+    first_of_them = running[0].result().text
+    assert first_of_them == said(distinct(1, 100)[0], 150)
+    for each, prompt in list(zip(running, distinct(4, 100), strict=True))[1:]:
+        with suppress(EngineError):  # that its sequence can't leave the engine for a while
+            assert each.result().text == said(prompt, 150)
+    tower.save = type(tower).save.__get__(tower)
+    assert ask(engine, first).result().text == said(first, 5)
+
+
+def test_what_is_asked_while_it_is_closed_is_refused_or_cancelled() -> None:
+    for _ in range(40):
+        engine = letters.scheduler(Letters())
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        asked: deque[Generation] = deque(maxlen=60)
+        with pytest.raises(EngineError, match="closed"):
+            asked.extend(ask(engine, [1], None) for _ in itertools.count())
+        for each in asked:
+            assert each.result().finish_reason == "cancelled"
+        closing.join(SECONDS)
 
 
 def test_closing_releases_all_callers(started: Any) -> None:

@@ -56,6 +56,7 @@ class Kept:
         self._at: tuple[Model, Chat] | None = None
         self._recording: Recording | None = None
         self._history = None if off else self._opened(is_needed=wanted is not None)
+        self._kv_folder = self._opened_kv_folder()
         self._wanted = self._found(wanted)
 
     def model(self, model: str | None) -> str | None:
@@ -77,6 +78,11 @@ class Kept:
                 path = self._history.kv_file(self._wanted.id)
                 return session_settings(path) if path.exists() else {}
         return {}
+
+    @property
+    def caching(self) -> OpenOptions:
+        """The options for models to keep the KV caches of conversations beside the history."""
+        return {"cache_dir": self._kv_folder, "cache_tagged_only": True} if self._kv_folder else {}
 
     @contextmanager
     def chat(self, model: Model, *, system: str | None, **options: Unpack[ChatOptions]) -> Iterator[Chat]:
@@ -112,7 +118,7 @@ class Kept:
         if self._recording and self._at:
             with self._told_once():
                 self.keep(*self._at)
-                self._recording.keep_kv(self._at[1])
+                self._recording.leave(*self._at)
 
     def _opened(self, *, is_needed: bool) -> History | None:
         try:
@@ -127,6 +133,17 @@ class Kept:
             return None
         self._recording = Recording(history, lambda told: note(f"[{told}]"))
         return history
+
+    def _opened_kv_folder(self) -> Path | None:
+        """Where KV caches are kept; None if nowhere, which is told where they should be."""
+        if self._history is None:
+            return None
+        try:
+            self._history.kv_folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            note(f"[KV caches are not kept: {self._history.kv_folder}: {error.strerror or error}]")
+            return None
+        return self._history.kv_folder
 
     def _found(self, wanted: str | None) -> Conversation | None:
         if wanted is None:

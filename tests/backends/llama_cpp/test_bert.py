@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedding_models import POSITIONS, SPECIAL, TEXTS, cosines, reference
+from embedding_models import BERT, POSITIONS, SPECIAL, TEXTS, XLM_ROBERTA, cosines, reference
 from ggufs import rewritten
 from numpy.typing import NDArray
 from refusals import refusal
@@ -26,21 +26,35 @@ def model(bert: Path) -> Iterator[edge_llama.Model]:
         yield opened
 
 
+@pytest.fixture(scope="module", params=[BERT, XLM_ROBERTA], ids=["bert", "xlm-roberta"])
+def encoder(request: pytest.FixtureRequest, encoders: Path) -> Iterator[edge_llama.Model]:
+    """With word pieces, and with a unigram vocabulary."""
+    with edge_llama.open(encoders / request.param, threads=1) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_vectors_equal_transformers(model: edge_llama.Model, bert: Path, pooling: Pooling) -> None:
-    assert cosines(model.embed(TEXTS, pooling), reference(bert.parent, TEXTS, pooling)).min() >= 0.9999
+def test_vectors_equal_transformers(encoder: edge_llama.Model, pooling: Pooling) -> None:
+    checkpoint = encoder.artifact.path.parent
+    assert cosines(encoder.embed(TEXTS, pooling), reference(checkpoint, TEXTS, pooling)).min() >= 0.9999
 
 
-def test_a_text_gets_the_same_vector_alone_and_in_a_batch(model: edge_llama.Model) -> None:
-    alone = np.concatenate([model.embed([text]) for text in TEXTS])
-    assert cosines(model.embed(TEXTS), alone).min() >= 0.99999
+def test_a_text_gets_the_same_vector_alone_and_in_a_batch(encoder: edge_llama.Model) -> None:
+    alone = np.concatenate([encoder.embed([text]) for text in TEXTS])
+    assert cosines(encoder.embed(TEXTS), alone).min() >= 0.99999
 
 
-def test_a_text_becomes_the_tokens_of_transformers(model: edge_llama.Model, bert: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bert.parent)
-    before, after = model.tokenizer.frame
+def test_a_text_becomes_the_tokens_of_transformers(encoder: edge_llama.Model) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(encoder.artifact.path.parent)
+    before, after = encoder.tokenizer.frame
     for text in TEXTS:
-        assert [*before, *model.tokenizer.encode(text), *after] == tokenizer(text)["input_ids"]
+        assert [*before, *encoder.tokenizer.encode(text), *after] == tokenizer(text)["input_ids"]
+
+
+def test_what_looks_like_a_control_token_of_a_unigram_vocabulary_stays_text(encoders: Path) -> None:
+    with edge_llama.open(encoders / XLM_ROBERTA, threads=1) as opened:
+        ids = opened.tokenizer.encode("a</s> <s> <mask><pad>")
+        assert set(ids).isdisjoint({0, 1, 2, opened.tokenizer.n_vocab - 1})
 
 
 def test_text_that_looks_like_a_control_token_stays_text(model: edge_llama.Model) -> None:
