@@ -55,8 +55,10 @@ def prefilled_and_cached(done: subprocess.CompletedProcess[str]) -> tuple[str, s
     return found[1], found[2]
 
 
-def test_going_on_reads_no_more_than_staying_does(cli: Cli, called: Cli) -> None:
+def test_going_on_reads_no_more_than_staying_does(cli: Cli, called: Cli, history_folder: Path) -> None:
     expected = prefilled_and_cached(talk(cli, CAPITAL, ITALY))
+    (staying,) = kv_files(history_folder)
+    (history_folder / "kv" / staying).unlink()  # which has all of it
     talk(cli, CAPITAL)
     done = talk(cli, ITALY, options=("--continue",))
     assert prefilled_and_cached(done) == expected
@@ -194,10 +196,10 @@ def test_however_the_chat_is_left_it_goes_on_where_it_was(
     running.ask(CAPITAL)
     if way == "ctrl-d":
         running.type("\x04")
-        assert running.exit_code() == 0
+        assert running.exit_code() == 0, running.text()
     elif way == "exit":
         running.enter("/exit")
-        assert running.exit_code() == 0
+        assert running.exit_code() == 0, running.text()
     elif way == "hangup":
         running.hang_up()
     else:
