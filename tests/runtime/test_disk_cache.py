@@ -252,7 +252,7 @@ def test_a_conversation_that_is_longer_than_the_context_now_is_not_loaded(folder
     assert used(folder, PROMPT[:100], n_cells=200) == [0]
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="can't be made"):
         Process(tmp_path / "file" / "cache")
@@ -270,7 +270,7 @@ def test_what_cannot_be_written_is_told_and_the_engine_goes_on(folder: Path, cap
 
 def test_what_is_being_answered_when_the_model_is_closed_is_kept(folder: Path) -> None:
     tower = Letters()
-    engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS))
+    engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS, 4096))
     running = generate(engine, PROMPT, SamplingParams(temperature=0))
     next(running)
     engine.close()
