@@ -252,7 +252,7 @@ def test_a_conversation_that_is_longer_than_the_context_now_is_not_loaded(folder
     assert used(folder, PROMPT[:100], n_cells=200) == [0]
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="can't be made"):
         Process(tmp_path / "file" / "cache")
