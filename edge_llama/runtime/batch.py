@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from edge_llama.backends.base import Rows
+from edge_llama.runtime.cache_entries import Held
 from edge_llama.runtime.encoder_thread import Embedded
-from edge_llama.runtime.prompt_cache import Held
 from edge_llama.runtime.request import Request
 from edge_llama.runtime.session_file import State
 

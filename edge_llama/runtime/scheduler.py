@@ -224,7 +224,7 @@ class Scheduler:
             queued=self._waiting,
             used_cells=cache.used_cells,
             cells=self.tower.n_cells,
-            cached_bytes=cache.nbytes,
+            cached_bytes=cache.copies.nbytes,
             prompt_tokens=counts.prompt_tokens,
             generated_tokens=counts.generated_tokens,
             seconds=counts.seconds,
@@ -306,7 +306,7 @@ class Scheduler:
     def _end(self, running: Running, logits: NDArray[np.float32] | None = None) -> None:
         self._running.remove(running)
         if running.suspended:
-            self.cache.keep(running.suspended)
+            self.cache.copies.keep(running.suspended)
         else:
             self.cache.end(running.held, logits)
 

@@ -21,8 +21,9 @@ from edge_llama.backends.base import CacheSize, OneSequence
 from edge_llama.errors import OutputError
 from edge_llama.generation import generate
 from edge_llama.runtime import session_file
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache
-from edge_llama.runtime.prompt_cache import CacheOwner, PromptCache
+from edge_llama.runtime.prompt_cache import PromptCache
 from edge_llama.sampling.params import SamplingParams
 
 PROMPT = list(range(100, 400))
