@@ -254,14 +254,17 @@ class PromptCache:
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
         length, found = self._best(prompt)
-        running = self._cells.used_by({held.number for held in self._held if held.is_running})
-        cells = self._tower.n_cells - running
+        cells = self._cells_to_have()
         while isinstance(found, Stored) and len(found.tokens) <= cells:
             self.copies.load(found)
             length, found = self._best(prompt)
         if isinstance(found, State | Stored) and len(found.tokens) > cells >= len(prompt):
             return self._longest(prompt, Held)
         return length, found
+
+    def _cells_to_have(self) -> int:
+        """How many there are if all that is idle leaves."""
+        return self._tower.n_cells - self._cells.used_by({held.number for held in self._held if held.is_running})
 
     def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What has the most of the prompt, and how much; from disk only what is worth loading."""
@@ -291,8 +294,9 @@ class PromptCache:
         """A sequence whose first ``length`` tokens are those of what was found."""
         if found is None:
             return self._new()
-        if isinstance(found, Stored):  # for which there are no cells yet
+        if not isinstance(found, Held) and len(found.tokens) > self._cells_to_have():
             return None
+        assert not isinstance(found, Stored)  # noqa: S101 - what there are cells for was loaded
         if isinstance(found, State):
             return self._loaded_again(found, length)
         if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
