@@ -271,7 +271,7 @@ def test_what_cannot_be_written_is_told_and_the_engine_goes_on(folder: Path, cap
 
 def test_what_is_being_answered_when_the_model_is_closed_is_kept(folder: Path) -> None:
     tower = Letters()
-    engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS))
+    engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS, 4096))
     running = generate(engine, PROMPT, SamplingParams(temperature=0))
     next(running)
     engine.close()
