@@ -160,7 +160,7 @@ def test_the_trial_says_whether_texts_can_be_embedded(
     assert tries() == 1
     assert embedded({"survived": True, "embeds": True}) == 0
     assert embedded({"survived": True}) == 1
-    with pytest.raises(EngineError, match="llama.cpp cannot embed texts with it: a trial in a process of its own died"):
+    with pytest.raises(EngineError, match="cannot embed texts with it: a trial in a process of its own died"):
         embedded({"survived": True, "embeds": False})
 
 
