@@ -35,7 +35,7 @@ SCHEMA = {
 SCHEMA["required"] = list(SCHEMA["properties"])  # type: ignore[call-overload]
 PROMPTS, LENGTH, MARGIN = 50, 64, 1e-3
 """Of ``agreement``: answers, their tokens, and the logits between two tokens that may be taken for each other."""
-LINES = 44
+LINES = 56
 """Messages of ``restart``'s conversation: some 2,000 tokens."""
 CANCELS = 100
 """Of each kind."""
@@ -100,7 +100,7 @@ def restart(options: argparse.Namespace) -> list[Result]:
 
 def after_restart(options: argparse.Namespace, folder: Path | None, number: int) -> dict[str, float]:
     kept = {"cache_dir": str(folder)} if folder else {}
-    side = ours(options, n_ctx=2560, kv_cells=None, **kept)
+    side = ours(options, n_ctx=4096, kv_cells=None, **kept)
     messages = [["user" if at % 2 == 0 else "assistant", line] for at, line in enumerate(told(number))]
     if folder:
         with started([side]):

@@ -73,10 +73,10 @@ def continued(model: edge_llama.Model, messages: Sequence[Sequence[str]], questi
     chat = model.chat()
     chat.messages = [Message(role, text) for role, text in messages]
     started = time.perf_counter()
-    with chat.send(question, temperature=0, max_tokens=8) as pieces:
-        next(pieces)
-        first = time.perf_counter() - started
-    timings = pieces.timings
+    pieces = chat.send(question, temperature=0, max_tokens=8)
+    next(pieces)
+    first = time.perf_counter() - started
+    timings = pieces.result().timings
     return {"first": first, "prompt": timings.prompt_tokens, "cached": timings.cached_tokens}
 
 

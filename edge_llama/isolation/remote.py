@@ -107,8 +107,8 @@ class IsolatedModel(Model):
         )
 
     def _vectors(self, texts: Sequence[str], pooling: Pooling) -> NDArray[np.float32]:
-        n_embd, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
-        return np.frombuffer(data, np.float32).reshape(-1, n_embd).copy()
+        shape, data = self._worker.call_with_bytes("embed", texts=list(texts), pooling=pooling)
+        return np.frombuffer(data, np.float32).reshape(shape).copy()
 
     def count_tokens(
         self,
@@ -119,15 +119,8 @@ class IsolatedModel(Model):
         n_ctx: int | None = None,
     ) -> int:
         """See :meth:`edge_llama.Model.count_tokens`."""
-        images: list[Image] = []
-        count: int = self._worker.call(
-            "count_tokens",
-            messages=wire.messages_to_json(check_messages(messages), images),
-            images=[replace(image, data=b"") for image in images],  # their sizes and hashes say it
-            tools=tools_of(tools).schemas,
-            template_variables=as_json(dict(template_variables or {}), "template_variables"),
-            n_ctx=n_ctx,
-        )
+        given = _prompt(messages, tools, template_variables)
+        count: int = self._worker.call("count_tokens", **given, n_ctx=n_ctx)
         return count
 
     def prefetch(
@@ -139,22 +132,9 @@ class IsolatedModel(Model):
         template_variables: Mapping[str, Any] | None = None,
     ) -> int:
         """See :meth:`edge_llama.Model.prefetch`."""
-        images: list[Image] = []
-        count: int = self._worker.call(
-            "prefetch",
-            messages=wire.messages_to_json(check_messages(messages), images),
-            images=[replace(image, data=b"") for image in images],
-            tools=tools_of(tools).schemas,
-            template_variables=as_json(dict(template_variables or {}), "template_variables"),
-            owner=self._worker.owner(owner),
-        )
+        given = _prompt(messages, tools, template_variables)
+        count: int = self._worker.call("prefetch", **given, owner=self._worker.owner(owner))
         return count
-
-    def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
-        """See :meth:`edge_llama.Model.embed`."""
-        given = texts if isinstance(texts, str) else list(texts)
-        shape, data = self._worker.call_with_bytes("embed", texts=given, pooling=pooling)
-        return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
 
     def stats(self) -> Stats:
         """See :meth:`edge_llama.Model.stats`."""
@@ -199,6 +179,19 @@ class _RemoteSessions:
         source = checked_path(path).absolute()
         found = self._worker.call("resume", path=source, owner=self._worker.owner(owner))
         return tuple(map(Message.from_json, found["messages"])), found["reason"]
+
+
+def _prompt(
+    messages: Sequence[Message], tools: Iterable[Tool] | Tools | None, variables: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a conversation is rendered from. Which ids stand for images their sizes and hashes say: no data is sent."""
+    images: list[Image] = []
+    return {
+        "messages": wire.messages_to_json(check_messages(messages), images),
+        "images": [replace(image, data=b"") for image in images],
+        "tools": tools_of(tools).schemas,
+        "template_variables": as_json(dict(variables or {}), "template_variables"),
+    }
 
 
 def _absolute(options: OpenOptions) -> Mapping[str, Any]:

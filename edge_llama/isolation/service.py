@@ -144,9 +144,9 @@ class Service:
         ends = [token for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)]
         return Blob({"lengths": list(map(len, pieces)), "ends": ends}, b"".join(pieces))
 
-    def _embed(self, texts: Sequence[str], pooling: Pooling | None) -> Blob:
+    def _embed(self, texts: Sequence[str], pooling: Pooling) -> Blob:
         vectors = self._model.embed(texts, pooling)
-        return Blob(vectors.shape, vectors.astype("<f4", copy=False).tobytes())
+        return Blob(vectors.shape, vectors.tobytes())
 
     def _save(
         self, path: str, messages: Sequence[Mapping[str, Any]], images: Sequence[Sequence[Any]], owner: Owner

@@ -525,10 +525,6 @@ class PromptCache:
             self._drop(gone)
         return True
 
-    def _tell_loss(self, tokens: int) -> None:
-        if not self._disk:
-            _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{tokens:,}")
-
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)
         return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag)

@@ -5,6 +5,7 @@ llama.cpp's own grammars are not used: they end the process on a token, or a gra
 """
 
 import json
+import math
 import re
 import weakref
 from functools import cache, lru_cache, partial
@@ -21,6 +22,9 @@ from edge_llama.sampling.params import SamplingParams
 
 _MAX_TEXT = 100_000  # characters of a regular expression or grammar: an error here takes no gigabytes there
 _MAX_PROBES = 500
+# Forced text of 100,000 bytes (``(a{1000}){1000}``) takes all that llguidance's lexer has for the answer.
+_REPEATS = re.compile(r'(?:\{|"min(?:Items|Length)": )([0-9]{2,6})')
+_MANY, _MAX_REPEATS = 50, 20_000
 _CONTINUES = 0x80  # to 0xBF: bytes of UTF-8 that begin no character
 _OVERLAP = (
     "the choices of a oneOf may overlap, which can't be enforced: use anyOf, or require a key with a const in each"
@@ -45,7 +49,9 @@ _JSON_OPTIONS = {
 class Constraint:
     """What the answer must fit, and how far it came. For one answer, in one thread at a time."""
 
-    def __init__(self, matcher: Any, what: str, n_vocab: int) -> None:
+    def __init__(self, matcher: Any, what: str, n_vocab: int, *, may_force: bool = True) -> None:
+        """``may_force``: text that must come is no longer than can be looked at, at once."""
+        self._may_force = may_force
         self._matcher = matcher
         self._what = what
         self._n_vocab = n_vocab
@@ -80,6 +86,8 @@ class Constraint:
         Text that must come is cut as the model's tokenizer cuts it after the last token, up to where what follows might
         join its end; masks would also allow any other tokens that spell it. Nothing is accepted by this.
         """
+        if not self._may_force:
+            return []
         ahead, found = self._matcher.deep_copy(), list[int]()
         while tokens := _forced_text(ahead) or _only_token(ahead):
             found += tokens
@@ -137,7 +145,14 @@ def constraint(params: SamplingParams, tokenizer: Tokenizer, calls: CallGrammar 
         return None
     what, grammar = found
     _walked(what, grammar)
-    return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+    return _for_model(grammar, what, tokenizer)
+
+
+def _for_model(grammar: str, what: str, tokenizer: Tokenizer) -> Constraint:
+    counts = [int(count) for count in _REPEATS.findall(grammar)]
+    matcher = _matcher(_vocabulary(tokenizer), grammar, what)
+    may_force = math.prod(count for count in counts if count >= _MANY) <= _MAX_REPEATS
+    return Constraint(matcher, what, tokenizer.n_vocab, may_force=may_force)
 
 
 def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: str | None) -> Constraint:
@@ -148,7 +163,7 @@ def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: str | None) -> Co
     _walked(what, f"{grammar}\nstart: calls")
     starts = [f"<[{begin}]> calls" + ("" if end is None else f" <[{end}]>") for begin, end in calls.tags]
     grammar = f"{grammar}\nstart: {' | '.join(['calls', *starts])}"
-    return Constraint(_matcher(_vocabulary(tokenizer), grammar, what), what, tokenizer.n_vocab)
+    return _for_model(grammar, what, tokenizer)
 
 
 def _schema_of(where: str, schema: Any) -> str:

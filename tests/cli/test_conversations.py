@@ -153,6 +153,28 @@ def test_a_history_that_can_not_be_used_is_told_and_the_chat_goes_on(
     assert re.search(r"\[this chat is not kept: .*file/history\.db: cannot be used", done.stderr)
 
 
+def test_a_folder_for_kv_caches_that_can_not_be_made_is_told_and_the_chat_is_kept(
+    cli: Cli, tmp_path: Path, called: Cli
+) -> None:
+    env = {"EDGE_LLAMA_HISTORY": str(tmp_path)}
+    (tmp_path / "kv").write_text("in the way")
+    done = cli("chat", "--temperature", 0, stdin=CAPITAL, env=env)
+    assert (done.returncode, "Tokyo" in done.stdout) == (0, True)
+    assert f"[KV caches are not kept: {tmp_path / 'kv'}: File exists]" in done.stderr
+    assert (tmp_path / "kv").read_text() == "in the way"
+    assert CAPITAL in called("history", "list", env=env).stdout
+    done = cli("chat", "--temperature", 0, "--continue", stdin=ITALY, env=env)
+    assert "it is read again with the next message: no KV cache is kept on disk" in done.stderr
+
+
+def test_a_chat_in_a_process_of_its_own_goes_on_too(cli: Cli, history_folder: Path, called: Cli) -> None:
+    talk(cli, CAPITAL, options=("--isolate",))
+    assert kv_files(history_folder) == [f"{listed(called)[0]['id']}.session"]
+    done = talk(cli, ITALY, options=("--isolate", "--continue"))
+    assert "read again" not in done.stderr
+    assert said(called)[0::2] == [CAPITAL, ITALY]
+
+
 @pytest.fixture
 def chat(terminal: Callable[..., Terminal]) -> Callable[..., Terminal]:
     def start(*arguments: object) -> Terminal:

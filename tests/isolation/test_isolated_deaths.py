@@ -235,6 +235,7 @@ def test_what_is_on_disk_is_found_by_the_next(tiny: Path, tmp_path: Path) -> Non
         with contextlib.suppress(EngineDiedError):
             model.stats()
         assert model.sessions.why_not_kept("mine") is None
+        assert model.prefetch(chat.messages, chat.cache_owner) >= prompt
         assert chat.send("And?").result().timings.cached_tokens >= prompt
         model.sessions.forget("mine")
     assert not list((tmp_path / "cache").glob("*mine*"))

@@ -1,12 +1,14 @@
 """The cache on disk and an engine: what is kept when it closes, what is of use then, folders that can't be written."""
 
 import os
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -247,6 +249,30 @@ def test_from_a_folder_that_may_not_be_written_is_read() -> None:
         assert int(done.stdout.split()[0]) <= 1
         assert "can't be kept on disk" in done.stderr
         assert names(folder) == [path.name]
+
+
+def test_many_that_write_and_remove_at_once_leave_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Each as a process of its own would: they have nothing in common but the folder."""
+    monkeypatch.setenv(LIMIT_VARIABLE, "6000")
+
+    def work(number: int) -> None:
+        draw, cache = random.Random(seed + number), disk(tmp_path)
+        for _ in range(12):
+            tag = f"t{draw.randrange(6)}"
+            assert cache.write(state(tag, *range(draw.randrange(1, 9)), nbytes=1000))
+            for stored in cache.entries():
+                cache.load(stored)
+            cache.put(state("", draw.randrange(1000), nbytes=500))
+        cache.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert caplog.text == ""
+    files = list(tmp_path.iterdir())
+    assert 0 < sum(path.stat().st_size for path in files) <= 6000
+    assert all(session_file.read(path).state for path in files)
 
 
 WITHOUT_CLOSING = """
