@@ -99,6 +99,7 @@ class PromptCache:
         self._index(held, prompt)
         self._touch(held)
         self._move_out_idle()
+        self.copies.make_room(0)  # one that came from disk may be one too many
         return Beginning(held, len(held.tokens), diverged)
 
     def appended(self, held: Held, tokens: Sequence[int]) -> None:
@@ -253,13 +254,13 @@ class PromptCache:
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
         length, found = self._best(prompt)
-        while isinstance(found, Stored):
+        running = self._cells.used_by({held.number for held in self._held if held.is_running})
+        cells = self._tower.n_cells - running
+        while isinstance(found, Stored) and len(found.tokens) <= cells:
             self.copies.load(found)
             length, found = self._best(prompt)
-        if isinstance(found, State):
-            running = self._cells.used_by({held.number for held in self._held if held.is_running})
-            if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
-                return self._longest(prompt, Held)
+        if isinstance(found, State | Stored) and len(found.tokens) > cells >= len(prompt):
+            return self._longest(prompt, Held)
         return length, found
 
     def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
@@ -288,8 +289,10 @@ class PromptCache:
 
     def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""
-        if found is None or isinstance(found, Stored):  # which begin() has fetched
+        if found is None:
             return self._new()
+        if isinstance(found, Stored):  # for which there are no cells yet
+            return None
         if isinstance(found, State):
             return self._loaded_again(found, length)
         if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
