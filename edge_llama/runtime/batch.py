@@ -29,7 +29,7 @@ class Running:
     @property
     def is_ready(self) -> bool:
         """Whether a decode can go on with it: not while it waits for an image, or for cells."""
-        if self.suspended or not self.todo:
+        if self.suspended or not self.todo or self.request.is_cancelled:
             return False
         embedded = self.embedded
         return self.todo[0] >= 0 or (embedded is not None and embedded.done() and embedded.exception() is None)

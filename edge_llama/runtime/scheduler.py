@@ -331,7 +331,7 @@ class Scheduler:
                     return has_begun
                 has_begun = True
         while len(self._running) < self.max_running and not any(call.is_alone for call in self._calls):
-            request = next((each for each in self._queue if self._may_begin(each)), None)
+            request = next((each for each in self._queue if not each.is_cancelled and self._may_begin(each)), None)
             if request is None or not self._begin(request):
                 break
             has_begun = True
@@ -440,11 +440,11 @@ class Scheduler:
         self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
 
     def _begin_decode(self, batch: Batch) -> bool:
-        """Whether anybody still wants it."""
+        """Whether all of it is still wanted: else the next step plans another."""
         with self._lock:
             self._current = {running.request: len(rows.tokens) for running, rows in batch}
             self.tower.resume()
-            if self._is_closed or all(request.is_cancelled for request in self._current):
+            if self._is_closed or any(request.is_cancelled for request in self._current):
                 self._current = {}
                 return False
             return True
