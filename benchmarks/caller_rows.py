@@ -8,7 +8,7 @@ from typing import Any
 import generation
 from comparison import Result, compared, say, started
 from onnx_folders import gguf
-from peers import at_commit
+from peers import ROOT, at_commit
 from rounds import CALLERS, Round, Side, interleaved, known, new
 from sides import BEFORE, N_CTX, ChildSide, edge_llama_side, llama_server, openvino_side, python_server
 
@@ -93,9 +93,10 @@ def callers(
 def alone(options: argparse.Namespace) -> list[Result]:
     """Processes of their own, as in generation.py: llama-bench's context is as large as each of its tests."""
 
-    def engine(path: str) -> dict[str, float]:
+    def engine(root: Path) -> dict[str, float]:
         fixed = {"model": str(options.model), "threads": options.threads}
-        environment = {"PYTHONPATH": path} if path else {}
+        fixed["script"] = str(root / "benchmarks" / "generation.py")
+        environment = {"PYTHONPATH": str(root)}
         reading = generation.worker("answer", environment, **fixed, n_ctx=520, prompt=512, count=1)
         writing = generation.worker("answer", environment, **fixed, n_ctx=136, prompt=8, count=128)
         return {"pp512": reading["read"], "tg128": writing["write"]}
@@ -104,10 +105,10 @@ def alone(options: argparse.Namespace) -> list[Result]:
         read, write = generation.bench(options, "-p", 512, "-n", 128)
         return {"pp512": read, "tg128": write}
 
-    before = str(at_commit(BEFORE))
+    before = at_commit(BEFORE)
     goals = {f"the engine at {BEFORE}": ">= 1.0", "llama-bench": ">= 0.97"}
     turns = {
-        "ours": lambda _: engine(""),
+        "ours": lambda _: engine(ROOT),
         f"the engine at {BEFORE}": lambda _: engine(before),
         "llama-bench": lambda _: peer(),
     }

@@ -164,8 +164,11 @@ def profile(options: argparse.Namespace) -> None:
 # The two sides. A worker is this file in a process of its own.
 
 
-def worker(kind: str, environment: dict[str, str] | None = None, **job: Any) -> dict[str, float]:
-    command = [sys.executable, __file__, "worker", "--job", json.dumps({"kind": kind, **job})]
+def worker(
+    kind: str, environment: dict[str, str] | None = None, script: str = __file__, **job: Any
+) -> dict[str, float]:
+    """``script``: this file, or as it was at another commit."""
+    command = [sys.executable, script, "worker", "--job", json.dumps({"kind": kind, **job})]
     done = subprocess.run(
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
     )

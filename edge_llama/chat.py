@@ -31,8 +31,8 @@ from edge_llama.prompts.messages import (
 )
 from edge_llama.prompts.tool_choice import AUTO
 from edge_llama.prompts.tools import Tool, Tools, tools_of
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEncoder, check_room
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)

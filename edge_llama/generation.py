@@ -13,9 +13,9 @@ from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import ToolCallParser
 from edge_llama.prompts.tools import Tool, Tools
 from edge_llama.runtime.answering import Answering
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.progress import Answer, Diverged, FinishReason, Piece, Progress, Timings
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.request import Request
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.sampling.params import SamplingOptions, SamplingParams

@@ -31,11 +31,11 @@ from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
 from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, check_texts, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
 from edge_llama.runtime.thread_pacer import Pace
 from edge_llama.sampling.params import SamplingParams, recommended

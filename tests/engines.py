@@ -13,7 +13,9 @@ from edge_llama.backends.base import OneSequence, TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.runtime.prompt_cache import CacheOwner, Held, PromptCache, State
+from edge_llama.runtime.cache_entries import CacheOwner, Held
+from edge_llama.runtime.prompt_cache import PromptCache
+from edge_llama.runtime.session_file import State
 
 T = TypeVar("T")
 CAPITAL = "What is the capital of Japan?"

@@ -31,8 +31,8 @@ from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.prompts.messages import Message, as_json, check_messages, check_text
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools, tools_of
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import Stats
 from edge_llama.runtime.session_file import checked_path
 

@@ -12,7 +12,7 @@ from edge_llama.isolation.shared_file import view
 from edge_llama.media.images import Image
 from edge_llama.model import Model
 from edge_llama.prompts.tools import Tools
-from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.cache_entries import CacheOwner
 
 Owner: TypeAlias = tuple[int, str]
 """The number of an owner, and its tag."""

@@ -16,7 +16,7 @@ from edge_llama.isolation import wire
 from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
 from edge_llama.isolation.process import Asked, Child, closed
 from edge_llama.media.images import Image
-from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.cache_entries import CacheOwner
 
 
 @dataclass(eq=False, slots=True)

@@ -9,9 +9,9 @@ from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
+from edge_llama.runtime.cache_entries import CacheOwner, Divergence
 from edge_llama.runtime.encoders import ImageEmbeddings
 from edge_llama.runtime.progress import Diverged, FinishReason, Piece, Progress, Timings
-from edge_llama.runtime.prompt_cache import CacheOwner, Divergence
 from edge_llama.runtime.request import Request
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.logprobs import TokenLogprobs

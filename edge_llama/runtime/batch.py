@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from edge_llama.backends.base import Rows
+from edge_llama.runtime.cache_entries import Held
 from edge_llama.runtime.encoder_thread import Embedded
-from edge_llama.runtime.prompt_cache import Held
 from edge_llama.runtime.request import Request
 from edge_llama.runtime.session_file import State
 
@@ -29,7 +29,7 @@ class Running:
     @property
     def is_ready(self) -> bool:
         """Whether a decode can go on with it: not while it waits for an image, or for cells."""
-        if self.suspended or not self.todo:
+        if self.suspended or not self.todo or self.request.is_cancelled:
             return False
         embedded = self.embedded
         return self.todo[0] >= 0 or (embedded is not None and embedded.done() and embedded.exception() is None)

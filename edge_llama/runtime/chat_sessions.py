@@ -10,8 +10,8 @@ from edge_llama.media.images import Image
 from edge_llama.planning.options import SAVED, OpenOptions, checked
 from edge_llama.prompts.messages import Message, check_messages, images_of
 from edge_llama.runtime import session_file
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.disk_cache import DiskCache, difference
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.session_file import SavedChat, State
 
@@ -51,18 +51,16 @@ class ChatSessions:
 
     def store(self, owner: CacheOwner) -> None:
         """Write what the owner's last answer left to disk now. OutputError if that fails."""
-        cache = self._engine.cache
-        if (index := cache.on_disk) is None:
-            return
+        cache, disk = self._engine.cache, self._disk
 
         def new_state() -> State | None:
             state = cache.state(owner)
-            return None if state is None or index.has(state.tokens, owner.tag) else state
+            return None if state is None or cache.copies.is_stored(state.tokens, owner.tag) else state
 
-        if state := self._engine.call(new_state):
+        if disk and (state := self._engine.call(new_state)):
             state.tag = owner.tag
-            if stored := index.disk.write(state):
-                self._engine.call(lambda: index.add(stored))
+            if stored := disk.write(state):
+                self._engine.call(lambda: cache.copies.stored(stored))
 
     def why_not_kept(self, conversation: str) -> str | None:
         """Why what there is of a conversation on disk can't be used, if so."""

@@ -127,7 +127,7 @@ class DiskCache:
 
     def write(self, state: State) -> Stored | None:
         """Keep a sequence, in place of the conversation's last; None if it shall not be. OutputError if it can't be."""
-        if not self.keeps(state.tag):
+        if not self._is_kept(state):
             return None
         path = self._path(state)
         try:
@@ -159,7 +159,7 @@ class DiskCache:
 
     def put(self, state: State) -> Stored | None:
         """Have a thread :meth:`keep` it: what there will be then, and can be loaded already; None if nothing."""
-        if not self.keeps(state.tag):
+        if not self._is_kept(state):
             return None
         path = self._path(state)
         with self._lock:
@@ -174,10 +174,6 @@ class DiskCache:
         """Keep nothing of a conversation, also of what is being written."""
         self._forgotten.add(tag)
         self.remove(Stored(self._folder / f"{tag}{SUFFIX}", np.empty(0, np.int32)))
-
-    def keeps(self, tag: str) -> bool:
-        """Whether sequences of this conversation, or with "" of none, are kept."""
-        return tag not in self._forgotten and bool(tag or self.keeps_untagged)
 
     def has(self, stored: Stored) -> bool:
         """Whether it is still there, or will be: another process may have removed it."""
@@ -197,6 +193,9 @@ class DiskCache:
         if self._thread:
             self._jobs.put(None)
             self._thread.join()
+
+    def _is_kept(self, state: State) -> bool:
+        return state.tag not in self._forgotten and bool(state.tag or self.keeps_untagged)
 
     def _path(self, state: State) -> Path:
         key = repr((self._identity, sorted(self._needed.items()))).encode()

@@ -9,8 +9,7 @@ cells: it is copied out when others begin, and the least recently used copies go
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
 from types import UnionType
 
 import numpy as np
@@ -18,71 +17,21 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
+from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Entry, Held, Tokens, divergence, rank
 from edge_llama.runtime.cells import Cells
+from edge_llama.runtime.copies import Copies, tell_lost
 from edge_llama.runtime.disk_cache import DiskCache, Stored
-from edge_llama.runtime.disk_index import DiskIndex
-from edge_llama.runtime.radix_tree import RadixTree, shared_length
+from edge_llama.runtime.radix_tree import RadixTree
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
+_WORTH_LOADING = 32
+"""A file is loaded for some of its tokens if it has at most so many times as many: loading one takes some hundredths
+of the time of prefilling it."""
 _WORTH_KEEPING = 32
 """Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
-
-Tokens = NDArray[np.int32]
-
-
-class CacheOwner:
-    """Whose a KV cache is: a chat, which goes on from where it was."""
-
-    __slots__ = ("__weakref__", "tag", "tokens")
-
-    def __init__(self) -> None:
-        self.tokens: Tokens | None = None
-        """What its last answer left in the cache, int32 ``(n,)``; None before."""
-        self.tag = ""
-        """The conversation's, under which it is kept on disk."""
-
-
-@dataclass(eq=False, slots=True)
-class Held:
-    """A sequence of the engine that holds something."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    logits: NDArray[np.float32] | None = None
-    """Those of the last position, if they were kept."""
-    fixed: int = 0
-    """How many tokens from the first were prefilled in slices that depend on nothing else: see ``slice_size``."""
-    is_running: bool = True
-    owner: "weakref.ref[CacheOwner] | None" = None
-    tag: str = ""
-    """Of which conversation it is; "" if of none."""
-    indexed: Tokens = field(default_factory=lambda: np.empty(0, np.int32))
-    """With which tokens it is in the tree: while it is running, those that it will have after its prompt."""
-
-
-Entry = Held | State
-"""What the tree leads to: a sequence, or a copy in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """Where a prompt left what was in the cache: after ``position`` tokens, with ``wanted`` in place of ``cached``."""
-
-    position: int
-    cached: tuple[int, ...]
-    wanted: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Beginning:
-    """A sequence for a request: ``reused`` tokens of its prompt are in it, and after them nothing."""
-
-    held: Held
-    reused: int
-    divergence: Divergence | None
 
 
 class PromptCache:
@@ -102,15 +51,12 @@ class PromptCache:
         depends on what was prefilled before.
         """
         self._tower = tower
-        self._room = room
         self._slice_size = slice_size
-        self.on_disk = DiskIndex(disk) if disk else None
-        """What is on disk, if anything shall be."""
         self._tree: RadixTree[Entry] = RadixTree()
         self._free = list(range(tower.n_sequences))[::-1]
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
-        self._states: list[State] = []  # likewise
+        self.copies = Copies(self._tree, room, disk, lambda tag: any(held.tag == tag for held in self._held))
 
     @property
     def used_cells(self) -> int:
@@ -122,24 +68,18 @@ class PromptCache:
         """Cells that nothing takes."""
         return self._tower.n_cells - self._cells.used
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all copies take."""
-        return sum(state.nbytes for state in self._states)
-
     def known(self, prompt: Tokens) -> int:
         """How many tokens of the prompt are prefilled already, somewhere."""
-        return max(self._best(prompt)[0], self._worth_loading(prompt)[0])
+        return self._best(prompt)[0]
 
     def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
         """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
 
         :meth:`begin` reads it otherwise, while the engine waits.
         """
-        while stored := self._worth_loading(prompt)[1]:
-            if self.on_disk and not self.on_disk.is_loaded(stored, on_done):
+        while isinstance(found := self._best(prompt)[1], Stored):
+            if self.copies.is_loading(found, on_done):
                 return True
-            self._fetch(stored)
         return False
 
     def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
@@ -148,7 +88,7 @@ class PromptCache:
         If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
         """
         length, found = self._found(prompt)
-        divergence = _divergence(prompt, length, found)
+        diverged = divergence(prompt, length, found)
         held = self._taken(length, found, owner)
         if held is None:
             return None
@@ -159,7 +99,8 @@ class PromptCache:
         self._index(held, prompt)
         self._touch(held)
         self._move_out_idle()
-        return Beginning(held, len(held.tokens), divergence)
+        self.copies.make_room(0)  # one that came from disk may be one too many
+        return Beginning(held, len(held.tokens), diverged)
 
     def appended(self, held: Held, tokens: Sequence[int]) -> None:
         """The tower decoded these tokens into the sequence."""
@@ -209,13 +150,6 @@ class PromptCache:
             self._index(held, prompt)
         return held
 
-    def keep(self, state: State) -> None:
-        """Keep a copy, in memory or else on disk, if there is room."""
-        if self._make_room(state.nbytes):
-            self._put(state)
-        else:
-            self._spill(state)
-
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
         while self.free_cells < count:
@@ -253,8 +187,8 @@ class PromptCache:
         """Forget everything that is idle."""
         for held in [each for each in self._held if not each.is_running]:
             self._release(held)
-        for state in list(self._states):
-            self._drop(state)
+        for state in list(self.copies.states):
+            self.copies.drop(state)
 
     def tag(self, owner: CacheOwner, tag: str) -> None:
         """What the owner's answers leave is of this conversation."""
@@ -270,10 +204,7 @@ class PromptCache:
         """Keep nothing of a conversation, but what is being answered."""
         for held in [each for each in self._held if each.tag == tag and not each.is_running]:
             self._release(held)
-        for state in [each for each in self._states if each.tag == tag]:
-            self._drop(state)
-        if self.on_disk:
-            self.on_disk.disk.forget(tag)
+        self.copies.forget(tag)
 
     def prefetch(self, prompt: Tokens, owner: CacheOwner) -> int:
         """Have what is known of the prompt in a sequence, ready to go on; how many tokens that is."""
@@ -285,68 +216,67 @@ class PromptCache:
 
     def close(self) -> None:
         """What is there goes to disk, also what was being answered."""
-        if (index := self.on_disk) is None:
+        disk = self.copies.disk
+        if disk is None:
             return
         for held in [each for each in self._held if each.is_running]:
             self.end(held)
-        index.disk.close()
-        for entry in self._last(index):
+        disk.close()
+        for entry in self._last():
             try:
-                if stored := index.disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
-                    index.add(stored)
+                if stored := disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
+                    self.copies.stored(stored)
             except EngineError as error:
                 _log.warning("%s tokens can't be kept on disk: %s", f"{len(entry.tokens):,}", error)
 
-    def _last(self, index: DiskIndex) -> list[Entry]:
+    def _last(self) -> list[Held | State]:
         """What the disk lacks, the least recently used first; of a conversation its last."""
-        found: list[Entry] = []
+        found: list[Held | State] = []
         tags: set[str] = set()
-        latest_first: list[Entry] = [*self._held[::-1], *self._states[::-1]]
+        latest_first: list[Held | State] = [*self._held[::-1], *self.copies.states[::-1]]
         for entry in latest_first:
             tokens = np.array(entry.tokens, np.int32)
-            is_last = entry.tag not in tags if entry.tag else not self._is_beginning(entry, tokens)
-            if is_last and index.disk.keeps(entry.tag) and not index.has(tokens, entry.tag):
+            if self._is_wanted(entry, tokens, tags) and not self.copies.is_stored(tokens, entry.tag):
                 found.append(entry)
             tags.add(entry.tag)
         return found[::-1]
 
-    def _is_beginning(self, entry: Entry, tokens: Tokens) -> bool:
-        """Whether something else has all its tokens, and more."""
-        return any(
+    def _is_wanted(self, entry: Held | State, tokens: Tokens, tags: Collection[str]) -> bool:
+        """Whether it is a conversation's that has no other yet, or of none, and nothing else begins with all of it."""
+        if entry.tag or not (self.copies.disk and self.copies.disk.keeps_untagged):
+            return bool(entry.tag) and entry.tag not in tags
+        return not any(
             length == len(tokens) < len(other.tokens)
             for length, other in self._tree.matches(tokens)
             if other is not entry
         )
 
-    def _spill(self, state: State) -> None:
-        """What the memory has no room for goes to disk, but not in place of a conversation's last."""
-        if (index := self.on_disk) is None:
-            _tell_lost(state.tokens)
-            return
-        entries: list[Entry] = [*self._held, *self._states]
-        is_last = not state.tag or all(each is state or each.tag != state.tag for each in entries)
-        if is_last and not index.has(state.tokens, state.tag) and (stored := index.disk.put(state)):
-            index.add(stored)
-
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
-        while stored := self._worth_loading(prompt)[1]:
-            self._fetch(stored)
         length, found = self._best(prompt)
-        if isinstance(found, State):
-            running = self._cells.used_by({held.number for held in self._held if held.is_running})
-            if len(found.tokens) > self._tower.n_cells - running >= len(prompt):
-                return self._best(prompt, Held)
+        cells = self._cells_to_have()
+        while isinstance(found, Stored) and len(found.tokens) <= cells:
+            self.copies.load(found)
+            length, found = self._best(prompt)
+        if isinstance(found, State | Stored) and len(found.tokens) > cells >= len(prompt):
+            return self._longest(prompt, Held)
         return length, found
 
-    def _worth_loading(self, prompt: Tokens) -> tuple[int, Stored | None]:
-        """What is on disk and has more of the prompt than anything else, so much that it is worth loading."""
-        if self.on_disk is None or self._slice_size:
-            return 0, None
-        return self.on_disk.worth_loading(prompt, self._best(prompt)[0])
+    def _cells_to_have(self) -> int:
+        """How many there are if all that is idle leaves."""
+        return self._tower.n_cells - self._cells.used_by({held.number for held in self._held if held.is_running})
 
-    def _best(self, prompt: Tokens, kind: type[Held] | UnionType = Entry) -> tuple[int, Entry | None]:
-        """What has the most of the prompt, and how much. Of equals a sequence, rather an idle one."""
+    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
+        """What has the most of the prompt, and how much; from disk only what is worth loading."""
+        best = self._longest(prompt, Held | State)
+        if self.copies.disk and not self._slice_size:
+            length, stored = self._longest(prompt, Stored)
+            if stored and (length - best[0]) * _WORTH_LOADING >= len(stored.tokens):
+                return length, stored
+        return best
+
+    def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
+        """Of the entries of a kind. Of equals a sequence, rather an idle one."""
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
@@ -354,21 +284,19 @@ class PromptCache:
             if not isinstance(entry, kind):
                 continue
             usable = min(length, len(entry.tokens))
-            if self._slice_size:
+            if self._slice_size and not isinstance(entry, Stored):
                 usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
-            if usable and (usable, _rank(entry)) > (best[0], _rank(best[1])):
+            if usable and (usable, rank(entry)) > (best[0], rank(best[1])):
                 best = usable, entry
         return best
-
-    def _fetch(self, stored: Stored) -> None:
-        """Have a copy of what is on disk in memory."""
-        if self.on_disk and (state := self.on_disk.load(stored)):
-            self._put(state)
 
     def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""
         if found is None:
             return self._new()
+        if not isinstance(found, Held) and len(found.tokens) > self._cells_to_have():
+            return None
+        assert not isinstance(found, Stored)  # noqa: S101 - what there are cells for was loaded
         if isinstance(found, State):
             return self._loaded_again(found, length)
         if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
@@ -397,14 +325,14 @@ class PromptCache:
 
     def _loaded_again(self, state: State, length: int) -> Held | None:
         """A copy as a sequence; an empty one if the engine refuses it."""
-        self._drop(state)  # before others are copied out: it makes room
+        self.copies.drop(state)  # before others are copied out: it makes room
         try:
             held = self._loaded(state)
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
             return self._new()
         if held is None or length < len(state.tokens):  # else the sequence has it all
-            self.keep(state)
+            self.copies.keep(state)
         return held
 
     def _loaded(self, state: State) -> Held | None:
@@ -449,47 +377,26 @@ class PromptCache:
     def _keep(self, held: Held) -> None:
         """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
-        if any(entry is not held and len(entry.tokens) >= len(held.tokens) for entry in others):
+        if any(
+            entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
+            for entry in others
+        ):
             return
         beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
-        if not self._make_room(beside + self._tower.saved_bytes(held.number)):
-            if self.on_disk and self.on_disk.disk.keeps(held.tag):
-                self._spill(self._copy(held))
-            else:
-                _tell_lost(held.tokens)
+        has_room = self.copies.make_room(beside + self._tower.saved_bytes(held.number))
+        if not has_room and not self.copies.disk:
+            tell_lost(held.tokens)
             return
         try:
             state = self._copy(held)
         except (EngineError, MemoryError) as error:
             _log.warning("a conversation of %s tokens can't be kept: %s", f"{len(held.tokens):,}", error)
             return
-        for shorter in self._tree.prefixes(state.tokens):
-            if isinstance(shorter, State):
-                self._drop(shorter)
-        self._put(state)
-
-    def _put(self, state: State) -> None:
-        self._states.append(state)
-        self._tree.insert(state.tokens, state)
-
-    def _make_room(self, nbytes: int) -> bool:
-        """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
-        room = self._room(self.nbytes)
-        if nbytes > room:
-            return False
-        while self.nbytes + nbytes > room:
-            gone = self._states[0]
-            self._spill(gone)
-            self._drop(gone)
-        return True
+        self.copies.keep(state)
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)
         return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag)
-
-    def _drop(self, state: State) -> None:
-        self._states.remove(state)
-        self._tree.remove(state.tokens, state)
 
     def _release(self, held: Held) -> None:
         """The sequence is empty and free."""
@@ -511,31 +418,9 @@ class PromptCache:
         self._held.append(held)
 
 
-def _tell_lost(tokens: Sized) -> None:
-    _log.info("no room to keep a conversation of %s tokens: it will be read again", f"{len(tokens):,}")
-
-
-def _rank(entry: Entry | None) -> int:
-    if isinstance(entry, Held):
-        return 2 if entry.is_running else 3
-    return 0 if entry is None else 1
-
-
 def _may_be_cut(held: Held, length: int, owner: CacheOwner | None) -> bool:
     """Whether what the sequence has after ``length`` tokens may be lost: its owner left it, or it is little."""
     known = held.owner() if held.owner else None
     if known is None:
         return not held.tag and len(held.tokens) - length < _WORTH_KEEPING
     return known is owner
-
-
-def _divergence(prompt: Tokens, length: int, found: Entry | None) -> Divergence | None:
-    """Where the prompt leaves what was found, if it does so within both."""
-    if found is None:
-        return None
-    ours = np.array(found.tokens[length : length + 8], np.int32)
-    theirs = prompt[length : length + 8]
-    at = shared_length(ours, theirs)
-    if at == len(ours) or at == len(theirs):
-        return None
-    return Divergence(length + at, tuple(map(int, ours[at:])), tuple(map(int, theirs[at:])))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EdgeLlamaError, EngineError
-from edge_llama.runtime.prompt_cache import CacheOwner, Divergence
+from edge_llama.runtime.cache_entries import CacheOwner, Divergence
 from edge_llama.sampling.sampler import LogitsRow
 
 Embed = Callable[[int, int], NDArray[np.float32]]

@@ -224,7 +224,7 @@ class Scheduler:
             queued=self._waiting,
             used_cells=cache.used_cells,
             cells=self.tower.n_cells,
-            cached_bytes=cache.nbytes,
+            cached_bytes=cache.copies.nbytes,
             prompt_tokens=counts.prompt_tokens,
             generated_tokens=counts.generated_tokens,
             seconds=counts.seconds,
@@ -306,7 +306,7 @@ class Scheduler:
     def _end(self, running: Running, logits: NDArray[np.float32] | None = None) -> None:
         self._running.remove(running)
         if running.suspended:
-            self.cache.keep(running.suspended)
+            self.cache.copies.keep(running.suspended)
         else:
             self.cache.end(running.held, logits)
 
@@ -331,7 +331,7 @@ class Scheduler:
                     return has_begun
                 has_begun = True
         while len(self._running) < self.max_running and not any(call.is_alone for call in self._calls):
-            request = next((each for each in self._queue if self._may_begin(each)), None)
+            request = next((each for each in self._queue if not each.is_cancelled and self._may_begin(each)), None)
             if request is None or not self._begin(request):
                 break
             has_begun = True
@@ -440,11 +440,11 @@ class Scheduler:
         self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
 
     def _begin_decode(self, batch: Batch) -> bool:
-        """Whether anybody still wants it."""
+        """Whether all of it is still wanted: else the next step plans another."""
         with self._lock:
             self._current = {running.request: len(rows.tokens) for running, rows in batch}
             self.tower.resume()
-            if self._is_closed or all(request.is_cancelled for request in self._current):
+            if self._is_closed or any(request.is_cancelled for request in self._current):
                 self._current = {}
                 return False
             return True

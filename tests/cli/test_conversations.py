@@ -155,7 +155,7 @@ def test_a_history_that_can_not_be_used_is_told_and_the_chat_goes_on(
     assert re.search(r"\[this chat is not kept: .*file/history\.db: cannot be used", done.stderr)
 
 
-def test_a_folder_for_kv_caches_that_is_a_file_is_told_and_the_chat_is_kept(
+def test_a_folder_for_kv_caches_that_can_not_be_created_is_told_and_the_chat_is_kept(
     cli: Cli, tmp_path: Path, called: Cli
 ) -> None:
     env = {"EDGE_LLAMA_HISTORY": str(tmp_path)}

@@ -21,8 +21,9 @@ from edge_llama.backends.base import CacheSize, OneSequence
 from edge_llama.errors import OutputError
 from edge_llama.generation import generate
 from edge_llama.runtime import session_file
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache
-from edge_llama.runtime.prompt_cache import CacheOwner, PromptCache
+from edge_llama.runtime.prompt_cache import PromptCache
 from edge_llama.sampling.params import SamplingParams
 
 PROMPT = list(range(100, 400))
@@ -252,7 +253,28 @@ def test_a_conversation_that_is_longer_than_the_context_now_is_not_loaded(folder
     assert used(folder, PROMPT[:100], n_cells=200) == [0]
 
 
-def test_a_folder_in_a_file_is_an_error(tmp_path: Path) -> None:
+def test_what_has_to_wait_for_cells_is_not_loaded_until_there_are_some(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used(folder, PROMPT)
+    process = Process(folder, n_cells=400)
+    running = process.cache.begin(np.array([9] * 200, np.int32))
+    assert running is not None
+    OneSequence(process.tower, running.held.number).decode([9] * 64)
+    process.cache.appended(running.held, [9] * 64)
+    OneSequence(process.tower, running.held.number).decode([9] * 64)
+    process.cache.appended(running.held, [9] * 64)
+    loads: list[object] = []
+    load = process.disk.load
+    monkeypatch.setattr(process.disk, "load", lambda stored: loads.append(stored) or load(stored))
+    assert process.cache.begin(np.array([*PROMPT, 1], np.int32)) is None
+    assert loads == []
+    process.cache.end(running.held)
+    assert process.use([*PROMPT, 1]) == 300
+    assert len(loads) == 1
+
+
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="can't be made"):
         Process(tmp_path / "file" / "cache")

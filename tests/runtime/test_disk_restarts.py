@@ -25,8 +25,8 @@ from edge_llama.backends.base import CacheSize
 from edge_llama.errors import OptionError, OutputError
 from edge_llama.generation import generate
 from edge_llama.runtime import session_file
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.disk_cache import LIMIT_VARIABLE, DiskCache, Stored
-from edge_llama.runtime.prompt_cache import CacheOwner
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.session_file import State
 from edge_llama.sampling.params import SamplingParams

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import CacheSize, Rows
 from edge_llama.errors import BusyError, DeadlineError, EngineError, OptionError
 from edge_llama.generation import Generation, generate
-from edge_llama.runtime.prompt_cache import CacheOwner
+from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.thread_pacer import Pace
 from edge_llama.sampling.params import SamplingParams

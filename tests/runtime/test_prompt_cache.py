@@ -10,7 +10,9 @@ from letters import Letters, following
 
 from edge_llama.backends.base import CacheSize, OneSequence, Rows
 from edge_llama.errors import EngineError
-from edge_llama.runtime.prompt_cache import Beginning, CacheOwner, Divergence, Held, PromptCache, State
+from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Divergence, Held
+from edge_llama.runtime.prompt_cache import PromptCache
+from edge_llama.runtime.session_file import State
 
 SYSTEM = list(range(100, 400))
 """More than may lie idle beside others: see ``_IDLE_CELLS``."""
@@ -76,7 +78,7 @@ class Cached:
         assert sorted([*numbers, *self.cache._free]) == list(range(self.tower.n_sequences))
         assert self.cache.used_cells == self.tower.used_cells
         assert self.cache.free_cells == self.tower.n_cells - self.tower.used_cells
-        assert self.cache.nbytes <= self.room
+        assert self.cache.copies.nbytes <= self.room
 
 
 def test_two_that_are_running_share_their_beginning() -> None:
@@ -131,14 +133,14 @@ def test_what_a_dropped_chat_left_is_kept_and_goes_first_when_room_is_short(n_se
     cached.move_out()
     chats[0] = CacheOwner()
     gc.collect()
-    kept = cached.cache.nbytes
+    kept = cached.cache.copies.nbytes
     assert [cached.cache.known(ids(prompt)) for prompt in prompts] == [301] * 3
     cached.room = kept
     cached.use([9, *SYSTEM])
     cached.move_out()
     assert [cached.cache.known(ids(prompt)) for prompt in prompts] == [0, 301, 301]
     assert cached.cache.known(ids([9, *SYSTEM])) == 301
-    assert cached.cache.nbytes == kept
+    assert cached.cache.copies.nbytes == kept
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -148,7 +150,7 @@ def test_the_least_recently_used_goes_first() -> None:
         cached.use(prompt)
     cached.use(prompts[0])
     cached.move_out()
-    cached.room = cached.cache.nbytes
+    cached.room = cached.cache.copies.nbytes
     cached.use(prompts[3])
     cached.move_out()
     assert [bool(cached.cache.known(ids(prompt))) for prompt in prompts] == [True, False, True, True]
@@ -176,7 +178,7 @@ def test_what_was_moved_out_is_loaded_with_its_logits() -> None:
     assert beginning.held.logits is not None
     assert int(beginning.held.logits.argmax()) == following(SYSTEM)
     assert cached.tower.loads == 1
-    assert cached.cache.nbytes == 0
+    assert cached.cache.copies.nbytes == 0
 
 
 def test_a_beginning_that_is_needed_alone_leaves_the_copy() -> None:
@@ -202,7 +204,7 @@ def test_of_two_copies_one_of_which_begins_the_other_the_longer_is_kept() -> Non
     cached.use(SYSTEM, chats[0])
     cached.use([*SYSTEM, 1, 2], chats[1])
     cached.move_out()
-    assert len(cached.cache._states) == 1
+    assert len(cached.cache.copies.states) == 1
     assert cached.cache.known(ids([*SYSTEM, 1, 2])) == len(SYSTEM) + 2
 
 
@@ -212,10 +214,10 @@ def test_a_state_that_the_engine_refuses_is_prefilled_again(caplog: pytest.LogCa
     with pytest.raises(EngineError, match="read 0 of 7"):
         cached.cache.adopt(bad, owner)
     cached.check()
-    cached.cache.keep(bad)
+    cached.cache.copies.keep(bad)
     assert cached.use(SYSTEM) == 0
     assert "can't be used, it is prefilled again" in caplog.text
-    assert cached.cache.nbytes == 0
+    assert cached.cache.copies.nbytes == 0
 
 
 def test_one_that_is_suspended_comes_back_and_goes_on() -> None:
@@ -235,7 +237,7 @@ def test_one_that_is_suspended_comes_back_and_goes_on() -> None:
 
 def test_one_that_was_suspended_and_cancelled_is_kept() -> None:
     cached = Cached()
-    cached.cache.keep(cached.cache.suspend(cached.begin(SYSTEM).held))
+    cached.cache.copies.keep(cached.cache.suspend(cached.begin(SYSTEM).held))
     assert cached.use(SYSTEM) > 0
     assert cached.tower.loads == 1
 
@@ -394,7 +396,7 @@ def test_whatever_comes_and_goes_every_sequence_holds_what_it_says(n_sequences: 
     def resume() -> None:
         state, wanted = suspended.pop(int(rng.integers(len(suspended))))
         if rng.integers(4) == 0:
-            cached.cache.keep(state)
+            cached.cache.copies.keep(state)
         elif (held := cached.cache.resume(state, ids(wanted), None)) is None:
             suspended.append((state, wanted))
         else:

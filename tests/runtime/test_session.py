@@ -15,7 +15,8 @@ import edge_llama
 from edge_llama import Chat, Message
 from edge_llama.backends.base import TextTower
 from edge_llama.generation import generate
-from edge_llama.runtime.prompt_cache import CacheOwner, State
+from edge_llama.runtime.cache_entries import CacheOwner
+from edge_llama.runtime.session_file import State
 from edge_llama.sampling.params import SamplingParams
 
 STORY = "Tell me a story about the sea. " * 20
@@ -196,9 +197,9 @@ def test_a_state_that_the_engine_refuses_is_prefilled_again(llama3: Path, tmp_pa
         with pytest.raises(edge_llama.EngineError, match="read 0 of"):
             session.cache.adopt(bad, owner)
         assert session.tokens == []
-        session.cache.keep(bad)
+        session.cache.copies.keep(bad)
         assert session.prefill(list(range(40, 90)), owner) == 0
-        assert session.cache.nbytes == 0
+        assert session.cache.copies.nbytes == 0
         fresh = session.logits()
         session.rewind(0)
         session.prefill(list(range(40, 90)))

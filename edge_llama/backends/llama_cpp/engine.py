@@ -1,6 +1,7 @@
 """llama.cpp as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from edge_llama.backends.base import (
@@ -88,7 +89,7 @@ class LlamaCpp:
             "n_batch": setting.n_batch,
             "gpu_layers": placement.gpu_layers,
         }
-        embeds = first_run.require(artifact, options)
+        first_run.require(artifact, options)
         return LlamaCppTower(
             artifact,
             cache=cache,
@@ -97,7 +98,7 @@ class LlamaCpp:
             kv_format=setting.kv_format,
             n_batch=setting.n_batch,
             gpu_layers=placement.gpu_layers,
-            embeds=embeds,
+            embeds=partial(first_run.embeds, artifact, options),
         )
 
     def state(self, *, again: bool) -> EngineState:

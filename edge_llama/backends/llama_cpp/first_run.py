@@ -30,30 +30,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 PROBE = CrashProbe("llama.cpp", "llama-cpp-python", build_probe.check)
 _KIND = "first-run"
-_TRIED = "writing, embedding"
 _N_CTX = 256
 _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
 
 
-def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> bool:
-    """Whether the model embeds texts, too, with these ``settings`` of LlamaCppTower.
+def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
+    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
+    _finding(artifact, settings, "embeds" if artifact.is_encoder else "survived")
 
-    ArtifactError if llama.cpp would end the process on it; of an encoder, if it would when it embeds.
+
+def embeds(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp would survive it, too, that the model embeds a text. Found out with the rest, as a rule."""
+    finding = _finding(artifact, settings, "embeds")
+    return finding is None or bool(finding["embeds"])
+
+
+def _finding(artifact: GGUFArtifact, settings: Mapping[str, Any], wanted: str) -> Mapping[str, Any] | None:
+    """What a child found out, now or once, that knows what is ``wanted``: earlier versions tried no embedding.
+
+    None where no child is needed, or can't be had.
     """
     if _is_known(artifact):
-        return True
+        return None
     if not crash_probe.has_children():
         _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
-        return True
+        return None
     files = [_identity(header) for header in artifact.headers]
-    key = {"files": files, "settings": dict(settings), "engine": build_probe.build(), "tried": _TRIED}
-    if (known := user_cache.recall(_KIND, key)) is not None:
-        return bool(known["embeds"])
-    found = PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes)
-    if found is None:
-        return True
-    user_cache.remember(_KIND, key, {"embeds": found["embeds"]})
-    return bool(found["embeds"])
+    key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
+    finding = user_cache.recall(_KIND, key)
+    if finding is None or wanted not in finding:
+        said = PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes)
+        if said is None:
+            return None
+        finding = {"survived": True, **said}
+        user_cache.remember(_KIND, key, finding)
+    return finding
 
 
 def _is_known(artifact: GGUFArtifact) -> bool:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -115,12 +115,12 @@ class LlamaCppTower:
         kv_format: str,
         n_batch: int = 512,
         gpu_layers: int = 0,
-        embeds: bool = True,
+        embeds: Callable[[], bool] = lambda: True,
     ) -> None:
         """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
 
-        ``embeds``: whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp refuses
-        the file, EngineError if the cache can't be allocated.
+        ``embeds`` is asked whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp
+        refuses the file, EngineError if the cache can't be allocated.
         """
         self._lib = lib = the_engine()
         options = lib.llama_model_default_params()
@@ -287,7 +287,7 @@ class LlamaCppTower:
 
     def embedder(self, longest: int) -> LlamaCppEmbedder:
         """See :meth:`edge_llama.backends.base.TextTower.embedder`."""
-        if not self._embeds:
+        if self._embedder is None and not self._embeds():
             raise EngineError(
                 f"{self._artifact.path}: llama.cpp cannot embed texts with it: a trial in a process of its own died",
                 remedy="take another model for embeddings",

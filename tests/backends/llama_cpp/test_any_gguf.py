@@ -1,5 +1,6 @@
 """What llama.cpp loads runs: also architectures that edge-llama does not convert, also recurrent ones."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -138,6 +139,29 @@ def test_a_file_is_tried_once_for_each_of_its_states_and_settings(
     assert [opened(), opened(), opened(kv_format="f32"), opened()] == [1, 0, 1, 0]
     architectures.written(path, "qwen2", vocabulary, seed=1)
     assert [opened(), opened()] == [1, 0]
+
+
+def test_the_trial_says_whether_texts_can_be_embedded(
+    tries: Callable[[], int], vocabulary: Header, tmp_path: Path
+) -> None:
+    """What an earlier version found does not: then it is tried when it is asked for, and known from then on."""
+    path = tmp_path / "model.gguf"
+    architectures.written(path, "qwen2", vocabulary)
+
+    def embedded(found: dict[str, bool]) -> int:
+        (file,) = (tmp_path / "cache" / "first-run").iterdir()
+        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "found": found}), "utf-8")
+        with edge_llama.open(path, n_ctx=64) as model:
+            assert tries() == 0
+            model.embed(["Hello"], "mean")
+        return tries()
+
+    edge_llama.open(path, n_ctx=64).close()
+    assert tries() == 1
+    assert embedded({"survived": True, "embeds": True}) == 0
+    assert embedded({"survived": True}) == 1
+    with pytest.raises(EngineError, match="cannot embed texts with it: a trial in a process of its own died"):
+        embedded({"survived": True, "embeds": False})
 
 
 def test_a_llama_that_we_wrote_needs_no_trial(tries: Callable[[], int], converted: Path, tmp_path: Path) -> None:
