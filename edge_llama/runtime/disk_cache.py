@@ -78,6 +78,8 @@ class DiskCache:
         self._refused: dict[str, str] = {}
         """Why what there is of a conversation can't be used, by its tag."""
         self._forgotten: set[str] = set()
+        self._outlived: set[Path] = set()
+        """Files that had to go for others: what is in memory of them is not written again in place of those."""
         self._pending: dict[Path, State] = {}
         """What will be written."""
         self._lock = threading.Lock()
@@ -136,6 +138,7 @@ class DiskCache:
                 _log.info("%s: %s bytes are not kept: the limit is %s", path, f"{state.nbytes:,}", f"{limit:,}")
                 path.unlink(missing_ok=True)  # what went before is of no use without
                 return None
+            self._outlived.discard(path)
             session_file.write(path, SavedChat(self._model, self._identity, self._settings, (), state))
             self._refused.pop(state.tag, None)
             if state.tag in self._forgotten:  # since it was begun
@@ -176,8 +179,8 @@ class DiskCache:
         self.remove(Stored(self._folder / f"{tag}{SUFFIX}", np.empty(0, np.int32)))
 
     def has(self, stored: Stored) -> bool:
-        """Whether it is still there, or will be: another process may have removed it."""
-        return stored.path in self._pending or stored.path.exists()
+        """Whether it is still there, or will be, or had to go for others: another process may have removed it."""
+        return stored.path in self._pending or stored.path in self._outlived or stored.path.exists()
 
     def remove(self, stored: Stored) -> None:
         """Keep it no longer."""
@@ -253,6 +256,7 @@ class DiskCache:
             if used <= limit:
                 return
             path.unlink(missing_ok=True)
+            self._outlived.add(path)
             used -= size
 
 

@@ -268,7 +268,7 @@ def test_the_least_recently_used_kv_file_goes_and_that_is_told(
     size = (history_folder / "kv" / f"{one}.session").stat().st_size
     env = {**environment, "EDGE_LLAMA_HISTORY_KV_BYTES": str(int(size * 1.5))}
     command = [EDGE_LLAMA, "chat", "--temperature", "0"]
-    subprocess.run(command, input=CAPITAL, text=True, capture_output=True, env=env, check=True)
+    subprocess.run(command, input="Hello!", text=True, capture_output=True, env=env, check=True)
     assert kv_files(history_folder) == [f"{listed(called)[0]['id']}.session"] != [f"{one}.session"]
     done = talk(cli, ITALY, options=("--continue", one))
     assert "it is read again with the next message: its KV cache is not kept any more" in done.stderr

@@ -139,7 +139,8 @@ FORKED = """
     next(running)
     if pid := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        print(len(running.result().tokens), chat.send("x", max_tokens=2).result().finish_reason)
+        reasons = running.result().finish_reason, chat.send("x", max_tokens=2).result().finish_reason
+        print(set(reasons) <= {"stop", "length"})
         sys.exit(code)
     for use in (lambda: model.generate("x"), lambda: chat.send("x"), running.result, lambda: next(running)):
         try:
@@ -158,7 +159,7 @@ FORKED = """
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_a_fork_of_the_host_gets_an_error_and_harms_nothing(tiny: Path) -> None:
     done = run(FORKED, tiny)
-    assert (done.returncode, done.stdout) == (0, "200 length\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_the_command_line_isolates(tiny: Path) -> None:

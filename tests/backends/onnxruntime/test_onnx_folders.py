@@ -220,7 +220,8 @@ def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(
     graph(change)(onnx_copy)
     with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself
         require(text(onnx_copy), "cpu")
-        opened(onnx_copy).close()
+        with opened(onnx_copy):
+            pass
 
 
 def test_a_foreign_graph_is_tried_once(onnx_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
