@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,12 @@ def test_what_cannot_be_written_is_told_and_the_engine_goes_on(folder: Path, cap
 def test_what_is_being_answered_when_the_model_is_closed_is_kept(folder: Path) -> None:
     tower = Letters()
     engine = letters.scheduler(tower, disk=DiskCache(folder, "a", "identity of a", SETTINGS, SETTINGS, 4096))
-    running = generate(engine, PROMPT, SamplingParams(temperature=0))
+
+    def slowly(_ids: Any, logits: Any) -> Any:  # it would fill its context before the model is closed
+        time.sleep(0.01)
+        return logits
+
+    running = generate(engine, PROMPT, SamplingParams(temperature=0, logits_processor=slowly))
     next(running)
     engine.close()
     assert running.result().finish_reason == "cancelled"
