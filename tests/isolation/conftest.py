@@ -5,21 +5,28 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from ggufs import rewritten
 from isolated import OPTIONS
 from suite import shared
 
 import converters
 import edge_llama
+from edge_llama.files.gguf import Value, ValueType
 from edge_llama.isolation.remote import IsolatedModel
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama 3.2 with random weights in float32: greedy answers don't depend on how tokens are batched."""
+    """A Llama 3.2 with random weights in float32: greedy answers don't depend on how tokens are batched.
+
+    Greedy is its default: a random model that draws ends some answers at once.
+    """
 
     def write(path: Path) -> None:
         source = checkpoints.llama3(tmp_path_factory.mktemp("tiny") / "Llama-3.2-tiny-Instruct", dtype="F32")
-        converters.convert(source, path, quant="f32")
+        drawing = path.with_name("drawing.gguf")
+        converters.convert(source, drawing, quant="f32")
+        rewritten(drawing, path, fields={"general.sampling.temp": Value(ValueType.FLOAT32, 0.0)})
 
     return shared(tmp_path_factory, "tiny-isolated.gguf", write)
 
