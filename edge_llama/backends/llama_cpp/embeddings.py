@@ -8,7 +8,6 @@ Pooling is left to :mod:`edge_llama.runtime.embeddings`, where it is the same fo
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_llama.backends import embedding_room
 from edge_llama.backends.base import AbortedError
+from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.errors import EngineError
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf_limits import numbers
@@ -24,19 +24,6 @@ from edge_llama.files.gguf_text import GGUFArtifact
 _ABORTED = 2
 _MOST_TEXTS = 32  # of a batch; llama.cpp keeps a row of logits for each
 _LEAST_TOKENS, _LOGIT_BYTES = 64, 1 << 24  # of a batch, unless a whole text is longer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextOptions:
-    """How a tower's contexts are made: as far as they are the same for generating and embedding."""
-
-    flash_attention: bool
-    kv_format: str
-    n_batch: int
-    on_gpu: bool
-    abort_callback: int
-    """The address of a function, and of what it is given."""
-    abort_data: int
 
 
 class LlamaCppEmbedder:
@@ -65,25 +52,16 @@ class LlamaCppEmbedder:
             )
         self._memory: Any = lib.llama_get_memory(self._context)
         self.n_embd = int(lib.llama_model_n_embd_out(model))
-        self._batch = _Batch(lib, self.n_tokens)
+        self._batch = Batch(lib, self.n_tokens)
         self._begins_at = 0
 
     def _params(self, threads: int, options: ContextOptions) -> Any:
-        lib = self._lib
-        params = lib.llama_context_default_params()
-        params.n_ctx = max(self.longest, self.n_tokens)
-        params.n_batch = params.n_ubatch = self.n_tokens
-        params.n_seq_max = self.n_texts
-        params.kv_unified = True
+        n_ctx = max(self.longest, self.n_tokens)
+        params = options.params(
+            self._lib, n_ctx=n_ctx, n_batch=self.n_tokens, n_sequences=self.n_texts, threads=threads
+        )
         params.embeddings = True
-        params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = int(options.flash_attention)
-        params.type_k = params.type_v = FORMATS[options.kv_format].ggml_id
-        params.offload_kqv = params.op_offload = options.on_gpu
-        params.abort_callback = ctypes.cast(options.abort_callback, type(params.abort_callback))
-        params.abort_callback_data = options.abort_data
-        params.no_perf = True
+        params.pooling_type = self._lib.LLAMA_POOLING_TYPE_NONE
         return params
 
     def _check_memory(self, artifact: GGUFArtifact, options: ContextOptions) -> None:
@@ -106,7 +84,10 @@ class LlamaCppEmbedder:
                 self._lib.llama_memory_clear(self._memory, False)
         count = sum(map(len, texts))
         run: Callable[[Any, Any], int] = self._lib.llama_encode if self._encodes else self._lib.llama_decode
-        status = run(self._context, self._batch.of(texts, self._begins_at))
+        self._batch.clear()
+        for number, text in enumerate(texts):  # the only one may begin elsewhere than at 0
+            self._batch.add(number, self._begins_at, text, n_outputs=len(text))
+        status = run(self._context, self._batch.filled())
         if status:
             if self._memory:
                 self._lib.llama_memory_seq_rm(self._memory, 0, self._begins_at, -1)
@@ -124,37 +105,3 @@ class LlamaCppEmbedder:
     def close(self) -> None:
         """Free the context."""
         self._lib.llama_free(self._context)
-
-
-class _Batch:
-    """Rows for llama.cpp, each with its text as a sequence and its place in it."""
-
-    def __init__(self, lib: Any, n_tokens: int) -> None:
-        self._lib = lib
-        self._ids, self._places, self._texts = (np.zeros(n_tokens, np.int32) for _ in range(3))
-        self._ones = np.ones(n_tokens, np.int32)
-        self._outputs = np.ones(n_tokens, np.int8)
-        # llama.cpp takes for each row the address of the list of its sequences: here of one.
-        step = np.arange(n_tokens, dtype=np.uintp) * self._texts.itemsize
-        self._lists = np.uintp(self._texts.ctypes.data) + step
-
-    def of(self, texts: Sequence[Sequence[int]], begins_at: int) -> Any:
-        """The batch of these texts; the only one may begin elsewhere than at 0."""
-        at = 0
-        for number, text in enumerate(texts):
-            here = slice(at, at + len(text))
-            self._ids[here], self._texts[here] = text, number
-            self._places[here] = np.arange(begins_at, begins_at + len(text))
-            at = here.stop
-        return self._lib.llama_batch(
-            n_tokens=at,
-            token=_pointer(self._ids, ctypes.c_int32),
-            pos=_pointer(self._places, ctypes.c_int32),
-            n_seq_id=_pointer(self._ones, ctypes.c_int32),
-            seq_id=_pointer(self._lists, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._outputs, ctypes.c_int8),
-        )
-
-
-def _pointer(values: NDArray[Any], kind: Any) -> Any:
-    return ctypes.cast(values.ctypes.data, ctypes.POINTER(kind))

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import AbortedError, CacheSize, Rows, checked_embeddings
 from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
-from edge_llama.backends.llama_cpp.embeddings import ContextOptions, LlamaCppEmbedder
+from edge_llama.backends.llama_cpp.embeddings import LlamaCppEmbedder
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
-from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.host.devices import Device
 from edge_llama.sampling.numpy_sampler import NumpySampler
@@ -147,18 +147,9 @@ class LlamaCppTower:
             abort_callback=_strlen(),
             abort_data=ctypes.addressof(self._abort_flag),
         )
-        params = lib.llama_context_default_params()
-        params.n_ctx = cache.n_cells
-        params.n_seq_max = cache.n_sequences
-        params.kv_unified = True
-        params.n_batch = params.n_ubatch = n_rows
-        params.offload_kqv = params.op_offload = gpu_layers > 0
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = int(flash_attention)
-        params.type_k = params.type_v = FORMATS[kv_format].ggml_id
-        params.abort_callback = ctypes.cast(_strlen(), type(params.abort_callback))
-        params.abort_callback_data = ctypes.addressof(self._abort_flag)
-        params.no_perf = True
+        params = self._options.params(
+            lib, n_ctx=cache.n_cells, n_batch=n_rows, n_sequences=cache.n_sequences, threads=threads
+        )
         self._context: Any = lib.llama_init_from_model(self._model, params)
         if not self._context:
             lib.llama_model_free(self._model)
@@ -175,7 +166,7 @@ class LlamaCppTower:
             "flash_attention": bool(flash_attention),
             "kv_format": kv_format,
         }
-        self._batch = _Batch(lib, n_batch)
+        self._batch = Batch(lib, n_batch)
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact.header)
 
     def _possible(self, cache: CacheSize, n_batch: int) -> CacheSize:
@@ -221,7 +212,7 @@ class LlamaCppTower:
                 checked_embeddings(rows.embeddings, self)
         if self._abort_flag.value:
             raise AbortedError
-        status = self._lib.llama_decode(self._context, self._batch.filled(batch, self._lengths))
+        status = self._lib.llama_decode(self._context, self._filled(batch))
         if status == 0:
             for rows in batch:
                 self._lengths[rows.sequence] += len(rows.tokens)
@@ -232,6 +223,15 @@ class LlamaCppTower:
             raise AbortedError
         longest = max(self._lengths[rows.sequence] for rows in batch)
         raise EngineError(f"llama.cpp failed at position {longest:,} with status {status}{_why()}")
+
+    def _filled(self, batch: Sequence[Rows]) -> Any:
+        """The ``llama_batch`` of these rows, each after what its sequence has."""
+        self._batch.clear()
+        for rows in batch:
+            begin = self._lengths[rows.sequence]
+            self._batch.add(rows.sequence, begin, rows.tokens, n_outputs=int(rows.needs_logits))
+        embeddings = [rows.embeddings for rows in batch if rows.embeddings is not None]
+        return self._batch.filled(np.ascontiguousarray(np.concatenate(embeddings), np.float32) if embeddings else None)
 
     def _rows_of_logits(self, batch: Sequence[Rows]) -> list[LogitsRow]:
         """llama.cpp's own rows, in the order of the batch, after it waited for the work to be done."""
@@ -335,51 +335,3 @@ class LlamaCppTower:
             self._lib.llama_free(self._context)
             self._lib.llama_model_free(self._model)
             self._context = self._model = None
-
-
-class _Batch:
-    """A ``llama_batch`` whose arrays are made once."""
-
-    def __init__(self, lib: Any, size: int) -> None:
-        self.size = size
-        self._tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
-        self._counts = np.ones(size, np.int32)  # sequences of each row
-        self._sequences = np.zeros(size, np.int32)
-        first, step = self._sequences.ctypes.data, self._sequences.itemsize
-        self._places = (first + step * np.arange(size)).astype(np.uintp)  # where each row's sequences stand
-        self._wanted = np.zeros(size, np.int8)
-        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
-        self._struct = lib.llama_batch(
-            pos=_pointer(self._positions, ctypes.c_int32),
-            n_seq_id=_pointer(self._counts, ctypes.c_int32),
-            seq_id=_pointer(self._places, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self._wanted, ctypes.c_int8),
-        )
-
-    def filled(self, batch: Sequence[Rows], lengths: Sequence[int]) -> Any:
-        """The ``llama_batch`` of these rows, each after the ``lengths`` of its sequence."""
-        at = 0
-        for rows in batch:
-            end = at + len(rows.tokens)
-            begin = lengths[rows.sequence]
-            if rows.embeddings is None:
-                self._tokens[at:end] = rows.tokens
-            self._positions[at:end] = range(begin, begin + end - at)
-            self._sequences[at:end] = rows.sequence
-            self._wanted[at:end] = 0
-            self._wanted[end - 1] = rows.needs_logits
-            at = end
-        filled = self._struct
-        filled.n_tokens = at
-        embeddings = [rows.embeddings for rows in batch if rows.embeddings is not None]
-        if embeddings:
-            self._embeddings = np.ascontiguousarray(np.concatenate(embeddings), np.float32)  # as long as the batch
-            filled.embd, filled.token = _pointer(self._embeddings, ctypes.c_float), None
-        else:
-            filled.embd, filled.token = None, self._token_pointer
-        return filled
-
-
-def _pointer(values: NDArray[Any], kind: Any) -> Any:
-    return values.ctypes.data_as(ctypes.POINTER(kind))
