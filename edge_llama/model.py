@@ -33,7 +33,7 @@ from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.chat_sessions import ChatSessions
-from edge_llama.runtime.disk_cache import DiskCache
+from edge_llama.runtime.disk_cache import DiskCache, needed_settings
 from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, check_texts, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
@@ -118,9 +118,7 @@ class Model:
         folder = given.get("cache_dir")
         if folder is None:
             return None
-        needed = dict(tower.settings)
-        if self.artifact.cache_depends_on_context:
-            needed["n_ctx"] = tower.n_ctx
+        needed = needed_settings(tower, self.artifact)
         settings = {**needed, **self._settings(tower, encoder)}
         keeps_untagged = not given.get("cache_tagged_only", False)
         name, n_ctx = self.artifact.name, tower.n_ctx

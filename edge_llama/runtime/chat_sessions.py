@@ -11,7 +11,7 @@ from edge_llama.planning.options import SAVED, OpenOptions, checked
 from edge_llama.prompts.messages import Message, check_messages, images_of
 from edge_llama.runtime import session_file
 from edge_llama.runtime.cache_entries import CacheOwner
-from edge_llama.runtime.disk_cache import DiskCache, difference
+from edge_llama.runtime.disk_cache import DiskCache, difference, needed_settings
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.runtime.session_file import SavedChat, State
 
@@ -113,7 +113,7 @@ class ChatSessions:
         if state is None:
             return "its KV cache was not kept when it was saved" if saved.messages else None
         self._check_tokens(state)
-        if reason := self._difference(saved.settings):
+        if reason := difference(saved.settings, needed_settings(self._engine.tower, self._artifact)):
             return reason
         n_ctx = self._engine.tower.n_ctx
         if len(state.tokens) > n_ctx:
@@ -135,13 +135,6 @@ class ChatSessions:
         is_odd = (state.tokens >= n_vocab) | ((state.tokens < 0) if self._engine.encoder is None else False)
         if is_odd.any() or (state.logits is not None and len(state.logits) != n_vocab):
             raise SessionError("the session's tokens are not those of its model", remedy="begin a new chat")
-
-    def _difference(self, saved: Mapping[str, Any]) -> str | None:
-        """What differs between the settings that made a KV cache and those here, if it matters."""
-        here = dict(self._engine.tower.settings)
-        if self._artifact.cache_depends_on_context:
-            here["n_ctx"] = self._engine.tower.n_ctx
-        return difference(saved, here)
 
     def _unknown_images(self, state: State, images: Sequence[Image]) -> str | None:
         """Why images are decoded again although the cache is used, if so: their ids are others here."""

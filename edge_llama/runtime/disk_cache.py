@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError, OptionError, OutputError, SessionError
+from edge_llama.files.artifact import Artifact
 from edge_llama.host.atomic import PARTIAL
 from edge_llama.runtime import session_file
 from edge_llama.runtime.session_file import SavedChat, State
@@ -267,6 +269,12 @@ def limit_bytes(folder: Path) -> int:
             raise OptionError(f"{LIMIT_VARIABLE} is {given!r}", remedy="give a number of bytes")
         return int(given)
     return min(_BYTES, shutil.disk_usage(folder).free // 10)
+
+
+def needed_settings(tower: TextTower, artifact: Artifact) -> dict[str, Any]:
+    """What the engine's bytes depend on, besides the model."""
+    context = {"n_ctx": tower.n_ctx} if artifact.cache_depends_on_context else {}
+    return {**tower.settings, **context}
 
 
 def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:

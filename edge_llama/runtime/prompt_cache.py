@@ -9,7 +9,7 @@ cells: it is copied out when others begin, and the least recently used copies go
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from types import UnionType
 
 import numpy as np
@@ -222,30 +222,31 @@ class PromptCache:
         for held in [each for each in self._held if each.is_running]:
             self.end(held)
         disk.close()
-        for entry in self._last():
+        for entry in self._last(disk):
             try:
                 if stored := disk.keep(entry if isinstance(entry, State) else self._copy(entry)):
                     self.copies.stored(stored)
             except EngineError as error:
                 _log.warning("%s tokens can't be kept on disk: %s", f"{len(entry.tokens):,}", error)
 
-    def _last(self) -> list[Held | State]:
+    def _last(self, disk: DiskCache) -> list[Held | State]:
         """What the disk lacks, the least recently used first; of a conversation its last."""
         found: list[Held | State] = []
         tags: set[str] = set()
         latest_first: list[Held | State] = [*self._held[::-1], *self.copies.states[::-1]]
         for entry in latest_first:
             tokens = np.array(entry.tokens, np.int32)
-            if self._is_wanted(entry, tokens, tags) and not self.copies.is_stored(tokens, entry.tag):
+            is_last = (
+                entry.tag not in tags if entry.tag else disk.keeps_untagged and not self._is_beginning(entry, tokens)
+            )
+            if is_last and not self.copies.is_stored(tokens, entry.tag):
                 found.append(entry)
             tags.add(entry.tag)
         return found[::-1]
 
-    def _is_wanted(self, entry: Held | State, tokens: Tokens, tags: Collection[str]) -> bool:
-        """Whether it is a conversation's that has no other yet, or of none, and nothing else begins with all of it."""
-        if entry.tag or not (self.copies.disk and self.copies.disk.keeps_untagged):
-            return bool(entry.tag) and entry.tag not in tags
-        return not any(
+    def _is_beginning(self, entry: Held | State, tokens: Tokens) -> bool:
+        """Whether something else has all its tokens, and more."""
+        return any(
             length == len(tokens) < len(other.tokens)
             for length, other in self._tree.matches(tokens)
             if other is not entry
