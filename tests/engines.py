@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+from one_sequence import OneSequence
 
 import edge_llama
-from edge_llama.backends.base import OneSequence, TextTower, VisionTower
+from edge_llama.backends.base import TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from one_sequence import OneSequence
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_llama.backends.base import OneSequence
 from edge_llama.backends.onnxruntime.text import OnnxTower
 from edge_llama.backends.towers import locate
 from edge_llama.files.onnx_text import OnnxArtifact, read_onnx_text

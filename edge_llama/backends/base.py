@@ -166,35 +166,16 @@ def checked_embeddings(embeddings: NDArray[np.float32], tower: TextTower) -> NDA
 
 
 class OneSequence:
-    """A tower used by hand for one sequence alone: where its speed is measured, or its logits are looked at."""
+    """A tower used by hand for one sequence alone: where its speed is measured."""
 
     def __init__(self, tower: TextTower, sequence: int = 0) -> None:
         self.tower = tower
         self.sequence = sequence
-        self._row: LogitsRow | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions in the cache."""
-        return self.tower.length(self.sequence)
 
     def decode(self, tokens: Sequence[int]) -> LogitsRow:
         """Append at most ``n_batch`` tokens; the logits of the last."""
-        return self._decode(Rows(self.sequence, tokens))
-
-    def decode_embeddings(self, embeddings: NDArray[np.float32]) -> LogitsRow:
-        """Append ``(n, n_embd)`` embeddings; the logits of the last."""
-        return self._decode(Rows(self.sequence, [0] * len(embeddings), embeddings))
-
-    def _decode(self, rows: Rows) -> LogitsRow:
-        self._row = None
-        (self._row,) = self.tower.decode([rows])
-        return self._row
-
-    def logits(self) -> NDArray[np.float32]:
-        """A copy of the logits of the last decoded position, ``(n_vocab,)``."""
-        assert self._row  # noqa: S101 - something was decoded
-        return self._row.values.copy()
+        (row,) = self.tower.decode([Rows(self.sequence, tokens)])
+        return row
 
     def cut(self, length: int) -> None:
         """Keep the first ``length`` positions."""

@@ -15,10 +15,11 @@ import letters
 import numpy as np
 import pytest
 from letters import Letters, following
+from one_sequence import OneSequence
 
 import converters
 import edge_llama
-from edge_llama.backends.base import CacheSize, OneSequence
+from edge_llama.backends.base import CacheSize
 from edge_llama.errors import OutputError
 from edge_llama.generation import generate
 from edge_llama.runtime import session_file

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from letters import Letters, following
+from one_sequence import OneSequence
 
-from edge_llama.backends.base import CacheSize, OneSequence, Rows
+from edge_llama.backends.base import CacheSize, Rows
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Divergence, Held
 from edge_llama.runtime.prompt_cache import PromptCache

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from one_sequence import OneSequence
 
 import converters
-from edge_llama.backends.base import AbortedError, CacheSize, OneSequence, Rows
+from edge_llama.backends.base import AbortedError, CacheSize, Rows
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.errors import EngineError
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
