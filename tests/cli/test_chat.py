@@ -69,7 +69,7 @@ def test_the_commands_do_what_they_say(chat: Terminal) -> None:
     assert "there is no answer yet" in chat.ask("/speed")
     assert "Tokyo" in chat.ask(CAPITAL)
     assert "Tokyo" in chat.ask("/retry")
-    assert re.search(r"answer \d+ tokens at [\d.]+ tokens/s", chat.ask("/speed"))
+    assert re.search(r"answer \d+ tokens at \d{1,3}(,\d{3})*\.\d tokens/s", chat.ask("/speed"))
     chat.ask(LONG_TURN)
     assert re.search(r"context: \[\.{10}\] [1-9]%, \d+ of 8,192 tokens", chat.ask("/context"))
     assert "system message: Answer in one word." in chat.ask("/system Answer in one word.")
