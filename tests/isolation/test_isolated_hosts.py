@@ -109,9 +109,9 @@ INTERRUPTED = """
     chat = model.chat(temperature=0, regex=".*")
     generation = chat.send("Hi")
     next(generation)
-    print("ready", flush=True)
     pid = model.worker_pid
     try:
+        print("ready", flush=True)  # the signal may come before this returns
         generation.result()
         print("missed")
     except KeyboardInterrupt:
