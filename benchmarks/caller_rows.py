@@ -54,7 +54,7 @@ def engine_side(model: Path, options: argparse.Namespace, **more: Any) -> ChildS
 
 
 def llama_servers(options: argparse.Namespace) -> list[Side]:
-    return [llama_server(options.model, options.threads, kind) for kind in ("streams", "unified", "defaults")]
+    return [llama_server(options.model, options.threads, kind) for kind in ("streams", "unified")]
 
 
 def callers(
@@ -83,7 +83,7 @@ def callers(
             [getattr(one[mine], figure) for one in rounds],
             [getattr(one[name], figure) for one in rounds],
             form,
-            goals.get(figure, "") if "defaults" not in name else "",
+            goals.get(figure, ""),
         )
         for name in others
         for figure, unit, form in figures

@@ -16,7 +16,7 @@ deterministic  what deterministic=True costs
 agreement      how often greedy answers differ, alone and among 8
 
 Options: --pairs 7, --threads 2 (of every side), --model smollm2|synthetic|FILE, --json. The peers: llama-server in
-streams and in unified cells without flash attention, and with its defaults; they are built or installed on first use
+streams and in unified cells without flash attention (its defaults are slower); they are built or installed on first use
 (sides.py). openvino-genai reads Q4_0 alone, so beside it both read that. What counts is the median of the pairs'
 ratios; ranges are in brackets. Progress goes to stderr, the table to stdout.
 """

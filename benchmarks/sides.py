@@ -1,8 +1,7 @@
 """Whoever answers many callers: our engine, an older commit of it, and the peers that serve several at once.
 
 Each is a process of its own. Peers are built or installed on first use (peers.py); ``EDGE_LLAMA_LLAMA_SERVER`` names a
-llama-server to take instead. All run with the same threads, an f16 KV cache (OpenVINO: its own default) and, but for
-what is called defaults, without flash attention.
+llama-server to take instead. All run with the same threads, an f16 KV cache (OpenVINO: its own default) and without flash attention.
 """
 
 import http.client
@@ -175,13 +174,11 @@ def free_port() -> int:
 
 
 def llama_server(model: Path, threads: int, kind: str) -> Server:
-    """``streams`` or ``unified`` cells without flash attention, or its ``defaults`` for so many slots."""
+    """With a cache of its own for each slot (``streams``), or ``unified`` cells."""
     port = free_port()
     built = Path(os.environ.get("EDGE_LLAMA_LLAMA_SERVER") or program("llama-server"))
-    command = [built, "-m", model, "-np", CALLERS, "-t", threads, "--host", "127.0.0.1", "--port", port]
-    if kind != "defaults":
-        cells = "--kv-unified" if kind == "unified" else "--no-kv-unified"
-        command += ["-fa", "off", cells, "-c", CALLERS * N_CTX, "-tb", threads]
+    command = [built, "-m", model, "-np", CALLERS, "-t", threads, "-tb", threads, "-c", CALLERS * N_CTX, "-fa", "off"]
+    command += ["--kv-unified" if kind == "unified" else "--no-kv-unified", "--host", "127.0.0.1", "--port", port]
     more = {"ignore_eos": True}
     return Server(f"llama-server, {kind}", port, command, program_environment(), alive="/health", more=more)
 

@@ -7,12 +7,13 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 from edge_llama.errors import OptionError
 from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.text_rules import PLAIN, SpacePrefix, TextRules
+from edge_llama.prompts.encoded_texts import EncodedTexts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, as sentencepiece and GGUF (``tokenizer.ggml.token_type``) number them."""
@@ -38,6 +39,7 @@ class Vocabulary(ABC):
         self._texts = texts
         self._types = types
         self._rules = rules
+        self._encoded = EncodedTexts()
 
     @abstractmethod
     def is_end(self, token: int) -> bool:
@@ -118,7 +120,8 @@ class Vocabulary(ABC):
                         f"the model's vocabulary can't express the character {lost!a}", remedy="leave it out"
                     )
                 is_first = not ids or self._rules.space_prefix is not SpacePrefix.METASPACE_FIRST
-                ids += self._encode_without(control, text, is_first=is_first)
+                encode = partial(self._encode_without, control, text, is_first=is_first)
+                ids += self._encoded.get(text, (is_first, frozenset(control.values())), encode)
         return ids
 
     def _beside(self, text: str, before: str | int | None, after: Sequence[str | int]) -> str:

@@ -3,8 +3,9 @@
 One radix tree of token ids (images are ids too) leads to sequences of the engine's cache and to copies of such in
 memory. A request goes on from whichever begins as its prompt for the most tokens: it takes over a sequence that is
 idle, shares the cells of one that is in use, or loads a copy. What is idle slows the others, whose rows attend over all
-cells: it is copied out when others begin, and the least recently used copies go when room is short. A copy takes about
-3 us per token of the built-in model, to prefill the token again a thousand times that.
+cells: it is copied out, one sequence at a time, between steps or while the engine rests. The least recently used copies
+go when room is short. To copy a sequence of the built-in model takes 5 to 80 us per token (the most where its cells lie
+scattered among those of others), to prefill it again some 4,000.
 """
 
 import logging
@@ -28,8 +29,8 @@ _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
 _WORTH_LOADING = 32
-"""A file is loaded for some of its tokens if it has at most so many times as many: loading one takes some hundredths
-of the time of prefilling it."""
+"""A copy, or a file, is loaded for some of its tokens if it has at most so many times as many: loading one takes some
+hundredths of the time of prefilling it."""
 _WORTH_KEEPING = 32
 """Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
@@ -98,7 +99,6 @@ class PromptCache:
         held.owner = weakref.ref(owner) if owner else None
         self._index(held, prompt)
         self._touch(held)
-        self._move_out_idle()
         self.copies.make_room(0)  # one that came from disk may be one too many
         return Beginning(held, len(held.tokens), diverged)
 
@@ -149,6 +149,23 @@ class PromptCache:
             held.owner = weakref.ref(owner) if owner else None
             self._index(held, prompt)
         return held
+
+    def relieve(self) -> bool:
+        """Copy out one idle sequence, if such ones slow those that run, or will slow who begins; whether it did.
+
+        One at a time: nobody waits for long, and who comes back meanwhile finds its own.
+        """
+        if not self.is_crowded:
+            return False
+        self._move_out(next(held for held in self._held if not held.is_running))
+        return True
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether idle sequences take many cells. One may, if none is running: it is likely to go on."""
+        running = {held.number for held in self._held if held.is_running}
+        has_others = len(self._held) - len(running) > (0 if running else 1)
+        return has_others and self._cells.used - self._cells.used_by(running) > _IDLE_CELLS
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
@@ -268,12 +285,13 @@ class PromptCache:
         return self._tower.n_cells - self._cells.used_by({held.number for held in self._held if held.is_running})
 
     def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
-        """What has the most of the prompt, and how much; from disk only what is worth loading."""
-        best = self._longest(prompt, Held | State)
-        if self.copies.disk and not self._slice_size:
-            length, stored = self._longest(prompt, Stored)
-            if stored and (length - best[0]) * _WORTH_LOADING >= len(stored.tokens):
-                return length, stored
+        """What has the most of the prompt, and how much; of copies and files only what is worth loading."""
+        best = self._longest(prompt, Held)
+        kinds: list[type[Entry]] = [State, Stored] if self.copies.disk and not self._slice_size else [State]
+        for kind in kinds:
+            length, found = self._longest(prompt, kind)
+            if found and (length - best[0]) * _WORTH_LOADING >= len(found.tokens):
+                best = length, found
         return best
 
     def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
@@ -362,14 +380,6 @@ class PromptCache:
                 self._tower.share(entry.number, held.number, common)
                 self._cells.share(entry.number, held.number, common)
                 return
-
-    def _move_out_idle(self) -> None:
-        """Copy out what slows those that run, but for a few cells."""
-        running = {held.number for held in self._held if held.is_running}
-        for held in [each for each in self._held if not each.is_running]:
-            if self._cells.used - self._cells.used_by(running) <= _IDLE_CELLS:
-                return
-            self._move_out(held)
 
     def _move_out(self, held: Held) -> None:
         self._keep(held)

@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 64
 _WORTH_WAITING = 32
 """Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
+_REST = 0.2
+"""Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
 _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
@@ -129,6 +131,8 @@ class Scheduler:
         self._lock = threading.RLock()
         self._current: dict[Request, int] = {}
         """The requests of the decode that is running, and their rows."""
+        self._last_moved = 0.0
+        """When a request was last brought on, in seconds of the monotonic clock."""
         self._waiting = 0
         """Requests that were submitted and have not begun."""
         self._current_call: _Call | None = None
@@ -274,10 +278,12 @@ class Scheduler:
             return not self._is_closed
 
     def _seconds_left(self) -> float | None:
-        """Until the first deadline of a request."""
+        """Until the first deadline of a request, or until there is something to tidy up."""
         requests = (*(running.request for running in self._running), *self._queue.all())
-        deadlines = [request.deadline for request in requests if request.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        moments = [request.deadline for request in requests if request.deadline is not None]
+        if not requests and self.cache.is_crowded:
+            moments.append(self._last_moved + _REST)
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
@@ -285,10 +291,17 @@ class Scheduler:
         has_moved |= self._do_calls()
         has_moved |= self._admit()
         self._embed()
+        if self._running or (not has_moved and self._has_rested()):
+            has_moved |= self.cache.relieve()
         for batch in self._batches():
             self._decode(batch)
             has_moved = True
+        self._last_moved = time.monotonic() if has_moved and self._running else self._last_moved
         return has_moved
+
+    def _has_rested(self) -> bool:
+        """Whether nobody has come for a moment."""
+        return time.monotonic() >= self._last_moved + _REST
 
     def _leave(self) -> bool:
         """Let go of requests that were cancelled or are late; their sequences stay in the cache."""
@@ -410,7 +423,8 @@ class Scheduler:
         n_batch = self.tower.n_batch
         while ready:
             self.cache.make_cells(sum(min(len(running.todo), n_batch) for running in ready))
-            budget = self._budget.tokens(sum(running.is_decoding for running in ready))
+            answering = sum(running.is_decoding for running in ready)
+            budget = self._budget.tokens(answering, len(ready) - answering)
             if found := batches(ready, n_batch, self.cache.free_cells, budget):
                 return found
             youngest = ready.pop()

@@ -184,19 +184,21 @@ def test_what_was_moved_out_is_loaded_with_its_logits() -> None:
 
 def test_a_beginning_that_is_needed_alone_leaves_the_copy() -> None:
     cached = Cached()
-    cached.use([*SYSTEM, 1, 2, 3])
+    own = [*SYSTEM, *range(20)]
+    cached.use(own)
     cached.move_out()
-    assert cached.use([*SYSTEM, 4]) == len(SYSTEM)
-    assert cached.use([*SYSTEM, 1, 2, 3, 5]) == len(SYSTEM) + 3
+    assert cached.use([*SYSTEM, 44]) == len(SYSTEM)
+    assert cached.use([*own, 5]) == len(own)
 
 
 def test_what_is_loaded_shares_the_beginning_that_another_has() -> None:
     cached, chats = Cached(), [CacheOwner(), CacheOwner()]
-    cached.use([*SYSTEM, 1], chats[0])
+    own = [*SYSTEM, *range(20)]
+    cached.use(own, chats[0])
     cached.move_out()
-    running = cached.begin([*SYSTEM, 2])
-    assert cached.begin([*SYSTEM, 1, 5], chats[0]).reused == len(SYSTEM) + 1
-    assert cached.cache.used_cells == len(SYSTEM) + 3
+    running = cached.begin([*SYSTEM, 44])
+    assert cached.begin([*own, 5], chats[0]).reused == len(own)
+    assert cached.cache.used_cells == len(own) + 2
     cached.end(running.held)
 
 
@@ -275,11 +277,39 @@ def test_few_idle_cells_stay_beside_those_that_run_and_many_do_not() -> None:
     cached = Cached()
     cached.use(list(range(200)))
     cached.begin([9, 9])
+    assert not cached.cache.relieve()
     assert cached.cache.used_cells == 202
     cached.use([8, *SYSTEM])
     cached.begin([7, 7])
-    assert cached.cache.used_cells < 256 + 4
+    assert cached.cache.used_cells == 505, "one at a time, so that nobody waits for long"
+    assert [cached.cache.relieve() for _ in range(3)] == [True, True, False]
+    assert cached.cache.used_cells == 4
     assert cached.cache.known(ids([8, *SYSTEM])) == 301
+
+
+def test_while_nothing_runs_the_last_stays_as_it_is_and_the_others_are_copied_out() -> None:
+    cached = Cached()
+    cached.use([1, *SYSTEM])
+    assert not cached.cache.relieve()
+    cached.use([2, *SYSTEM])
+    cached.use([3, *SYSTEM])
+    assert [cached.cache.relieve() for _ in range(3)] == [True, True, False]
+    assert cached.tower.used_cells == 301
+    assert [cached.cache.known(ids([number, *SYSTEM])) for number in (1, 2, 3)] == [301] * 3
+
+
+def test_a_copy_is_not_loaded_for_a_few_tokens_more_than_a_sequence_has() -> None:
+    cached = Cached()
+    for number in (1, 2):
+        cached.use([*SYSTEM, 7, 7, number])
+    cached.cache.relieve()
+    cached.use([*SYSTEM, 8])
+    cached.cache.clear()
+    cached.use([*SYSTEM, 7, 7, 1])
+    cached.move_out()
+    cached.use([*SYSTEM, 9])
+    assert cached.use([*SYSTEM, 7, 7, 3]) == len(SYSTEM)
+    assert len(cached.cache.copies.states) == 1
 
 
 def test_a_prompt_that_leaves_what_was_there_is_told_where() -> None:

@@ -29,6 +29,16 @@ def test_a_step_with_a_prompt_takes_twice_as_long_as_one_without() -> None:
     assert budget.tokens(5) == 80
 
 
+def test_it_is_twice_as_long_as_steps_with_those_that_wait_will_take() -> None:
+    budget = StepBudget()
+    budget.measured(0, 500, 0.5)
+    budget.measured(1, 0, 0.02)
+    budget.measured(8, 0, 0.08)
+    assert budget.tokens(1) == 20
+    assert budget.tokens(1, waiting=7) == 140
+    assert budget.tokens(8, waiting=3) == 80
+
+
 def test_it_is_never_less_than_what_a_batch_costs_anyhow() -> None:
     budget = StepBudget()
     budget.measured(0, 500, 5.0)
@@ -47,7 +57,7 @@ def test_a_few_tokens_beside_answers_say_little_and_change_nothing() -> None:
     budget = StepBudget()
     budget.measured(0, 500, 0.5)
     budget.measured(4, 0, 0.08)
-    budget.measured(4, 16, 5.0)
+    budget.measured(4, 15, 5.0)
     assert budget.tokens(4) == 80
 
 
