@@ -1,7 +1,8 @@
 """Whoever answers many callers: our engine, an older commit of it, and the peers that serve several at once.
 
 Each is a process of its own. Peers are built or installed on first use (peers.py); ``EDGE_LLAMA_LLAMA_SERVER`` names a
-llama-server to take instead. All run with the same threads, an f16 KV cache (OpenVINO: its own default) and without flash attention.
+llama-server to take instead. All run with the same threads, an f16 KV cache (OpenVINO: its own default) and without
+flash attention.
 """
 
 import http.client
