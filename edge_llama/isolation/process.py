@@ -210,6 +210,7 @@ class Child:
         piece = wire.piece_from_json(data, progress.timings, logprobs)
         if end is None:
             progress.put(piece)
+            progress.send()
         else:
             del self._asked[number]
             self._free(asked.kept)

@@ -78,7 +78,7 @@ class Answering(Request):
         self.progress.timings.image_seconds += seconds
 
     def accept(self, row: LogitsRow, room: int) -> Sequence[int]:
-        """The token that comes next, told to the caller; none if the answer ends with it."""
+        """The tokens that come next; none if the answer ends with them."""
         tokens: list[int] = []
         for token in self._next(row):
             if reason := self._take(token, room - len(tokens)):
@@ -86,6 +86,10 @@ class Answering(Request):
                 return ()
             tokens.append(token)
         return tokens
+
+    def send(self) -> None:
+        """Give the caller the pieces that came."""
+        self.progress.send()
 
     def _next(self, row: LogitsRow) -> Iterator[int]:
         """The tokens up to the next choice; what needs none comes before the first."""

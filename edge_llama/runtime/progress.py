@@ -105,6 +105,7 @@ class Progress:
     ended: threading.Event = field(default_factory=threading.Event)
     notes: tuple[str, ...] = ()
     stop_string: str | None = None
+    _unsent: deque[Piece] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _watch: Callable[[], object] | None = None
     _count: int = 0
@@ -113,12 +114,18 @@ class Progress:
     _end_listeners: deque[Callable[[], None]] = field(default_factory=deque)
 
     def put(self, piece: Piece) -> None:
-        """There is more."""
+        """There is more, which :meth:`send` gives to who waits."""
         self.pieces.append(piece)
-        self._queue(piece)
+        self._unsent.append(piece)
+
+    def send(self) -> None:
+        """Wake who waits for what was put."""
+        while self._unsent:
+            self._queue(self._unsent.popleft())
 
     def finish(self, end: Piece | EdgeLlamaError) -> None:
         """Nothing comes after ``end``."""
+        self.send()
         if isinstance(end, Piece):
             self.pieces.append(end)
         self.end = end

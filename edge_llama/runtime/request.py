@@ -59,6 +59,10 @@ class Request(ABC):
         """
 
     @abstractmethod
+    def send(self) -> None:
+        """Give the caller what :meth:`accept` found."""
+
+    @abstractmethod
     def finish(self, error: EdgeLlamaError | None) -> None:
         """It was cancelled, or ``error`` ends it: tell the caller."""
 
@@ -84,6 +88,12 @@ class Request(ABC):
                     self._finish(as_engine_error(error))
         self.release()
         return () if self.is_ended else tokens
+
+    def deliver(self) -> None:
+        """:meth:`send`, which wakes the caller: it then takes processor time from whatever this thread does."""
+        with self._is_within:
+            self.send()
+        self.release()
 
     def fail(self, error: BaseException) -> None:
         """``error`` ends it."""

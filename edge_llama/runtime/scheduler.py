@@ -125,6 +125,8 @@ class Scheduler:
         self._queue = RequestQueue()
         self._calls: deque[_Call] = deque()
         self._running: list[Running] = []  # the first that came first
+        self._undelivered: list[Request] = []
+        """Requests with pieces for their callers, who are woken where they disturb least: when a decode begins."""
         self._counts = _Counts()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
         # What is done under it therefore holds if such a call comes between any two steps.
@@ -288,6 +290,8 @@ class Scheduler:
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
         has_moved = self._leave()
+        if self._calls or self._queue.callers or self.cache.is_crowded:  # what may take its time
+            self._deliver()
         has_moved |= self._do_calls()
         has_moved |= self._admit()
         self._embed()
@@ -296,6 +300,8 @@ class Scheduler:
         for batch in self._batches():
             self._decode(batch)
             has_moved = True
+        if not any(running.is_ready for running in self._running):
+            self._deliver()
         self._last_moved = time.monotonic() if has_moved and self._running else self._last_moved
         return has_moved
 
@@ -439,6 +445,7 @@ class Scheduler:
         """Decode the rows and let each request go on. Where it fails for many, each is tried alone."""
         if not self._begin_decode(batch):
             return
+        self._deliver()
         watch = Stopwatch()
         try:
             logits = self.tower.decode([rows for _, rows in batch])
@@ -499,9 +506,15 @@ class Scheduler:
             found = dict(zip(apart, self._samplers.map(advance, apart), strict=True))
         else:
             found = {}
+        self._undelivered += [running.request for running, _ in ready]
         for one in ready:
             running, row = one
             running.is_decoding = True
             running.todo = found[one] if one in found else advance(one)
             if running.request.is_ended:
                 self._end(running, row.values.copy())
+
+    def _deliver(self) -> None:
+        for request in self._undelivered:
+            request.deliver()
+        self._undelivered.clear()

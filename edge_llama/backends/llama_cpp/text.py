@@ -312,6 +312,8 @@ class LlamaCppTower:
 
     def use_threads(self, count: int) -> None:
         """How many threads the next ``decode`` uses."""
+        if count == self._threads:
+            return
         self._threads = count
         self._lib.llama_set_n_threads(self._context, count, count)
         if self._embedder:
