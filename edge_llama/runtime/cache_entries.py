@@ -36,6 +36,8 @@ class Held:
     fixed: int = 0
     """How many tokens from the first were prefilled in slices that depend on nothing else: see ``slice_size``."""
     is_running: bool = True
+    is_scattered: bool = False
+    """Whether its cells lie among those of others that were appended in the same steps."""
     owner: weakref.ref[CacheOwner] | None = None
     tag: str = ""
     """Of which conversation it is; "" if of none."""

@@ -108,6 +108,7 @@ class PromptCache:
             held.fixed += len(tokens)
         held.tokens += tokens
         held.logits = None
+        held.is_scattered = held.is_scattered or sum(each.is_running for each in self._held) > 1
         self._cells.append(held.number, len(tokens))
 
     def cut(self, held: Held, length: int) -> None:
@@ -155,17 +156,43 @@ class PromptCache:
 
         One at a time: nobody waits for long, and who comes back meanwhile finds its own.
         """
-        if not self.is_crowded:
+        if self._is_crowded:
+            self._move_out(next(held for held in self._held if not held.is_running))
+            return True
+        return False
+
+    def compact(self) -> bool:
+        """While nothing is running, bring together the cells of a sequence that lie far apart; whether it did.
+
+        Attention takes all cells up to the last that is used, also free ones.
+        """
+        if not self._is_sparse:
             return False
-        self._move_out(next(held for held in self._held if not held.is_running))
+        (held,) = self._held
+        held.is_scattered = False
+        if self.copies.make_room(self._bytes(held)):
+            state = self._copy(held)
+            self._release(held)
+            if (again := self._loaded(state)) is not None:
+                again.owner = held.owner
+                self.end(again, state.logits)
         return True
 
     @property
-    def is_crowded(self) -> bool:
+    def is_untidy(self) -> bool:
+        """Whether :meth:`relieve` or :meth:`compact` would do something."""
+        return self._is_crowded or self._is_sparse
+
+    @property
+    def _is_crowded(self) -> bool:
         """Whether idle sequences take many cells. One may, if none is running: it is likely to go on."""
         running = {held.number for held in self._held if held.is_running}
         has_others = len(self._held) - len(running) > (0 if running else 1)
         return has_others and self._cells.used - self._cells.used_by(running) > _IDLE_CELLS
+
+    @property
+    def _is_sparse(self) -> bool:
+        return len(self._held) == 1 and self._held[0].is_scattered and not self._held[0].is_running
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""
@@ -393,8 +420,7 @@ class PromptCache:
             for entry in others
         ):
             return
-        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
-        has_room = self.copies.make_room(beside + self._tower.saved_bytes(held.number))
+        has_room = self.copies.make_room(self._bytes(held))
         if not has_room and not self.copies.disk:
             tell_lost(held.tokens)
             return
@@ -404,6 +430,11 @@ class PromptCache:
             _log.warning("a conversation of %s tokens can't be kept: %s", f"{len(held.tokens):,}", error)
             return
         self.copies.keep(state)
+
+    def _bytes(self, held: Held) -> int:
+        """What a copy takes."""
+        beside = 4 * len(held.tokens) + (0 if held.logits is None else held.logits.nbytes)
+        return beside + self._tower.saved_bytes(held.number)
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)

@@ -283,20 +283,22 @@ class Scheduler:
         """Until the first deadline of a request, or until there is something to tidy up."""
         requests = (*(running.request for running in self._running), *self._queue.all())
         moments = [request.deadline for request in requests if request.deadline is not None]
-        if not requests and self.cache.is_crowded:
+        if not requests and self.cache.is_untidy:
             moments.append(self._last_moved + _REST)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
         has_moved = self._leave()
-        if self._calls or self._queue.callers or self.cache.is_crowded:  # what may take its time
+        if self._calls or self._queue.callers or self.cache.is_untidy:  # what may take its time
             self._deliver()
         has_moved |= self._do_calls()
         has_moved |= self._admit()
         self._embed()
-        if self._running or (not has_moved and self._has_rested()):
-            has_moved |= self.cache.relieve()
+        if self._running:
+            self.cache.relieve()
+        elif not has_moved and self._has_rested():
+            has_moved = self.cache.relieve() or self.cache.compact()
         for batch in self._batches():
             self._decode(batch)
             has_moved = True

@@ -442,3 +442,37 @@ def test_whatever_comes_and_goes_every_sequence_holds_what_it_says(n_sequences: 
             act()
         for held, wanted in running:
             assert cached.tower.tokens(held.number) == wanted
+
+
+def test_cells_that_lie_among_those_of_others_are_brought_together_at_rest() -> None:
+    cached = Cached()
+    running = [cached.begin([number]) for number in (1, 2)]
+    for token in range(3, 300):
+        for each in running:
+            cached.append(each.held, [token])
+    assert not cached.cache.is_untidy, "while they run they stay as they are"
+    for each in running:
+        cached.end(each.held)
+    assert cached.cache.relieve()
+    cells = [cell for cell, _ in cached.tower.sequences[cached.cache._held[0].number]]
+    assert max(cells) - min(cells) > 2 * len(cells) - 3
+    logits = cached.cache._held[0].logits
+    assert cached.cache.compact()
+    (held,) = cached.cache._held
+    cells = [cell for cell, _ in cached.tower.sequences[held.number]]
+    assert max(cells) - min(cells) == len(cells) - 1
+    assert held.logits is logits
+    assert not cached.cache.is_untidy
+    assert not cached.cache.compact()
+    cached.check()
+    assert cached.use([2, *range(3, 300), 5]) == 298
+
+
+def test_what_has_no_room_for_a_copy_stays_where_it_is() -> None:
+    cached = Cached(room=0)
+    running = [cached.begin([number]) for number in (1, 2)]
+    for each in running:
+        cached.append(each.held, range(3, 300))
+        cached.end(each.held)
+    assert [cached.cache.relieve(), cached.cache.compact(), cached.cache.compact()] == [True, True, False]
+    assert cached.cache.known(ids([2, *range(3, 300)])) == 298

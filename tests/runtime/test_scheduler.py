@@ -16,6 +16,7 @@ import letters
 import pytest
 from letters import Letters
 
+from edge_llama.backends.base import CacheSize
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.generation import Generation, generate
 from edge_llama.runtime.scheduler import Scheduler
@@ -138,7 +139,8 @@ def test_threads_that_ask_for_one_result_get_the_same(engine: Scheduler, tower: 
     assert texts == [letters.said(PROMPT, 200)] * 4
 
 
-def test_closing_from_another_thread_ends_an_iteration(engine: Scheduler) -> None:
+def test_closing_from_another_thread_ends_an_iteration() -> None:
+    engine = letters.scheduler(Letters(CacheSize(10**6, 10**6, 8)))  # no answer comes to its end by itself
     for _ in range(30):
         shared = generation(engine, max_tokens=None)
         iterating = threading.Thread(target=list, args=(shared,), daemon=True)
@@ -147,6 +149,7 @@ def test_closing_from_another_thread_ends_an_iteration(engine: Scheduler) -> Non
         iterating.join(SECONDS)
         assert not iterating.is_alive()
         assert shared.result().finish_reason == "cancelled"
+    engine.close()
 
 
 def test_a_finish_is_told_once(engine: Scheduler) -> None:
