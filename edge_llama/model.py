@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.base import Placement, TextTower
+from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions, Sessions
 from edge_llama.errors import ArtifactError, InputError, OptionError
-from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact, existing
+from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
 from edge_llama.host import devices
@@ -370,7 +371,7 @@ def vision_of(model: str | os.PathLike[str] | None, options: OpenOptions) -> Vis
     if given is not None:
         vision: VisionArtifact | None = read_vision(Path(str(path_of(given))))
     else:
-        path = existing(path_of(model))
+        path = found(path_of(model))
         vision = read_bundle(path).vision if path.is_dir() else None
     if vision is None and "max_tiles" in options:
         raise OptionError("max_tiles: the model has no vision tower", remedy="give one: vision= (--vision FILE)")

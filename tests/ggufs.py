@@ -27,14 +27,15 @@ def rewritten(
     formats: Callable[[TensorInfo], Format] = lambda info: info.format,
     data: Callable[[TensorInfo, NDArray[np.uint8]], NDArray[np.uint8]] = lambda _info, raw: raw,
     names: Callable[[TensorInfo], bool] = lambda _info: True,
+    called: Callable[[str], str] = lambda name: name,
 ) -> Path:
-    """``source`` with other metadata (None removes a key), other number formats, other bytes, fewer tensors."""
+    """``source`` with other metadata (None removes a key), number formats, bytes and names; fewer tensors."""
     header = read_header(source)
     merged = {**header.fields, **(fields or {})}
     kept = {key: value for key, value in merged.items() if value is not None}
     infos = [info for info in header.tensors if names(info)]
     blocks = [quantized(data(info, read_tensor(source, info)), info.format, formats(info)) for info in infos]
-    head, _ = encode_header(kept, [(info.name, info.shape, formats(info)) for info in infos])
+    head, _ = encode_header(kept, [(called(info.name), info.shape, formats(info)) for info in infos])
     with output.open("wb") as file:
         file.write(head)
         for block in blocks:

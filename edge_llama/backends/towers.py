@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends.base import Bundled, Engine, VisionEngine
+from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import engine_for, engine_named, engines, own_engines
 from edge_llama.errors import ArtifactError
-from edge_llama.files.artifact import Bundle, VisionArtifact, existing
+from edge_llama.files.artifact import Bundle, VisionArtifact
 from edge_llama.files.checkpoint_folder import CheckpointKind, checkpoint_kind
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import Manifest, Tower, read_manifest
@@ -20,11 +21,11 @@ from edge_llama.files.onnx_text import CONFIG
 
 
 def locate(model: str | os.PathLike[str] | None = None) -> Path:
-    """The text tower's file that ``model`` means, which is what :func:`edge_llama.files.artifact.existing` takes.
+    """The text tower's file that ``model`` means, which is what :func:`edge_llama.backends.local_models.found` takes.
 
     Of a bundle its text tower; of another folder the only one that it holds.
     """
-    path = existing(model)
+    path = found(model)
     if not path.is_dir():
         return path
     if (path / MANIFEST).exists():

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge_llama.backends.local_models import found
 from edge_llama.backends.towers import read_vision
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import ArtifactError, OptionError, OutputError
-from edge_llama.files.artifact import VisionArtifact, existing
+from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
@@ -60,7 +61,7 @@ def calibrate(
 
 
 def _float_tower(model: str) -> VisionArtifact:
-    tower = read_vision(existing(model))
+    tower = read_vision(found(model))
     if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
         raise ArtifactError(
             f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_llama.backends import local_models
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError
@@ -113,6 +114,7 @@ def convert(
     from converters import plan as make_plan  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
+    source = source if source.exists() else local_models.named(str(source)) or source
     asked = options.given(
         quant=quant,
         to=to,

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_llama.backends import local_models
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
 from edge_llama.cli import checkpoints, options
 from edge_llama.errors import printable
 from edge_llama.files import gguf_metadata
-from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact, existing
+from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
 from edge_llama.files.gguf import TensorInfo
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def inspect(
 
     Example: edge-llama inspect llama-3.2-1b-q4_k_m.gguf --json
     """
-    path = existing(model)
+    path = local_models.found(model)
     if checkpoint_at(path):
         _describe(path, as_json=as_json)
         return

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 import edge_llama
+from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
 from edge_llama.cli import options, template_check
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import NotVerifiableError, OptionError, printable
 from edge_llama.files import checksums, manifest
-from edge_llama.files.artifact import Bundle, existing
+from edge_llama.files.artifact import Bundle
 from edge_llama.files.integrity import verify as verify_file
 
 Count = Callable[[int], None]
@@ -49,7 +50,7 @@ def verify(
         return
     if reference is not None:
         raise OptionError(f"--reference {reference}: is for --template", remedy="add --template, or leave it out")
-    path = existing(model)
+    path = found(model)
     work = _of_folder(path) if checkpoint_at(path) else _of_towers(read_towers(path))
     done = 0
     with progress(work.path.name, quiet=quiet) as show:

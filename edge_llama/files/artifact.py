@@ -207,7 +207,7 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
     if not path.exists():
         raise ArtifactError(
             f"{path}: no such file or folder",
-            remedy=f"give a .gguf file, or the name {BUILT_IN!r} for the built-in model",
+            remedy=f"give a .gguf file, {BUILT_IN!r} for the built-in model, or a name that edge-llama models shows",
         )
     return path
 

@@ -21,6 +21,8 @@ from edge_llama.files.text_artifact import TextArtifact
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
 _TEMPLATE = "tokenizer.chat_template"
+_VISION = ("v.", "mm.")
+"""How the names of a vision tower's tensors begin."""
 """The key of the chat template, and with a dot and a name after it of others."""
 _SAMPLING_KEYS = {
     "temp": "temperature",
@@ -116,6 +118,11 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
     if architecture == MMPROJ:
         raise ArtifactError(
             f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"
+        )
+    if vision := next((t.name for each in headers for t in each.tensors if t.name.startswith(_VISION)), None):
+        raise ArtifactError(
+            f"{path}: has its vision tower in the same file ({vision}), which llama.cpp does not load",
+            remedy="take one with the text tower alone, and its mmproj by --vision",
         )
     n_layer, n_ctx_train = _positive(header, "block_count"), _positive(header, "context_length")
     kv_values = 0 if architecture in ENCODERS else _kv_values(header, n_layer)

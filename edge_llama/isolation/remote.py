@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.base import VisionTower
+from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Sessions
 from edge_llama.errors import EngineError
-from edge_llama.files.artifact import Pooling, VisionArtifact, existing
+from edge_llama.files.artifact import Pooling, VisionArtifact
 from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions
 from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
@@ -43,7 +44,7 @@ class IsolatedModel(Model):
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
         given = checked(options)
-        path = existing(path_of(model))
+        path = found(path_of(model))
         self._worker = Worker(str(path.absolute()), _absolute(given))
         try:
             self._describe(path, given)

@@ -151,24 +151,35 @@ class PromptCache:
             self._index(held, prompt)
         return held
 
-    def relieve(self) -> bool:
-        """Copy out one idle sequence, if such ones slow those that run, or will slow who begins; whether it did.
+    @property
+    def is_crowded(self) -> bool:
+        """Whether idle sequences take so many cells that they slow who runs. One may, if none is running."""
+        running = {held.number for held in self._held if held.is_running}
+        has_others = len(self._held) - len(running) > (0 if running else 1)
+        return has_others and self._cells.used - self._cells.used_by(running) > _IDLE_CELLS
+
+    def relieve(self) -> None:
+        """Copy out the idle sequence that was used least recently.
 
         One at a time: nobody waits for long, and who comes back meanwhile finds its own.
         """
-        if self._is_crowded:
-            self._move_out(next(held for held in self._held if not held.is_running))
+        self._move_out(self._oldest_idle())
+
+    def tidy(self) -> bool:
+        """While nothing is running, do a part of what makes the next steps fast; False if nothing is left to do.
+
+        What is idle is copied out, where it has room, but for the last that was used: it is likely to go on. The cells
+        of that one are brought together: attention takes all cells up to the last that is used, also free ones.
+        """
+        if self.is_crowded and (self.copies.disk or self.copies.make_room(self._bytes(self._oldest_idle()))):
+            self._move_out(self._oldest_idle())
+            return True
+        if len(self._held) == 1 and self._held[0].is_scattered:
+            self._compact(self._held[0])
             return True
         return False
 
-    def compact(self) -> bool:
-        """While nothing is running, bring together the cells of a sequence that lie far apart; whether it did.
-
-        Attention takes all cells up to the last that is used, also free ones.
-        """
-        if not self._is_sparse:
-            return False
-        (held,) = self._held
+    def _compact(self, held: Held) -> None:
         held.is_scattered = False
         if self.copies.make_room(self._bytes(held)):
             state = self._copy(held)
@@ -176,23 +187,9 @@ class PromptCache:
             if (again := self._loaded(state)) is not None:
                 again.owner = held.owner
                 self.end(again, state.logits)
-        return True
 
-    @property
-    def is_untidy(self) -> bool:
-        """Whether :meth:`relieve` or :meth:`compact` would do something."""
-        return self._is_crowded or self._is_sparse
-
-    @property
-    def _is_crowded(self) -> bool:
-        """Whether idle sequences take many cells. One may, if none is running: it is likely to go on."""
-        running = {held.number for held in self._held if held.is_running}
-        has_others = len(self._held) - len(running) > (0 if running else 1)
-        return has_others and self._cells.used - self._cells.used_by(running) > _IDLE_CELLS
-
-    @property
-    def _is_sparse(self) -> bool:
-        return len(self._held) == 1 and self._held[0].is_scattered and not self._held[0].is_running
+    def _oldest_idle(self) -> Held:
+        return next(held for held in self._held if not held.is_running)
 
     def make_cells(self, count: int) -> bool:
         """Whether so many cells are free, for which idle sequences may have to leave."""

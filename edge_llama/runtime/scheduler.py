@@ -134,7 +134,9 @@ class Scheduler:
         self._current: dict[Request, int] = {}
         """The requests of the decode that is running, and their rows."""
         self._last_moved = 0.0
-        """When a request was last brought on, in seconds of the monotonic clock."""
+        """When a request was last running, in seconds of the monotonic clock."""
+        self._is_tidy = True
+        """Whether the cache was tidied up since."""
         self._waiting = 0
         """Requests that were submitted and have not begun."""
         self._current_call: _Call | None = None
@@ -283,33 +285,32 @@ class Scheduler:
         """Until the first deadline of a request, or until there is something to tidy up."""
         requests = (*(running.request for running in self._running), *self._queue.all())
         moments = [request.deadline for request in requests if request.deadline is not None]
-        if not requests and self.cache.is_untidy:
+        if not requests and not self._is_tidy:
             moments.append(self._last_moved + _REST)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
         has_moved = self._leave()
-        if self._calls or self._queue.callers or self.cache.is_untidy:  # what may take its time
+        if self._calls or self._queue.callers:  # what may take its time
             self._deliver()
         has_moved |= self._do_calls()
         has_moved |= self._admit()
         self._embed()
         if self._running:
-            self.cache.relieve()
-        elif not has_moved and self._has_rested():
-            has_moved = self.cache.relieve() or self.cache.compact()
+            if self.cache.is_crowded:
+                self._deliver()
+                self.cache.relieve()
+            self._is_tidy, self._last_moved = False, time.monotonic()
+        elif not self._is_tidy and not has_moved and time.monotonic() >= self._last_moved + _REST:
+            has_moved = self.cache.tidy()
+            self._is_tidy = not has_moved
         for batch in self._batches():
             self._decode(batch)
             has_moved = True
         if not any(running.is_ready for running in self._running):
             self._deliver()
-        self._last_moved = time.monotonic() if has_moved and self._running else self._last_moved
         return has_moved
-
-    def _has_rested(self) -> bool:
-        """Whether nobody has come for a moment."""
-        return time.monotonic() >= self._last_moved + _REST
 
     def _leave(self) -> bool:
         """Let go of requests that were cancelled or are late; their sequences stay in the cache."""
