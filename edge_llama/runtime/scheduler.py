@@ -297,15 +297,16 @@ class Scheduler:
         has_moved |= self._do_calls()
         has_moved |= self._admit()
         self._embed()
+        is_crowded = False
         if self._running:
-            if self.cache.is_crowded:
+            if is_crowded := self.cache.is_crowded:
                 self._deliver()
                 self.cache.relieve()
             self._is_tidy, self._last_moved = False, time.monotonic()
         elif not self._is_tidy and not has_moved and time.monotonic() >= self._last_moved + _REST:
             has_moved = self.cache.tidy()
             self._is_tidy = not has_moved
-        for batch in self._batches():
+        for batch in self._batches(with_prompts=not is_crowded):  # one of the two is enough for a step
             self._decode(batch)
             has_moved = True
         if not any(running.is_ready for running in self._running):
@@ -426,14 +427,18 @@ class Scheduler:
                 stop = start + running.embedded_left
                 running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, _NUDGE))
 
-    def _batches(self) -> list[Batch]:
-        """The decodes of a step. Where cells are short, the last that came leaves for a while."""
+    def _batches(self, *, with_prompts: bool) -> list[Batch]:
+        """The decodes of a step. Where cells are short, the last that came leaves for a while.
+
+        Without prompts only where something is being answered.
+        """
         ready = [running for running in self._running if running.is_ready]
         n_batch = self.tower.n_batch
         while ready:
             self.cache.make_cells(sum(min(len(running.todo), n_batch) for running in ready))
             answering = sum(running.is_decoding for running in ready)
-            budget = self._budget.tokens(answering, len(ready) - answering)
+            is_short = answering and not with_prompts
+            budget = 0 if is_short else self._budget.tokens(answering, len(ready) - answering)
             if found := batches(ready, n_batch, self.cache.free_cells, budget):
                 return found
             youngest = ready.pop()

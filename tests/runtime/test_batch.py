@@ -39,3 +39,5 @@ def test_answers_come_first_and_then_as_much_as_the_batch_holds() -> None:
     (batch,) = batches(ready, 512, 10_000, None)
     assert [(each.held.number, len(rows.tokens)) for each, rows in batch] == [(1, 1), (0, 400), (2, 111)]
     assert batches(ready, 512, 0, None) == []
+    (batch,) = batches(ready, 512, 10_000, 0)
+    assert [each.held.number for each, _ in batch] == [1]
