@@ -190,17 +190,18 @@ class Model:
         Raises OptionError, ContextFullError or BusyError at once.
         """
         self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
-        self._check_writes()
-        check_text(prompt, "the prompt")
-        bos = self.tokenizer.bos
-        check_length(prompt, self.tokenizer, self.n_ctx)
-        tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
-        if not tokens:
-            raise OptionError("the prompt is empty", remedy="give some text to continue")
-        deadline = _deadline(options)
-        sampling = self.sampling(options)
-        check_room(len(tokens), self.n_ctx, (), None)
-        return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
+        with self._engine.preparing():
+            self._check_writes()
+            check_text(prompt, "the prompt")
+            bos = self.tokenizer.bos
+            check_length(prompt, self.tokenizer, self.n_ctx)
+            tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
+            if not tokens:
+                raise OptionError("the prompt is empty", remedy="give some text to continue")
+            deadline = _deadline(options)
+            sampling = self.sampling(options)
+            check_room(len(tokens), self.n_ctx, (), None)
+            return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
 
     def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
         """One vector of unit length for each text, float32 ``(n, n_embd)``, in their order.
@@ -241,36 +242,37 @@ class Model:
         ``owner`` is whose KV cache this goes on from.
         """
         self._engine.check_process()
-        self._check_writes()
-        tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
-        tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
-        called = called_tools(tool_choice, tools)
-        messages = check_messages(messages)
-        tokens = self._prompt(messages, tools, variables, self.n_ctx)
-        images = images_of(messages)
-        encoder = self.require_vision() if images else None
-        check_room(len(tokens), self.n_ctx, images, encoder)
-        names = tools.names | trained_tools(variables)
-        calls = None
-        if called:
-            style = self.template.calls_as(tool_format)
-            tool_format = style.form.name
-            calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
-        is_parsed = (names or tool_format) and tool_choice != NONE
-        parser = self.template.call_parser(names, tool_format) if is_parsed else None
-        deadline = _deadline(options)
-        return generate(
-            self._engine,
-            tokens,
-            self.sampling(options),
-            parser=parser,
-            calls=calls,
-            on_finish=on_finish,
-            keep_alive=self,
-            owner=owner,
-            image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
-            deadline=deadline,
-        )
+        with self._engine.preparing():
+            self._check_writes()
+            tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
+            tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
+            called = called_tools(tool_choice, tools)
+            messages = check_messages(messages)
+            tokens = self._prompt(messages, tools, variables, self.n_ctx)
+            images = images_of(messages)
+            encoder = self.require_vision() if images else None
+            check_room(len(tokens), self.n_ctx, images, encoder)
+            names = tools.names | trained_tools(variables)
+            calls = None
+            if called:
+                style = self.template.calls_as(tool_format)
+                tool_format = style.form.name
+                calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+            is_parsed = (names or tool_format) and tool_choice != NONE
+            parser = self.template.call_parser(names, tool_format) if is_parsed else None
+            deadline = _deadline(options)
+            return generate(
+                self._engine,
+                tokens,
+                self.sampling(options),
+                parser=parser,
+                calls=calls,
+                on_finish=on_finish,
+                keep_alive=self,
+                owner=owner,
+                image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
+                deadline=deadline,
+            )
 
     def _check_writes(self) -> None:
         """InputError for an encoder: it has no next token."""

@@ -10,8 +10,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 64
 _WORTH_WAITING = 32
 """Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
+_GATHER = 0.05
+"""Seconds that who begins first waits for those who are about to submit: together they take fewer steps."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
 _WORTH_ABORTING = 32
@@ -137,6 +140,9 @@ class Scheduler:
         """When a request was last running, in seconds of the monotonic clock."""
         self._is_tidy = True
         """Whether the cache was tidied up since."""
+        self._preparing = 0
+        """Callers that are about to submit."""
+        self._is_gathering = False
         self._waiting = 0
         """Requests that were submitted and have not begun."""
         self._current_call: _Call | None = None
@@ -144,6 +150,19 @@ class Scheduler:
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="edge-llama", daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around what leads to :meth:`submit`: who begins while nothing is running waits a moment for those within."""
+        with self._lock:
+            self._preparing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._preparing -= 1
+            if self._is_gathering:
+                self._inbox.put(_NUDGE)
 
     def submit(self, request: Request) -> None:
         """Bring the request to its end. EngineError if the model is closed, BusyError if too many wait already.
@@ -272,14 +291,25 @@ class Scheduler:
         """Take what was sent; wait for it where a step would change nothing. False when the model was closed."""
         try:
             item = self._inbox.get(is_patient, self._seconds_left() if is_patient else None)
+            gathered = time.monotonic() + _GATHER
             while True:
                 if isinstance(item, _Call):
                     self._calls.extend([item] if item is not _NUDGE else [])
                 elif item is not None:
                     self._queue.put(*item)
-                item = self._inbox.get_nowait()
+                item = self._next_item(gathered)
         except Empty:
             return not self._is_closed
+
+    def _next_item(self, gathered: float) -> tuple[object, Request] | _Call | None:
+        """What was sent next; it may come until ``gathered`` if others could begin with those that wait."""
+        left = gathered - time.monotonic()
+        self._is_gathering = bool(
+            self._queue.callers and not self._running and self.max_running > 1 and left > 0 and not self._is_closed
+        )
+        if self._is_gathering and self._preparing:
+            return self._inbox.get(timeout=left)
+        return self._inbox.get_nowait()
 
     def _seconds_left(self) -> float | None:
         """Until the first deadline of a request, or until there is something to tidy up."""
