@@ -354,7 +354,8 @@ class Chat:
         messages = self._with_room(messages, options)
 
         def settle(answer: Answer) -> None:
-            self._settle(exchange, answer.text, answer.tool_calls, is_whole=answer.finish_reason != "cancelled")
+            said = Message("assistant", answer.text, answer.tool_calls, thinking=answer.thinking)
+            self._settle(exchange, said, is_whole=answer.finish_reason != "cancelled")
 
         generation = self._model.answer(messages, on_finish=settle, owner=self.cache_owner, **options)
         self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
@@ -426,17 +427,18 @@ class Chat:
         elif exchange:
             text = "".join(piece.text for piece in exchange.taken)
             calls = tuple(call for piece in exchange.taken for call in piece.tool_calls)
-            self._settle(exchange, text, calls, is_whole=False)
+            thinking = "".join(piece.thinking for piece in exchange.taken)
+            self._settle(exchange, Message("assistant", text, calls, thinking=thinking), is_whole=False)
 
-    def _settle(self, exchange: _Exchange, text: str, calls: tuple[ToolCall, ...], *, is_whole: bool) -> None:
+    def _settle(self, exchange: _Exchange, said: Message, *, is_whole: bool) -> None:
         """Let the exchange join the messages as they are now; once, and not if they were cleared meanwhile."""
         with self._lock:
             if exchange.is_settled:
                 return
             exchange.is_settled = True
-            if not text and not calls and not is_whole:
+            if not said.content and not said.tool_calls and not is_whole:
                 return
             before = up_to_last_question(self.messages)
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
-            self.messages = [*before, Message("assistant", text, calls)]
+            self.messages = [*before, said]

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.prompts.thinking import ThinkingParser
 from edge_llama.prompts.tool_choice import ToolChoice
 from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import ToolCallParser
@@ -269,6 +270,7 @@ def generate(
     prompt: Sequence[int],
     params: SamplingParams,
     *,
+    thinking: ThinkingParser | None = None,
     parser: ToolCallParser | None = None,
     calls: CallGrammar | None = None,
     on_finish: Callable[[Answer], None] | None = None,
@@ -282,6 +284,7 @@ def generate(
         scheduler.tower,
         prompt,
         params,
+        thinking=thinking,
         parser=parser,
         calls=calls,
         owner=owner,

@@ -265,6 +265,7 @@ class Model:
                 self._engine,
                 tokens,
                 self.sampling(options),
+                thinking=self.template.thinking_parser(tokens),
                 parser=parser,
                 calls=calls,
                 on_finish=on_finish,

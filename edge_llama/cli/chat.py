@@ -39,6 +39,7 @@ def chat(
     no_history: options.NoHistory = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are written, without styles.")] = False,
     isolate: options.Isolate = False,
+    hide_thinking: options.HideThinking = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -64,6 +65,7 @@ def chat(
         system=system,
         when_full=options.when_full(when_full),
         plain=plain,
+        hide_thinking=hide_thinking,
     )
     with closing(conversation):
         note(f"{conversation.model.artifact.name}: {conversation.model.context}", quiet=quiet)

@@ -56,6 +56,9 @@ Continue = Annotated[
     ),
 ]
 NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of this chat on disk.")]
+HideThinking = Annotated[
+    bool, typer.Option("--hide-thinking", help="Do not show on a terminal what the model thinks before it answers.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 

@@ -42,6 +42,7 @@ def run(
     ] = None,
     opening: OpenOptions,
     isolate: options.Isolate = False,
+    hide_thinking: options.HideThinking = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -68,7 +69,7 @@ def run(
             if video:
                 note(f"{video}: {chat.frames_shown:,} frames of it are shown", quiet=quiet)
         if not as_json:
-            stream(generation, Plain())
+            stream(generation, Plain(), hide_thinking=hide_thinking)
         answer = generation.result()
         if as_json:
             print(json.dumps(_as_json(answer, model.tokenizer), ensure_ascii=False))  # noqa: T201

@@ -78,6 +78,7 @@ def _message_to_json(message: Message, images: list[Image]) -> dict[str, Any]:
         "tool_calls": [call.to_json() for call in message.tool_calls],
         "tool_call_id": message.tool_call_id,
         "name": message.name,
+        "thinking": message.thinking,
     }
 
 
@@ -90,6 +91,7 @@ def messages_from_json(data: Iterable[Mapping[str, Any]], images: Sequence[Image
             map(ToolCall.from_json, each["tool_calls"]),
             each["tool_call_id"],
             each["name"],
+            each["thinking"],
         )
         for each in data
     ]
@@ -128,15 +130,15 @@ def piece_to_json(piece: Piece, timings: Timings) -> list[Any]:
     """A piece, without its logprobs but with their number, and how far the timings are."""
     calls = [call.to_json() for call in piece.tool_calls]
     measured = [_plain(getattr(timings, name)) for name in _TIMINGS]
-    return [piece.text, piece.token_ids, len(piece.logprobs), piece.finish_reason, calls, measured]
+    return [piece.text, piece.token_ids, len(piece.logprobs), piece.finish_reason, calls, piece.thinking, measured]
 
 
 def piece_from_json(data: Sequence[Any], timings: Timings, logprobs: tuple[TokenLogprobs, ...]) -> Piece:
     """The inverse of :func:`piece_to_json`; ``timings`` are brought up to date."""
-    text, tokens, _, reason, calls, measured = data
+    text, tokens, _, reason, calls, thinking, measured = data
     for name, value in zip(_TIMINGS, measured, strict=True):
         setattr(timings, name, Diverged(**value) if name == "diverged" and value else value)
-    return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)))
+    return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)), thinking)
 
 
 def error_to_json(error: BaseException) -> dict[str, Any]:

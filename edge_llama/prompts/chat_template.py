@@ -27,6 +27,7 @@ from edge_llama.prompts.template_contents import (
     with_call_names,
     with_marks,
 )
+from edge_llama.prompts.thinking import ThinkingParser, form_in
 from edge_llama.prompts.tokenizer import Tokenizer, check_length
 from edge_llama.prompts.tool_formats import FORMS, TAGS, form_named
 from edge_llama.prompts.tool_parser import ToolCallParser
@@ -52,6 +53,7 @@ _SPEAKERS = {
     "tool": "a tool's result",
 }
 _LONG = 10_000  # characters
+_LONGEST_TAG = 16  # tokens of a tag that is none of the vocabulary's, with blanks after it
 _WRITTEN_OUT = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 """A list of parts that was written as it is, by a template that takes text."""
 
@@ -135,6 +137,24 @@ class ChatTemplate:
         """
         form = None if tool_format is None else form_named(tool_format)
         return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
+
+    def thinking_parser(self, prompt: Sequence[int]) -> ThinkingParser | None:
+        """What tells thoughts from the answer to ``prompt``; None for a template that knows of none."""
+        form = form_in(self._source)
+        if form is None:
+            return None
+        tags = {self._control[tag]: tag for tag in (form.opener, form.closer) if tag in self._control}
+        closer = self._control.get(form.closer, form.closer)
+        closing = self._tokenizer.encode_parts(["\n", closer, "\n\n"], self._control)
+        is_open = self._end_of(prompt).rstrip().endswith(form.opener)
+        return ThinkingParser(form, tags, is_open=is_open, closing=closing)
+
+    def _end_of(self, prompt: Sequence[int]) -> str:
+        """The text of its last tokens, control tokens too."""
+        texts = {token: text for text, token in self._control.items()}
+        ids = [token for token in prompt[-_LONGEST_TAG:] if token >= 0]
+        pieces = (texts[token].encode() if token in texts else self._tokenizer.piece(token) for token in ids)
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def calls_as(self, tool_format: str | None) -> CallStyle:
         """How calls are to be written: as the template does, unless another form is asked for; as JSON if it does not.

@@ -13,7 +13,7 @@ from edge_llama.media.images import Image
 Role = Literal["system", "user", "assistant", "tool"]
 QUESTIONS = ("user", "tool")
 """The roles that the model answers."""
-_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name"}
+_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"}
 _ID_LETTERS = string.ascii_letters + string.digits
 
 
@@ -71,7 +71,8 @@ class Message:
 
     ``content`` may be given as parts, texts and images in order: ``Message("user", [image, "What is this?"])``. It is
     kept as all its text; ``images`` has each image with the number of characters of the text that stand before it.
-    ``tool_call_id`` and ``name`` (of the tool) belong to a tool's answer, ``tool_calls`` to the assistant.
+    ``tool_call_id`` and ``name`` (of the tool) belong to a tool's answer, ``tool_calls`` to the assistant, as
+    ``thinking``: what it thought before. Most chat templates leave that out of the next prompt.
     """
 
     role: Role
@@ -80,6 +81,7 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     images: tuple[tuple[int, Image], ...] = ()
+    thinking: str = ""
 
     def __init__(
         self,
@@ -88,10 +90,11 @@ class Message:
         tool_calls: Iterable[ToolCall] = (),
         tool_call_id: str | None = None,
         name: str | None = None,
+        thinking: str = "",
     ) -> None:
         text, images = (content, ()) if isinstance(content, str) else _together(content, f"the {role} message")
         given = {"role": role, "content": text, "images": images, "tool_call_id": tool_call_id, "name": name}
-        for attribute, value in {**given, "tool_calls": tool_calls}.items():
+        for attribute, value in {**given, "tool_calls": tool_calls, "thinking": thinking}.items():
             object.__setattr__(self, attribute, value)
         self._check()
 
@@ -99,6 +102,9 @@ class Message:
         if self.role not in get_args(Role):
             raise OptionError(f"role {self.role!r} is unknown", remedy=f"known: {', '.join(get_args(Role))}")
         check_text(self.content, f"the {self.role} message")
+        check_text(self.thinking, "thinking")
+        if self.thinking and self.role != "assistant":
+            raise OptionError(f"the {self.role} message has thinking", remedy="only the assistant's may")
         object.__setattr__(self, "tool_calls", self._checked_calls())
         for what in ("tool_call_id", "name"):
             if (value := getattr(self, what)) is not None:
@@ -134,7 +140,7 @@ class Message:
             data["content"] = list(map(_part_as_json, self.parts))
         if self.tool_calls:
             data["tool_calls"] = [call.to_json() for call in self.tool_calls]
-        given = {"tool_call_id": self.tool_call_id, "name": self.name}
+        given = {"tool_call_id": self.tool_call_id, "name": self.name, "reasoning_content": self.thinking or None}
         return data | {key: value for key, value in given.items() if value is not None}
 
     @classmethod
@@ -150,11 +156,13 @@ class Message:
             raise OptionError(f"a message has role and content, not {', '.join(map(repr, data)) or 'nothing'}")
         if calls is not None and not isinstance(calls, list):
             raise OptionError(f"a message's tool_calls is {type(calls).__name__}, expected a list")
+        thinking = fields.pop("reasoning_content", None)
         content = fields.pop("content", None)
         if isinstance(content, list):
             content = list(map(_part_from_json, content))
         content = "" if content is None and calls else content
-        return cls(**fields, content=content, tool_calls=tuple(map(ToolCall.from_json, calls or ())))
+        calls = tuple(map(ToolCall.from_json, calls or ()))
+        return cls(**fields, content=content, tool_calls=calls, thinking="" if thinking is None else thinking)
 
 
 def _object(data: object, what: str, known: set[str]) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ def _as_data(message: Message, *, in_parts: bool) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
-    given = {"tool_call_id": message.tool_call_id, "name": message.name}
+    given = {"tool_call_id": message.tool_call_id, "name": message.name, "reasoning_content": message.thinking or None}
     return data | {key: value for key, value in given.items() if value is not None}
 
 
@@ -59,7 +59,8 @@ def one_call_each(messages: Sequence[Message]) -> list[Message]:
             apart += [] if at in moved else [message]
             continue
         for index, call in enumerate(message.tool_calls):
-            apart.append(Message("assistant", "" if index else message.parts, (call,)))
+            thinking = "" if index else message.thinking
+            apart.append(Message("assistant", "" if index else message.parts, (call,), thinking=thinking))
             results = [later for later in range(at + 1, len(messages)) if messages[later].tool_call_id == call.id]
             apart += [messages[later] for later in results]
             moved.update(results)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.prompts.thinking import Split, ThinkingParser
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.prompts.tool_grammar import CallGrammar
 from edge_llama.prompts.tool_parser import Parsed, ToolCallParser
@@ -30,6 +31,7 @@ class Answering(Request):
         prompt: Sequence[int],
         params: SamplingParams,
         *,
+        thinking: ThinkingParser | None = None,
         parser: ToolCallParser | None = None,
         calls: CallGrammar | None = None,
         owner: CacheOwner | None = None,
@@ -38,8 +40,10 @@ class Answering(Request):
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
-        ``parser`` takes the tool calls out of the text; None: all is text. With ``calls`` the answer is nothing but
-        such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see :class:`Request`.
+        ``thinking`` tells thoughts from the answer. A constraint holds for what follows those that the prompt has the
+        model begin with. ``parser`` takes the tool calls out of the text; None: all is text. With ``calls`` the answer
+        is nothing but such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see
+        :class:`Request`.
         """
         super().__init__(
             prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
@@ -49,6 +53,7 @@ class Answering(Request):
         self.progress = Progress(Timings(prompt_tokens=len(prompt)))
         self._tower = tower
         self._params = params
+        self._thinking = thinking
         self._parser = parser
         self._sampler: Sampler | None = None
         self._choose: TokenChoice | None = None
@@ -96,12 +101,22 @@ class Answering(Request):
         choose, is_chosen = self._choose, True
         if choose is None:
             choose = self._choose = self._begin()
-            for token in choose.forced():
+            for token in self._forced(choose):
                 is_chosen = False
                 yield token
         if is_chosen:
             yield choose(row)
-            yield from choose.forced()
+            yield from self._forced(choose)
+
+    def _forced(self, choose: TokenChoice) -> Iterator[int]:
+        """The end of thoughts that became too long, and what a constraint leaves no choice about."""
+        thinking, budget = self._thinking, self._params.thinking_budget
+        thought = self.progress.timings.thinking_tokens
+        if thinking and thinking.is_thinking and budget is not None and thought >= budget and self._sampler:
+            for token in thinking.closing:
+                self._sampler.accept(token)
+                yield token
+        yield from choose.forced()
 
     def finish(self, error: EdgeLlamaError | None) -> None:
         """An error, or the caller, ends the answer."""
@@ -116,8 +131,9 @@ class Answering(Request):
         self.progress.timings.prompt_seconds = self._lap()
         prompt = [token for token in self.prompt if token >= 0]
         self._sampler = self._tower.sampler(self._params, prompt)
+        constraint = None if self._thinking and self._thinking.is_thinking else self._constraint
         return TokenChoice(
-            self._sampler, self._params, self._constraint, self._tower.tokenizer, prompt, self._logprobs.append
+            self._sampler, self._params, constraint, self._tower.tokenizer, prompt, self._logprobs.append
         )
 
     def _take(self, token: int, room: int) -> FinishReason | None:
@@ -127,10 +143,14 @@ class Answering(Request):
         timings = self.progress.timings
         timings.generated_tokens += 1
         self._pending.append(token)
-        if self._parser and token in self._parser.tags:
+        text, is_stopped = "", False
+        if self._thinking and self._parser and token in self._parser.tags and not self._is_thinking:
+            self._put(self._parse(self._stops.feed(self._last_thoughts().text)[0]))
+        if self._thinking:
+            text, is_stopped = self._stops.feed(self._think(token, self._thinking))
+        elif self._parser and token in self._parser.tags:
             self._put(self._parse(self._flushed()))
             self._put(self._parser.tag(token))
-            text, is_stopped = "", False
         else:
             text, is_stopped = self._stops.feed(self._decoder.decode(self._tower.tokenizer.piece(token)))
         self._put(self._parse(text))
@@ -138,20 +158,48 @@ class Answering(Request):
             self.progress.stop_string = self._stops.reached
             self._decoder.reset()
             return "stop"
-        if self._constraint and self._constraint.is_complete:
+        if self._constraint and not self._is_thinking and self._constraint.is_complete:
             return "stop"
         return "length" if timings.generated_tokens == self._params.max_tokens or room <= 0 else None
 
+    @property
+    def _is_thinking(self) -> bool:
+        return self._thinking is not None and self._thinking.is_thinking
+
+    def _think(self, token: int, thinking: ThinkingParser) -> str:
+        """Give the caller what the token adds to the thoughts; what it adds to the answer."""
+        was_thinking = thinking.is_thinking
+        if token in thinking.tags:
+            split = thinking.feed(self._decoder.decode(b"", final=True) + thinking.tags[token])
+        else:
+            split = thinking.feed(self._decoder.decode(self._tower.tokenizer.piece(token)))
+        self.progress.timings.thinking_tokens += thinking.is_thinking or was_thinking
+        if split.thinking:
+            self.progress.put(self._piece(Parsed(), thinking=split.thinking))
+        if was_thinking and not thinking.is_thinking and self._constraint and self._choose:
+            self._choose.constrain(self._constraint)
+        if thinking.is_over:
+            self._thinking = None
+        return split.text
+
     def _conclude(self, reason: FinishReason) -> None:
         self._stop_clock()
-        # What was held back: an unfinished character's mark, the beginning of a stop string or a tool call.
-        rest = self._parse(self._flushed())
+        # What was held back: an unfinished character's mark, the beginning of a tag, a stop string or a tool call.
+        split = self._last_thoughts()
+        rest = self._parse(self._stops.feed(split.text)[0] + self._flushed())
         end = self._parser.finish() if self._parser else Parsed()
         calls = rest.calls + end.calls
         if reason == "stop" and (calls or any(piece.tool_calls for piece in self.progress.pieces)):
             reason = "tool_calls"
         self.progress.notes = tuple(self._parser.notes) if self._parser else ()
-        self.progress.finish(self._piece(Parsed(rest.text + end.text, calls), reason))
+        self.progress.finish(self._piece(Parsed(rest.text + end.text, calls), reason, split.thinking))
+
+    def _last_thoughts(self) -> Split:
+        if not self._thinking:
+            return Split()
+        thinking, self._thinking = self._thinking, None
+        split, end = thinking.feed(self._decoder.decode(b"", final=True)), thinking.finish()
+        return Split(split.thinking + end.thinking, split.text + end.text)
 
     def _stop_clock(self) -> None:
         if self._sampler:
@@ -174,9 +222,9 @@ class Answering(Request):
         if parsed.text or parsed.calls:
             self.progress.put(self._piece(parsed))
 
-    def _piece(self, parsed: Parsed, reason: FinishReason | None = None) -> Piece:
+    def _piece(self, parsed: Parsed, reason: FinishReason | None = None, thinking: str = "") -> Piece:
         logprobs = tuple(self._logprobs[: len(self._pending)])
-        piece = Piece(parsed.text, tuple(self._pending), logprobs, reason, parsed.calls)
+        piece = Piece(parsed.text, tuple(self._pending), logprobs, reason, parsed.calls, thinking)
         self._pending.clear()
         self._logprobs.clear()
         return piece

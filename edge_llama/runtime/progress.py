@@ -21,6 +21,7 @@ schema is not whole; or cancelled."""
 class Piece:
     """A part of the answer: whole characters, tool calls that are complete, and the tokens since the last piece.
 
+    ``thinking`` is what the model thinks before it answers, between tags that are part of neither text.
     ``logprobs`` has an entry for each token, or none if they were not asked for.
     The last piece has a ``finish_reason`` and perhaps no text.
     """
@@ -30,6 +31,7 @@ class Piece:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    thinking: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Timings:
     image_seconds: float = 0.0
     """Of ``prompt_seconds``, those that preparing and embedding them took."""
     generated_tokens: int = 0
+    thinking_tokens: int = 0
+    """Of ``generated_tokens``, those of what the model thought before it answered."""
     generation_seconds: float = 0.0
 
     @property
@@ -90,6 +94,8 @@ class Answer:
     tool_calls: tuple[ToolCall, ...] = ()
     notes: tuple[str, ...] = ()
     stop_string: str | None = None
+    thinking: str = ""
+    """What the model thought before it answered."""
 
 
 @dataclass(slots=True)
@@ -161,7 +167,15 @@ class Progress:
         calls = tuple(call for piece in self.pieces for call in piece.tool_calls)
         reason = self.pieces[-1].finish_reason if self.pieces else None
         return Answer(
-            text, tokens, self.timings, reason or "cancelled", logprobs, calls, self.notes, stop_string=self.stop_string
+            text,
+            tokens,
+            self.timings,
+            reason or "cancelled",
+            logprobs,
+            calls,
+            self.notes,
+            stop_string=self.stop_string,
+            thinking="".join(piece.thinking for piece in self.pieces),
         )
 
 

@@ -53,6 +53,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     max_tokens: int | None
+    thinking_budget: int | None
     stop: Iterable[str] | None
     logprobs: int | None
     json_schema: Mapping[str, Any] | bool | None
@@ -259,6 +260,15 @@ class SamplingParams:
         default=None,
         metadata=_option(
             _or_none(_whole(1, _MAX_INT)), OptionText(kind=int, help="End the answer after so many tokens.")
+        ),
+    )
+    thinking_budget: int | None = field(
+        default=None,
+        metadata=_option(
+            _or_none(_whole(0, _MAX_INT)),
+            OptionText(
+                kind=int, metavar="N", help="After so many tokens of thought the model has to answer, if it thinks."
+            ),
         ),
     )
     stop: Iterable[str] | None = field(

@@ -70,6 +70,11 @@ class TokenChoice:
             self._sampler.accept(token)
             yield token
 
+    def constrain(self, constraint: Constraint) -> None:
+        """From here on what comes fits ``constraint``."""
+        self._constraint = constraint
+        self._changes_logits = True
+
     @property
     def is_complete(self) -> bool:
         """Whether the answer fits its constraint and nothing can follow."""

@@ -37,6 +37,7 @@ class Conversation:
         system: str | None = None,
         when_full: WhenFull = "error",
         plain: bool = False,
+        hide_thinking: bool = False,
     ) -> None:
         """``open_model(name, options)`` opens a model by ``opening``, the first one also as it was ``saved`` with.
 
@@ -54,6 +55,7 @@ class Conversation:
         self._opening = opening
         self._when_full = when_full
         self._is_plain = plain
+        self._hides_thinking = hide_thinking
         self._open = open_model
         self._kept = kept
         self._leaving = ExitStack()
@@ -95,7 +97,7 @@ class Conversation:
         Ctrl-C ends the answer and is passed on.
         """
         try:
-            stream(generation, output(plain=self._is_plain))
+            stream(generation, output(plain=self._is_plain), hide_thinking=self._hides_thinking)
         except KeyboardInterrupt:
             if generation.is_finished:
                 self._take(generation.result())

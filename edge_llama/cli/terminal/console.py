@@ -80,19 +80,47 @@ def output(*, plain: bool) -> Output:
     return Markdown(terminal_console())
 
 
-def stream(generation: Generation, to: Output) -> None:
+class Thoughts:
+    """What a model thinks before it answers, dimmed, on stderr if that is a terminal: it is no result."""
+
+    def __init__(self, *, are_hidden: bool) -> None:
+        self._are_shown = not are_hidden and sys.stderr.isatty()
+        self._dim, self._normal = ("", "") if "NO_COLOR" in os.environ else ("\x1b[2m", "\x1b[0m")
+        self._is_open = False
+
+    def feed(self, text: str) -> None:
+        """Show a part of them at once."""
+        if text and self._are_shown:
+            self._is_open = True
+            sys.stderr.write(f"{self._dim}{harmless(text)}{self._normal}")
+            sys.stderr.flush()
+
+    def finish(self) -> None:
+        """What comes is the answer."""
+        if self._is_open:
+            self._is_open = False
+            sys.stderr.write("\n\n")
+            sys.stderr.flush()
+
+
+def stream(generation: Generation, to: Output, *, hide_thinking: bool = False) -> None:
     """Show an answer as it comes; each tool call is a line of JSON.
 
     Ctrl-C stops the answer. What was made of it until then is shown, then KeyboardInterrupt is raised.
     """
+    thoughts = Thoughts(are_hidden=hide_thinking)
     with _unechoed(), _ctrl_c_stops(generation):
         try:
             for piece in generation:
+                thoughts.feed(piece.thinking)
+                if piece.text or piece.tool_calls:
+                    thoughts.finish()
                 to.feed(piece.text)
                 for call in piece.tool_calls:
                     to.line(json.dumps(asdict(call), ensure_ascii=False))
         finally:
             generation.close()
+            thoughts.finish()
             to.finish()
 
 
