@@ -38,7 +38,7 @@ from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.runtime.chat_sessions import session_settings
 from edge_llama.runtime.embeddings import PoolingChoice
-from edge_llama.runtime.scheduler import Stats
+from edge_llama.runtime.stats import Stats
 from edge_llama.sampling.logprobs import Alternative, TokenLogprobs
 from edge_llama.sampling.params import LogitsProcessor, SamplingOptions, SamplingParams
 

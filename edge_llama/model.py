@@ -37,7 +37,8 @@ from edge_llama.runtime.chat_sessions import ChatSessions
 from edge_llama.runtime.disk_cache import DiskCache, needed_settings
 from edge_llama.runtime.embeddings import Embeddings, PoolingChoice, check_texts, choose_pooling, text_tokens
 from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_room
-from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler, Stats
+from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler
+from edge_llama.runtime.stats import Stats
 from edge_llama.runtime.thread_pacer import Pace
 from edge_llama.sampling.params import SamplingParams, recommended
 

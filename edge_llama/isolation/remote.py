@@ -34,8 +34,8 @@ from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEncoder
-from edge_llama.runtime.scheduler import Stats
 from edge_llama.runtime.session_file import checked_path
+from edge_llama.runtime.stats import Stats
 
 
 class IsolatedModel(Model):

@@ -10,13 +10,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import takewhile
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -29,10 +27,12 @@ from edge_llama.runtime.batch import Batch, Running, batches
 from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.encoder_thread import EncoderThread
 from edge_llama.runtime.encoders import ImageEncoder
+from edge_llama.runtime.inbox import NUDGE, Call, Inbox
 from edge_llama.runtime.prompt_cache import PromptCache
 from edge_llama.runtime.radix_tree import shared_length
 from edge_llama.runtime.request import Request
 from edge_llama.runtime.request_queue import RequestQueue
+from edge_llama.runtime.stats import Counts, Stats
 from edge_llama.runtime.step_budget import StepBudget
 from edge_llama.runtime.thread_pacer import Pace, Stopwatch
 from edge_llama.sampling.sampler import LogitsRow
@@ -42,55 +42,10 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 64
 _WORTH_WAITING = 32
 """Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
-_GATHER = 0.05
-"""Seconds that who begins first waits for those who are about to submit: together they take fewer steps."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
 _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
-
-
-@dataclass(eq=False, slots=True)
-class _Call:
-    """Work for the engine's thread, between two steps."""
-
-    work: Callable[[], None]
-    is_alone: bool = False
-
-
-_NUDGE = _Call(lambda: None)
-"""Nothing to do, but to look again: something was cancelled, or an image is embedded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the engine is doing, and what it has done since it was opened."""
-
-    running: int
-    """Requests that are prefilled or answered."""
-    max_running: int
-    """How many it serves at once: 1 where the engine decodes one conversation after the other."""
-    queued: int
-    """Requests that wait for their turn."""
-    used_cells: int
-    """Positions of the KV cache that sequences take, running or idle."""
-    cells: int
-    """Positions that it has."""
-    cached_bytes: int
-    """Memory that copies of sequences take."""
-    prompt_tokens: int
-    """Tokens that were prefilled."""
-    generated_tokens: int
-    """Tokens that were decoded one by one."""
-    seconds: float
-    """Time in which the engine was at work."""
-
-
-@dataclass(slots=True)
-class _Counts:
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    seconds: float = 0.0
 
 
 class Scheduler:
@@ -124,13 +79,13 @@ class Scheduler:
         self._choose_threads = choose_threads
         self._pace = pace
         self._budget = StepBudget()
-        self._inbox: SimpleQueue[tuple[object, Request] | _Call | None] = SimpleQueue()
+        self._inbox = Inbox()
         self._queue = RequestQueue()
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._running: list[Running] = []  # the first that came first
         self._undelivered: list[Request] = []
         """Requests with pieces for their callers, who are woken where they disturb least: when a decode begins."""
-        self._counts = _Counts()
+        self._counts = Counts()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
         # What is done under it therefore holds if such a call comes between any two steps.
         self._lock = threading.RLock()
@@ -140,29 +95,17 @@ class Scheduler:
         """When a request was last running, in seconds of the monotonic clock."""
         self._is_tidy = True
         """Whether the cache was tidied up since."""
-        self._preparing = 0
-        """Callers that are about to submit."""
-        self._is_gathering = False
         self._waiting = 0
         """Requests that were submitted and have not begun."""
-        self._current_call: _Call | None = None
+        self._current_call: Call | None = None
         self._is_closed = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="edge-llama", daemon=True)
         self._thread.start()
 
-    @contextmanager
-    def preparing(self) -> Iterator[None]:
+    def preparing(self) -> AbstractContextManager[None]:
         """Around what leads to :meth:`submit`: who begins while nothing is running waits a moment for those within."""
-        with self._lock:
-            self._preparing += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._preparing -= 1
-            if self._is_gathering:
-                self._inbox.put(_NUDGE)
+        return self._inbox.preparing()
 
     def submit(self, request: Request) -> None:
         """Bring the request to its end. EngineError if the model is closed, BusyError if too many wait already.
@@ -195,7 +138,7 @@ class Scheduler:
             except BaseException as error:
                 future.set_exception(error)
 
-        call = _Call(run, is_alone)
+        call = Call(run, is_alone)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the model is closed", remedy="open it again")
@@ -226,7 +169,7 @@ class Scheduler:
                 self.tower.abort()
             if self._encoders:
                 self._encoders.cancel(request)
-        self._inbox.put(_NUDGE)
+        self._inbox.put(NUDGE)
 
     def close(self) -> None:
         """Cancel everything and free the tower. May be called twice, from any thread."""
@@ -289,27 +232,16 @@ class Scheduler:
 
     def _take_in(self, *, is_patient: bool) -> bool:
         """Take what was sent; wait for it where a step would change nothing. False when the model was closed."""
-        try:
-            item = self._inbox.get(is_patient, self._seconds_left() if is_patient else None)
-            gathered = time.monotonic() + _GATHER
-            while True:
-                if isinstance(item, _Call):
-                    self._calls.extend([item] if item is not _NUDGE else [])
-                elif item is not None:
-                    self._queue.put(*item)
-                item = self._next_item(gathered)
-        except Empty:
-            return not self._is_closed
+        for item in self._inbox.take(self._seconds_left() if is_patient else 0.0, self._may_gather):
+            if isinstance(item, Call):
+                self._calls.extend([item] if item is not NUDGE else [])
+            elif item is not None:
+                self._queue.put(*item)
+        return not self._is_closed
 
-    def _next_item(self, gathered: float) -> tuple[object, Request] | _Call | None:
-        """What was sent next; it may come until ``gathered`` if others could begin with those that wait."""
-        left = gathered - time.monotonic()
-        self._is_gathering = bool(
-            self._queue.callers and not self._running and self.max_running > 1 and left > 0 and not self._is_closed
-        )
-        if self._is_gathering and self._preparing:
-            return self._inbox.get(timeout=left)
-        return self._inbox.get_nowait()
+    def _may_gather(self) -> bool:
+        """Whether who waits could begin together with others."""
+        return bool(self._queue.callers and not self._running and self.max_running > 1 and not self._is_closed)
 
     def _seconds_left(self) -> float | None:
         """Until the first deadline of a request, or until there is something to tidy up."""
@@ -400,7 +332,7 @@ class Scheduler:
                 coming = max(coming, shared if shared > len(running.held.tokens) else 0)
         if coming >= _WORTH_WAITING and coming - self.cache.known(ids) >= _WORTH_WAITING:
             return False
-        return not self.cache.is_loading(ids, partial(self._inbox.put, _NUDGE))
+        return not self.cache.is_loading(ids, partial(self._inbox.put, NUDGE))
 
     def _begin(self, request: Request) -> bool:
         """Give the request a sequence; False while there is no room for it."""
@@ -455,7 +387,7 @@ class Scheduler:
                 start = len(running.request.prompt) - len(running.todo)
                 running.embedded_left = sum(1 for _ in takewhile(lambda token: token < 0, running.todo))
                 stop = start + running.embedded_left
-                running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, _NUDGE))
+                running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, NUDGE))
 
     def _batches(self, *, with_prompts: bool) -> list[Batch]:
         """The decodes of a step. Where cells are short, the last that came leaves for a while.

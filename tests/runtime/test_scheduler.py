@@ -19,7 +19,7 @@ from letters import Letters
 from edge_llama.backends.base import CacheSize
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.generation import Generation, generate
-from edge_llama.runtime import scheduler
+from edge_llama.runtime import inbox
 from edge_llama.runtime.scheduler import Scheduler
 from edge_llama.sampling.params import SamplingParams
 
@@ -217,7 +217,7 @@ def test_a_dropped_generation_is_freed_without_the_collector_and_stops(engine: S
 def test_who_comes_first_waits_a_moment_for_those_who_are_about_to(
     engine: Scheduler, tower: Letters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "_GATHER", SECONDS)
+    monkeypatch.setattr(inbox, "GATHER", SECONDS)
 
     def ask(number: int) -> Generation:
         return generate(engine, [number, *PROMPT], SamplingParams(max_tokens=2, temperature=0))
@@ -232,4 +232,4 @@ def test_who_comes_first_waits_a_moment_for_those_who_are_about_to(
     monkeypatch.undo()
     with engine.preparing():
         assert in_time(ask(3).result).text == letters.said([3, *PROMPT], 2), "but nobody waits for long"
-    assert engine._preparing == 0
+    assert engine._inbox._preparing == 0
