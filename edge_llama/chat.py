@@ -392,7 +392,7 @@ class Chat:
 
     def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
         self._summary = summary = self._model.answer(
-            messages, owner=self.cache_owner, temperature=0, max_tokens=max_tokens
+            messages, owner=self.cache_owner, temperature=0, max_tokens=max_tokens, thinking_budget=0
         )
         try:
             answer = summary.result()
@@ -436,7 +436,7 @@ class Chat:
             if exchange.is_settled:
                 return
             exchange.is_settled = True
-            if not said.content and not said.tool_calls and not is_whole:
+            if not said.content and not said.tool_calls and not said.thinking and not is_whole:
                 return
             before = up_to_last_question(self.messages)
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already

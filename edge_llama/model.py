@@ -266,7 +266,7 @@ class Model:
                 self._engine,
                 tokens,
                 self.sampling(options),
-                thinking=self.template.thinking_parser(tokens),
+                thinking=self.template.thinking_parser(tokens, has_tools=bool(tools.schemas)),
                 parser=parser,
                 calls=calls,
                 on_finish=on_finish,

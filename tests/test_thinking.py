@@ -119,6 +119,8 @@ def test_a_budget_ends_thoughts_and_the_answer_follows(open_: edge_llama.Model, 
     answer = open_.chat(temperature=0).send(QUESTION, thinking_budget=budget, max_tokens=40, **options).result()
     thought = open_.tokenizer.encode(answer.thinking) if answer.thinking else []
     assert len(thought) == budget
+    recorded = open_.chat(temperature=0).send(QUESTION, thinking_budget=budget, max_tokens=20, logprobs=0).result()
+    assert [each.token_id for each in recorded.logprobs[: len(recorded.tokens)]] == list(recorded.tokens)
     assert answer.timings.thinking_tokens >= budget
     assert len(answer.tokens) > answer.timings.thinking_tokens
     ended = open_.chat(temperature=0).send(QUESTION, thinking_budget=500, logits_processor=says(open_, "a</think>b"))
@@ -133,8 +135,26 @@ def test_a_schema_holds_for_what_follows_thoughts(open_: edge_llama.Model, close
     limited = open_.chat().send(QUESTION, thinking_budget=4, **options).result()
     assert limited.text in ('"Tokyo"', '"Kyoto"')
     assert limited.timings.thinking_tokens >= 4
+    ends = says(open_, "Well")  # the end of the turn, before there was an answer
+    assert open_.chat().send(QUESTION, logits_processor=ends, **options).result().finish_reason == "length"
+    bias = {open_.tokenizer.control_tokens["<|im_end|>"]: 1e4}
+    assert open_.chat().send(QUESTION, logit_bias=bias, **options).result().text in ('"Tokyo"', '"Kyoto"')
     at_once = closed.chat().send(QUESTION, **options).result()
     assert (at_once.thinking, at_once.text in ('"Tokyo"', '"Kyoto"')) == ("", True)
+
+
+def test_what_has_to_fit_from_the_first_token_is_all_answer(closed: edge_llama.Model) -> None:
+    answer = closed.chat().send(QUESTION, regex="<think>a</think>b", thinking_budget=0).result()
+    assert (answer.text, answer.thinking) == ("<think>a</think>b", "")
+
+
+def test_a_summary_is_no_thought(open_: edge_llama.Model) -> None:
+    chat = open_.chat(temperature=0, max_tokens=8)
+    for _ in range(3):
+        chat.send(QUESTION, thinking_budget=0).result()
+    told = chat.compact()
+    assert told is not None
+    assert told.summarized
 
 
 def test_the_template_gets_thoughts_and_leaves_them_out_as_it_wants(closed: edge_llama.Model) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_llama.backends.registry import engines
-from edge_llama.errors import ArtifactError
-from edge_llama.files.artifact import BUILT_IN, existing
+from edge_llama.backends.base import Engine
+from edge_llama.backends.registry import own_engines, registered, registrations
+from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
+from edge_llama.files.artifact import BUILT_IN, MODEL_VARIABLE, existing
 from edge_llama.files.checkpoint_folder import checkpoint_kind
 from edge_llama.files.manifest import NAME as MANIFEST
 
@@ -36,16 +37,9 @@ class LocalModel:
     path: Path
     """A file, or a folder of several that belong together."""
     store: str
-    kind: Literal["model", "checkpoint"]
-    files: tuple[Path, ...]
-    """Those that hold it, links followed."""
+    kind: Literal["model", "checkpoint"] = "model"
     problem: str = ""
     """Why it can't be opened."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk; what is gone meanwhile has none."""
-        return sum(file.stat().st_size for file in self.files if file.is_file())
 
 
 def found(model: str | os.PathLike[str] | None = None) -> Path:
@@ -56,13 +50,17 @@ def found(model: str | os.PathLike[str] | None = None) -> Path:
     try:
         return existing(model)
     except ArtifactError:
-        if model is None or (path := named(str(model))) is None:
+        given = model or os.environ.get(MODEL_VARIABLE)
+        if given is None or (path := named(given)) is None:
             raise
         return path
 
 
-def named(name: str) -> Path | None:
+def named(name: str | os.PathLike[str]) -> Path | None:
     """Where the model of this name lies; None if no store has one. ArtifactError for one that can't be opened."""
+    if Path(name).is_absolute() or str(name)[:1] in (".", "~"):
+        return None
+    name = name if isinstance(name, str) else Path(name).as_posix()
     model = next((each for each in local_models() if each.name == name), None)
     if model and model.problem:
         raise ArtifactError(f"{name} ({model.store}): {model.problem}", remedy="see edge-llama models")
@@ -72,14 +70,14 @@ def named(name: str) -> Path | None:
 def local_models() -> list[LocalModel]:
     """What is found, store by store. A name that two have is made unlike by the second's store: ``NAME@ollama``."""
     models: list[LocalModel] = []
-    seen, names = set[Path](), {BUILT_IN}
+    paths: dict[str, Path] = {BUILT_IN: Path()}
     for store, find in STORES.items():
         for model in find(store):
-            if (real := model.path.resolve()) in seen:
+            name, real = model.name, model.path.resolve()
+            if paths.get(name) == real:
                 continue
-            seen.add(real)
-            name = model.name if model.name not in names else f"{model.name}@{store}"
-            names.add(name)
+            name = name if name not in paths else f"{name}@{store}"
+            paths[name] = real
             models.append(replace(model, name=name))
     return models
 
@@ -90,20 +88,21 @@ def local_models() -> list[LocalModel]:
 def _given(store: str) -> Iterator[LocalModel]:
     """The folders of ``$EDGE_LLAMA_MODELS``, separated as those of ``$PATH`` are."""
     for folder in filter(None, os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep)):
-        yield from _below(Path(folder).expanduser(), store)
+        yield from _below(_home(folder), store)
 
 
 def _hugging_face(store: str) -> Iterator[LocalModel]:
-    """``models--OWNER--NAME/snapshots/REVISION``, of each repository the revision that ``main`` is, or the newest."""
+    """``models--OWNER--NAME/snapshots/REVISION``: of each repository what ``main`` is, else the newest that has one."""
     home = os.environ.get("HF_HOME") or _home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     for repository in _listed(_home(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")):
         if not repository.name.startswith("models--"):
             continue
-        snapshots = sorted(_listed(repository / "snapshots"), key=lambda each: each.stat().st_mtime)
         main = _first_line(repository / "refs" / "main")
-        chosen = [each for each in snapshots if each.name == main] or snapshots[-1:]
-        for snapshot in chosen:
-            yield from _below(snapshot, store, repository.name.removeprefix("models--").replace("--", "/"))
+        snapshots = sorted(_folders_in(repository / "snapshots"), key=_changed, reverse=True)
+        for snapshot in sorted(snapshots, key=lambda each: each.name != main):
+            if models := list(_below(snapshot, store, repository.name.removeprefix("models--").replace("--", "/"))):
+                yield from models
+                break
 
 
 def _lm_studio(store: str) -> Iterator[LocalModel]:
@@ -118,7 +117,7 @@ def _lm_studio(store: str) -> Iterator[LocalModel]:
 def _llama_cpp(store: str) -> Iterator[LocalModel]:
     """What ``-hf`` and ``-mu`` of its programs keep: ``OWNER_NAME_FILE.gguf``. Later ones use Hugging Face's cache."""
     caches = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
-    cache = os.environ.get("XDG_CACHE_HOME") or caches.get(sys.platform, "~/.cache")
+    cache = caches.get(sys.platform) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     yield from _below(_home(os.environ.get("LLAMA_CACHE") or _home(cache) / "llama.cpp"), store)
 
 
@@ -143,41 +142,58 @@ STORES: dict[str, Callable[[str], Iterator[LocalModel]]] = {
 """Each by the word that tells two models of one name apart."""
 
 
-def _below(root: Path, store: str, name: str = "") -> Iterator[LocalModel]:
-    """The models in a folder and those below it, named by the way there, or beginning with ``name``."""
-    here = [*_models_in(root, store, name)]
-    if len(here) == 1 and name:
-        yield replace(here[0], name=name)
-    else:
-        yield from here
-    if any(model.path == root for model in here) or name.count("/") >= _DEEPEST:
+def _below(root: Path, store: str, name: str = "", above: tuple[Path, ...] = ()) -> Iterator[LocalModel]:
+    """The models in a folder and those below it, named by the way there, or beginning with ``name``.
+
+    What can't be read is left out, what is not sound is told with its problem.
+    """
+    if (real := root.resolve()) in above or len(above) > _DEEPEST:
         return
-    for folder in _listed(root):
-        if folder.is_dir() and not folder.name.startswith("."):
-            yield from _below(folder, store, f"{name}/{folder.name}" if name else folder.name)
+    try:
+        here = list(_models_in(root, store, name))
+    except EdgeLlamaError as error:
+        here = [LocalModel(name or root.name, root, store, problem=str(error))]
+    except OSError:
+        return
+    yield from [replace(here[0], name=name)] if len(here) == 1 and name else here
+    if (root / MANIFEST).is_file() or any(model.kind == "checkpoint" for model in here):
+        return
+    for folder in _folders_in(root):
+        if not folder.name.startswith("."):
+            yield from _below(folder, store, f"{name}/{folder.name}" if name else folder.name, (*above, real))
 
 
 def _models_in(folder: Path, store: str, name: str) -> Iterator[LocalModel]:
     """What lies directly in a folder: it is one whole, or has files each of which is one."""
     if (folder / MANIFEST).is_file():
-        yield LocalModel(name or folder.name, folder, store, "model", _files_in(folder))
+        yield LocalModel(name or folder.name, folder, store)
         return
-    towers = [(engine, file) for engine in engines() for file in engine.find(folder) if file.is_file()]
-    beside = [file for engine in engines() if engine.vision for file in engine.vision.find(folder)]
-    if len(towers) == 1 and len(beside) == 1:
-        engine, file = towers[0]
-        yield LocalModel(name or folder.name, folder, store, "model", (*engine.files(file), *beside))
+    engines = list(_engines())
+    texts = [file for engine in engines for file in engine.find(folder) if file.is_file()]
+    beside = [file for engine in engines if engine.vision for file in engine.vision.find(folder)]
+    if name and len(texts) == 1 and len(beside) == 1:
+        yield LocalModel(name, folder, store)
         return
-    for engine, file in towers:
+    for file in texts:
         stem = _PART.sub("", file.stem)
-        own = f"{name}/{stem}" if name else stem
-        yield LocalModel(own, file, store, "model", tuple(engine.files(file)))
-    if not towers and checkpoint_kind(folder) == "checkpoint" and (weights := _weights_in(folder)):
-        yield LocalModel(name or folder.name, folder, store, "checkpoint", weights)
+        yield LocalModel(f"{name}/{stem}" if name else stem, file, store)
+    if not texts and checkpoint_kind(folder) == "checkpoint" and any(_weights_in(folder)):
+        yield LocalModel(name or folder.name, folder, store, "checkpoint")
 
 
-def _weights_in(folder: Path) -> tuple[Path, ...]:
-    return tuple(file for file in _files_in(folder) if file.suffix in (".safetensors", ".pth"))
+def _engines() -> Iterator[Engine[Any]]:
+    """Those that can be loaded."""
+    yield from own_engines()
+    for entry in registrations():
+        try:
+            engine = registered(entry)
+        except EngineError:
+            continue
+        yield engine
+
+
+def _weights_in(folder: Path) -> Iterator[Path]:
+    return (file for file in _listed(folder) if file.suffix in (".safetensors", ".pth") and file.is_file())
 
 
 def _of_manifest(folder: Path, manifest: Path, root: Path, store: str) -> LocalModel | None:
@@ -195,10 +211,10 @@ def _of_manifest(folder: Path, manifest: Path, root: Path, store: str) -> LocalM
     name = _ollama_name(*manifest.relative_to(root).parts)
     if not weights:
         if any("tensor" in str(layer.get("mediaType")) for layer in layers):
-            return LocalModel(name, manifest, store, "model", (), "its tensors are in files of their own (MLX)")
+            return LocalModel(name, manifest, store, problem="its tensors are in files of their own (MLX)")
         return None
     problem = "" if weights[0].is_file() else f"{weights[0].name} is missing: pull it again"
-    return LocalModel(name, weights[0], store, "model", (weights[0],), problem)
+    return LocalModel(name, weights[0], store, problem=problem)
 
 
 def _ollama_name(host: str, namespace: str, model: str, tag: str) -> str:
@@ -251,8 +267,15 @@ def _listed(folder: Path) -> list[Path]:
         return []
 
 
-def _files_in(folder: Path) -> tuple[Path, ...]:
-    return tuple(file for file in _listed(folder) if file.is_file())
+def _folders_in(folder: Path) -> list[Path]:
+    return [each for each in _listed(folder) if os.path.isdir(each)]  # noqa: PTH112 - Path's raises for what is locked
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _globbed(root: Path, pattern: str) -> list[Path]:

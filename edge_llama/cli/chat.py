@@ -65,7 +65,7 @@ def chat(
         system=system,
         when_full=options.when_full(when_full),
         plain=plain,
-        hide_thinking=hide_thinking,
+        hide_thinking=hide_thinking or quiet,
     )
     with closing(conversation):
         note(f"{conversation.model.artifact.name}: {conversation.model.context}", quiet=quiet)

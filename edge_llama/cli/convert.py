@@ -114,7 +114,7 @@ def convert(
     from converters import plan as make_plan  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
-    source = source if source.exists() else local_models.named(str(source)) or source
+    source = source if source.exists() else local_models.named(source) or source
     asked = options.given(
         quant=quant,
         to=to,

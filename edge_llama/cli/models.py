@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from edge_llama.backends.local_models import LocalModel, local_models
@@ -12,6 +13,8 @@ from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import EdgeLlamaError, printable
 from edge_llama.files.artifact import main_format
+
+_WEIGHTS = (".safetensors", ".pth")
 
 
 def models(as_json: options.Json = False) -> None:
@@ -35,22 +38,28 @@ def _described(model: LocalModel) -> dict[str, Any]:
         "path": str(model.path),
         "store": model.store,
         "kind": model.kind,
-        "bytes": model.nbytes,
+        "bytes": None,
         "architecture": None,
         "format": None,
         "vision": False,
         "problem": model.problem,
     }
-    if model.problem or model.kind == "checkpoint":
+    if model.problem:
         return described
     try:
+        if model.kind == "checkpoint":
+            return {**described, "bytes": _bytes(file for file in model.path.iterdir() if file.suffix in _WEIGHTS)}
         towers = read_towers(model.path)
-        text = open_artifact(towers.text) if towers.text else None
+        text, vision = open_artifact(towers.text) if towers.text else None, towers.vision
+        files = {*(text.files if text else ()), *(vision.files if vision else ())}
+        described |= {"vision": vision is not None, "bytes": _bytes(files)}
     except (EdgeLlamaError, OSError) as error:
         return {**described, "problem": str(error).removeprefix(f"{model.path}: ")}
-    if text:
-        described |= {"architecture": text.architecture, "format": main_format(text.tensors)}
-    return {**described, "vision": towers.vision is not None}
+    return described | ({"architecture": text.architecture, "format": main_format(text.tensors)} if text else {})
+
+
+def _bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _print_table(found: Iterable[dict[str, Any]]) -> bool:
@@ -64,9 +73,13 @@ def _print_table(found: Iterable[dict[str, Any]]) -> bool:
         for name, justify in (("name", "left"), ("size", "right"), ("what", "left"), ("where", "left")):
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type] # a literal each
         for row in rows:
-            table.add_row(*map(printable, (row["name"], f"{row['bytes'] / 1e9:,.2f} GB", _what(row), row["store"])))
+            table.add_row(*map(printable, (row["name"], _size(row["bytes"]), _what(row), row["store"])))
         Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
     return bool(rows)
+
+
+def _size(nbytes: int | None) -> str:
+    return "" if nbytes is None else f"{nbytes / 1e9:,.2f} GB"
 
 
 def _what(row: dict[str, Any]) -> str:

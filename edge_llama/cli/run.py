@@ -69,7 +69,7 @@ def run(
             if video:
                 note(f"{video}: {chat.frames_shown:,} frames of it are shown", quiet=quiet)
         if not as_json:
-            stream(generation, Plain(), hide_thinking=hide_thinking)
+            stream(generation, Plain(), hide_thinking=hide_thinking or quiet)
         answer = generation.result()
         if as_json:
             print(json.dumps(_as_json(answer, model.tokenizer), ensure_ascii=False))  # noqa: T201

@@ -21,9 +21,9 @@ from edge_llama.files.text_artifact import TextArtifact
 END_TOKENS = "edge_llama.eos_token_ids"
 """Every token that ends an answer, where the publisher names several: llama.cpp's own keys hold one."""
 _TEMPLATE = "tokenizer.chat_template"
+"""The key of the chat template, and with a dot and a name after it of others."""
 _VISION = ("v.", "mm.")
 """How the names of a vision tower's tensors begin."""
-"""The key of the chat template, and with a dot and a name after it of others."""
 _SAMPLING_KEYS = {
     "temp": "temperature",
     "top_k": "top_k",

@@ -138,8 +138,10 @@ class ChatTemplate:
         form = None if tool_format is None else form_named(tool_format)
         return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
 
-    def thinking_parser(self, prompt: Sequence[int]) -> ThinkingParser | None:
+    def thinking_parser(self, prompt: Sequence[int], *, has_tools: bool = False) -> ThinkingParser | None:
         """What tells thoughts from the answer to ``prompt``; None for a template that knows of none."""
+        if has_tools and self._for_tools:
+            return self._for_tools.thinking_parser(prompt)
         form = form_in(self._source)
         if form is None:
             return None

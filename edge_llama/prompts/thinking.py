@@ -69,11 +69,6 @@ class ThinkingParser:
         """Whether what comes next is thought."""
         return self._at is _At.THINKING
 
-    @property
-    def is_over(self) -> bool:
-        """Whether all that comes is the answer."""
-        return self._at is _At.ANSWER
-
     def feed(self, text: str) -> Split:
         """The answer goes on with ``text``; with a control token among ``tags``, as its text."""
         self._held += text
@@ -91,11 +86,12 @@ class ThinkingParser:
         return Split(thinking, text)
 
     def finish(self) -> Split:
-        """Nothing follows: what was held back is what it is."""
+        """No more thoughts follow: what was held back is what it is."""
+        at, self._at = self._at, _At.ANSWER
         held, self._held = self._held, ""
-        if self._at is _At.THINKING:
+        if at is _At.THINKING:
             return Split(thinking=held.rstrip())
-        return Split(text=held) if self._at is _At.START else Split()
+        return Split(text=held) if at is _At.START else Split()
 
     def _start(self) -> None:
         begun, opener = self._held.lstrip(), self.form.opener

@@ -2,6 +2,7 @@
 
 import codecs
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from edge_llama.backends.base import TextTower
@@ -55,6 +56,8 @@ class Answering(Request):
         self._params = params
         self._thinking = thinking
         self._parser = parser
+        self._closing: deque[int] = deque()
+        """Tokens that end thoughts and come next."""
         self._sampler: Sampler | None = None
         self._choose: TokenChoice | None = None
         self.samples_apart = params.temperature != 0 or self._constraint is not None or params.logprobs is not None
@@ -105,18 +108,36 @@ class Answering(Request):
                 is_chosen = False
                 yield token
         if is_chosen:
-            yield choose(row)
+            token = choose(row, self._closing.popleft() if self._closing else None)
+            if self._is_end_of_thoughts(token, choose):
+                yield from self._close(choose)
+            else:
+                yield token
             yield from self._forced(choose)
 
     def _forced(self, choose: TokenChoice) -> Iterator[int]:
         """The end of thoughts that became too long, and what a constraint leaves no choice about."""
-        thinking, budget = self._thinking, self._params.thinking_budget
-        thought = self.progress.timings.thinking_tokens
-        if thinking and thinking.is_thinking and budget is not None and thought >= budget and self._sampler:
-            for token in thinking.closing:
-                self._sampler.accept(token)
-                yield token
-        yield from choose.forced()
+        budget = self._params.thinking_budget
+        if self._is_thinking and budget is not None and self.progress.timings.thinking_tokens >= budget:
+            yield from self._close(choose)
+        if not self._closing:
+            yield from choose.forced()
+
+    def _close(self, choose: TokenChoice) -> Iterator[int]:
+        """The tokens that end thoughts: at once, or one by one where each needs its logits."""
+        if self._closing or not self._thinking:
+            return
+        if choose.needs_logits:
+            self._closing.extend(self._thinking.closing)
+            return
+        for token in self._thinking.closing:
+            choose.take(token)
+            yield token
+
+    def _is_end_of_thoughts(self, token: int, choose: TokenChoice) -> bool:
+        """Whether the model would end its turn before what a constraint asks for."""
+        is_end = self._is_thinking and self._constraint is not None and self._tower.tokenizer.is_end(token)
+        return is_end and not choose.needs_logits
 
     def finish(self, error: EdgeLlamaError | None) -> None:
         """An error, or the caller, ends the answer."""
@@ -131,7 +152,9 @@ class Answering(Request):
         self.progress.timings.prompt_seconds = self._lap()
         prompt = [token for token in self.prompt if token >= 0]
         self._sampler = self._tower.sampler(self._params, prompt)
-        constraint = None if self._thinking and self._thinking.is_thinking else self._constraint
+        constraint = None if self._is_thinking else self._constraint
+        if constraint:
+            self._thinking = None  # all of it is the answer
         return TokenChoice(
             self._sampler, self._params, constraint, self._tower.tokenizer, prompt, self._logprobs.append
         )
@@ -139,18 +162,18 @@ class Answering(Request):
     def _take(self, token: int, room: int) -> FinishReason | None:
         """Give the caller what is new; why the answer ends, if it does."""
         if self._tower.tokenizer.is_end(token):
-            return "stop"
+            return "length" if self._is_thinking and self._constraint else "stop"
         timings = self.progress.timings
         timings.generated_tokens += 1
         self._pending.append(token)
         text, is_stopped = "", False
-        if self._thinking and self._parser and token in self._parser.tags and not self._is_thinking:
-            self._put(self._parse(self._stops.feed(self._last_thoughts().text)[0]))
-        if self._thinking:
-            text, is_stopped = self._stops.feed(self._think(token, self._thinking))
-        elif self._parser and token in self._parser.tags:
+        if self._parser and token in self._parser.tags and not self._is_thinking:
+            if self._thinking:
+                self._put(self._parse(self._stops.feed(self._thinking.finish().text)[0]))
             self._put(self._parse(self._flushed()))
             self._put(self._parser.tag(token))
+        elif self._thinking:
+            text, is_stopped = self._stops.feed(self._think(token, self._thinking))
         else:
             text, is_stopped = self._stops.feed(self._decoder.decode(self._tower.tokenizer.piece(token)))
         self._put(self._parse(text))
@@ -178,8 +201,7 @@ class Answering(Request):
             self.progress.put(self._piece(Parsed(), thinking=split.thinking))
         if was_thinking and not thinking.is_thinking and self._constraint and self._choose:
             self._choose.constrain(self._constraint)
-        if thinking.is_over:
-            self._thinking = None
+            return ""  # what the closer's last token has behind it is no part of what must come
         return split.text
 
     def _conclude(self, reason: FinishReason) -> None:
@@ -197,8 +219,7 @@ class Answering(Request):
     def _last_thoughts(self) -> Split:
         if not self._thinking:
             return Split()
-        thinking, self._thinking = self._thinking, None
-        split, end = thinking.feed(self._decoder.decode(b"", final=True)), thinking.finish()
+        split, end = self._thinking.feed(self._decoder.decode(b"", final=True)), self._thinking.finish()
         return Split(split.thinking + end.thinking, split.text + end.text)
 
     def _stop_clock(self) -> None:

@@ -46,16 +46,28 @@ class TokenChoice:
         self._on_logprobs = on_logprobs
         self._changes_logits = bool(self._processors or constraint)
 
-    def __call__(self, row: LogitsRow) -> int:
-        """The next token, by logits that are put back as they were.
+    def __call__(self, row: LogitsRow, given: int | None = None) -> int:
+        """The next token, by logits that are put back as they were, or the one that is ``given``.
 
         OptionError if a function over the logits fails, EngineError or OptionError if nothing can follow.
         """
         if self._n_logprobs is None:
-            return self._chosen(row)
+            return self._chosen(row) if given is None else self.take(given)
         raw = Distribution(row.values)
-        token = self._chosen(row)
+        token = self._chosen(row) if given is None else self.take(given)
         self._on_logprobs(raw.of(token, self._n_logprobs))
+        return token
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether every token needs the logits of its place: they are recorded, or functions are told of each."""
+        return bool(self._processors) or self._n_logprobs is not None
+
+    def take(self, token: int) -> int:
+        """A token that was not chosen here."""
+        self._sampler.accept(token)
+        if self._processors:
+            self._token_ids.append(token)
         return token
 
     def forced(self) -> Iterator[int]:
@@ -63,7 +75,7 @@ class TokenChoice:
 
         None where a record of the logits is wanted, or functions change them.
         """
-        if self._constraint is None or self._processors or self._n_logprobs is not None:
+        if self._constraint is None or self.needs_logits:
             return
         for token in self._constraint.forced():
             self._constraint.accept(token)

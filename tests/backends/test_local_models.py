@@ -62,8 +62,13 @@ def test_given_folders_have_files_and_folders_of_one_model(
     (home / "some" / "notes.txt").write_text("no model")
     monkeypatch.setenv(FOLDERS_VARIABLE, os.pathsep.join([str(home / "some"), "~/more", str(home / "nowhere"), ""]))
     assert names() == ["llama-q8_0", "alone", "two/a", "two/b", "deep/er"]
-    (split,) = (model for model in local_models() if model.name == "two/b")
-    assert [file.name for file in split.files] == ["b-00001-of-00002.gguf", "b-00002-of-00002.gguf"]
+    assert found("two/b").name == "b-00001-of-00002.gguf"
+    assert found(Path("two") / "a") == home / "some" / "two" / "a.gguf"
+    for no_name in ("/alone", "./alone", "~/alone", "Alone"):
+        with pytest.raises(ArtifactError, match="no such file"):
+            found(no_name)
+    monkeypatch.setenv("EDGE_LLAMA_MODEL", "alone")
+    assert found() == found("alone")
     assert found("alone") == home / "some" / "alone" / "any.gguf"
 
 
@@ -74,7 +79,10 @@ def test_a_vision_tower_beside_makes_one_of_the_folder(
     put("models/pair/mmproj-text.gguf")
     monkeypatch.setenv(FOLDERS_VARIABLE, str(home / "models"))
     (model,) = local_models()
-    assert (model.name, model.path, len(model.files)) == ("pair", home / "models" / "pair", 2)
+    assert (model.name, model.path) == ("pair", home / "models" / "pair")
+    put("models/other.gguf")
+    put("models/mmproj-other.gguf")
+    assert names() == ["other", "pair"], "a store is no model"
 
 
 def test_hugging_faces_cache_has_models_and_checkpoints(home: Path, put: Callable[..., Path], llama3: Path) -> None:
@@ -93,6 +101,11 @@ def test_hugging_faces_cache_has_models_and_checkpoints(home: Path, put: Callabl
     broken.parent.mkdir(parents=True)
     broken.symlink_to("nowhere")
     (home / hub / "version.txt").write_text("1")
+    later = home / hub / "models--many--quants" / "snapshots" / "2" / "config.json"
+    later.parent.mkdir()
+    later.write_text("{}")
+    (home / hub / "models--many--quants" / "refs").mkdir()
+    (home / hub / "models--many--quants" / "refs" / "main").write_text("2")
     assert names(kind="checkpoint") == ["meta-llama/Llama-X"]
     assert names(kind="model") == ["many/quants/a", "many/quants/b", "some/one-GGUF"]
     assert found("some/one-GGUF").parent.name == "new"
@@ -104,7 +117,7 @@ def test_lm_studios_and_llama_cpps_folders(home: Path, put: Callable[..., Path])
     (home / ".lmstudio-home-pointer").write_text(str(home / "elsewhere"))
     (home / "elsewhere" / "models" / "me" / "again").symlink_to(home / "elsewhere" / "models" / "me" / "mine")
     put(".cache/llama.cpp/some_Llama-GGUF_llama-q8_0.gguf")
-    assert names(store="lmstudio") == ["me/again", "lmstudio-community/Llama-GGUF"], "under two names it is one"
+    assert names(store="lmstudio") == ["me/again", "me/mine", "lmstudio-community/Llama-GGUF"]
     assert names(store="llama.cpp") == ["some_Llama-GGUF_llama-q8_0"]
 
 
@@ -121,7 +134,8 @@ def test_ollamas_manifests_lead_to_blobs(home: Path, put: Callable[..., Path]) -
     put(f".ollama/models/blobs/sha256-{HASH}")
     layers = [{"mediaType": MODEL, "digest": f"sha256:{HASH}"}, {"mediaType": PROJECTOR, "digest": "sha256:1"}]
     ollama(home, "registry.ollama.ai/library/llama3.2/1b", {"layers": layers})
-    assert names() == ["llama3.2:1b"]
+    ollama(home, "registry.ollama.ai/library/llama3.2/latest", {"layers": layers})
+    assert names() == ["llama3.2:1b", "llama3.2:latest"]
     assert found("llama3.2:1b").name == f"sha256-{HASH}"
     gone = [{"mediaType": MODEL, "digest": f"sha256:{HASH[::-1]}"}]
     ollama(home, "hf.co/some/model/Q4_K_M", {"layers": gone})
@@ -148,3 +162,19 @@ def test_ollamas_later_manifests_have_several_forms(home: Path, put: Callable[..
 def test_a_manifest_that_is_none_is_no_model(content: str, home: Path) -> None:
     ollama(home, "registry.ollama.ai/library/x/latest", {}).write_text(content)
     assert local_models() == []
+
+
+def test_odd_folders_hide_nothing_else(home: Path, put: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDERS_VARIABLE, os.pathsep.join(["~nobody-at-all/models", str(home / "models")]))
+    put("models/good/a.gguf")
+    broken = home / "models" / "broken" / "genai_config.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    (home / "models" / "good" / "loop").symlink_to(home / "models")
+    (home / "models" / "gone").symlink_to("nowhere")
+    locked = home / "models" / "locked"
+    locked.mkdir(mode=0)
+    assert names() == ["broken", "good"]
+    with pytest.raises(ArtifactError, match="broken"):
+        found("broken")
+    locked.chmod(0o700)

@@ -85,14 +85,13 @@ class Thoughts:
 
     def __init__(self, *, are_hidden: bool) -> None:
         self._are_shown = not are_hidden and sys.stderr.isatty()
-        self._dim, self._normal = ("", "") if "NO_COLOR" in os.environ else ("\x1b[2m", "\x1b[0m")
         self._is_open = False
 
     def feed(self, text: str) -> None:
         """Show a part of them at once."""
         if text and self._are_shown:
             self._is_open = True
-            sys.stderr.write(f"{self._dim}{harmless(text)}{self._normal}")
+            sys.stderr.write(f"\x1b[2m{harmless(text)}\x1b[0m" if _has_colour() else harmless(text))
             sys.stderr.flush()
 
     def finish(self) -> None:
