@@ -1,6 +1,7 @@
 """A model that is open: the runtime's front door."""
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -364,7 +365,7 @@ def _deadline(options: RequestOptions) -> float | None:
     seconds = options.pop("deadline", None)
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         raise OptionError(f"deadline is {seconds!r}, expected seconds, more than 0")
     return time.monotonic() + seconds
 

@@ -160,7 +160,7 @@ class Answering(Request):
         )
 
     def _take(self, token: int, room: int) -> FinishReason | None:
-        """Give the caller what is new; why the answer ends, if it does."""
+        """Put aside for the caller what is new; why the answer ends, if it does."""
         if self._tower.tokenizer.is_end(token):
             return "length" if self._is_thinking and self._constraint else "stop"
         timings = self.progress.timings

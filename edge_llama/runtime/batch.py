@@ -79,23 +79,14 @@ def batches(ready: Sequence[Running], n_batch: int, free_cells: int, budget: int
         found.append((running, rows))
         room, free = room - len(rows.tokens), free - len(rows.tokens)
     room = min(room, free) if budget is None else min(room, free, budget)
-    for running, share in _shares(prompts, room):
-        found.append((running, running.rows(share)))
-    tokens = [each for each in found if each[1].embeddings is None]
-    embeddings = [each for each in found if each[1].embeddings is not None]
-    return [batch for batch in (tokens, embeddings) if batch]
-
-
-def _shares(prompts: Sequence[Running], room: int) -> list[tuple[Running, int]]:
-    """How many tokens of each prompt go in, of ``room`` in all: first those with the fewest left, so that few wait.
-
-    Half of the room is for the one that came first, which would wait for ever where short ones keep coming.
-    """
-    found: list[tuple[Running, int]] = []
+    # Those with the fewest tokens left go first, so that few wait; half of the room is for the one that came first: it
+    # would wait for ever where short ones keep coming.
     kept = min(len(prompts[0].todo), -(-room // 2)) if prompts else 0
     for running in sorted(prompts, key=lambda each: len(each.todo)):
         kept = 0 if running is prompts[0] else kept
         if share := min(len(running.todo), room - kept):
-            found.append((running, share))
-            room -= share
-    return found
+            found.append((running, rows := running.rows(share)))
+            room -= len(rows.tokens)
+    tokens = [each for each in found if each[1].embeddings is None]
+    embeddings = [each for each in found if each[1].embeddings is not None]
+    return [batch for batch in (tokens, embeddings) if batch]

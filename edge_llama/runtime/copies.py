@@ -62,6 +62,10 @@ class Copies:
         else:
             self._spill(state)
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a copy of so many bytes has room in memory beside all others."""
+        return self.nbytes + nbytes <= self._room(self.nbytes)
+
     def make_room(self, nbytes: int) -> bool:
         """Whether a copy of so many bytes has room, which the least recently used ones may have to give."""
         room = self._room(self.nbytes)

@@ -1,6 +1,5 @@
 """What callers send to the engine's thread, and how it waits for that."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +32,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._items: SimpleQueue[Item] = SimpleQueue()
-        self._lock = threading.RLock()
-        self._preparing = 0
+        self._preparing: set[object] = set()
         """Callers that are about to submit."""
         self._is_gathering = False
 
@@ -45,13 +43,12 @@ class Inbox:
     @contextmanager
     def preparing(self) -> Iterator[None]:
         """Around what leads to a request: see :meth:`take`."""
-        with self._lock:
-            self._preparing += 1
+        caller = object()
         try:
+            self._preparing.add(caller)
             yield
         finally:
-            with self._lock:
-                self._preparing -= 1
+            self._preparing.discard(caller)
             if self._is_gathering:
                 self.put(NUDGE)
 

@@ -1,5 +1,6 @@
 """What a caller gets of an answer: pieces as they come, and the whole in the end; and how it waits for them."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.messages import ToolCall
 from edge_llama.sampling.logprobs import TokenLogprobs
 
+_log = logging.getLogger(__name__)
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
 ``tool_calls``: the same, and it wants tools to be called; ``length``: max_tokens or a full context, and an answer by a
@@ -156,8 +158,17 @@ class Progress:
             self._count += 1
             watch = self._watch
         if watch:
-            watch()
+            self._call(watch)
         _tell(self._listeners)
+
+    def _call(self, watch: Callable[[], object]) -> None:
+        """A caller's function that fails is not called again: others are served by this thread too."""
+        try:
+            watch()
+        except Exception as error:
+            _log.error("what watches an answer failed: %s", error, exc_info=error)
+            with self._lock:
+                self._watch = None
 
     def answer(self) -> Answer:
         """The answer as far as it came."""

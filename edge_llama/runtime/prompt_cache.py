@@ -11,7 +11,6 @@ scattered among those of others), to prefill it again some 4,000.
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from types import UnionType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,25 +167,32 @@ class PromptCache:
     def tidy(self) -> bool:
         """While nothing is running, do a part of what makes the next steps fast; False if nothing is left to do.
 
-        What is idle is copied out, where it has room, but for the last that was used: it is likely to go on. The cells
-        of that one are brought together: attention takes all cells up to the last that is used, also free ones.
+        What is idle is copied out, where no other copy has to leave for it, but for the last that was used: it is
+        likely to go on. The cells of that one are brought together: attention takes all up to the last that is used.
         """
-        if self.is_crowded and (self.copies.disk or self.copies.make_room(self._bytes(self._oldest_idle()))):
+        if self.is_crowded and self.copies.has_room(self._bytes(self._oldest_idle())):
             self._move_out(self._oldest_idle())
             return True
-        if len(self._held) == 1 and self._held[0].is_scattered:
+        if len(self._held) == 1 and self._held[0].is_scattered and self.copies.has_room(self._bytes(self._held[0])):
             self._compact(self._held[0])
             return True
         return False
 
     def _compact(self, held: Held) -> None:
         held.is_scattered = False
-        if self.copies.make_room(self._bytes(held)):
-            state = self._copy(held)
-            self._release(held)
-            if (again := self._loaded(state)) is not None:
-                again.owner = held.owner
-                self.end(again, state.logits)
+        if (state := self._tried_copy(held)) is None:
+            return
+        self._release(held)
+        try:
+            again = self._loaded(state)
+        except EngineError as error:
+            _log.warning("a conversation of %s tokens stays a copy: %s", f"{len(state.tokens):,}", error)
+            again = None
+        if again is None:
+            self.copies.keep(state)
+        else:
+            again.owner = held.owner
+            self.end(again, state.logits)
 
     def _oldest_idle(self) -> Held:
         return next(held for held in self._held if not held.is_running)
@@ -313,13 +319,15 @@ class PromptCache:
         best = self._longest(prompt, Held)
         kinds: list[type[Entry]] = [State, Stored] if self.copies.disk and not self._slice_size else [State]
         for kind in kinds:
-            length, found = self._longest(prompt, kind)
-            if found and (length - best[0]) * _WORTH_LOADING >= len(found.tokens):
-                best = length, found
+            length, found = self._longest(prompt, kind, beyond=best[0])
+            best = (length, found) if found else best
         return best
 
-    def _longest(self, prompt: Tokens, kind: type[Entry] | UnionType) -> tuple[int, Entry | None]:
-        """Of the entries of a kind. Of equals a sequence, rather an idle one."""
+    def _longest(self, prompt: Tokens, kind: type[Entry], beyond: int = 0) -> tuple[int, Entry | None]:
+        """Of the entries of a kind, rather an idle sequence; a copy or a file if what it has beyond is worth loading.
+
+        What is loaded from disk is as worthy as it was there, so that nothing is loaded again and again.
+        """
         best: tuple[int, Entry | None] = (0, None)
         for length, entry in self._tree.matches(prompt):
             if length < best[0]:
@@ -329,7 +337,8 @@ class PromptCache:
             usable = min(length, len(entry.tokens))
             if self._slice_size and not isinstance(entry, Stored):
                 usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
-            if usable and (usable, rank(entry)) > (best[0], rank(best[1])):
+            is_worthy = isinstance(entry, Held) or (usable - beyond) * _WORTH_LOADING >= len(entry.tokens)
+            if usable and is_worthy and (usable, rank(entry)) > (best[0], rank(best[1])):
                 best = usable, entry
         return best
 
@@ -351,7 +360,9 @@ class PromptCache:
             held.tokens = found.tokens[:length]
             held.fixed = min(found.fixed, length)
         elif not found.is_running:
-            self._keep(found)
+            state, found.tag = self._worth_keeping(found), ""
+            if state:
+                self.copies.keep(state)
             return found
         return held
 
@@ -406,27 +417,31 @@ class PromptCache:
                 return
 
     def _move_out(self, held: Held) -> None:
-        self._keep(held)
+        state = self._worth_keeping(held)
         self._release(held)
+        if state:
+            self.copies.keep(state)
 
-    def _keep(self, held: Held) -> None:
-        """Copy a sequence into memory, or to disk, if there is room and nothing else has as much."""
+    def _worth_keeping(self, held: Held) -> State | None:
+        """A copy of a sequence for memory or disk, if there is room and nothing else has as much."""
         others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
         if any(
             entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
             for entry in others
         ):
-            return
+            return None
         has_room = self.copies.make_room(self._bytes(held))
         if not has_room and not self.copies.disk:
             tell_lost(held.tokens)
-            return
+            return None
+        return self._tried_copy(held)
+
+    def _tried_copy(self, held: Held) -> State | None:
         try:
-            state = self._copy(held)
+            return self._copy(held)
         except (EngineError, MemoryError) as error:
             _log.warning("a conversation of %s tokens can't be kept: %s", f"{len(held.tokens):,}", error)
-            return
-        self.copies.keep(state)
+            return None
 
     def _bytes(self, held: Held) -> int:
         """What a copy takes."""

@@ -91,8 +91,8 @@ class Scheduler:
         self._lock = threading.RLock()
         self._current: dict[Request, int] = {}
         """The requests of the decode that is running, and their rows."""
-        self._last_moved = 0.0
-        """When a request was last running, in seconds of the monotonic clock."""
+        self._last_worked = 0.0
+        """When the engine last did something, in seconds of the monotonic clock."""
         self._is_tidy = True
         """Whether the cache was tidied up since."""
         self._waiting = 0
@@ -214,6 +214,7 @@ class Scheduler:
                 has_moved = self._step()
             except BaseException as error:  # whatever it is, callers wait for this thread
                 _log.error("the engine's work failed: %s", error, exc_info=error)
+                has_moved = True
                 for running in self._running:
                     running.request.fail(error)
             self._counts.seconds += time.perf_counter() - began
@@ -248,32 +249,39 @@ class Scheduler:
         requests = (*(running.request for running in self._running), *self._queue.all())
         moments = [request.deadline for request in requests if request.deadline is not None]
         if not requests and not self._is_tidy:
-            moments.append(self._last_moved + _REST)
+            moments.append(self._last_worked + _REST)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
-        has_moved = self._leave()
-        if self._calls or self._queue.callers:  # what may take its time
-            self._deliver()
-        has_moved |= self._do_calls()
-        has_moved |= self._admit()
+        has_left = self._leave()
+        if self._calls or self._queue.callers or any(running.suspended for running in self._running):
+            self._deliver()  # what comes may take its time
+        has_worked = self._do_calls()
+        has_worked |= self._admit()
         self._embed()
-        is_crowded = False
-        if self._running:
-            if is_crowded := self.cache.is_crowded:
-                self._deliver()
-                self.cache.relieve()
-            self._is_tidy, self._last_moved = False, time.monotonic()
-        elif not self._is_tidy and not has_moved and time.monotonic() >= self._last_moved + _REST:
-            has_moved = self.cache.tidy()
-            self._is_tidy = not has_moved
+        is_crowded = bool(self._running) and self.cache.is_crowded
+        if is_crowded:
+            self._deliver()
+            self.cache.relieve()
         for batch in self._batches(with_prompts=not is_crowded):  # one of the two is enough for a step
             self._decode(batch)
-            has_moved = True
+            has_worked = True
         if not any(running.is_ready for running in self._running):
             self._deliver()
-        return has_moved
+        if has_worked or self._running:
+            self._is_tidy, self._last_worked = False, time.monotonic()
+        elif not has_left and self._may_tidy():
+            return self._tidy()
+        return has_left or has_worked
+
+    def _may_tidy(self) -> bool:
+        return not self._is_tidy and time.monotonic() >= self._last_worked + _REST
+
+    def _tidy(self) -> bool:
+        self._is_tidy = True  # also if it fails
+        self._is_tidy = not self.cache.tidy()
+        return not self._is_tidy
 
     def _leave(self) -> bool:
         """Let go of requests that were cancelled or are late; their sequences stay in the cache."""
@@ -397,12 +405,16 @@ class Scheduler:
         ready = [running for running in self._running if running.is_ready]
         n_batch = self.tower.n_batch
         while ready:
-            self.cache.make_cells(sum(min(len(running.todo), n_batch) for running in ready))
+            wanted = sum(min(len(running.todo), n_batch) for running in ready)
+            if wanted > self.cache.free_cells:
+                self._deliver()
+                self.cache.make_cells(wanted)
             answering = sum(running.is_decoding for running in ready)
             is_short = answering and not with_prompts
             budget = 0 if is_short else self._budget.tokens(answering, len(ready) - answering)
             if found := batches(ready, n_batch, self.cache.free_cells, budget):
                 return found
+            self._deliver()
             youngest = ready.pop()
             try:
                 youngest.suspended = self.cache.suspend(youngest.held)

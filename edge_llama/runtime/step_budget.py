@@ -5,7 +5,7 @@ on this machine: with it a step takes about twice as long as steps will take onc
 """
 
 _STRETCH = 2.0
-"""How many times longer a step with a part of a prompt may take than one without."""
+"""How many times longer a step with a part of a prompt may take than one without, once those who wait are answered."""
 _LEAST = 16
 """Tokens: fewer would cost as much, since weights are read once for all rows of a batch."""
 _WEIGHT = 0.2

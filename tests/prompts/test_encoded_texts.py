@@ -30,3 +30,6 @@ def test_the_least_recently_used_goes_when_there_are_too_many() -> None:
     for letter in "abacb":
         get(letter + long)
     assert [text[0] for text in asked] == ["a", "b", "c", "b"]
+    get("too long" * encoded_texts._MOST)
+    get("b" + long)
+    assert len(asked) == 5, "what is larger than all room throws nothing out"

@@ -142,7 +142,7 @@ def test_one_that_is_forgotten_while_it_waits_to_be_written_is_not(folder: Path)
     process, owner = Process(folder, room=0), CacheOwner()
     process.cache.tag(owner, "talk-1")
     process.use(PROMPT, owner)
-    process.use([9, *PROMPT])  # for which the first leaves the engine
+    assert process.cache.make_cells(process.tower.n_cells)  # for which it leaves the engine
     process.cache.forget("talk-1")
     assert process.use(PROMPT) == 0
     process.cache.close()
@@ -332,3 +332,23 @@ def test_a_real_model_goes_on_after_a_restart(llama3: Path, tmp_path: Path, fold
     assert again.tokens == first.tokens
     assert (first.timings.cached_tokens, again.timings.cached_tokens) == (0, first.timings.prompt_tokens - 1)
     assert asked(kv_format="f32").timings.cached_tokens == 0
+
+
+def test_a_file_is_not_read_again_and_again_beside_a_longer_copy_that_is_not_worth_it(folder: Path) -> None:
+    short = PROMPT[:50]
+    first = Process(folder)
+    first.use([*short, 7])
+    first.cache.close()
+    process = Process(folder)
+    process.use([*short, *range(1900)])
+    assert process.cache.make_cells(process.tower.n_cells)
+    assert process.use([*short, 9]) == len(short)
+
+
+def test_a_conversation_that_memory_has_no_room_for_goes_to_disk_when_it_leaves(folder: Path) -> None:
+    process, owner = Process(folder, room=0), CacheOwner()
+    process.cache.tag(owner, "talk-1")
+    process.use(PROMPT, owner)
+    assert process.cache.make_cells(process.tower.n_cells)
+    process.disk.close()
+    assert (folder / "talk-1.session").exists()

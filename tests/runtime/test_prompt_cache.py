@@ -484,5 +484,5 @@ def test_scattered_cells_without_room_for_a_copy_stay_where_they_are() -> None:
         cached.append(each.held, range(3, 30))
         cached.end(each.held)
     assert cached.cache.make_cells(cached.cache.free_cells + 1)
-    assert [cached.cache.tidy(), cached.cache.tidy()] == [True, False]
+    assert not cached.cache.tidy()
     assert cached.cache.known(ids([2, *range(3, 30)])) == 28

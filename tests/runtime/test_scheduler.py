@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,4 +233,26 @@ def test_who_comes_first_waits_a_moment_for_those_who_are_about_to(
     monkeypatch.undo()
     with engine.preparing():
         assert in_time(ask(3).result).text == letters.said([3, *PROMPT], 2), "but nobody waits for long"
-    assert engine._inbox._preparing == 0
+    assert not engine._inbox._preparing
+
+
+def test_a_watch_that_fails_harms_nobody(engine: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    watched, other = generation(engine, max_tokens=50), generation(engine, max_tokens=50)
+    watched.watch(lambda: 1 / 0)
+    texts = [in_time(each.result).text for each in (watched, other)]
+    assert texts == [letters.said(PROMPT, 50)] * 2
+    assert "what watches an answer failed: division by zero" in caplog.text
+    assert caplog.text.count("what watches") == 1
+
+
+def test_what_is_idle_is_tidied_up_at_rest(tower: Letters) -> None:
+    engine = Scheduler(tower, lambda: 1, lambda _used: 10**9)
+    for number in range(3):
+        prompt = [number, *range(25)] * 12
+        in_time(generate(engine, prompt, SamplingParams(max_tokens=1, temperature=0)).result)
+    deadline = time.monotonic() + SECONDS
+    while len(engine.cache.copies.states) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(engine.cache.copies.states) == 2, "but for the last"
+    assert tower.used_cells == 312
+    engine.close()
