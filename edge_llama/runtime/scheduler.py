@@ -250,7 +250,8 @@ class Scheduler:
         moments = [request.deadline for request in requests if request.deadline is not None]
         if not requests and not self._is_tidy:
             moments.append(self._last_worked + _REST)
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
+        left = min(moments, default=None)
+        return None if left is None else min(max(0.0, left - time.monotonic()), threading.TIMEOUT_MAX)
 
     def _step(self) -> bool:
         """Bring everything on by a decode; whether anything changed."""
