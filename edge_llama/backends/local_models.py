@@ -177,7 +177,7 @@ def _models_in(folder: Path, store: str, name: str) -> Iterator[LocalModel]:
     for file in texts:
         stem = _PART.sub("", file.stem)
         yield LocalModel(f"{name}/{stem}" if name else stem, file, store)
-    if not texts and checkpoint_kind(folder) == "checkpoint" and any(_weights_in(folder)):
+    if not texts and checkpoint_kind(folder) == "checkpoint" and any(weights_in(folder)):
         yield LocalModel(name or folder.name, folder, store, "checkpoint")
 
 
@@ -192,7 +192,8 @@ def _engines() -> Iterator[Engine[Any]]:
         yield engine
 
 
-def _weights_in(folder: Path) -> Iterator[Path]:
+def weights_in(folder: Path) -> Iterator[Path]:
+    """The files of a checkpoint that hold weights."""
     return (file for file in _listed(folder) if file.suffix in (".safetensors", ".pth") and file.is_file())
 
 

@@ -6,15 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.local_models import LocalModel, local_models
+from edge_llama.backends.local_models import LocalModel, local_models, weights_in
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import read_towers
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note
 from edge_llama.errors import EdgeLlamaError, printable
 from edge_llama.files.artifact import main_format
-
-_WEIGHTS = (".safetensors", ".pth")
 
 
 def models(as_json: options.Json = False) -> None:
@@ -48,7 +46,7 @@ def _described(model: LocalModel) -> dict[str, Any]:
         return described
     try:
         if model.kind == "checkpoint":
-            return {**described, "bytes": _bytes(file for file in model.path.iterdir() if file.suffix in _WEIGHTS)}
+            return {**described, "bytes": _bytes(weights_in(model.path))}
         towers = read_towers(model.path)
         text, vision = open_artifact(towers.text) if towers.text else None, towers.vision
         files = {*(text.files if text else ()), *(vision.files if vision else ())}

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from edge_llama.prompts.partial_tags import overlap
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -107,13 +109,8 @@ class ThinkingParser:
         if closer:
             self._at, self._held = _At.GAP, rest
             return thought.rstrip()
-        whole = len(thought) - _overlap(thought, self.form.closer)
+        whole = len(thought) - overlap(thought, self.form.closer)
         thought = thought[:whole].rstrip()
         self._held = self._held[len(thought) :]
         self._has_thought = self._has_thought or bool(thought)
         return thought
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of ``text`` that begins ``tag``."""
-    return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:size])), 0)

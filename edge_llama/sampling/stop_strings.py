@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from edge_llama.prompts.partial_tags import overlap
+
 
 class StopStrings:
     """Finds stop strings in text that arrives in pieces, holding back what may be the beginning of one."""
@@ -20,7 +22,7 @@ class StopStrings:
             self._held = ""
             _, start, self.reached = min(found)
             return text[:start], True
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
@@ -28,8 +30,3 @@ class StopStrings:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of ``text`` that begins ``stop``."""
-        return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
