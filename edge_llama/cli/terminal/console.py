@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from typing import Protocol
 
 from edge_llama.cli.terminal.escapes import harmless
@@ -91,8 +92,12 @@ class Thoughts:
         """Show a part of them at once."""
         if text and self._are_shown:
             self._is_open = True
-            sys.stderr.write(f"\x1b[2m{harmless(text)}\x1b[0m" if _has_colour() else harmless(text))
+            sys.stderr.write(f"\x1b[2m{harmless(text)}\x1b[0m" if self._is_dimmed else harmless(text))
             sys.stderr.flush()
+
+    @cached_property
+    def _is_dimmed(self) -> bool:
+        return _has_colour()
 
     def finish(self) -> None:
         """What comes is the answer."""
