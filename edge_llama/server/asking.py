@@ -1,0 +1,123 @@
+"""One neutral request to a model, and its answers: what every API is translated to and from."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from edge_llama.errors import EdgeLlamaError
+from edge_llama.generation import Answer, Generation, Piece, Timings
+from edge_llama.model import Model
+from edge_llama.prompts.messages import Message
+from edge_llama.server.failures import ApiError
+from edge_llama.server.pool import Lease, Pool
+from edge_llama.server.settings import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of a model: an answer to a conversation, or the continuation of a text."""
+
+    prompt: tuple[Message, ...] | str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """:class:`edge_llama.AnswerOptions`, for a text :class:`edge_llama.RequestOptions`."""
+    choices: int = 1
+    """How many answers, each with a seed of its own."""
+
+    def begin(self, model: Model, choice: int) -> Generation:
+        """Have the answer number ``choice`` begun. It renders the prompt: call it in a thread."""
+        options = dict(self.options)
+        if options.get("seed") is not None:
+            options["seed"] = (options["seed"] + choice) % 2**32
+        if isinstance(self.prompt, str):
+            return model.generate(self.prompt, **options)
+        return model.answer(self.prompt, **options)
+
+
+class Answers:
+    """The answers to an :class:`Ask`, as they come. Left as a context: what still runs is cancelled."""
+
+    def __init__(self, lease: Lease, generations: Sequence[Generation], stack: AsyncExitStack) -> None:
+        self.lease = lease
+        self._generations = generations
+        self._stack = stack
+
+    @property
+    def timings(self) -> Timings:
+        """What the first answer took so far: its prompt's counts are there with the first piece."""
+        return self._generations[0].timings
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """The pieces of all answers, each with its answer's number. Raises what generating raises."""
+        if len(self._generations) == 1:
+            async for piece in self._generations[0]:
+                yield 0, piece
+            return
+        queue: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(_forward(*each, queue)) for each in enumerate(self._generations)]
+        try:
+            running = len(tasks)
+            while running:
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def whole(self) -> list[Answer]:
+        """All answers, once they are whole. Raises what generating raises."""
+        return [await generation for generation in self._generations]
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        return self.pieces()
+
+    async def __aenter__(self) -> "Answers":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for generation in self._generations:
+            generation.cancel()
+        await self._stack.aclose()
+
+
+async def _forward(
+    number: int, generation: Generation, queue: "asyncio.Queue[tuple[int, Piece] | BaseException | None]"
+) -> None:
+    try:
+        async for piece in generation:
+            queue.put_nowait((number, piece))
+        queue.put_nowait(None)
+    except EdgeLlamaError as error:
+        queue.put_nowait(error)
+
+
+async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limits) -> Answers:
+    """Have the model called ``name`` answer what ``ask`` says for it; both may take a while and run in threads.
+
+    Raises ApiError for no such model, and what loading it and rendering the prompt raise.
+    """
+    stack = AsyncExitStack()
+    try:
+        lease = await stack.enter_async_context(pool.lease(name))
+        asked = await pool.in_thread(ask, lease.model)
+        if asked.choices > limits.choices:
+            raise ApiError(
+                400, f"n is {asked.choices:,}, at most {limits.choices:,} answers may be asked for", param="n"
+            )
+        generations: list[Generation] = []
+        stack.callback(lambda: [generation.cancel() for generation in generations])
+        for choice in range(asked.choices):
+            generations.append(await pool.in_thread(asked.begin, lease.model, choice))  # noqa: PERF401 - what is begun ends if another fails
+    except BaseException:
+        await stack.aclose()
+        raise
+    return Answers(lease, generations, stack)

@@ -1,0 +1,151 @@
+"""Answers as they come (server-sent events), or whole; either way a client that leaves ends them."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from edge_llama.errors import EdgeLlamaError
+from edge_llama.generation import Answer, Piece, Timings
+from edge_llama.server.asking import Answers
+from edge_llama.server.failures import ApiError, encoded, error_response, failure
+
+_T = TypeVar("_T")
+COMMENT = b": keep-alive\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: an object, or a text as it stands; some APIs name them."""
+
+    data: Mapping[str, Any] | str
+    name: str | None = None
+
+    def __bytes__(self) -> bytes:
+        named = b"" if self.name is None else b"event: %s\n" % self.name.encode()
+        return b"%sdata: %s\n\n" % (named, self.data.encode() if isinstance(self.data, str) else encoded(self.data))
+
+
+class Writer(Protocol):
+    """An API's way to tell of answers, as they come or whole."""
+
+    def begin(self, timings: Timings) -> Iterable[Event]:
+        """Before the first piece; ``timings`` count the prompt's tokens by then, unless it takes long."""
+
+    def piece(self, choice: int, piece: Piece) -> Iterable[Event]:
+        """A piece of the answer number ``choice``; the last one of it has a finish_reason."""
+
+    def end(self, answers: Sequence[Answer]) -> Iterable[Event]:
+        """After the last piece of all."""
+
+    def failed(self, error: ApiError) -> Iterable[Event]:
+        """Instead of the rest: the status was sent already."""
+
+    def body(self, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """The answers, whole."""
+
+
+class EventStream(Response):
+    """A response with the answers' events.
+
+    The status is sent with the first piece, or once a client would take silence for the end: what goes wrong before is
+    an error like any other.
+    """
+
+    def __init__(
+        self, answers: Answers, writer: Writer, path: str, *, keep_alive_seconds: float, headers: Mapping[str, str]
+    ) -> None:
+        """``path`` is the request's."""
+        super().__init__(
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}, media_type="text/event-stream"
+        )
+        del self.headers["content-length"]
+        self._answers, self._writer, self._path, self._silence = answers, writer, path, keep_alive_seconds
+        self._has_begun = False
+        self._last = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a client that leaves ends the answers."""
+        async with self._answers:
+            writing = asyncio.create_task(self._write(scope, receive, send))
+            others = (asyncio.create_task(left(receive)), asyncio.create_task(self._keep_alive(send)))
+            try:
+                await asyncio.wait((writing, *others), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _cancelled(*others)
+                if not writing.done():
+                    await _cancelled(writing)
+            if not writing.cancelled():
+                writing.result()
+
+    async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async for choice, piece in self._answers:
+                await self._begin(send)
+                await self._send(send, self._writer.piece(choice, piece))
+            await self._send(send, self._writer.end(await self._answers.whole()))
+        except (EdgeLlamaError, ApiError) as error:
+            told = failure(error) if isinstance(error, EdgeLlamaError) else error
+            if not self._has_begun:
+                self._has_begun = True
+                await error_response(told, self._path)(scope, receive, send)
+                return
+            await self._send(send, self._writer.failed(told))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._send(send, self._writer.begin(self._answers.timings))
+
+    async def _send(self, send: Send, events: Iterable[Event]) -> None:
+        if data := b"".join(map(bytes, events)):
+            self._last = time.monotonic()
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        self._last = time.monotonic()
+        while True:
+            silent = time.monotonic() - self._last
+            if silent < self._silence:
+                await asyncio.sleep(self._silence - silent)
+                continue
+            await self._begin(send)
+            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+            self._last = time.monotonic()
+
+
+async def whole(answers: Answers, writer: Writer, request: Request) -> Mapping[str, Any] | None:
+    """The answers' body; None if the client left before it was there."""
+    async with answers:
+        done = await unless_left(request, answers.whole())
+        return None if done is None else writer.body(done)
+
+
+async def unless_left(request: Request, work: Awaitable[_T]) -> _T | None:
+    """What ``work`` gives; None, and it is cancelled, if the client leaves before."""
+    task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _cancelled(leaving)
+        if not task.done():
+            await _cancelled(task)
+    return None if task.cancelled() else task.result()
+
+
+async def left(receive: Receive) -> None:
+    """Wait until the client has left; the request's body was read by then."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancelled(*tasks: "asyncio.Future[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

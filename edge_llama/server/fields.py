@@ -1,0 +1,118 @@
+"""What a request may say. Each field tells what comes of it; the tables of the docs are made of that.
+
+A field of a request is honoured unless it is marked :class:`Ignored` (accepted, without effect, and named in the
+response's header ``edge-llama-ignored``) or :class:`Refused` (an error that names it, unless it says what is done
+anyway). What no field is called is refused too.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError
+
+IGNORED_HEADER = "edge-llama-ignored"
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """Accepted without effect."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An error, unless its value is among ``allowed`` or null."""
+
+    why: str
+    allowed: tuple[Any, ...] = ()
+
+    def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [None, *self.allowed], "description": f"Not supported: {self.why}."}
+
+
+class Fields(BaseModel):
+    """A request, or an object within one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for name, mark in _refused(cls).items():
+                if (value := data.get(name)) is not None and value not in mark.allowed:
+                    text = f"{name} is not supported: {mark.why}"
+                    raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
+        return data
+
+    def ignored(self) -> list[str]:
+        """Names of the fields without effect that were given, of objects within too, each once."""
+        return list(dict.fromkeys(_ignored(self)))
+
+
+def _ignored(value: object) -> Iterator[str]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _ignored(each)
+    elif isinstance(value, Fields):
+        for name in value.model_fields_set:
+            given = getattr(value, name, None)
+            field = type(value).model_fields.get(name)
+            if field and given is not None and _mark(field, Ignored):
+                yield field.alias or name
+            else:
+                yield from _ignored(given)
+
+
+def _mark(field: FieldInfo, kind: type) -> Any:
+    return next((mark for mark in field.metadata if isinstance(mark, kind)), None)
+
+
+@cache
+def _refused(fields: type[Fields]) -> dict[str, Refused]:
+    found = {field.alias or name: _mark(field, Refused) for name, field in fields.model_fields.items()}
+    return {name: mark for name, mark in found.items() if mark}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the docs' table."""
+
+    name: str
+    treatment: Literal["honoured", "without effect", "refused"]
+    note: str
+
+
+def rows(fields: type[Fields]) -> Iterator[Row]:
+    """The table of a request's fields, in their order; those of objects within as ``outer.inner``."""
+    yield from _rows(fields, "", frozenset())
+
+
+def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator[Row]:
+    for attribute, field in fields.model_fields.items():
+        name = f"{prefix}{field.alias or attribute}"
+        if refused := _mark(field, Refused):
+            but = f" (but for {', '.join(map(repr, refused.allowed))})" if refused.allowed else ""
+            yield Row(name, "refused", f"{refused.why}{but}")
+        elif ignored := _mark(field, Ignored):
+            yield Row(name, "without effect", ignored.why)
+        else:
+            yield Row(name, "honoured", field.description or "")
+            for inner in dict.fromkeys(_within(field.annotation)):
+                if inner not in above:
+                    yield from _rows(inner, f"{name}.", above | {fields, inner})
+
+
+def _within(annotation: Any) -> Iterator[type[Fields]]:
+    """The kinds of objects in a field's type."""
+    if get_origin(annotation) is None and isinstance(annotation, type):
+        if issubclass(annotation, Fields):
+            yield annotation
+        return
+    for each in get_args(annotation):
+        yield from _within(each)

@@ -1,0 +1,65 @@
+"""What every endpoint does with a request: find the server, have a model answer, send that as the client wants it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+
+from edge_llama.model import Model
+from edge_llama.server.asking import Answers, Ask, begun
+from edge_llama.server.events import EventStream, Writer, unless_left, whole
+from edge_llama.server.failures import json_response
+from edge_llama.server.fields import IGNORED_HEADER, Fields
+from edge_llama.server.pool import Pool
+from edge_llama.server.settings import ServerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the endpoints share."""
+
+    pool: Pool
+    settings: ServerSettings
+
+
+def server_of(request: Request) -> Server:
+    """That of a request."""
+    server: Server = request.app.state.server
+    return server
+
+
+Here = Annotated[Server, Depends(server_of)]
+"""The parameter of an endpoint that gets the server."""
+
+
+async def answer(
+    request: Request,
+    fields: Fields,
+    model: str,
+    ask: Callable[[Model], Ask],
+    writer: Callable[[Answers], Writer],
+    *,
+    is_streamed: bool,
+) -> Response:
+    """The response to a request: what ``ask`` says is asked of the model, as ``writer`` tells it."""
+    server = server_of(request)
+    headers = headers_of(fields)
+    answers = await unless_left(request, begun(server.pool, model, ask, server.settings.limits))
+    if answers is None:
+        return Response(status_code=LEFT)
+    if is_streamed:
+        seconds = server.settings.keep_alive_seconds
+        return EventStream(answers, writer(answers), request.url.path, keep_alive_seconds=seconds, headers=headers)
+    body = await whole(answers, writer(answers), request)
+    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers)
+
+
+LEFT = 499
+"""The status of what nobody waits for, as nginx writes it."""
+
+
+def headers_of(fields: Fields) -> dict[str, str]:
+    """Those of a response: which of the request's fields had no effect."""
+    ignored = fields.ignored()
+    return {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}

@@ -1,0 +1,9 @@
+"""The routes that a server has: an API is one router, and one line here."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+
+from edge_llama.server import facts
+
+ROUTERS: Sequence[APIRouter] = (facts.router,)
