@@ -58,12 +58,20 @@ class Fields(BaseModel):
         return list(dict.fromkeys(_ignored(self)))
 
 
-def by_text(key: str, *known: str) -> Discriminator:
-    """Which kind of object it is, by the text at ``key``: the union's members have a ``Tag("key=text")``."""
+def by_text(key: str, *known: str, **same: str) -> Discriminator:
+    """Which kind of object it is, by the text at ``key``: the union's members have a ``Tag("key=text")``.
+
+    ``same`` are other texts, each with the one that stands for the same kind.
+    """
+
+    def tag(value: Any) -> str | None:
+        text = value.get(key) if isinstance(value, Mapping) else None
+        return f"{key}={same.get(text, text)}" if isinstance(text, str) else None
+
     return Discriminator(
-        lambda value: f"{key}={value.get(key)}" if isinstance(value, Mapping) else None,
+        tag,
         custom_error_type="unknown_kind",
-        custom_error_message=f"expected an object whose {key} is one of {', '.join(known)}",
+        custom_error_message=f"expected an object whose {key} is one of {', '.join([*known, *same])}",
     )
 
 

@@ -9,7 +9,7 @@ from fastapi import Depends, Request, Response
 from edge_llama.model import Model
 from edge_llama.server.asking import Answers, Ask, begun
 from edge_llama.server.events import EventStream, Writer, unless_left, whole
-from edge_llama.server.failures import json_response
+from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.fields import IGNORED_HEADER, Fields
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import ServerSettings
@@ -31,6 +31,16 @@ def server_of(request: Request) -> Server:
 
 Here = Annotated[Server, Depends(server_of)]
 """The parameter of an endpoint that gets the server."""
+
+
+def model_name(server: Server, asked: str | None) -> str:
+    """What a request asks for; left out, the one model that there is. ApiError if there are several."""
+    if asked is not None:
+        return asked
+    names = [entry.name for entry in server.pool.entries]
+    if len(names) == 1:
+        return names[0]
+    raise ApiError(400, f"model is missing: there are {', '.join(names)}", param="model")
 
 
 async def answer(
