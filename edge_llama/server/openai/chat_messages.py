@@ -12,6 +12,7 @@ from edge_llama.server.openai.chat_fields import (
     AllowedToolChoice,
     AssistantMessage,
     CalledFunction,
+    CallFields,
     ChatFields,
     ImagePart,
     ImageUrl,
@@ -40,9 +41,7 @@ def _message(at: int, given: AnyMessage, names: dict[str, str]) -> Message:
     """One of them; ``names`` are those of the tools by the ids of calls so far."""
     match given:
         case AssistantMessage():
-            calls = [
-                ToolCall(call.function.name, arguments_of(call.function), call.id) for call in given.tool_calls or ()
-            ]
+            calls = list(map(_call, given.tool_calls or ()))
             names.update((call.id, call.name) for call in calls)
             content = given.content if given.content is not None else given.refusal or ""
             return Message("assistant", _content(content, at), calls, thinking=given.reasoning_content or "")
@@ -76,8 +75,8 @@ def image_of(given: ImageUrl, place: str) -> Image:
     if not given.url[:5].lower() == "data:":
         raise ApiError(
             400,
-            f"{place} is {given.url[:40]!r}: nothing is fetched and no file is opened; send the image itself, as a data "
-            f"URL (data:image/png;base64,…)",
+            f"{place} is {given.url[:40]!r}: nothing is fetched and no file is opened; send the image itself, as a "
+            f"data URL (data:image/png;base64,…)",
             code="invalid_image",
             param=place,
         )
@@ -95,6 +94,10 @@ def _check_images(messages: Sequence[AnyMessage], most: int) -> None:
 
 def _parts(message: AnyMessage) -> Iterator[object]:
     yield from () if message.content is None or isinstance(message.content, str) else message.content
+
+
+def _call(given: CallFields) -> ToolCall:
+    return ToolCall(given.function.name, arguments_of(given.function), given.id)
 
 
 def arguments_of(function: CalledFunction) -> dict[str, Any]:

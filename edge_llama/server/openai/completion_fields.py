@@ -7,11 +7,10 @@ from pydantic import Field, Tag
 from edge_llama.server.fields import Fields, Ignored, Refused, by_type
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
 
-TokenIds: TypeAlias = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+_Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds: TypeAlias = list[_Id]
 _Item: TypeAlias = Annotated[
-    Annotated[str, Tag("<str>")]
-    | Annotated[int, Field(ge=0, le=2**31 - 1), Tag("<int>")]
-    | Annotated[TokenIds, Tag("<list>")],
+    Annotated[str, Tag("<str>")] | Annotated[_Id, Tag("<int>")] | Annotated[TokenIds, Tag("<list>")],
     by_type("a text, a token id, or a list of token ids"),
 ]
 TextsOrIds: TypeAlias = Annotated[

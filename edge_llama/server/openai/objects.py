@@ -61,10 +61,8 @@ def usage(answers: Sequence[Answer], choices: int = 1) -> dict[str, Any]:
     """A :class:`Usage`; each prompt has so many answers, which come one after another."""
     prompts = [answer.timings for answer in answers[::choices]]
     all_timings = [answer.timings for answer in answers]
-    read, written = (
-        sum(timings.prompt_tokens for timings in prompts),
-        sum(timings.generated_tokens for timings in all_timings),
-    )
+    read = sum(timings.prompt_tokens for timings in prompts)
+    written = sum(timings.generated_tokens for timings in all_timings)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
@@ -99,7 +97,7 @@ _ERRORS: Mapping[int | str, str] = {
 
 
 def responses(said: type[BaseModel], *, streamed: str = "") -> dict[int | str, dict[str, Any]]:
-    """An endpoint's responses for the OpenAPI document: ``said``, or server-sent events as ``streamed`` tells, or errors."""
+    """An endpoint's responses for the OpenAPI document: ``said``, or events as ``streamed`` tells, or errors."""
     good: dict[str, Any] = {"model": said, "description": "The answer."}
     if streamed:
         good["content"] = {"text/event-stream": {"schema": {"type": "string", "description": streamed}}}

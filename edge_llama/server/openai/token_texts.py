@@ -21,7 +21,7 @@ class TokenTexts:
         return cls(tokenizer, {token: text for text, token in tokenizer.control_tokens.items()})
 
     def text(self, token: int) -> str:
-        """As text; a part of a character as ``bytes:\\xe2``, which is how OpenAI wrote it."""
+        """As text; a part of a character by its bytes, as OpenAI wrote it."""
         if token in self._control:
             return self._control[token]
         data = self._tokenizer.piece(token)
