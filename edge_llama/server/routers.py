@@ -5,5 +5,6 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from edge_llama.server import facts
+from edge_llama.server.anthropic import messages
 
-ROUTERS: Sequence[APIRouter] = (facts.router,)
+ROUTERS: Sequence[APIRouter] = (facts.router, messages.router)
