@@ -3,6 +3,9 @@
 A field of a request is honoured unless it is marked :class:`Ignored` (accepted, without effect, and named in the
 response's header ``edge-llama-ignored``) or :class:`Refused` (an error that names it, unless it says what is done
 anyway). What no field is called is refused too.
+
+A field that may be of several kinds is a union whose members have a ``Tag``, told apart by :func:`by_text` or
+:func:`by_type`: then an error is about the kind that was meant, and not about all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -46,7 +49,7 @@ class Fields(BaseModel):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             for name, mark in _refused(cls).items():
-                if (value := data.get(name)) is not None and value not in mark.allowed:
+                if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
                     text = f"{name}{_shown(value)} is not supported: {mark.why}"
                     raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
         return data
@@ -59,6 +62,29 @@ class Fields(BaseModel):
 def _shown(value: object) -> str:
     """A refused value, if it is a word: which of several things can't be had."""
     return f" {value!r}" if isinstance(value, str) and value.isidentifier() and len(value) <= _LONGEST_WORD else ""
+
+
+def by_text(key: str, *known: str) -> Discriminator:
+    """Which kind of object it is, by the text at ``key``: the union's members have a ``Tag("key=text")``."""
+    return Discriminator(
+        lambda value: f"{key}={value.get(key)}" if isinstance(value, Mapping) else None,
+        custom_error_type="unknown_kind",
+        custom_error_message=f"expected an object whose {key} is one of {', '.join(known)}",
+    )
+
+
+def by_type(expected: str) -> Discriminator:
+    """Which kind of value it is, by its type: the union's members have a ``Tag("<str>")``, ``Tag("<list>")``, ..."""
+    return Discriminator(
+        lambda value: f"<{type(value).__name__}>",
+        custom_error_type="unknown_kind",
+        custom_error_message=f"expected {expected}",
+    )
+
+
+def _is_among(value: object, allowed: tuple[Any, ...]) -> bool:
+    """True is not 1 here."""
+    return any(type(value) is type(each) and value == each for each in allowed)
 
 
 def _ignored(value: object) -> Iterator[str]:

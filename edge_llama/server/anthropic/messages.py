@@ -71,6 +71,7 @@ def asked(fields: MessageFields) -> Ask:
     given = {
         "tools": _tools(fields.tools),
         "tool_choice": _choice(fields),
+        "parallel_tool_calls": not getattr(fields.tool_choice, "disable_parallel_tool_use", False),
         "max_tokens": max(fields.max_tokens, 1),
         "stop": fields.stop_sequences,
         "temperature": fields.temperature,
