@@ -22,6 +22,7 @@ from edge_llama.server.anthropic.blocks import (
     ToolUseBlock,
 )
 from edge_llama.server.anthropic.fields import CountFields, Turn
+from edge_llama.server.failures import ApiError
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
 BILLING = "system: x-anthropic-billing-header"
@@ -37,9 +38,10 @@ def has_billing_line(fields: CountFields) -> bool:
     return any(_BILLING.match(block.text) for block in fields.system or ())
 
 
-def messages_of(fields: CountFields) -> list[Message]:
-    """The conversation as messages. OptionError for what can't be read, such as a damaged image, or a prefill."""
+def messages_of(fields: CountFields, max_images: int) -> list[Message]:
+    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
     turns = list(_turns(fields.messages))
+    _check_images(turns, max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
             "the conversation ends with the assistant's turn, which can't be gone on with",
@@ -51,6 +53,24 @@ def messages_of(fields: CountFields) -> list[Message]:
     for role, blocks in turns:
         messages += _spoken(role, blocks, names)
     return messages
+
+
+def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:
+    """Before any is decoded."""
+    count = sum(_images_in(block) for _, blocks in turns for block in blocks)
+    if count > most:
+        raise ApiError(400, f"messages have {count:,} images, at most {most:,} may be in a request", param="messages")
+
+
+def _images_in(block: Block | BrowserStateBlock) -> int:
+    match block:
+        case ImageBlock():
+            return 1
+        case ToolResultBlock():
+            return sum(map(_images_in, block.content))
+        case DocumentBlock(source=ContentSource(content=content)):
+            return sum(map(_images_in, content))
+    return 0
 
 
 def _turns(turns: Iterable[Turn]) -> Iterator[tuple[str, list[Block]]]:

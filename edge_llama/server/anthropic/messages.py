@@ -18,10 +18,10 @@ from edge_llama.server.anthropic.fields import (
 )
 from edge_llama.server.anthropic.writer import MessageWriter
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.effort import BUDGETS
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import json_response
-from edge_llama.server.handling import LEFT, answer, headers_of, server_of
+from edge_llama.server.handling import LEFT, Here, answer, headers_of
+from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter(tags=["Anthropic"])
 Beta = Annotated[str | None, Header(alias="anthropic-beta", description="Without effect.")]
@@ -30,9 +30,10 @@ Version = Annotated[str | None, Header(alias="anthropic-version", description="W
 
 @router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **ERRORS})
 async def create_message(
-    request: Request, fields: MessageFields, beta: Beta = None, version: Version = None
+    request: Request, fields: MessageFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:
     """Answer a conversation."""
+    max_images = server.settings.limits.images
 
     def told(answers: Answers) -> MessageWriter:
         return MessageWriter(answers.lease.name, fields.max_tokens, shows_thinking=_shows_thinking(fields))
@@ -41,7 +42,7 @@ async def create_message(
         request,
         fields,
         fields.model,
-        lambda _: asked(fields),
+        lambda _: asked(fields, max_images),
         told,
         is_streamed=bool(fields.stream),
         ignored=_ignored(fields, beta, version),
@@ -49,12 +50,14 @@ async def create_message(
 
 
 @router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=ERRORS)
-async def count_tokens(request: Request, fields: CountFields, beta: Beta = None, version: Version = None) -> Response:
+async def count_tokens(
+    request: Request, fields: CountFields, server: Here, beta: Beta = None, version: Version = None
+) -> Response:
     """Count the tokens of a request's prompt, all that its usage will count as input."""
-    pool = server_of(request).pool
+    pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(messages_of(fields), tools=_tools(fields.tools))
+        return model.count_tokens(messages_of(fields, max_images), tools=_tools(fields.tools))
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:
@@ -66,8 +69,8 @@ async def count_tokens(request: Request, fields: CountFields, beta: Beta = None,
     return json_response({"input_tokens": tokens}, headers=headers_of(fields, _ignored(fields, beta, version)))
 
 
-def asked(fields: MessageFields) -> Ask:
-    """What a request asks of a model. OptionError for what can't be used."""
+def asked(fields: MessageFields, max_images: int) -> Ask:
+    """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
     given = {
         "tools": _tools(fields.tools),
         "tool_choice": _choice(fields),
@@ -80,17 +83,19 @@ def asked(fields: MessageFields) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    return Ask(tuple(messages_of(fields)), {name: value for name, value in given.items() if value is not None})
+    return Ask(
+        tuple(messages_of(fields, max_images)), {name: value for name, value in given.items() if value is not None}
+    )
 
 
 def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    """The tools as chat templates know them."""
+    """The tools as chat templates know them: with all of their parts, and no others."""
     return [_tool(tool) for tool in tools] if tools else None
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    described = {} if tool.description is None else {"description": tool.description}
-    return {"type": "function", "function": {"name": tool.name, **described, "parameters": tool.input_schema}}
+    described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": described}
 
 
 def _choice(fields: MessageFields) -> Any:
@@ -112,7 +117,7 @@ def _budget(fields: CountFields) -> int | None:
         case DisabledThinking():
             return 0
     effort = fields.output_config and fields.output_config.effort
-    return BUDGETS[effort] if effort else None
+    return THINKING_BUDGETS[effort] if effort else None
 
 
 def _schema(fields: CountFields) -> dict[str, Any] | None:

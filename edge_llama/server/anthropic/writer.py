@@ -104,12 +104,14 @@ class MessageWriter:
             yield _tool_use(call, call.arguments)
 
     def _ending(self, answer: Answer) -> tuple[str, str | None]:
-        """Why the answer ended, and by which stop sequence."""
+        """Why the answer ended, and by which stop sequence. ApiError if it was cut off."""
         if answer.finish_reason == "tool_calls":
             return "tool_use", None
         if answer.finish_reason == "length":
             is_full = answer.timings.generated_tokens < self.max_tokens
             return "model_context_window_exceeded" if is_full else "max_tokens", None
+        if answer.finish_reason == "cancelled":
+            raise ApiError(503, "the answer was cut off: the model was closed")
         if answer.stop_string is not None:
             return "stop_sequence", answer.stop_string
         return "end_turn", None
