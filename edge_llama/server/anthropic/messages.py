@@ -71,7 +71,7 @@ async def count_tokens(
 
 def asked(fields: MessageFields, max_images: int) -> Ask:
     """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
-    given = {
+    options = {
         "tools": _tools(fields.tools),
         "tool_choice": _choice(fields),
         "parallel_tool_calls": not getattr(fields.tool_choice, "disable_parallel_tool_use", False),
