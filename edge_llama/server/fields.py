@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
 IGNORED_HEADER = "edge-llama-ignored"
+_LONGEST_WORD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,18 @@ class Fields(BaseModel):
         if isinstance(data, Mapping):
             for name, mark in _refused(cls).items():
                 if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
-                    text = f"{name} is not supported: {mark.why}"
+                    text = f"{name}{_shown(value)} is not supported: {mark.why}"
                     raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
         return data
 
     def ignored(self) -> list[str]:
         """Names of the fields without effect that were given, of objects within too, each once."""
         return list(dict.fromkeys(_ignored(self)))
+
+
+def _shown(value: object) -> str:
+    """A refused value, if it is a word: which of several things can't be had."""
+    return f" {value!r}" if isinstance(value, str) and value.isidentifier() and len(value) <= _LONGEST_WORD else ""
 
 
 def by_text(key: str, *known: str, **same: str) -> Discriminator:
@@ -135,11 +141,28 @@ def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator
             yield Row(name, "refused", f"{refused.why}{but}")
         elif ignored := _mark(field, Ignored):
             yield Row(name, "without effect", ignored.why)
-        else:
+        elif not (prefix and _is_kind(attribute, field)):
             yield Row(name, "honoured", field.description or "")
-            for inner in dict.fromkeys(_within(field.annotation)):
-                if inner not in above:
-                    yield from _rows(inner, f"{name}.", above | {fields, inner})
+            yield from _inner_rows(name, field, above | {fields})
+
+
+def _inner_rows(name: str, field: FieldInfo, above: frozenset[type]) -> Iterator[Row]:
+    """Those of the objects in a field: of several kinds each is named, as ``outer[kind].inner``."""
+    inner = [each for each in dict.fromkeys(_within(field.annotation)) if each not in above]
+    for each in inner:
+        kinds = _kinds(each) if len(inner) > 1 else ()
+        yield from _rows(each, f"{name}[{', '.join(kinds)}]." if kinds else f"{name}.", above | {each})
+
+
+def _is_kind(attribute: str, field: FieldInfo) -> bool:
+    """Whether a field says nothing but which of several kinds of objects it is in."""
+    return attribute == "type" and get_origin(field.annotation) is Literal
+
+
+def _kinds(fields: type[Fields]) -> tuple[str, ...]:
+    """The values of ``type`` of these objects."""
+    field = fields.model_fields.get("type")
+    return get_args(field.annotation) if field and _is_kind("type", field) else ()
 
 
 def _within(annotation: Any) -> Iterator[type[Fields]]:

@@ -1,6 +1,6 @@
 """What every endpoint does with a request: find the server, have a model answer, send that as the client wants it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -51,10 +51,14 @@ async def answer(
     writer: Callable[[Answers], Writer],
     *,
     is_streamed: bool,
+    ignored: Sequence[str] = (),
 ) -> Response:
-    """The response to a request: what ``ask`` says is asked of the model, as ``writer`` tells it."""
+    """The response to a request: what ``ask`` says is asked of the model, as ``writer`` tells it.
+
+    ``ignored`` are headers and other things of the request that had no effect, beside those of its ``fields``.
+    """
     server = server_of(request)
-    headers = headers_of(fields)
+    headers = headers_of(fields, ignored)
     answers = await unless_left(request, begun(server.pool, model, ask, server.settings.limits))
     if answers is None:
         return Response(status_code=LEFT)
@@ -69,7 +73,7 @@ LEFT = 499
 """The status of what nobody waits for, as nginx writes it."""
 
 
-def headers_of(fields: Fields) -> dict[str, str]:
-    """Those of a response: which of the request's fields had no effect."""
-    ignored = fields.ignored()
+def headers_of(fields: Fields, others: Sequence[str] = ()) -> dict[str, str]:
+    """Those of a response: what of the request had no effect, its fields and ``others``."""
+    ignored = [*fields.ignored(), *others]
     return {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 
 from edge_llama.server import facts, tokens
+from edge_llama.server.anthropic import messages
 from edge_llama.server.openai import chat, completions, embeddings, models
 
 ROUTERS: Sequence[APIRouter] = (
@@ -14,4 +15,5 @@ ROUTERS: Sequence[APIRouter] = (
     embeddings.router,
     models.router,
     tokens.router,
+    messages.router,
 )
