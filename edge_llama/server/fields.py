@@ -19,6 +19,8 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 IGNORED_HEADER = "edge-llama-ignored"
 _LONGEST_WORD = 64
+_KINDS = ("type", "role")
+"""What fields are called that say of which kind an object is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +158,13 @@ def _inner_rows(name: str, field: FieldInfo, above: frozenset[type]) -> Iterator
 
 def _is_kind(attribute: str, field: FieldInfo) -> bool:
     """Whether a field says nothing but which of several kinds of objects it is in."""
-    return attribute == "type" and get_origin(field.annotation) is Literal
+    return attribute in _KINDS and get_origin(field.annotation) is Literal
 
 
 def _kinds(fields: type[Fields]) -> tuple[str, ...]:
-    """The values of ``type`` of these objects."""
-    field = fields.model_fields.get("type")
-    return get_args(field.annotation) if field and _is_kind("type", field) else ()
+    """The values of ``type`` or ``role`` that these objects have."""
+    found = (field for attribute, field in fields.model_fields.items() if _is_kind(attribute, field))
+    return next((get_args(field.annotation) for field in found), ())
 
 
 def _within(annotation: Any) -> Iterator[type[Fields]]:

@@ -86,7 +86,7 @@ _AnswerParts: TypeAlias = Annotated[
 class SystemMessage(Fields):
     """Instructions."""
 
-    role: Literal["system", "developer"] = Field(description="`developer` is the same as `system`.")
+    role: Literal["system", "developer"]
     content: _Texts = Field(description="A text, or a list of `text` parts.")
     name: Annotated[str | None, Ignored("chat templates have no place for it")] = None
 
@@ -113,7 +113,7 @@ class CallFields(Fields):
     """A tool call in an earlier answer."""
 
     id: str = Field(min_length=1, description="What the tool's message refers to.")
-    type: Literal["function"] = Field("function", description="Custom tools are refused.")
+    type: Literal["function"] = "function"
     function: CalledFunction = Field(description="What was called.")
     index: Annotated[int | None, Ignored("calls come in the list's order")] = None
 
@@ -172,7 +172,7 @@ class FunctionFields(Fields):
 class ToolFields(Fields):
     """A tool that the model may call."""
 
-    type: Literal["function"] = Field(description="Custom tools are refused.")
+    type: Literal["function"]
     function: FunctionFields = Field(description="The function.")
     cache_control: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
 
@@ -273,7 +273,9 @@ class ChatFields(SamplingFields):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="The likeliest tokens at each place; asks for `logprobs`."
     )
-    tools: list[ToolFields] | None = Field(None, description="What the model may call.")
+    tools: list[ToolFields] | None = Field(
+        None, description="Functions that the model may call; tools of other types are refused."
+    )
     tool_choice: ToolChoiceFields | None = Field(
         None, description="`auto`, `none`, `required` (1 to 16 calls), a tool, or `allowed_tools`."
     )
