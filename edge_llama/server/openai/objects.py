@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge_llama.generation import Answer
+from edge_llama.server.described import event_stream
 from edge_llama.server.measured import Measured, measured
 
 
@@ -96,10 +97,10 @@ _ERRORS: Mapping[int | str, str] = {
 }
 
 
-def responses(said: type[BaseModel], *, streamed: str = "") -> dict[int | str, dict[str, Any]]:
-    """An endpoint's responses for the OpenAPI document: ``said``, or events as ``streamed`` tells, or errors."""
-    good: dict[str, Any] = {"model": said, "description": "The answer."}
+def responses(said: type[BaseModel], *, streamed: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """An endpoint's responses for the OpenAPI document: ``said``, or events with ``streamed``, or errors."""
+    good: dict[str, Any] = {"model": said, "description": "The answer, or with `stream` its parts as they come."}
     if streamed:
-        good["content"] = {"text/event-stream": {"schema": {"type": "string", "description": streamed}}}
+        good["content"] = event_stream(streamed, Failed, last="[DONE]")
     errors = {status: {"model": Failed, "description": text} for status, text in _ERRORS.items()}
     return {200: good, **errors}
