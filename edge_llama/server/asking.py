@@ -36,15 +36,24 @@ class Ask:
         """How many answers, to all prompts."""
         return self.choices * (1 + len(self.others))
 
-    def begin(self, model: Model, number: int) -> Generation:
+    def begin(self, model: Model, number: int, limits: Limits) -> Generation:
         """Have the answer of that number begun. It renders the prompt: call it in a thread."""
-        options = dict(self.options)
+        options = {**self.options, "deadline": limits.seconds, "max_tokens": self._max_tokens(limits.max_tokens)}
         if options.get("seed") is not None:
             options["seed"] = (options["seed"] + number % self.choices) % SEEDS
         prompt = self.others[number // self.choices - 1] if number >= self.choices else self.prompt
         if isinstance(prompt, str):
             return model.generate(prompt, **options)
         return model.answer(prompt, **options)
+
+    def _max_tokens(self, most: int | None) -> int | None:
+        """As asked, else as many as may be. ApiError for more."""
+        asked: int | None = self.options.get("max_tokens")
+        if asked is not None and most is not None and asked > most:
+            raise ApiError(
+                400, f"max_tokens is {asked:,}, an answer may have at most {most:,} here", param="max_tokens"
+            )
+        return most if asked is None else asked
 
 
 class Answers:
@@ -129,7 +138,7 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
         generations: list[Generation] = []
         stack.callback(lambda: [generation.cancel() for generation in generations])
         for number in range(asked.count):
-            generations.append(await pool.in_thread(asked.begin, lease.model, number))  # noqa: PERF401 - what is begun ends if another fails
+            generations.append(await pool.in_thread(asked.begin, lease.model, number, limits))  # noqa: PERF401 - what is begun ends if another fails
     except BaseException:
         await stack.aclose()
         raise

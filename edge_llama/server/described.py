@@ -1,6 +1,5 @@
 """Server-sent events as the OpenAPI document tells of them."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,7 +22,7 @@ def event_stream(*said: type[BaseModel], last: str | None = None) -> dict[str, A
 
 def _inlined(schema: dict[str, Any]) -> Any:
     """A schema without references: those to ``$defs`` would be looked for in the whole document."""
-    known: Mapping[str, Any] = schema.pop("$defs", {})
+    known = schema.pop("$defs", {})
 
     def without(value: Any) -> Any:
         if isinstance(value, list):
