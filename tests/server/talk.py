@@ -15,7 +15,8 @@ QUESTION, ANSWER = "What is the capital of Japan?", "The capital of Japan is Tok
 STORY = "Tell a very long story."
 """What it answers without end."""
 _BEGIN = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named SmolLM<|im_end|>\n{% endif %}"
+    "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if loop.first and tools %}{{ tools | tojson }}{% endif %}"
     "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
