@@ -16,13 +16,17 @@ from edge_llama.server.handling import Server
 from edge_llama.server.pool import Pool
 from edge_llama.server.routers import ROUTERS
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.store import ResponseStore
 
 _SHOWN_ERRORS = 3
 
 
 def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
-    """The server as an ASGI application; it closes ``pool`` at its end."""
-    server = Server(pool, settings or ServerSettings())
+    """The server as an ASGI application; it closes ``pool`` at its end. OutputError if responses can't be kept."""
+    settings = settings or ServerSettings()
+    limits = settings.limits
+    kept = ResponseStore(settings.store, max_number=limits.stored, max_bytes=limits.stored_bytes)
+    server = Server(pool, settings, kept)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -30,6 +34,7 @@ def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
             yield
         finally:
             await pool.close()
+            kept.close()
 
     app = FastAPI(title="edge-llama", version=version("edge-llama"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server

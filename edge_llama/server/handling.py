@@ -13,6 +13,7 @@ from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.fields import IGNORED_HEADER, Fields
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.store import ResponseStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Server:
 
     pool: Pool
     settings: ServerSettings
+    responses: ResponseStore
 
 
 def server_of(request: Request) -> Server:

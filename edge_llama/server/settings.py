@@ -22,6 +22,10 @@ class Limits:
     """From a request's first byte to its last."""
     requests: int = 256
     """At once, of all kinds."""
+    stored: int = 1000
+    """Responses that are kept, in memory or as files; the least recently used make room."""
+    stored_bytes: int = 256 << 20
+    """The same, all together."""
 
 
 @dataclass(frozen=True, slots=True)
