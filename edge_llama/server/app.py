@@ -55,7 +55,12 @@ def _tell_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, told(lambda error: error))
     app.add_exception_handler(EdgeLlamaError, told(failure))
     app.add_exception_handler(RequestValidationError, told(_invalid))
-    app.add_exception_handler(HTTPException, told(lambda error: ApiError(error.status_code, str(error.detail))))
+    app.add_exception_handler(HTTPException, told(_http))
+
+
+def _http(error: HTTPException) -> ApiError:
+    """What the framework says: no such path, no such method (and in a header, which there are)."""
+    return ApiError(error.status_code, str(error.detail), headers=error.headers)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
