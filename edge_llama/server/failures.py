@@ -18,6 +18,8 @@ from edge_llama.errors import (
 
 ANTHROPIC_PATHS = "/v1/messages"
 """Below it errors have Anthropic's form; everywhere else OpenAI's."""
+LEFT = 499
+"""The status of what nobody waits for, as nginx writes it."""
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
