@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge_llama.errors import printable
 from edge_llama.server import bodies
-from edge_llama.server.failures import ANTHROPIC_PATHS, LEFT, ApiError, error_response
+from edge_llama.server.failures import ANTHROPIC_PATHS, ApiError, error_response
 from edge_llama.server.gate import HEALTH, Gate, is_preflight, preflight
+from edge_llama.server.handling import LEFT
 from edge_llama.server.metrics import Counts, Ended, Metrics
 from edge_llama.server.settings import Limits
 from edge_llama.server.traffic import Traffic
