@@ -13,10 +13,12 @@ from edge_llama.model import Model
 from edge_llama.runtime.stats import Stats
 from edge_llama.server.failures import json_response
 from edge_llama.server.handling import Here, Server
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 _PATIENCE = 2.0
 """Seconds for a model to tell its numbers: one that is busy to death shall not keep those of the others."""
+_ERRORS = {status: told for status, told in responses(BaseModel).items() if status in (401, 403, 415, 429, 431, 503)}
 
 
 class Health(BaseModel):
@@ -27,7 +29,11 @@ class Health(BaseModel):
     loaded: int = Field(description="how many of them are in memory now")
 
 
-@router.get("/health", response_model=Health, responses={503: {"model": Health, "description": "It is about to end."}})
+@router.get(
+    "/health",
+    response_model=Health,
+    responses=_ERRORS | {503: {"model": Health, "description": "The server is about to end."}},
+)
 async def health(here: Here) -> Response:
     """Whether the server takes requests: nothing of a model is asked for that, and no key."""
     is_draining = here.traffic.is_draining
@@ -39,7 +45,7 @@ async def health(here: Here) -> Response:
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses=_ERRORS,
 )
 async def metrics(here: Here) -> Response:
     """What the server has done, for Prometheus."""
