@@ -23,6 +23,7 @@ _PACKAGES = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """Of the extra."""
 _KEY_VARIABLE = "EDGE_LLAMA_API_KEY"
 _DEFAULTS = ServerSettings()
+_OWN_FILES = 256
 
 
 @options.with_opening()
@@ -110,6 +111,7 @@ def serve(
         store=store,
     )
     _log_to_stderr(quiet=quiet)
+    _allow_connections(settings.limits.connections)
     with _extra():
         from edge_llama.server.app import create  # noqa: PLC0415 - the extra, and half a second for this verb alone
         from edge_llama.server.pool import Pool  # noqa: PLC0415
@@ -151,6 +153,17 @@ def _log_to_stderr(*, quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger("edge_llama").addHandler(handler)
     logging.getLogger("edge_llama.server").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def _allow_connections(count: int) -> None:
+    """Have the system let this process open so many, as far as it may ask for that: its own files come on top."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - Windows has none
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count + _OWN_FILES if hard == resource.RLIM_INFINITY else min(count + _OWN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _tell_place(

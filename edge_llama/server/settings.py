@@ -26,7 +26,7 @@ class Limits:
     """At once, of all kinds."""
     held_bytes: int = 512 << 20
     """Of the bodies of all requests at once."""
-    connections: int = 512
+    connections: int = 4096
     """Open at once, those that ask nothing too."""
 
 

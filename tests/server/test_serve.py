@@ -2,13 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -79,6 +80,18 @@ def serving(*arguments: object, **environment: str) -> Iterator[Command]:
         for pipe in (command.process.stdout, command.process.stderr):
             assert pipe
             pipe.close()
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 3000, reason="so many files can't be open here")
+def test_a_thousand_idle_connections_do_not_keep_others_away() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(MODEL, "--no-isolate") as command, ExitStack() as idle:
+        address = httpx.URL(command.url)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 3000), limits[1]))
+        idle.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            idle.enter_context(socket.create_connection((address.host, address.port or 80)))
+        assert httpx.get(f"{command.url}/health").status_code == 200
 
 
 @contextmanager
