@@ -12,6 +12,7 @@ from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import Message
 from edge_llama.server.failures import ApiError
+from edge_llama.server.metrics import Counts
 from edge_llama.server.pool import Lease, Pool
 from edge_llama.server.settings import Limits
 
@@ -68,6 +69,11 @@ class Answers:
     def timings(self) -> Timings:
         """What the first answer took so far: its prompt's counts are there with the first piece."""
         return self._generations[0].timings
+
+    def counts(self) -> Counts:
+        """Tokens so far: those of the prompt, which is one for all answers, and of all answers."""
+        generated = sum(generation.timings.generated_tokens for generation in self._generations)
+        return Counts(self.lease.name, self.timings.prompt_tokens, self.timings.cached_tokens, generated)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """The pieces of all answers, each with its answer's number. Raises what generating raises."""

@@ -90,6 +90,7 @@ _ERRORS: Mapping[int | str, str] = {
     404: "There is no such model.",
     408: "The request's body did not come in time.",
     413: "The request is larger than may be.",
+    415: "The request's body is not JSON, or is compressed.",
     429: "More requests wait than may; Retry-After says when to ask again.",
     431: "The request's headers are larger than may be.",
     500: "The server failed.",
