@@ -297,7 +297,7 @@ def test_a_file_that_was_replaced_is_opened_when_the_process_had_died(folder: Pa
     async def use() -> None:
         await ask(pool, "a")
         before = pool.loaded["a"].identity
-        os.replace(shutil.copyfile(converted, folder / "new"), folder / "a.gguf")
+        shutil.copyfile(converted, folder / "new").replace(folder / "a.gguf")
         await ask(pool, "a")
         assert pool.loaded["a"].identity == before
         await _killed(pool)
