@@ -248,6 +248,7 @@ class Model:
             self._check_writes()
             tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
             tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
+            is_single = not options.pop("parallel_tool_calls", True)
             called = called_tools(tool_choice, tools)
             messages = check_messages(messages)
             tokens = self._prompt(messages, tools, variables, self.n_ctx)
@@ -259,9 +260,10 @@ class Model:
             if called:
                 style = self.template.calls_as(tool_format)
                 tool_format = style.form.name
-                calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+                control = self.tokenizer.control_tokens
+                calls = call_grammar(called, style, control, is_single=is_single or tool_choice != REQUIRED)
             is_parsed = (names or tool_format) and tool_choice != NONE
-            parser = self.template.call_parser(names, tool_format) if is_parsed else None
+            parser = self.template.call_parser(names, tool_format, is_single=is_single) if is_parsed else None
             deadline = _deadline(options)
             return generate(
                 self._engine,

@@ -64,7 +64,7 @@ def _one(error: dict[str, Any]) -> tuple[str, str]:
     place = ".".join(str(part) for part in error["loc"][1:] if not _is_of_union(part))
     if error["type"] == "refused":
         inner = error["ctx"]["param"]
-        return error["msg"], f"{place}.{inner}" if place else inner
+        return (f"{place}.{error['msg']}", f"{place}.{inner}") if place else (error["msg"], inner)
     if error["type"] == "extra_forbidden":
         return f"{place}: there is no such field", place
     return f"{place}: {error['msg']}" if place else error["msg"], place

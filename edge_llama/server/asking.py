@@ -15,6 +15,9 @@ from edge_llama.server.failures import ApiError
 from edge_llama.server.pool import Lease, Pool
 from edge_llama.server.settings import Limits
 
+SEEDS = 2**32 - 1
+"""How many seeds there are; APIs whose seeds are larger numbers have each stand for one of these."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -25,15 +28,23 @@ class Ask:
     """:class:`edge_llama.AnswerOptions`, for a text :class:`edge_llama.RequestOptions`."""
     choices: int = 1
     """How many answers, each with a seed of its own."""
+    others: tuple[str, ...] = ()
+    """Texts that are continued besides, each as often; what continues them comes after, text by text."""
 
-    def begin(self, model: Model, choice: int) -> Generation:
-        """Have the answer number ``choice`` begun. It renders the prompt: call it in a thread."""
+    @property
+    def count(self) -> int:
+        """How many answers, to all prompts."""
+        return self.choices * (1 + len(self.others))
+
+    def begin(self, model: Model, number: int) -> Generation:
+        """Have the answer of that number begun. It renders the prompt: call it in a thread."""
         options = dict(self.options)
         if options.get("seed") is not None:
-            options["seed"] = (options["seed"] + choice) % 2**32
-        if isinstance(self.prompt, str):
-            return model.generate(self.prompt, **options)
-        return model.answer(self.prompt, **options)
+            options["seed"] = (options["seed"] + number % self.choices) % SEEDS
+        prompt = self.others[number // self.choices - 1] if number >= self.choices else self.prompt
+        if isinstance(prompt, str):
+            return model.generate(prompt, **options)
+        return model.answer(prompt, **options)
 
 
 class Answers:
@@ -109,14 +120,16 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
     try:
         lease = await stack.enter_async_context(pool.lease(name))
         asked = await pool.in_thread(ask, lease.model)
-        if asked.choices > limits.choices:
+        if asked.count > limits.choices:
             raise ApiError(
-                400, f"n is {asked.choices:,}, at most {limits.choices:,} answers may be asked for", param="n"
+                400,
+                f"{asked.count:,} answers are asked for, at most {limits.choices:,} may be in one request",
+                param="n",
             )
         generations: list[Generation] = []
         stack.callback(lambda: [generation.cancel() for generation in generations])
-        for choice in range(asked.choices):
-            generations.append(await pool.in_thread(asked.begin, lease.model, choice))  # noqa: PERF401 - what is begun ends if another fails
+        for number in range(asked.count):
+            generations.append(await pool.in_thread(asked.begin, lease.model, number))  # noqa: PERF401 - what is begun ends if another fails
     except BaseException:
         await stack.aclose()
         raise
