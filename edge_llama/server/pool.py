@@ -2,8 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,14 +104,29 @@ class Pool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Lease]:
-        """The model of that name or alias, loaded. Raises ApiError, and what opening it raises.
+        """The model of that name or alias, loaded. ApiError if there is none, or it can't be; EngineError.
 
         Who leaves while it loads does not stop that: others may wait for it, or ask next.
         """
         place = self._places[self.entry(name).name]
+        with self._used(place):
+            try:
+                model = await self._model(place)
+            except InputError as error:  # by who set the server up, not by who asks
+                raise _not_loaded(place.entry, error) from error
+            yield Lease(place.entry.name, model)
+
+    async def load(self, name: str) -> Model:
+        """Have it loaded for those who ask next. Raises what opening it raises, and ApiError as :meth:`lease`."""
+        place = self._places[self.entry(name).name]
+        with self._used(place):
+            return await self._model(place)
+
+    @contextmanager
+    def _used(self, place: _Place) -> Iterator[None]:
         place.users += 1
         try:
-            yield Lease(place.entry.name, await self._model(place))
+            yield
         finally:
             place.users -= 1
             place.last_used = next(self._clock)
@@ -134,13 +149,6 @@ class Pool:
                 model = await self.in_thread(self._open, place.entry.path, need)
                 place.held = model, need
                 return model
-        except InputError as error:  # by who set the server up, not by who asks
-            raise ApiError(
-                503,
-                f"the model {place.entry.name} can't be loaded: {error}",
-                code="model_not_loaded",
-                headers={"x-should-retry": "false"},  # OpenAI's and Anthropic's clients ask again otherwise
-            ) from error
         finally:
             place.loading = None
 
@@ -199,6 +207,15 @@ class Pool:
         await asyncio.gather(*loading, return_exceptions=True)
         for place in self._places.values():
             await self._unload(place)
+
+
+def _not_loaded(entry: Entry, error: InputError) -> ApiError:
+    return ApiError(
+        503,
+        f"the model {entry.name} can't be loaded: {error}",
+        code="model_not_loaded",
+        headers={"x-should-retry": "false"},  # OpenAI's and Anthropic's clients ask again otherwise
+    )
 
 
 def _has_died(model: Model) -> bool:

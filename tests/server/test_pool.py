@@ -132,6 +132,18 @@ def test_what_is_no_model_is_refused_at_the_start(folder: Path, llama3: Path) ->
 # Loading and unloading.
 
 
+def test_who_starts_the_server_gets_the_error_itself(folder: Path) -> None:
+    (folder / "a.gguf").write_bytes(b"GGUF")
+    pool = Pool([str(folder)], OPTIONS, isolate=False)
+
+    async def use() -> None:
+        with refusal(ArtifactError, r"a\.gguf"):
+            await pool.load("a")
+        assert pool.loaded == {"b": await pool.load("b")}
+
+    run(pool, use)
+
+
 def test_nothing_is_loaded_until_asked_for_and_then_once_for_all(folder: Path) -> None:
     pool = Pool([str(folder)], OPTIONS, aliases={"x": "b"}, isolate=False)
 
