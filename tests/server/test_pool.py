@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from model_stores import environment
 from refusals import refusal
+from serving import serve
 
 from edge_llama.errors import ArtifactError, EngineDiedError, OptionError
 from edge_llama.isolation.remote import IsolatedModel
@@ -338,6 +340,25 @@ def test_a_pool_that_is_closed_while_a_model_loads_leaves_no_process(folder: Pat
 
     run(pool, use)
     assert not pool.loaded
+
+
+def test_over_http_a_killed_engine_is_a_503_and_the_next_request_works(small_talk: Path) -> None:
+    """Its story has no end."""
+
+    def asked(text: str) -> dict[str, object]:
+        return {"model": "small_talk", "messages": [{"role": "user", "content": text}], "temperature": 0}
+
+    with serve(Pool([str(small_talk)], {"threads": 1})) as served, ThreadPoolExecutor(1) as threads:
+        model = served.model
+        assert isinstance(model, IsolatedModel)
+        running = threads.submit(served.client.post, "/v1/chat/completions", json=asked("Tell a very long story."))
+        while not model.stats().running:
+            assert not running.done()
+        os.kill(model.worker_pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        failed = running.result()
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "engine_failed")
+        answered = served.client.post("/v1/chat/completions", json=asked("Say 5."))
+        assert answered.json()["choices"][0]["message"]["content"] == "5"
 
 
 def kill(pool: Pool) -> IsolatedModel:
