@@ -133,9 +133,9 @@ class Pool:
             self._freed.set()
 
     async def _model(self, place: _Place) -> Model:
-        if place.model and not (place.users == 1 and _has_died(place.model)):
-            return place.model
         if place.loading is None:
+            if place.model and not (place.users == 1 and _has_died(place.model)):
+                return place.model
             place.loading = asyncio.create_task(self._load(place))
             place.loading.add_done_callback(_seen)
         return await asyncio.shield(place.loading)
