@@ -12,17 +12,26 @@ from starlette.exceptions import HTTPException
 
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.server.failures import ApiError, error_response, failure
+from edge_llama.server.gate import Gate
+from edge_llama.server.guard import Guard
 from edge_llama.server.handling import Server
+from edge_llama.server.metrics import Metrics
 from edge_llama.server.pool import Pool
 from edge_llama.server.routers import ROUTERS
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.traffic import Traffic
 
 _SHOWN_ERRORS = 3
 
 
 def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
-    """The server as an ASGI application; it closes ``pool`` at its end."""
-    server = Server(pool, settings or ServerSettings())
+    """The server as an ASGI application, guarded as ``settings`` say; it closes ``pool`` at its end.
+
+    Raises OptionError for hosts, origins and a key in ``settings`` that are none.
+    """
+    settings, traffic = settings or ServerSettings(), Traffic()
+    gate = Gate(settings)
+    server = Server(pool, settings, traffic, Metrics(traffic))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -36,6 +45,7 @@ def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     _tell_errors(app)
+    app.add_middleware(Guard, gate=gate, limits=settings.limits, traffic=traffic, metrics=server.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # as FastAPI's own pages say
     return app
 

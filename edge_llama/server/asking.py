@@ -12,6 +12,7 @@ from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import Message
 from edge_llama.server.failures import ApiError
+from edge_llama.server.metrics import Counts
 from edge_llama.server.pool import Lease, Pool
 from edge_llama.server.settings import Limits
 
@@ -36,15 +37,24 @@ class Ask:
         """How many answers, to all prompts."""
         return self.choices * (1 + len(self.others))
 
-    def begin(self, model: Model, number: int) -> Generation:
+    def begin(self, model: Model, number: int, limits: Limits) -> Generation:
         """Have the answer of that number begun. It renders the prompt: call it in a thread."""
-        options = dict(self.options)
+        options = {**self.options, "deadline": limits.seconds, "max_tokens": self._max_tokens(limits.max_tokens)}
         if options.get("seed") is not None:
             options["seed"] = (options["seed"] + number % self.choices) % SEEDS
         prompt = self.others[number // self.choices - 1] if number >= self.choices else self.prompt
         if isinstance(prompt, str):
             return model.generate(prompt, **options)
         return model.answer(prompt, **options)
+
+    def _max_tokens(self, most: int | None) -> int | None:
+        """As asked, else as many as may be. ApiError for more."""
+        asked: int | None = self.options.get("max_tokens")
+        if asked is not None and most is not None and asked > most:
+            raise ApiError(
+                400, f"max_tokens is {asked:,}, an answer may have at most {most:,} here", param="max_tokens"
+            )
+        return most if asked is None else asked
 
 
 class Answers:
@@ -59,6 +69,11 @@ class Answers:
     def timings(self) -> Timings:
         """What the first answer took so far: its prompt's counts are there with the first piece."""
         return self._generations[0].timings
+
+    def counts(self) -> Counts:
+        """Tokens so far: those of the prompt, which is one for all answers, and of all answers."""
+        generated = sum(generation.timings.generated_tokens for generation in self._generations)
+        return Counts(self.lease.name, self.timings.prompt_tokens, self.timings.cached_tokens, generated)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """The pieces of all answers, each with its answer's number. Raises what generating raises."""
@@ -129,7 +144,7 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
         generations: list[Generation] = []
         stack.callback(lambda: [generation.cancel() for generation in generations])
         for number in range(asked.count):
-            generations.append(await pool.in_thread(asked.begin, lease.model, number))  # noqa: PERF401 - what is begun ends if another fails
+            generations.append(await pool.in_thread(asked.begin, lease.model, number, limits))  # noqa: PERF401 - what is begun ends if another fails
     except BaseException:
         await stack.aclose()
         raise

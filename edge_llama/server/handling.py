@@ -11,8 +11,10 @@ from edge_llama.server.asking import Answers, Ask, begun
 from edge_llama.server.events import EventStream, Writer, unless_left, whole
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.fields import IGNORED_HEADER, Fields
+from edge_llama.server.metrics import Metrics
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Server:
 
     pool: Pool
     settings: ServerSettings
+    traffic: Traffic
+    metrics: Metrics
 
 
 def server_of(request: Request) -> Server:
@@ -62,6 +66,7 @@ async def answer(
     answers = await unless_left(request, begun(server.pool, model, ask, server.settings.limits))
     if answers is None:
         return Response(status_code=LEFT)
+    request.state.counted = answers.counts
     if is_streamed:
         seconds = server.settings.keep_alive_seconds
         return EventStream(answers, writer(answers), request.url.path, keep_alive_seconds=seconds, headers=headers)

@@ -83,9 +83,8 @@ def asked(fields: MessageFields, max_images: int) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    return Ask(
-        tuple(messages_of(fields, max_images)), {name: value for name, value in given.items() if value is not None}
-    )
+    messages = tuple(messages_of(fields, max_images))
+    return Ask(messages, {name: value for name, value in options.items() if value is not None})
 
 
 def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:

@@ -17,7 +17,7 @@ from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
 from edge_llama.server.openai.chat_fields import ChatFields, JsonObjectFormat, JsonSchemaFormat
 from edge_llama.server.openai.chat_messages import messages_of, tool_choice_of, tools_of
-from edge_llama.server.openai.chat_objects import ChatCompletion
+from edge_llama.server.openai.chat_objects import ChatCompletion, ChatCompletionChunk
 from edge_llama.server.openai.objects import responses, usage
 from edge_llama.server.openai.streams import DONE, finish_reason
 from edge_llama.server.openai.token_texts import TokenTexts
@@ -26,10 +26,9 @@ from edge_llama.server.thinking_effort import THINKING_BUDGETS
 router = APIRouter()
 _MAY_CALL = ("auto", "none")
 """The choices among tools that leave text as an answer."""
-_STREAMED = "Objects like `ChatCompletionChunk`, each after `data: `, and `data: [DONE]` at the end."
 
 
-@router.post("/v1/chat/completions", responses=responses(ChatCompletion, streamed=_STREAMED))
+@router.post("/v1/chat/completions", responses=responses(ChatCompletion, streamed=ChatCompletionChunk))
 async def chat_completions(request: Request, fields: ChatFields, server: Here) -> Response:
     """Answer a conversation."""
     options = options_of(fields)

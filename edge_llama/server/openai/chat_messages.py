@@ -105,14 +105,11 @@ def arguments_of(function: CalledFunction) -> dict[str, Any]:
     if not function.arguments.strip():
         return {}
     try:
-        found = json.loads(function.arguments, parse_constant=_no_constant)
+        found = json.loads(function.arguments)
+        json.dumps(found, allow_nan=False, ensure_ascii=False).encode()  # Python reads more than JSON has
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {INVALID_JSON: function.arguments}
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON")
 
 
 def tools_of(fields: ChatFields) -> list[dict[str, Any]]:

@@ -26,10 +26,9 @@ from edge_llama.server.openai.token_texts import TokenTexts, finite
 router = APIRouter()
 _MAX_TOKENS = 16
 """OpenAI's default."""
-_STREAMED = "Objects like `Completion`, each after `data: `, and `data: [DONE]` at the end."
 
 
-@router.post("/v1/completions", responses=responses(Completion, streamed=_STREAMED))
+@router.post("/v1/completions", responses=responses(Completion, streamed=Completion))
 async def completions(request: Request, fields: CompletionFields, server: Here) -> Response:
     """Continue texts as they stand."""
     if fields.echo and fields.logprobs is not None:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from edge_llama.generation import Answer
+from edge_llama.server.described import event_stream
 from edge_llama.server.measured import Measured, measured
 
 
@@ -88,6 +89,7 @@ _ERRORS: Mapping[int | str, str] = {
     404: "There is no such model.",
     408: "The request's body did not come in time.",
     413: "The request is larger than may be.",
+    415: "The request's body is not JSON, or is compressed.",
     429: "More requests wait than may; Retry-After says when to ask again.",
     431: "The request's headers are larger than may be.",
     500: "The server failed.",
@@ -96,10 +98,10 @@ _ERRORS: Mapping[int | str, str] = {
 }
 
 
-def responses(said: type[BaseModel], *, streamed: str = "") -> dict[int | str, dict[str, Any]]:
-    """An endpoint's responses for the OpenAPI document: ``said``, or events as ``streamed`` tells, or errors."""
-    good: dict[str, Any] = {"model": said, "description": "The answer."}
+def responses(said: type[BaseModel], *, streamed: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """An endpoint's responses for the OpenAPI document: ``said``, or events with ``streamed``, or errors."""
+    good: dict[str, Any] = {"model": said, "description": "The answer, or with `stream` its parts as they come."}
     if streamed:
-        good["content"] = {"text/event-stream": {"schema": {"type": "string", "description": streamed}}}
+        good["content"] = event_stream(streamed, Failed, last="[DONE]")
     errors = {status: {"model": Failed, "description": text} for status, text in _ERRORS.items()}
     return {200: good, **errors}
