@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,7 +147,7 @@ class Pool:
                 await self._unload(place)  # what has died
                 need = await self._room_for(place, deadline)
                 model = await self.in_thread(self._open, place.entry.path, need)
-                place.held = model, need
+                place.held = model, replace(need, context=model.context)
                 return model
         finally:
             place.loading = None
