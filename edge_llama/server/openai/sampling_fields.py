@@ -9,6 +9,7 @@ from edge_llama.server.fields import Fields, Ignored, by_type
 
 _Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_Biases: TypeAlias = Annotated[dict[_TokenId, _Bias], Field(json_schema_extra={"additionalProperties": False})]
 _Stop: TypeAlias = Annotated[
     Annotated[str, Field(min_length=1), Tag("<str>")]
     | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16), Tag("<list>")],
@@ -42,7 +43,7 @@ class SamplingFields(Fields):
     top_p: float | None = Field(None, ge=0, le=1, description="As OpenAI has it.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
-    logit_bias: dict[_TokenId, _Bias] | None = Field(
+    logit_bias: _Biases | None = Field(
         None, description="Added to the logits of tokens, by this model's own ids (see `/tokenize`)."
     )
     seed: int | None = Field(
