@@ -82,6 +82,14 @@ def serve(
     max_queued: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that may wait for it. Default: 64.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What all loaded models together may take, such as 12G; others are unloaded for one that is asked "
+            "for. Default: what the machine has.",
+        ),
+    ] = None,
     opening: OpenOptions,
     no_isolate: Annotated[
         bool, typer.Option("--no-isolate", help="Run models in the server's own process, which is easier to debug.")
@@ -97,6 +105,7 @@ def serve(
     For others in the same network: edge-llama serve --host 0.0.0.0 --allow-host box.lan
     """
     wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued)
+    memory_bytes = None if memory is None else options.size(memory, "--memory")
     opened = checked({"tune": True, **opening, **wanted})
     listeners = bound(host, port)
     if api_key is None and needs_key(listeners):
@@ -116,7 +125,7 @@ def serve(
         from edge_llama.server.app import create  # noqa: PLC0415 - the extra, and half a second for this verb alone
         from edge_llama.server.pool import Pool  # noqa: PLC0415
         from edge_llama.server.running import serve as run  # noqa: PLC0415
-    pool = Pool(models or [None], opened, aliases=_aliases(alias or ()), isolate=not no_isolate)
+    pool = Pool(models or [None], opened, aliases=_aliases(alias or ()), isolate=not no_isolate, memory=memory_bytes)
     app = create(pool, settings)
     _tell_place(settings, [entry.name for entry in pool.entries], listeners, quiet=quiet)
     code = run(app, listeners, lambda text: note(text, quiet=quiet))

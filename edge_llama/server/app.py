@@ -1,5 +1,6 @@
 """The application: the routes of all APIs, and how errors are told."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,7 +23,9 @@ from edge_llama.server.settings import ServerSettings
 from edge_llama.server.store import ResponseStore
 from edge_llama.server.traffic import Traffic
 
-_SHOWN_ERRORS = 3
+_SHOWN_ERRORS, _LONGEST_NAME = 3, 100
+_OF_UNION = re.compile(r"<\w+>|\w+=.*|\[key\]|[a-z-]+\[.*\]", re.DOTALL)
+"""Tags (:mod:`edge_llama.server.fields`), and pydantic's own names."""
 
 
 def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
@@ -80,7 +83,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def _one(error: dict[str, Any]) -> tuple[str, str]:
-    place = ".".join(str(part) for part in error["loc"][1:] if not _is_of_union(part))
+    place = _place(error)
     if error["type"] == "refused":
         inner = error["ctx"]["param"]
         return (f"{place}.{error['msg']}", f"{place}.{inner}") if place else (error["msg"], inner)
@@ -89,9 +92,16 @@ def _one(error: dict[str, Any]) -> tuple[str, str]:
     return f"{place}: {error['msg']}" if place else error["msg"], place
 
 
+def _place(error: dict[str, Any]) -> str:
+    """Where in a request something is wrong."""
+    parts = list(error["loc"][1:])
+    name = [str(parts.pop())[:_LONGEST_NAME]] if error["type"] == "extra_forbidden" else []  # may look like anything
+    return ".".join([*(str(part) for part in parts if not _is_of_union(part)), *name])
+
+
 def _is_of_union(part: object) -> bool:
     """Whether a part of an error's place is no field but pydantic's name for one of several types."""
-    return isinstance(part, str) and not part.isidentifier()
+    return isinstance(part, str) and _OF_UNION.fullmatch(part) is not None
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

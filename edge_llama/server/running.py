@@ -65,9 +65,9 @@ class Running(uvicorn.Server):
     async def _load(self, name: str) -> None:
         began = time.monotonic()
         try:
-            async with self._server.pool.lease(name) as lease:
-                model, seconds = lease.model, time.monotonic() - began
-                self._tell(f"{lease.name}: {model.context}; {model.placement}; loaded in {seconds:.1f} s")
+            model = await self._server.pool.load(name)
+            seconds = time.monotonic() - began
+            self._tell(f"{name}: {model.context}; {model.placement}; loaded in {seconds:.1f} s")
         except EdgeLlamaError as error:
             self.failure = error
             self.should_exit = True

@@ -43,6 +43,7 @@ EXTENSIONS: dict[type[Fields], set[str]] = {
     ours.ImagePart: {"cache_control"},
     ours.ToolFields: {"cache_control"},
     ours.CallFields: {"index"},
+    ours.FunctionFields: {"return"},
 }
 
 
@@ -166,6 +167,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": "maybe"}, "tool_choice", "'auto', 'none' or 'required'"),
     ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     ({"surprise": 1}, "surprise", "no such field"),
+    ({"<str>": 1}, "<str>", "no such field"),
 ]
 
 

@@ -204,6 +204,7 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
     ("arguments", "problem"),
     [
         (("no-such-model.gguf",), "no-such-model.gguf"),
+        ((MODEL, "--memory", "12X"), "--memory 12X: expected a size such as 500M or 2G"),
         ((MODEL, "--alias", "=small_talk"), "--alias =small_talk: expected NAME or NAME=MODEL"),
         ((MODEL, "--allow-origin", "*"), "--allow-origin *: expected SCHEME://HOST"),
         ((MODEL, "--api-key", "two words"), "--api-key: expected letters"),
