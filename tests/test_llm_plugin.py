@@ -21,7 +21,10 @@ from edge_llama.files.gguf import Value, ValueType
 
 JAPAN, TOKYO = "What is the capital of Japan?", "The capital of Japan is Tokyo."
 GREEDY = {"temperature": 0}
-THINKS = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant\n<think>\n"
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n<think>\n"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
