@@ -14,6 +14,7 @@ from edge_llama.runtime.embeddings import text_tokens
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
+from edge_llama.server.metrics import Counts
 from edge_llama.server.openai.completion_fields import EmbeddingFields
 from edge_llama.server.openai.given_texts import texts_of
 from edge_llama.server.openai.objects import Said, responses
@@ -49,7 +50,10 @@ class EmbeddingList(Said):
 async def embeddings(request: Request, fields: EmbeddingFields, server: Here) -> Response:
     """Vectors of texts, pooled as the model's file says."""
     body = await unless_left(request, _embedded(server, fields))
-    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers_of(fields))
+    if body is None:
+        return Response(status_code=LEFT)
+    request.state.counted = lambda: Counts(body["model"], body["usage"]["prompt_tokens"])
+    return json_response(body, headers=headers_of(fields))
 
 
 async def _embedded(server: Server, fields: EmbeddingFields) -> dict[str, Any]:
