@@ -106,7 +106,7 @@ def _ignored(value: object) -> Iterator[str]:
             given = getattr(value, name, None)
             field = type(value).model_fields.get(name)
             if field and given is not None and _mark(field, Ignored):
-                yield field.alias or name
+                yield str(given) if name == "type" else field.alias or name  # a whole object is called by its kind
             else:
                 yield from _ignored(given)
 

@@ -14,6 +14,7 @@ from edge_llama.server.fields import IGNORED_HEADER, Fields
 from edge_llama.server.metrics import Metrics
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.store import ResponseStore
 from edge_llama.server.traffic import Traffic
 
 
@@ -25,6 +26,7 @@ class Server:
     settings: ServerSettings
     traffic: Traffic
     metrics: Metrics
+    responses: ResponseStore
 
 
 def server_of(request: Request) -> Server:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from edge_llama.server import facts, tokens
 from edge_llama.server.anthropic import messages
-from edge_llama.server.openai import chat, completions, embeddings, models
+from edge_llama.server.openai import chat, completions, embeddings, models, responses
 
 ROUTERS: Sequence[APIRouter] = (
     facts.router,
@@ -14,6 +14,7 @@ ROUTERS: Sequence[APIRouter] = (
     completions.router,
     embeddings.router,
     models.router,
+    responses.router,
     tokens.router,
     messages.router,
 )

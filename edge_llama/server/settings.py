@@ -28,6 +28,10 @@ class Limits:
     """Of the bodies of all requests at once."""
     connections: int = 4096
     """Open at once, those that ask nothing too."""
+    stored: int = 1000
+    """Responses that are kept, in memory or as files; the least recently used make room."""
+    stored_bytes: int = 256 << 20
+    """The same, all together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,4 +200,4 @@ def test_the_table_names_kinds_of_blocks() -> None:
 def test_the_schema_that_is_told_takes_text_and_blocks() -> None:
     schema = TypeAdapter(MessageFields).json_schema()
     content = schema["$defs"]["Turn"]["properties"]["content"]
-    assert {option.get("type") for option in content["anyOf"]} == {"string", "array"}
+    assert {option.get("type") for option in content["anyOf"]} == {"string", "array", "null"}

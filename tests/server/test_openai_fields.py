@@ -166,6 +166,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"tool_choice": "maybe"}, "tool_choice", "'auto', 'none' or 'required'"),
     ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     ({"surprise": 1}, "surprise", "no such field"),
+    ({"<str>": 1}, "<str>", "no such field"),
 ]
 
 

@@ -118,6 +118,17 @@ def test_a_form_gives_way_to_a_call_that_must_come(llama: Served) -> None:
     assert [name for name, _ in calls_of(body)][:1] == ["weather"]
 
 
+def test_an_answer_is_a_call_or_has_the_form(llama: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["Hi", "Bye"]}}}
+    asks = asked(llama, user(PARIS), tools=[WEATHER], response_format=form, max_tokens=60)
+    assert calls_of(asks) == [("weather", {"city": "Paris"})]
+    greets = asked(llama, user(HELLO), tools=[WEATHER], response_format=form, tool_choice="none")
+    assert json.loads(greets["choices"][0]["message"]["content"]) in ("Hi", "Bye")
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "22 degrees in Paris"}
+    known = asked(llama, user(PARIS), called('{"city": "Paris"}'), result, tools=[WEATHER], response_format=form)
+    assert calls_of(known) or json.loads(known["choices"][0]["message"]["content"]) in ("Hi", "Bye")
+
+
 def test_a_malformed_call_stays_text_with_a_note(llama: Served) -> None:
     body = asked(llama, user(WRONG), tools=[WEATHER])
     (choice,) = body["choices"]

@@ -54,9 +54,11 @@ class ImageBlock(Fields):
 
 _TextOrImage = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
 TextsAndImages: TypeAlias = Annotated[
-    list[_TextOrImage], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_TextOrImage])
+    list[_TextOrImage], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_TextOrImage] | None)
 ]
-Texts: TypeAlias = Annotated[list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock])]
+Texts: TypeAlias = Annotated[
+    list[TextBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[TextBlock] | None)
+]
 
 
 class TextSource(Fields):
@@ -150,7 +152,7 @@ _ResultBlock = Annotated[
     Field(discriminator="type"),
 ]
 ResultContent: TypeAlias = Annotated[
-    list[_ResultBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_ResultBlock])
+    list[_ResultBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_ResultBlock] | None)
 ]
 
 
@@ -205,5 +207,5 @@ Block: TypeAlias = (
 )
 _AnyBlock = Annotated[Block, Field(discriminator="type")]
 Content: TypeAlias = Annotated[
-    list[_AnyBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_AnyBlock])
+    list[_AnyBlock], BeforeValidator(_as_blocks, json_schema_input_type=str | list[_AnyBlock] | None)
 ]

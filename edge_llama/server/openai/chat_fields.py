@@ -281,7 +281,9 @@ class ChatFields(SamplingFields):
     )
     parallel_tool_calls: bool | None = Field(None, description="false: the answer ends with its first call.")
     response_format: ResponseFormat | None = Field(
-        None, description="`text`, `json_object` or `json_schema`; without effect where a call must come."
+        None,
+        description="`text`, `json_object` or `json_schema`: the form of an answer that is no tool call; without "
+        "effect where a call must come.",
     )
     reasoning_effort: Effort | None = Field(
         None,

@@ -119,12 +119,12 @@ class CompletionWriter:
     def _logprobs(self, choice: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if self.texts is None:
             return None
-        offsets, at = [], self._offsets.get(choice, 0)
         tokens = [self.texts.text(entry.token_id) for entry in entries]
+        offsets = [self._offsets.get(choice, 0)]
         for entry in entries:
-            offsets.append(at)
-            at += len((self.texts.data(entry.token_id) or b"").decode("utf-8", "ignore"))
-        self._offsets[choice] = at
+            data = self.texts.data(entry.token_id) or b""
+            offsets.append(offsets[-1] + len(data.decode("utf-8", "ignore")))
+        self._offsets[choice] = offsets.pop()
         tops = [{self.texts.text(each.token_id): finite(each.logprob) for each in entry.top} for entry in entries]
         return {
             "tokens": tokens,

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge_llama.generation import Answer
 from edge_llama.server.described import event_stream
+from edge_llama.server.fields import IGNORED_HEADER
 from edge_llama.server.measured import Measured, measured
 
 
@@ -98,10 +99,22 @@ _ERRORS: Mapping[int | str, str] = {
 }
 
 
+_IGNORED = {
+    "description": "Fields of the request that had no effect.",
+    "schema": {"type": "string"},
+    "required": False,
+}
+_RETRY = {"description": "Seconds after which to ask again.", "schema": {"type": "integer"}, "required": False}
+
+
 def responses(said: type[BaseModel], *, streamed: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
     """An endpoint's responses for the OpenAPI document: ``said``, or events with ``streamed``, or errors."""
-    good: dict[str, Any] = {"model": said, "description": "The answer, or with `stream` its parts as they come."}
+    good: dict[str, Any] = {"model": said, "description": "The answer.", "headers": {IGNORED_HEADER: _IGNORED}}
     if streamed:
+        good["description"] = "The answer, or with `stream` its parts as they come."
         good["content"] = event_stream(streamed, Failed, last="[DONE]")
-    errors = {status: {"model": Failed, "description": text} for status, text in _ERRORS.items()}
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failed, "description": text} for status, text in _ERRORS.items()
+    }
+    errors[429]["headers"] = errors[503]["headers"] = {"Retry-After": _RETRY}
     return {200: good, **errors}
