@@ -75,8 +75,7 @@ def failure(error: EdgeLlamaError) -> ApiError:
     text = str(error)
     if isinstance(error, ContextFullError):
         # Agents look for these words and both numbers, without commas, to know that they have to compact.
-        most = min(error.n_ctx, error.needed - 1)
-        too_long = f"prompt is too long: {error.needed} tokens > {most} maximum"
+        too_long = f"prompt is too long: {error.needed} tokens > {error.maximum} maximum"
         return ApiError(400, f"{too_long}: {text}", code="context_length_exceeded")
     if isinstance(error, InputError):
         return ApiError(400, text, code="invalid_value")
