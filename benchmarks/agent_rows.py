@@ -1,7 +1,7 @@
 """Rows of server.py's table: a coding agent's whole session (tests/agent_session.py), beside other servers.
 
-The same file on every side, with Llama 3's vocabulary and Llama 3.1's template; each session in a server of its own that
-has just begun.
+The same file on every side, with Llama 3's vocabulary and Llama 3.1's template; each session in a server that has just
+begun.
 """
 
 import argparse
@@ -67,13 +67,13 @@ def sessions(
     counts: Sequence[int],
 ) -> list[Result]:
     """Whole sessions, each in a process that has just begun; the first side is ours."""
-    turns = {
-        name: lambda _, name=name, start=start: one_session(
-            start(), api, steps, counts, is_ours=name == next(iter(sides))
-        )
-        for name, start in sides.items()
-    }
+    mine, *others = sides
+
+    def turn(name: str, _number: int) -> Session:
+        return one_session(sides[name](), api, steps, counts, is_ours=name == mine)
+
     rounds = []
+    turns = {name: partial(turn, name) for name in sides}
     for found in interleaved(options.pairs, turns):
         rounds.append(found)
         for name, one in found.items():
