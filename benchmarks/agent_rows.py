@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -46,8 +47,9 @@ def agents(options: argparse.Namespace) -> list[Result]:
     steps, counts = script(path)
     say(f"  a session of {len(counts)} requests, {sum(counts):,} tokens of prompts, the longest {max(counts):,}")
     shared = {"slots": SLOTS, "cells": agent_model.N_CTX}
+    own = {"n_ctx": agent_model.N_CTX, "max_running": SLOTS, "kv_cells": agent_model.N_CTX}
     sides: dict[str, Callable[[], Server]] = {
-        "edge-llama serve": lambda: edge_llama_server(path, options.threads, (), n_ctx=agent_model.N_CTX),
+        "edge-llama serve": lambda: edge_llama_server(path, options.threads, (), **own),
         "llama-server": lambda: llama_server(path, options.threads, "unified", **shared, model="agent"),
         "llama-cpp-python's server": lambda: python_server(path, options.threads, (), **shared),
     }
