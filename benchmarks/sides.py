@@ -117,8 +117,7 @@ class Server:
         while not self._is_alive():
             if self._process.poll() is not None or time.monotonic() > ends:
                 self.stop()
-                self._log.seek(0)
-                raise OSError(f"{self.name} does not serve: {self._log.read()[-2000:].decode('utf-8', 'replace')}")
+                raise OSError(f"{self.name} does not serve: {self.log()[-2000:]}")
             time.sleep(0.05)
 
     @property
@@ -130,6 +129,10 @@ class Server:
         """Of its process, once it was started."""
         assert self._process
         return self._process.pid
+
+    def log(self) -> str:
+        """What it printed so far."""
+        return os.pread(self._log.fileno(), 2**24, 0).decode("utf-8", "replace")
 
     def get(self, path: str) -> bytes:
         """OSError unless it answers with 200."""
