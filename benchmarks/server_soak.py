@@ -229,7 +229,7 @@ def working(side: Server) -> dict[str, float]:
     found = {}
     for line in side.get("/metrics").decode().splitlines():
         name = line.partition("{")[0].partition(" ")[0]
-        if name in ("edge_llama_running", "edge_llama_queued"):
+        if name in ("edge_llama_model_running", "edge_llama_model_queued"):
             found[name] = found.get(name, 0.0) + float(line.split()[-1])
     if len(found) != 2:
         raise OSError("the metrics don't say what runs and waits")

@@ -229,7 +229,7 @@ def python_server(
 def edge_llama_server(model: Path, threads: int, ends: Sequence[int], **options: Any) -> Server:
     """``edge-llama serve``; ``options`` are its own by their names: ``n_ctx=2048`` is ``--n-ctx 2048``."""
     port = free_port()
-    given = {"port": port, "threads": threads, "flash_attn": "off", "n_ctx": N_CTX, **options}
+    given = {"port": port, "threads": threads, "flash_attn": "off", "kv": "f16", "n_ctx": N_CTX, **options}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     more = {"model": model.stem, "logit_bias": {str(token): -100 for token in ends}}
     command = [sys.executable, "-m", "edge_llama", "serve", model, *flags]
