@@ -19,7 +19,7 @@ import converters
 
 N_CTX = 65_536
 SMALL = Shape(hidden=64, ffn=192, layers=2, heads=2, kv_heads=1)
-SAID, CALLED = "Now I look.", "read_file"
+SAID, CALLED = "I use a tool.", "read_file"
 PYTHONIC, JSON = f"{SAID} [{CALLED}()]", f'{SAID} {{"name":"{CALLED}","parameters":{{}}}}'
 """Answers; the second one for Llama 3's real tokenizer."""
 _HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
