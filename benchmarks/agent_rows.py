@@ -24,9 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import agent_model
 from agent_replay import ANTHROPIC, OPENAI, Api, replay
 from agent_session import Step, session
-from checkpoints import Shape
 
-SHAPE = Shape(hidden=128, ffn=352, layers=2, heads=2, kv_heads=1)
 SLOTS = 4
 """llama-server's own default, with cells that all of them share."""
 SAID = 0.9
@@ -121,7 +119,7 @@ def agent_file() -> Path:
         import llama_models  # noqa: PLC0415 - of the tests
 
         ranks = (Path(llama_models.__file__).parent / "llama3" / "tokenizer.model").read_bytes()
-        agent_model.write(path, shape=SHAPE, ranks=ranks, answer=agent_model.JSON)
+        agent_model.write(path, ranks=ranks, answer=agent_model.JSON)
     return path
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 import converters
 
 N_CTX = 65_536
-SMALL = Shape(hidden=64, ffn=192, layers=2, heads=2, kv_heads=1)
+SHAPE = Shape(hidden=32, ffn=96, layers=1, heads=1, kv_heads=1)
+"""So that a prompt of 30,000 tokens is read in seconds, most of which attention takes."""
 SAID, CALLED = "I use a tool.", "read_file"
 PYTHONIC, JSON = f"{SAID} [{CALLED}()]", f'{SAID} {{"name":"{CALLED}","parameters":{{}}}}'
 """Answers; the second one for Llama 3's real tokenizer."""
@@ -29,7 +30,7 @@ _CERTAINTY = 2.0
 """How much longer the head's rows of the answer's tokens are than others: no sampling takes another token."""
 
 
-def write(output: Path, *, shape: Shape = SMALL, ranks: bytes | None = None, answer: str = PYTHONIC) -> Path:
+def write(output: Path, *, ranks: bytes | None = None, answer: str = PYTHONIC) -> Path:
     """The model as a GGUF file; ``ranks`` are its tokenizer's, a small one's if not given.
 
     What the answer's token is followed by depends on that token alone, so none may come twice: ValueError.
@@ -38,14 +39,14 @@ def write(output: Path, *, shape: Shape = SMALL, ranks: bytes | None = None, ans
     with TemporaryDirectory(dir=output.parent) as scratch:
         (rank_file := Path(scratch) / "ranks").write_bytes(ranks)
         tokenizer = Tokenizer(rank_file)
-        tensors = weights(shape, tokenizer.n_words, tied=False, seed=0)
+        tensors = weights(SHAPE, tokenizer.n_words, tied=False, seed=0)
         _teach(tensors, _chain(tokenizer, answer))
         params = {"norm_eps": 1e-5, "vocab_size": tokenizer.n_words, "rope_theta": 500000.0, "use_scaled_rope": True}
-        params |= {"n_kv_heads": shape.kv_heads}
+        params |= {"n_kv_heads": SHAPE.kv_heads}
         folder = meta_folders.write(
             Path(scratch) / "checkpoint",
-            meta_folders.meta_tensors(tensors, shape),
-            shape,
+            meta_folders.meta_tensors(tensors, SHAPE),
+            SHAPE,
             params,
             ranks,
             dtype="BF16",

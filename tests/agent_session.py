@@ -58,7 +58,7 @@ _WHY = (
 )
 _VERBS = ("read", "search", "list", "edit", "create", "move")
 _NOUNS = ("file", "symbol", "test", "commit", "issue")
-"""Verbs and nouns together name 30 tools."""
+"""Nouns and verbs together name 30 tools."""
 _SHORTENED = "\n[the rest of this result was removed to save room]"
 _REMINDER = "\n\n<system-reminder>\nThe list of tasks is empty. Do not mention this to the user.\n</system-reminder>"
 _TITLE = "Write a title of at most six words for the conversation that begins with the user's message. No quotes."
@@ -89,20 +89,21 @@ class Size:
     """How long a session is."""
 
     system_tokens: int = 20_000
+    tools: int = 30
     rounds: int = 20
     """The questions and results of the main conversation."""
-    lines: int = 60
+    lines: int = 90
     """Of a file that is read; one in five is twice as long."""
 
 
-SHORT = Size(system_tokens=2_000, rounds=6, lines=12)
-"""With everything that the long one has."""
+SHORT = Size(system_tokens=500, tools=7, rounds=6, lines=12)
+"""With everything that the long one has, but for the number of tools."""
 
 
 def session(count: Callable[[str], int], size: Size = Size(), seed: int = 19) -> list[Step]:
     """The steps of a session; ``count`` says how many tokens a text has."""
     rng = np.random.default_rng(seed)
-    recorder = _Recorder(rng, system_prompt(rng, count, size.system_tokens), agent_tools(rng), size.lines)
+    recorder = _Recorder(rng, system_prompt(rng, count, size.system_tokens), agent_tools(rng, size.tools), size.lines)
     return list(recorder.steps(size.rounds))
 
 
@@ -119,9 +120,9 @@ def system_prompt(rng: np.random.Generator, count: Callable[[str], int], tokens:
     return text + "\nWorking folder: the repository's root. Platform: linux. The branch is main, and it is clean."
 
 
-def agent_tools(rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
-    """Thirty descriptions, some with nested parameters."""
-    return tuple(_tool(rng, verb, noun) for verb in _VERBS for noun in _NOUNS)
+def agent_tools(rng: np.random.Generator, count: int) -> tuple[dict[str, Any], ...]:
+    """Descriptions, some with nested parameters."""
+    return tuple(_tool(rng, verb, noun) for noun in _NOUNS for verb in _VERBS)[:count]
 
 
 def _tool(rng: np.random.Generator, verb: str, noun: str) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class _Recorder:
             elif number % 4 == 2:
                 self._results("", [self._edit(), self._search()])
             else:
-                yield self._sub_agents()
+                yield self._sub_agents(number)
             if number % 6 == 5:
                 self._shorten()
             yield (Request(tuple(self._messages), self._tools),)
@@ -191,9 +192,10 @@ class _Recorder:
     def _title(self) -> Request:
         return Request((Message("system", _TITLE), Message("user", self._messages[-1].content)))
 
-    def _sub_agents(self) -> Step:
+    def _sub_agents(self, number: int) -> Step:
         """Two at once, below the same rules and tools; what they found are results of the main conversation."""
-        asked = [f"Look for the callers of {name} and list them with their lines." for name in ("format", "parse")]
+        names = (f"format_{number}", f"parse_{number}")
+        asked = [f"Look for the callers of {name} and list them with their lines." for name in names]
         rules = self._messages[0]
         found = [self._call("search_symbol", {"path": ".", "pattern": text}) for text in asked]
         self._results("Two searches at once.", [(call, self._listing(8)) for call in found])

@@ -13,7 +13,7 @@ from suite import shared
 
 from edge_llama.server.pool import Pool
 
-N_CTX = 16_384
+N_CTX = 8192
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""pydantic-ai, unchanged, against the server in each API that it speaks: a tool's round trip, streams, typed answers."""
+"""pydantic-ai, unchanged, against the server in each API that it speaks: a tool's way, streams, typed answers."""
 
 import asyncio
 from collections.abc import Callable, Iterator
