@@ -257,18 +257,37 @@ def test_a_load_that_fails_leaves_the_others_usable(folder: Path) -> None:
     run(pool, use)
 
 
-def test_the_event_loop_goes_on_while_a_model_loads(folder: Path) -> None:
-    pool = Pool([str(folder)], OPTIONS)
+def test_the_event_loop_goes_on_while_a_model_loads_and_another_is_unloaded(folder: Path, size: int) -> None:
+    pool, before = Pool([str(folder)], OPTIONS, memory=size), psutil.Process().children()
 
-    async def use() -> None:
-        loading, turns = asyncio.create_task(ask(pool, "a")), 0
+    async def turns_during(name: str) -> int:
+        loading, turns = asyncio.create_task(ask(pool, name)), 0
         while not loading.done():
             await asyncio.sleep(0.001)
             turns += 1
         assert loading.result()
-        assert turns > 20
+        return turns
+
+    async def use() -> None:
+        assert await turns_during("a") > 20
+        assert await turns_during("b") > 20
+        assert pool.loaded.keys() == {"b"}
+        assert len(psutil.Process().children()) == len(before) + 1
 
     run(pool, use)
+
+
+def test_many_who_ask_models_of_which_one_fits_all_get_their_answers(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size)
+
+    def asked(name: str) -> dict[str, object]:
+        return {"model": name, "messages": [{"role": "user", "content": "Say 5."}], "temperature": 0, "max_tokens": 3}
+
+    with serve(pool) as served, ThreadPoolExecutor(6) as threads:
+        names = [*"abcabcaabbcc"]
+        got = list(threads.map(lambda name: served.client.post("/v1/chat/completions", json=asked(name)).json(), names))
+    assert [answer["model"] for answer in got] == names
+    assert {answer["choices"][0]["message"]["content"] for answer in got} == {"5"}
 
 
 def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None:
