@@ -19,6 +19,7 @@ PNG = base64.b64encode(
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde\0\0\0\x0cIDATx\x9cc\xf8\xcf\xc0\0\0\3\1\1\0"
     b"\xc9\xfe\x92\xef\0\0\0\0IEND\xaeB`\x82"
 ).decode()
+CLIENTS: dict[str, anthropic.Anthropic] = {}
 EXACT: dict[str, Any] = {"temperature": 0.0}
 """What the client has no parameter for any more."""
 
@@ -36,8 +37,18 @@ def thinker(small_talk: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clients() -> Iterator[None]:
+    """Those of all servers, closed in the end."""
+    yield
+    while CLIENTS:
+        CLIENTS.popitem()[1].close()
+
+
 def client(served: Served) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=served.url, api_key="any", max_retries=0)
+    if served.url not in CLIENTS:
+        CLIENTS[served.url] = anthropic.Anthropic(base_url=served.url, api_key="any", max_retries=0)
+    return CLIENTS[served.url]
 
 
 def ask(served: Served, *messages: MessageParam, **options: Any) -> Message:
