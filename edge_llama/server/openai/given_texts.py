@@ -10,13 +10,12 @@ def texts_of(given: str | list[str] | list[int] | list[list[int]], field: str, t
     """One text or several; ``field`` is where they stand. ApiError for ids that are no text's."""
     if isinstance(given, str):
         return [given]
-    if ids := [each for each in given if isinstance(each, int)]:
+    texts = [each for each in given if isinstance(each, str)]
+    ids = [each for each in given if isinstance(each, int)]
+    lists = [each for each in given if isinstance(each, list)]
+    if ids:
         return [text_of(ids, field, tokenizer)]
-    return [
-        each if isinstance(each, str) else text_of(each, f"{field}.{at}", tokenizer)
-        for at, each in enumerate(given)
-        if not isinstance(each, int)
-    ]
+    return texts or [text_of(each, f"{field}.{at}", tokenizer) for at, each in enumerate(lists)]
 
 
 def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer) -> str:

@@ -40,7 +40,7 @@ class SamplingFields(Fields):
     """The fields that requests have in common. What is left out is as the model's publisher recommends."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
-    top_p: float | None = Field(None, ge=0, le=1, description="As OpenAI has it.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Among the likeliest tokens of this probability.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
     logit_bias: _Biases | None = Field(
