@@ -4,6 +4,6 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from edge_llama.server import facts
+from edge_llama.server import facts, page
 
-ROUTERS: Sequence[APIRouter] = (facts.router,)
+ROUTERS: Sequence[APIRouter] = (facts.router, page.router)
