@@ -200,7 +200,7 @@ function notes(message, writing) {
 function problem(message, actions) {
   if (!message.error) return [];
   const again = element("button", { type: "button", class: "plain-button", click: () => actions.retry(message) }, "Try again");
-  return [element("div", { class: "problem", role: "alert" }, icon("warning"), element("p", {}, message.error), again)];
+  return [element("div", { class: "problem" }, icon("warning"), element("p", {}, message.error), again)];
 }
 
 function footerOf(message, actions) {

@@ -17,7 +17,8 @@ GIVE = """
   const data = new DataTransfer();
   data.items.add(new File([new Uint8Array(bytes)], name, { type }));
   if (way === "paste") {
-    document.querySelector("#prompt").dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }));
+    const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+    document.querySelector("#prompt").dispatchEvent(event);
     return;
   }
   for (const kind of ["dragenter", "dragover", "drop"]) {
