@@ -15,6 +15,12 @@ window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) =>
   window.violations.push(`${event.violatedDirective}: ${event.blockedURI} ${event.sample}`));
 """
+ANSWERED = """
+(count) => {
+  const answers = document.querySelectorAll("article.assistant");
+  return answers.length === count && answers[count - 1].getAttribute("aria-busy") === "false";
+}
+"""
 _QUIET = "Failed to load resource"
 """What Chromium's console says of every response that is no 2xx: some tests are about those."""
 _MS = 60_000
@@ -73,9 +79,9 @@ class Tab:
 
     def ask(self, text: str) -> str:
         """The answer to a message."""
+        count = self.answers.count()
         self.send(text)
-        self.page.wait_for_selector("#stop:visible")
-        self.wait()
+        self.page.wait_for_function(ANSWERED, arg=count + 1)
         return self.answers.last.locator(":scope > .markdown").inner_text()
 
     @property

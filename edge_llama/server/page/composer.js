@@ -39,6 +39,12 @@ export class Composer {
     this.field.focus();
   }
 
+  /** From now on messages can be written: before, nobody would have sent them. */
+  enable() {
+    this.field.disabled = false;
+    this.focus();
+  }
+
   /** Put a text in, to be changed or sent. */
   suggest(text) {
     this.field.value = text;

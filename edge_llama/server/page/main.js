@@ -15,7 +15,7 @@ let facts = { version: "", limits: {}, models: [] };
 
 const chosen = () => facts.models.find(({ name }) => name === byId("model").value) ?? facts.models[0] ?? { name: "" };
 
-const chats = new Chats(store, () => ({ model: chosen().name, settings: settings.settings() }), {
+const chats = new Chats(store, () => ({ model: chosen().name || undefined, settings: settings.settings() }), {
   opened,
   changed: (conversation, answer) => conversation === chats.current && messages.changed(answer),
   ended,
@@ -121,7 +121,8 @@ function showModel() {
   const model = chosen();
   const context = model.n_ctx ? `${number(model.n_ctx)} tokens of context` : null;
   const sight = { true: "text and pictures", false: "text only" }[model.vision];
-  byId("facts").textContent = [model.device, context, sight].filter(Boolean).join(" · ");
+  const known = model.loaded ? [model.device, context, sight].filter(Boolean).join(" · ") : "";
+  byId("facts").textContent = known || "loaded with the first message";
   byId("attach").hidden = model.vision === false;
   settings.showModel(model, facts.version);
   showGauge();
@@ -176,9 +177,8 @@ async function begin() {
   await store.open((id) => chats.changedElsewhere(id));
   if (store.problem) toast("This browser keeps no conversations here: they end with the page.", { kind: "warning" });
   await openFromAddress();
-  opened();
   await readFacts();
-  composer.focus();
+  composer.enable();
 }
 
 await begin();
