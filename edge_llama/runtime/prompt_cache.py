@@ -167,13 +167,14 @@ class PromptCache:
     def tidy(self) -> bool:
         """While nothing is running, do a part of what makes the next steps fast; False if nothing is left to do.
 
-        What is idle is copied out, where no other copy has to leave for it, but for the last that was used: it is
-        likely to go on. The cells of that one are brought together: attention takes all up to the last that is used.
+        What is idle is copied out but for the last that was used: it is likely to go on. Where other copies have to
+        leave for that they would with the next steps. The cells of the last are brought together: attention takes all
+        up to the last that is used.
         """
-        if self.is_crowded and self.copies.has_room(self._bytes(self._oldest_idle())):
-            self._move_out(self._oldest_idle())
+        if self.is_crowded and self.copies.may_have(self._bytes(self._oldest_idle())):
+            self.relieve()
             return True
-        if len(self._held) == 1 and self._held[0].is_scattered and self.copies.has_room(self._bytes(self._held[0])):
+        if len(self._held) == 1 and self._held[0].is_scattered and self.copies.may_have(self._bytes(self._held[0])):
             self._compact(self._held[0])
             return True
         return False

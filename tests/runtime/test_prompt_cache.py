@@ -301,6 +301,17 @@ def test_while_nothing_runs_the_last_stays_as_it_is_and_the_others_are_copied_ou
     assert [cached.cache.known(ids([number, *SYSTEM])) for number in (1, 2, 3)] == [301] * 3
 
 
+def test_at_rest_older_copies_leave_for_those_that_the_next_steps_would_copy_out() -> None:
+    cached = Cached(n_sequences=6)
+    for number in range(1, 7):
+        cached.use([number, *SYSTEM])
+    cached.room = 3 * cached.cache._bytes(cached.cache._held[0])
+    while cached.cache.tidy():
+        pass
+    assert cached.tower.used_cells == 301
+    assert [cached.cache.known(ids([number, *SYSTEM])) for number in range(1, 7)] == [0, 0, 301, 301, 301, 301]
+
+
 def test_what_has_no_room_for_a_copy_stays_while_nobody_needs_its_cells() -> None:
     cached = Cached(room=0)
     for number in (1, 2):
