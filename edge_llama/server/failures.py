@@ -74,7 +74,10 @@ def failure(error: EdgeLlamaError) -> ApiError:
     """What a client is told of an error of the runtime."""
     text = str(error)
     if isinstance(error, ContextFullError):
-        return ApiError(400, f"prompt is too long: {text}", code="context_length_exceeded")
+        # Agents look for these words and both numbers, without commas, to know that they have to compact.
+        most = min(error.n_ctx, error.needed - 1)
+        too_long = f"prompt is too long: {error.needed} tokens > {most} maximum"
+        return ApiError(400, f"{too_long}: {text}", code="context_length_exceeded")
     if isinstance(error, InputError):
         return ApiError(400, text, code="invalid_value")
     if isinstance(error, BusyError):
