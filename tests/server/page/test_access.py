@@ -158,7 +158,7 @@ def test_a_whole_conversation_by_keyboard(tab: Tab) -> None:
             break
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.toast')")
+    tab.until("document.querySelector('.toast')")
     tab.wait()
     assert len(tab.sent) == 2
     assert page.evaluate("document.activeElement.id") == "prompt"
@@ -204,7 +204,7 @@ def test_only_the_end_of_an_answer_is_announced(tab: Tab) -> None:
         }"""
     )
     tab.ask("Write about the rain.")
-    tab.page.wait_for_function("window.said.some(Boolean)")
+    tab.until("window.said.some(Boolean)")
     assert [text for text in tab.page.evaluate("window.said") if text] == ["Answer finished, 24 tokens."]
     live = "[aria-live], [role=log], [role=status], [role=alert]"
     assert tab.page.locator("#messages").locator(live).count() == 0

@@ -44,13 +44,13 @@ def test_conversations_survive_a_reload(talked: Tab) -> None:
     assert talked.answers.last.inner_text() == answer
     assert talked.titles == ["Tell me of otters.", "Tell me of herons."]
     row(talked, "herons").locator(".row").click()
-    talked.page.wait_for_function("document.title === 'Tell me of herons. · edge-llama'")
+    talked.until("document.title === 'Tell me of herons. · edge-llama'")
     assert talked.texts == ["Tell me of herons."]
 
 
 def test_a_page_that_is_left_keeps_what_came(tab: Tab) -> None:
     tab.send("Write a very long story.")
-    tab.page.wait_for_function("document.querySelector('article.assistant > .markdown').textContent.length > 20")
+    tab.until("document.querySelector('article.assistant > .markdown').textContent.length > 20")
     tab.page.reload()
     tab.page.wait_for_selector("article.assistant")
     assert tab.page.locator(".note").inner_text() == "The page was left before this answer was whole."
@@ -91,7 +91,7 @@ def test_a_conversation_is_deleted_and_had_back(talked: Tab) -> None:
 
 def test_one_that_is_being_answered_can_be_deleted(served: Served, tab: Tab) -> None:
     tab.send("Write a very long story.")
-    tab.page.wait_for_function("document.querySelector('article.assistant > .markdown').textContent.length > 20")
+    tab.until("document.querySelector('article.assistant > .markdown').textContent.length > 20")
     row(tab, "very long").hover()
     row(tab, "very long").get_by_label("Delete").click()
     tab.page.wait_for_selector("#welcome:visible")
@@ -207,7 +207,7 @@ def test_several_models_are_chosen_by_name(two_models: Served, open_tab: Callabl
     assert tab.answers.last.locator("h2").inner_text(timeout=1000) == names[1]
     tab.page.wait_for_selector("#gauge:visible")  # its context is known once it is loaded
     tab.page.reload()
-    tab.page.wait_for_function("document.querySelector('#facts').textContent")
+    tab.until("document.querySelector('#facts').textContent")
     assert tab.page.input_value("#model") == names[1]
 
 

@@ -146,5 +146,5 @@ def test_code_is_copied(served: Served, new_context: Callable[..., object], open
         }"""
     )
     tab.page.get_by_label("Copy code").click()
-    tab.page.wait_for_function("document.querySelector('#announcements').textContent === 'Copied'")
+    tab.until("document.querySelector('#announcements').textContent === 'Copied'")
     assert tab.page.evaluate("navigator.clipboard.readText()") == "const a = `<b>`;"
