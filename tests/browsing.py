@@ -44,7 +44,7 @@ class Tab:
         page = tab.page
         page.set_default_timeout(_MS)
         page.add_init_script(WATCH)
-        page.on("request", lambda request: tab._asks(request))
+        page.on("request", tab._asks)
         page.on("pageerror", lambda error: tab.errors.append(str(error)))
         page.on("console", lambda message: tab._heard(message.type, message.text))
         page.goto(url)

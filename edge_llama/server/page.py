@@ -102,7 +102,7 @@ def _response(found: _File, request: Request) -> Response:
 def _model(name: str, model: Model | None) -> Mapping[str, Any]:
     if model is None:
         return {"name": name, "loaded": False}
-    artifact, placement = model.artifact, model.placement
+    artifact, placement, sampling = model.artifact, model.placement, model.sampling({})
     return {
         "name": name,
         "loaded": True,
@@ -114,5 +114,5 @@ def _model(name: str, model: Model | None) -> Mapping[str, Any]:
         "n_ctx": model.n_ctx,
         "vision": model.vision is not None,
         "thinks": form_in(artifact.chat_template or "") is not None,
-        "sampling": model.sampling_defaults,
+        "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")},
     }

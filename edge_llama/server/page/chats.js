@@ -11,6 +11,7 @@ export class Chats {
   current = emptyConversation();
   #running = new Map(); // by the conversation's id: {conversation, controller, ended}
   #removed = new Set();
+  #isLeft = false;
 
   /** `choice()` gives {model, settings}; `view` has opened, changed, ended and listed. */
   constructor(store, choice, view) {
@@ -104,8 +105,9 @@ export class Chats {
     this.view.listed();
   }
 
-  /** Keep what is there of the answers that are being written: the page is being left. */
-  keepAll() {
+  /** Keep what is there of the answers that are being written: the page is being left. What fails now is no news. */
+  leave() {
+    this.#isLeft = true;
     for (const { conversation } of this.#running.values()) this.#keep(conversation, { isOnItsWay: true });
   }
 
@@ -134,6 +136,7 @@ export class Chats {
     try {
       await fill(answer, messages, { ...options, changed });
     } catch (error) {
+      if (this.#isLeft) return;
       if (error.name === "AbortError") answer.finish = "stopped";
       else answer.error = error instanceof ServerError ? error.message : `This page failed: ${error.message}`;
     }

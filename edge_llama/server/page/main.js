@@ -161,7 +161,8 @@ function listen() {
     else chats.stop();
   });
   addEventListener("hashchange", () => openFromAddress());
-  addEventListener("pagehide", () => chats.keepAll());
+  addEventListener("pageshow", ({ persisted }) => persisted && location.reload()); // "back" to a page that was left
+  addEventListener("pagehide", () => chats.leave());
 }
 
 async function openFromAddress() {

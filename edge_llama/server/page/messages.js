@@ -206,7 +206,7 @@ function problem(message, actions) {
 function footerOf(message, actions) {
   const copy = copyButton(() => message.text, "Copy this answer");
   const retry = iconButton("retry", "Answer again", () => actions.retry(message));
-  return [...(message.text ? [copy] : []), retry, element("span", { class: "figures" }, figures(message))];
+  return [...(message.text ? [copy] : []), ...(message.error ? [] : [retry]), element("span", { class: "figures" }, figures(message))];
 }
 
 /** What the answer took, for people: "46 tokens · 38.2 tokens/s · first after 0.2 s · 96 of 128 prompt tokens cached". */

@@ -62,6 +62,9 @@ const KINDS = {
   504: "That took too long",
 };
 
+/** How such a message begins for programs that look for it; what follows says the same for people. */
+const PROMPT_IS_TOO_LONG = /^prompt is too long: [^:]* maximum: /;
+
 async function refusal(response) {
   let error = null;
   try {
@@ -74,12 +77,10 @@ async function refusal(response) {
 
 /** The server's own words, after those that say what it means for the person who reads them. */
 export function toldError(error, status = 0, retryAfter = null) {
-  const own = typeof error?.message === "string" ? error.message : "";
+  const own = typeof error?.message === "string" ? error.message.replace(PROMPT_IS_TOO_LONG, "") : "";
   const code = error?.code ?? null;
   let kind = KINDS[status] ?? (status >= 500 ? `The server failed (${status})` : "");
-  if (code === "context_length_exceeded") {
-    kind = "This conversation no longer fits into the model's context. Shorten a message, or start a new chat";
-  }
+  if (code === "context_length_exceeded") kind = "This conversation no longer fits";
   const wait = status === 429 && retryAfter ? ` Try again in ${retryAfter} s.` : "";
   const text = kind && own ? `${kind}: ${own}` : kind || own || `The server answered ${status}, without a reason.`;
   return new ServerError(`${text}${/[.!?]$/.test(text) ? "" : "."}${wait}`, { status, code });

@@ -1,8 +1,10 @@
-// How answers are sampled, and what is known of the model. Kept in this browser; a field that is empty is the model's.
+// How answers are sampled, and what is known of the model. Kept in this browser; an empty field is as the model has it.
 import { byId, bytes, element, number } from "./dom.js";
 
 const NAME = "edge-llama-settings";
 const FIELDS = ["temperature", "top_p", "top_k", "min_p", "seed", "max_tokens"];
+
+const UNSET = { seed: "random", max_tokens: "as many as it takes" };
 
 const field = (name) => byId(`set-${name}`);
 
@@ -53,8 +55,7 @@ function fill(values) {
 /** Show what is known of the model in use: what it does where a field is empty, and what it runs on. */
 export function showModel(model, version) {
   for (const name of FIELDS) {
-    const own = model.sampling?.[name];
-    field(name).placeholder = own === undefined ? (name === "seed" ? "random" : "model's own") : String(own);
+    field(name).placeholder = String(model.sampling?.[name] ?? UNSET[name] ?? "as the model recommends");
   }
   const rows = [
     ["Model", model.name],

@@ -42,30 +42,41 @@ export class Store {
     }
   }
 
-  #objects(mode) {
-    return this.#database.transaction(STORE, mode).objectStore(STORE);
+  #objects() {
+    return this.#database.transaction(STORE).objectStore(STORE);
+  }
+
+  /** Committed at once: a page that is being left has no time to find out that nothing follows. */
+  #write(change) {
+    const transaction = this.#database.transaction(STORE, "readwrite");
+    change(transaction.objectStore(STORE));
+    transaction.commit();
+    return new Promise((resolve, reject) => {
+      transaction.oncomplete = resolve;
+      transaction.onabort = () => reject(transaction.error);
+    });
   }
 
   /** All conversations, the last changed first. */
   async all() {
-    const found = this.#database ? await done(this.#objects("readonly").getAll()) : [...this.#memory.values()];
+    const found = this.#database ? await done(this.#objects().getAll()) : [...this.#memory.values()];
     return found.sort((one, other) => other.updated - one.updated);
   }
 
   /** One conversation, or undefined. */
   async get(id) {
-    return this.#database ? done(this.#objects("readonly").get(id)) : this.#memory.get(id);
+    return this.#database ? done(this.#objects().get(id)) : this.#memory.get(id);
   }
 
   /** Keep it as it is now; other tabs are not told of what is only on its way. */
   async put(conversation, { isOnItsWay = false } = {}) {
-    if (this.#database) await done(this.#objects("readwrite").put(conversation));
+    if (this.#database) await this.#write((objects) => objects.put(conversation));
     else this.#memory.set(conversation.id, conversation);
     if (!isOnItsWay) this.#others.postMessage(conversation.id);
   }
 
   async remove(id) {
-    if (this.#database) await done(this.#objects("readwrite").delete(id));
+    if (this.#database) await this.#write((objects) => objects.delete(id));
     else this.#memory.delete(id);
     this.#others.postMessage(id);
   }

@@ -21,7 +21,7 @@ OPTIONS: OpenOptions = {"n_ctx": 2048, "threads": 1}
 PICTURES = os.environ.get("EDGE_LLAMA_PICTURES")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no file of tests leaves a process running
 def browser() -> "Iterator[Browser]":
     """The system's Chromium."""
     if BROWSER is None:

@@ -139,8 +139,8 @@ def test_axe_finds_nothing(served: Served, open_tab: Callable[..., Tab], scheme:
 def test_a_whole_conversation_by_keyboard(tab: Tab) -> None:
     page = tab.page
     tab.settings(max_tokens=4)
-    page.evaluate("document.activeElement.blur()")
-    page.keyboard.press("Tab")
+    page.focus("#close-sidebar")  # the first control after it
+    page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "prompt"
