@@ -328,3 +328,14 @@ def test_a_client_that_leaves_ends_its_answer(talk: Served) -> None:
             break
         talk.wait(asyncio.sleep(0.01))
     assert not talk.model.stats().running
+
+
+def test_a_model_in_a_process_of_its_own_says_the_same(talk: Served, small_talk: Path) -> None:
+    given = {"logprobs": True, "top_logprobs": 2, "seed": 1, "n": 2, "reasoning_effort": "low", "tool_choice": "none"}
+    with serve(Pool([str(small_talk)], {"n_ctx": 512, "threads": 1})) as isolated:
+        for one, other in zip(asked(isolated, **given)["choices"], asked(talk, **given)["choices"], strict=True):
+            assert one["message"] == other["message"]
+            tokens = [[entry["token"] for entry in choice["logprobs"]["content"]] for choice in (one, other)]
+            assert tokens[0] == tokens[1]
+        assert joined(streamed(isolated, **given)) == ANSWER
+        assert isolated.client.post("/tokenize", json={"content": "a", "with_pieces": True}).status_code == 200
