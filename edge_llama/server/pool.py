@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from edge_llama.errors import InputError
+from edge_llama.errors import EdgeLlamaError, InputError
 from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
@@ -21,6 +23,7 @@ from edge_llama.server.entries import Entry, entries
 from edge_llama.server.failures import ApiError, without_folder
 from edge_llama.server.room import Need, needed
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _THREADS = 64
 """That may wait for a model's process at once."""
@@ -112,8 +115,11 @@ class Pool:
         with self._used(place):
             try:
                 model = await self._model(place)
-            except InputError as error:  # by who set the server up, not by who asks
-                raise _not_loaded(place.entry, error) from error
+            except (EdgeLlamaError, ApiError) as error:
+                _log.warning("%s: can't be loaded: %s", place.entry.name, error)
+                if isinstance(error, InputError):  # by who set the server up, not by who asks
+                    raise _not_loaded(place.entry, error) from error
+                raise
             yield Lease(place.entry.name, model)
 
     async def load(self, name: str) -> Model:
@@ -142,12 +148,18 @@ class Pool:
 
     async def _load(self, place: _Place) -> Model:
         deadline = asyncio.get_running_loop().time() + self._patience
+        began = time.monotonic()
         try:
             async with self._turn:
                 await self._unload(place)  # what has died
                 need = await self._room_for(place, deadline)
                 model = await self.in_thread(self._open, place.entry.path, need)
                 place.held = model, replace(need, context=model.context)
+                if len(self._places) > 1:  # the only one is told of by who starts the server
+                    seconds = time.monotonic() - began
+                    _log.info(
+                        "%s: loaded in %.1f s, %s tokens of context", place.entry.name, seconds, f"{model.n_ctx:,}"
+                    )
                 return model
         finally:
             place.loading = None
@@ -161,7 +173,9 @@ class Pool:
             if need is not None:
                 return need
             if idle := [other for other in loaded if not other.users]:
-                await self._unload(min(idle, key=lambda other: other.last_used))
+                oldest = min(idle, key=lambda other: other.last_used)
+                _log.info("%s: unloaded for %s", oldest.entry.name, place.entry.name)
+                await self._unload(oldest)
             else:
                 await self._wait_for_others(place, loaded, deadline)
 

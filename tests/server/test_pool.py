@@ -108,6 +108,13 @@ def test_names_are_unique(folder: Path) -> None:
     assert [entry.name for entry in entries(given, {})] == ["a", "x/a", "a@2"]
 
 
+def test_a_model_that_is_given_again_has_both_names(folder: Path) -> None:
+    (folder / "same.gguf").symlink_to(folder / "a.gguf")
+    given = [str(folder / f"{name}.gguf") for name in ("a", "same", "b", "b")]
+    found = entries(given, {})
+    assert [(entry.name, entry.aliases) for entry in found] == [("a", ("same",)), ("b", ())]
+
+
 def test_aliases_are_names_of_the_first_or_of_the_one_they_name(folder: Path) -> None:
     pool = Pool([str(folder)], aliases={"gpt-9": None, "small": "c", "tiny": "c"})
     assert pool.entry("gpt-9").name == "a"
