@@ -175,11 +175,13 @@ def installed(name: str, agent: Agent) -> Path:
     """The agent's program, in a folder of its own."""
     folder = CACHE / "agents" / name
     program = folder / "node_modules" / ".bin" / agent.program
-    if not (folder / agent.package.rpartition("@")[2]).exists():
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", agent.package]
-        subprocess.run(command, stdout=sys.stderr, check=True)
-        (folder / agent.package.rpartition("@")[2]).touch()
-    print(f"{agent.package}, installed")
+    package, _, version = agent.package.rpartition("@")
+    if not (done := folder / f"installed-{version}").exists():
+        # An npm of 2026 runs the scripts that put an agent's binary into place for packages alone that are named.
+        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--allow-scripts", package]
+        subprocess.run([*command, agent.package], stdout=sys.stderr, check=True)
+        done.touch()
+    print(agent.package)
     return program
 
 

@@ -232,5 +232,5 @@ def edge_llama_server(model: Path, threads: int, ends: Sequence[int], **options:
     given = {"port": port, "threads": threads, "flash_attn": "off", "kv": "f16", "n_ctx": N_CTX, **options}
     flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     more = {"model": model.stem, "logit_bias": {str(token): -100 for token in ends}}
-    command = [sys.executable, "-m", "edge_llama", "serve", model, *flags]
+    command = [Path(sys.executable).with_name("edge-llama"), "serve", model, *flags]
     return Server("edge-llama serve", port, command, {}, alive="/health", more=more)
