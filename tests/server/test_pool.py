@@ -205,6 +205,33 @@ def test_one_in_use_is_waited_for(folder: Path, size: int) -> None:
     run(pool, use)
 
 
+def test_one_that_is_never_out_of_use_gives_way_and_comes_back(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size, patience=30)
+    answered = 0
+    is_over = asyncio.Event()
+
+    async def busy(delay: float) -> None:
+        nonlocal answered
+        await asyncio.sleep(delay)
+        while not is_over.is_set():
+            async with pool.lease("a"):
+                await asyncio.sleep(0.03)
+                answered += 1
+
+    async def use() -> None:
+        clients = [asyncio.create_task(busy(delay)) for delay in (0, 0.01, 0.02)]
+        while answered < 3:
+            await asyncio.sleep(0.01)
+        assert await ask(pool, "b")
+        before = answered
+        while answered < before + 3:
+            await asyncio.sleep(0.01)
+        is_over.set()
+        await asyncio.gather(*clients)
+
+    run(pool, use)
+
+
 def test_one_that_stays_in_use_is_waited_for_with_a_bound(folder: Path, size: int) -> None:
     pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size, patience=0.05)
 
