@@ -1,6 +1,7 @@
 """Anthropic's own client against a real server."""
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,16 @@ def test_a_prompt_alone_is_read(talk: Served) -> None:
 
 
 def test_json_by_a_schema(talk: Served) -> None:
-    schema = {"type": "object", "properties": {"ok": {"const": True}}, "required": ["ok"]}
-    message = ask(
-        talk, output_config={"format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}}
+    message = ask(talk, output_config={"format": {"type": "json_schema", "schema": WEATHER}}, max_tokens=200)
+    assert json.loads(str(message.content[0].to_dict()["text"]))["city"] in ("Tokyo", "Rome")
+    called = ask(
+        talk,
+        output_config={"format": {"type": "json_schema", "schema": WEATHER}},
+        tools=[TOOL],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_tokens=200,
     )
-    assert message.content[0].to_dict()["text"].replace(" ", "") == '{"ok":true}'
+    assert called.stop_reason == "tool_use"
 
 
 def test_thoughts_are_blocks_of_their_own(thinker: Served) -> None:

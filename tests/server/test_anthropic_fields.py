@@ -121,7 +121,7 @@ def test_every_tool_but_the_clients_own_is_refused_by_name(theirs: Any) -> None:
 
 def test_nested_parameters_have_their_treatment() -> None:
     hints = get_type_hints(beta_create.MessageCreateParamsBase)
-    ours = {
+    ours: dict[str, type[Fields]] = {
         "auto": AutoChoice,
         "any": AnyChoice,
         "tool": ToolChoice,

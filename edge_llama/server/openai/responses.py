@@ -28,7 +28,7 @@ from edge_llama.server.thinking_effort import THINKING_BUDGETS
 router = APIRouter()
 _CREATED = objects.responses(ResponseOut)
 _CREATED[200]["content"] = event_stream(*EVENTS)
-_KEPT = {status: _CREATED[status] for status in (400, 401, 403, 404, 429, 500)}
+_KEPT: dict[int | str, dict[str, Any]] = {status: _CREATED[status] for status in (400, 401, 403, 404, 429, 500)}
 
 
 @router.post("/v1/responses", responses=_CREATED)

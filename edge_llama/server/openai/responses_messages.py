@@ -50,7 +50,8 @@ def read_items(fields: ResponseFields, store: ResponseStore) -> list[dict[str, A
     ApiError if an earlier response is not kept.
     """
     given = fields.input
-    items = [MessageItem(role="user", content=given)] if isinstance(given, str) else given or []
+    said = {"role": "user", "content": given}
+    items = [MessageItem.model_validate(said)] if isinstance(given, str) else given or []
     return [*_earlier(fields.previous_response_id, store), *map(_kept, items)]
 
 
