@@ -70,8 +70,8 @@ def check_json(body: bytes, headers: Headers, limits: Limits) -> None:
     """ApiError for a body that is no JSON, or of too many parts.
 
     Refused are broken UTF-8, numbers that JSON has not, halves of characters and more than 200 levels too. It is parsed
-    again by the endpoint, which costs little beside an answer: what FastAPI says of such bodies names no place, and what
-    Python's own parser lets through (NaN, halves of surrogate pairs, a thousand levels) fails later.
+    again by the endpoint, which costs little beside an answer: what FastAPI says of such bodies names no place, and
+    what Python's own parser lets through (NaN, halves of surrogate pairs, a thousand levels) fails later.
     """
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "the request's body is compressed, which is not supported", code="no_json")
