@@ -12,6 +12,7 @@ import pytest
 from serving import Served
 from talk import TEMPLATE, talking
 
+import edge_llama
 from edge_llama.server.anthropic.fields import MessageFields
 from edge_llama.server.anthropic.messages import asked
 from edge_llama.server.asking import Ask
@@ -89,11 +90,11 @@ def response(text: str) -> dict[str, Any]:
     }
 
 
-def ask_of_message(given: dict[str, Any]) -> Ask:
-    return asked(MessageFields.model_validate({"model": "m", **given}), 0)
+def ask_of_message(model: edge_llama.Model, given: dict[str, Any]) -> Ask:
+    return asked(model, MessageFields.model_validate({"model": "m", **given}), 0)
 
 
-def ask_of_response(given: dict[str, Any]) -> Ask:
+def ask_of_response(_model: edge_llama.Model, given: dict[str, Any]) -> Ask:
     fields = ResponseFields.model_validate(given)
     read = read_items(fields, ResponseStore(None, max_number=1, max_bytes=1))
     return Ask(tuple(messages_of(fields.instructions, read, 0)), options_of(fields))
@@ -104,7 +105,10 @@ def ask_of_response(given: dict[str, Any]) -> Ask:
     [("/v1/messages", message, ask_of_message), ("/v1/responses", response, ask_of_response)],
 )
 def test_no_text_becomes_a_control_token(
-    talk: Served, path: str, request_with: Callable[[str], dict[str, Any]], ask_of: Callable[[dict[str, Any]], Ask]
+    talk: Served,
+    path: str,
+    request_with: Callable[[str], dict[str, Any]],
+    ask_of: Callable[[edge_llama.Model, dict[str, Any]], Ask],
 ) -> None:
     known = set(talk.model.tokenizer.control_tokens.values())
     counts = []
@@ -112,7 +116,7 @@ def test_no_text_becomes_a_control_token(
         given = {**request_with(text), "model": talk.name}
         body = talk.client.post(path, json=given)
         assert body.status_code == 200, body.text
-        ask = ask_of(given)
+        ask = ask_of(talk.model, given)
         assert not isinstance(ask.prompt, str)
         tokens = talk.model.template.tokens(ask.prompt, tools=ask.options["tools"])
         usage = body.json()["usage"]
