@@ -108,13 +108,10 @@ def serve(
     memory_bytes = None if memory is None else options.size(memory, "--memory")
     opened = checked({"tune": True, **opening, **wanted})
     listeners = bound(host, port)
-    if api_key is None and needs_key(listeners):
-        api_key = secrets.token_urlsafe(24)
-        note(f"key: {api_key} (${_KEY_VARIABLE} or --api-key sets another)")
     settings = ServerSettings(
         host=host,
         port=listeners[0].getsockname()[1],
-        api_key=api_key,
+        api_key=_drawn_key() if api_key is None and needs_key(listeners) else api_key,
         allowed_hosts=tuple(allow_host or ()),
         allowed_origins=tuple(allow_origin or ()),
         store=store,
@@ -131,6 +128,12 @@ def serve(
     code = run(app, listeners, lambda text: note(text, quiet=quiet))
     sys.stderr.flush()
     os._exit(code)  # all is closed: a thread that still waits for a model to load must not hold this up
+
+
+def _drawn_key() -> str:
+    key = secrets.token_urlsafe(24)
+    note(f"key: {key} (${_KEY_VARIABLE} or --api-key sets another)")
+    return key
 
 
 def _aliases(given: Sequence[str]) -> dict[str, str | None]:

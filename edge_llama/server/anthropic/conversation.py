@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
+from edge_llama.model import Model
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.server.anthropic.blocks import (
     Base64Source,
@@ -21,7 +22,7 @@ from edge_llama.server.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from edge_llama.server.anthropic.fields import CountFields, Turn
+from edge_llama.server.anthropic.fields import CountFields
 from edge_llama.server.failures import ApiError
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
@@ -38,21 +39,56 @@ def has_billing_line(fields: CountFields) -> bool:
     return any(_BILLING.match(block.text) for block in fields.system or ())
 
 
-def messages_of(fields: CountFields, max_images: int) -> list[Message]:
-    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
-    turns = list(_turns(fields.messages))
+def conversation_for(model: Model, fields: CountFields, max_images: int) -> list[Message]:
+    """The messages of a request as this model's chat template takes them. It decodes images: call it in a thread.
+
+    Raises what :func:`messages_of` does, and TemplateError if the model has no template.
+    """
+    is_later = any(turn.role == "system" for turn in fields.messages[1:])
+    return messages_of(fields, max_images, reminds=is_later and not _takes_system_later(model))
+
+
+def _takes_system_later(model: Model) -> bool:
+    """Whether the chat template has a place for the system within a conversation: many refuse that."""
+    said = [Message("user", "a"), Message("system", "b"), Message("assistant", "c"), Message("user", "d")]
+    template = model.template
+    try:
+        template.text(said)
+    except TemplateError:
+        return False
+    return True
+
+
+def messages_of(fields: CountFields, max_images: int, *, reminds: bool = False) -> list[Message]:
+    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill.
+
+    With ``reminds`` what the system says later stands in the user's turn, as Claude Code itself marks it there.
+    """
+    turns = list(_turns(_all_turns(fields, reminds=reminds)))
     _check_images(turns, max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
             "the conversation ends with the assistant's turn, which can't be gone on with",
             remedy="end with the user's: say there how the answer is to begin",
         )
-    texts = [text for block in fields.system or () if (text := _BILLING.sub("", block.text))]
-    messages = [Message("system", "\n".join(texts))] if texts else []
     names: dict[str, str] = {}
-    for role, blocks in turns:
-        messages += _spoken(role, blocks, names)
-    return messages
+    return [message for role, blocks in turns for message in _spoken(role, blocks, names)]
+
+
+def _all_turns(fields: CountFields, *, reminds: bool) -> Iterator[tuple[str, Sequence[Block]]]:
+    """Those of the request, the system prompt first."""
+    system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
+    yield "system", [block for block in system if block.text]
+    for at, turn in enumerate(fields.messages):
+        if at and reminds and turn.role == "system":
+            yield "user", [_reminder(turn.content)] if turn.content else []
+        else:
+            yield turn.role, turn.content
+
+
+def _reminder(blocks: Sequence[Block]) -> TextBlock:
+    text = "".join(part for part in _parts(blocks) if isinstance(part, str))
+    return TextBlock(type="text", text=f"<system-reminder>\n{text}\n</system-reminder>")
 
 
 def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:
@@ -73,15 +109,15 @@ def _images_in(block: Block | BrowserStateBlock) -> int:
     return 0
 
 
-def _turns(turns: Iterable[Turn]) -> Iterator[tuple[str, list[Block]]]:
+def _turns(turns: Iterable[tuple[str, Sequence[Block]]]) -> Iterator[tuple[str, list[Block]]]:
     """Turns of one role in a row are one, as Anthropic has it."""
     role, blocks = "", list[Block]()
-    for turn in turns:
-        if turn.role != role and role:
+    for speaker, said in turns:
+        if speaker != role and role:
             yield role, blocks
             blocks = []
-        role = turn.role
-        blocks = [*blocks, *turn.content]
+        role = speaker
+        blocks = [*blocks, *said]
     yield role, blocks
 
 

@@ -14,10 +14,7 @@ _NO_SERVER_TOOLS = "this server runs no tools and asks no other server: give too
 class Turn(Fields):
     """A turn of the conversation."""
 
-    role: Literal["user", "assistant", "system"] = Field(
-        description="Turns of one role in a row are one. Those of the system may stand anywhere; the last is not the "
-        "assistant's."
-    )
+    role: Literal["user", "assistant", "system"]
     content: Content = Field(default_factory=list, description="Text, or blocks of it and others.")
     clear_at: Annotated[Any, Ignored("what the client sends is what the model reads")] = None
     output_config: Annotated[Any, Ignored("the request's own counts")] = None
@@ -107,7 +104,7 @@ class OutputConfig(Fields):
     format: JsonFormat | None = Field(
         None, description="JSON by a schema; without effect where `tool_choice` asks for a call."
     )
-    task_budget: Annotated[Any, Ignored("max_tokens is what counts")] = None
+    task_budget: Annotated[Any, Ignored("`max_tokens` is what counts")] = None
 
 
 Choice = Annotated[AutoChoice | AnyChoice | ToolChoice | NoChoice, Field(discriminator="type")]
@@ -118,7 +115,12 @@ class CountFields(Fields):
     """What ``/v1/messages/count_tokens`` takes."""
 
     model: str = Field(description="A model's name, or an alias.")
-    messages: list[Turn] = Field(min_length=1, description="The conversation.")
+    messages: list[Turn] = Field(
+        min_length=1,
+        description="The conversation; turns of one role in a row are one. The system's may stand anywhere: where the "
+        "chat template has no place for them they stand in the user's, as `<system-reminder>`. The last turn is not "
+        "the assistant's.",
+    )
     system: Texts | None = Field(None, description="What the model is told first.")
     tools: list[Tool] | None = Field(None, description="What the model may call.")
     tool_choice: Choice | None = Field(None, description="Whether it does.")
