@@ -151,6 +151,31 @@ def test_a_call_is_streamed_as_json(talk: Served) -> None:
     assert message.stop_reason == "tool_use"
 
 
+def test_a_tool_that_is_found_later_leaves_the_cache_whole(talk: Served) -> None:
+    """As Claude Code's own search of tools has it: the list grows, the prompt's beginning does not change."""
+    rain: Any = {**TOOL, "name": "rain", "defer_loading": True}
+    search: Any = {"name": "search", "input_schema": {"type": "object"}}
+    first = ask(talk, tools=[search, TOOL], max_tokens=1)
+    turns: list[Any] = [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "search", "input": {}}]},
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "toolu_1",
+                    "content": [{"type": "tool_reference", "tool_name": "rain"}],
+                }
+            ],
+        },
+    ]
+    choice: Any = {"type": "tool", "name": "rain"}
+    second = ask(talk, ASK, *turns, tools=[rain, search, TOOL], tool_choice=choice, max_tokens=200)
+    assert second.usage.cache_read_input_tokens is not None
+    assert second.usage.cache_read_input_tokens >= total(first)
+    assert second.content[0].to_dict()["name"] == "rain"
+
+
 def test_without_a_choice_tools_are_told_and_text_is_answered(talk: Served) -> None:
     message = ask(talk, tools=[TOOL], tool_choice={"type": "none"})
     assert {block.type for block in message.content} <= {"text"}

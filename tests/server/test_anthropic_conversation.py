@@ -112,6 +112,30 @@ def test_results_come_first_and_text_beside_them_after() -> None:
     ]
 
 
+def test_deferred_tools_are_described_where_they_are_named() -> None:
+    tools = [
+        {"name": "weather", "input_schema": {}},
+        {"name": "rain", "description": "Rain.", "input_schema": {"type": "object"}, "defer_loading": True},
+    ]
+    found = [{"type": "tool_reference", "tool_name": name} for name in ("rain", "weather", "none")]
+    result = {"type": "tool_result", "tool_use_id": "a", "content": found}
+    changes = [
+        {"type": kind, "tool": {"type": "tool_reference", "name": "rain"}} for kind in ("tool_addition", "tool_removal")
+    ]
+    said = messages({"role": "user", "content": [result]}, {"role": "system", "content": changes}, tools=tools)
+    described = (
+        '<functions>\n<function>{"description": "Rain.", "name": "rain", "parameters": {"type": "object"}}</function>\n'
+        "</functions>"
+    )
+    assert said == [
+        Message("tool", f"{described}\nweather\nnone", tool_call_id="a"),
+        Message(
+            "system",
+            f"A tool may be called from here on:\n{described}\nA tool may not be called any more: rain",
+        ),
+    ]
+
+
 def test_documents_and_search_results_are_text() -> None:
     document = {"type": "document", "title": "Log", "source": {"type": "text", "media_type": "text/plain", "data": "a"}}
     parts = {"type": "document", "source": {"type": "content", "content": [text("b"), PICTURE]}}

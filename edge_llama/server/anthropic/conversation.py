@@ -1,7 +1,8 @@
 """A conversation in Anthropic's blocks as the messages that chat templates know."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
@@ -18,11 +19,14 @@ from edge_llama.server.anthropic.blocks import (
     TextBlock,
     TextSource,
     ThinkingBlock,
+    ToolAdditionBlock,
+    ToolByName,
     ToolReferenceBlock,
+    ToolRemovalBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
-from edge_llama.server.anthropic.fields import CountFields
+from edge_llama.server.anthropic.fields import CountFields, Tool
 from edge_llama.server.failures import ApiError
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
@@ -79,11 +83,38 @@ def _all_turns(fields: CountFields, *, reminds: bool) -> Iterator[tuple[str, Seq
     """Those of the request, the system prompt first."""
     system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
     yield "system", [block for block in system if block.text]
+    deferred = {tool.name: tool for tool in fields.tools or () if tool.defer_loading}
     for at, turn in enumerate(fields.messages):
+        blocks = [_with_tools(block, deferred) for block in turn.content]
         if at and reminds and turn.role == "system":
-            yield "user", [_reminder(turn.content)] if turn.content else []
+            yield "user", [_reminder(blocks)] if blocks else []
         else:
-            yield turn.role, turn.content
+            yield turn.role, blocks
+
+
+def _with_tools(block: Block, deferred: Mapping[str, Tool]) -> Block:
+    """The block, text in place of names of tools: their descriptions, of those that the model was not told of yet."""
+    match block:
+        case ToolReferenceBlock():
+            return TextBlock(type="text", text=_described(block.tool_name, deferred))
+        case ToolAdditionBlock(tool=ToolByName(name=name)):
+            return TextBlock(type="text", text=f"A tool may be called from here on:\n{_described(name, deferred)}")
+        case ToolRemovalBlock(tool=ToolByName(name=name)):
+            return TextBlock(type="text", text=f"A tool may not be called any more: {name}")
+        case ToolResultBlock():
+            content = [
+                _with_tools(each, deferred) if isinstance(each, ToolReferenceBlock) else each for each in block.content
+            ]
+            return block.model_copy(update={"content": content})
+    return block
+
+
+def _described(name: str, deferred: Mapping[str, Tool]) -> str:
+    """As Claude Code tells its model that descriptions come; the name alone of a tool that it knows."""
+    if (tool := deferred.get(name)) is None:
+        return name
+    described = {"description": tool.description or "", "name": name, "parameters": tool.input_schema}
+    return f"<functions>\n<function>{json.dumps(described, ensure_ascii=False)}</function>\n</functions>"
 
 
 def _reminder(blocks: Sequence[Block]) -> TextBlock:
@@ -170,8 +201,6 @@ def _block_parts(block: Block | BrowserStateBlock) -> list[str | Image]:
             return [*heads, *_document(block)]
         case SearchResultBlock():
             return [block.title, block.source, *(text.text for text in block.content)]
-        case ToolReferenceBlock():
-            return [block.tool_name]
     return []
 
 

@@ -29,7 +29,11 @@ class Tool(Fields):
     input_schema: dict[str, Any] = Field(description="The arguments' JSON schema.")
     cache_control: CacheControl = None
     allowed_callers: Annotated[Any, Ignored("the model alone calls tools")] = None
-    defer_loading: Annotated[Any, Ignored("the model knows every tool from the start")] = None
+    defer_loading: bool | None = Field(
+        None,
+        description="true: the model is told of it where a `tool_reference` or `tool_addition` names it, so that what "
+        "stands before stays in the cache.",
+    )
     eager_input_streaming: Annotated[Any, Ignored("a call is sent once it is whole")] = None
     input_examples: Annotated[Any, Ignored("chat templates have no place for them")] = None
     strict: Annotated[Any, Ignored("calls fit their schema where tool_choice asks for one")] = None

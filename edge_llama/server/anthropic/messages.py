@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from edge_llama.model import Model
+from edge_llama.prompts.tools import DEFERRED
 from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.conversation import BILLING, conversation_for, has_billing_line
 from edge_llama.server.anthropic.fields import (
@@ -94,7 +95,7 @@ def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
-    return {"type": "function", "function": described}
+    return {"type": "function", "function": described, **({DEFERRED: True} if tool.defer_loading else {})}
 
 
 def _choice(fields: MessageFields) -> Any:
