@@ -32,9 +32,9 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
-            help="Files, folders, or names that the verb models shows. One is loaded at once; of several, each when it "
-            "is asked for.",
+            metavar="MODEL...",
+            help="Files, folders, or names that the verb models shows. A single one is loaded at the start, of several "
+            "each when it is asked for.",
         ),
     ] = None,
     host: Annotated[
