@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -52,6 +52,14 @@ $(ENV)/.installed-page: pyproject.toml scripts/install.py | $(ENV)/.installed-de
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.
 test-soak: $(ENV)/.installed-dev $(MODEL)
 	$(BIN)/python benchmarks/soak.py $(ARGS)
+
+# Clients that come and leave at random on the server, for ten minutes; a few send nonsense.
+test-server-soak: $(ENV)/.installed-dev $(MODEL)
+	$(BIN)/python benchmarks/server_soak.py $(ARGS)
+
+# Coding agents as they are published, each headless against the server: their packages come from registries.
+test-agents: $(ENV)/.installed-dev
+	$(BIN)/python benchmarks/installed_agents.py $(ARGS)
 
 # A model's own process is killed at a hundred random moments, with callers in every phase.
 kills: $(ENV)/.installed-dev

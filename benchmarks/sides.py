@@ -103,7 +103,8 @@ class Server:
     ) -> None:
         """``alive`` is the path that answers with 200 once it serves."""
         self.name = name
-        self._port, self._alive, self._more = port, alive, more
+        self.more = more
+        self._port, self._alive = port, alive
         self._command, self._environment = list(map(str, command)), {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program runs
@@ -116,22 +117,43 @@ class Server:
         while not self._is_alive():
             if self._process.poll() is not None or time.monotonic() > ends:
                 self.stop()
-                self._log.seek(0)
-                raise OSError(f"{self.name} does not serve: {self._log.read()[-2000:].decode('utf-8', 'replace')}")
-            time.sleep(0.2)
+                raise OSError(f"{self.name} does not serve: {self.log()[-2000:]}")
+            time.sleep(0.05)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Of its process, once it was started."""
+        assert self._process
+        return self._process.pid
+
+    def log(self) -> str:
+        """What it printed so far."""
+        return os.pread(self._log.fileno(), 2**24, 0).decode("utf-8", "replace")
+
+    def get(self, path: str) -> bytes:
+        """OSError unless it answers with 200."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise OSError(f"{self.name} answered {response.status} to {path}")
+        return response.read()
 
     def _is_alive(self) -> bool:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
-            connection.request("GET", self._alive)
-            return connection.getresponse().status == 200
+            self.get(self._alive)
         except OSError:
             return False
+        return True
 
     def ask(self, caller: int, ask: Ask, count: int) -> Reply:
         del caller
         messages = [{"role": "system", "content": ask.system}, {"role": "user", "content": ask.question}]
-        body = {"messages": messages, "max_tokens": count, "temperature": 0, "stream": True, **self._more}
+        body = {"messages": messages, "max_tokens": count, "temperature": 0, "stream": True, **self.more}
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
         started = time.perf_counter()
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
@@ -171,26 +193,30 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-# llama.cpp's server, and llama-cpp-python's.
+# llama.cpp's server, llama-cpp-python's, and ours.
 
 
-def llama_server(model: Path, threads: int, kind: str) -> Server:
-    """With a cache of its own for each slot (``streams``), or ``unified`` cells."""
+def llama_server(
+    model: Path, threads: int, kind: str, *, slots: int = CALLERS, cells: int = CALLERS * N_CTX, **more: Any
+) -> Server:
+    """With a cache of its own for each slot (``streams``), or ``unified`` cells; ``more`` are fields of requests."""
     port = free_port()
     built = Path(os.environ.get("EDGE_LLAMA_LLAMA_SERVER") or program("llama-server"))
-    command = [built, "-m", model, "-np", CALLERS, "-t", threads, "-tb", threads, "-c", CALLERS * N_CTX, "-fa", "off"]
+    command = [built, "-m", model, "-np", slots, "-t", threads, "-tb", threads, "-c", cells, "-fa", "off", "--metrics"]
     command += ["--kv-unified" if kind == "unified" else "--no-kv-unified", "--host", "127.0.0.1", "--port", port]
-    more = {"ignore_eos": True}
+    more = more or {"ignore_eos": True}
     return Server(f"llama-server, {kind}", port, command, program_environment(), alive="/health", more=more)
 
 
-def python_server(model: Path, threads: int, ends: Sequence[int]) -> Server:
+def python_server(
+    model: Path, threads: int, ends: Sequence[int], *, slots: int = CALLERS, cells: int = CALLERS * N_CTX
+) -> Server:
     """``examples/server/server.py`` of llama-cpp-python, with the settings of its own example for a small model.
 
     ``ends`` are the tokens that would end an answer.
     """
     port = free_port()
-    settings = {"path": str(model), "alias": "it", "n_ctx": CALLERS * N_CTX, "n_seq_max": CALLERS, "kv_unified": True}
+    settings = {"path": str(model), "alias": "it", "n_ctx": cells, "n_seq_max": slots, "kv_unified": True}
     settings |= {"threads": threads, "threads_batch": threads, "flash_attn": False, "store_logits": False}
     config = CACHE / "llama-cpp-python-server.json"
     config.write_text(json.dumps({"server": {"port": port}, "model": settings}), "utf-8")
@@ -198,3 +224,13 @@ def python_server(model: Path, threads: int, ends: Sequence[int]) -> Server:
     path = {"PYTHONPATH": str(packages_of(environment("llama-cpp-python-server", *SERVES)))}
     command = [sys.executable, example_server(), "-C", config]
     return Server("llama-cpp-python's server", port, command, path, alive="/healthz", more=more)
+
+
+def edge_llama_server(model: Path, threads: int, ends: Sequence[int], **options: Any) -> Server:
+    """``edge-llama serve``; ``options`` are its own by their names: ``n_ctx=2048`` is ``--n-ctx 2048``."""
+    port = free_port()
+    given = {"port": port, "threads": threads, "flash_attn": "off", "kv": "f16", "n_ctx": N_CTX, **options}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    more = {"model": model.stem, "logit_bias": {str(token): -100 for token in ends}}
+    command = [Path(sys.executable).with_name("edge-llama"), "serve", model, *flags]
+    return Server("edge-llama serve", port, command, {}, alive="/health", more=more)

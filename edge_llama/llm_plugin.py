@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import llm
 import pydantic
+from llm.models import EmbeddingModel
 from llm.parts import (
     AttachmentPart,
     Message,
@@ -108,7 +109,8 @@ class _Local:
         model = _opened(self._path)
         given = {name: _value(name, value) for name, value in prompt.options if value is not None}
         tools = [_described(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)]
-        return model.answer(list(_messages(prompt)), tools=tools, json_schema=prompt.schema, **given)
+        schema = cast("dict[str, Any] | None", prompt.schema)  # llm has made one of a class of pydantic's
+        return model.answer(list(_messages(prompt)), tools=tools, json_schema=schema, **given)
 
     def _record(self, response: "llm.Response | llm.AsyncResponse", answer: Answer) -> None:
         """What llm keeps of an answer in its log."""
@@ -170,7 +172,7 @@ class AsyncEdgeLlama(_Local, llm.AsyncModel):  # type: ignore[misc] # as above
         self._record(response, answer)
 
 
-class EdgeLlamaEmbeddings(llm.EmbeddingModel):
+class EdgeLlamaEmbeddings(EmbeddingModel):
     """A model of this machine that embeds texts."""
 
     batch_size = _BATCH
@@ -242,7 +244,8 @@ def _content(parts: Iterable[Part]) -> str | list[str | Image]:
 
 
 def _image(attachment: llm.Attachment) -> Image:
-    return Image.open(attachment.content_bytes())
+    data: bytes = attachment.content_bytes()  # type: ignore[no-untyped-call]
+    return Image.open(data)
 
 
 def _events(said: Piece | Answer, response: "llm.Response | llm.AsyncResponse") -> Iterator[StreamEvent]:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 import edge_llama
 from edge_llama.server.app import create
+from edge_llama.server.listening import bound
 from edge_llama.server.pool import Pool
 from edge_llama.server.running import config
 from edge_llama.server.settings import ServerSettings
@@ -67,7 +68,7 @@ def serve(pool: Pool, settings: ServerSettings | None = None) -> Iterator[Served
         loops.append(asyncio.get_running_loop())
         await server.serve([listener])
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with bound("127.0.0.1", 0)[0] as listener:
         thread = threading.Thread(target=lambda: asyncio.run(run(listener)), daemon=True)
         thread.start()
         try:

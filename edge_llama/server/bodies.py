@@ -66,11 +66,12 @@ async def discard(receive: Receive, limits: Limits) -> None:
                 pass
 
 
-def check_json(body: bytes, headers: Headers) -> None:
-    """ApiError for a body that is no JSON in UTF-8, has a number that JSON has not, half a character, or is too deep.
+def check_json(body: bytes, headers: Headers, limits: Limits) -> None:
+    """ApiError for a body that is no JSON, or of too many parts.
 
-    It is parsed again by the endpoint, which costs little beside an answer: what FastAPI says of such bodies names no
-    place, and what Python's own parser lets through (NaN, halves of surrogate pairs, a thousand levels) fails later.
+    Refused are broken UTF-8, numbers that JSON has not, halves of characters and more than 200 levels too. It is parsed
+    again by the endpoint, which costs little beside an answer: what FastAPI says of such bodies names no place, and
+    what Python's own parser lets through (NaN, halves of surrogate pairs, a thousand levels) fails later.
     """
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "the request's body is compressed, which is not supported", code="no_json")
@@ -79,9 +80,24 @@ def check_json(body: bytes, headers: Headers) -> None:
         told = f"{kind:.100}" if kind else "not given"
         raise ApiError(415, f"the request's Content-Type is {told}, expected application/json", code="no_json")
     try:
-        from_json(body, allow_inf_nan=False, cache_strings="none")
+        parsed = from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         raise ApiError(400, f"the request's body is no JSON: {error}", code="no_json") from None
+    may_have = body.count(b"{") + body.count(b"[")
+    if may_have > limits.objects and (count := _objects(parsed)) > limits.objects:
+        text = f"the request's body has {count:,} objects and lists, at most {limits.objects:,} may be in one"
+        raise ApiError(413, text, code="request_too_large")
+
+
+def _objects(value: object) -> int:
+    """How many objects and lists are in it, at all levels."""
+    count, waiting = 0, [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict | list):
+            count += 1
+            waiting.extend(each.values() if isinstance(each, dict) else each)
+    return count
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

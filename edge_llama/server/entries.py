@@ -27,8 +27,10 @@ def entries(models: Sequence[str | None], aliases: Mapping[str, str | None]) -> 
     ArtifactError for what is no model, OptionError for an alias of none, or one that is a model's name.
     """
     paths: dict[str, Path] = {}
+    known: set[Path] = set()
     for model in _all(models or [None]):
-        if model.path not in paths.values():
+        if (real := model.path.resolve()) not in known:
+            known.add(real)
             paths[_unique(model, paths)] = model.path
     targets = {alias: next(iter(paths)) if name is None else name for alias, name in aliases.items()}
     for alias, target in targets.items():

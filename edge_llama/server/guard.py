@@ -123,7 +123,7 @@ class Guard:
 
         body = await bodies.read(receive, self._limits, count)
         reply.is_read = True
-        bodies.check_json(body, headers)
+        bodies.check_json(body, headers, self._limits)
         return bodies.replayed(body, receive)
 
     async def _within_time(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:

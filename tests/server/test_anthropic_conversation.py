@@ -50,8 +50,8 @@ def test_a_line_for_billing_is_no_text_for_the_model() -> None:
 
 
 def test_turns_of_one_role_in_a_row_are_one() -> None:
-    turns = [ASK, {"role": "user", "content": [text("Who"), text("are you?")]}]
-    assert messages(*turns) == [Message("user", "Hello!\nWho\nare you?")]
+    second = {"role": "user", "content": [text("Who"), text("are you?")]}
+    assert messages(ASK, second) == [Message("user", "Hello!\nWho\nare you?")]
 
 
 def test_the_system_may_speak_within_the_conversation() -> None:

@@ -49,11 +49,12 @@ def names_of(fields: type[Fields]) -> set[str]:
 
 def kinds_in(annotation: Any) -> Iterator[tuple[str, Any]]:
     """The objects in a type, each with the value of its ``type``."""
-    if isinstance(annotation, type) and (is_typeddict(annotation) or issubclass(annotation, BaseModel)):
-        if "type" in (hints := get_type_hints(annotation)):
-            for kind in words_in(hints["type"]):
-                yield kind, annotation
-        return
+    if is_typeddict(annotation):
+        for kind in words_in(get_type_hints(annotation).get("type")):
+            yield kind, annotation
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for kind in words_in(annotation.model_fields["type"].annotation):
+            yield kind, annotation
     for each in get_args(annotation):
         yield from kinds_in(each)
 
@@ -105,7 +106,7 @@ def test_every_kind_of_block_has_its_treatment(theirs: Any, ours: Any) -> None:
     refused = (blocks.ServerToolBlock, blocks.BrowserStateBlock)
     for kind, params in found.items():
         if known[kind] not in refused:
-            assert keys_of(params) <= names_of(known[kind]) | {"text"}, kind
+            assert keys_of(params) <= names_of(known[kind]), kind
 
 
 @pytest.mark.parametrize("theirs", [tool_union_param.ToolUnionParam, beta_tool_union_param.BetaToolUnionParam])
@@ -120,7 +121,7 @@ def test_every_tool_but_the_clients_own_is_refused_by_name(theirs: Any) -> None:
 
 def test_nested_parameters_have_their_treatment() -> None:
     hints = get_type_hints(beta_create.MessageCreateParamsBase)
-    ours = {
+    ours: dict[str, type[Fields]] = {
         "auto": AutoChoice,
         "any": AnyChoice,
         "tool": ToolChoice,

@@ -78,7 +78,6 @@ BAD_KEYS: list[dict[str, Any]] = [
     {"authorization": f"Bearer {KEY}x"},
     {"authorization": KEY},
     {"authorization": f"Basic {KEY}"},
-    {"authorization": "Bearer "},
     {"authorization": f"Bearer {KEY[:-1]}"},
     {"x-api-key": KEY.upper()},
     {"x-api-key": "ключ".encode()},

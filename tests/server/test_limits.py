@@ -168,9 +168,9 @@ def test_bytes_that_come_one_by_one_give_no_more_time(small: Served) -> None:
 
 def test_a_flood_of_headers_is_refused(small: Served) -> None:
     flood = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 100) for number in range(1000))
-    answer = exchanged(small, b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + flood + b"\r\n")
+    answer = exchanged(small, b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" + flood + b"\r\n")
     assert status_of(answer) == 431
-    assert b"8,192 bytes" in answer
+    assert b"8,192" in answer
 
 
 def test_a_header_without_an_end_is_refused(small: Served) -> None:

@@ -30,7 +30,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def llama(tool_llama: Path) -> Iterator[Served]:
-    options = edge_llama.OpenOptions(n_ctx=1024, threads=1, chat_template=TEMPLATE)
+    options = edge_llama.OpenOptions(n_ctx=2048, threads=1, chat_template=TEMPLATE)
     with serve(Pool([str(tool_llama)], options, isolate=False)) as served:
         yield served
 

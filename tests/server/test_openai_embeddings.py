@@ -42,13 +42,13 @@ def test_the_client_gets_vectors(encoder: Served, form: Any) -> None:
     with openai.OpenAI(base_url=f"{encoder.url}/v1", api_key="none", max_retries=0) as client:
         given = client.embeddings.create(model=encoder.name, input=TEXTS)  # which asks for base64 by itself
         expected = encoder.model.embed(TEXTS)
-        np.testing.assert_allclose([each.embedding for each in given.data], expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose([each.embedding for each in given.data], expected, rtol=0, atol=1e-5)
         assert [each.index for each in given.data] == [0, 1]
     body = embedded(encoder, encoding_format=form)
     rows = [each["embedding"] for each in body["data"]]
     if form == "base64":
         rows = [np.frombuffer(base64.b64decode(row), "<f4") for row in rows]
-    np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5)
 
 
 def test_tokens_are_counted_with_those_around_each_text(encoder: Served) -> None:
@@ -62,7 +62,7 @@ def test_one_text_and_token_ids_are_texts_too(encoder: Served) -> None:
     assert len(one) == 1
     for given in (ids, ids[1:-1], [ids, ids]):
         data = embedded(encoder, input=given)["data"]
-        np.testing.assert_allclose(data[-1]["embedding"], embedded(encoder)["data"][1]["embedding"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(data[-1]["embedding"], embedded(encoder)["data"][1]["embedding"], rtol=0, atol=1e-5)
     assert "a mixture" in embedded(encoder, input=["a", [5]], status=400)["error"]["message"]
 
 

@@ -43,6 +43,7 @@ EXTENSIONS: dict[type[Fields], set[str]] = {
     ours.ImagePart: {"cache_control"},
     ours.ToolFields: {"cache_control"},
     ours.CallFields: {"index"},
+    ours.FunctionFields: {"return"},
 }
 
 

@@ -73,7 +73,7 @@ def test_a_model_must_be_named_where_there_are_several(two: Served) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 @pytest.mark.parametrize("model", ["small_talk", "tool_llama"])
 def test_text_to_tokens_and_back(two: Served, model: str, text: str) -> None:

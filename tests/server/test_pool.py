@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from ggufs import rewritten
 from model_stores import environment
 from refusals import refusal
 from serving import serve
 
 from edge_llama.errors import ArtifactError, EngineDiedError, OptionError
+from edge_llama.files.gguf import Value, ValueType
 from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.messages import Message
@@ -66,15 +68,14 @@ async def ask(pool: Pool, name: str) -> str:
 # Names.
 
 
-def test_a_file_is_called_as_it_is_a_folder_of_one_model_too(folder: Path, small_talk: Path, bundle: Path) -> None:
+def test_a_file_is_called_as_it_is_a_folder_of_one_model_too(folder: Path, small_talk: Path) -> None:
     alone = folder / "alone"
     alone.mkdir()
     os.link(folder / "a.gguf", alone / "talk-00001-of-00001.gguf")
-    found = entries([str(small_talk), str(alone), str(bundle)], {})
+    found = entries([str(small_talk), str(alone)], {})
     assert [(entry.name, entry.path) for entry in found] == [
         ("small_talk", small_talk),
         ("alone", alone),
-        ("bundle", bundle),
     ]
 
 
@@ -141,7 +142,8 @@ def test_who_starts_the_server_gets_the_error_itself(folder: Path) -> None:
     async def use() -> None:
         with refusal(ArtifactError, r"a\.gguf"):
             await pool.load("a")
-        assert pool.loaded == {"b": await pool.load("b")}
+        model = await pool.load("b")
+        assert pool.loaded == {"b": model}
 
     run(pool, use)
 
@@ -255,18 +257,37 @@ def test_a_load_that_fails_leaves_the_others_usable(folder: Path) -> None:
     run(pool, use)
 
 
-def test_the_event_loop_goes_on_while_a_model_loads(folder: Path) -> None:
-    pool = Pool([str(folder)], OPTIONS)
+def test_the_event_loop_goes_on_while_a_model_loads_and_another_is_unloaded(folder: Path, size: int) -> None:
+    pool, before = Pool([str(folder)], OPTIONS, memory=size), psutil.Process().children()
 
-    async def use() -> None:
-        loading, turns = asyncio.create_task(ask(pool, "a")), 0
+    async def turns_during(name: str) -> int:
+        loading, turns = asyncio.create_task(ask(pool, name)), 0
         while not loading.done():
             await asyncio.sleep(0.001)
             turns += 1
         assert loading.result()
-        assert turns > 20
+        return turns
+
+    async def use() -> None:
+        assert await turns_during("a") > 20
+        assert await turns_during("b") > 20
+        assert pool.loaded.keys() == {"b"}
+        assert len(psutil.Process().children()) == len(before) + 1
 
     run(pool, use)
+
+
+def test_many_who_ask_models_of_which_one_fits_all_get_their_answers(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size)
+
+    def asked(name: str) -> dict[str, object]:
+        return {"model": name, "messages": [{"role": "user", "content": "Say 5."}], "temperature": 0, "max_tokens": 3}
+
+    with serve(pool) as served, ThreadPoolExecutor(6) as threads:
+        names = [*"abcabcaabbcc"]
+        got = list(threads.map(lambda name: served.client.post("/v1/chat/completions", json=asked(name)).json(), names))
+    assert [answer["model"] for answer in got] == names
+    assert {answer["choices"][0]["message"]["content"] for answer in got} == {"5"}
 
 
 def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None:
@@ -288,7 +309,7 @@ def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None
 
 
 def test_a_model_whose_process_is_killed_answers_the_next_request(folder: Path) -> None:
-    pool = Pool([str(folder / "a.gguf")], OPTIONS)
+    pool, before = Pool([str(folder / "a.gguf")], OPTIONS), psutil.Process().children()
 
     async def use() -> None:
         expected = await ask(pool, "a")
@@ -302,16 +323,17 @@ def test_a_model_whose_process_is_killed_answers_the_next_request(folder: Path) 
         assert await ask(pool, "a") == expected
 
     run(pool, use)
-    assert not psutil.Process().children()
+    assert psutil.Process().children() == before
 
 
-def test_a_file_that_was_replaced_is_opened_when_the_process_had_died(folder: Path, converted: Path) -> None:
+def test_a_file_that_was_replaced_is_opened_when_the_process_had_died(folder: Path, small_talk: Path) -> None:
     pool = Pool([str(folder / "a.gguf")], OPTIONS)
 
     async def use() -> None:
         await ask(pool, "a")
         before = pool.loaded["a"].identity
-        shutil.copyfile(converted, folder / "new").replace(folder / "a.gguf")
+        name = {"general.name": Value(ValueType.STRING, "another")}
+        rewritten(small_talk, folder / "new", fields=name).replace(folder / "a.gguf")
         await ask(pool, "a")
         assert pool.loaded["a"].identity == before
         await _killed(pool)
@@ -326,16 +348,16 @@ def test_a_file_that_was_replaced_is_opened_when_the_process_had_died(folder: Pa
 
 
 def test_a_pool_that_is_closed_while_a_model_loads_leaves_no_process(folder: Path) -> None:
-    pool = Pool([str(folder)], OPTIONS)
+    pool, before = Pool([str(folder)], OPTIONS), psutil.Process().children()
 
     async def use() -> None:
         loading = asyncio.create_task(ask(pool, "a"))
-        while not psutil.Process().children():
+        while psutil.Process().children() == before:
             await asyncio.sleep(0.01)
         await pool.close()
         with pytest.raises(asyncio.CancelledError):
             await loading
-        while psutil.Process().children():
+        while psutil.Process().children() != before:
             await asyncio.sleep(0.01)
 
     run(pool, use)

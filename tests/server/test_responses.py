@@ -17,6 +17,7 @@ from edge_llama.server.settings import ServerSettings
 
 TOOL: Any = {"type": "function", "name": "weather", "description": "Tells it.", "parameters": WEATHER, "strict": True}
 SKY: Any = {"type": "namespace", "name": "sky", "description": "", "tools": [{**TOOL, "name": "rain"}]}
+CLIENTS: dict[str, openai.OpenAI] = {}
 BEGINNING = ["response.created", "response.in_progress"]
 TEXT = [
     "response.output_item.added",
@@ -48,13 +49,23 @@ def thinker(small_talk: Path) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module", autouse=True)
+def clients() -> Iterator[None]:
+    """Those of all servers, closed in the end."""
+    yield
+    while CLIENTS:
+        CLIENTS.popitem()[1].close()
+
+
 def client(served: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0)
+    if served.url not in CLIENTS:
+        CLIENTS[served.url] = openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0)
+    return CLIENTS[served.url]
 
 
 def ask(served: Served, given: Any = QUESTION, **options: Any) -> Response:
     answer: Response = client(served).responses.create(
-        model=served.name, input=given, **{"temperature": 0, "max_output_tokens": 40, **options}
+        model=served.name, input=given, **{"temperature": 0, "max_output_tokens": 200, **options}
     )
     return answer
 
@@ -62,7 +73,7 @@ def ask(served: Served, given: Any = QUESTION, **options: Any) -> Response:
 def stream(served: Served, given: Any = QUESTION, **options: Any) -> list[ResponseStreamEvent]:
     return list(
         client(served).responses.create(
-            model=served.name, input=given, stream=True, **{"temperature": 0, "max_output_tokens": 40, **options}
+            model=served.name, input=given, stream=True, **{"temperature": 0, "max_output_tokens": 200, **options}
         )
     )
 
@@ -92,7 +103,7 @@ def test_a_response(talk: Served) -> None:
     assert [item.type for item in response.output] == ["message"]
     assert response.metadata == {"topic": "capitals"}
     assert response.model == talk.name
-    assert (response.temperature, response.max_output_tokens, response.truncation) == (0, 40, "disabled")
+    assert (response.temperature, response.max_output_tokens, response.truncation) == (0, 200, "disabled")
     usage = response.usage
     assert usage
     assert usage.total_tokens == usage.input_tokens + usage.output_tokens

@@ -104,7 +104,9 @@ class OutputConfig(Fields):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="A budget of thoughts, where `thinking` gives none."
     )
-    format: JsonFormat | None = Field(None, description="JSON by a schema.")
+    format: JsonFormat | None = Field(
+        None, description="JSON by a schema; without effect where `tool_choice` asks for a call."
+    )
     task_budget: Annotated[Any, Ignored("max_tokens is what counts")] = None
 
 

@@ -120,6 +120,8 @@ def _budget(fields: CountFields) -> int | None:
 
 
 def _schema(fields: CountFields) -> dict[str, Any] | None:
+    if isinstance(fields.tool_choice, AnyChoice | ToolChoice):
+        return None  # the answer is calls
     form = (fields.output_config and fields.output_config.format) or fields.output_format
     return form.json_schema if form else None
 

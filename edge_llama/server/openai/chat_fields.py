@@ -164,6 +164,9 @@ class FunctionFields(Fields):
         description="A JSON schema of type object, shown to the model. Where a call must come (`tool_choice`) its "
         "arguments fit it; left out, there are none.",
     )
+    return_: dict[str, Any] | None = Field(
+        None, alias="return", description="An extension: a schema of its results, as Hugging Face's templates show it."
+    )
     strict: Annotated[
         bool | None, Ignored("arguments of calls that must come always fit; others are the model's own")
     ] = None
@@ -175,6 +178,9 @@ class ToolFields(Fields):
     type: Literal["function"]
     function: FunctionFields = Field(description="The function.")
     cache_control: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+
+
+_Tool: TypeAlias = Annotated[Annotated[ToolFields, Tag("type=function")], by_text("type", "function")]
 
 
 class NamedFunction(Fields):
@@ -273,7 +279,7 @@ class ChatFields(SamplingFields):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="The likeliest tokens at each place; asks for `logprobs`."
     )
-    tools: list[ToolFields] | None = Field(
+    tools: list[_Tool] | None = Field(
         None, description="Functions that the model may call; tools of other types are refused."
     )
     tool_choice: ToolChoiceFields | None = Field(

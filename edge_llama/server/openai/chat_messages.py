@@ -129,10 +129,10 @@ def _tool(tool: ToolFields) -> dict[str, Any]:
     """As chat templates know it: with all of its parts, and no others."""
     function = tool.function
     parameters = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
-    return {
-        "type": "function",
-        "function": {"name": function.name, "description": function.description or "", "parameters": parameters},
-    }
+    told = {"name": function.name, "description": function.description or "", "parameters": parameters}
+    if function.return_ is not None:
+        told["return"] = function.return_
+    return {"type": "function", "function": told}
 
 
 def tool_choice_of(fields: ChatFields) -> str | dict[str, Any]:

@@ -28,7 +28,7 @@ from edge_llama.server.thinking_effort import THINKING_BUDGETS
 router = APIRouter()
 _CREATED = objects.responses(ResponseOut)
 _CREATED[200]["content"] = event_stream(*EVENTS)
-_KEPT = {status: _CREATED[status] for status in (400, 401, 403, 404, 429, 500)}
+_KEPT: dict[int | str, dict[str, Any]] = {status: _CREATED[status] for status in (400, 401, 403, 404, 429, 500)}
 
 
 @router.post("/v1/responses", responses=_CREATED)
@@ -130,7 +130,7 @@ def _head(fields: ResponseFields, answers: Answers, options: Mapping[str, Any]) 
     """What a response says of its request."""
     used = {name: options[name] for name in ("temperature", "top_p") if name in options}
     sampling = answers.lease.model.sampling(used)
-    given = fields.model_dump(by_alias=True, exclude_unset=True)
+    given = fields.model_dump(by_alias=True, exclude_unset=True, warnings=False)  # kinds are told apart in JSON alone
     form = (given.get("text") or {}).get("format") or {"type": "text"}
     return {
         "model": answers.lease.name,

@@ -50,13 +50,14 @@ def read_items(fields: ResponseFields, store: ResponseStore) -> list[dict[str, A
     ApiError if an earlier response is not kept.
     """
     given = fields.input
-    items = [MessageItem(role="user", content=given)] if isinstance(given, str) else given or []
+    said = {"role": "user", "content": given}
+    items = [MessageItem.model_validate(said)] if isinstance(given, str) else given or []
     return [*_earlier(fields.previous_response_id, store), *map(_kept, items)]
 
 
 def _kept(item: AnyItem) -> dict[str, Any]:
     """An item as it is kept and told of: with an id, and text as a part."""
-    data = item.model_dump(by_alias=True, exclude_none=True)
+    data = item.model_dump(by_alias=True, exclude_none=True, warnings=False)  # kinds are told apart in JSON alone
     if isinstance(item, MessageItem) and isinstance(item.content, str):
         kind = "output_text" if item.role == "assistant" else "input_text"
         data["content"] = [{"type": kind, "text": item.content}]

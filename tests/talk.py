@@ -30,6 +30,7 @@ WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"enum": ["Tokyo", "Rome"]}},
     "required": ["city"],
+    "additionalProperties": False,
 }
 """The arguments of a tool."""
 
