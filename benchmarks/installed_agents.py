@@ -177,9 +177,11 @@ def installed(name: str, agent: Agent) -> Path:
     program = folder / "node_modules" / ".bin" / agent.program
     package, _, version = agent.package.rpartition("@")
     if not (done := folder / f"installed-{version}").exists():
-        # An npm of 2026 runs the scripts that put an agent's binary into place for packages alone that are named.
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--allow-scripts", package]
-        subprocess.run([*command, agent.package], stdout=sys.stderr, check=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # npm runs the scripts that put an agent's binary into place for packages alone that are named.
+        wanted = {"private": True, "dependencies": {package: version}, "allowScripts": {package: True}}
+        (folder / "package.json").write_text(json.dumps(wanted), "utf-8")
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder, stdout=sys.stderr, check=True)
         done.touch()
     print(agent.package)
     return program
