@@ -58,7 +58,8 @@ class Agent:
 
 def _claude(url: str) -> dict[str, str]:
     quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY")
-    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, **dict.fromkeys(quiet, "1")}
+    window = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(agent_model.N_CTX)}
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, **window, **dict.fromkeys(quiet, "1")}
 
 
 def _codex(url: str) -> dict[str, str]:
@@ -80,7 +81,7 @@ AGENTS: dict[str, Agent] = {
         "claude",
         lambda model: ("--print", QUESTION, "--model", model, "--max-turns", "3"),
         _claude,
-        call='[Glob(pattern="*")]',
+        call='[Bash(command="ls")]',
     ),
     "codex": Agent(
         "@openai/codex@0.171.0",
