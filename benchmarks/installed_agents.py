@@ -10,6 +10,7 @@ line for each request. It fails if an agent does, if its output lacks the answer
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -121,9 +122,9 @@ def main() -> None:
 def problems(name: str, agent: Agent) -> list[str]:
     """What went wrong with an agent."""
     program = installed(name, agent)
-    wrong = one_run(agent, program, SAYS, model_file(SAYS, SAID))
+    wrong = one_run(agent, program, SAYS, model_file(SAID))
     if agent.call:
-        wrong += one_run(agent, program, CALLS, model_file(f"{CALLS}-{name}", agent.call))
+        wrong += one_run(agent, program, CALLS, model_file(agent.call))
     return [f"{name}: {problem}" for problem in wrong]
 
 
@@ -188,9 +189,9 @@ def installed(name: str, agent: Agent) -> Path:
     return program
 
 
-def model_file(name: str, answer: str) -> Path:
+def model_file(answer: str) -> Path:
     """A model that always gives this answer, with Llama 3's vocabulary."""
-    path = CACHE / f"agent-{name}.gguf"
+    path = CACHE / f"agent-{hashlib.sha256(answer.encode()).hexdigest()[:8]}.gguf"
     if not path.is_file():
         ranks = (Path(llama_models.__file__).parent / "llama3" / "tokenizer.model").read_bytes()
         agent_model.write(path, ranks=ranks, answer=answer)
