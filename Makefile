@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-soak test-server-soak test-agents kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -39,6 +39,15 @@ lint: $(ENV)/.installed-dev
 test: lint $(MODEL)
 	@$(BIN)/python scripts/engine_source.py
 	$(BIN)/python -m pytest $(or $(ARGS),-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder)
+
+# The server's page in the system's Chromium; PICTURES=DIR keeps screenshots there.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-page: $(ENV)/.installed-page $(MODEL)
+	EDGE_LLAMA_BROWSER="$(CHROMIUM)" EDGE_LLAMA_PICTURES="$(PICTURES)" $(BIN)/python -m pytest $(or $(ARGS),tests/server/page)
+
+$(ENV)/.installed-page: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
+	@$(PYTHON) scripts/install.py $(ENV) page-tests
+	@touch $@
 
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.
 test-soak: $(ENV)/.installed-dev $(MODEL)

@@ -130,7 +130,7 @@ class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
     ``is_bound`` says that it needs at least so many: the text is so long that they were not counted. ``text`` names
-    what is no prompt but a text to embed, which no answer follows.
+    what is no prompt but a text to embed, which no answer follows. ``maximum`` is what would have fitted.
     """
 
     def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "", text: str = "") -> None:
@@ -142,4 +142,5 @@ class ContextFullError(InputError):
         )
         self.needed = needed
         self.n_ctx = n_ctx
+        self.maximum = n_ctx if text else n_ctx - 1
         self.is_bound = is_bound

@@ -48,15 +48,18 @@ class AnswerOptions(RequestOptions, total=False):
 
     ``tools`` are functions or JSON schemas (:data:`edge_llama.prompts.tools.Tool`). The model is told of them, and
     calls that it writes are taken out of the text, in any form or in ``tool_format`` alone (``json``, ``pythonic``,
-    ``bare``, ``tag``). ``tool_choice`` says whether it calls some: ``auto`` or None (it decides), ``none`` (all is
-    text), ``required`` (the answer is one to 16 calls, whose arguments fit the tools' schemas) or a tool's name (one
-    call of it; also as ``{"type": "function", "function": {"name": ...}}``). ``template_variables`` are what the
-    template asks for besides: ``date_string``, ``tools_in_user_message``, ``builtin_tools``, ...
+    ``bare``, ``tag``). ``tool_choice`` says whether it calls some: ``auto`` or None (it decides; with a
+    ``json_schema``, between calls and what fits it), ``none`` (all is text), ``required`` (the answer is one to 16
+    calls, whose arguments fit the tools' schemas) or a tool's name (one call of it; also as ``{"type": "function",
+    "function": {"name": ...}}``). Without ``parallel_tool_calls`` the answer ends after one call.
+    ``template_variables`` are what the template asks for besides: ``date_string``, ``tools_in_user_message``,
+    ``builtin_tools``, ...
     """
 
     tools: Iterable[Tool] | Tools | None
     tool_format: str | None
     tool_choice: ToolChoice | None
+    parallel_tool_calls: bool
     template_variables: Mapping[str, Any] | None
 
 

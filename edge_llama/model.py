@@ -31,7 +31,7 @@ from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import check_length
-from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools
+from edge_llama.prompts.tool_choice import NONE, REQUIRED, call_grammar, called_tools, decides
 from edge_llama.prompts.tools import Tool, Tools, tools_of, trained_tools
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.chat_sessions import ChatSessions
@@ -248,7 +248,8 @@ class Model:
             self._check_writes()
             tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
             tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
-            called = called_tools(tool_choice, tools)
+            is_single = not options.pop("parallel_tool_calls", True)
+            called = called_tools(tool_choice, tools, has_schema=options.get("json_schema") is not None)
             messages = check_messages(messages)
             tokens = self._prompt(messages, tools, variables, self.n_ctx)
             images = images_of(messages)
@@ -259,9 +260,12 @@ class Model:
             if called:
                 style = self.template.calls_as(tool_format)
                 tool_format = style.form.name
-                calls = call_grammar(called, style, self.tokenizer.control_tokens, is_single=tool_choice != REQUIRED)
+                may_answer = decides(tool_choice)
+                is_one = is_single or not (may_answer or tool_choice == REQUIRED)
+                control = self.tokenizer.control_tokens
+                calls = call_grammar(called, style, control, is_single=is_one, may_answer=may_answer)
             is_parsed = (names or tool_format) and tool_choice != NONE
-            parser = self.template.call_parser(names, tool_format) if is_parsed else None
+            parser = self.template.call_parser(names, tool_format, is_single=is_single) if is_parsed else None
             deadline = _deadline(options)
             return generate(
                 self._engine,

@@ -15,7 +15,9 @@ from fastapi import FastAPI
 
 import edge_llama
 from edge_llama.server.app import create
+from edge_llama.server.listening import bound
 from edge_llama.server.pool import Pool
+from edge_llama.server.running import config
 from edge_llama.server.settings import ServerSettings
 
 _T = TypeVar("_T")
@@ -59,15 +61,14 @@ def serve(pool: Pool, settings: ServerSettings | None = None) -> Iterator[Served
     """Serve ``pool`` until the end of the block, which closes it. The host and port of ``settings`` are not used."""
     settings = settings or ServerSettings()
     app = create(pool, settings)
-    config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config(app, settings))
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def run(listener: socket.socket) -> None:
         loops.append(asyncio.get_running_loop())
         await server.serve([listener])
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with bound("127.0.0.1", 0)[0] as listener:
         thread = threading.Thread(target=lambda: asyncio.run(run(listener)), daemon=True)
         thread.start()
         try:
@@ -88,3 +89,16 @@ def _wait_for(server: uvicorn.Server, thread: threading.Thread) -> None:
         assert thread.is_alive(), "the server ended before it began"
         assert time.monotonic() < until, "the server does not begin"
         time.sleep(0.01)
+
+
+def exchanged(server: Served, data: bytes, *, is_ended: bool = False) -> bytes:
+    """Send bytes as they are; what comes back until the server closes. With ``is_ended`` the client stops writing."""
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 80), timeout=_SECONDS) as connection:
+        connection.sendall(data)
+        if is_ended:
+            connection.shutdown(socket.SHUT_WR)
+        parts: list[bytes] = []
+        while part := connection.recv(1 << 16):
+            parts.append(part)
+    return b"".join(parts)

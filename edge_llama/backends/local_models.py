@@ -82,6 +82,23 @@ def local_models() -> list[LocalModel]:
     return models
 
 
+def meant(model: str | os.PathLike[str] | None = None) -> list[LocalModel]:
+    """The model that :func:`found` finds, by its name; or all those in a folder of several, as stores name them.
+
+    It raises what :func:`found` does. A folder without any is one model: who opens it says what is wrong with it.
+    """
+    path, given = found(model), os.fspath(model or os.environ.get(MODEL_VARIABLE) or BUILT_IN)
+    if not Path(given).expanduser().exists():
+        return [LocalModel(given, path, "given")]
+    if not path.is_dir():
+        return [LocalModel(_stem(path), path, "given")]
+    whole = LocalModel(path.resolve().name, path, "given")
+    inside = list(_below(path, "given"))
+    if len(inside) == 1 and path in (inside[0].path, inside[0].path.parent):
+        return [replace(inside[0], name=whole.name, path=path)]
+    return inside or [whole]
+
+
 # Stores, each by its own rules.
 
 
@@ -175,10 +192,15 @@ def _models_in(folder: Path, store: str, name: str) -> Iterator[LocalModel]:
         yield LocalModel(name, folder, store)
         return
     for file in texts:
-        stem = _PART.sub("", file.stem)
+        stem = _stem(file)
         yield LocalModel(f"{name}/{stem}" if name else stem, file, store)
     if not texts and checkpoint_kind(folder) == "checkpoint" and any(weights_in(folder)):
         yield LocalModel(name or folder.name, folder, store, "checkpoint")
+
+
+def _stem(file: Path) -> str:
+    """A file's name without its suffix, and without its part's number."""
+    return _PART.sub("", file.stem)
 
 
 def _engines() -> Iterator[Engine[Any]]:

@@ -20,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_ORDER = ("chat", "run", "embed", "convert", "calibrate", "inspect", "verify", "models", "bench", "devices", "history")
+_ORDER = (
+    *("chat", "run", "serve", "embed", "convert", "calibrate", "inspect", "verify", "models", "bench", "devices"),
+    "history",
+)
 """Of verbs in the help; others follow by their names."""
 
 

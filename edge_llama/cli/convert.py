@@ -17,8 +17,6 @@ from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
     "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
 )
@@ -127,7 +125,7 @@ def convert(
         zero_points=zero_points,
         portable=portable,
         embeddings=embeddings,
-        max_shard_bytes=None if max_shard_size is None else _bytes(max_shard_size),
+        max_shard_bytes=None if max_shard_size is None else options.size(max_shard_size, "--max-shard-size"),
         chat_template=chat_template,
         lora=lora,
         allow_nonfinite=allow_nonfinite,
@@ -145,14 +143,6 @@ def convert(
     _report(done, time.perf_counter() - started, as_json, quiet)
     if profile:
         note(f"profile: {done.times}")
-
-
-def _bytes(text: str) -> int:
-    """``500M`` or ``2G``, in thousands as llama.cpp counts, or a plain number."""
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if not digits.isascii() or not digits.isdigit() or int(digits) == 0 or unit not in _UNITS:
-        raise OptionError(f"--max-shard-size {text}: expected a size such as 500M or 2G")
-    return int(digits) * _UNITS[unit]
 
 
 def _tensor_types(options: list[str]) -> dict[str, str]:

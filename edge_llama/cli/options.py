@@ -27,6 +27,17 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which s
 System = Annotated[str | None, typer.Option(help="The system message.")]
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def size(text: str, flag: str) -> int:
+    """``500M`` or ``2G``, in thousands as llama.cpp counts, or a plain number. OptionError for anything else."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or int(digits) == 0 or unit not in _UNITS:
+        raise OptionError(f"{flag} {text}: expected a size such as 500M or 2G")
+    return int(digits) * _UNITS[unit]
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 

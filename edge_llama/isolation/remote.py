@@ -142,6 +142,11 @@ class IsolatedModel(Model):
         return Stats(**self._worker.call("stats"))
 
     @property
+    def has_died(self) -> bool:
+        """Whether that process has ended by itself: the next call starts another."""
+        return self._worker.has_died
+
+    @property
     def worker_pid(self) -> int:
         """The id of the process that the model works in now, or did when it died."""
         return self._worker.pid

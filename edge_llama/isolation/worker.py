@@ -64,6 +64,11 @@ class Worker:
         """The child's process id."""
         return self._child.pid
 
+    @property
+    def has_died(self) -> bool:
+        """Whether the child has ended and no other took its place."""
+        return self._child.is_dead
+
     def check_process(self) -> None:
         """EngineError in a fork of the process that opened the model: threads are not copied."""
         if os.getpid() != self._pid:

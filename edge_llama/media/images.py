@@ -45,6 +45,7 @@ _FORMATS = (  # how the data begins, Pillow's module for it, its media type
     (rb"II[*+]\0|MM\0[*+]", "Tiff", "image/tiff"),
     (rb"....ftypavi[fs]", "Avif", "image/avif"),
 )
+MEDIA_TYPES = frozenset(media_type for _, _, media_type in _FORMATS)
 _ORIENTATION_TAG = 0x0112
 _EXIF_NUMBERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I"}
 """Types of EXIF's numbers: writers use more than the 16 bits of the standard."""

@@ -8,7 +8,8 @@ from edge_llama.files.formats import Format
 
 DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
 _STEP = 256  # llama.cpp pads the cache to this
-_WORK_BYTES = 256 << 20  # compute buffers, logits and the process itself
+WORK_BYTES = 256 << 20  # compute buffers, logits and the process itself
+_WHAT_FITS = "what fits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,11 @@ class ContextSize:
     bytes: int
     reason: str
     n_cells: int
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether memory, and nothing else, says that it is no more."""
+        return self.reason == _WHAT_FITS
 
     def __str__(self) -> str:
         cells = f" of {self.n_cells:,} cells for all conversations" if self.n_cells != self.n_ctx else ""
@@ -38,7 +44,7 @@ def context_size(
     numbers and the largest that does.
     """
     size = _context_size(artifact, requested, kv_format, available)
-    return size if kv_cells is None else _with_cells(size, kv_cells, available - artifact.weight_bytes - _WORK_BYTES)
+    return size if kv_cells is None else _with_cells(size, kv_cells, available - artifact.weight_bytes - WORK_BYTES)
 
 
 def _with_cells(size: ContextSize, kv_cells: int, room: int) -> ContextSize:
@@ -59,13 +65,13 @@ def _with_cells(size: ContextSize, kv_cells: int, room: int) -> ContextSize:
 
 def _context_size(artifact: Artifact, requested: int | None, kv_format: Format, available: int) -> ContextSize:
     per_token = artifact.kv_values_per_token * kv_format.block_bytes // kv_format.block_size
-    room = available - artifact.weight_bytes - _WORK_BYTES
+    room = available - artifact.weight_bytes - WORK_BYTES
     largest = max(0, room // max(per_token, 1) // _STEP * _STEP)
     trained = artifact.n_ctx_train
     if requested is None:
         # Half of what is free: the rest is for others, and for the pages of the model's own file.
         n_ctx, reason = min(
-            (trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, "what fits")
+            (trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, _WHAT_FITS)
         )
         if n_ctx < min(_STEP, trained):
             raise OptionError(

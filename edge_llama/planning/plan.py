@@ -45,23 +45,32 @@ class EnginePlan:
 
 def plan_engine(artifact: Artifact, options: OpenOptions, other_bytes: int = 0) -> EnginePlan:
     """Decide, with ``other_bytes`` of memory kept for the vision tower. Raises OptionError or EngineError."""
-    engine = engine_of(artifact)
+    engine, tune, asked = engine_of(artifact), options.get("tune", False), _asked(options)
     memory = max(0, devices.available_memory() - other_bytes)
-    n_ctx, tune = options.get("n_ctx"), options.get("tune", False)
-    asked = AskedSetting(
+    choice = engine.choose(artifact, asked, placement=None, tune=False)
+    context = _sized(artifact, options, choice, memory)
+    placement = engine.place(artifact, options.get("device", "auto"), context.bytes)
+    if tune or placement.gpu_layers:
+        choice = engine.choose(artifact, asked, placement=placement, tune=tune)
+        context = _sized(artifact, options, choice, memory)
+    max_running = 1 if options.get("deterministic") else options.get("max_running") or MAX_RUNNING
+    return EnginePlan(artifact, engine, context, choice, placement, max_running)
+
+
+def plan_context(artifact: Artifact, options: OpenOptions, available: int) -> ContextSize:
+    """The context that the model gets in ``available`` bytes of memory. Loads no engine; raises OptionError."""
+    choice = engine_of(artifact).choose(artifact, _asked(options), placement=None, tune=False)
+    return _sized(artifact, options, choice, available)
+
+
+def _asked(options: OpenOptions) -> AskedSetting:
+    return AskedSetting(
         flash_attention=options.get("flash_attention"),
         kv_format=options.get("kv_format"),
         n_batch=options.get("n_batch"),
     )
 
-    def sized(choice: Choice) -> ContextSize:
-        return context_size(artifact, n_ctx, FORMATS[choice.setting.kv_format], memory, options.get("kv_cells"))
 
-    choice = engine.choose(artifact, asked, placement=None, tune=False)
-    context = sized(choice)
-    placement = engine.place(artifact, options.get("device", "auto"), context.bytes)
-    if tune or placement.gpu_layers:
-        choice = engine.choose(artifact, asked, placement=placement, tune=tune)
-        context = sized(choice)
-    max_running = 1 if options.get("deterministic") else options.get("max_running") or MAX_RUNNING
-    return EnginePlan(artifact, engine, context, choice, placement, max_running)
+def _sized(artifact: Artifact, options: OpenOptions, choice: Choice, available: int) -> ContextSize:
+    kv_format, kv_cells = FORMATS[choice.setting.kv_format], options.get("kv_cells")
+    return context_size(artifact, options.get("n_ctx"), kv_format, available, kv_cells)

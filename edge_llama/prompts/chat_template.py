@@ -130,13 +130,18 @@ class ChatTemplate:
         contents, text = self._showing(messages, (), {}, None)
         return text, self._tokens(contents, text, ())
 
-    def call_parser(self, names: Set[str], tool_format: str | None = None) -> ToolCallParser:
+    def call_parser(
+        self, names: Set[str], tool_format: str | None = None, *, is_single: bool = False
+    ) -> ToolCallParser:
         """What finds calls of the tools of these names in an answer, in any form or in the given one alone.
+
+        ``is_single``: one call, after which the answer is complete.
 
         OptionError for a ``tool_format`` that is unknown.
         """
         form = None if tool_format is None else form_named(tool_format)
-        return ToolCallParser(form, names, {self._control[tag]: tag for tag in TAGS if tag in self._control})
+        tags = {self._control[tag]: tag for tag in TAGS if tag in self._control}
+        return ToolCallParser(form, names, tags, is_single=is_single)
 
     def thinking_parser(self, prompt: Sequence[int], *, has_tools: bool = False) -> ThinkingParser | None:
         """What tells thoughts from the answer to ``prompt``; None for a template that knows of none."""

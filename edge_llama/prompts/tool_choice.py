@@ -22,15 +22,23 @@ _SINGLE = ("items", "additionalProperties", "additionalItems")
 _JOINED = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties")
 
 
-def called_tools(choice: ToolChoice | None, tools: Tools) -> tuple[CalledTool, ...]:
+def decides(choice: ToolChoice | None) -> bool:
+    """Whether the model may call tools or not."""
+    return choice is None or choice == AUTO
+
+
+def called_tools(choice: ToolChoice | None, tools: Tools, *, has_schema: bool = False) -> tuple[CalledTool, ...]:
     """The tools of which the answer must be calls; none where the model decides, or must not call any.
 
+    ``has_schema``: answers that are no calls must fit a schema; where the model decides these are all tools then.
     OptionError for a choice that is none, or not among the tools.
     """
     name = _name(choice)
+    given = {name_of(schema): schema for schema in tools.schemas}
+    if has_schema and given and decides(choice):
+        name = choice = REQUIRED
     if name is None:
         return ()
-    given = {name_of(schema): schema for schema in tools.schemas}
     if not given:
         raise OptionError(f"tool_choice is {choice!r:.80}, but no tools were given", remedy="give them: tools=")
     if choice == REQUIRED:
@@ -56,9 +64,14 @@ def _name(choice: object) -> str | None:
 
 
 def call_grammar(
-    tools: Iterable[CalledTool], style: CallStyle, control: Mapping[str, int], *, is_single: bool
+    tools: Iterable[CalledTool],
+    style: CallStyle,
+    control: Mapping[str, int],
+    *,
+    is_single: bool,
+    may_answer: bool = False,
 ) -> CallGrammar:
-    """The answers that are calls of these tools: one, or up to 16.
+    """The answers that are calls of these tools: one, or up to 16. ``may_answer`` is the grammar's.
 
     ``control`` are the ids of the vocabulary's control tokens by their text. OptionError for a tool that can't be
     called in this form.
@@ -70,7 +83,7 @@ def call_grammar(
     opening = [tag for tag, is_opening in TAGS.items() if is_opening and tag in control]
     is_tagged = style.form.name in _TAGGED_FORMS
     tags = tuple((control[tag], control.get(_CLOSING.get(tag, ""))) for tag in opening) if is_tagged else ()
-    return CallGrammar(rules.text, rules.schemas, tags)
+    return CallGrammar(rules.text, rules.schemas, tags, may_answer)
 
 
 def _parameters(name: str, described: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class CallGrammar:
     """JSON schemas by the names of the rules that stand for them: whose each is, for errors, and the schema."""
     tags: tuple[tuple[int, int | None], ...] = ()
     """Control tokens that may stand before the calls, each with the one that then must stand after them, if any."""
+    may_answer: bool = False
+    """Whether an answer by a schema may come in place of calls."""
 
 
 @dataclass(frozen=True, slots=True)

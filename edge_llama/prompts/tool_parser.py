@@ -27,15 +27,16 @@ class ToolCallParser:
     and what is in :data:`AROUND` around calls. How the text is cut into pieces makes no difference.
     """
 
-    def __init__(self, form: Form | None, names: Set[str], tags: Mapping[int, str]) -> None:
+    def __init__(self, form: Form | None, names: Set[str], tags: Mapping[int, str], *, is_single: bool = False) -> None:
         """``names`` are those of the tools; ``tags`` are the ids of the vocabulary's :data:`TAGS`.
 
-        Calls count in this ``form`` alone; None: in any.
+        Calls count in this ``form`` alone; None: in any. ``is_single``: one call is all that is wanted.
         """
         self.tags = tags
         self.notes: list[str] = []
         self._forms = tuple(FORMS.values()) if form is None else (form,)
         self._names = names
+        self._is_single = is_single
         self._held = ""
         self._scan: _Scan | None = None
         self._gap: str | None = ""
@@ -49,6 +50,11 @@ class ToolCallParser:
         """Within tags: what is held is no call of the form, and is judged as a whole when the tag closes."""
         self._text = ""
         self._calls: list[ToolCall] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no more is wanted."""
+        return self._is_single and self._has_calls
 
     def feed(self, text: str) -> Parsed:
         """The answer goes on with ``text``."""
@@ -161,7 +167,12 @@ class ToolCallParser:
             self._show(len(self._held))
 
     def _call(self, calls: Iterable[ToolCall]) -> None:
-        self._calls += calls
+        found = list(calls)
+        wanted = found[: 1 - self._has_calls] if self._is_single else found
+        if len(wanted) < len(found):
+            left_out = ", ".join(call.name for call in found[len(wanted) :])
+            self.notes.append(f"one tool call was asked for: left out {left_out}")
+        self._calls += wanted
         self._gap, self._has_calls = "", True
 
     def _note(self, why: str, text: str = "") -> None:

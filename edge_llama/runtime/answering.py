@@ -181,9 +181,16 @@ class Answering(Request):
             self.progress.stop_string = self._stops.reached
             self._decoder.reset()
             return "stop"
-        if self._constraint and not self._is_thinking and self._constraint.is_complete:
+        if self._is_complete:
             return "stop"
         return "length" if timings.generated_tokens == self._params.max_tokens or room <= 0 else None
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether nothing can follow, or nothing is wanted."""
+        if self._parser and self._parser.is_complete:
+            return True
+        return self._constraint is not None and not self._is_thinking and self._constraint.is_complete
 
     @property
     def _is_thinking(self) -> bool:

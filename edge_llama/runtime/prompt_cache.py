@@ -150,12 +150,16 @@ class PromptCache:
             self._index(held, prompt)
         return held
 
-    @property
-    def is_crowded(self) -> bool:
-        """Whether idle sequences take so many cells that they slow who runs. One may, if none is running."""
+    def is_crowded(self, prompt_tokens: int = 0) -> bool:
+        """Whether idle sequences take so many cells that they slow who runs. One may, if none is running.
+
+        ``prompt_tokens`` are about to be prefilled. Attention takes each of them over all cells: if they are many, it
+        is faster to copy out whatever is idle.
+        """
         running = {held.number for held in self._held if held.is_running}
         has_others = len(self._held) - len(running) > (0 if running else 1)
-        return has_others and self._cells.used - self._cells.used_by(running) > _IDLE_CELLS
+        may_be_idle = _IDLE_CELLS if prompt_tokens < _IDLE_CELLS else 0
+        return has_others and self._cells.used - self._cells.used_by(running) > may_be_idle
 
     def relieve(self) -> None:
         """Copy out the idle sequence that was used least recently.
@@ -171,7 +175,7 @@ class PromptCache:
         leave for that they would with the next steps. The cells of the last are brought together: attention takes all
         up to the last that is used.
         """
-        if self.is_crowded and self.copies.may_have(self._bytes(self._oldest_idle())):
+        if self.is_crowded() and self.copies.may_have(self._bytes(self._oldest_idle())):
             self.relieve()
             return True
         if len(self._held) == 1 and self._held[0].is_scattered and self.copies.may_have(self._bytes(self._held[0])):

@@ -261,7 +261,8 @@ class Scheduler:
         has_worked = self._do_calls()
         has_worked |= self._admit()
         self._embed()
-        is_crowded = bool(self._running) and self.cache.is_crowded
+        prompt_tokens = sum(len(running.todo) for running in self._running if not running.is_decoding)
+        is_crowded = bool(self._running) and self.cache.is_crowded(prompt_tokens)
         if is_crowded:
             self._deliver()
             self.cache.relieve()

@@ -136,11 +136,12 @@ def _only_token(matcher: Any) -> list[int]:
 def constraint(params: SamplingParams, tokenizer: Tokenizer, calls: CallGrammar | None = None) -> Constraint | None:
     """The constraint that ``params`` ask for, or that the answer be ``calls``; None if neither does.
 
-    OptionError for both, for what is invalid, unsupported, without end or unsatisfiable.
+    OptionError for both (unless the calls say otherwise), for what is invalid, unsupported, without end or
+    unsatisfiable.
     """
     found = _grammar(params)
     if calls is not None:
-        return _of_calls(calls, tokenizer, None if found is None else found[0])
+        return _of_calls(calls, tokenizer, found)
     if found is None:
         return None
     what, grammar = found
@@ -155,14 +156,19 @@ def _for_model(grammar: str, what: str, tokenizer: Tokenizer) -> Constraint:
     return Constraint(matcher, what, tokenizer.n_vocab, may_force=may_force)
 
 
-def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: str | None) -> Constraint:
-    if other:
-        raise OptionError(f"tool_choice and {other} were given", remedy="an answer can have one of them")
+def _of_calls(calls: CallGrammar, tokenizer: Tokenizer, other: tuple[str, str] | None) -> Constraint:
+    if other and not calls.may_answer:
+        raise OptionError(f"tool_choice and {other[0]} were given", remedy="an answer can have one of them")
     rules = [calls.rules, *(f"{name}: {_schema_of(*each)}" for name, each in calls.schemas.items())]
     what, grammar = "tool_choice", "\n".join(rules)
     _walked(what, f"{grammar}\nstart: calls")
-    starts = [f"<[{begin}]> calls" + ("" if end is None else f" <[{end}]>") for begin, end in calls.tags]
-    grammar = f"{grammar}\nstart: {' | '.join(['calls', *starts])}"
+    starts = ["calls"]
+    starts += [f"<[{begin}]> calls" + ("" if end is None else f" <[{end}]>") for begin, end in calls.tags]
+    if other:
+        _walked(*other)
+        grammar = f"{grammar}\nanswer: {other[1].removeprefix('start: ')}"
+        starts.append("answer")
+    grammar = f"{grammar}\nstart: {' | '.join(starts)}"
     return _for_model(grammar, what, tokenizer)
 
 

@@ -1,5 +1,6 @@
 """The application: the routes of all APIs, and how errors are told."""
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -12,17 +13,31 @@ from starlette.exceptions import HTTPException
 
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.server.failures import ApiError, error_response, failure
+from edge_llama.server.gate import Gate
+from edge_llama.server.guard import Guard
 from edge_llama.server.handling import Server
+from edge_llama.server.metrics import Metrics
 from edge_llama.server.pool import Pool
 from edge_llama.server.routers import ROUTERS
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.store import ResponseStore
+from edge_llama.server.traffic import Traffic
 
-_SHOWN_ERRORS = 3
+_SHOWN_ERRORS, _LONGEST_NAME = 3, 100
+_OF_UNION = re.compile(r"<\w+>|\w+=.*|\[key\]|[a-z-]+\[.*\]", re.DOTALL)
+"""Tags (:mod:`edge_llama.server.fields`), and pydantic's own names."""
 
 
 def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
-    """The server as an ASGI application; it closes ``pool`` at its end."""
-    server = Server(pool, settings or ServerSettings())
+    """The server as an ASGI application, guarded as ``settings`` say; it closes ``pool`` at its end.
+
+    Raises OptionError for hosts, origins and a key in ``settings`` that are none, OutputError if responses can't be
+    kept where they say.
+    """
+    settings, traffic = settings or ServerSettings(), Traffic()
+    gate, limits = Gate(settings), settings.limits
+    kept = ResponseStore(settings.store, max_number=limits.stored, max_bytes=limits.stored_bytes)
+    server = Server(pool, settings, traffic, Metrics(traffic), kept)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -30,12 +45,14 @@ def create(pool: Pool, settings: ServerSettings | None = None) -> FastAPI:
             yield
         finally:
             await pool.close()
+            kept.close()
 
     app = FastAPI(title="edge-llama", version=version("edge-llama"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = server
     for router in ROUTERS:
         app.include_router(router)
     _tell_errors(app)
+    app.add_middleware(Guard, gate=gate, limits=settings.limits, traffic=traffic, metrics=server.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]  # as FastAPI's own pages say
     return app
 
@@ -50,7 +67,12 @@ def _tell_errors(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, told(lambda error: error))
     app.add_exception_handler(EdgeLlamaError, told(failure))
     app.add_exception_handler(RequestValidationError, told(_invalid))
-    app.add_exception_handler(HTTPException, told(lambda error: ApiError(error.status_code, str(error.detail))))
+    app.add_exception_handler(HTTPException, told(_http))
+
+
+def _http(error: HTTPException) -> ApiError:
+    """What the framework says: no such path, no such method (and in a header, which there are)."""
+    return ApiError(error.status_code, str(error.detail), headers=error.headers)
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -61,18 +83,25 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def _one(error: dict[str, Any]) -> tuple[str, str]:
-    place = ".".join(str(part) for part in error["loc"][1:] if not _is_of_union(part))
+    place = _place(error)
     if error["type"] == "refused":
         inner = error["ctx"]["param"]
-        return error["msg"], f"{place}.{inner}" if place else inner
+        return (f"{place}.{error['msg']}", f"{place}.{inner}") if place else (error["msg"], inner)
     if error["type"] == "extra_forbidden":
         return f"{place}: there is no such field", place
     return f"{place}: {error['msg']}" if place else error["msg"], place
 
 
+def _place(error: dict[str, Any]) -> str:
+    """Where in a request something is wrong."""
+    parts = list(error["loc"][1:])
+    name = [str(parts.pop())[:_LONGEST_NAME]] if error["type"] == "extra_forbidden" else []  # may look like anything
+    return ".".join([*(str(part) for part in parts if not _is_of_union(part)), *name])
+
+
 def _is_of_union(part: object) -> bool:
     """Whether a part of an error's place is no field but pydantic's name for one of several types."""
-    return isinstance(part, str) and not part.isidentifier()
+    return isinstance(part, str) and _OF_UNION.fullmatch(part) is not None
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -12,8 +12,12 @@ from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import Message
 from edge_llama.server.failures import ApiError
+from edge_llama.server.metrics import Counts
 from edge_llama.server.pool import Lease, Pool
 from edge_llama.server.settings import Limits
+
+SEEDS = 2**32 - 1
+"""How many seeds there are; APIs whose seeds are larger numbers have each stand for one of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +29,32 @@ class Ask:
     """:class:`edge_llama.AnswerOptions`, for a text :class:`edge_llama.RequestOptions`."""
     choices: int = 1
     """How many answers, each with a seed of its own."""
+    others: tuple[str, ...] = ()
+    """Texts that are continued besides, each as often; what continues them comes after, text by text."""
 
-    def begin(self, model: Model, choice: int) -> Generation:
-        """Have the answer number ``choice`` begun. It renders the prompt: call it in a thread."""
-        options = dict(self.options)
+    @property
+    def count(self) -> int:
+        """How many answers, to all prompts."""
+        return self.choices * (1 + len(self.others))
+
+    def begin(self, model: Model, number: int, limits: Limits) -> Generation:
+        """Have the answer of that number begun. It renders the prompt: call it in a thread."""
+        options = {**self.options, "deadline": limits.seconds, "max_tokens": self._max_tokens(limits.max_tokens)}
         if options.get("seed") is not None:
-            options["seed"] = (options["seed"] + choice) % 2**32
-        if isinstance(self.prompt, str):
-            return model.generate(self.prompt, **options)
-        return model.answer(self.prompt, **options)
+            options["seed"] = (options["seed"] + number % self.choices) % SEEDS
+        prompt = self.others[number // self.choices - 1] if number >= self.choices else self.prompt
+        if isinstance(prompt, str):
+            return model.generate(prompt, **options)
+        return model.answer(prompt, **options)
+
+    def _max_tokens(self, most: int | None) -> int | None:
+        """As asked, else as many as may be. ApiError for more."""
+        asked: int | None = self.options.get("max_tokens")
+        if asked is not None and most is not None and asked > most:
+            raise ApiError(
+                400, f"max_tokens is {asked:,}, an answer may have at most {most:,} here", param="max_tokens"
+            )
+        return most if asked is None else asked
 
 
 class Answers:
@@ -48,6 +69,11 @@ class Answers:
     def timings(self) -> Timings:
         """What the first answer took so far: its prompt's counts are there with the first piece."""
         return self._generations[0].timings
+
+    def counts(self) -> Counts:
+        """Tokens so far: those of the prompt, which is one for all answers, and of all answers."""
+        generated = sum(generation.timings.generated_tokens for generation in self._generations)
+        return Counts(self.lease.name, self.timings.prompt_tokens, self.timings.cached_tokens, generated)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """The pieces of all answers, each with its answer's number. Raises what generating raises."""
@@ -109,14 +135,16 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
     try:
         lease = await stack.enter_async_context(pool.lease(name))
         asked = await pool.in_thread(ask, lease.model)
-        if asked.choices > limits.choices:
+        if asked.count > limits.choices:
             raise ApiError(
-                400, f"n is {asked.choices:,}, at most {limits.choices:,} answers may be asked for", param="n"
+                400,
+                f"{asked.count:,} answers are asked for, at most {limits.choices:,} may be in one request",
+                param="n",
             )
         generations: list[Generation] = []
         stack.callback(lambda: [generation.cancel() for generation in generations])
-        for choice in range(asked.choices):
-            generations.append(await pool.in_thread(asked.begin, lease.model, choice))  # noqa: PERF401 - what is begun ends if another fails
+        for number in range(asked.count):
+            generations.append(await pool.in_thread(asked.begin, lease.model, number, limits))  # noqa: PERF401 - what is begun ends if another fails
     except BaseException:
         await stack.aclose()
         raise

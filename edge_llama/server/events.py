@@ -12,10 +12,12 @@ from starlette.types import Receive, Scope, Send
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.server.asking import Answers
-from edge_llama.server.failures import ApiError, encoded, error_response, failure
+from edge_llama.server.failures import ANTHROPIC_PATHS, ApiError, encoded, error_response, failure
 
 _T = TypeVar("_T")
 COMMENT = b": keep-alive\n\n"
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+"""Anthropic's sign of life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class EventStream(Response):
                 await asyncio.sleep(self._silence - silent)
                 continue
             await self._begin(send)
-            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+            sign = PING if self._path.startswith(ANTHROPIC_PATHS) else COMMENT
+            await send({"type": "http.response.body", "body": sign, "more_body": True})
             self._last = time.monotonic()
 
 

@@ -1,6 +1,7 @@
 """What went wrong, as HTTP says it: a status, and a body in the API's own form."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,9 @@ _ANTHROPIC_KINDS = {
     504: "timeout_error",
 }
 _OPENAI_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_FOLDER = re.compile(r"\A(?:[A-Za-z]:)?[/\\](?:[^:]*[/\\])?(?=[^:/\\]+: )")
+_LONGEST, _LONGEST_NAME = 1000, 100
+"""Characters of a message, which may quote a client's text, and of a field's name, which may be one."""
 
 
 class ApiError(Exception):
@@ -45,9 +49,9 @@ class ApiError(Exception):
         """``code`` and ``param`` are OpenAI's: a word for programs, and the field that is wrong."""
         super().__init__(message)
         self.status = status
-        self.message = printable(" ".join(message.split()))
+        self.message = printable(" ".join(message[:_LONGEST].split()))
         self.code = code
-        self.param = param
+        self.param = param and param[:_LONGEST_NAME]
         self.headers = dict(headers or {})
 
     @property
@@ -70,11 +74,18 @@ class ApiError(Exception):
         return self.anthropic() if path.startswith(ANTHROPIC_PATHS) else self.openai()
 
 
+def without_folder(text: str) -> str:
+    """An error's text, which begins with the file that it is about, without the folder: that is nobody's business."""
+    return _FOLDER.sub("", text)
+
+
 def failure(error: EdgeLlamaError) -> ApiError:
     """What a client is told of an error of the runtime."""
-    text = str(error)
+    text = without_folder(str(error))
     if isinstance(error, ContextFullError):
-        return ApiError(400, f"prompt is too long: {text}", code="context_length_exceeded")
+        # Agents look for these words and both numbers, without commas, to know that they have to compact.
+        too_long = f"prompt is too long: {error.needed} tokens > {error.maximum} maximum"
+        return ApiError(400, f"{too_long}: {text}", code="context_length_exceeded")
     if isinstance(error, InputError):
         return ApiError(400, text, code="invalid_value")
     if isinstance(error, BusyError):

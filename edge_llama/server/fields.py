@@ -3,6 +3,9 @@
 A field of a request is honoured unless it is marked :class:`Ignored` (accepted, without effect, and named in the
 response's header ``edge-llama-ignored``) or :class:`Refused` (an error that names it, unless it says what is done
 anyway). What no field is called is refused too.
+
+A field that may be of several kinds is a union whose members have a ``Tag``, told apart by :func:`by_text` or
+:func:`by_type`: then an error is about the kind that was meant, and not about all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +13,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
 IGNORED_HEADER = "edge-llama-ignored"
+_LONGEST_WORD = 64
+_KINDS = ("type", "role")
+"""What fields are called that say of which kind an object is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +51,50 @@ class Fields(BaseModel):
     def _refuse(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             for name, mark in _refused(cls).items():
-                if (value := data.get(name)) is not None and value not in mark.allowed:
-                    text = f"{name} is not supported: {mark.why}"
+                if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
+                    text = f"{name}{_shown(value)} is not supported: {mark.why}"
                     raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
         return data
 
     def ignored(self) -> list[str]:
         """Names of the fields without effect that were given, of objects within too, each once."""
         return list(dict.fromkeys(_ignored(self)))
+
+
+def _shown(value: object) -> str:
+    """A refused value, if it is a word: which of several things can't be had."""
+    return f" {value!r}" if isinstance(value, str) and value.isidentifier() and len(value) <= _LONGEST_WORD else ""
+
+
+def by_text(key: str, *known: str, **same: str) -> Discriminator:
+    """Which kind of object it is, by the text at ``key``: the union's members have a ``Tag("key=text")``.
+
+    ``same`` are other texts, each with the one that stands for the same kind.
+    """
+
+    def tag(value: Any) -> str | None:
+        text = value.get(key) if isinstance(value, Mapping) else None
+        return f"{key}={same.get(text, text)}" if isinstance(text, str) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="unknown_kind",
+        custom_error_message=f"expected an object whose {key} is one of {', '.join([*known, *same])}",
+    )
+
+
+def by_type(expected: str) -> Discriminator:
+    """Which kind of value it is, by its type: the union's members have a ``Tag("<str>")``, ``Tag("<list>")``, ..."""
+    return Discriminator(
+        lambda value: f"<{type(value).__name__}>",
+        custom_error_type="unknown_kind",
+        custom_error_message=f"expected {expected}",
+    )
+
+
+def _is_among(value: object, allowed: tuple[Any, ...]) -> bool:
+    """True is not 1 here."""
+    return any(type(value) is type(each) and value == each for each in allowed)
 
 
 def _ignored(value: object) -> Iterator[str]:
@@ -64,7 +106,7 @@ def _ignored(value: object) -> Iterator[str]:
             given = getattr(value, name, None)
             field = type(value).model_fields.get(name)
             if field and given is not None and _mark(field, Ignored):
-                yield field.alias or name
+                yield str(given) if name == "type" else field.alias or name  # a whole object is called by its kind
             else:
                 yield from _ignored(given)
 
@@ -101,11 +143,28 @@ def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator
             yield Row(name, "refused", f"{refused.why}{but}")
         elif ignored := _mark(field, Ignored):
             yield Row(name, "without effect", ignored.why)
-        else:
+        elif not (prefix and _is_kind(attribute, field)):
             yield Row(name, "honoured", field.description or "")
-            for inner in dict.fromkeys(_within(field.annotation)):
-                if inner not in above:
-                    yield from _rows(inner, f"{name}.", above | {fields, inner})
+            yield from _inner_rows(name, field, above | {fields})
+
+
+def _inner_rows(name: str, field: FieldInfo, above: frozenset[type]) -> Iterator[Row]:
+    """Those of the objects in a field: of several kinds each is named, as ``outer[kind].inner``."""
+    inner = [each for each in dict.fromkeys(_within(field.annotation)) if each not in above]
+    for each in inner:
+        kinds = _kinds(each) if len(inner) > 1 else ()
+        yield from _rows(each, f"{name}[{', '.join(kinds)}]." if kinds else f"{name}.", above | {each})
+
+
+def _is_kind(attribute: str, field: FieldInfo) -> bool:
+    """Whether a field says nothing but which of several kinds of objects it is in."""
+    return attribute in _KINDS and get_origin(field.annotation) is Literal
+
+
+def _kinds(fields: type[Fields]) -> tuple[str, ...]:
+    """The values of ``type`` or ``role`` that these objects have."""
+    found = (field for attribute, field in fields.model_fields.items() if _is_kind(attribute, field))
+    return next((get_args(field.annotation) for field in found), ())
 
 
 def _within(annotation: Any) -> Iterator[type[Fields]]:

@@ -1,6 +1,6 @@
 """What every endpoint does with a request: find the server, have a model answer, send that as the client wants it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,10 +9,13 @@ from fastapi import Depends, Request, Response
 from edge_llama.model import Model
 from edge_llama.server.asking import Answers, Ask, begun
 from edge_llama.server.events import EventStream, Writer, unless_left, whole
-from edge_llama.server.failures import json_response
+from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.fields import IGNORED_HEADER, Fields
+from edge_llama.server.metrics import Metrics
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import ServerSettings
+from edge_llama.server.store import ResponseStore
+from edge_llama.server.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,9 @@ class Server:
 
     pool: Pool
     settings: ServerSettings
+    traffic: Traffic
+    metrics: Metrics
+    responses: ResponseStore
 
 
 def server_of(request: Request) -> Server:
@@ -33,6 +39,16 @@ Here = Annotated[Server, Depends(server_of)]
 """The parameter of an endpoint that gets the server."""
 
 
+def model_name(server: Server, asked: str | None) -> str:
+    """What a request asks for; left out, the one model that there is. ApiError if there are several."""
+    if asked is not None:
+        return asked
+    names = [entry.name for entry in server.pool.entries]
+    if len(names) == 1:
+        return names[0]
+    raise ApiError(400, f"model is missing: there are {', '.join(names)}", param="model")
+
+
 async def answer(
     request: Request,
     fields: Fields,
@@ -41,13 +57,18 @@ async def answer(
     writer: Callable[[Answers], Writer],
     *,
     is_streamed: bool,
+    ignored: Sequence[str] = (),
 ) -> Response:
-    """The response to a request: what ``ask`` says is asked of the model, as ``writer`` tells it."""
+    """The response to a request: what ``ask`` says is asked of the model, as ``writer`` tells it.
+
+    ``ignored`` are headers and other things of the request that had no effect, beside those of its ``fields``.
+    """
     server = server_of(request)
-    headers = headers_of(fields)
+    headers = headers_of(fields, ignored)
     answers = await unless_left(request, begun(server.pool, model, ask, server.settings.limits))
     if answers is None:
         return Response(status_code=LEFT)
+    request.state.counted = answers.counts
     if is_streamed:
         seconds = server.settings.keep_alive_seconds
         return EventStream(answers, writer(answers), request.url.path, keep_alive_seconds=seconds, headers=headers)
@@ -59,7 +80,7 @@ LEFT = 499
 """The status of what nobody waits for, as nginx writes it."""
 
 
-def headers_of(fields: Fields) -> dict[str, str]:
-    """Those of a response: which of the request's fields had no effect."""
-    ignored = fields.ignored()
+def headers_of(fields: Fields, others: Sequence[str] = ()) -> dict[str, str]:
+    """Those of a response: what of the request had no effect, its fields and ``others``."""
+    ignored = [*fields.ignored(), *others]
     return {IGNORED_HEADER: ", ".join(ignored)} if ignored else {}

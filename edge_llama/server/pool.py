@@ -1,9 +1,10 @@
-"""Which models there are by name, and which of them are loaded."""
+"""Which models are loaded: each when it is asked for, and what no longer fits is unloaded first."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,24 +12,19 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from edge_llama.backends.local_models import found
+from edge_llama.errors import InputError
+from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
-from edge_llama.planning.options import OpenOptions
-from edge_llama.server.failures import ApiError
+from edge_llama.planning.options import OpenOptions, checked
+from edge_llama.server.entries import Entry, entries
+from edge_llama.server.failures import ApiError, without_folder
+from edge_llama.server.room import Need, needed
 
 _T = TypeVar("_T")
 _THREADS = 64
 """That may wait for a model's process at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A model that may be asked for."""
-
-    name: str
-    path: Path
-    aliases: tuple[str, ...] = ()
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +36,66 @@ class Lease:
     model: Model
 
 
+@dataclass(eq=False, slots=True)
+class _Place:
+    """A model of the server, loaded or not."""
+
+    entry: Entry
+    held: tuple[Model, Need] | None = None
+    """The model while it is loaded, and what it takes."""
+    users: int = 0
+    """Leases, those among them that still wait for the model."""
+    last_used: int = 0
+    loading: "asyncio.Task[Model] | None" = None
+
+    @property
+    def model(self) -> Model | None:
+        """The loaded one."""
+        return self.held[0] if self.held else None
+
+
 class Pool:
-    """The models of a server. Of its event loop's thread, but for what it has done in others."""
+    """The models of a server. Of its event loop's thread, but for what it has done in others.
+
+    One model is loaded at a time: each is given what the others leave. What has to make room for it is the one that
+    nobody has used for longest; one in use is waited for. A model whose process died is loaded anew by the next
+    request, whatever lies in its file by then. With an unloaded model its prompt cache is gone, but for what the
+    option ``cache_dir`` keeps.
+    """
 
     def __init__(
         self,
         models: Sequence[str | None],
         options: OpenOptions | None = None,
         *,
-        aliases: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str | None] | None = None,
         isolate: bool = True,
+        memory: int | None = None,
+        patience: float = PATIENCE,
     ) -> None:
-        """``models`` are files, folders and names, None is the default one; ``aliases`` are other names for them."""
-        self._options = options or OpenOptions()
-        self._isolate = isolate
-        self.entries = [_entry(model, aliases or {}) for model in models]
-        self._loaded: dict[str, Model] = {}
-        self._lock = asyncio.Lock()
+        """``models`` and ``aliases``: see :func:`edge_llama.server.entries.entries`, which also says what it raises.
+
+        All models together take at most ``memory`` bytes; None: what the machine has. ``patience``: seconds that one
+        waits for others to be out of use.
+        """
+        self._options = checked(dict(options or {}))
+        self._isolate, self._memory, self._patience = isolate, memory, patience
+        self.entries = entries(models, aliases or {})
+        self._places = {entry.name: _Place(entry) for entry in self.entries}
+        self._turn = asyncio.Lock()
+        """Of the model that is being loaded."""
+        self._freed = asyncio.Event()
+        self._clock = itertools.count(1)
+        self._is_closed = False
         self._limiter = anyio.CapacityLimiter(_THREADS)
 
     @property
     def loaded(self) -> Mapping[str, Model]:
         """The models that are loaded, by name."""
-        return self._loaded
+        return {name: place.model for name, place in self._places.items() if place.model}
 
     def entry(self, name: str) -> Entry:
-        """ApiError if there is no such model."""
+        """The model of that name or alias; ApiError if there is none."""
         for entry in self.entries:
             if name == entry.name or name in entry.aliases:
                 return entry
@@ -74,28 +104,125 @@ class Pool:
 
     @asynccontextmanager
     async def lease(self, name: str) -> AsyncIterator[Lease]:
-        """The model of that name or alias, loaded. Raises ApiError, and what opening it raises."""
-        entry = self.entry(name)
-        async with self._lock:
-            if entry.name not in self._loaded:
-                self._loaded[entry.name] = await self.in_thread(self._open, entry.path)
-        yield Lease(entry.name, self._loaded[entry.name])
+        """The model of that name or alias, loaded. ApiError if there is none, or it can't be; EngineError.
 
-    def _open(self, path: Path) -> Model:
-        return open(path, isolate=self._isolate, **self._options)
+        Who leaves while it loads does not stop that: others may wait for it, or ask next.
+        """
+        place = self._places[self.entry(name).name]
+        with self._used(place):
+            try:
+                model = await self._model(place)
+            except InputError as error:  # by who set the server up, not by who asks
+                raise _not_loaded(place.entry, error) from error
+            yield Lease(place.entry.name, model)
+
+    async def load(self, name: str) -> Model:
+        """Have it loaded for those who ask next. Raises what opening it raises, and ApiError as :meth:`lease`."""
+        place = self._places[self.entry(name).name]
+        with self._used(place):
+            return await self._model(place)
+
+    @contextmanager
+    def _used(self, place: _Place) -> Iterator[None]:
+        place.users += 1
+        try:
+            yield
+        finally:
+            place.users -= 1
+            place.last_used = next(self._clock)
+            self._freed.set()
+
+    async def _model(self, place: _Place) -> Model:
+        if place.loading is None:
+            if place.model and not (place.users == 1 and _has_died(place.model)):
+                return place.model
+            place.loading = asyncio.create_task(self._load(place))
+            place.loading.add_done_callback(_seen)
+        return await asyncio.shield(place.loading)
+
+    async def _load(self, place: _Place) -> Model:
+        deadline = asyncio.get_running_loop().time() + self._patience
+        try:
+            async with self._turn:
+                await self._unload(place)  # what has died
+                need = await self._room_for(place, deadline)
+                model = await self.in_thread(self._open, place.entry.path, need)
+                place.held = model, replace(need, context=model.context)
+                return model
+        finally:
+            place.loading = None
+
+    async def _room_for(self, place: _Place, deadline: float) -> Need:
+        """What the model takes, once it fits: others are unloaded for that, or waited for until ``deadline``."""
+        while True:
+            loaded = [other for other in self._places.values() if other.held]
+            held = [other.held for other in loaded if other.held]
+            need = await self.in_thread(needed, place.entry.path, self._options, held, self._memory)
+            if need is not None:
+                return need
+            if idle := [other for other in loaded if not other.users]:
+                await self._unload(min(idle, key=lambda other: other.last_used))
+            else:
+                await self._wait_for_others(place, loaded, deadline)
+
+    async def _wait_for_others(self, place: _Place, loaded: Sequence[_Place], deadline: float) -> None:
+        self._freed.clear()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._freed.wait()
+        except TimeoutError:
+            busy = ", ".join(other.entry.name for other in loaded)
+            raise ApiError(
+                503,
+                f"the model {place.entry.name} does not fit beside {busy}, in use for {self._patience:,.0f} seconds; "
+                "ask again later, or ask that one",
+                code="busy",
+                headers={"Retry-After": "5"},
+            ) from None
+
+    def _open(self, path: Path, need: Need) -> Model:
+        options = self._options
+        if need.context.is_cut:  # by what others hold, which the system may call available
+            options = {**options, "n_ctx": need.context.n_ctx}
+        model = open(path, isolate=self._isolate, **options)
+        if self._is_closed:
+            model.close()
+        return model
+
+    async def _unload(self, place: _Place) -> None:
+        model, place.held = place.model, None
+        if model:
+            await self.in_thread(model.close)
 
     async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
         """``work`` in a thread, of which there are enough for all that may wait for a model."""
         return await anyio.to_thread.run_sync(partial(work, *given), abandon_on_cancel=True, limiter=self._limiter)
 
     async def close(self) -> None:
-        """Unload all."""
-        for model in self._loaded.values():
-            await self.in_thread(model.close)
-        self._loaded.clear()
+        """Unload all. A model that is still being loaded is closed by its thread."""
+        self._is_closed = True
+        loading = [place.loading for place in self._places.values() if place.loading]
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
+        for place in self._places.values():
+            await self._unload(place)
 
 
-def _entry(model: str | None, aliases: Mapping[str, str]) -> Entry:
-    path = found(model)
-    name = path.stem if path.is_file() else path.name
-    return Entry(name, path, tuple(alias for alias, target in aliases.items() if target == name))
+def _not_loaded(entry: Entry, error: InputError) -> ApiError:
+    return ApiError(
+        503,
+        f"the model {entry.name} can't be loaded: {without_folder(str(error))}",
+        code="model_not_loaded",
+        headers={"x-should-retry": "false"},  # OpenAI's and Anthropic's clients ask again otherwise
+    )
+
+
+def _has_died(model: Model) -> bool:
+    return isinstance(model, IsolatedModel) and model.has_died
+
+
+def _seen(task: "asyncio.Task[Model]") -> None:
+    """Its error is that of those who wait for it; where all have left, nobody's."""
+    if not task.cancelled():
+        task.exception()

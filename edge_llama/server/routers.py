@@ -4,6 +4,18 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
-from edge_llama.server import facts
+from edge_llama.server import facts, page, tokens
+from edge_llama.server.anthropic import messages
+from edge_llama.server.openai import chat, completions, embeddings, models, responses
 
-ROUTERS: Sequence[APIRouter] = (facts.router,)
+ROUTERS: Sequence[APIRouter] = (
+    facts.router,
+    page.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    models.router,
+    responses.router,
+    tokens.router,
+    messages.router,
+)

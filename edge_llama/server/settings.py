@@ -9,6 +9,8 @@ class Limits:
     """What one request may take. Beyond it is a 4xx that names the limit."""
 
     body_bytes: int = 64 << 20
+    objects: int = 50_000
+    """Objects and lists in a body: to check each takes the server's one thread some microseconds."""
     header_bytes: int = 32 << 10
     images: int = 64
     """Images in one request."""
@@ -18,10 +20,20 @@ class Limits:
     """Tokens of an answer; None: as many as the context holds."""
     seconds: float = 3600.0
     """From a request's last byte to the end of its answer."""
+    header_seconds: float = 15.0
+    """From a connection, or the first byte of its next request, to the end of the request's headers."""
     body_seconds: float = 60.0
-    """From a request's first byte to its last."""
+    """From there to the request's last byte."""
     requests: int = 256
     """At once, of all kinds."""
+    held_bytes: int = 512 << 20
+    """Of the bodies of all requests at once."""
+    connections: int = 4096
+    """Open at once, those that ask nothing too."""
+    stored: int = 1000
+    """Responses that are kept, in memory or as files; the least recently used make room."""
+    stored_bytes: int = 256 << 20
+    """The same, all together."""
 
 
 @dataclass(frozen=True, slots=True)

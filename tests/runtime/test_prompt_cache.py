@@ -277,13 +277,13 @@ def test_few_idle_cells_stay_beside_those_that_run_and_many_do_not() -> None:
     cached = Cached()
     cached.use(list(range(200)))
     cached.begin([9, 9])
-    assert not cached.cache.is_crowded
+    assert not cached.cache.is_crowded()
     assert cached.cache.used_cells == 202
     cached.use([8, *SYSTEM])
     cached.begin([7, 7])
     assert cached.cache.used_cells == 505, "one at a time, so that nobody waits for long"
     used = []
-    while cached.cache.is_crowded:
+    while cached.cache.is_crowded():
         cached.cache.relieve()
         used.append(cached.cache.used_cells)
     assert used == [305, 4]

@@ -1,0 +1,136 @@
+"""``/v1/messages`` and ``/v1/messages/count_tokens``."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from edge_llama.model import Model
+from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
+from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
+from edge_llama.server.anthropic.fields import (
+    AnyChoice,
+    CountFields,
+    DisabledThinking,
+    EnabledThinking,
+    MessageFields,
+    Tool,
+    ToolChoice,
+)
+from edge_llama.server.anthropic.writer import MessageWriter
+from edge_llama.server.asking import Answers, Ask
+from edge_llama.server.events import unless_left
+from edge_llama.server.failures import json_response
+from edge_llama.server.handling import LEFT, Here, answer, headers_of
+from edge_llama.server.thinking_effort import THINKING_BUDGETS
+
+router = APIRouter(tags=["Anthropic"])
+Beta = Annotated[str | None, Header(alias="anthropic-beta", description="Without effect.")]
+Version = Annotated[str | None, Header(alias="anthropic-version", description="Without effect.")]
+
+
+@router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **ERRORS})
+async def create_message(
+    request: Request, fields: MessageFields, server: Here, beta: Beta = None, version: Version = None
+) -> Response:
+    """Answer a conversation."""
+    max_images = server.settings.limits.images
+
+    def told(answers: Answers) -> MessageWriter:
+        return MessageWriter(answers.lease.name, fields.max_tokens, shows_thinking=_shows_thinking(fields))
+
+    return await answer(
+        request,
+        fields,
+        fields.model,
+        lambda _: asked(fields, max_images),
+        told,
+        is_streamed=bool(fields.stream),
+        ignored=_ignored(fields, beta, version),
+    )
+
+
+@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=ERRORS)
+async def count_tokens(
+    request: Request, fields: CountFields, server: Here, beta: Beta = None, version: Version = None
+) -> Response:
+    """Count the tokens of a request's prompt, all that its usage will count as input."""
+    pool, max_images = server.pool, server.settings.limits.images
+
+    def counted(model: Model) -> int:
+        return model.count_tokens(messages_of(fields, max_images), tools=_tools(fields.tools))
+
+    async def count() -> int:
+        async with pool.lease(fields.model) as lease:
+            return await pool.in_thread(counted, lease.model)
+
+    tokens = await unless_left(request, count())
+    if tokens is None:
+        return Response(status_code=LEFT)
+    return json_response({"input_tokens": tokens}, headers=headers_of(fields, _ignored(fields, beta, version)))
+
+
+def asked(fields: MessageFields, max_images: int) -> Ask:
+    """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
+    options = {
+        "tools": _tools(fields.tools),
+        "tool_choice": _choice(fields),
+        "parallel_tool_calls": not getattr(fields.tool_choice, "disable_parallel_tool_use", False),
+        "max_tokens": max(fields.max_tokens, 1),
+        "stop": fields.stop_sequences,
+        "temperature": fields.temperature,
+        "top_k": fields.top_k,
+        "top_p": fields.top_p,
+        "thinking_budget": _budget(fields),
+        "json_schema": _schema(fields),
+    }
+    messages = tuple(messages_of(fields, max_images))
+    return Ask(messages, {name: value for name, value in options.items() if value is not None})
+
+
+def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
+    """The tools as chat templates know them: with all of their parts, and no others."""
+    return [_tool(tool) for tool in tools] if tools else None
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": described}
+
+
+def _choice(fields: MessageFields) -> Any:
+    """As :data:`edge_llama.prompts.tool_choice.ToolChoice`."""
+    match choice := fields.tool_choice:
+        case None:
+            return None
+        case AnyChoice():
+            return "required"
+        case ToolChoice():
+            return {"type": "function", "function": {"name": choice.name}}
+    return choice.type
+
+
+def _budget(fields: CountFields) -> int | None:
+    match thinking := fields.thinking:
+        case EnabledThinking():
+            return thinking.budget_tokens
+        case DisabledThinking():
+            return 0
+    effort = fields.output_config and fields.output_config.effort
+    return THINKING_BUDGETS[effort] if effort else None
+
+
+def _schema(fields: CountFields) -> dict[str, Any] | None:
+    if isinstance(fields.tool_choice, AnyChoice | ToolChoice):
+        return None  # the answer is calls
+    form = (fields.output_config and fields.output_config.format) or fields.output_format
+    return form.json_schema if form else None
+
+
+def _shows_thinking(fields: CountFields) -> bool:
+    return getattr(fields.thinking, "display", None) != "omitted"
+
+
+def _ignored(fields: CountFields, beta: str | None, version: str | None) -> list[str]:
+    """What had no effect beside fields."""
+    given = {"anthropic-beta": beta, "anthropic-version": version, BILLING: has_billing_line(fields) or None}
+    return [name for name, value in given.items() if value is not None]

@@ -1,0 +1,56 @@
+"""What a request for a completion may say."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, Tag
+
+from edge_llama.server.fields import Fields, Ignored, Refused, by_type
+from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
+
+_Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TokenIds: TypeAlias = list[_Id]
+_Item: TypeAlias = Annotated[
+    Annotated[str, Tag("<str>")] | Annotated[_Id, Tag("<int>")] | Annotated[TokenIds, Tag("<list>")],
+    by_type("a text, a token id, or a list of token ids"),
+]
+TextsOrIds: TypeAlias = Annotated[
+    Annotated[str, Tag("<str>")] | Annotated[list[_Item], Field(min_length=1, max_length=2048), Tag("<list>")],
+    by_type("a text, or a list"),
+]
+"""One text or several, or one text as token ids or several."""
+
+
+class CompletionFields(SamplingFields):
+    """A request for a completion: text is continued as it stands, without a chat template."""
+
+    model: str | None = Field(None, description="A model's name or alias; may be left out where there is one model.")
+    prompt: TextsOrIds = Field(
+        description="A text, a list of texts, or token ids of one text or several, which must be those that the model "
+        "makes of their text (see `/tokenize`). The token that the model wants at the beginning is put there."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Tokens of the answer at most; 16 unless it is given.")
+    n: int | None = Field(None, ge=1, description="Answers to each prompt; 16 at most, of all prompts together.")
+    stream: bool | None = Field(None, description="Server-sent events as the answer comes.")
+    stream_options: StreamOptions | None = Field(None, description="See below; without effect unless streamed.")
+    echo: bool | None = Field(None, description="The prompt stands before its answer; not together with `logprobs`.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Log-probabilities of the tokens, and so many of the likeliest at each place."
+    )
+    best_of: Annotated[Any, Refused("each answer is given: use n", allowed=(1,))] = None
+    suffix: Annotated[Any, Refused("the models here continue text, they don't fill in", allowed=("",))] = None
+    user: Annotated[str | None, Ignored("users are not told apart")] = None
+
+
+class EmbeddingFields(Fields):
+    """A request for the vectors of texts."""
+
+    model: str | None = Field(None, description="A model's name or alias; may be left out where there is one model.")
+    input: TextsOrIds = Field(
+        description="A text, a list of texts (2,048 at most), or token ids of one text or several, which must be those "
+        "that the model makes of their text."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="`float`: numbers; `base64`: float32, little-endian."
+    )
+    dimensions: int | None = Field(None, ge=1, description="The model's own number; any other is an error.")
+    user: Annotated[str | None, Ignored("users are not told apart")] = None

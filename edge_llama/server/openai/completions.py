@@ -1,0 +1,150 @@
+"""``/v1/completions``."""
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from edge_llama.generation import Answer, Piece, Timings
+from edge_llama.model import Model
+from edge_llama.sampling.logprobs import TokenLogprobs
+from edge_llama.server.asking import Answers, Ask
+from edge_llama.server.events import Event
+from edge_llama.server.failures import ApiError
+from edge_llama.server.handling import Here, answer, model_name
+from edge_llama.server.openai.chat import fingerprint
+from edge_llama.server.openai.completion_fields import CompletionFields
+from edge_llama.server.openai.completion_objects import Completion
+from edge_llama.server.openai.given_texts import texts_of
+from edge_llama.server.openai.objects import responses, usage
+from edge_llama.server.openai.streams import DONE, finish_reason
+from edge_llama.server.openai.token_texts import TokenTexts, finite
+
+router = APIRouter()
+_MAX_TOKENS = 16
+"""OpenAI's default."""
+
+
+@router.post("/v1/completions", responses=responses(Completion, streamed=Completion))
+async def completions(request: Request, fields: CompletionFields, server: Here) -> Response:
+    """Continue texts as they stand."""
+    if fields.echo and fields.logprobs is not None:
+        raise ApiError(400, "echo and logprobs don't go together: a prompt has no log-probabilities", param="logprobs")
+    texts: list[str] = []
+
+    def ask(model: Model) -> Ask:
+        if fields.logprobs is not None:
+            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
+        texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer))
+        return Ask(texts[0], _options(fields), fields.n or 1, tuple(texts[1:]))
+
+    return await answer(
+        request,
+        fields,
+        model_name(server, fields.model),
+        ask,
+        lambda answers: CompletionWriter.of(fields, texts, answers),
+        is_streamed=bool(fields.stream),
+    )
+
+
+def _options(fields: CompletionFields) -> dict[str, Any]:
+    options = {**fields.options(), "max_tokens": fields.max_tokens or _MAX_TOKENS}
+    return options if fields.logprobs is None else {**options, "logprobs": fields.logprobs}
+
+
+@dataclass(slots=True)
+class CompletionWriter:
+    """Tells of answers as completions."""
+
+    model: str
+    fingerprint: str
+    choices: int
+    """To each prompt."""
+    echoed: Sequence[str]
+    """The prompts, if their text stands before the answers; else nothing."""
+    texts: TokenTexts | None
+    """None: log-probabilities were not asked for."""
+    tells_usage: bool
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    _offsets: dict[int, int] = field(default_factory=dict)
+    """Characters of each answer's tokens so far."""
+
+    @classmethod
+    def of(cls, fields: CompletionFields, prompts: Sequence[str], answers: Answers) -> "CompletionWriter":
+        """For the answers to a request."""
+        model = answers.lease.model
+        texts = None if fields.logprobs is None else TokenTexts.of(model.tokenizer)
+        tells_usage = bool(fields.stream_options and fields.stream_options.include_usage)
+        echoed = prompts if fields.echo else ()
+        return cls(answers.lease.name, fingerprint(model), fields.n or 1, echoed, texts, tells_usage)
+
+    def begin(self, timings: Timings) -> Iterable[Event]:  # noqa: ARG002 - the Protocol's
+        """The prompts, if they are to be there."""
+        for at, prompt in enumerate(self.echoed):
+            for choice in range(self.choices):
+                yield self._chunk(at * self.choices + choice, prompt)
+
+    def piece(self, choice: int, piece: Piece) -> Iterable[Event]:
+        """What is new; an end of its own."""
+        logprobs = self._logprobs(choice, piece.logprobs) if piece.logprobs else None
+        if piece.text or logprobs:
+            yield self._chunk(choice, piece.text, logprobs)
+        if piece.finish_reason:
+            yield self._chunk(choice, "", reason=finish_reason(piece.finish_reason))
+
+    def end(self, answers: Sequence[Answer]) -> Iterable[Event]:
+        """The usage, if it was asked for."""
+        if self.tells_usage:
+            yield Event({**self._head(), "choices": [], "usage": usage(answers, self.choices)})
+        yield DONE
+
+    def failed(self, error: ApiError) -> Iterable[Event]:
+        """As OpenAI's clients know it."""
+        yield Event(error.openai())
+
+    def body(self, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """A :class:`~edge_llama.server.openai.completion_objects.Completion`."""
+        choices = []
+        for index, each in enumerate(answers):
+            text = self.echoed[index // self.choices] + each.text if self.echoed else each.text
+            logprobs = self._logprobs(index, each.logprobs) if self.texts else None
+            choices.append(self._choice(index, text, logprobs, finish_reason(each.finish_reason)))
+        return {**self._head(), "choices": choices, "usage": usage(answers, self.choices)}
+
+    def _logprobs(self, choice: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        if self.texts is None:
+            return None
+        tokens = [self.texts.text(entry.token_id) for entry in entries]
+        offsets = [self._offsets.get(choice, 0)]
+        for entry in entries:
+            data = self.texts.data(entry.token_id) or b""
+            offsets.append(offsets[-1] + len(data.decode("utf-8", "ignore")))
+        self._offsets[choice] = offsets.pop()
+        tops = [{self.texts.text(each.token_id): finite(each.logprob) for each in entry.top} for entry in entries]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [finite(entry.logprob) for entry in entries],
+            "top_logprobs": tops if any(tops) else None,
+            "text_offset": offsets,
+        }
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def _choice(self, index: int, text: str, logprobs: object, reason: str | None) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _chunk(self, choice: int, text: str, logprobs: object = None, reason: str | None = None) -> Event:
+        chunk = {**self._head(), "choices": [self._choice(choice, text, logprobs, reason)]}
+        return Event({**chunk, "usage": None} if self.tells_usage else chunk)

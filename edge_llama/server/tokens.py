@@ -1,0 +1,109 @@
+"""``/tokenize`` and ``/detokenize``, in llama-server's form."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from edge_llama.model import Model
+from edge_llama.server.events import unless_left
+from edge_llama.server.failures import json_response
+from edge_llama.server.fields import Fields, Refused
+from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
+from edge_llama.server.openai.completion_fields import TokenIds
+from edge_llama.server.openai.given_texts import check_ids
+from edge_llama.server.openai.objects import Said, responses
+
+router = APIRouter()
+_LONGEST = 1 << 20
+"""Characters: some tokenizers take half a minute for a million newlines, and can't be stopped."""
+
+
+class TokenizeFields(Fields):
+    """A text to cut into tokens."""
+
+    content: str = Field(max_length=_LONGEST, description="The text; at most 1,048,576 characters.")
+    add_special: bool | None = Field(None, description="With the tokens that the model wants before and after a text.")
+    with_pieces: bool | None = Field(None, description="Each token with its text.")
+    model: str | None = Field(None, description="An extension: a model's name or alias, where there are several.")
+    parse_special: Annotated[
+        Any, Refused("text is never read as control tokens, here as in prompts", allowed=(False,))
+    ] = None
+
+
+class DetokenizeFields(Fields):
+    """Tokens to join to a text."""
+
+    tokens: TokenIds = Field(max_length=_LONGEST, description="Their ids.")
+    model: str | None = Field(None, description="An extension: a model's name or alias, where there are several.")
+
+
+class TokenPiece(Said):
+    """A token and its text."""
+
+    id: int
+    piece: str | list[int] = Field(description="Its text; its bytes where they are a part of a character.")
+
+
+class Tokens(Said):
+    """The tokens of a text."""
+
+    tokens: list[int] | list[TokenPiece]
+
+
+class Content(Said):
+    """The text of tokens."""
+
+    content: str
+
+
+@router.post("/tokenize", responses=responses(Tokens))
+async def tokenize(request: Request, fields: TokenizeFields, server: Here) -> Response:
+    """The ids that the model makes of a text: nothing in it becomes a control token."""
+
+    def work(model: Model) -> dict[str, Any]:
+        before, after = model.tokenizer.frame if fields.add_special else ((), ())
+        ids = [*before, *model.tokenizer.encode(fields.content), *after]
+        pieces = fields.with_pieces
+        return {"tokens": [{"id": token, "piece": _piece(model, token)} for token in ids] if pieces else ids}
+
+    return await _told(request, fields, server, work)
+
+
+@router.post("/detokenize", responses=responses(Content))
+async def detokenize(request: Request, fields: DetokenizeFields, server: Here) -> Response:
+    """The text of tokens; control tokens by their names, parts of characters as U+FFFD."""
+
+    def work(model: Model) -> dict[str, Any]:
+        tokenizer = model.tokenizer
+        check_ids(fields.tokens, "tokens", tokenizer)
+        control = {token: text for text, token in tokenizer.control_tokens.items()}
+        data = b"".join(
+            control[token].encode() if token in control else tokenizer.piece(token) for token in fields.tokens
+        )
+        text = data.decode("utf-8", "replace")
+        # Some vocabularies put a blank before a text.
+        is_before = text.startswith(" ") and tokenizer.encode(text[1:]) == fields.tokens
+        return {"content": text[1:] if is_before else text}
+
+    return await _told(request, fields, server, work)
+
+
+async def _told(
+    request: Request, fields: TokenizeFields | DetokenizeFields, server: Server, work: Callable[[Model], dict[str, Any]]
+) -> Response:
+    async def done() -> dict[str, Any]:
+        async with server.pool.lease(model_name(server, fields.model)) as lease:
+            return await server.pool.in_thread(work, lease.model)
+
+    body = await unless_left(request, done())
+    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers_of(fields))
+
+
+def _piece(model: Model, token: int) -> str | list[int]:
+    data = model.tokenizer.piece(token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return list(data)

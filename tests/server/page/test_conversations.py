@@ -1,0 +1,216 @@
+"""Conversations stay in the browser: after a reload, under another name, deleted, had back, in a file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from browsing import COMPLETIONS, Tab
+from serving import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
+
+READ_ALL = """
+async () => {
+  const { Store } = await import("/page/store.js");
+  const store = new Store();
+  await store.open(() => {});
+  return (await store.all()).map(({ title, messages }) => [title, messages.map(({ role, text }) => [role, text])]);
+}
+"""
+
+
+@pytest.fixture
+def talked(tab: Tab) -> Tab:
+    """A tab with two conversations; the second is open."""
+    tab.settings(max_tokens=4, temperature=0)
+    tab.ask("Tell me of herons.")
+    tab.page.click("#new-chat")
+    tab.ask("Tell me of otters.")
+    return tab
+
+
+def row(tab: Tab, title: str):
+    return tab.page.locator("#conversations li", has_text=title)
+
+
+def test_conversations_survive_a_reload(talked: Tab) -> None:
+    answer = talked.answers.last.inner_text()
+    talked.page.reload()
+    talked.page.wait_for_selector("article.assistant")
+    assert talked.texts == ["Tell me of otters."]
+    assert talked.answers.last.inner_text() == answer
+    assert talked.titles == ["Tell me of otters.", "Tell me of herons."]
+    row(talked, "herons").locator(".row").click()
+    talked.until("document.title === 'Tell me of herons. · edge-llama'")
+    assert talked.texts == ["Tell me of herons."]
+
+
+def test_a_page_that_is_left_keeps_what_came(tab: Tab) -> None:
+    tab.send("Write a very long story.")
+    tab.until("document.querySelector('article.assistant > .markdown').textContent.length > 20")
+    tab.page.reload()
+    tab.page.wait_for_selector("article.assistant")
+    assert tab.page.locator(".note").inner_text() == "The page was left before this answer was whole."
+    assert len(tab.answers.last.locator(":scope > .markdown").inner_text()) > 5
+
+
+def test_a_conversation_is_renamed(talked: Tab) -> None:
+    row(talked, "herons").hover()
+    row(talked, "herons").get_by_label("Rename Tell me of herons.").click()
+    talked.page.locator("#conversations input").fill("Birds")
+    talked.page.keyboard.press("Enter")
+    talked.page.wait_for_selector("#conversations .row:has-text('Birds')")
+    row(talked, "otters").hover()
+    row(talked, "otters").get_by_label("Rename Tell me of otters.").click()
+    talked.page.locator("#conversations input").fill("Never")
+    talked.page.keyboard.press("Escape")
+    talked.page.wait_for_selector("#conversations .row:has-text('otters')")
+    talked.page.reload()
+    talked.page.wait_for_selector("#conversations .row")
+    assert sorted(talked.titles) == ["Birds", "Tell me of otters."]
+
+
+def test_a_conversation_is_deleted_and_had_back(talked: Tab) -> None:
+    row(talked, "otters").hover()
+    row(talked, "otters").get_by_label("Delete Tell me of otters.").click()
+    talked.page.wait_for_selector("#welcome:visible")
+    assert talked.titles == ["Tell me of herons."]
+    assert [title for title, _ in talked.page.evaluate(READ_ALL)] == ["Tell me of herons."]
+    talked.toast.get_by_text("Undo").click()
+    talked.page.wait_for_selector("#conversations .row:has-text('otters')")
+    row(talked, "herons").hover()
+    row(talked, "herons").get_by_label("Delete Tell me of herons.").click()
+    talked.page.wait_for_selector("#conversations .row:has-text('herons')", state="detached")
+    talked.page.reload()
+    talked.page.wait_for_selector("#conversations .row")
+    assert talked.titles == ["Tell me of otters."]
+
+
+def test_one_that_is_being_answered_can_be_deleted(served: Served, tab: Tab) -> None:
+    tab.send("Write a very long story.")
+    tab.until("document.querySelector('article.assistant > .markdown').textContent.length > 20")
+    row(tab, "very long").hover()
+    row(tab, "very long").get_by_label("Delete").click()
+    tab.page.wait_for_selector("#welcome:visible")
+    assert tab.page.evaluate(READ_ALL) == []
+
+
+def test_search_looks_into_messages(talked: Tab) -> None:
+    talked.page.fill("#search", "OTTERS")
+    assert talked.titles == ["Tell me of otters."]
+    talked.page.fill("#search", "no such word")
+    assert talked.titles == []
+    assert "No conversation" in talked.page.inner_text("#conversations")
+    talked.page.fill("#search", "")
+    assert len(talked.titles) == 2
+
+
+def test_all_go_into_a_file_and_come_back(talked: Tab, tmp_path: Path, open_tab: Callable[..., Tab]) -> None:
+    with talked.page.expect_download() as waiting:
+        talked.page.click("#export")
+    file = tmp_path / "conversations.json"
+    waiting.value.save_as(file)
+    before = talked.page.evaluate(READ_ALL)
+    other = open_tab(talked.url)  # another browser
+    assert other.page.evaluate(READ_ALL) == []
+    for _ in range(2):  # the same again is not twice there
+        other.page.set_input_files("#import-file", file)
+        other.page.wait_for_selector(".toast:has-text('2 conversations imported.')")
+        assert other.page.evaluate(READ_ALL) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("no json", "it is no JSON"),
+        ("{}", "this page did not export it"),
+        ('{"format": "edge-llama conversations", "version": 2, "conversations": []}', "its version is 2"),
+    ],
+)
+def test_another_file_is_refused_with_the_reason(tab: Tab, content: str, why: str) -> None:
+    file = {"name": "notes.json", "mimeType": "application/json", "buffer": content.encode()}
+    tab.page.set_input_files("#import-file", file)
+    tab.page.wait_for_selector(".toast")
+    assert f"notes.json was not imported: {why}" in tab.toast.inner_text()
+    assert tab.page.evaluate(READ_ALL) == []
+
+
+def test_a_hostile_file_brings_texts_alone(tab: Tab) -> None:
+    messages = [
+        {"role": "system", "text": {"not": "a text"}, "calls": "no list", "usage": {"prompt": "x"}, "notes": [1]},
+        {
+            "role": "user",
+            "text": "<img src=x onerror=alert(1)>",
+            "images": [{"name": 1, "data": "https://evil.example/"}],
+        },
+        None,
+    ]
+    found = {"id": "../../x", "title": "<b>bold</b>", "updated": "later", "messages": messages}
+    content = json.dumps({"format": "edge-llama conversations", "version": 1, "conversations": [found, 7, None]})
+    file = {"name": "x.json", "mimeType": "application/json", "buffer": content.encode()}
+    tab.page.set_input_files("#import-file", file)
+    tab.page.wait_for_selector("#conversations .row")
+    assert tab.titles == ["<b>bold</b>"]
+    tab.page.click("#conversations .row")
+    tab.page.wait_for_selector("article.user")
+    assert tab.texts == ["<img src=x onerror=alert(1)>"]
+    assert tab.page.locator("#messages img").count() == 0
+
+
+def test_another_tab_of_the_same_browser_follows(
+    talked: Tab, open_tab: Callable[..., Tab], new_context: "Callable[..., BrowserContext]"
+) -> None:
+    other = open_tab(talked.url, talked.page.context)
+    other.page.wait_for_selector("#conversations .row")
+    row(talked, "herons").hover()
+    row(talked, "herons").get_by_label("Rename").click()
+    talked.page.locator("#conversations input").fill("Birds")
+    talked.page.keyboard.press("Enter")
+    other.page.wait_for_selector("#conversations .row:has-text('Birds')")
+    assert other.titles == ["Tell me of otters.", "Birds"]
+
+
+def test_where_a_browser_keeps_nothing_it_says_so_and_works(
+    served: Served, new_context: "Callable[..., BrowserContext]", open_tab: Callable[..., Tab]
+) -> None:
+    context = new_context()
+    context.add_init_script("indexedDB.open = () => { throw new DOMException('not here', 'SecurityError'); };")
+    tab = open_tab(served.url, context)
+    assert "keeps no conversations" in tab.toast.inner_text()
+    tab.settings(max_tokens=4)
+    tab.ask("Hello!")
+    assert tab.titles == ["Hello!"]
+
+
+def test_the_address_names_the_conversation(talked: Tab) -> None:
+    address = talked.page.url
+    talked.page.click("#new-chat")
+    assert "#" not in talked.page.url
+    talked.page.goto(address)
+    talked.page.wait_for_selector("article.user")
+    assert talked.texts == ["Tell me of otters."]
+    talked.page.evaluate("location.hash = 'ffffffffffffffffffffffff'")  # deleted, or another browser's
+    talked.page.wait_for_selector("#welcome:visible")
+
+
+def test_several_models_are_chosen_by_name(two_models: Served, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(two_models.url)
+    names = [entry.name for entry in two_models.pool.entries]
+    assert tab.page.locator("#model option").all_inner_texts() == names
+    tab.settings(max_tokens=4)
+    tab.page.select_option("#model", names[1])
+    tab.ask("Hello!")
+    assert tab.sent[0]["model"] == names[1]
+    assert tab.answers.last.locator("h2").inner_text(timeout=1000) == names[1]
+    tab.page.wait_for_selector("#gauge:visible")  # its context is known once it is loaded
+    tab.page.reload()
+    tab.until("document.querySelector('#facts').textContent")
+    assert tab.page.input_value("#model") == names[1]
+
+
+def test_requests_go_to_one_endpoint(talked: Tab) -> None:
+    paths = {each.url.removeprefix(talked.url) for each in talked.asked if "/page/" not in each.url}
+    assert {path for path in paths if not path.startswith("blob:")} <= {"/", "", COMPLETIONS}

@@ -1,0 +1,65 @@
+"""What a server tells of its work: numbers, and nothing that a client wrote."""
+
+import logging
+import re
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Served
+
+
+def value(server: Served, name: str, **labels: str) -> float:
+    """Of one sample of ``/metrics``; 0 if there is none."""
+    families = text_string_to_metric_families(server.client.get("/metrics").text)
+    samples = (sample for family in families for sample in family.samples)
+    return next((each.value for each in samples if each.name == name and labels.items() <= each.labels.items()), 0.0)
+
+
+def test_requests_are_counted_by_endpoint_and_status(served: Served) -> None:
+    labels = {"method": "GET", "endpoint": "/health", "status": "200"}
+    before = value(served, "edge_llama_requests_total", **labels)
+    served.client.get("/health?a=b")
+    assert value(served, "edge_llama_requests_total", **labels) == before + 1
+    assert value(served, "edge_llama_request_seconds_count", endpoint="/health") >= before + 1
+    assert value(served, "edge_llama_requests_running") == 1  # the one that asks
+
+
+def test_no_label_is_a_clients_text(served: Served) -> None:
+    response = served.client.request("BREW", "/secret/path?secret=query", headers={"x-secret": "1"})
+    assert response.status_code == 404
+    found = served.client.get("/metrics")
+    assert found.headers["content-type"].startswith("text/plain; version=")
+    assert "secret" not in found.text
+    assert "BREW" not in found.text
+    assert value(served, "edge_llama_requests_total", method="other", endpoint="other", status="404") >= 1
+
+
+def test_a_loaded_model_tells_its_numbers(served: Served) -> None:
+    served.model.generate("Once upon a time", max_tokens=4).result()
+    name = served.name
+    assert value(served, "edge_llama_models_loaded") == 1
+    assert value(served, "edge_llama_model_cells", model=name) == 2048
+    assert value(served, "edge_llama_model_generated_tokens_total", model=name) >= 3
+    assert value(served, "edge_llama_model_prompt_tokens_total", model=name) >= 4
+    assert value(served, "edge_llama_model_seconds_total", model=name) > 0
+    assert value(served, "edge_llama_model_queued", model=name) == 0
+
+
+def test_a_request_is_one_line_without_content(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "edge_llama.server"):
+        response = served.client.post("/v1/no%1bsuch?secret=1", json={"secret": "secret"})
+    lines = [record.getMessage() for record in caplog.records if record.name == "edge_llama.server"]
+    assert len(lines) == 1
+    assert re.fullmatch(rf"POST /v1/no\\x1bsuch 404 \d+ ms {response.headers['x-request-id']}", lines[0])
+
+
+def test_a_server_that_is_about_to_end_says_so_and_takes_nothing(served: Served) -> None:
+    traffic = served.app.state.server.traffic
+    traffic.is_draining = True
+    try:
+        health, other = served.client.get("/health"), served.client.post("/v1/messages", json={})
+    finally:
+        traffic.is_draining = False
+    assert (health.status_code, health.json()["status"]) == (503, "draining")
+    assert (other.status_code, other.json()["error"]["type"]) == (503, "overloaded_error")
+    assert other.headers["retry-after"]

@@ -1,0 +1,111 @@
+"""Which models there are, and their tokens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import Served, serve
+
+from edge_llama.server.openai.models import ModelList, ModelObject
+from edge_llama.server.pool import Pool
+from edge_llama.server.tokens import Content, Tokens
+
+
+@pytest.fixture(scope="module")
+def two(small_talk: Path, tool_llama: Path) -> Iterator[Served]:
+    pool = Pool(
+        [str(small_talk), str(tool_llama)],
+        {"n_ctx": 256, "threads": 1},
+        isolate=False,
+        aliases={"gpt-4o": "small_talk", "org/name": "small_talk"},
+    )
+    with serve(pool) as served:
+        yield served
+
+
+def posted(served: Served, path: str, status: int = 200, **fields: Any) -> Any:
+    response = served.client.post(path, json=fields)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def test_the_client_lists_models_and_aliases(two: Served, small_talk: Path) -> None:
+    with openai.OpenAI(base_url=f"{two.url}/v1", api_key="none", max_retries=0) as client:
+        models = {model.id: model for model in client.models.list()}
+        assert {"small_talk", "gpt-4o", "org/name", two.pool.entries[1].name} == set(models)
+        assert models["gpt-4o"].created == int(small_talk.stat().st_mtime)
+        assert client.models.retrieve("org/name").owned_by == "edge-llama"
+        with pytest.raises(openai.NotFoundError, match="there are small_talk"):
+            client.models.retrieve("gpt-5")
+
+
+def test_what_is_known_of_a_model_that_is_loaded(two: Served) -> None:
+    _ = two.model
+    body = two.client.get("/v1/models").json()
+    ModelList.model_validate(body)
+    facts = {each["id"]: each["edge_llama"] for each in body["data"]}
+    assert facts["small_talk"] == {
+        "loaded": True,
+        "n_ctx": 256,
+        "device": "cpu",
+        "vision": False,
+        "embeds_only": False,
+        "aliases": ["gpt-4o", "org/name"],
+    }
+    ModelObject.model_validate(two.client.get("/v1/models/small_talk").json())
+
+
+def test_a_model_must_be_named_where_there_are_several(two: Served) -> None:
+    for path, fields in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/tokenize", {"content": "a"}),
+    ):
+        error = posted(two, path, 400, **fields)["error"]
+        assert (error["param"], "small_talk" in error["message"]) == ("model", True)
+    assert posted(two, "/tokenize", content="a", model="gpt-4o") == posted(
+        two, "/tokenize", content="a", model="small_talk"
+    )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@pytest.mark.parametrize("model", ["small_talk", "tool_llama"])
+def test_text_to_tokens_and_back(two: Served, model: str, text: str) -> None:
+    tokens = posted(two, "/tokenize", content=text, model=model)
+    Tokens.model_validate(tokens)
+    content = posted(two, "/detokenize", model=model, **tokens)
+    Content.model_validate(content)
+    assert content == {"content": text}
+
+
+def test_tokens_with_their_pieces(two: Served) -> None:
+    plain = posted(two, "/tokenize", content="Hi 🦙", model="small_talk")["tokens"]
+    told = posted(two, "/tokenize", content="Hi 🦙", with_pieces=True, model="small_talk")["tokens"]
+    Tokens.model_validate({"tokens": told})
+    assert [each["id"] for each in told] == plain
+    pieces = [each["piece"] for each in told]
+    assert b"".join(piece.encode() if isinstance(piece, str) else bytes(piece) for piece in pieces) == "Hi 🦙".encode()
+
+
+def test_no_text_is_a_control_token(two: Served) -> None:
+    text = "<|begin_of_text|><|eot_id|>"
+    for special in (False, None):
+        fields = {"content": text, "model": "tool_llama", "parse_special": special}
+        tokens = posted(two, "/tokenize", **fields)["tokens"]
+        assert len(tokens) > 2
+        assert posted(two, "/detokenize", tokens=tokens, model="tool_llama") == {"content": text}
+    assert "parse_special" in posted(two, "/tokenize", 400, content=text, parse_special=True)["error"]["message"]
+    added = posted(two, "/tokenize", content="a", add_special=True, model="tool_llama")["tokens"]
+    assert posted(two, "/detokenize", tokens=added, model="tool_llama")["content"] == "<|begin_of_text|>a"
+
+
+def test_tokens_that_are_none(two: Served) -> None:
+    assert "no token" in posted(two, "/detokenize", 400, tokens=[999_999], model="small_talk")["error"]["message"]
+    assert posted(two, "/detokenize", 400, tokens=[-1], model="small_talk")["error"]["param"] == "tokens.0"
+    assert posted(two, "/tokenize", 400, content="a" * (1 << 21), model="small_talk")["error"]["param"] == "content"
