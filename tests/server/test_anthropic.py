@@ -12,7 +12,7 @@ from anthropic.types import Message, MessageParam, ToolParam
 from serving import Served
 from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
 
-from edge_llama.server.settings import ServerSettings
+from edge_llama.server.settings import Limits, ServerSettings
 
 ASK: MessageParam = {"role": "user", "content": QUESTION}
 TOOL: ToolParam = {"name": "weather", "description": "Tells the weather.", "input_schema": WEATHER}
@@ -311,6 +311,19 @@ def test_a_full_queue_is_a_rate_limit(small_talk: Path) -> None:
                 ask(busy)
         assert raised.value.response.headers["retry-after"] == "1"
         assert raised.value.type == "rate_limit_error"
+
+
+def test_an_error_amid_a_stream_is_an_event(small_talk: Path) -> None:
+    with talking(small_talk, settings=ServerSettings(limits=Limits(seconds=0.5)), n_ctx=8192) as hasty:
+        given: Any = {"model": hasty.name, "max_tokens": 8000, "messages": [{"role": "user", "content": STORY}]}
+        texts: list[str] = []
+        with (
+            pytest.raises(anthropic.APIStatusError, match="not done by its deadline") as raised,
+            client(hasty).messages.stream(**given) as stream,
+        ):
+            texts.extend(stream.text_stream)
+    assert texts
+    assert raised.value.type == "timeout_error"
 
 
 def test_a_silent_stream_gets_pings(small_talk: Path) -> None:

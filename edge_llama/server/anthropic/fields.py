@@ -107,7 +107,7 @@ class OutputConfig(Fields):
     format: JsonFormat | None = Field(
         None, description="JSON by a schema; without effect where `tool_choice` asks for a call."
     )
-    task_budget: Annotated[Any, Ignored("max_tokens is what counts")] = None
+    task_budget: Annotated[Any, Ignored("`max_tokens` is what counts")] = None
 
 
 Choice = Annotated[AutoChoice | AnyChoice | ToolChoice | NoChoice, Field(discriminator="type")]
