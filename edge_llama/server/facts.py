@@ -34,7 +34,7 @@ class Health(BaseModel):
 @router.get(
     "/health",
     response_model=Health,
-    responses=_ERRORS | {503: {"model": Health, "description": "The server is about to end."}},
+    responses={**_ERRORS, 503: {"model": Health, "description": "The server is about to end."}},
 )
 async def health(here: Here) -> Response:
     """Whether the server takes requests: nothing of a model is asked for that, and no key."""
