@@ -82,6 +82,14 @@ def serve(
     max_queued: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that may wait for it. Default: 64.")
     ] = None,
+    kv_cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of context that all requests to a model share: what begins alike counts once, and what does "
+            "not fit waits or is moved to memory. Default: --n-ctx.",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +112,7 @@ def serve(
 
     For others in the same network: edge-llama serve --host 0.0.0.0 --allow-host box.lan
     """
-    wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued)
+    wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued, kv_cells=kv_cells)
     memory_bytes = None if memory is None else options.size(memory, "--memory")
     opened = checked({"tune": True, **opening, **wanted})
     listeners = bound(host, port)

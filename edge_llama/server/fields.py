@@ -139,11 +139,14 @@ class Row:
 
 
 def rows(fields: type[Fields]) -> Iterator[Row]:
-    """The table of a request's fields, in their order; those of objects within as ``outer.inner``."""
-    yield from _rows(fields, "", frozenset())
+    """The table of a request's fields, in their order; those of objects within as ``outer.inner``.
+
+    Objects that may stand in several places have their fields where they come first; elsewhere that place is named.
+    """
+    yield from _rows(fields, "", {})
 
 
-def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator[Row]:
+def _rows(fields: type[Fields], prefix: str, seen: dict[type[Fields], str]) -> Iterator[Row]:
     for attribute, field in fields.model_fields.items():
         name = f"{prefix}{field.alias or attribute}"
         if refused := _mark(field, Refused):
@@ -153,15 +156,27 @@ def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator
             yield Row(name, "without effect", ignored.why)
         elif not (prefix and _is_kind(attribute, field)):
             yield Row(name, "honoured", field.description or "")
-            yield from _inner_rows(name, field, above | {fields})
+            yield from _inner_rows(name, field, seen)
 
 
-def _inner_rows(name: str, field: FieldInfo, above: frozenset[type]) -> Iterator[Row]:
+def _inner_rows(name: str, field: FieldInfo, seen: dict[type[Fields], str]) -> Iterator[Row]:
     """Those of the objects in a field: of several kinds each is named, as ``outer[kind].inner``."""
-    inner = [each for each in dict.fromkeys(_within(field.annotation)) if each not in above]
+    inner = list(dict.fromkeys(_within(field.annotation)))
     for each in inner:
         kinds = _kinds(each) if len(inner) > 1 else ()
-        yield from _rows(each, f"{name}[{', '.join(kinds)}]." if kinds else f"{name}.", above | {each})
+        place = f"{name}[{', '.join(kinds)}]" if kinds else name
+        if each not in seen:
+            seen[each] = place
+            yield from _rows(each, f"{place}.", seen)
+        elif _is_refused(each):
+            yield from _rows(each, f"{place}.", seen)
+        else:
+            yield Row(place if kinds else f"{place}.…", "honoured", f"As `{seen[each]}`")
+
+
+def _is_refused(fields: type[Fields]) -> bool:
+    """Whether objects of this kind are."""
+    return any(field for name, field in fields.model_fields.items() if name in _KINDS and _mark(field, Refused))
 
 
 def _is_kind(attribute: str, field: FieldInfo) -> bool:
