@@ -20,6 +20,7 @@ import edge_llama
 from edge_llama import Message
 from edge_llama.server.asking import SEEDS
 from edge_llama.server.pool import Pool
+from edge_llama.server.settings import Limits, ServerSettings
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 ANSWER = "The capital of Japan is Tokyo."
@@ -328,6 +329,27 @@ def test_a_client_that_leaves_ends_its_answer(talk: Served) -> None:
             break
         talk.wait(asyncio.sleep(0.01))
     assert not talk.model.stats().running
+
+
+def test_limits_hold_for_each_answer(small_talk: Path) -> None:
+    few = ServerSettings(limits=Limits(max_tokens=4, choices=2))
+    with serve(Pool([str(small_talk)], {"n_ctx": 512, "threads": 1}, isolate=False), few) as served:
+        body = asked(served, STORY, n=2)
+        assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "length"]
+        assert body["usage"]["completion_tokens"] == 8
+        assert asked(served, STORY, max_tokens=5, status=400)["error"]["param"] == "max_tokens"
+        assert asked(served, STORY, n=3, status=400)["error"]["param"] == "n"
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_told_of(small_talk: Path) -> None:
+    short = ServerSettings(limits=Limits(seconds=0.05))
+    with serve(Pool([str(small_talk)], {"n_ctx": 8192, "threads": 1}, isolate=False), short) as served:
+        _ = served.model
+        assert asked(served, STORY, status=504)["error"]["code"] == "timeout"
+        given = {"messages": [STORY], "temperature": 0, "stream": True}
+        response = served.client.post("/v1/chat/completions", json=given)
+        last = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
+        assert json.loads(last)["error"]["code"] == "timeout"
 
 
 def test_a_model_in_a_process_of_its_own_says_the_same(talk: Served, small_talk: Path) -> None:
