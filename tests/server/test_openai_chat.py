@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
 from openai_requests import QUESTION, asked, joined, streamed
 from serving import Served, serve
@@ -214,6 +215,22 @@ def test_an_answer_has_the_form_that_is_asked_for(talk: Served, strict: bool | N
     found = json.loads(body["choices"][0]["message"]["content"])
     assert {key: type(value) for key, value in found.items()} == {"city": str, "big": bool}
     assert body["choices"][0]["finish_reason"] == "stop"
+
+
+class Place(pydantic.BaseModel):
+    city: Literal["Tokyo", "Rome"]
+    sizes: list[Literal[1, 2]] = pydantic.Field(max_length=2)
+
+
+def test_the_clients_own_helpers_get_typed_answers_whole_and_streamed(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "small_talk", "messages": [QUESTION], "response_format": Place, "temperature": 0}
+    whole = client.chat.completions.parse(**given).choices[0].message.parsed
+    assert isinstance(whole, Place)
+    with client.chat.completions.stream(**given) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0].message.parsed
+    assert final == whole
+    assert {"chunk", "content.delta", "content.done"} <= set(kinds)
 
 
 def test_any_object_and_any_text_are_forms(talk: Served) -> None:
