@@ -49,16 +49,24 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for name, mark in _refused(cls).items():
-                if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
-                    text = f"{name}{_shown(value)} is not supported: {mark.why}"
-                    raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
-        return data
+        if not isinstance(data, Mapping):
+            return data
+        for name, mark in _refused(cls).items():
+            if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
+                text = f"{name}{_shown(value)} is not supported: {mark.why}"
+                raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
+        return {name: _whole(value) for name, value in data.items()}
 
     def ignored(self) -> list[str]:
         """Names of the fields without effect that were given, of objects within too, each once."""
         return list(dict.fromkeys(_ignored(self)))
+
+
+def _whole(value: Any) -> Any:
+    """5.0 is a whole number in JSON, whose schemas say so too."""
+    if isinstance(value, list):
+        return list(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown(value: object) -> str:
