@@ -1,4 +1,4 @@
-"""What agents send fits chat templates that refuse it: the system amid a conversation, two turns of the user in a row."""
+"""What agents send fits chat templates that refuse it: a system amid a conversation, two turns of a user in a row."""
 
 from collections.abc import Iterator
 from pathlib import Path
