@@ -10,6 +10,7 @@ line for each request. It fails if an agent does, if its output lacks the answer
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -58,7 +59,8 @@ class Agent:
 
 def _claude(url: str) -> dict[str, str]:
     quiet = ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "DISABLE_AUTOUPDATER", "DISABLE_TELEMETRY")
-    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, **dict.fromkeys(quiet, "1")}
+    window = {"CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(agent_model.N_CTX)}
+    return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": KEY, **window, **dict.fromkeys(quiet, "1")}
 
 
 def _codex(url: str) -> dict[str, str]:
@@ -80,7 +82,7 @@ AGENTS: dict[str, Agent] = {
         "claude",
         lambda model: ("--print", QUESTION, "--model", model, "--max-turns", "3"),
         _claude,
-        call='[Glob(pattern="*")]',
+        call='[Bash(command="ls")]',
     ),
     "codex": Agent(
         "@openai/codex@0.171.0",
@@ -120,9 +122,9 @@ def main() -> None:
 def problems(name: str, agent: Agent) -> list[str]:
     """What went wrong with an agent."""
     program = installed(name, agent)
-    wrong = one_run(agent, program, SAYS, model_file(SAYS, SAID))
+    wrong = one_run(agent, program, SAYS, model_file(SAID))
     if agent.call:
-        wrong += one_run(agent, program, CALLS, model_file(f"{CALLS}-{name}", agent.call))
+        wrong += one_run(agent, program, CALLS, model_file(agent.call))
     return [f"{name}: {problem}" for problem in wrong]
 
 
@@ -177,17 +179,19 @@ def installed(name: str, agent: Agent) -> Path:
     program = folder / "node_modules" / ".bin" / agent.program
     package, _, version = agent.package.rpartition("@")
     if not (done := folder / f"installed-{version}").exists():
-        # An npm of 2026 runs the scripts that put an agent's binary into place for packages alone that are named.
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--allow-scripts", package]
-        subprocess.run([*command, agent.package], stdout=sys.stderr, check=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # npm runs the scripts that put an agent's binary into place for packages alone that are named.
+        wanted = {"private": True, "dependencies": {package: version}, "allowScripts": {package: True}}
+        (folder / "package.json").write_text(json.dumps(wanted), "utf-8")
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund"], cwd=folder, stdout=sys.stderr, check=True)
         done.touch()
     print(agent.package)
     return program
 
 
-def model_file(name: str, answer: str) -> Path:
+def model_file(answer: str) -> Path:
     """A model that always gives this answer, with Llama 3's vocabulary."""
-    path = CACHE / f"agent-{name}.gguf"
+    path = CACHE / f"agent-{hashlib.sha256(answer.encode()).hexdigest()[:8]}.gguf"
     if not path.is_file():
         ranks = (Path(llama_models.__file__).parent / "llama3" / "tokenizer.model").read_bytes()
         agent_model.write(path, ranks=ranks, answer=answer)

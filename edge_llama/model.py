@@ -271,7 +271,7 @@ class Model:
                 self._engine,
                 tokens,
                 self.sampling(options),
-                thinking=self.template.thinking_parser(tokens, has_tools=bool(tools.schemas)),
+                thinking=self.template.thinking_parser(tokens, has_tools=bool(tools.told)),
                 parser=parser,
                 calls=calls,
                 on_finish=on_finish,
@@ -320,7 +320,7 @@ class Model:
     ) -> list[int]:
         checked = check_messages(messages)
         ids = self.require_vision().ids if images_of(checked) else None
-        return self.template.tokens(checked, tools=tools.schemas, variables=variables, n_ctx=n_ctx, image_ids=ids)
+        return self.template.tokens(checked, tools=tools.told, variables=variables, n_ctx=n_ctx, image_ids=ids)
 
     @cached_property
     def template(self) -> ChatTemplate:

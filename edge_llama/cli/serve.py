@@ -32,9 +32,9 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
-            help="Files, folders, or names that the verb models shows. One is loaded at once; of several, each when it "
-            "is asked for.",
+            metavar="MODEL...",
+            help="Files, folders, or names that the verb models shows. A single one is loaded at the start, of several "
+            "each when it is asked for.",
         ),
     ] = None,
     host: Annotated[
@@ -82,6 +82,14 @@ def serve(
     max_queued: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that may wait for it. Default: 64.")
     ] = None,
+    kv_cells: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of context that all requests to a model share: what begins alike counts once, and what does "
+            "not fit waits or is moved to memory. Default: --n-ctx.",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -104,17 +112,14 @@ def serve(
 
     For others in the same network: edge-llama serve --host 0.0.0.0 --allow-host box.lan
     """
-    wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued)
+    wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued, kv_cells=kv_cells)
     memory_bytes = None if memory is None else options.size(memory, "--memory")
     opened = checked({"tune": True, **opening, **wanted})
     listeners = bound(host, port)
-    if api_key is None and needs_key(listeners):
-        api_key = secrets.token_urlsafe(24)
-        note(f"key: {api_key} (${_KEY_VARIABLE} or --api-key sets another)")
     settings = ServerSettings(
         host=host,
         port=listeners[0].getsockname()[1],
-        api_key=api_key,
+        api_key=_drawn_key() if api_key is None and needs_key(listeners) else api_key,
         allowed_hosts=tuple(allow_host or ()),
         allowed_origins=tuple(allow_origin or ()),
         store=store,
@@ -131,6 +136,12 @@ def serve(
     code = run(app, listeners, lambda text: note(text, quiet=quiet))
     sys.stderr.flush()
     os._exit(code)  # all is closed: a thread that still waits for a model to load must not hold this up
+
+
+def _drawn_key() -> str:
+    key = secrets.token_urlsafe(24)
+    note(f"key: {key} (${_KEY_VARIABLE} or --api-key sets another)")
+    return key
 
 
 def _aliases(given: Sequence[str]) -> dict[str, str | None]:

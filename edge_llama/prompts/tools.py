@@ -13,7 +13,12 @@ from edge_llama.errors import OptionError
 from edge_llama.prompts.messages import ToolCall, as_json, check_text
 
 Tool = Mapping[str, Any] | Callable[..., Any]
-"""``{"type": "function", "function": {"name", "description", "parameters"}}``, the inner part alone, or a function."""
+"""``{"type": "function", "function": {"name", "description", "parameters"}}``, the inner part alone, or a function.
+
+With ``"defer_loading": True`` beside these a tool may be called, but its description stands in no prompt's beginning: a
+message tells of it, so that what was there before stays in the KV cache.
+"""
+DEFERRED = "defer_loading"
 
 _SECTION = re.compile(r"^(Args|Returns|Raises):[ \t]*", re.MULTILINE)
 _ARGUMENT = re.compile(r"(\w+)[ \t]*(?:\([^()]*\))?:[ \t]*(.*)")
@@ -42,6 +47,11 @@ class Tools:
     def names(self) -> frozenset[str]:
         """What the model may call."""
         return frozenset(map(name_of, self.schemas))
+
+    @property
+    def told(self) -> tuple[dict[str, Any], ...]:
+        """Those that a prompt's beginning describes."""
+        return tuple(schema for schema in self.schemas if schema.get(DEFERRED) is not True)
 
     def run(self, call: ToolCall) -> Any:
         """What the function gives, or an object with the ``error`` if it doesn't take such arguments.

@@ -24,7 +24,7 @@ from edge_llama.server.store import ResponseStore
 from edge_llama.server.traffic import Traffic
 
 _SHOWN_ERRORS, _LONGEST_NAME = 3, 100
-_OF_UNION = re.compile(r"<\w+>|\w+=.*|\[key\]|[a-z-]+\[.*\]", re.DOTALL)
+_OF_UNION = re.compile(r"<[\w ]+>|\w+=.*|\[key\]|[a-z-]+\[.*\]", re.DOTALL)
 """Tags (:mod:`edge_llama.server.fields`), and pydantic's own names."""
 
 

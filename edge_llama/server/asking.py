@@ -110,8 +110,7 @@ class Answers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for generation in self._generations:
-            generation.cancel()
+        _cancel(self._generations)
         await self._stack.aclose()
 
 
@@ -124,6 +123,11 @@ async def _forward(
         queue.put_nowait(None)
     except EdgeLlamaError as error:
         queue.put_nowait(error)
+
+
+def _cancel(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        generation.cancel()
 
 
 async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limits) -> Answers:
@@ -142,7 +146,7 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
                 param="n",
             )
         generations: list[Generation] = []
-        stack.callback(lambda: [generation.cancel() for generation in generations])
+        stack.callback(_cancel, generations)
         for number in range(asked.count):
             generations.append(await pool.in_thread(asked.begin, lease.model, number, limits))  # noqa: PERF401 - what is begun ends if another fails
     except BaseException:

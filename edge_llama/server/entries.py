@@ -23,16 +23,21 @@ class Entry:
 def entries(models: Sequence[str | None], aliases: Mapping[str, str | None]) -> list[Entry]:
     """What ``models`` mean: files, folders (of one model, or of many) and names; None is the default model.
 
-    Each has a name of its own. ``aliases`` are other names and whose they are; None: the first one's. Raises
-    ArtifactError for what is no model, OptionError for an alias of none, or one that is a model's name.
+    Each has a name of its own; one that is given again has the other name too. ``aliases`` are other names and whose
+    they are; None: the first one's. Raises ArtifactError for what is no model, OptionError for an alias of none, or one
+    that is a model's name.
     """
     paths: dict[str, Path] = {}
-    known: set[Path] = set()
+    names: dict[Path, str] = {}
+    again: dict[str, str] = {}
     for model in _all(models or [None]):
-        if (real := model.path.resolve()) not in known:
-            known.add(real)
-            paths[_unique(model, paths)] = model.path
-    targets = {alias: next(iter(paths)) if name is None else name for alias, name in aliases.items()}
+        if first := names.get(real := model.path.resolve()):
+            again[model.name] = first
+        else:
+            names[real] = name = _unique(model, paths)
+            paths[name] = model.path
+    targets = {name: first for name, first in again.items() if name not in paths}
+    targets |= {alias: next(iter(paths)) if name is None else name for alias, name in aliases.items()}
     for alias, target in targets.items():
         _check_alias(alias, target, paths)
     return [

@@ -1,7 +1,7 @@
 """``/health``: whether the server is there; ``/metrics``: what it has done."""
 
 import asyncio
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -18,7 +18,9 @@ from edge_llama.server.openai.objects import responses
 router = APIRouter()
 _PATIENCE = 2.0
 """Seconds for a model to tell its numbers: one that is busy to death shall not keep those of the others."""
-_ERRORS = {status: told for status, told in responses(BaseModel).items() if status in (401, 403, 415, 429, 431, 503)}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: told for status, told in responses(BaseModel).items() if status in (401, 403, 415, 429, 431, 503)
+}
 
 
 class Health(BaseModel):
@@ -32,7 +34,7 @@ class Health(BaseModel):
 @router.get(
     "/health",
     response_model=Health,
-    responses=_ERRORS | {503: {"model": Health, "description": "The server is about to end."}},
+    responses={**_ERRORS, 503: {"model": Health, "description": "The server is about to end."}},
 )
 async def health(here: Here) -> Response:
     """Whether the server takes requests: nothing of a model is asked for that, and no key."""

@@ -49,16 +49,24 @@ class Fields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for name, mark in _refused(cls).items():
-                if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
-                    text = f"{name}{_shown(value)} is not supported: {mark.why}"
-                    raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
-        return data
+        if not isinstance(data, Mapping):
+            return data
+        for name, mark in _refused(cls).items():
+            if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
+                text = f"{name}{_shown(value)} is not supported: {mark.why}"
+                raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
+        return {name: _whole(value) for name, value in data.items()}
 
     def ignored(self) -> list[str]:
         """Names of the fields without effect that were given, of objects within too, each once."""
         return list(dict.fromkeys(_ignored(self)))
+
+
+def _whole(value: Any) -> Any:
+    """5.0 is a whole number in JSON, whose schemas say so too."""
+    if isinstance(value, list):
+        return list(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown(value: object) -> str:
@@ -131,11 +139,14 @@ class Row:
 
 
 def rows(fields: type[Fields]) -> Iterator[Row]:
-    """The table of a request's fields, in their order; those of objects within as ``outer.inner``."""
-    yield from _rows(fields, "", frozenset())
+    """The table of a request's fields, in their order; those of objects within as ``outer.inner``.
+
+    Objects that may stand in several places have their fields where they come first; elsewhere that place is named.
+    """
+    yield from _rows(fields, "", {})
 
 
-def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator[Row]:
+def _rows(fields: type[Fields], prefix: str, seen: dict[type[Fields], str]) -> Iterator[Row]:
     for attribute, field in fields.model_fields.items():
         name = f"{prefix}{field.alias or attribute}"
         if refused := _mark(field, Refused):
@@ -145,15 +156,27 @@ def _rows(fields: type[Fields], prefix: str, above: frozenset[type]) -> Iterator
             yield Row(name, "without effect", ignored.why)
         elif not (prefix and _is_kind(attribute, field)):
             yield Row(name, "honoured", field.description or "")
-            yield from _inner_rows(name, field, above | {fields})
+            yield from _inner_rows(name, field, seen)
 
 
-def _inner_rows(name: str, field: FieldInfo, above: frozenset[type]) -> Iterator[Row]:
+def _inner_rows(name: str, field: FieldInfo, seen: dict[type[Fields], str]) -> Iterator[Row]:
     """Those of the objects in a field: of several kinds each is named, as ``outer[kind].inner``."""
-    inner = [each for each in dict.fromkeys(_within(field.annotation)) if each not in above]
+    inner = list(dict.fromkeys(_within(field.annotation)))
     for each in inner:
         kinds = _kinds(each) if len(inner) > 1 else ()
-        yield from _rows(each, f"{name}[{', '.join(kinds)}]." if kinds else f"{name}.", above | {each})
+        place = f"{name}[{', '.join(kinds)}]" if kinds else name
+        if each not in seen:
+            seen[each] = place
+            yield from _rows(each, f"{place}.", seen)
+        elif _is_refused(each):
+            yield from _rows(each, f"{place}.", seen)
+        else:
+            yield Row(place if kinds else f"{place}.…", "honoured", f"As `{seen[each]}`")
+
+
+def _is_refused(fields: type[Fields]) -> bool:
+    """Whether objects of this kind are."""
+    return any(field for name, field in fields.model_fields.items() if name in _KINDS and _mark(field, Refused))
 
 
 def _is_kind(attribute: str, field: FieldInfo) -> bool:

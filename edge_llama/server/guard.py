@@ -66,6 +66,10 @@ class Guard:
             await reply.respond(error_response(error, scope["path"]))
         except bodies.ClientLeftError:
             reply.status = LEFT
+        except asyncio.CancelledError:  # the server ends, and this one did not in time
+            if not reply.has_begun:
+                await reply.respond(error_response(_ends(), scope["path"]))
+            raise
         except Exception as error:
             # Its text may be a client's: the places say enough.
             places = [f"{each.filename}:{each.lineno}" for each in traceback.extract_tb(error.__traceback__)]
@@ -104,8 +108,7 @@ class Guard:
     def _place(self) -> Iterator[Callable[[int], None]]:
         """One of the places for requests. ApiError if none is free, or no more are given."""
         if self._traffic.is_draining:
-            text = "the server is about to end and takes no more requests"
-            raise ApiError(503, text, code="draining", headers={"Retry-After": "5"})
+            raise _ends()
         if self._traffic.running >= self._limits.requests:
             text = f"the server answers {self._limits.requests:,} requests, as many as it may at once"
             raise ApiError(429, text, code="too_many_requests", headers={"Retry-After": "1"})
@@ -146,6 +149,11 @@ class Guard:
         tokens = f" prompt={counts.prompt} cached={counts.cached} generated={counts.generated}" if counts else ""
         path = printable(scope["path"])[:_LONGEST_PATH]
         _log.info("%s %s %d%s %.0f ms %s", scope["method"], path, reply.status, tokens, 1000 * seconds, reply.id)
+
+
+def _ends() -> ApiError:
+    text = "the server is about to end and takes no more requests"
+    return ApiError(503, text, code="draining", headers={"Retry-After": "5"})
 
 
 class _Reply:

@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from edge_llama.errors import InputError
+from edge_llama.errors import EdgeLlamaError, InputError
 from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
@@ -21,6 +23,7 @@ from edge_llama.server.entries import Entry, entries
 from edge_llama.server.failures import ApiError, without_folder
 from edge_llama.server.room import Need, needed
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _THREADS = 64
 """That may wait for a model's process at once."""
@@ -37,14 +40,21 @@ class Lease:
 
 
 @dataclass(eq=False, slots=True)
+class _Use:
+    """A lease, or who waits for one."""
+
+    holds: bool = False
+    """Whether the model may not be unloaded any more."""
+
+
+@dataclass(eq=False, slots=True)
 class _Place:
     """A model of the server, loaded or not."""
 
     entry: Entry
     held: tuple[Model, Need] | None = None
     """The model while it is loaded, and what it takes."""
-    users: int = 0
-    """Leases, those among them that still wait for the model."""
+    uses: set[_Use] = field(default_factory=set)
     last_used: int = 0
     loading: "asyncio.Task[Model] | None" = None
 
@@ -53,14 +63,24 @@ class _Place:
         """The loaded one."""
         return self.held[0] if self.held else None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody holds it."""
+        return not any(use.holds for use in self.uses)
+
+    @property
+    def has_died(self) -> bool:
+        """Whether the model's process is no more, and nobody is still told so by it."""
+        return self.is_idle and isinstance(self.model, IsolatedModel) and self.model.has_died
+
 
 class Pool:
     """The models of a server. Of its event loop's thread, but for what it has done in others.
 
     One model is loaded at a time: each is given what the others leave. What has to make room for it is the one that
-    nobody has used for longest; one in use is waited for. A model whose process died is loaded anew by the next
-    request, whatever lies in its file by then. With an unloaded model its prompt cache is gone, but for what the
-    option ``cache_dir`` keeps.
+    nobody has used for longest; one in use is waited for, and new requests for it come after that. A model whose
+    process died is loaded anew by the next request, whatever lies in its file by then. With an unloaded model its
+    prompt cache is gone, but for what the option ``cache_dir`` keeps.
     """
 
     def __init__(
@@ -85,6 +105,8 @@ class Pool:
         self._turn = asyncio.Lock()
         """Of the model that is being loaded."""
         self._freed = asyncio.Event()
+        self._is_awaited = False
+        """Whether somebody waits for others to be out of use: who comes later is served later."""
         self._clock = itertools.count(1)
         self._is_closed = False
         self._limiter = anyio.CapacityLimiter(_THREADS)
@@ -109,61 +131,85 @@ class Pool:
         Who leaves while it loads does not stop that: others may wait for it, or ask next.
         """
         place = self._places[self.entry(name).name]
-        with self._used(place):
+        with self._used(place) as use:
             try:
-                model = await self._model(place)
-            except InputError as error:  # by who set the server up, not by who asks
-                raise _not_loaded(place.entry, error) from error
+                model = await self._model(place, use)
+            except (EdgeLlamaError, ApiError) as error:
+                _log.warning("%s: can't be loaded: %s", place.entry.name, error)
+                if isinstance(error, InputError):  # by who set the server up, not by who asks
+                    raise _not_loaded(place.entry, error) from error
+                raise
             yield Lease(place.entry.name, model)
 
     async def load(self, name: str) -> Model:
         """Have it loaded for those who ask next. Raises what opening it raises, and ApiError as :meth:`lease`."""
         place = self._places[self.entry(name).name]
-        with self._used(place):
-            return await self._model(place)
+        with self._used(place) as use:
+            return await self._model(place, use)
 
     @contextmanager
-    def _used(self, place: _Place) -> Iterator[None]:
-        place.users += 1
+    def _used(self, place: _Place) -> Iterator[_Use]:
+        use = _Use()
+        place.uses.add(use)
         try:
-            yield
+            yield use
         finally:
-            place.users -= 1
+            place.uses.discard(use)
             place.last_used = next(self._clock)
             self._freed.set()
 
-    async def _model(self, place: _Place) -> Model:
+    async def _model(self, place: _Place, use: _Use) -> Model:
+        """The model, held: at once if it is loaded, unless somebody waits for room. Then it is in turn."""
         if place.loading is None:
-            if place.model and not (place.users == 1 and _has_died(place.model)):
+            if place.model and not place.has_died and not self._is_awaited:
+                use.holds = True
                 return place.model
             place.loading = asyncio.create_task(self._load(place))
             place.loading.add_done_callback(_seen)
         return await asyncio.shield(place.loading)
 
     async def _load(self, place: _Place) -> Model:
+        """The model, loaded if it is not; held for all who wait for it."""
         deadline = asyncio.get_running_loop().time() + self._patience
         try:
             async with self._turn:
-                await self._unload(place)  # what has died
-                need = await self._room_for(place, deadline)
-                model = await self.in_thread(self._open, place.entry.path, need)
-                place.held = model, replace(need, context=model.context)
-                return model
+                if place.model is None or place.has_died:
+                    await self._open_in(place, deadline)
+                for use in place.uses:
+                    use.holds = True
+                assert place.model  # noqa: S101 - it was loaded
+                return place.model
         finally:
             place.loading = None
 
+    async def _open_in(self, place: _Place, deadline: float) -> None:
+        began = time.monotonic()
+        await self._unload(place)
+        need = await self._room_for(place, deadline)
+        model = await self.in_thread(self._open, place.entry.path, need)
+        place.held = model, replace(need, context=model.context)
+        if len(self._places) > 1:  # the only one is told of by who starts the server
+            told = f"loaded in {time.monotonic() - began:.1f} s, {model.n_ctx:,} tokens of context"
+            _log.info("%s: %s", place.entry.name, told)
+
     async def _room_for(self, place: _Place, deadline: float) -> Need:
         """What the model takes, once it fits: others are unloaded for that, or waited for until ``deadline``."""
-        while True:
-            loaded = [other for other in self._places.values() if other.held]
-            held = [other.held for other in loaded if other.held]
-            need = await self.in_thread(needed, place.entry.path, self._options, held, self._memory)
-            if need is not None:
-                return need
-            if idle := [other for other in loaded if not other.users]:
-                await self._unload(min(idle, key=lambda other: other.last_used))
-            else:
-                await self._wait_for_others(place, loaded, deadline)
+        try:
+            while True:
+                loaded = [other for other in self._places.values() if other.held]
+                held = [other.held for other in loaded if other.held]
+                need = await self.in_thread(needed, place.entry.path, self._options, held, self._memory)
+                if need is not None:
+                    return need
+                if idle := [other for other in loaded if other.is_idle]:
+                    oldest = min(idle, key=lambda other: other.last_used)
+                    _log.info("%s: unloaded for %s", oldest.entry.name, place.entry.name)
+                    await self._unload(oldest)
+                else:
+                    self._is_awaited = True
+                    await self._wait_for_others(place, loaded, deadline)
+        finally:
+            self._is_awaited = False
 
     async def _wait_for_others(self, place: _Place, loaded: Sequence[_Place], deadline: float) -> None:
         self._freed.clear()
@@ -216,10 +262,6 @@ def _not_loaded(entry: Entry, error: InputError) -> ApiError:
         code="model_not_loaded",
         headers={"x-should-retry": "false"},  # OpenAI's and Anthropic's clients ask again otherwise
     )
-
-
-def _has_died(model: Model) -> bool:
-    return isinstance(model, IsolatedModel) and model.has_died
 
 
 def _seen(task: "asyncio.Task[Model]") -> None:

@@ -90,8 +90,9 @@ class Running(uvicorn.Server):
         if self._until is None:
             traffic.is_draining = True
             self._until = time.monotonic() + seconds
-            if traffic.running:
-                self._tell(f"{traffic.running:,} requests are answered first, for {seconds:g} s at most")
+            if count := traffic.running:
+                what = "1 request is" if count == 1 else f"{count:,} requests are"
+                self._tell(f"{what} answered first, for {seconds:g} s at most")
         if not traffic.running or time.monotonic() > self._until:
             self.should_exit = True
 

@@ -10,9 +10,9 @@ import anthropic
 import pytest
 from anthropic.types import Message, MessageParam, ToolParam
 from serving import Served
-from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
+from talk import ANSWER, QUESTION, STORY, TEMPLATE, THINKING, WEATHER, talking
 
-from edge_llama.server.settings import ServerSettings
+from edge_llama.server.settings import Limits, ServerSettings
 
 ASK: MessageParam = {"role": "user", "content": QUESTION}
 TOOL: ToolParam = {"name": "weather", "description": "Tells the weather.", "input_schema": WEATHER}
@@ -151,6 +151,31 @@ def test_a_call_is_streamed_as_json(talk: Served) -> None:
     assert message.stop_reason == "tool_use"
 
 
+def test_a_tool_that_is_found_later_leaves_the_cache_whole(talk: Served) -> None:
+    """As Claude Code's own search of tools has it: the list grows, the prompt's beginning does not change."""
+    rain: Any = {**TOOL, "name": "rain", "defer_loading": True}
+    search: Any = {"name": "search", "input_schema": {"type": "object"}}
+    first = ask(talk, tools=[search, TOOL], max_tokens=1)
+    turns: list[Any] = [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "search", "input": {}}]},
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "toolu_1",
+                    "content": [{"type": "tool_reference", "tool_name": "rain"}],
+                }
+            ],
+        },
+    ]
+    choice: Any = {"type": "tool", "name": "rain"}
+    second = ask(talk, ASK, *turns, tools=[rain, search, TOOL], tool_choice=choice, max_tokens=200)
+    assert second.usage.cache_read_input_tokens is not None
+    assert second.usage.cache_read_input_tokens >= total(first)
+    assert second.content[0].to_dict()["name"] == "rain"
+
+
 def test_without_a_choice_tools_are_told_and_text_is_answered(talk: Served) -> None:
     message = ask(talk, tools=[TOOL], tool_choice={"type": "none"})
     assert {block.type for block in message.content} <= {"text"}
@@ -254,6 +279,18 @@ def test_the_billing_line_leaves_the_cache_whole(talk: Served) -> None:
     assert asked(2).usage.input_tokens <= 1
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_system_may_speak_later_whatever_the_template(small_talk: Path, is_refused: bool) -> None:
+    refusing = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the beginning!') }}{% endif %}"
+    template = TEMPLATE.replace("<|im_start|>{{ m.role }}", f"{refusing}<|im_start|>{{{{ m.role }}}}")
+    assert template != TEMPLATE
+    with talking(small_talk, template if is_refused else TEMPLATE) as served:
+        given: Any = [ASK, {"role": "system", "content": "Be polite."}]
+        message = ask(served, *given)
+        counted = client(served).messages.count_tokens(model=served.name, messages=given)
+    assert counted.input_tokens == total(message)
+
+
 def test_an_unknown_model_is_not_found(talk: Served) -> None:
     with pytest.raises(anthropic.NotFoundError, match=f"there are {talk.name}") as raised:
         client(talk).messages.create(model="claude-none", max_tokens=1, messages=[ASK])
@@ -311,6 +348,19 @@ def test_a_full_queue_is_a_rate_limit(small_talk: Path) -> None:
                 ask(busy)
         assert raised.value.response.headers["retry-after"] == "1"
         assert raised.value.type == "rate_limit_error"
+
+
+def test_an_error_amid_a_stream_is_an_event(small_talk: Path) -> None:
+    with talking(small_talk, settings=ServerSettings(limits=Limits(seconds=0.5)), n_ctx=8192) as hasty:
+        given: Any = {"model": hasty.name, "max_tokens": 8000, "messages": [{"role": "user", "content": STORY}]}
+        texts: list[str] = []
+        with (
+            pytest.raises(anthropic.APIStatusError, match="not done by its deadline") as raised,
+            client(hasty).messages.stream(**given) as stream,
+        ):
+            texts.extend(stream.text_stream)
+    assert texts
+    assert raised.value.type == "timeout_error"
 
 
 def test_a_silent_stream_gets_pings(small_talk: Path) -> None:

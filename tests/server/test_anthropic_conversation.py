@@ -59,6 +59,19 @@ def test_the_system_may_speak_within_the_conversation() -> None:
     said = messages(ASK, {"role": "assistant", "content": "Hi."}, later, ASK)
     assert [message.role for message in said] == ["user", "assistant", "system", "user"]
     assert messages(ASK, {"role": "system", "output_config": {"effort": "low"}}) == [Message("user", "Hello!")]
+    assert messages({"role": "system", "content": "Be polite."}, ASK, system="Be brief.") == [
+        Message("system", "Be brief.\nBe polite."),
+        Message("user", "Hello!"),
+    ]
+
+
+def test_where_a_template_has_no_place_for_it_the_user_is_reminded() -> None:
+    turns = [ASK, {"role": "system", "content": [text("Be"), text("polite.")]}, ASK]
+    fields = CountFields.model_validate({"model": "m", "messages": turns, "system": "Be brief."})
+    assert messages_of(fields, 4, reminds=True) == [
+        Message("system", "Be brief."),
+        Message("user", "Hello!\n<system-reminder>\nBe\npolite.\n</system-reminder>\nHello!"),
+    ]
 
 
 def test_images_stay_in_their_places() -> None:
@@ -96,6 +109,30 @@ def test_results_come_first_and_text_beside_them_after() -> None:
         ("Error: No such city.", "weather"),
         ("", None),
         ("Well?", None),
+    ]
+
+
+def test_deferred_tools_are_described_where_they_are_named() -> None:
+    tools = [
+        {"name": "weather", "input_schema": {}},
+        {"name": "rain", "description": "Rain.", "input_schema": {"type": "object"}, "defer_loading": True},
+    ]
+    found = [{"type": "tool_reference", "tool_name": name} for name in ("rain", "weather", "none")]
+    result = {"type": "tool_result", "tool_use_id": "a", "content": found}
+    changes = [
+        {"type": kind, "tool": {"type": "tool_reference", "name": "rain"}} for kind in ("tool_addition", "tool_removal")
+    ]
+    said = messages({"role": "user", "content": [result]}, {"role": "system", "content": changes}, tools=tools)
+    described = (
+        '<functions>\n<function>{"description": "Rain.", "name": "rain", "parameters": {"type": "object"}}</function>\n'
+        "</functions>"
+    )
+    assert said == [
+        Message("tool", f"{described}\nweather\nnone", tool_call_id="a"),
+        Message(
+            "system",
+            f"A tool may be called from here on:\n{described}\nA tool may not be called any more: rain",
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import Served
 from talk import ANSWER, QUESTION, talking
 
+CASES = 5 * int(os.environ.get("EDGE_LLAMA_CASES", "12"))
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 USER = [{"role": "user", "content": QUESTION}]
 
@@ -162,3 +166,28 @@ def test_fields_that_are_too_large_or_of_the_wrong_type(talk: Served, fields: di
         assert len(response.text) < 2000
     else:
         check(talk, response)
+
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+"""Any JSON."""
+
+
+@settings(max_examples=CASES, deadline=None)
+@given(data=st.data())
+def test_any_json_in_any_field_is_answered_or_refused(talk: Served, data: st.DataObject) -> None:
+    """What schemathesis draws is near to what is right; this is far from it."""
+    document = talk.app.openapi()
+    path = data.draw(st.sampled_from([path for path, operations in document["paths"].items() if "post" in operations]))
+    body = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = [*document["components"]["schemas"][body.rpartition("/")[2]]["properties"], "no such field"]
+    body = data.draw(values | st.dictionaries(st.sampled_from(fields), values, max_size=6))
+    headers = {"content-type": "application/json"}
+    response = talk.client.post(path, content=json.dumps(body).encode("utf-8"), headers=headers)
+    assert response.status_code < 500, (path, body, response.text)
+    if response.status_code >= 400:
+        assert response.json()["error"]["message"]

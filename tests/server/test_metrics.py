@@ -2,10 +2,33 @@
 
 import logging
 import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Served
+from talk import ANSWER, QUESTION, talking
+
+
+@pytest.fixture(scope="module")
+def served(small_talk: Path) -> Iterator[Served]:
+    with talking(small_talk) as server:
+        yield server
+
+
+def line_of(response: httpx.Response, caplog: pytest.LogCaptureFixture) -> str:
+    """The one line of a request, which is written when all of the response is."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        lines = [record.getMessage() for record in caplog.records if record.name == "edge_llama.server"]
+        if found := [line for line in lines if line.endswith(response.headers["x-request-id"])]:
+            (line,) = found
+            return line
+        time.sleep(0.005)
+    raise AssertionError("there is no line")
 
 
 def value(server: Served, name: str, **labels: str) -> float:
@@ -38,7 +61,7 @@ def test_a_loaded_model_tells_its_numbers(served: Served) -> None:
     served.model.generate("Once upon a time", max_tokens=4).result()
     name = served.name
     assert value(served, "edge_llama_models_loaded") == 1
-    assert value(served, "edge_llama_model_cells", model=name) == 2048
+    assert value(served, "edge_llama_model_cells", model=name) == 1024
     assert value(served, "edge_llama_model_generated_tokens_total", model=name) >= 3
     assert value(served, "edge_llama_model_prompt_tokens_total", model=name) >= 4
     assert value(served, "edge_llama_model_seconds_total", model=name) > 0
@@ -48,9 +71,36 @@ def test_a_loaded_model_tells_its_numbers(served: Served) -> None:
 def test_a_request_is_one_line_without_content(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "edge_llama.server"):
         response = served.client.post("/v1/no%1bsuch?secret=1", json={"secret": "secret"})
-    lines = [record.getMessage() for record in caplog.records if record.name == "edge_llama.server"]
-    assert len(lines) == 1
-    assert re.fullmatch(rf"POST /v1/no\\x1bsuch 404 \d+ ms {response.headers['x-request-id']}", lines[0])
+        line = line_of(response, caplog)
+    assert re.fullmatch(rf"POST /v1/no\\x1bsuch 404 \d+ ms {response.headers['x-request-id']}", line)
+
+
+@pytest.mark.parametrize(("path", "is_streamed"), [("/v1/chat/completions", False), ("/v1/messages", True)])
+def test_tokens_of_a_request_are_told_and_counted(
+    served: Served, caplog: pytest.LogCaptureFixture, path: str, is_streamed: bool
+) -> None:
+    asked = {"model": served.name, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 64}
+    names = {name: f"edge_llama_{name}_tokens_total" for name in ("prompt", "cached", "generated")}
+    before = {name: value(served, total, model=served.name) for name, total in names.items()}
+    with caplog.at_level(logging.INFO, "edge_llama.server"):
+        response = served.client.post(path, json={**asked, "stream": is_streamed, "temperature": 0})
+        line = line_of(response, caplog)
+    assert response.status_code == 200
+    assert ANSWER in response.text or is_streamed
+    found = re.fullmatch(rf"POST {path} 200 prompt=(\d+) cached=(\d+) generated=(\d+) \d+ ms req_\w+", line)
+    assert found, line
+    told = dict(zip(names, map(int, found.groups()), strict=True))
+    assert told["prompt"] > told["cached"]
+    assert told["generated"] > 5
+    counted = {name: value(served, total, model=served.name) - before[name] for name, total in names.items()}
+    assert counted == told
+
+
+def test_embedded_texts_are_counted(served: Served) -> None:
+    total = "edge_llama_prompt_tokens_total"
+    before = value(served, total, model=served.name)
+    response = served.client.post("/v1/embeddings", json={"model": served.name, "input": ["one", "two three"]})
+    assert value(served, total, model=served.name) - before == response.json()["usage"]["prompt_tokens"] > 0
 
 
 def test_a_server_that_is_about_to_end_says_so_and_takes_nothing(served: Served) -> None:

@@ -103,8 +103,9 @@ def test_token_ids_are_continued_exactly_or_not_at_all(talk: Served) -> None:
     control = [tokenizer.control_tokens["<|im_start|>"], *ids]
     for wrong in (other, control, [tokenizer.n_vocab], [ids, control]):
         assert "token" in completed(talk, prompt=wrong, status=400)["error"]["message"]
-    assert "a mixture" in completed(talk, prompt=[PROMPT, 5], status=400)["error"]["message"]
-    assert "a mixture" in completed(talk, prompt=[PROMPT, [5]], status=400)["error"]["message"]
+    for mixture in ([PROMPT, 5], [PROMPT, [5]], [5, PROMPT], [[5], 5]):
+        assert completed(talk, prompt=mixture, status=400)["error"]["param"] == "prompt.1"
+    assert "expected a text, a list" in completed(talk, prompt=[{}], status=400)["error"]["message"]
 
 
 def test_log_probabilities_are_parallel_lists(talk: Served) -> None:

@@ -182,6 +182,13 @@ def test_what_is_wrong_is_told_where_it_stands(talk: Served, given: dict[str, An
     assert error["type"] == "invalid_request_error"
 
 
+def test_a_whole_number_may_be_written_as_a_fraction(talk: Served) -> None:
+    body = b'{"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 2.0, "seed": 1e1, "temperature": 1}'
+    response = talk.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.json()["usage"]["completion_tokens"] == 2
+    assert talk.client.post("/detokenize", json={"tokens": [5.0, 6]}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'"a"', b'{"messages": [{"role": "user", "content": "\xff"}]}', b"[" * 10_000],

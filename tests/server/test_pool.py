@@ -108,6 +108,13 @@ def test_names_are_unique(folder: Path) -> None:
     assert [entry.name for entry in entries(given, {})] == ["a", "x/a", "a@2"]
 
 
+def test_a_model_that_is_given_again_has_both_names(folder: Path) -> None:
+    (folder / "same.gguf").symlink_to(folder / "a.gguf")
+    given = [str(folder / f"{name}.gguf") for name in ("a", "same", "b", "b")]
+    found = entries(given, {})
+    assert [(entry.name, entry.aliases) for entry in found] == [("a", ("same",)), ("b", ())]
+
+
 def test_aliases_are_names_of_the_first_or_of_the_one_they_name(folder: Path) -> None:
     pool = Pool([str(folder)], aliases={"gpt-9": None, "small": "c", "tiny": "c"})
     assert pool.entry("gpt-9").name == "a"
@@ -194,6 +201,33 @@ def test_one_in_use_is_waited_for(folder: Path, size: int) -> None:
             assert not waiting.done()
         assert await waiting
         assert pool.loaded.keys() == {"b"}
+
+    run(pool, use)
+
+
+def test_one_that_is_never_out_of_use_gives_way_and_comes_back(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size, patience=30)
+    answered = 0
+    is_over = asyncio.Event()
+
+    async def busy(delay: float) -> None:
+        nonlocal answered
+        await asyncio.sleep(delay)
+        while not is_over.is_set():
+            async with pool.lease("a"):
+                await asyncio.sleep(0.03)
+                answered += 1
+
+    async def use() -> None:
+        clients = [asyncio.create_task(busy(delay)) for delay in (0, 0.01, 0.02)]
+        while answered < 3:
+            await asyncio.sleep(0.01)
+        assert await ask(pool, "b")
+        before = answered
+        while answered < before + 3:
+            await asyncio.sleep(0.01)
+        is_over.set()
+        await asyncio.gather(*clients)
 
     run(pool, use)
 
@@ -309,14 +343,14 @@ def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None
 
 
 def test_a_model_whose_process_is_killed_answers_the_next_request(folder: Path) -> None:
-    pool, before = Pool([str(folder / "a.gguf")], OPTIONS), psutil.Process().children()
+    pool, before = Pool([str(folder / "a.gguf")], {"threads": 1}), psutil.Process().children()
 
     async def use() -> None:
         expected = await ask(pool, "a")
         await _killed(pool)
         assert await ask(pool, "a") == expected
         async with pool.lease("a") as lease:
-            endless = lease.model.generate("a", max_tokens=200, temperature=0, logit_bias={2: -10_000})
+            endless = lease.model.answer([Message("user", "Tell a very long story.")], temperature=0)
             kill(pool)
             with pytest.raises(EngineDiedError):
                 await endless

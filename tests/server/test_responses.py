@@ -13,7 +13,7 @@ from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
 
 from edge_llama.server.openai.responses import options_of
 from edge_llama.server.openai.responses_fields import ResponseFields
-from edge_llama.server.settings import ServerSettings
+from edge_llama.server.settings import Limits, ServerSettings
 
 TOOL: Any = {"type": "function", "name": "weather", "description": "Tells it.", "parameters": WEATHER, "strict": True}
 SKY: Any = {"type": "namespace", "name": "sky", "description": "", "tools": [{**TOOL, "name": "rain"}]}
@@ -315,6 +315,17 @@ def test_a_model_that_is_not_there_and_one_that_sees_nothing(talk: Served) -> No
     )
     with pytest.raises(openai.BadRequestError, match="sees no images"):
         ask(talk, [{"role": "user", "content": [{"type": "input_image", "image_url": picture, "detail": "auto"}]}])
+
+
+def test_an_error_amid_a_stream_is_a_response_that_failed(small_talk: Path) -> None:
+    with talking(small_talk, settings=ServerSettings(limits=Limits(seconds=0.5)), n_ctx=8192) as hasty:
+        last = stream(hasty, STORY, max_output_tokens=8000)[-1]
+        assert last.type == "response.failed"
+        assert last.response.error
+        assert (last.response.status, last.response.error.code) == ("failed", "server_error")
+        assert "not done by its deadline" in last.response.error.message
+        with pytest.raises(openai.NotFoundError):
+            client(hasty).responses.retrieve(last.response.id)
 
 
 def test_a_full_queue_is_a_rate_limit(small_talk: Path) -> None:

@@ -1,5 +1,6 @@
 """``edge-llama serve`` as a user runs it: a process, its lines on stderr, its signals and its end."""
 
+import asyncio
 import os
 import re
 import resource
@@ -15,10 +16,15 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from talk import STORY
 from terminals import EDGE_LLAMA
 
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.server.listening import bound, needs_key
+from edge_llama.server.app import create
+from edge_llama.server.listening import bound, needs_key, url
+from edge_llama.server.pool import Pool
+from edge_llama.server.running import Running
+from edge_llama.server.settings import ServerSettings
 
 SECONDS = 60
 MODEL = Path(__file__).resolve().parent.parent / "data" / "small_talk.gguf"
@@ -130,13 +136,42 @@ def test_what_runs_is_finished_and_nothing_more_is_taken() -> None:
         assert client.get("/health").status_code == 200
         with half_a_request(command.url) as connection:
             command.process.send_signal(signal.SIGINT)
-            command.said("1 requests are answered first, for 30 s at most")
+            command.said("1 request is answered first, for 30 s at most")
             assert client.get("/health").status_code == 503
             refused = client.get("/metrics")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
             connection.sendall(b'"a": 1 }')
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
         assert command.ended() == 130
+
+
+def test_an_answer_that_streams_is_finished() -> None:
+    fields = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 150, "stream": True, "temperature": 0}
+    with serving(MODEL, "--n-ctx", "256", "--no-isolate") as command, httpx.Client(timeout=SECONDS) as client:
+        with client.stream("POST", f"{command.url}/v1/chat/completions", json=fields) as stream:
+            events = stream.iter_lines()
+            first = next(events)
+            command.process.send_signal(signal.SIGTERM)
+            told = [first, *filter(None, events)]
+        assert told[-1] == "data: [DONE]"
+        assert '"finish_reason":"length"' in told[-2]
+        assert command.ended() == 143
+
+
+def test_what_lasts_too_long_is_broken_off() -> None:
+    app = create(Pool([str(MODEL)], isolate=False), ServerSettings(drain_seconds=0.2))
+    told: list[str] = []
+    running = Running(app, app.state.server, told.append)
+    listeners = bound("127.0.0.1", 0)
+    thread = threading.Thread(target=lambda: asyncio.run(running.serve(listeners)), daemon=True)
+    address = listeners[0].getsockname()
+    thread.start()
+    with half_a_request(url(*address)) as connection:
+        running.handle_exit(signal.SIGTERM, None)
+        assert connection.recv(100).startswith(b"HTTP/1.1 503 ")
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    assert "1 request is answered first, for 0.2 s at most" in told
 
 
 def test_a_second_signal_ends_it_at_once() -> None:

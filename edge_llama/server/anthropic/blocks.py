@@ -137,7 +137,7 @@ class ToolReferenceBlock(Fields):
     """A tool that a search of the client's found."""
 
     type: Literal["tool_reference"]
-    tool_name: str = Field(description="Given to the model as text: it knows every tool from the start.")
+    tool_name: str = Field(description="One of `tools`: if it was deferred, the model reads its description here.")
     cache_control: CacheControl = None
 
 
@@ -167,6 +167,38 @@ class ToolResultBlock(Fields):
     toolset_name: Annotated[Any, Ignored("there are no sets of tools")] = None
 
 
+class ToolByName(Fields):
+    """A tool."""
+
+    type: Literal["tool_reference"]
+    name: str = Field(description="One of `tools`.")
+
+
+class ToolElsewhere(Fields):
+    """A tool that ``tools`` hasn't."""
+
+    type: Annotated[
+        Literal["tool_definition", "mcp_tool_reference", "mcp_toolset_reference"],
+        Refused("name one of `tools`, which may be there with defer_loading"),
+    ]
+
+
+class ToolAdditionBlock(Fields):
+    """A tool that may be called from here on."""
+
+    type: Literal["tool_addition"]
+    tool: ToolByName | ToolElsewhere = Field(discriminator="type", description="The model reads its description here.")
+    cache_control: CacheControl = None
+
+
+class ToolRemovalBlock(Fields):
+    """A tool that may not be called any more."""
+
+    type: Literal["tool_removal"]
+    tool: ToolByName | ToolElsewhere = Field(discriminator="type", description="The model reads here that it is gone.")
+    cache_control: CacheControl = None
+
+
 class ServerToolBlock(Fields):
     """What tools of Anthropic's servers, and its other services, leave in a conversation."""
 
@@ -184,8 +216,6 @@ class ServerToolBlock(Fields):
             "mcp_tool_use",
             "mcp_tool_result",
             "mcp_tool_listing",
-            "tool_addition",
-            "tool_removal",
             "compaction",
             "fallback",
         ],
@@ -203,6 +233,8 @@ Block: TypeAlias = (
     | ToolUseBlock
     | ToolResultBlock
     | ToolReferenceBlock
+    | ToolAdditionBlock
+    | ToolRemovalBlock
     | ServerToolBlock
 )
 _AnyBlock = Annotated[Block, Field(discriminator="type")]

@@ -1,10 +1,12 @@
 """A conversation in Anthropic's blocks as the messages that chat templates know."""
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
+from edge_llama.model import Model
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.server.anthropic.blocks import (
     Base64Source,
@@ -17,11 +19,14 @@ from edge_llama.server.anthropic.blocks import (
     TextBlock,
     TextSource,
     ThinkingBlock,
+    ToolAdditionBlock,
+    ToolByName,
     ToolReferenceBlock,
+    ToolRemovalBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
-from edge_llama.server.anthropic.fields import CountFields, Turn
+from edge_llama.server.anthropic.fields import CountFields, Tool
 from edge_llama.server.failures import ApiError
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
@@ -38,21 +43,83 @@ def has_billing_line(fields: CountFields) -> bool:
     return any(_BILLING.match(block.text) for block in fields.system or ())
 
 
-def messages_of(fields: CountFields, max_images: int) -> list[Message]:
-    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
-    turns = list(_turns(fields.messages))
+def conversation_for(model: Model, fields: CountFields, max_images: int) -> list[Message]:
+    """The messages of a request as this model's chat template takes them. It decodes images: call it in a thread.
+
+    Raises what :func:`messages_of` does, and TemplateError if the model has no template.
+    """
+    is_later = any(turn.role == "system" for turn in fields.messages[1:])
+    return messages_of(fields, max_images, reminds=is_later and not _takes_system_later(model))
+
+
+def _takes_system_later(model: Model) -> bool:
+    """Whether the chat template has a place for the system within a conversation: many refuse that."""
+    said = [Message("user", "a"), Message("system", "b"), Message("assistant", "c"), Message("user", "d")]
+    template = model.template
+    try:
+        template.text(said)
+    except TemplateError:
+        return False
+    return True
+
+
+def messages_of(fields: CountFields, max_images: int, *, reminds: bool = False) -> list[Message]:
+    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill.
+
+    With ``reminds`` what the system says later stands in the user's turn, as Claude Code itself marks it there.
+    """
+    turns = list(_turns(_all_turns(fields, reminds=reminds)))
     _check_images(turns, max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
             "the conversation ends with the assistant's turn, which can't be gone on with",
             remedy="end with the user's: say there how the answer is to begin",
         )
-    texts = [text for block in fields.system or () if (text := _BILLING.sub("", block.text))]
-    messages = [Message("system", "\n".join(texts))] if texts else []
     names: dict[str, str] = {}
-    for role, blocks in turns:
-        messages += _spoken(role, blocks, names)
-    return messages
+    return [message for role, blocks in turns for message in _spoken(role, blocks, names)]
+
+
+def _all_turns(fields: CountFields, *, reminds: bool) -> Iterator[tuple[str, Sequence[Block]]]:
+    """Those of the request, the system prompt first."""
+    system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
+    yield "system", [block for block in system if block.text]
+    deferred = {tool.name: tool for tool in fields.tools or () if tool.defer_loading}
+    for at, turn in enumerate(fields.messages):
+        blocks = [_with_tools(block, deferred) for block in turn.content]
+        if at and reminds and turn.role == "system":
+            yield "user", [_reminder(blocks)] if blocks else []
+        else:
+            yield turn.role, blocks
+
+
+def _with_tools(block: Block, deferred: Mapping[str, Tool]) -> Block:
+    """The block, text in place of names of tools: their descriptions, of those that the model was not told of yet."""
+    match block:
+        case ToolReferenceBlock():
+            return TextBlock(type="text", text=_described(block.tool_name, deferred))
+        case ToolAdditionBlock(tool=ToolByName(name=name)):
+            return TextBlock(type="text", text=f"A tool may be called from here on:\n{_described(name, deferred)}")
+        case ToolRemovalBlock(tool=ToolByName(name=name)):
+            return TextBlock(type="text", text=f"A tool may not be called any more: {name}")
+        case ToolResultBlock():
+            content = [
+                _with_tools(each, deferred) if isinstance(each, ToolReferenceBlock) else each for each in block.content
+            ]
+            return block.model_copy(update={"content": content})
+    return block
+
+
+def _described(name: str, deferred: Mapping[str, Tool]) -> str:
+    """As Claude Code tells its model that descriptions come; the name alone of a tool that it knows."""
+    if (tool := deferred.get(name)) is None:
+        return name
+    described = {"description": tool.description or "", "name": name, "parameters": tool.input_schema}
+    return f"<functions>\n<function>{json.dumps(described, ensure_ascii=False)}</function>\n</functions>"
+
+
+def _reminder(blocks: Sequence[Block]) -> TextBlock:
+    text = "".join(part for part in _parts(blocks) if isinstance(part, str))
+    return TextBlock(type="text", text=f"<system-reminder>\n{text}\n</system-reminder>")
 
 
 def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:
@@ -73,15 +140,15 @@ def _images_in(block: Block | BrowserStateBlock) -> int:
     return 0
 
 
-def _turns(turns: Iterable[Turn]) -> Iterator[tuple[str, list[Block]]]:
+def _turns(turns: Iterable[tuple[str, Sequence[Block]]]) -> Iterator[tuple[str, list[Block]]]:
     """Turns of one role in a row are one, as Anthropic has it."""
     role, blocks = "", list[Block]()
-    for turn in turns:
-        if turn.role != role and role:
+    for speaker, said in turns:
+        if speaker != role and role:
             yield role, blocks
             blocks = []
-        role = turn.role
-        blocks = [*blocks, *turn.content]
+        role = speaker
+        blocks = [*blocks, *said]
     yield role, blocks
 
 
@@ -134,8 +201,6 @@ def _block_parts(block: Block | BrowserStateBlock) -> list[str | Image]:
             return [*heads, *_document(block)]
         case SearchResultBlock():
             return [block.title, block.source, *(text.text for text in block.content)]
-        case ToolReferenceBlock():
-            return [block.tool_name]
     return []
 
 

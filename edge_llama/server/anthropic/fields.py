@@ -14,10 +14,7 @@ _NO_SERVER_TOOLS = "this server runs no tools and asks no other server: give too
 class Turn(Fields):
     """A turn of the conversation."""
 
-    role: Literal["user", "assistant", "system"] = Field(
-        description="Turns of one role in a row are one. Those of the system may stand anywhere; the last is not the "
-        "assistant's."
-    )
+    role: Literal["user", "assistant", "system"]
     content: Content = Field(default_factory=list, description="Text, or blocks of it and others.")
     clear_at: Annotated[Any, Ignored("what the client sends is what the model reads")] = None
     output_config: Annotated[Any, Ignored("the request's own counts")] = None
@@ -32,7 +29,11 @@ class Tool(Fields):
     input_schema: dict[str, Any] = Field(description="The arguments' JSON schema.")
     cache_control: CacheControl = None
     allowed_callers: Annotated[Any, Ignored("the model alone calls tools")] = None
-    defer_loading: Annotated[Any, Ignored("the model knows every tool from the start")] = None
+    defer_loading: bool | None = Field(
+        None,
+        description="true: the model is told of it where a `tool_reference` or `tool_addition` names it, so that what "
+        "stands before stays in the cache.",
+    )
     eager_input_streaming: Annotated[Any, Ignored("a call is sent once it is whole")] = None
     input_examples: Annotated[Any, Ignored("chat templates have no place for them")] = None
     strict: Annotated[Any, Ignored("calls fit their schema where tool_choice asks for one")] = None
@@ -107,7 +108,7 @@ class OutputConfig(Fields):
     format: JsonFormat | None = Field(
         None, description="JSON by a schema; without effect where `tool_choice` asks for a call."
     )
-    task_budget: Annotated[Any, Ignored("max_tokens is what counts")] = None
+    task_budget: Annotated[Any, Ignored("`max_tokens` is what counts")] = None
 
 
 Choice = Annotated[AutoChoice | AnyChoice | ToolChoice | NoChoice, Field(discriminator="type")]
@@ -118,7 +119,12 @@ class CountFields(Fields):
     """What ``/v1/messages/count_tokens`` takes."""
 
     model: str = Field(description="A model's name, or an alias.")
-    messages: list[Turn] = Field(min_length=1, description="The conversation.")
+    messages: list[Turn] = Field(
+        min_length=1,
+        description="The conversation; turns of one role in a row are one. The system's may stand anywhere: where the "
+        "chat template has no place for them they stand in the user's, as `<system-reminder>`. The last turn is not "
+        "the assistant's.",
+    )
     system: Texts | None = Field(None, description="What the model is told first.")
     tools: list[Tool] | None = Field(None, description="What the model may call.")
     tool_choice: Choice | None = Field(None, description="Whether it does.")

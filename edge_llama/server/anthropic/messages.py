@@ -5,8 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from edge_llama.model import Model
+from edge_llama.prompts.tools import DEFERRED
 from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
-from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
+from edge_llama.server.anthropic.conversation import BILLING, conversation_for, has_billing_line
 from edge_llama.server.anthropic.fields import (
     AnyChoice,
     CountFields,
@@ -42,7 +43,7 @@ async def create_message(
         request,
         fields,
         fields.model,
-        lambda _: asked(fields, max_images),
+        lambda model: asked(model, fields, max_images),
         told,
         is_streamed=bool(fields.stream),
         ignored=_ignored(fields, beta, version),
@@ -57,7 +58,7 @@ async def count_tokens(
     pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(messages_of(fields, max_images), tools=_tools(fields.tools))
+        return model.count_tokens(conversation_for(model, fields, max_images), tools=_tools(fields.tools))
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:
@@ -69,8 +70,8 @@ async def count_tokens(
     return json_response({"input_tokens": tokens}, headers=headers_of(fields, _ignored(fields, beta, version)))
 
 
-def asked(fields: MessageFields, max_images: int) -> Ask:
-    """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
+def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
+    """What a request asks of a model; raises what :func:`conversation_for` does."""
     options = {
         "tools": _tools(fields.tools),
         "tool_choice": _choice(fields),
@@ -83,7 +84,7 @@ def asked(fields: MessageFields, max_images: int) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    messages = tuple(messages_of(fields, max_images))
+    messages = tuple(conversation_for(model, fields, max_images))
     return Ask(messages, {name: value for name, value in options.items() if value is not None})
 
 
@@ -94,7 +95,7 @@ def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
-    return {"type": "function", "function": described}
+    return {"type": "function", "function": described, **({DEFERRED: True} if tool.defer_loading else {})}
 
 
 def _choice(fields: MessageFields) -> Any:

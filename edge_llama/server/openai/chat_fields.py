@@ -17,7 +17,8 @@ class ImageUrl(Fields):
     """An image within a message."""
 
     url: str = Field(
-        description="A data URL, `data:image/png;base64,…`. Nothing is fetched: http, https and file URLs are errors."
+        description="A data URL, `data:image/png;base64,…`. Nothing is fetched: http, https and file URLs are errors.",
+        json_schema_extra={"pattern": "^data:image/"},
     )
     detail: Annotated[
         Literal["auto", "low", "high", "original"] | None,

@@ -2,20 +2,33 @@
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-from edge_llama.server.fields import Fields, Ignored, Refused, by_type
+from edge_llama.server.fields import Fields, Ignored, Refused
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
 
 _Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TokenIds: TypeAlias = list[_Id]
-_Item: TypeAlias = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[_Id, Tag("<int>")] | Annotated[TokenIds, Tag("<list>")],
-    by_type("a text, a token id, or a list of token ids"),
-]
+_Several = Field(min_length=1, max_length=2048)
+
+
+def _kind(value: object) -> str:
+    """What a list is of, its first item says."""
+    if isinstance(value, list):
+        return f"<list of {type(value[0]).__name__}>" if value else "<list of str>"
+    return f"<{type(value).__name__}>"
+
+
 TextsOrIds: TypeAlias = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[_Item], Field(min_length=1, max_length=2048), Tag("<list>")],
-    by_type("a text, or a list"),
+    Annotated[str, Tag("<str>")]
+    | Annotated[list[str], _Several, Tag("<list of str>")]
+    | Annotated[TokenIds, Tag("<list of int>")]
+    | Annotated[list[TokenIds], _Several, Tag("<list of list>")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_kind",
+        custom_error_message="expected a text, a list of texts, token ids, or a list of lists of token ids",
+    ),
 ]
 """One text or several, or one text as token ids or several."""
 

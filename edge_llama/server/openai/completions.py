@@ -34,12 +34,13 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
     if fields.echo and fields.logprobs is not None:
         raise ApiError(400, "echo and logprobs don't go together: a prompt has no log-probabilities", param="logprobs")
     texts: list[str] = []
+    most = server.settings.limits.max_tokens or _MAX_TOKENS
 
     def ask(model: Model) -> Ask:
         if fields.logprobs is not None:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
         texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer))
-        return Ask(texts[0], _options(fields), fields.n or 1, tuple(texts[1:]))
+        return Ask(texts[0], _options(fields, most), fields.n or 1, tuple(texts[1:]))
 
     return await answer(
         request,
@@ -51,8 +52,8 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
     )
 
 
-def _options(fields: CompletionFields) -> dict[str, Any]:
-    options = {**fields.options(), "max_tokens": fields.max_tokens or _MAX_TOKENS}
+def _options(fields: CompletionFields, most: int) -> dict[str, Any]:
+    options = {**fields.options(), "max_tokens": fields.max_tokens or min(_MAX_TOKENS, most)}
     return options if fields.logprobs is None else {**options, "logprobs": fields.logprobs}
 
 

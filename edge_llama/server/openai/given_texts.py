@@ -6,20 +6,16 @@ from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.server.failures import ApiError
 
 
-def texts_of(given: str | Sequence[str | int | Sequence[int]], field: str, tokenizer: Tokenizer) -> list[str]:
-    """One text or several; ``field`` is where they stand. ApiError for a mixture, and for ids that are no text's."""
+def texts_of(given: str | list[str] | list[int] | list[list[int]], field: str, tokenizer: Tokenizer) -> list[str]:
+    """One text or several; ``field`` is where they stand. ApiError for ids that are no text's."""
     if isinstance(given, str):
         return [given]
     texts = [each for each in given if isinstance(each, str)]
     ids = [each for each in given if isinstance(each, int)]
-    lists = [each for each in given if not isinstance(each, str | int)]
-    if [bool(texts), bool(ids), bool(lists)].count(True) != 1:
-        raise ApiError(400, f"{field} is a mixture: give texts, or token ids of one text or several", param=field)
-    if texts:
-        return texts
+    lists = [each for each in given if isinstance(each, list)]
     if ids:
         return [text_of(ids, field, tokenizer)]
-    return [text_of(each, f"{field}.{at}", tokenizer) for at, each in enumerate(lists)]
+    return texts or [text_of(each, f"{field}.{at}", tokenizer) for at, each in enumerate(lists)]
 
 
 def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer) -> str:

@@ -220,7 +220,9 @@ class ResponseFields(Fields):
         None, ge=0, le=20, description="The likeliest tokens at each place; asks for log-probabilities."
     )
     include: list[Included] | None = Field(
-        None, description="`message.output_text.logprobs` asks for log-probabilities; the others add nothing."
+        None,
+        description="`message.output_text.logprobs` asks for log-probabilities: of every token that was written, "
+        "thoughts among them. The others add nothing.",
     )
     text: TextOptions | None = Field(None, description="The form of the answer.")
     reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")

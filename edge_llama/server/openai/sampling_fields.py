@@ -9,6 +9,7 @@ from edge_llama.server.fields import Fields, Ignored, by_type
 
 _Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_Biases: TypeAlias = Annotated[dict[_TokenId, _Bias], Field(json_schema_extra={"additionalProperties": False})]
 _Stop: TypeAlias = Annotated[
     Annotated[str, Field(min_length=1), Tag("<str>")]
     | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16), Tag("<list>")],
@@ -39,10 +40,10 @@ class SamplingFields(Fields):
     """The fields that requests have in common. What is left out is as the model's publisher recommends."""
 
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
-    top_p: float | None = Field(None, ge=0, le=1, description="As OpenAI has it.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Among the likeliest tokens of this probability.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Over the last 64 tokens.")
-    logit_bias: dict[_TokenId, _Bias] | None = Field(
+    logit_bias: _Biases | None = Field(
         None, description="Added to the logits of tokens, by this model's own ids (see `/tokenize`)."
     )
     seed: int | None = Field(

@@ -1,0 +1,106 @@
+"""Requests that end before their answer does: the client leaves, or it takes too long."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import Served
+from talk import ANSWER, QUESTION, STORY, talking
+
+from edge_llama.server.settings import Limits, ServerSettings
+
+PATHS = ["/v1/chat/completions", "/v1/messages"]
+
+
+@pytest.fixture(scope="module")
+def talk(small_talk: Path) -> Iterator[Served]:
+    """It answers one after the other: what waits is seen."""
+    with talking(small_talk, n_ctx=4096, max_running=1) as server:
+        yield server
+
+
+def asked(server: Served, **more: Any) -> dict[str, Any]:
+    story = {"model": server.name, "messages": [{"role": "user", "content": STORY}], "max_tokens": 3000}
+    return {**story, "temperature": 0, **more}
+
+
+def wait_for_rest(server: Served) -> None:
+    """Nothing is answered and nothing waits; the next is answered at once."""
+    until = time.monotonic() + 10
+    while (stats := server.model.stats()).running or stats.queued:
+        assert time.monotonic() < until, stats
+        time.sleep(0.005)
+    question = asked(server, messages=[{"role": "user", "content": QUESTION}], max_tokens=32)
+    assert ANSWER in server.client.post(PATHS[0], json=question).text
+
+
+def is_running(server: Served, running: int, queued: int) -> None:
+    until = time.monotonic() + 10
+    while ((stats := server.model.stats()).running, stats.queued) != (running, queued):
+        assert time.monotonic() < until, stats
+        time.sleep(0.002)
+
+
+def left(server: Served, path: str, **more: Any) -> socket.socket:
+    """A connection whose answer is awaited."""
+    address = httpx.URL(server.url)
+    connection = socket.create_connection((address.host, address.port or 80))
+    body = json.dumps(asked(server, **more)).encode()
+    lines = (f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json")
+    connection.sendall("\r\n".join((*lines, f"content-length: {len(body)}\r\n\r\n")).encode() + body)
+    return connection
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_who_leaves_ends_its_answer(talk: Served, path: str, is_streamed: bool) -> None:
+    before = talk.model.stats().generated_tokens
+    with left(talk, path, stream=is_streamed):
+        is_running(talk, 1, 0)
+    wait_for_rest(talk)
+    assert talk.model.stats().generated_tokens - before < 3000
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_who_leaves_while_it_waits_is_never_answered(talk: Served, is_streamed: bool) -> None:
+    with left(talk, PATHS[0], stream=True):
+        is_running(talk, 1, 0)
+        with left(talk, PATHS[1], stream=is_streamed):
+            is_running(talk, 1, 1)
+        is_running(talk, 1, 0)
+    wait_for_rest(talk)
+
+
+@pytest.fixture(scope="module")
+def hasty(small_talk: Path) -> Iterator[Served]:
+    """It gives no answer more than a twentieth of a second, and no more than 2,000 tokens."""
+    limits = Limits(seconds=0.05, max_tokens=2000)
+    with talking(small_talk, settings=ServerSettings(limits=limits), n_ctx=4096) as server:
+        assert server.model
+        yield server
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_answer_that_takes_too_long_is_an_error(hasty: Served, path: str) -> None:
+    response = hasty.client.post(path, json=asked(hasty, max_tokens=2000))
+    assert response.status_code == 504
+    assert "deadline" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_that_takes_too_long_ends_in_an_error(hasty: Served, path: str) -> None:
+    response = hasty.client.post(path, json=asked(hasty, max_tokens=2000, stream=True))
+    assert response.status_code in (200, 504)  # it may end before its first token
+    assert "was not done by its deadline" in response.text
+    assert '"finish_reason":"' not in response.text
+
+
+def test_more_tokens_than_may_be_are_refused(hasty: Served) -> None:
+    response = hasty.client.post(PATHS[0], json=asked(hasty, max_tokens=2001))
+    assert response.status_code == 400
+    assert "2,000" in response.json()["error"]["message"]
