@@ -240,6 +240,25 @@ def test_a_template_tells_how_it_writes_calls(llama: edge_llama.Model, name: str
     assert (style.form.name, style.written) == (form, written)
 
 
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_who_decides_between_calls_and_a_schema_keeps_to_one(llama: edge_llama.Model, choice: str | None) -> None:
+    options: dict[str, Any] = {"tools": [weather], "tool_choice": choice, "temperature": 0, "max_tokens": 60}
+    schema = {"enum": ["Hi", "Bye"]}
+    called = llama.answer([Message("user", PARIS)], json_schema=schema, **options).result()
+    assert [(call.name, call.arguments) for call in called.tool_calls] == [("weather", {"city": "Paris"})]
+    # What the model would rather write, neither a call nor by the schema, can't come.
+    barred = llama.answer([Message("user", HELLO)], json_schema=schema, **options).result()
+    assert barred.tool_calls or barred.text in ('"Hi"', '"Bye"')
+
+
+def test_without_parallel_calls_an_answer_ends_with_the_first(llama: edge_llama.Model) -> None:
+    for choice in (None, "required"):
+        options: dict[str, Any] = {"tools": [weather], "tool_choice": choice, "temperature": 0, "max_tokens": 60}
+        answer = llama.answer([Message("user", BOTH)], parallel_tool_calls=False, **options).result()
+        assert len(answer.tool_calls) == 1
+        assert answer.finish_reason == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -341,6 +341,24 @@ def test_plain_text_passes_at_once_and_a_call_is_given_when_it_is_complete() -> 
     assert [reader.feed(part).text for part in ("[", "link", "](")] == ["", "", "[link]("]
 
 
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("json", '[{"name": "f", "parameters": {"x": 1}}, {"name": "g", "parameters": {}}]'),
+        ("json", '{"name": "f", "parameters": {"x": 1}}; {"name": "g", "parameters": {}}'),
+        ("pythonic", "[f(x=1), g()]"),
+    ],
+)
+def test_one_call_is_all_that_is_wanted(form: str, answer: str) -> None:
+    reader = ToolCallParser(FORMS[form], NAMES, TAGS, is_single=True)
+    assert not reader.is_complete
+    found = reader.feed(answer)
+    assert reader.is_complete
+    assert [(call.name, call.arguments) for call in found.calls] == F1
+    assert reader.notes == ["one tool call was asked for: left out g"]
+    assert not reader.finish().calls
+
+
 def test_code_between_tags_is_a_call_of_the_interpreter_if_there_is_one() -> None:
     code = "def f(x):\n    return {'a': x}\nprint(f(1))"
     names = frozenset(("code_interpreter", "f"))

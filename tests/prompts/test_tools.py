@@ -10,7 +10,7 @@ from tools import SEARCH, TOOLS, add, get_weather
 from transformers.utils import get_json_schema
 
 from edge_llama import Message, OptionError, ToolCall
-from edge_llama.prompts.tools import function_schema, tools_of
+from edge_llama.prompts.tools import function_schema, name_of, tools_of
 
 
 class Colour(enum.Enum):
@@ -316,3 +316,11 @@ def test_json_that_is_no_message_is_an_error(data: dict[str, Any], problem: str)
 def test_tool_calls_that_are_none_are_an_error(calls: Any) -> None:
     with pytest.raises(OptionError, match="expected"):
         Message("assistant", "", calls)
+
+
+def test_a_deferred_tool_may_be_called_and_is_told_of_by_messages_alone() -> None:
+    rain, snow = {"name": "rain", "parameters": {}}, {"name": "snow"}
+    deferred = {"type": "function", "function": rain, "defer_loading": True}
+    tools = tools_of([SEARCH, deferred, {**snow, "defer_loading": True}, {"name": "sun", "defer_loading": False}])
+    assert tools.names == {"search", "rain", "snow", "sun"}
+    assert [name_of(schema) for schema in tools.told] == ["search", "sun"]

@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, MessageParam, ToolParam
 from serving import Served
-from talk import ANSWER, QUESTION, STORY, TEMPLATE, THINKING, WEATHER, talking
+from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
 
 from edge_llama.server.settings import Limits, ServerSettings
 
@@ -277,18 +277,6 @@ def test_the_billing_line_leaves_the_cache_whole(talk: Served) -> None:
 
     asked(1)
     assert asked(2).usage.input_tokens <= 1
-
-
-@pytest.mark.parametrize("is_refused", [False, True])
-def test_the_system_may_speak_later_whatever_the_template(small_talk: Path, is_refused: bool) -> None:
-    refusing = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('the beginning!') }}{% endif %}"
-    template = TEMPLATE.replace("<|im_start|>{{ m.role }}", f"{refusing}<|im_start|>{{{{ m.role }}}}")
-    assert template != TEMPLATE
-    with talking(small_talk, template if is_refused else TEMPLATE) as served:
-        given: Any = [ASK, {"role": "system", "content": "Be polite."}]
-        message = ask(served, *given)
-        counted = client(served).messages.count_tokens(model=served.name, messages=given)
-    assert counted.input_tokens == total(message)
 
 
 def test_an_unknown_model_is_not_found(talk: Served) -> None:

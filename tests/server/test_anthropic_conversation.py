@@ -65,15 +65,6 @@ def test_the_system_may_speak_within_the_conversation() -> None:
     ]
 
 
-def test_where_a_template_has_no_place_for_it_the_user_is_reminded() -> None:
-    turns = [ASK, {"role": "system", "content": [text("Be"), text("polite.")]}, ASK]
-    fields = CountFields.model_validate({"model": "m", "messages": turns, "system": "Be brief."})
-    assert messages_of(fields, 4, reminds=True) == [
-        Message("system", "Be brief."),
-        Message("user", "Hello!\n<system-reminder>\nBe\npolite.\n</system-reminder>\nHello!"),
-    ]
-
-
 def test_images_stay_in_their_places() -> None:
     (message,) = messages({"role": "user", "content": [text("What is"), PICTURE, text("this?")]})
     assert message.parts == ("What is", Image.open(PNG), "this?")

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
 from openai_requests import QUESTION, asked, joined, streamed
 from serving import Served, serve
@@ -20,6 +21,7 @@ import edge_llama
 from edge_llama import Message
 from edge_llama.server.asking import SEEDS
 from edge_llama.server.pool import Pool
+from edge_llama.server.settings import Limits, ServerSettings
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 ANSWER = "The capital of Japan is Tokyo."
@@ -215,6 +217,22 @@ def test_an_answer_has_the_form_that_is_asked_for(talk: Served, strict: bool | N
     assert body["choices"][0]["finish_reason"] == "stop"
 
 
+class Place(pydantic.BaseModel):
+    city: Literal["Tokyo", "Rome"]
+    sizes: list[Literal[1, 2]] = pydantic.Field(max_length=2)
+
+
+def test_the_clients_own_helpers_get_typed_answers_whole_and_streamed(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "small_talk", "messages": [QUESTION], "response_format": Place, "temperature": 0}
+    whole = client.chat.completions.parse(**given).choices[0].message.parsed
+    assert isinstance(whole, Place)
+    with client.chat.completions.stream(**given) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion().choices[0].message.parsed
+    assert final == whole
+    assert {"chunk", "content.delta", "content.done"} <= set(kinds)
+
+
 def test_any_object_and_any_text_are_forms(talk: Served) -> None:
     body = asked(talk, response_format={"type": "json_object"}, max_tokens=200, temperature=1, seed=1)
     if body["choices"][0]["finish_reason"] == "stop":
@@ -328,3 +346,35 @@ def test_a_client_that_leaves_ends_its_answer(talk: Served) -> None:
             break
         talk.wait(asyncio.sleep(0.01))
     assert not talk.model.stats().running
+
+
+def test_limits_hold_for_each_answer(small_talk: Path) -> None:
+    few = ServerSettings(limits=Limits(max_tokens=4, choices=2))
+    with serve(Pool([str(small_talk)], {"n_ctx": 512, "threads": 1}, isolate=False), few) as served:
+        body = asked(served, STORY, n=2)
+        assert [choice["finish_reason"] for choice in body["choices"]] == ["length", "length"]
+        assert body["usage"]["completion_tokens"] == 8
+        assert asked(served, STORY, max_tokens=5, status=400)["error"]["param"] == "max_tokens"
+        assert asked(served, STORY, n=3, status=400)["error"]["param"] == "n"
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_told_of(small_talk: Path) -> None:
+    short = ServerSettings(limits=Limits(seconds=0.05))
+    with serve(Pool([str(small_talk)], {"n_ctx": 8192, "threads": 1}, isolate=False), short) as served:
+        _ = served.model
+        assert asked(served, STORY, status=504)["error"]["code"] == "timeout"
+        given = {"messages": [STORY], "temperature": 0, "stream": True}
+        response = served.client.post("/v1/chat/completions", json=given)
+        last = response.text.strip().split("\n\n")[-1].removeprefix("data: ")
+        assert json.loads(last)["error"]["code"] == "timeout"
+
+
+def test_a_model_in_a_process_of_its_own_says_the_same(talk: Served, small_talk: Path) -> None:
+    given = {"logprobs": True, "top_logprobs": 2, "seed": 1, "n": 2, "reasoning_effort": "low", "tool_choice": "none"}
+    with serve(Pool([str(small_talk)], {"n_ctx": 512, "threads": 1})) as isolated:
+        for one, other in zip(asked(isolated, **given)["choices"], asked(talk, **given)["choices"], strict=True):
+            assert one["message"] == other["message"]
+            tokens = [[entry["token"] for entry in choice["logprobs"]["content"]] for choice in (one, other)]
+            assert tokens[0] == tokens[1]
+        assert joined(streamed(isolated, **given)) == ANSWER
+        assert isolated.client.post("/tokenize", json={"content": "a", "with_pieces": True}).status_code == 200

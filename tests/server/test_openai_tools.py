@@ -67,6 +67,21 @@ def test_calls_are_streamed_whole_and_counted(llama: Served) -> None:
     assert [arguments["city"] for _, arguments in calls_of(whole)] == ["Rome", "Bonn"]
 
 
+def test_the_clients_own_helper_puts_calls_together(llama: Served) -> None:
+    with openai.OpenAI(base_url=f"{llama.url}/v1", api_key="none", max_retries=0) as client:
+        messages: list[Any] = [user(BOTH)]
+        tools: list[Any] = [{"type": "function", "function": {**WEATHER["function"], "strict": True}}]
+        given: dict[str, Any] = {"model": llama.name, "messages": messages, "tools": tools, "temperature": 0}
+        with client.chat.completions.stream(**given) as stream:
+            done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        calls = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert [(event.name, event.index, json.loads(event.arguments)["city"]) for event in done] == [
+        ("weather", 0, "Rome"),
+        ("weather", 1, "Bonn"),
+    ]
+    assert [call.function.parsed_arguments for call in calls] == [{"city": "Rome"}, {"city": "Bonn"}]
+
+
 def test_without_parallel_calls_there_is_one(llama: Served) -> None:
     for choice in ({}, {"tool_choice": "required"}):
         body = asked(llama, user(BOTH), tools=[WEATHER], parallel_tool_calls=False, **choice)

@@ -23,7 +23,7 @@ from edge_llama.server.settings import Limits, ServerSettings
 
 CASES = os.environ.get("EDGE_LLAMA_CASES")
 """For each operation: so many by the document, and so many against it."""
-FEW = 6
+FEW = 4
 OPERATIONS = (
     ("get", "/health"),
     ("get", "/metrics"),

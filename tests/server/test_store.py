@@ -128,6 +128,16 @@ def test_a_deleted_file_is_as_none(tmp_path: Path) -> None:
     assert responses.get(NAMES[0]) is None
 
 
+def test_what_can_not_be_written_stays_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "responses"
+    responses = store(folder)
+    folder.rmdir()
+    responses.put(stored(NAMES[0]))
+    responses.close()
+    assert responses.get(NAMES[0]) == stored(NAMES[0])
+    assert "stays in memory alone" in caplog.text
+
+
 def test_a_folder_that_can_not_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="responses can't be kept there"):

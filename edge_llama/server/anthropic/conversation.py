@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from edge_llama.errors import OptionError, TemplateError
+from edge_llama.errors import OptionError
 from edge_llama.media.images import Image
-from edge_llama.model import Model
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.server.anthropic.blocks import (
     Base64Source,
@@ -43,32 +42,9 @@ def has_billing_line(fields: CountFields) -> bool:
     return any(_BILLING.match(block.text) for block in fields.system or ())
 
 
-def conversation_for(model: Model, fields: CountFields, max_images: int) -> list[Message]:
-    """The messages of a request as this model's chat template takes them. It decodes images: call it in a thread.
-
-    Raises what :func:`messages_of` does, and TemplateError if the model has no template.
-    """
-    is_later = any(turn.role == "system" for turn in fields.messages[1:])
-    return messages_of(fields, max_images, reminds=is_later and not _takes_system_later(model))
-
-
-def _takes_system_later(model: Model) -> bool:
-    """Whether the chat template has a place for the system within a conversation: many refuse that."""
-    said = [Message("user", "a"), Message("system", "b"), Message("assistant", "c"), Message("user", "d")]
-    template = model.template
-    try:
-        template.text(said)
-    except TemplateError:
-        return False
-    return True
-
-
-def messages_of(fields: CountFields, max_images: int, *, reminds: bool = False) -> list[Message]:
-    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill.
-
-    With ``reminds`` what the system says later stands in the user's turn, as Claude Code itself marks it there.
-    """
-    turns = list(_turns(_all_turns(fields, reminds=reminds)))
+def messages_of(fields: CountFields, max_images: int) -> list[Message]:
+    """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
+    turns = list(_turns(_all_turns(fields)))
     _check_images(turns, max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
@@ -79,17 +55,13 @@ def messages_of(fields: CountFields, max_images: int, *, reminds: bool = False) 
     return [message for role, blocks in turns for message in _spoken(role, blocks, names)]
 
 
-def _all_turns(fields: CountFields, *, reminds: bool) -> Iterator[tuple[str, Sequence[Block]]]:
+def _all_turns(fields: CountFields) -> Iterator[tuple[str, Sequence[Block]]]:
     """Those of the request, the system prompt first."""
     system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
     yield "system", [block for block in system if block.text]
     deferred = {tool.name: tool for tool in fields.tools or () if tool.defer_loading}
-    for at, turn in enumerate(fields.messages):
-        blocks = [_with_tools(block, deferred) for block in turn.content]
-        if at and reminds and turn.role == "system":
-            yield "user", [_reminder(blocks)] if blocks else []
-        else:
-            yield turn.role, blocks
+    for turn in fields.messages:
+        yield turn.role, [_with_tools(block, deferred) for block in turn.content]
 
 
 def _with_tools(block: Block, deferred: Mapping[str, Tool]) -> Block:
@@ -115,11 +87,6 @@ def _described(name: str, deferred: Mapping[str, Tool]) -> str:
         return name
     described = {"description": tool.description or "", "name": name, "parameters": tool.input_schema}
     return f"<functions>\n<function>{json.dumps(described, ensure_ascii=False)}</function>\n</functions>"
-
-
-def _reminder(blocks: Sequence[Block]) -> TextBlock:
-    text = "".join(part for part in _parts(blocks) if isinstance(part, str))
-    return TextBlock(type="text", text=f"<system-reminder>\n{text}\n</system-reminder>")
 
 
 def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:

@@ -122,7 +122,7 @@ class CountFields(Fields):
     messages: list[Turn] = Field(
         min_length=1,
         description="The conversation; turns of one role in a row are one. The system's may stand anywhere: where the "
-        "chat template has no place for them they stand in the user's, as `<system-reminder>`. The last turn is not "
+        "chat template has no place for them they are the user's, as `<system-reminder>`. The last turn is not "
         "the assistant's.",
     )
     system: Texts | None = Field(None, description="What the model is told first.")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Request, Response
 from edge_llama.model import Model
 from edge_llama.prompts.tools import DEFERRED
 from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
-from edge_llama.server.anthropic.conversation import BILLING, conversation_for, has_billing_line
+from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
 from edge_llama.server.anthropic.fields import (
     AnyChoice,
     CountFields,
@@ -22,6 +22,7 @@ from edge_llama.server.asking import Answers, Ask
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import json_response
 from edge_llama.server.handling import LEFT, Here, answer, headers_of
+from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter(tags=["Anthropic"])
@@ -58,7 +59,7 @@ async def count_tokens(
     pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(conversation_for(model, fields, max_images), tools=_tools(fields.tools))
+        return model.count_tokens(fitted(model, messages_of(fields, max_images)), tools=_tools(fields.tools))
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:
@@ -71,7 +72,7 @@ async def count_tokens(
 
 
 def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
-    """What a request asks of a model; raises what :func:`conversation_for` does."""
+    """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
     options = {
         "tools": _tools(fields.tools),
         "tool_choice": _choice(fields),
@@ -84,7 +85,7 @@ def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    messages = tuple(conversation_for(model, fields, max_images))
+    messages = fitted(model, messages_of(fields, max_images))
     return Ask(messages, {name: value for name, value in options.items() if value is not None})
 
 

@@ -21,6 +21,7 @@ from edge_llama.server.openai.chat_objects import ChatCompletion, ChatCompletion
 from edge_llama.server.openai.objects import responses, usage
 from edge_llama.server.openai.streams import DONE, finish_reason
 from edge_llama.server.openai.token_texts import TokenTexts
+from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter()
@@ -37,7 +38,7 @@ async def chat_completions(request: Request, fields: ChatFields, server: Here) -
     def ask(model: Model) -> Ask:
         if options.get("logprobs") is not None:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        return Ask(messages_of(fields, limits.images), options, fields.n or 1)
+        return Ask(fitted(model, messages_of(fields, limits.images)), options, fields.n or 1)
 
     return await answer(
         request,

@@ -23,6 +23,7 @@ from edge_llama.server.openai.responses_objects import EVENTS, Deleted, InputIte
 from edge_llama.server.openai.responses_writer import ResponseWriter
 from edge_llama.server.openai.token_texts import TokenTexts
 from edge_llama.server.store import Stored
+from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter()
@@ -41,7 +42,8 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
         read.extend(read_items(fields, server.responses))
         if "logprobs" in options:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        return Ask(tuple(messages_of(fields.instructions, read, server.settings.limits.images)), options)
+        messages = messages_of(fields.instructions, read, server.settings.limits.images)
+        return Ask(fitted(model, messages), options)
 
     def keep(response: Mapping[str, Any]) -> None:
         server.responses.put(Stored(response, read))
