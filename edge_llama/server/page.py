@@ -40,8 +40,11 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # kept, and asked about: files of two versions don't go together
 }
+_FRESH = "no-cache"
+"""Kept, and asked about each time: files of two versions don't go together."""
+_LASTING = "max-age=86400"
+"""For a picture: browsers ask for the page's icon whenever its address changes."""
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """Those that the page has: what the system's own table says of .js is another on some."""
 
@@ -92,7 +95,8 @@ async def file(name: str, request: Request) -> Response:
 
 
 def _response(found: _File, request: Request) -> Response:
-    headers = {**_HEADERS, "ETag": found.etag}
+    lasting = found.media_type.startswith("image/")
+    headers = {**_HEADERS, "ETag": found.etag, "Cache-Control": _LASTING if lasting else _FRESH}
     known = request.headers.get("if-none-match", "")
     if found.etag in (each.strip().removeprefix("W/") for each in known.split(",")):
         return Response(status_code=304, headers=headers)

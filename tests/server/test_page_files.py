@@ -74,6 +74,11 @@ def test_a_browser_that_has_a_file_is_sent_nothing(served: Served) -> None:
     assert served.client.get("/page/style.css").headers["etag"] != tag
 
 
+def test_a_file_is_asked_about_each_time_but_for_the_icon(served: Served) -> None:
+    kept = {name: served.client.get(f"/page/{name}").headers["cache-control"] for name in NAMES}
+    assert {name for name, how in kept.items() if how != "no-cache"} == {"icon.svg"}
+
+
 @pytest.mark.parametrize(
     "path", ["/page/none.js", "/page/", "/page/..%2fpage.py", "/page/%2e%2e/page.py", "/page/..", "/page/index.html%00"]
 )

@@ -193,7 +193,7 @@ const ENDS = {
 
 function notes(message, writing) {
   if (writing) return [];
-  const end = message.finish === null ? "The page was left before this answer was whole." : ENDS[message.finish];
+  const end = message.finish === null ? "Not whole: the page that wrote it was left, or is still at it in another tab." : ENDS[message.finish];
   return [...(message.notes ?? []), ...(end ? [end] : [])].map((text) => element("p", { class: "note" }, text));
 }
 

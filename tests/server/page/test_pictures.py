@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
+import llama4_answers
+import numpy as np
 import pytest
 from browsing import COMPLETIONS, Tab, delta, end, stream
 from PIL import Image
 from serving import Served, serve
 
+import converters
 from edge_llama.server.pool import Pool
 from edge_llama.server.settings import Limits, ServerSettings
 
@@ -28,16 +31,20 @@ GIVE = """
 """
 
 
-def png(side: int = 8) -> bytes:
+RED = np.full((8, 8, 3), (200, 60, 30), np.uint8)
+
+
+def png(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]" = RED) -> bytes:
     written = BytesIO()
-    Image.new("RGB", (side, side), (200, 60, 30)).save(written, "PNG")
+    Image.fromarray(pixels).save(written, "PNG")
     return written.getvalue()
 
 
 def give(
-    tab: Tab, way: str, name: str = "cat.png", media_type: str = "image/png", content: bytes | None = None
+    tab: Tab, way: str, name: str = "cat.png", media_type: str = "image/png", content: bytes | int = png()
 ) -> None:
-    tab.page.evaluate(GIVE, [way, name, media_type, list(png() if content is None else content)])
+    """Have the browser believe that this file was pasted or dropped; of a number: so many zeros."""
+    tab.page.evaluate(GIVE, [way, name, media_type, content if isinstance(content, int) else list(content)])
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +112,7 @@ def test_a_picture_can_be_taken_back(seeing: Tab) -> None:
 def test_what_cant_be_sent_is_refused_with_the_reason(
     seeing: Tab, name: str, media_type: str, size: int, why: str
 ) -> None:
-    give(seeing, "drop", name, media_type, bytes(size))
+    give(seeing, "drop", name, media_type, size)
     seeing.page.wait_for_selector(".toast")
     assert f"{name} was not attached: {why}" in seeing.toast.inner_text()
     assert seeing.page.locator("#attachments li").count() == 0
@@ -146,3 +153,24 @@ def test_pictures_go_into_a_file_and_come_back(seeing: Tab, tmp_path: Path, open
     other.page.locator("#conversations .row").click()
     other.page.wait_for_selector("article.user img")
     assert other.page.evaluate("document.querySelector('article.user img').decode().then(() => true)")
+
+
+@pytest.fixture(scope="module")
+def digits(browser: object, llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server whose model reads digits in pictures."""
+    folder = tmp_path_factory.mktemp("digits") / "model"
+    converters.convert(llama4_digits, folder, quant="f32", vision_quant="f32")
+    with serve(Pool([str(folder)], {"n_ctx": 2048, "threads": 1}, isolate=False)) as server:
+        yield server
+
+
+def test_a_model_with_eyes_reads_what_was_pasted(digits: Served, open_tab: Callable[..., Tab]) -> None:
+    model = digits.model
+    tab = open_tab(digits.url)
+    assert "text and pictures" in tab.page.inner_text("#facts")
+    tab.settings(temperature=0, max_tokens=32)
+    for question in llama4_answers.questions(4):
+        tab.page.click("#new-chat")
+        for picture in question.turn.pictures:
+            give(tab, "paste", content=png(picture))
+        assert tab.ask(question.turn.question) == llama4_answers.ours(model, question).strip()
