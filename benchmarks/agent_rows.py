@@ -48,7 +48,7 @@ def agents(options: argparse.Namespace) -> list[Result]:
     own = {"n_ctx": agent_model.N_CTX, "max_running": SLOTS, "kv_cells": agent_model.N_CTX}
     sides: dict[str, Callable[[], Server]] = {
         "edge-llama serve": lambda: edge_llama_server(path, options.threads, (), **own),
-        "llama-server": lambda: llama_server(path, options.threads, "unified", **shared, model="agent"),
+        "llama-server": lambda: llama_server(path, options.threads, "unified", **shared),
         "llama-cpp-python's server": lambda: python_server(path, options.threads, (), **shared),
     }
     asked = {OPENAI: list(sides), ANTHROPIC: list(sides)[:2]}
