@@ -62,6 +62,10 @@ class Copies:
         else:
             self._spill(state)
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a copy of so many bytes has room in memory beside all others."""
+        return self.nbytes + nbytes <= self._room(self.nbytes)
+
     def may_have(self, nbytes: int) -> bool:
         """Whether a copy of so many bytes has room, if need be in place of all others."""
         return nbytes <= self._room(self.nbytes)

@@ -154,39 +154,51 @@ class PromptCache:
         """Whether idle sequences take so many cells that they slow who runs. One may, if none is running.
 
         ``prompt_tokens`` are about to be prefilled. Attention takes each of them over all cells: if they are many, it
-        is faster to copy out whatever is idle.
+        is faster to copy out whatever is idle, and is done where no other copy has to leave for it.
         """
         running = {held.number for held in self._held if held.is_running}
-        has_others = len(self._held) - len(running) > (0 if running else 1)
-        may_be_idle = _IDLE_CELLS if prompt_tokens < _IDLE_CELLS else 0
-        return has_others and self._cells.used - self._cells.used_by(running) > may_be_idle
+        if len(self._held) - len(running) <= (0 if running else 1):
+            return False
+        idle_cells = self._cells.used - self._cells.used_by(running)
+        if prompt_tokens >= _IDLE_CELLS and 0 < idle_cells <= _IDLE_CELLS:
+            return self.copies.has_room(self._bytes(self._oldest_idle()))
+        return idle_cells > _IDLE_CELLS
 
-    def relieve(self) -> None:
-        """Copy out the idle sequence that was used least recently.
+    def relieve(self) -> bool:
+        """Copy out the idle sequence that was used least recently; whether no other copy had to leave for it.
 
         One at a time: nobody waits for long, and who comes back meanwhile finds its own.
         """
-        self._move_out(self._oldest_idle())
+        idle = self._oldest_idle()
+        has_room = self.copies.has_room(self._bytes(idle))
+        self._move_out(idle)
+        return has_room
 
     def tidy(self) -> bool:
         """While nothing is running, do a part of what makes the next steps fast; False if nothing is left to do.
 
-        What is idle is copied out but for the last that was used: it is likely to go on. Where other copies have to
-        leave for that they would with the next steps. The cells of the last are brought together: attention takes all
-        up to the last that is used.
+        What is idle is copied out, where no other copy has to leave for it, but for the last that was used: it is
+        likely to go on. The cells of each that stays are brought together: attention takes all up to the last that is
+        used, and to copy them out takes less.
         """
-        if self.is_crowded() and self.copies.may_have(self._bytes(self._oldest_idle())):
+        if self.is_crowded() and self.copies.has_room(self._bytes(self._oldest_idle())):
             self.relieve()
             return True
-        if len(self._held) == 1 and self._held[0].is_scattered and self.copies.may_have(self._bytes(self._held[0])):
-            self._compact(self._held[0])
-            return True
+        for held in self._held:
+            if held.is_scattered and self._may_compact(held):
+                self._compact(held)
+                return True
         return False
+
+    def _may_compact(self, held: Held) -> bool:
+        """Whether nothing has to leave for it, and it is kept whatever happens."""
+        return self.free_cells >= len(held.tokens) and self.copies.may_have(self._bytes(held))
 
     def _compact(self, held: Held) -> None:
         held.is_scattered = False
         if (state := self._tried_copy(held)) is None:
             return
+        place = self._held.index(held)
         self._release(held)
         try:
             again = self._loaded(state)
@@ -198,6 +210,7 @@ class PromptCache:
         else:
             again.owner = held.owner
             self.end(again, state.logits)
+            self._held.insert(place, self._held.pop())  # as recently used as it was
 
     def _oldest_idle(self) -> Held:
         return next(held for held in self._held if not held.is_running)

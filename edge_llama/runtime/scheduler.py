@@ -44,6 +44,8 @@ _WORTH_WAITING = 32
 """Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
+_RELIEF = 0.02
+"""Seconds that a step may take for copying out what is idle; one sequence is copied in any case."""
 _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
@@ -261,11 +263,7 @@ class Scheduler:
         has_worked = self._do_calls()
         has_worked |= self._admit()
         self._embed()
-        prompt_tokens = sum(len(running.todo) for running in self._running if not running.is_decoding)
-        is_crowded = bool(self._running) and self.cache.is_crowded(prompt_tokens)
-        if is_crowded:
-            self._deliver()
-            self.cache.relieve()
+        is_crowded = bool(self._running) and self._relieve()
         for batch in self._batches(with_prompts=not is_crowded):  # one of the two is enough for a step
             self._decode(batch)
             has_worked = True
@@ -276,6 +274,19 @@ class Scheduler:
         elif not has_left and self._may_tidy():
             return self._tidy()
         return has_left or has_worked
+
+    def _relieve(self) -> bool:
+        """Copy out what is idle and slows the others; whether some of it is still there.
+
+        One sequence in a step, or more if that takes no time and no other copy has to leave.
+        """
+        prompt_tokens = sum(len(running.todo) for running in self._running if not running.is_decoding)
+        latest = time.monotonic() + _RELIEF
+        may_relieve = True
+        while (is_crowded := self.cache.is_crowded(prompt_tokens)) and may_relieve:
+            self._deliver()
+            may_relieve = self.cache.relieve() and time.monotonic() < latest
+        return is_crowded
 
     def _may_tidy(self) -> bool:
         return not self._is_tidy and time.monotonic() >= self._last_worked + _REST

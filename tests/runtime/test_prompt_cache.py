@@ -290,6 +290,37 @@ def test_few_idle_cells_stay_beside_those_that_run_and_many_do_not() -> None:
     assert cached.cache.known(ids([8, *SYSTEM])) == 301
 
 
+def test_before_a_long_prompt_few_idle_cells_are_copied_out_where_there_is_room() -> None:
+    cached = Cached()
+    cached.use(list(range(20)))
+    cached.begin([9, 9])
+    assert not cached.cache.is_crowded(100)
+    assert cached.cache.is_crowded(1000)
+    cached.room = 0
+    assert not cached.cache.is_crowded(1000)
+
+
+def test_at_rest_what_would_have_other_copies_leave_stays_and_its_cells_are_brought_together() -> None:
+    cached = Cached()
+    cached.use([*SYSTEM, 5])
+    cached.move_out()
+    running = [cached.begin([number]) for number in (1, 2, 3)]
+    for token in range(3, 300):
+        for each in running:
+            cached.append(each.held, [token])
+    for each in running:
+        cached.end(each.held)
+    cached.room = cached.cache.copies.nbytes
+    assert cached.room >= cached.cache._bytes(running[0].held)
+    tokens = [held.tokens for held in cached.cache._held]
+    while cached.cache.tidy():
+        cached.check()
+    assert [held.tokens for held in cached.cache._held] == tokens, "all are there, as recently used as they were"
+    for held in cached.cache._held:
+        cells = [cell for cell, _ in cached.tower.sequences[held.number]]
+        assert max(cells) - min(cells) == len(cells) - 1
+
+
 def test_while_nothing_runs_the_last_stays_as_it_is_and_the_others_are_copied_out() -> None:
     cached = Cached()
     cached.use([1, *SYSTEM])
@@ -299,17 +330,6 @@ def test_while_nothing_runs_the_last_stays_as_it_is_and_the_others_are_copied_ou
     assert [cached.cache.tidy() for _ in range(3)] == [True, True, False]
     assert cached.tower.used_cells == 301
     assert [cached.cache.known(ids([number, *SYSTEM])) for number in (1, 2, 3)] == [301] * 3
-
-
-def test_at_rest_older_copies_leave_for_those_that_the_next_steps_would_copy_out() -> None:
-    cached = Cached(n_sequences=6)
-    for number in range(1, 7):
-        cached.use([number, *SYSTEM])
-    cached.room = 3 * cached.cache._bytes(cached.cache._held[0])
-    while cached.cache.tidy():
-        pass
-    assert cached.tower.used_cells == 301
-    assert [cached.cache.known(ids([number, *SYSTEM])) for number in range(1, 7)] == [0, 0, 301, 301, 301, 301]
 
 
 def test_what_has_no_room_for_a_copy_stays_while_nobody_needs_its_cells() -> None:

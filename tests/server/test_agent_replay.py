@@ -20,7 +20,8 @@ N_CTX = 8192
 def agent_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A model with Llama 3.1's template that calls a tool in each answer."""
     path = shared(tmp_path_factory, "agent.gguf", agent_model.write)
-    with serve(Pool([str(path)], {"n_ctx": N_CTX, "threads": 1}, isolate=False)) as server:
+    room = {"kv_cells": 4 * N_CTX, "cache_bytes": 1 << 30}  # for all that a session leaves, with its sub-agents
+    with serve(Pool([str(path)], {"n_ctx": N_CTX, "threads": 1, **room}, isolate=False)) as server:
         yield server
 
 
