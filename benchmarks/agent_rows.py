@@ -27,8 +27,6 @@ from agent_session import Step, session
 
 SLOTS = 4
 """llama-server's own default, with cells that all of them share."""
-SAID = 0.9
-"""Of a prompt's tokens, how many a peer must say that it had: its template may be filled in otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def agents(options: argparse.Namespace) -> list[Result]:
     own = {"n_ctx": agent_model.N_CTX, "max_running": SLOTS, "kv_cells": agent_model.N_CTX}
     sides: dict[str, Callable[[], Server]] = {
         "edge-llama serve": lambda: edge_llama_server(path, options.threads, (), **own),
-        "llama-server": lambda: llama_server(path, options.threads, "unified", **shared, model="agent"),
+        "llama-server": lambda: llama_server(path, options.threads, "unified", **shared),
         "llama-cpp-python's server": lambda: python_server(path, options.threads, (), **shared),
     }
     asked = {OPENAI: list(sides), ANTHROPIC: list(sides)[:2]}
@@ -101,8 +99,9 @@ def one_session(side: Server, api: Api, steps: Sequence[Step], counts: Sequence[
         turns = replay(client, api, steps, model, is_streamed=True)
         seconds = time.perf_counter() - began
         read = sum(turn.read_tokens for turn in turns) if is_ours else prompt_tokens_read(side) - before
-    least = 1.0 if is_ours else SAID
-    found = (turn.failure(count, least=least) for turn, count in zip(turns, counts, strict=True))
+    # llama-cpp-python's server says in no stream how long a prompt was: of it no cut can be told.
+    said = [count if turn.told.prompt_tokens >= 0 or is_ours else -1 for turn, count in zip(turns, counts, strict=True)]
+    found = (turn.failure(count) for turn, count in zip(turns, said, strict=True))
     return Session(seconds, read, tuple(filter(None, found)))
 
 

@@ -196,15 +196,13 @@ def free_port() -> int:
 # llama.cpp's server, llama-cpp-python's, and ours.
 
 
-def llama_server(
-    model: Path, threads: int, kind: str, *, slots: int = CALLERS, cells: int = CALLERS * N_CTX, **more: Any
-) -> Server:
-    """With a cache of its own for each slot (``streams``), or ``unified`` cells; ``more`` are fields of requests."""
+def llama_server(model: Path, threads: int, kind: str, *, slots: int = CALLERS, cells: int = CALLERS * N_CTX) -> Server:
+    """With a cache of its own for each slot (``streams``), or ``unified`` cells."""
     port = free_port()
     built = Path(os.environ.get("EDGE_LLAMA_LLAMA_SERVER") or program("llama-server"))
     command = [built, "-m", model, "-np", slots, "-t", threads, "-tb", threads, "-c", cells, "-fa", "off", "--metrics"]
     command += ["--kv-unified" if kind == "unified" else "--no-kv-unified", "--host", "127.0.0.1", "--port", port]
-    more = more or {"ignore_eos": True}
+    more = {"model": model.stem, "ignore_eos": True}
     return Server(f"llama-server, {kind}", port, command, program_environment(), alive="/health", more=more)
 
 

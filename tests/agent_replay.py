@@ -50,13 +50,10 @@ class Turn:
         """Tokens of the prompt that were not known."""
         return self.told.prompt_tokens - self.told.cached_tokens
 
-    def failure(self, expected: int, *, least: float = 1.0) -> str:
-        """Why the turn failed, or ''. Its prompt has ``expected`` tokens; ``least``: what part of them must be said."""
-        if self.problem:
-            return self.problem
+    def failure(self, expected: int) -> str:
+        """Why the turn failed, or ''. Its prompt has ``expected`` tokens."""
         said = self.told.prompt_tokens
-        is_cut = said < least * expected or (least == 1 and said != expected)
-        return f"usage says {said:,} tokens of a prompt of {expected:,}" if is_cut else ""
+        return self.problem or ("" if said == expected else f"usage says {said:,} tokens of {expected:,}")
 
 
 class Api(Protocol):
@@ -103,7 +100,7 @@ class OpenAIChat:
                 texts.append(choice["delta"].get("content") or "")
                 started = choice["delta"].get("tool_calls") or ()
                 calls += [call["function"]["name"] for call in started if call["function"].get("name")]
-                is_finished |= choice["finish_reason"] is not None
+                is_finished |= choice.get("finish_reason") is not None
         return Told(prompt, cached, "".join(texts), tuple(calls), is_finished and is_done)
 
     def _usage(self, usage: dict[str, Any] | None) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 A long system prompt, 30 tools, file contents as their results, several calls at once. In the middle of it earlier
 results are shortened, as agents do to save room; a reminder stands below the last question and is gone with the next
-one; two sub-agents ask below the same system prompt at the same time; a question without tools asks for a title. What
-the model said is never sent: the assistant's turns are the script's.
+one; three sub-agents work at the same time below the same system prompt; a question without tools asks for a title.
+What the model said is never sent: the assistant's turns are the script's.
 """
 
 import argparse
@@ -144,6 +144,12 @@ def _tool(rng: np.random.Generator, verb: str, noun: str) -> dict[str, Any]:
     return {"type": "function", "function": described}
 
 
+def called_and_answered(said: str, called: Sequence[tuple[ToolCall, str]]) -> list[Message]:
+    """An answer that calls tools at once, and their results."""
+    results = [Message("tool", text, tool_call_id=call.id) for call, text in called]
+    return [Message("assistant", said, tool_calls=[call for call, _ in called]), *results]
+
+
 class _Recorder:
     """Writes the main conversation, and what is asked beside it."""
 
@@ -163,7 +169,7 @@ class _Recorder:
             elif number % 4 == 2:
                 self._results("", [self._edit(), self._search()])
             else:
-                yield self._sub_agents(number)
+                yield from self._sub_agents(number)
             if number % 6 == 5:
                 self._shorten()
             yield (Request(tuple(self._messages), self._tools),)
@@ -178,8 +184,7 @@ class _Recorder:
         self._messages.append(Message("user", wish + _REMINDER))
 
     def _results(self, said: str, called: Sequence[tuple[ToolCall, str]]) -> None:
-        self._messages.append(Message("assistant", said, tool_calls=[call for call, _ in called]))
-        self._messages += [Message("tool", text, tool_call_id=call.id) for call, text in called]
+        self._messages += called_and_answered(said, called)
 
     def _shorten(self) -> None:
         """Results before the last question keep their first line alone; the rules and the last work stay whole."""
@@ -192,14 +197,19 @@ class _Recorder:
     def _title(self) -> Request:
         return Request((Message("system", _TITLE), Message("user", self._messages[-1].content)))
 
-    def _sub_agents(self, number: int) -> Step:
-        """Two at once, below the same rules and tools; what they found are results of the main conversation."""
-        names = (f"format_{number}", f"parse_{number}")
-        asked = [f"Look for the callers of {name} and list them with their lines." for name in names]
+    def _sub_agents(self, number: int) -> Iterator[Step]:
+        """Three at once, each with a search of its own; what they found are results of the main conversation."""
+        names = (f"format_{number}", f"parse_{number}", f"wrap_{number}")
+        asked = [Message("user", f"Look for the callers of {name} and list them with their lines.") for name in names]
+        searches = [self._search() for _ in names]
         rules = self._messages[0]
-        found = [self._call("search_symbol", {"path": ".", "pattern": text}) for text in asked]
-        self._results("Two searches at once.", [(call, self._listing(8)) for call in found])
-        return tuple(Request((rules, Message("user", text)), self._tools) for text in asked)
+        yield tuple(Request((rules, question), self._tools) for question in asked)
+        yield tuple(
+            Request((rules, question, *called_and_answered("", [search])), self._tools)
+            for question, search in zip(asked, searches, strict=True)
+        )
+        started = [self._call("search_symbol", {"path": ".", "pattern": question.content}) for question in asked]
+        self._results("Three searches at once.", [(call, self._listing(8)) for call in started])
 
     def _call(self, name: str, arguments: dict[str, Any]) -> ToolCall:
         return ToolCall(name, arguments, f"call_{next(self._ids):06}")

@@ -51,11 +51,12 @@ class Fields(BaseModel):
     def _refuse(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
+        given = {name: _whole(value) for name, value in data.items()}
         for name, mark in _refused(cls).items():
-            if (value := data.get(name)) is not None and not _is_among(value, mark.allowed):
+            if (value := given.get(name)) is not None and not _is_among(value, mark.allowed):
                 text = f"{name}{_shown(value)} is not supported: {mark.why}"
                 raise PydanticCustomError("refused", "{text}", {"text": text, "param": name})
-        return {name: _whole(value) for name, value in data.items()}
+        return given
 
     def ignored(self) -> list[str]:
         """Names of the fields without effect that were given, of objects within too, each once."""

@@ -1,25 +1,14 @@
-<<<<<<< HEAD
 """A model that sees reads a picture that comes by each API, and remembers it in the next turn."""
 
 import base64
-=======
-"""Pictures as each API's clients send them, to a model that reads the digits in them."""
-
->>>>>>> h/openai
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-=======
-import anthropic
-import openai
->>>>>>> h/openai
 import pytest
 from serving import Served, serve
 
 import converters
-<<<<<<< HEAD
 from edge_llama.server.pool import Pool
 
 DATA = base64.b64encode((Path(__file__).parents[2] / "docs" / "digits.png").read_bytes()).decode()
@@ -32,25 +21,10 @@ NEXT, LEFT = "Which is on the left?", "5"
 def reader(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("digits") / "digits"
     converters.convert(llama4_digits, folder, quant="q8_0")
-=======
-from edge_llama import Image
-from edge_llama.server.pool import Pool
-
-PICTURE = Image.open(Path(__file__).parents[2] / "docs" / "digits.png")
-"""A five and a four."""
-QUESTION, ANSWER = "Which digits are these?", "left 5, right 4"
-
-
-@pytest.fixture(scope="module")
-def digits(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("pictures") / "digits"
-    converters.convert(llama4_digits, folder, quant="f32", vision_quant="f32")
->>>>>>> h/openai
     with serve(Pool([str(folder)], {"n_ctx": 1024, "threads": 1}, isolate=False)) as served:
         yield served
 
 
-<<<<<<< HEAD
 def posted(served: Served, path: str, **body: Any) -> Any:
     response = served.client.post(path, json={"model": served.name, "temperature": 0, **body})
     assert response.status_code == 200, response.text
@@ -84,31 +58,3 @@ def test_a_part_of_a_response_that_is_gone_on_with(reader: Served) -> None:
     assert first["output"][0]["content"][0]["text"] == ANSWER
     second = posted(reader, "/v1/responses", input=NEXT, previous_response_id=first["id"])
     assert second["output"][0]["content"][0]["text"] == LEFT
-=======
-def test_openais_client_shows_a_picture(digits: Served) -> None:
-    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": PICTURE.to_data_url()}}
-    messages: list[Any] = [{"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}]
-    with openai.OpenAI(base_url=f"{digits.url}/v1", api_key="none", max_retries=0) as client:
-        answer = client.chat.completions.create(model="digits", messages=messages, temperature=0)
-        assert answer.choices[0].message.content == ANSWER
-        again = client.chat.completions.create(model="digits", messages=messages, temperature=0)
-        assert again.usage is not None
-        assert again.usage.prompt_tokens_details is not None
-        assert (again.usage.prompt_tokens_details.cached_tokens or 0) >= again.usage.prompt_tokens - 1
-        content: list[Any] = [
-            {"type": "input_image", "image_url": PICTURE.to_data_url(), "detail": "auto"},
-            {"type": "input_text", "text": QUESTION},
-        ]
-        asked: list[Any] = [{"role": "user", "content": content}]
-        assert client.responses.create(model="digits", input=asked, temperature=0).output_text == ANSWER
-
-
-def test_anthropics_client_shows_a_picture(digits: Served) -> None:
-    kind, data = PICTURE.to_data_url().removeprefix("data:").split(";base64,")
-    image: dict[str, Any] = {"type": "image", "source": {"type": "base64", "media_type": kind, "data": data}}
-    messages: list[Any] = [{"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}]
-    with anthropic.Anthropic(base_url=digits.url, api_key="none", max_retries=0) as client:
-        answer = client.messages.create(model="digits", max_tokens=20, messages=messages, extra_body={"temperature": 0})
-        assert answer.content[0].type == "text"
-        assert answer.content[0].text == ANSWER
->>>>>>> h/openai
