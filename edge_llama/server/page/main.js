@@ -30,22 +30,26 @@ const messages = new Messages(byId("messages"), byId("scroller"), byId("jump"), 
   },
 });
 const sidebar = new Sidebar(store, chats);
-const composer = new Composer({ send: (text, images) => chats.send(text, images), stop: () => chats.stop() }, room);
+const composer = new Composer({ send, stop: () => chats.stop() }, room);
+let forgetCut = () => {};
 
-/** What answering again or editing cuts off can be had back. */
+function send(text, images) {
+  forgetCut(); // or what is said now would be lost with it
+  return chats.send(text, images);
+}
+
+/** What answering again or editing cuts off can be had back, until the conversation goes on. */
 async function cutting(message, work) {
+  forgetCut();
   const conversation = chats.current;
   await chats.stop(conversation);
   const before = conversation.messages.slice();
   const later = before.slice(before.indexOf(message) + (message.role === "user" ? 1 : 0));
   const removed = later.filter(({ text }) => text).length;
   const run = () => chats.restore(conversation, before);
-  const leave = removed ? toast(`${counted(removed, "message")} replaced.`, { action: { label: "Undo", run } }) : null;
+  if (removed) forgetCut = toast(`${counted(removed, "message")} replaced.`, { action: { label: "Undo", run } });
   composer.focus();
-  await work().catch((error) => {
-    leave?.();
-    throw error;
-  });
+  await work();
 }
 
 function opened() {

@@ -140,6 +140,16 @@ def test_an_edit_cuts_what_came_after_it_and_says_so(tab: Tab) -> None:
     assert tab.texts == ["Name a tree.", "Name a bird."]
 
 
+def test_what_was_cut_cant_come_back_over_what_is_said_since(tab: Tab) -> None:
+    tab.settings(max_tokens=4, temperature=0)
+    tab.ask("Name a fruit.")
+    tab.answers.last.get_by_label("Answer again").click()
+    tab.page.wait_for_selector(".toast")
+    tab.wait()
+    tab.ask("Another one.")
+    assert tab.page.locator(".toast").count() == 0
+
+
 def test_an_edit_can_be_left(tab: Tab) -> None:
     tab.settings(max_tokens=4)
     tab.ask("Name a tree.")
