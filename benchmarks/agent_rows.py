@@ -26,7 +26,8 @@ from agent_replay import ANTHROPIC, OPENAI, Api, replay
 from agent_session import Step, session
 
 SLOTS = 4
-"""llama-server's own default, with cells that all of them share."""
+"""llama-server's own default. There each slot has the whole context to itself: in cells that all share, which are as
+many as ours, it answers the sub-agents with status 500, "Context size has been exceeded"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ def agents(options: argparse.Namespace) -> list[Result]:
     steps, counts = script(path)
     say(f"  a session of {len(counts)} requests, {sum(counts):,} tokens of prompts, the longest {max(counts):,}")
     shared = {"slots": SLOTS, "cells": agent_model.N_CTX}
+    each = {"slots": SLOTS, "cells": SLOTS * agent_model.N_CTX}
     own = {"n_ctx": agent_model.N_CTX, "max_running": SLOTS, "kv_cells": agent_model.N_CTX}
     sides: dict[str, Callable[[], Server]] = {
         "edge-llama serve": lambda: edge_llama_server(path, options.threads, (), **own),
-        "llama-server": lambda: llama_server(path, options.threads, "unified", **shared),
+        "llama-server": lambda: llama_server(path, options.threads, "streams", **each),
         "llama-cpp-python's server": lambda: python_server(path, options.threads, (), **shared),
     }
     asked = {OPENAI: list(sides), ANTHROPIC: list(sides)[:2]}

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    given = {"n_ctx": N_CTX, "max_running": 8, "kv_cells": 4 * N_CTX}
+    given = {"n_ctx": N_CTX, "max_running": 8, "kv_cells": 4 * N_CTX, "cache_memory": "128M"}
     side = edge_llama_server(model_file(options.model), options.threads, (), **given, max_queued=2 * options.clients)
     with started([side]):
         soak = Soak(side, options.seed, options.pause)

@@ -24,6 +24,9 @@ _PACKAGES = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 _KEY_VARIABLE = "EDGE_LLAMA_API_KEY"
 _DEFAULTS = ServerSettings()
 _OWN_FILES = 256
+_CACHE_MEMORY = "8G"
+"""llama-server's own default (``--cache-ram``). A conversation's copy is whole: three sub-agents of a coding agent, all
+below the same system prompt, would otherwise take the place of what called them."""
 
 
 @options.with_opening()
@@ -90,6 +93,14 @@ def serve(
             "not fit waits or is moved to memory. Default: --n-ctx.",
         ),
     ] = None,
+    cache_memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for what was read of prompts and has no room in the context, such as 500M: never more than "
+            "half of what is free.",
+        ),
+    ] = _CACHE_MEMORY,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -112,7 +123,10 @@ def serve(
 
     For others in the same network: edge-llama serve --host 0.0.0.0 --allow-host box.lan
     """
-    wanted = options.given(cache_dir=cache_dir, max_running=max_running, max_queued=max_queued, kv_cells=kv_cells)
+    cache_bytes = options.size(cache_memory, "--cache-memory")
+    wanted = options.given(
+        cache_bytes=cache_bytes, cache_dir=cache_dir, max_running=max_running, max_queued=max_queued, kv_cells=kv_cells
+    )
     memory_bytes = None if memory is None else options.size(memory, "--memory")
     opened = checked({"tune": True, **opening, **wanted})
     listeners = bound(host, port)
