@@ -209,6 +209,12 @@ def test_the_key_may_be_in_the_environment_and_names_on_the_command_line() -> No
         assert "sk-secret" not in "\n".join(command.lines)
 
 
+def test_requests_share_the_cells_that_are_asked_for() -> None:
+    with serving(MODEL, "--no-isolate", "--n-ctx", 512, "--kv-cells", 1024, "--cache-memory", "1M") as command:
+        command.said("tokens of context")
+        assert f'edge_llama_model_cells{{model="{MODEL.stem}"}} 1024.0' in httpx.get(f"{command.url}/metrics").text
+
+
 @pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
 def test_it_listens_at_an_address_of_ipv6() -> None:
     with serving(MODEL, "--host", "::1", "--no-isolate") as command:
@@ -240,6 +246,8 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
     [
         (("no-such-model.gguf",), "no-such-model.gguf"),
         ((MODEL, "--memory", "12X"), "--memory 12X: expected a size such as 500M or 2G"),
+        ((MODEL, "--cache-memory", "much"), "--cache-memory much: expected a size such as 500M or 2G"),
+        ((MODEL, "--kv-cells", "1"), "kv_cells is 1"),
         ((MODEL, "--alias", "=small_talk"), "--alias =small_talk: expected NAME or NAME=MODEL"),
         ((MODEL, "--allow-origin", "*"), "--allow-origin *: expected SCHEME://HOST"),
         ((MODEL, "--api-key", "two words"), "--api-key: expected letters"),
