@@ -94,7 +94,9 @@ def session_rows(api: Api, name: str, pairs: Sequence[tuple[Session, Session]]) 
 
 def one_session(side: Server, api: Api, steps: Sequence[Step], counts: Sequence[int], *, is_ours: bool) -> Session:
     model = str(side.more["model"])
-    with started([side]), httpx.Client(base_url=side.url, timeout=900) as client:
+    # A connection for each request: llama-server closes those that rest, also under a client that is about to ask.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with started([side]), httpx.Client(base_url=side.url, timeout=900, limits=limits) as client:
         replay(client, api, [(steps[0][0],)], model, is_streamed=True)  # the model is loaded; the title is cheap
         before = 0 if is_ours else prompt_tokens_read(side)
         began = time.perf_counter()
