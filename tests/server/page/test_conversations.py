@@ -110,9 +110,9 @@ def test_another_name_keeps_what_was_said_since_the_list_was_built(talked: Tab) 
     talked.page.locator("#conversations input").fill("Mammals")
     talked.page.keyboard.press("Enter")
     talked.page.wait_for_selector("#conversations .row:has-text('Mammals')")
+    assert kept(talked, "Mammals") == messages
     assert talked.page.inner_text("#title") == "Mammals"
     assert talked.page.title() == "Mammals · edge-llama"
-    assert kept(talked, "Mammals") == messages
     talked.page.reload()
     talked.page.wait_for_selector("article.assistant")
     assert talked.texts == ["Tell me of otters.", "And of seals."]
