@@ -96,6 +96,17 @@ def test_tokens_of_a_request_are_told_and_counted(
     assert counted == told
 
 
+def test_tokens_of_all_prompts_are_told(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"model": served.name, "prompt": ["Once upon a time", "Hello"], "n": 2, "max_tokens": 4}
+    with caplog.at_level(logging.INFO, "edge_llama.server"):
+        response = served.client.post("/v1/completions", json=asked)
+        line = line_of(response, caplog)
+    usage = response.json()["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert f" prompt={usage['prompt_tokens']} cached={cached} generated={usage['completion_tokens']} " in line
+    assert usage["prompt_tokens"] > len(served.model.tokenizer.encode("Once upon a time"))
+
+
 def test_embedded_texts_are_counted(served: Served) -> None:
     total = "edge_llama_prompt_tokens_total"
     before = value(served, total, model=served.name)

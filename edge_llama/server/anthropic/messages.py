@@ -55,11 +55,15 @@ async def create_message(
 async def count_tokens(
     request: Request, fields: CountFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:
-    """Count the tokens of a request's prompt, all that its usage will count as input."""
+    """Count the tokens of a request's prompt, all that its usage will count as input.
+
+    One so long that it clearly does not fit is an error, with both numbers.
+    """
     pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(fitted(model, messages_of(fields, max_images)), tools=_tools(fields.tools))
+        messages = fitted(model, messages_of(fields, max_images))
+        return model.count_tokens(messages, tools=_tools(fields.tools), n_ctx=model.n_ctx)
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:

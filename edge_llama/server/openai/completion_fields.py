@@ -8,7 +8,8 @@ from edge_llama.server.fields import Fields, Ignored, Refused
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
 
 _Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds: TypeAlias = list[_Id]
+TokenIds: TypeAlias = Annotated[list[_Id], Field(max_length=1 << 18)]
+"""Those of one text."""
 _Several = Field(min_length=1, max_length=2048)
 
 

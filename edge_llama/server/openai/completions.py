@@ -39,7 +39,7 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
     def ask(model: Model) -> Ask:
         if fields.logprobs is not None:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer))
+        texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer, model.n_ctx))
         return Ask(texts[0], _options(fields, most), fields.n or 1, tuple(texts[1:]))
 
     return await answer(

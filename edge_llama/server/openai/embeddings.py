@@ -71,7 +71,7 @@ async def _embedded(server: Server, fields: EmbeddingFields) -> dict[str, Any]:
 def _vectors(model: Model, fields: EmbeddingFields) -> tuple[NDArray[np.float32], int]:
     """``(n, n_embd)``, and how many tokens the texts have."""
     pooling = model.pooling().name  # what embeds nothing says so before texts are cut into tokens
-    texts = texts_of(fields.input, "input", model.tokenizer)
+    texts = texts_of(fields.input, "input", model.tokenizer, model.n_ctx)
     count = sum(map(len, text_tokens(texts, model.tokenizer, model.n_ctx)))
     vectors = model.embed(texts, pooling)
     _check_dimensions(fields.dimensions, vectors.shape)

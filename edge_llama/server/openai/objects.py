@@ -79,7 +79,7 @@ def usage(answers: Sequence[Answer], choices: int = 1) -> dict[str, Any]:
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
-        "edge_llama": measured(answers),
+        "edge_llama": measured(answers, choices),
     }
 
 

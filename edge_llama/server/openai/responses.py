@@ -132,7 +132,8 @@ def _head(fields: ResponseFields, answers: Answers, options: Mapping[str, Any]) 
     """What a response says of its request."""
     used = {name: options[name] for name in ("temperature", "top_p") if name in options}
     sampling = answers.lease.model.sampling(used)
-    given = fields.model_dump(by_alias=True, exclude_unset=True, warnings=False)  # kinds are told apart in JSON alone
+    told = {"text", "tool_choice", "tools"}  # the input may be megabytes
+    given = fields.model_dump(include=told, by_alias=True, exclude_unset=True, warnings=False)  # kinds: JSON's alone
     form = (given.get("text") or {}).get("format") or {"type": "text"}
     return {
         "model": answers.lease.name,
