@@ -71,7 +71,7 @@ class _Place:
     @property
     def has_died(self) -> bool:
         """Whether the model's process is no more, and nobody is still told so by it."""
-        return self.is_idle and isinstance(self.model, IsolatedModel) and self.model.has_died
+        return self.is_idle and self.model is not None and _is_dead(self.model)
 
 
 class Pool:
@@ -113,8 +113,8 @@ class Pool:
 
     @property
     def loaded(self) -> Mapping[str, Model]:
-        """The models that are loaded, by name."""
-        return {name: place.model for name, place in self._places.items() if place.model}
+        """The models that are loaded, by name. One whose process died is none: asked anything, it would start another."""
+        return {name: place.model for name, place in self._places.items() if place.model and not _is_dead(place.model)}
 
     def entry(self, name: str) -> Entry:
         """The model of that name or alias; ApiError if there is none."""
@@ -253,6 +253,10 @@ class Pool:
         await asyncio.gather(*loading, return_exceptions=True)
         for place in self._places.values():
             await self._unload(place)
+
+
+def _is_dead(model: Model) -> bool:
+    return isinstance(model, IsolatedModel) and model.has_died
 
 
 def _not_loaded(entry: Entry, error: InputError) -> ApiError:

@@ -417,15 +417,28 @@ def test_over_http_a_killed_engine_is_a_503_and_the_next_request_works(small_tal
         assert answered.json()["choices"][0]["message"]["content"] == "5"
 
 
+def test_who_asks_for_numbers_starts_no_process_for_a_model_that_died(small_talk: Path) -> None:
+    pool, before = Pool([str(small_talk)], OPTIONS), psutil.Process().children()
+    with serve(pool) as served:
+        model = served.model
+        assert isinstance(model, IsolatedModel)
+        assert 'edge_llama_model_cells{model="small_talk"}' in served.client.get("/metrics").text
+        served.wait(_killed(pool))
+        assert "edge_llama_models_loaded 0.0" in served.client.get("/metrics").text
+        assert served.client.get("/health").json()["loaded"] == 0
+        assert model.has_died
+    assert psutil.Process().children() == before
+
+
 def kill(pool: Pool) -> IsolatedModel:
-    model = pool.loaded["a"]
+    (model,) = pool.loaded.values()
     assert isinstance(model, IsolatedModel)
     os.kill(model.worker_pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     return model
 
 
 async def _killed(pool: Pool) -> None:
-    """Kill the process of ``a``, and wait until that is noticed."""
+    """Kill the process of the one model that is loaded, and wait until that is noticed."""
     model = kill(pool)
     while not model.has_died:
         await asyncio.sleep(0.01)
