@@ -35,7 +35,12 @@ def server_of(request: Request) -> Server:
     return server
 
 
-Here = Annotated[Server, Depends(server_of)]
+async def _here(request: Request) -> Server:
+    """A coroutine: what is none, FastAPI calls in a thread of its few, for each request."""
+    return server_of(request)
+
+
+Here = Annotated[Server, Depends(_here)]
 """The parameter of an endpoint that gets the server."""
 
 
