@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from serving import serve
 from edge_llama.errors import ArtifactError, EngineDiedError, OptionError
 from edge_llama.files.gguf import Value, ValueType
 from edge_llama.isolation.remote import IsolatedModel
+from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.messages import Message
 from edge_llama.server.entries import entries
@@ -322,6 +324,34 @@ def test_many_who_ask_models_of_which_one_fits_all_get_their_answers(folder: Pat
         got = list(threads.map(lambda name: served.client.post("/v1/chat/completions", json=asked(name)).json(), names))
     assert [answer["model"] for answer in got] == names
     assert {answer["choices"][0]["message"]["content"] for answer in got} == {"5"}
+
+
+def test_a_model_that_hangs_takes_few_threads_and_none_of_another(folder: Path) -> None:
+    pool, is_over = Pool([str(folder)], OPTIONS, isolate=False), threading.Event()
+    begun: list[Model] = []
+
+    def hang(model: Model) -> None:
+        begun.append(model)
+        is_over.wait(60)
+
+    async def use() -> None:
+        try:
+            async with pool.lease("a") as lease:
+                for _ in range(3):
+                    asked = [asyncio.create_task(pool.in_thread(hang, lease.model)) for _ in range(60)]
+                    await asyncio.sleep(0.05)
+                    for each in asked:
+                        each.cancel()
+                    await asyncio.wait(asked)
+                waiting = [asyncio.create_task(pool.in_thread(hang, lease.model)) for _ in range(60)]
+                assert await ask(pool, "b")
+                assert len(begun) == 32
+        finally:
+            is_over.set()
+        await asyncio.gather(*waiting)
+
+    run(pool, use)
+    assert len(begun) == 32 + 60
 
 
 def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None:
