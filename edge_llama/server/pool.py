@@ -172,11 +172,10 @@ class Pool:
 
     async def _load(self, place: _Place) -> Model:
         """The model, loaded if it is not; held for all who wait for it."""
-        deadline = asyncio.get_running_loop().time() + self._patience
         try:
             async with self._turn:
                 if place.model is None or place.has_died:
-                    await self._open_in(place, deadline)
+                    await self._open_in(place, asyncio.get_running_loop().time() + self._patience)
                 for use in place.uses:
                     use.holds = True
                 assert place.model  # noqa: S101 - it was loaded

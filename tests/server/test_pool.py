@@ -248,6 +248,21 @@ def test_one_that_stays_in_use_is_waited_for_with_a_bound(folder: Path, size: in
     run(pool, use)
 
 
+def test_the_time_that_one_waits_for_others_begins_with_its_turn(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size, patience=0.4)
+
+    async def use() -> None:
+        async with pool.lease("a"):
+            async with pool._turn:
+                waiting = asyncio.create_task(ask(pool, "b"))
+                await asyncio.sleep(0.5)
+            while not (pool._is_awaited or waiting.done()):
+                await asyncio.sleep(0.01)
+        assert await waiting
+
+    run(pool, use)
+
+
 def test_what_does_not_fit_even_alone_is_refused_with_the_numbers(folder: Path, size: int) -> None:
     pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size)
     tight = Pool([str(folder)], OPTIONS, isolate=False, memory=size - 1)
