@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ _T = TypeVar("_T")
 COMMENT = b": keep-alive\n\n"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 """Anthropic's sign of life."""
+_LAST_SECONDS = 0.5
+"""That the last event of a stream may take which is ended."""
 _END = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -87,6 +90,11 @@ class EventStream(Response):
         others = (asyncio.create_task(left(receive)), asyncio.create_task(self._keep_alive(send)))
         try:
             await asyncio.wait((writing, *others), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancelled(writing, *others)
+            if writing.cancelled() and self._has_begun:
+                await self._cut(send)
+            raise
         finally:
             await _cancelled(*others)
             if not writing.done():
@@ -113,6 +121,13 @@ class EventStream(Response):
             await self._send(send, writer.piece(choice, piece))
         await self._send(send, writer.end(await answers.whole()))
         await send(_END)
+
+    async def _cut(self, send: Send) -> None:
+        """Say that the server ends it, unless the client reads too slowly for that."""
+        text = "the server ended the answer before it was whole: it took too long, or the server is about to end"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await self._fail(ApiError(503, text, code="ended"), send)
 
     async def _fail(self, error: ApiError, send: Send) -> None:
         """End with an event of an error."""

@@ -165,6 +165,17 @@ def test_a_stream_that_takes_too_long_ends_in_an_error(hasty: Served, path: str)
     assert '"finish_reason":"' not in response.text
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_that_the_server_ends_says_so(talk: Served, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_llama.server.guard._GRACE", 0.2 - talk.app.state.server.settings.limits.seconds)
+    response = talk.client.post(path, json=asked(talk, stream=True))
+    monkeypatch.undo()
+    assert response.status_code == 200
+    last = json.loads(response.text.strip().rpartition("data: ")[2])
+    assert "the server ended the answer" in last["error"]["message"]
+    wait_for_rest(talk)
+
+
 def test_more_tokens_than_may_be_are_refused(hasty: Served) -> None:
     response = hasty.client.post(PATHS[0], json=asked(hasty, max_tokens=2001))
     assert response.status_code == 400
