@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -137,9 +138,9 @@ def serve(
         allowed_hosts=tuple(allow_host or ()),
         allowed_origins=tuple(allow_origin or ()),
         store=store,
+        limits=replace(_DEFAULTS.limits, connections=_allowed_connections(_DEFAULTS.limits.connections)),
     )
     _log_to_stderr(quiet=quiet)
-    _allow_connections(settings.limits.connections)
     with _extra():
         from edge_llama.server.app import create  # noqa: PLC0415 - the extra, and half a second for this verb alone
         from edge_llama.server.pool import Pool  # noqa: PLC0415
@@ -189,15 +190,17 @@ def _log_to_stderr(*, quiet: bool) -> None:
     logging.getLogger("edge_llama.server").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-def _allow_connections(count: int) -> None:
-    """Have the system let this process open so many, as far as it may ask for that: its own files come on top."""
-    if sys.platform != "win32":
-        import resource  # noqa: PLC0415 - Windows has none
+def _allowed_connections(count: int) -> int:
+    """How many of ``count`` may be open beside the process's own files, once the system was asked for all it gives."""
+    if sys.platform == "win32":
+        return count
+    import resource  # noqa: PLC0415 - Windows has none
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = count + _OWN_FILES if hard == resource.RLIM_INFINITY else min(count + _OWN_FILES, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OWN_FILES if hard == resource.RLIM_INFINITY else min(count + _OWN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return min(count, max(wanted // 2, wanted - _OWN_FILES))
 
 
 def _tell_place(

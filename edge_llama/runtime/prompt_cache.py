@@ -208,8 +208,9 @@ class PromptCache:
         if again is None:
             self.copies.keep(state)
         else:
-            again.owner = held.owner
-            self.end(again, state.logits)
+            # Its owner may have begun another sequence since: which of them is its last is not for this to say.
+            again.owner, again.tag, again.is_running, again.logits = held.owner, held.tag, False, state.logits
+            self._index(again, state.tokens)
             self._held.insert(place, self._held.pop())  # as recently used as it was
 
     def _oldest_idle(self) -> Held:

@@ -94,11 +94,12 @@ class Connection(H11Protocol):
 
     def _told(self, error: ApiError) -> bytes:
         response = error_response(error, self.scope["path"] if self.scope else "")
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"  # its answer has no body
         headers = MutableHeaders(raw=response.raw_headers)
         headers.update({**SECURITY, "connection": "close"})
         events = (
             h11.Response(status_code=error.status, headers=headers.raw),
-            h11.Data(data=bytes(response.body)),
+            h11.Data(data=b"" if is_head else bytes(response.body)),
             h11.EndOfMessage(),
         )
         return b"".join(self.conn.send(event) or b"" for event in events)

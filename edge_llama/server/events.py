@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +19,9 @@ _T = TypeVar("_T")
 COMMENT = b": keep-alive\n\n"
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 """Anthropic's sign of life."""
+_LAST_SECONDS = 0.5
+"""That the last event of a stream may take which is ended."""
+_END = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,56 +58,91 @@ class Writer(Protocol):
 class EventStream(Response):
     """A response with the answers' events.
 
-    The status is sent with the first piece, or once a client would take silence for the end: what goes wrong before is
-    an error like any other.
+    The status is sent with the first piece, or once a client would take silence for the end, be it that the model is
+    still being loaded: what goes wrong before is an error like any other.
     """
 
     def __init__(
-        self, answers: Answers, writer: Writer, path: str, *, keep_alive_seconds: float, headers: Mapping[str, str]
+        self,
+        begin: Callable[[], Awaitable[Answers]],
+        writer: Callable[[Answers], Writer],
+        path: str,
+        *,
+        keep_alive_seconds: float,
+        headers: Mapping[str, str],
     ) -> None:
-        """``path`` is the request's."""
+        """``begin`` has the answers begun, ``writer`` gives what tells of them; ``path`` is the request's."""
         super().__init__(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers}, media_type="text/event-stream"
         )
         del self.headers["content-length"]
-        self._answers, self._writer, self._path, self._silence = answers, writer, path, keep_alive_seconds
+        self._beginning, self._writer_of, self._path, self._silence = begin, writer, path, keep_alive_seconds
+        self._told: tuple[Answers, Writer] | None = None
+        """The answers and who tells of them, once they have begun."""
         self._has_begun = False
+        self._is_introduced = False
+        """Whether the writer has begun, too."""
         self._last = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; a client that leaves ends the answers."""
-        async with self._answers:
-            writing = asyncio.create_task(self._write(scope, receive, send))
-            others = (asyncio.create_task(left(receive)), asyncio.create_task(self._keep_alive(send)))
-            try:
-                await asyncio.wait((writing, *others), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await _cancelled(*others)
-                if not writing.done():
-                    await _cancelled(writing)
-            if not writing.cancelled():
-                writing.result()
+        writing = asyncio.create_task(self._write(scope, receive, send))
+        others = (asyncio.create_task(left(receive)), asyncio.create_task(self._keep_alive(send)))
+        try:
+            await asyncio.wait((writing, *others), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _cancelled(writing, *others)
+            if writing.cancelled() and self._has_begun:
+                await self._cut(send)
+            raise
+        finally:
+            await _cancelled(*others)
+            if not writing.done():
+                await _cancelled(writing)
+        if not writing.cancelled():
+            writing.result()
 
     async def _write(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async for choice, piece in self._answers:
-                await self._begin(send)
-                await self._send(send, self._writer.piece(choice, piece))
-            await self._send(send, self._writer.end(await self._answers.whole()))
+            async with await self._beginning() as answers:
+                self._told = answers, self._writer_of(answers)
+                await self._tell(*self._told, send)
         except (EdgeLlamaError, ApiError) as error:
             told = failure(error) if isinstance(error, EdgeLlamaError) else error
             if not self._has_begun:
                 self._has_begun = True
                 await error_response(told, self._path)(scope, receive, send)
                 return
-            await self._send(send, self._writer.failed(told))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._fail(told, send)
+
+    async def _tell(self, answers: Answers, writer: Writer, send: Send) -> None:
+        async for choice, piece in answers:
+            await self._begin(send)
+            await self._send(send, writer.piece(choice, piece))
+        await self._send(send, writer.end(await answers.whole()))
+        await send(_END)
+
+    async def _cut(self, send: Send) -> None:
+        """Say that the server ends it, unless the client reads too slowly for that."""
+        text = "the server ended the answer before it was whole: it took too long, or the server is about to end"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SECONDS):
+                await self._fail(ApiError(503, text, code="ended"), send)
+
+    async def _fail(self, error: ApiError, send: Send) -> None:
+        """End with an event of an error."""
+        await self._send(send, self._told[1].failed(error) if self._told else [_failed(error, self._path)])
+        await send(_END)
 
     async def _begin(self, send: Send) -> None:
+        """Send what comes before the first piece, as far as it is known."""
         if not self._has_begun:
             self._has_begun = True
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await self._send(send, self._writer.begin(self._answers.timings))
+        if self._told and not self._is_introduced:
+            self._is_introduced = True
+            answers, writer = self._told
+            await self._send(send, writer.begin(answers.timings))
 
     async def _send(self, send: Send, events: Iterable[Event]) -> None:
         if data := b"".join(map(bytes, events)):
@@ -123,11 +162,9 @@ class EventStream(Response):
             self._last = time.monotonic()
 
 
-async def whole(answers: Answers, writer: Writer, request: Request) -> Mapping[str, Any] | None:
-    """The answers' body; None if the client left before it was there."""
-    async with answers:
-        done = await unless_left(request, answers.whole())
-        return None if done is None else writer.body(done)
+def _failed(error: ApiError, path: str) -> Event:
+    """An error where nothing was told before, in the form of the API that ``path`` belongs to."""
+    return Event(error.body(path), "error" if path.startswith(ANTHROPIC_PATHS) else None)
 
 
 async def unless_left(request: Request, work: Awaitable[_T]) -> _T | None:

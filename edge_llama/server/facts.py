@@ -60,6 +60,6 @@ async def metrics(here: Here) -> Response:
 async def _stats(here: Server, model: Model) -> Stats | None:
     """A model's numbers; None if it can't tell them."""
     try:
-        return await asyncio.wait_for(here.pool.in_thread(model.stats), _PATIENCE)
+        return await asyncio.wait_for(here.pool.in_thread(lambda asked: asked.stats(), model), _PATIENCE)
     except (EdgeLlamaError, TimeoutError):
         return None

@@ -141,13 +141,14 @@ class Guard:
                 raise ApiError(504, text, code="timeout") from None
 
     def _tell(self, scope: Scope, reply: "_Reply") -> None:
-        counted: Callable[[], Counts] | None = scope.get("state", {}).get("counted")
+        # A connection keeps the last request's scope, however long it rests: it shall not keep the answers.
+        counted: Callable[[], Counts] | None = scope.get("state", {}).pop("counted", None)
         counts = counted() if counted else None
         endpoint = getattr(scope.get("route"), "path", None) or "other"
         seconds = time.monotonic() - reply.began
         self._metrics.ended(Ended(scope["method"], endpoint, reply.status, seconds, counts))
         tokens = f" prompt={counts.prompt} cached={counts.cached} generated={counts.generated}" if counts else ""
-        path = printable(scope["path"])[:_LONGEST_PATH]
+        path = printable(scope["raw_path"].decode("latin-1"))[:_LONGEST_PATH]  # as it was sent: without a space
         _log.info("%s %s %d%s %.0f ms %s", scope["method"], path, reply.status, tokens, 1000 * seconds, reply.id)
 
 

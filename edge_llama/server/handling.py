@@ -1,14 +1,14 @@
 """What every endpoint does with a request: find the server, have a model answer, send that as the client wants it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
 
 from edge_llama.model import Model
 from edge_llama.server.asking import Answers, Ask, begun
-from edge_llama.server.events import EventStream, Writer, unless_left, whole
+from edge_llama.server.events import EventStream, Writer, unless_left
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.fields import IGNORED_HEADER, Fields
 from edge_llama.server.metrics import Metrics
@@ -35,7 +35,12 @@ def server_of(request: Request) -> Server:
     return server
 
 
-Here = Annotated[Server, Depends(server_of)]
+async def _here(request: Request) -> Server:
+    """A coroutine: what is none, FastAPI calls in a thread of its few, for each request."""
+    return server_of(request)
+
+
+Here = Annotated[Server, Depends(_here)]
 """The parameter of an endpoint that gets the server."""
 
 
@@ -65,14 +70,22 @@ async def answer(
     """
     server = server_of(request)
     headers = headers_of(fields, ignored)
-    answers = await unless_left(request, begun(server.pool, model, ask, server.settings.limits))
-    if answers is None:
-        return Response(status_code=LEFT)
-    request.state.counted = answers.counts
+
+    def begin() -> Awaitable[Answers]:
+        return begun(server.pool, model, ask, server.settings.limits)
+
+    def counted(answers: Answers) -> Writer:
+        request.state.counted = answers.counts
+        return writer(answers)
+
+    async def whole() -> Mapping[str, Any]:
+        async with await begin() as answers:
+            return counted(answers).body(await answers.whole())
+
     if is_streamed:
         seconds = server.settings.keep_alive_seconds
-        return EventStream(answers, writer(answers), request.url.path, keep_alive_seconds=seconds, headers=headers)
-    body = await whole(answers, writer(answers), request)
+        return EventStream(begin, counted, request.url.path, keep_alive_seconds=seconds, headers=headers)
+    body = await unless_left(request, whole())
     return Response(status_code=LEFT) if body is None else json_response(body, headers=headers)
 
 

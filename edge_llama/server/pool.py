@@ -5,14 +5,12 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-import anyio
-import anyio.to_thread
 
 from edge_llama.errors import EdgeLlamaError, InputError
 from edge_llama.isolation.remote import IsolatedModel
@@ -25,8 +23,10 @@ from edge_llama.server.room import Need, needed
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_THREADS = 64
-"""That may wait for a model's process at once."""
+_THREADS = 32
+"""That may wait for a model at once: if it hangs, those who ask others don't."""
+_OWN_THREADS = 8
+"""For opening and closing models."""
 PATIENCE = 60.0
 
 
@@ -57,6 +57,8 @@ class _Place:
     uses: set[_Use] = field(default_factory=set)
     last_used: int = 0
     loading: "asyncio.Task[Model] | None" = None
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_THREADS, "edge-llama-model"))
+    """For what is asked of the model."""
 
     @property
     def model(self) -> Model | None:
@@ -71,7 +73,7 @@ class _Place:
     @property
     def has_died(self) -> bool:
         """Whether the model's process is no more, and nobody is still told so by it."""
-        return self.is_idle and isinstance(self.model, IsolatedModel) and self.model.has_died
+        return self.is_idle and self.model is not None and _is_dead(self.model)
 
 
 class Pool:
@@ -109,12 +111,12 @@ class Pool:
         """Whether somebody waits for others to be out of use: who comes later is served later."""
         self._clock = itertools.count(1)
         self._is_closed = False
-        self._limiter = anyio.CapacityLimiter(_THREADS)
+        self._threads = ThreadPoolExecutor(_OWN_THREADS, "edge-llama-pool")
 
     @property
     def loaded(self) -> Mapping[str, Model]:
-        """The models that are loaded, by name."""
-        return {name: place.model for name, place in self._places.items() if place.model}
+        """The models that are loaded, by name. One whose process died is none: asked anything, it would start another."""
+        return {name: place.model for name, place in self._places.items() if place.model and not _is_dead(place.model)}
 
     def entry(self, name: str) -> Entry:
         """The model of that name or alias; ApiError if there is none."""
@@ -170,11 +172,10 @@ class Pool:
 
     async def _load(self, place: _Place) -> Model:
         """The model, loaded if it is not; held for all who wait for it."""
-        deadline = asyncio.get_running_loop().time() + self._patience
         try:
             async with self._turn:
                 if place.model is None or place.has_died:
-                    await self._open_in(place, deadline)
+                    await self._open_in(place, asyncio.get_running_loop().time() + self._patience)
                 for use in place.uses:
                     use.holds = True
                 assert place.model  # noqa: S101 - it was loaded
@@ -186,7 +187,7 @@ class Pool:
         began = time.monotonic()
         await self._unload(place)
         need = await self._room_for(place, deadline)
-        model = await self.in_thread(self._open, place.entry.path, need)
+        model = await _done_in(self._threads, self._open, place.entry.path, need)
         place.held = model, replace(need, context=model.context)
         if len(self._places) > 1:  # the only one is told of by who starts the server
             told = f"loaded in {time.monotonic() - began:.1f} s, {model.n_ctx:,} tokens of context"
@@ -198,7 +199,7 @@ class Pool:
             while True:
                 loaded = [other for other in self._places.values() if other.held]
                 held = [other.held for other in loaded if other.held]
-                need = await self.in_thread(needed, place.entry.path, self._options, held, self._memory)
+                need = await _done_in(self._threads, needed, place.entry.path, self._options, held, self._memory)
                 if need is not None:
                     return need
                 if idle := [other for other in loaded if other.is_idle]:
@@ -238,11 +239,12 @@ class Pool:
     async def _unload(self, place: _Place) -> None:
         model, place.held = place.model, None
         if model:
-            await self.in_thread(model.close)
+            await _done_in(self._threads, model.close)
 
-    async def in_thread(self, work: Callable[..., _T], *given: Any) -> _T:
-        """``work`` in a thread, of which there are enough for all that may wait for a model."""
-        return await anyio.to_thread.run_sync(partial(work, *given), abandon_on_cancel=True, limiter=self._limiter)
+    async def in_thread(self, work: Callable[..., _T], model: Model, *given: Any) -> _T:
+        """``work(model, *given)`` in one of the model's threads. Who is cancelled leaves what has begun to its end."""
+        own = (place.threads for place in self._places.values() if place.model is model)
+        return await _done_in(next(own, self._threads), work, model, *given)
 
     async def close(self) -> None:
         """Unload all. A model that is still being loaded is closed by its thread."""
@@ -253,6 +255,16 @@ class Pool:
         await asyncio.gather(*loading, return_exceptions=True)
         for place in self._places.values():
             await self._unload(place)
+        for threads in (self._threads, *(place.threads for place in self._places.values())):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _done_in(threads: ThreadPoolExecutor, work: Callable[..., _T], *given: Any) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(work, *given))
+
+
+def _is_dead(model: Model) -> bool:
+    return isinstance(model, IsolatedModel) and model.has_died
 
 
 def _not_loaded(entry: Entry, error: InputError) -> ApiError:

@@ -508,6 +508,23 @@ def test_cells_that_lie_among_those_of_others_are_brought_together_at_rest() -> 
     assert cached.use([2, *range(3, 300), 5]) == 298
 
 
+def test_a_chats_last_answer_stays_its_last_when_an_older_one_is_brought_together() -> None:
+    cached, owner = Cached(), CacheOwner()
+    older, other = cached.begin([1], owner), cached.begin([2])
+    for token in range(3, 30):
+        for each in (older, other):
+            cached.append(each.held, [token])
+    for each in (older, other):
+        cached.end(each.held)
+    latest = [5, *range(200, 300)]
+    cached.use(latest, owner)
+    while cached.cache.tidy():
+        cached.check()
+    assert cached.tower.loads
+    assert owner.tokens is not None
+    assert owner.tokens.tolist() == latest
+
+
 def test_scattered_cells_without_room_for_a_copy_stay_where_they_are() -> None:
     cached = Cached(room=0)
     running = [cached.begin([number]) for number in (1, 2)]

@@ -1,9 +1,12 @@
 """Requests that end before their answer does: the client leaves, or it takes too long."""
 
+import asyncio
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import pytest
 from serving import Served
 from talk import ANSWER, QUESTION, STORY, talking
 
+from edge_llama.server.openai.chat import ChatWriter
 from edge_llama.server.settings import Limits, ServerSettings
 
 PATHS = ["/v1/chat/completions", "/v1/messages"]
+SIGNS = {PATHS[0]: ": keep-alive", PATHS[1]: "event: ping"}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,66 @@ def test_who_leaves_while_it_waits_is_never_answered(talk: Served, is_streamed: 
     wait_for_rest(talk)
 
 
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_an_answer_that_nothing_can_tell_of_ends(
+    talk: Served, is_streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = talk.model.stats().generated_tokens
+    monkeypatch.delattr(ChatWriter, "of")
+    assert talk.client.post(PATHS[0], json=asked(talk, stream=is_streamed)).status_code == 500
+    monkeypatch.undo()
+    wait_for_rest(talk)
+    assert talk.model.stats().generated_tokens - before < 3000
+
+
+@pytest.fixture
+def cold(small_talk: Path, tmp_path: Path) -> Iterator[Served]:
+    """A server that has loaded nothing, and breaks no silence later than a twentieth of a second."""
+    model = tmp_path / "cold.gguf"
+    shutil.copyfile(small_talk, model)
+    with talking(model, settings=ServerSettings(keep_alive_seconds=0.05)) as server:
+        yield server
+
+
+@contextmanager
+def streamed(server: Served, path: str) -> Iterator[Iterator[str]]:
+    """A stream of which there is a line already, though the model is not loaded before the block begins."""
+    turn = server.pool._turn
+    server.wait(turn.acquire())
+    question = asked(server, messages=[{"role": "user", "content": QUESTION}], max_tokens=32, stream=True)
+    try:
+        with server.client.stream("POST", path, json=question) as response:
+            lines = response.iter_lines()
+            assert next(lines) == SIGNS[path]
+            yield lines
+    finally:
+        if turn.locked():
+            server.wait(released(turn))
+
+
+async def released(lock: asyncio.Lock) -> None:
+    lock.release()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_shows_life_while_its_model_is_loaded(cold: Served, path: str) -> None:
+    with streamed(cold, path) as lines:
+        cold.wait(released(cold.pool._turn))
+        told = "".join(lines)
+    assert "Japan" in told
+    assert '"error"' not in told
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_whose_model_can_not_be_loaded_ends_in_an_error(cold: Served, path: str) -> None:
+    with streamed(cold, path) as lines:
+        cold.pool.entries[0].path.unlink()
+        cold.wait(released(cold.pool._turn))
+        (event,) = [json.loads(line[6:]) for line in lines if line.startswith("data: {") and "ping" not in line]
+    assert "can't be loaded" in event["error"]["message"]
+    assert event.get("type", "error") == "error"
+
+
 @pytest.fixture(scope="module")
 def hasty(small_talk: Path) -> Iterator[Served]:
     """It gives no answer more than a twentieth of a second, and no more than 2,000 tokens."""
@@ -98,6 +163,17 @@ def test_a_stream_that_takes_too_long_ends_in_an_error(hasty: Served, path: str)
     assert response.status_code in (200, 504)  # it may end before its first token
     assert "was not done by its deadline" in response.text
     assert '"finish_reason":"' not in response.text
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_stream_that_the_server_ends_says_so(talk: Served, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_llama.server.guard._GRACE", 0.2 - talk.app.state.server.settings.limits.seconds)
+    response = talk.client.post(path, json=asked(talk, stream=True))
+    monkeypatch.undo()
+    assert response.status_code == 200
+    last = json.loads(response.text.strip().rpartition("data: ")[2])
+    assert "the server ended the answer" in last["error"]["message"]
+    wait_for_rest(talk)
 
 
 def test_more_tokens_than_may_be_are_refused(hasty: Served) -> None:

@@ -140,6 +140,16 @@ def test_a_broken_chunk_is_refused(small: Served) -> None:
     assert status_of(exchanged(small, head() + b"x\r\n{}\r\n")) == 400
 
 
+def test_a_broken_chunk_of_a_request_whose_answer_has_no_body_is_refused(
+    small: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = b"HEAD /v1/models HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n"
+    answer = exchanged(small, request)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\n")
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 def test_a_slow_body_is_not_waited_for(small: Served) -> None:
     answer = exchanged(small, head(100) + b"{")
     assert status_of(answer) == 408

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from serving import serve
 from edge_llama.errors import ArtifactError, EngineDiedError, OptionError
 from edge_llama.files.gguf import Value, ValueType
 from edge_llama.isolation.remote import IsolatedModel
+from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.messages import Message
 from edge_llama.server.entries import entries
@@ -246,6 +248,21 @@ def test_one_that_stays_in_use_is_waited_for_with_a_bound(folder: Path, size: in
     run(pool, use)
 
 
+def test_the_time_that_one_waits_for_others_begins_with_its_turn(folder: Path, size: int) -> None:
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size, patience=0.4)
+
+    async def use() -> None:
+        async with pool.lease("a"):
+            async with pool._turn:
+                waiting = asyncio.create_task(ask(pool, "b"))
+                await asyncio.sleep(0.5)
+            while not (pool._is_awaited or waiting.done()):
+                await asyncio.sleep(0.01)
+        assert await waiting
+
+    run(pool, use)
+
+
 def test_what_does_not_fit_even_alone_is_refused_with_the_numbers(folder: Path, size: int) -> None:
     pool = Pool([str(folder)], OPTIONS, isolate=False, memory=size)
     tight = Pool([str(folder)], OPTIONS, isolate=False, memory=size - 1)
@@ -322,6 +339,34 @@ def test_many_who_ask_models_of_which_one_fits_all_get_their_answers(folder: Pat
         got = list(threads.map(lambda name: served.client.post("/v1/chat/completions", json=asked(name)).json(), names))
     assert [answer["model"] for answer in got] == names
     assert {answer["choices"][0]["message"]["content"] for answer in got} == {"5"}
+
+
+def test_a_model_that_hangs_takes_few_threads_and_none_of_another(folder: Path) -> None:
+    pool, is_over = Pool([str(folder)], OPTIONS, isolate=False), threading.Event()
+    begun: list[Model] = []
+
+    def hang(model: Model) -> None:
+        begun.append(model)
+        is_over.wait(60)
+
+    async def use() -> None:
+        try:
+            async with pool.lease("a") as lease:
+                for _ in range(3):
+                    asked = [asyncio.create_task(pool.in_thread(hang, lease.model)) for _ in range(60)]
+                    await asyncio.sleep(0.05)
+                    for each in asked:
+                        each.cancel()
+                    await asyncio.wait(asked)
+                waiting = [asyncio.create_task(pool.in_thread(hang, lease.model)) for _ in range(60)]
+                assert await ask(pool, "b")
+                assert len(begun) == 32
+        finally:
+            is_over.set()
+        await asyncio.gather(*waiting)
+
+    run(pool, use)
+    assert len(begun) == 32 + 60
 
 
 def test_who_leaves_while_a_model_loads_does_not_stop_that(folder: Path) -> None:
@@ -417,15 +462,28 @@ def test_over_http_a_killed_engine_is_a_503_and_the_next_request_works(small_tal
         assert answered.json()["choices"][0]["message"]["content"] == "5"
 
 
+def test_who_asks_for_numbers_starts_no_process_for_a_model_that_died(small_talk: Path) -> None:
+    pool, before = Pool([str(small_talk)], OPTIONS), psutil.Process().children()
+    with serve(pool) as served:
+        model = served.model
+        assert isinstance(model, IsolatedModel)
+        assert 'edge_llama_model_cells{model="small_talk"}' in served.client.get("/metrics").text
+        served.wait(_killed(pool))
+        assert "edge_llama_models_loaded 0.0" in served.client.get("/metrics").text
+        assert served.client.get("/health").json()["loaded"] == 0
+        assert model.has_died
+    assert psutil.Process().children() == before
+
+
 def kill(pool: Pool) -> IsolatedModel:
-    model = pool.loaded["a"]
+    (model,) = pool.loaded.values()
     assert isinstance(model, IsolatedModel)
     os.kill(model.worker_pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     return model
 
 
 async def _killed(pool: Pool) -> None:
-    """Kill the process of ``a``, and wait until that is noticed."""
+    """Kill the process of the one model that is loaded, and wait until that is noticed."""
     model = kill(pool)
     while not model.has_died:
         await asyncio.sleep(0.01)

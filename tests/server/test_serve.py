@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,6 +87,16 @@ def serving(*arguments: object, **environment: str) -> Iterator[Command]:
         for pipe in (command.process.stdout, command.process.stderr):
             assert pipe
             pipe.close()
+
+
+@pytest.mark.parametrize(("files", "connections"), [(100, 50), (1000, 744)])
+def test_as_many_connections_may_be_open_as_the_system_lets_it(files: int, connections: int) -> None:
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({min(files, 200)}, {files}))\n"
+        "from edge_llama.cli.serve import _allowed_connections; print(_allowed_connections(2000))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == connections
 
 
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 3000, reason="so many files can't be open here")
