@@ -171,7 +171,7 @@ def _one_system(messages: Iterable[Message]) -> Iterator[Message]:
     before: Message | None = None
     for message in messages:
         if before and before.role == message.role == "system":
-            before = Message("system", f"{before.content}\n\n{message.content}")
+            before = Message("system", [*before.parts, "\n\n", *message.parts])
             continue
         if before:
             yield before
