@@ -14,6 +14,7 @@ from edge_llama.server.anthropic.blocks import (
     ContentSource,
     DocumentBlock,
     ImageBlock,
+    RedactedThinkingBlock,
     SearchResultBlock,
     TextBlock,
     TextSource,
@@ -25,12 +26,14 @@ from edge_llama.server.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from edge_llama.server.anthropic.fields import CountFields, Tool
+from edge_llama.server.anthropic.fields import CountFields, Tool, Turn
 from edge_llama.server.failures import ApiError
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
 BILLING = "system: x-anthropic-billing-header"
 """How the line is called in the header that names what had no effect."""
+_MODELS_BLOCKS = (ThinkingBlock, RedactedThinkingBlock, ToolUseBlock)
+_OTHERS_BLOCKS = (ToolResultBlock,)
 
 
 def has_billing_line(fields: CountFields) -> bool:
@@ -60,8 +63,17 @@ def _all_turns(fields: CountFields) -> Iterator[tuple[str, Sequence[Block]]]:
     system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
     yield "system", [block for block in system if block.text]
     deferred = {tool.name: tool for tool in fields.tools or () if tool.defer_loading}
-    for turn in fields.messages:
+    for number, turn in enumerate(fields.messages):
+        _check_places(turn, f"messages.{number}")
         yield turn.role, [_with_tools(block, deferred) for block in turn.content]
+
+
+def _check_places(turn: Turn, where: str) -> None:
+    """ApiError for a block that only another's turn has: nobody would read it."""
+    for number, block in enumerate(turn.content):
+        if isinstance(block, _OTHERS_BLOCKS if turn.role == "assistant" else _MODELS_BLOCKS):
+            place = f"{where}.content.{number}"
+            raise ApiError(400, f"{place}: {block.type} can't stand in the {turn.role}'s turn", param=place)
 
 
 def _with_tools(block: Block, deferred: Mapping[str, Tool]) -> Block:
