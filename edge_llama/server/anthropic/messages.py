@@ -59,7 +59,8 @@ async def count_tokens(
     pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(fitted(model, messages_of(fields, max_images)), tools=_tools(fields.tools))
+        tools = _tools(fields.tools)
+        return model.count_tokens(fitted(model, messages_of(fields, max_images), tools), tools=tools)
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:
@@ -73,8 +74,9 @@ async def count_tokens(
 
 def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
     """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
+    tools = _tools(fields.tools)
     options = {
-        "tools": _tools(fields.tools),
+        "tools": tools or None,
         "tool_choice": _choice(fields),
         "parallel_tool_calls": not getattr(fields.tool_choice, "disable_parallel_tool_use", False),
         "max_tokens": max(fields.max_tokens, 1),
@@ -85,13 +87,13 @@ def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    messages = fitted(model, messages_of(fields, max_images))
+    messages = fitted(model, messages_of(fields, max_images), tools)
     return Ask(messages, {name: value for name, value in options.items() if value is not None})
 
 
-def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
+def _tools(tools: list[Tool] | None) -> list[dict[str, Any]]:
     """The tools as chat templates know them: with all of their parts, and no others."""
-    return [_tool(tool) for tool in tools] if tools else None
+    return [_tool(tool) for tool in tools or ()]
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

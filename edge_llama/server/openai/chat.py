@@ -38,7 +38,8 @@ async def chat_completions(request: Request, fields: ChatFields, server: Here) -
     def ask(model: Model) -> Ask:
         if options.get("logprobs") is not None:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        return Ask(fitted(model, messages_of(fields, limits.images)), options, fields.n or 1)
+        messages = fitted(model, messages_of(fields, limits.images), options.get("tools", ()))
+        return Ask(messages, options, fields.n or 1)
 
     return await answer(
         request,
@@ -56,7 +57,7 @@ def options_of(fields: ChatFields) -> dict[str, Any]:
     most = [count for count in (fields.max_tokens, fields.max_completion_tokens) if count is not None]
     if most:
         options["max_tokens"] = min(most)
-    if fields.top_logprobs is not None and not fields.logprobs:
+    if fields.top_logprobs and not fields.logprobs:
         raise ApiError(400, "top_logprobs asks for logprobs: set that to true", param="top_logprobs")
     if fields.logprobs:
         options["logprobs"] = fields.top_logprobs or 0

@@ -43,7 +43,7 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
         if "logprobs" in options:
             model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
         messages = messages_of(fields.instructions, read, server.settings.limits.images)
-        return Ask(fitted(model, messages), options)
+        return Ask(fitted(model, messages, options.get("tools", ())), options)
 
     def keep(response: Mapping[str, Any]) -> None:
         server.responses.put(Stored(response, read))
