@@ -139,7 +139,7 @@ class ToolMessage(Fields):
     """A tool's result."""
 
     role: Literal["tool"]
-    content: _Parts = Field(description="A text, or a list of `text` and `image_url` parts.")
+    content: _Parts | None = Field(description="A text, a list of `text` and `image_url` parts, or null.")
     tool_call_id: str = Field(description="The call that it answers.")
     name: str | None = Field(None, description="The tool's; left out, it is that of the call.")
 

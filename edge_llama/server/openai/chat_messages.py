@@ -47,7 +47,8 @@ def _message(at: int, given: AnyMessage, names: dict[str, str]) -> Message:
             return Message("assistant", _content(content, at), calls, thinking=given.reasoning_content or "")
         case ToolMessage():
             name = given.name or names.get(given.tool_call_id)
-            return Message("tool", _content(given.content, at), tool_call_id=given.tool_call_id, name=name)
+            result = _content("" if given.content is None else given.content, at)
+            return Message("tool", result, tool_call_id=given.tool_call_id, name=name)
         case UserMessage():
             return Message("user", _content(given.content, at))
         case SystemMessage():

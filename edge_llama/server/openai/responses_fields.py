@@ -222,7 +222,7 @@ class ResponseFields(Fields):
     include: list[Included] | None = Field(
         None,
         description="`message.output_text.logprobs` asks for log-probabilities: of every token that was written, "
-        "thoughts among them. The others add nothing.",
+        "thoughts among them. The others add nothing, and are named as without effect.",
     )
     text: TextOptions | None = Field(None, description="The form of the answer.")
     reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")
@@ -248,3 +248,8 @@ class ResponseFields(Fields):
     safety_identifier: Annotated[Any, _NO_USERS] = None
     user: Annotated[Any, _NO_USERS] = None
     client_metadata: Annotated[Any, _NO_USERS] = None
+
+    def ignored(self) -> list[str]:
+        """Those of ``include`` too that add nothing."""
+        without = (f"include.{name}" for name in dict.fromkeys(self.include or ()) if name != LOGPROBS)
+        return [*super().ignored(), *without]
