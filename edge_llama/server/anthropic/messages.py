@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from edge_llama.model import Model
-from edge_llama.prompts.tools import DEFERRED
+from edge_llama.prompts.tools import DEFERRED, tool_schema
 from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
 from edge_llama.server.anthropic.fields import (
@@ -92,13 +92,13 @@ def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
 
 
 def _tools(tools: list[Tool] | None) -> list[dict[str, Any]]:
-    """The tools as chat templates know them: with all of their parts, and no others."""
+    """The tools as chat templates know them."""
     return [_tool(tool) for tool in tools or ()]
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
-    return {"type": "function", "function": described, **({DEFERRED: True} if tool.defer_loading else {})}
+    schema = tool_schema(tool.name, tool.description, tool.input_schema)
+    return {**schema, DEFERRED: True} if tool.defer_loading else schema
 
 
 def _choice(fields: MessageFields) -> Any:

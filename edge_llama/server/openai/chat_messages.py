@@ -7,6 +7,7 @@ from typing import Any
 from edge_llama.errors import InputError
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
 from edge_llama.server.openai.chat_fields import (
     AllowedToolChoice,
@@ -127,13 +128,9 @@ def tools_of(fields: ChatFields) -> list[dict[str, Any]]:
 
 
 def _tool(tool: ToolFields) -> dict[str, Any]:
-    """As chat templates know it: with all of its parts, and no others."""
     function = tool.function
-    parameters = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
-    told = {"name": function.name, "description": function.description or "", "parameters": parameters}
-    if function.return_ is not None:
-        told["return"] = function.return_
-    return {"type": "function", "function": told}
+    returned = {} if function.return_ is None else {"return": function.return_}
+    return tool_schema(function.name, function.description, function.parameters, **returned)
 
 
 def tool_choice_of(fields: ChatFields) -> str | dict[str, Any]:

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
 from edge_llama.server.openai.chat_fields import CalledFunction, ImageUrl
 from edge_llama.server.openai.chat_messages import arguments_of, image_of
@@ -202,7 +203,7 @@ def tools_of(fields: ResponseFields) -> list[dict[str, Any]]:
             named = ", ".join(sorted(unknown))
             raise ApiError(400, f"tool_choice allows {named}, which is none of the tools", param="tool_choice")
         functions = [(name, tool) for name, tool in functions if name in allowed]
-    return [_described(tool, name) for name, tool in functions]
+    return [tool_schema(name, tool.description, tool.parameters) for name, tool in functions]
 
 
 def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
@@ -213,15 +214,6 @@ def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
         elif isinstance(tool, NamespaceTool):
             for inner in tool.tools:
                 yield joined(tool.name, inner.name), inner
-
-
-def _described(tool: FunctionTool, name: str) -> dict[str, Any]:
-    """As chat templates know it: with all of its parts, and no others."""
-    parameters = {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
-    return {
-        "type": "function",
-        "function": {"name": name, "description": tool.description or "", "parameters": parameters},
-    }
 
 
 def tool_choice_of(fields: ResponseFields) -> str | dict[str, Any]:
