@@ -15,6 +15,7 @@ from edge_llama.server.asking import Answers, Ask
 from edge_llama.server.events import Event
 from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
+from edge_llama.server.openai.answer_options import ANY_OBJECT, form_options, tool_options
 from edge_llama.server.openai.chat_fields import ChatFields, JsonObjectFormat, JsonSchemaFormat
 from edge_llama.server.openai.chat_messages import messages_of, tool_choice_of, tools_of
 from edge_llama.server.openai.chat_objects import ChatCompletion, ChatCompletionChunk
@@ -25,8 +26,6 @@ from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter()
-_MAY_CALL = ("auto", "none")
-"""The choices among tools that leave text as an answer."""
 
 
 @router.post("/v1/chat/completions", responses=responses(ChatCompletion, streamed=ChatCompletionChunk))
@@ -65,9 +64,9 @@ def options_of(fields: ChatFields) -> dict[str, Any]:
         options["thinking_budget"] = _thinking_budget(fields)
     if fields.chat_template_kwargs:
         options["template_variables"] = fields.chat_template_kwargs
-    if _tool_options(fields, options) in _MAY_CALL:
-        _form_options(fields, options)
-    return options
+    choice = tool_choice_of(fields)
+    options |= tool_options(tools_of(fields), choice, fields.parallel_tool_calls)
+    return options | form_options(choice, _schema(fields))
 
 
 def _thinking_budget(fields: ChatFields) -> int | None:
@@ -76,23 +75,13 @@ def _thinking_budget(fields: ChatFields) -> int | None:
     return THINKING_BUDGETS[fields.reasoning_effort]
 
 
-def _tool_options(fields: ChatFields, options: dict[str, Any]) -> str | Mapping[str, Any]:
-    """Put the tools among the options; which choice there is among them."""
-    choice = tool_choice_of(fields)
-    if tools := tools_of(fields):
-        options["tools"] = tools
-    if tools or choice not in _MAY_CALL:
-        options["tool_choice"] = choice
-        options["parallel_tool_calls"] = fields.parallel_tool_calls is not False
-    return choice
-
-
-def _form_options(fields: ChatFields, options: dict[str, Any]) -> None:
+def _schema(fields: ChatFields) -> Mapping[str, Any] | None:
     match fields.response_format:
         case JsonObjectFormat():
-            options["json_schema"] = {"type": "object"}
+            return ANY_OBJECT
         case JsonSchemaFormat(json_schema=given):
-            options["json_schema"] = {"type": "object"} if given.schema_ is None else given.schema_
+            return ANY_OBJECT if given.schema_ is None else given.schema_
+    return None
 
 
 @dataclass(slots=True)
