@@ -28,6 +28,7 @@ from edge_llama.server.anthropic.blocks import (
 )
 from edge_llama.server.anthropic.fields import CountFields, Tool, Turn
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
 BILLING = "system: x-anthropic-billing-header"
@@ -48,7 +49,7 @@ def has_billing_line(fields: CountFields) -> bool:
 def messages_of(fields: CountFields, max_images: int) -> list[Message]:
     """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
     turns = list(_turns(_all_turns(fields)))
-    _check_images(turns, max_images)
+    check_images("messages", sum(_images_in(block) for _, blocks in turns for block in blocks), max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
             "the conversation ends with the assistant's turn, which can't be gone on with",
@@ -99,13 +100,6 @@ def _described(name: str, deferred: Mapping[str, Tool]) -> str:
         return name
     described = {"description": tool.description or "", "name": name, "parameters": tool.input_schema}
     return f"<functions>\n<function>{json.dumps(described, ensure_ascii=False)}</function>\n</functions>"
-
-
-def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:
-    """Before any is decoded."""
-    count = sum(_images_in(block) for _, blocks in turns for block in blocks)
-    if count > most:
-        raise ApiError(400, f"messages have {count:,} images, at most {most:,} may be in a request", param="messages")
 
 
 def _images_in(block: Block | BrowserStateBlock) -> int:

@@ -9,6 +9,7 @@ from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 from edge_llama.server.openai.chat_fields import (
     AllowedToolChoice,
     AssistantMessage,
@@ -33,7 +34,8 @@ INVALID_JSON = "invalid_json"
 
 def messages_of(fields: ChatFields, max_images: int) -> tuple[Message, ...]:
     """The conversation. ApiError for an image that can't be, or too many; it decodes them: call it in a thread."""
-    _check_images(fields.messages, max_images)
+    images = [part for message in fields.messages for part in _parts(message) if isinstance(part, ImagePart)]
+    check_images("messages", len(images), max_images)
     names: dict[str, str] = {}
     return tuple(_message(at, message, names) for at, message in enumerate(fields.messages))
 
@@ -86,12 +88,6 @@ def image_of(given: ImageUrl, place: str) -> Image:
         return Image.from_data_url(given.url)
     except InputError as error:
         raise ApiError(400, f"{place}: {error}", code="invalid_image", param=place) from error
-
-
-def _check_images(messages: Sequence[AnyMessage], most: int) -> None:
-    count = sum(isinstance(part, ImagePart) for message in messages for part in _parts(message))
-    if count > most:
-        raise ApiError(400, f"messages have {count:,} images, at most {most:,} may be in a request", param="messages")
 
 
 def _parts(message: AnyMessage) -> Iterator[object]:

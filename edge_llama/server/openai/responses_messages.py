@@ -10,6 +10,7 @@ from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 from edge_llama.server.openai.chat_fields import CalledFunction, ImageUrl
 from edge_llama.server.openai.chat_messages import arguments_of, image_of
 from edge_llama.server.openai.responses_fields import (
@@ -84,7 +85,8 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]], ma
         known = _ITEMS.validate_python(items)
     except ValidationError as error:  # those of the request were checked: it is a file that somebody changed
         raise ApiError(400, "the earlier response is damaged", param="previous_response_id") from error
-    _check_images(known, max_images)
+    images = [part for item in known for part in _parts_of(item) if isinstance(part, InputImage)]
+    check_images("input", len(images), max_images)
     messages = [Message("system", instructions)] if instructions else []
     names: dict[str, str] = {}
     for turn in _turns(known):
@@ -92,12 +94,6 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]], ma
     if not messages:
         raise ApiError(400, "there is nothing to answer: give input", param="input")
     return list(_one_system(messages))
-
-
-def _check_images(items: Iterable[AnyItem], most: int) -> None:
-    count = sum(isinstance(part, InputImage) for item in items for part in _parts_of(item))
-    if count > most:
-        raise ApiError(400, f"input has {count:,} images, at most {most:,} may be in a request", param="input")
 
 
 def _parts_of(item: AnyItem) -> Sequence[Part]:
