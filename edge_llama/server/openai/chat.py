@@ -34,9 +34,11 @@ async def chat_completions(request: Request, fields: ChatFields, server: Here) -
     options = options_of(fields)
     limits = server.settings.limits
 
+    texts: TokenTexts | None = None
+
     def ask(model: Model) -> Ask:
-        if options.get("logprobs") is not None:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
+        nonlocal texts
+        texts = TokenTexts.of(model.tokenizer) if fields.logprobs else None
         messages = fitted(model, messages_of(fields, limits.images), options.get("tools", ()))
         return Ask(messages, options, fields.n or 1)
 
@@ -45,7 +47,7 @@ async def chat_completions(request: Request, fields: ChatFields, server: Here) -
         fields,
         model_name(server, fields.model),
         ask,
-        lambda answers: ChatWriter.of(fields, answers),
+        lambda answers: ChatWriter.of(fields, texts, answers),
         is_streamed=bool(fields.stream),
     )
 
@@ -101,10 +103,9 @@ class ChatWriter:
     """How many tool calls each choice has so far."""
 
     @classmethod
-    def of(cls, fields: ChatFields, answers: Answers) -> "ChatWriter":
+    def of(cls, fields: ChatFields, texts: TokenTexts | None, answers: Answers) -> "ChatWriter":
         """For the answers to a request."""
         model = answers.lease.model
-        texts = TokenTexts.of(model.tokenizer) if fields.logprobs else None
         tells_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         return cls(answers.lease.name, fingerprint(model), fields.n or 1, texts, tells_usage)
 

@@ -34,11 +34,12 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
     if fields.echo and fields.logprobs is not None:
         raise ApiError(400, "echo and logprobs don't go together: a prompt has no log-probabilities", param="logprobs")
     texts: list[str] = []
+    token_texts: TokenTexts | None = None
     most = server.settings.limits.max_tokens or _MAX_TOKENS
 
     def ask(model: Model) -> Ask:
-        if fields.logprobs is not None:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
+        nonlocal token_texts
+        token_texts = None if fields.logprobs is None else TokenTexts.of(model.tokenizer)
         texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer))
         return Ask(texts[0], _options(fields, most), fields.n or 1, tuple(texts[1:]))
 
@@ -47,7 +48,7 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
         fields,
         model_name(server, fields.model),
         ask,
-        lambda answers: CompletionWriter.of(fields, texts, answers),
+        lambda answers: CompletionWriter.of(fields, texts, token_texts, answers),
         is_streamed=bool(fields.stream),
     )
 
@@ -76,10 +77,11 @@ class CompletionWriter:
     """Characters of each answer's tokens so far."""
 
     @classmethod
-    def of(cls, fields: CompletionFields, prompts: Sequence[str], answers: Answers) -> "CompletionWriter":
+    def of(
+        cls, fields: CompletionFields, prompts: Sequence[str], texts: TokenTexts | None, answers: Answers
+    ) -> "CompletionWriter":
         """For the answers to a request."""
         model = answers.lease.model
-        texts = None if fields.logprobs is None else TokenTexts.of(model.tokenizer)
         tells_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         echoed = prompts if fields.echo else ()
         return cls(answers.lease.name, fingerprint(model), fields.n or 1, echoed, texts, tells_usage)

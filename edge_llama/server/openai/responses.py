@@ -39,10 +39,12 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
     options = options_of(fields)
     read: list[dict[str, Any]] = []
 
+    texts: TokenTexts | None = None
+
     def ask(model: Model) -> Ask:
+        nonlocal texts
         read.extend(read_items(fields, server.responses))
-        if "logprobs" in options:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
+        texts = TokenTexts.of(model.tokenizer) if "logprobs" in options else None
         messages = messages_of(fields.instructions, read, server.settings.limits.images)
         return Ask(fitted(model, messages, options.get("tools", ())), options)
 
@@ -50,7 +52,6 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
         server.responses.put(Stored(response, read))
 
     def told(answers: Answers) -> ResponseWriter:
-        texts = TokenTexts.of(answers.lease.model.tokenizer) if "logprobs" in options else None
         kept = None if fields.store is False else keep
         return ResponseWriter(_head(fields, answers, options), namespaces_of(fields), texts, kept)
 
