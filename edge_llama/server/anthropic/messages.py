@@ -6,7 +6,6 @@ from fastapi import APIRouter, Header, Request, Response
 
 from edge_llama.model import Model
 from edge_llama.prompts.tools import DEFERRED, tool_schema
-from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
 from edge_llama.server.anthropic.fields import (
     AnyChoice,
@@ -17,6 +16,7 @@ from edge_llama.server.anthropic.fields import (
     Tool,
     ToolChoice,
 )
+from edge_llama.server.anthropic.objects import FAILURES, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.writer import MessageWriter
 from edge_llama.server.asking import Answers, Ask
 from edge_llama.server.events import unless_left
@@ -30,7 +30,7 @@ Beta = Annotated[str | None, Header(alias="anthropic-beta", description="Without
 Version = Annotated[str | None, Header(alias="anthropic-version", description="Without effect.")]
 
 
-@router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **ERRORS})
+@router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **FAILURES})
 async def create_message(
     request: Request, fields: MessageFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:
@@ -51,7 +51,7 @@ async def create_message(
     )
 
 
-@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=ERRORS)
+@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=FAILURES)
 async def count_tokens(
     request: Request, fields: CountFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:

@@ -12,15 +12,14 @@ from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import ToolCall
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
 from edge_llama.server.openai.answer_options import ANY_OBJECT, form_options, tool_options
 from edge_llama.server.openai.chat_fields import ChatFields, JsonObjectFormat, JsonSchemaFormat
 from edge_llama.server.openai.chat_messages import messages_of, tool_choice_of, tools_of
 from edge_llama.server.openai.chat_objects import ChatCompletion, ChatCompletionChunk
-from edge_llama.server.openai.objects import responses, usage
-from edge_llama.server.openai.streams import DONE, finish_reason
+from edge_llama.server.openai.objects import DONE, responses, usage
 from edge_llama.server.openai.token_texts import TokenTexts
 from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS

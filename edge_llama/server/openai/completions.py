@@ -12,15 +12,14 @@ from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.sampling.logprobs import TokenLogprobs
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
 from edge_llama.server.openai.chat import fingerprint
 from edge_llama.server.openai.completion_fields import CompletionFields
 from edge_llama.server.openai.completion_objects import Completion
 from edge_llama.server.openai.given_texts import texts_of
-from edge_llama.server.openai.objects import responses, usage
-from edge_llama.server.openai.streams import DONE, finish_reason
+from edge_llama.server.openai.objects import DONE, responses, usage
 from edge_llama.server.openai.token_texts import TokenTexts, finite
 
 router = APIRouter()
