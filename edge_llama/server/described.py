@@ -26,6 +26,7 @@ ERRORS: Mapping[int | str, str] = {
     503: "The engine failed, or the model can't be loaded now; the next request may work.",
     504: "The answer took longer than may be.",
 }
+"""By an error's status: when it comes."""
 
 
 def event_stream(*said: type[BaseModel], last: str | None = None) -> dict[str, Any]:
