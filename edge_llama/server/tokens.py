@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from edge_llama.model import Model
+from edge_llama.server.described import Said
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import json_response
 from edge_llama.server.fields import Fields, Refused
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
 from edge_llama.server.openai.completion_fields import TokenIds
 from edge_llama.server.openai.given_texts import check_ids
-from edge_llama.server.openai.objects import Said, responses
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 _LONGEST = 1 << 20

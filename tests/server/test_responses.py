@@ -284,12 +284,20 @@ def test_what_an_agent_sends_needlessly_is_named_in_a_header(talk: Served) -> No
         max_output_tokens=1,
         tools=[TOOL, {"type": "web_search"}],
         prompt_cache_key="k",
-        include=["reasoning.encrypted_content"],
+        include=["file_search_call.results", "reasoning.encrypted_content", "message.output_text.logprobs"],
         service_tier="auto",
         text={"verbosity": "low"},
     )
     named = set(response.headers["edge-llama-ignored"].split(", "))
-    assert named == {"web_search", "prompt_cache_key", "service_tier", "verbosity", "strict"}
+    assert named == {
+        "web_search",
+        "prompt_cache_key",
+        "service_tier",
+        "verbosity",
+        "strict",
+        "include.file_search_call.results",
+        "include.reasoning.encrypted_content",
+    }
 
 
 @pytest.mark.parametrize(

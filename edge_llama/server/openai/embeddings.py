@@ -11,13 +11,14 @@ from pydantic import Field
 
 from edge_llama.model import Model
 from edge_llama.runtime.embeddings import text_tokens
+from edge_llama.server.described import Said
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
 from edge_llama.server.metrics import Counts
 from edge_llama.server.openai.completion_fields import EmbeddingFields
 from edge_llama.server.openai.given_texts import texts_of
-from edge_llama.server.openai.objects import Said, responses
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 
