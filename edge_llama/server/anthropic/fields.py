@@ -121,6 +121,7 @@ class CountFields(Fields):
     model: str = Field(description="A model's name, or an alias.")
     messages: list[Turn] = Field(
         min_length=1,
+        fail_fast=True,
         description="The conversation; turns of one role in a row are one. The system's may stand anywhere: where the "
         "chat template has no place for them they are the user's, as `<system-reminder>`. The last turn is not "
         "the assistant's.",

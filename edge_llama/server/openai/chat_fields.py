@@ -153,14 +153,17 @@ class ToolMessage(Fields):
     name: str | None = Field(None, description="The tool's; left out, it is that of the call.")
 
 
-Messages: TypeAlias = list[
-    Annotated[
-        Annotated[SystemMessage, Tag("role=system")]
-        | Annotated[UserMessage, Tag("role=user")]
-        | Annotated[AssistantMessage, Tag("role=assistant")]
-        | Annotated[ToolMessage, Tag("role=tool")],
-        by_text("role", "system", "user", "assistant", "tool", developer="system"),
-    ]
+Messages: TypeAlias = Annotated[
+    list[
+        Annotated[
+            Annotated[SystemMessage, Tag("role=system")]
+            | Annotated[UserMessage, Tag("role=user")]
+            | Annotated[AssistantMessage, Tag("role=assistant")]
+            | Annotated[ToolMessage, Tag("role=tool")],
+            by_text("role", "system", "user", "assistant", "tool", developer="system"),
+        ]
+    ],
+    Field(fail_fast=True),  # else an error is kept for each of half a million
 ]
 
 

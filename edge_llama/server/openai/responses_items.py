@@ -209,5 +209,6 @@ Item: TypeAlias = Annotated[
 ]
 AnyItem: TypeAlias = MessageItem | CallItem | CallOutputItem | ReasoningItem | ItemReference | BuiltInItem
 Input: TypeAlias = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[Item], Tag("<list>")], by_type("a text, or a list of items")
+    Annotated[str, Tag("<str>")] | Annotated[list[Item], Field(fail_fast=True), Tag("<list>")],
+    by_type("a text, or a list of items"),
 ]
