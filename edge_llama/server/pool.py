@@ -115,7 +115,7 @@ class Pool:
 
     @property
     def loaded(self) -> Mapping[str, Model]:
-        """The models that are loaded, by name. One whose process died is none: asked anything, it would start another."""
+        """The models that are loaded, by name. One whose process died is none: asked, it would start another."""
         return {name: place.model for name, place in self._places.items() if place.model and not _is_dead(place.model)}
 
     def entry(self, name: str) -> Entry:
