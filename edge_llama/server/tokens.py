@@ -12,9 +12,8 @@ from edge_llama.server.events import unless_left
 from edge_llama.server.failures import json_response
 from edge_llama.server.fields import Fields, Refused
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
-from edge_llama.server.openai.completion_fields import TokenIds
-from edge_llama.server.openai.given_texts import check_ids
 from edge_llama.server.openai.objects import responses
+from edge_llama.server.token_ids import TokenIds, check_ids
 
 router = APIRouter()
 _LONGEST = 1 << 20

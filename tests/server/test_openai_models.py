@@ -110,7 +110,7 @@ def test_a_long_text_of_tokens_is_not_cut_again(two: Served, monkeypatch: pytest
     monkeypatch.setattr("edge_llama.server.tokens._LONGEST", 5)
     monkeypatch.delattr(type(two.model.tokenizer), "_by_engine")
     assert posted(two, "/detokenize", tokens=tokens, model="small_talk") == {"content": " Hello you"}
-    posted(two, "/tokenize", 500, content="a", model="small_talk")  # it would have been told
+    posted(two, "/tokenize", 500, content="never before", model="small_talk")  # it would have been told
 
 
 def test_more_tokens_than_may_be(two: Served) -> None:

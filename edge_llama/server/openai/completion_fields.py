@@ -7,10 +7,8 @@ from pydantic import Discriminator, Field, Tag
 from edge_llama.server.fields import Fields, Refused
 from edge_llama.server.openai.marks import NO_USERS
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
+from edge_llama.server.token_ids import TokenIds
 
-_Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds: TypeAlias = Annotated[list[_Id], Field(max_length=1 << 18)]
-"""Those of one text."""
 _Several = Field(min_length=1, max_length=2048)
 
 

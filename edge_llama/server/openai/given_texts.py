@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from edge_llama.errors import ContextFullError
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.server.failures import ApiError
+from edge_llama.server.token_ids import check_ids
 
 
 def texts_of(
@@ -43,13 +44,6 @@ def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer, n_ctx: int) ->
         f"/tokenize makes of it",
         param=field,
     )
-
-
-def check_ids(ids: Sequence[int], field: str, tokenizer: Tokenizer) -> None:
-    """ApiError for one that is no token's."""
-    for token in ids:
-        if token >= tokenizer.n_vocab:
-            raise ApiError(400, f"{field}: there is no token {token}, ids are below {tokenizer.n_vocab}", param=field)
 
 
 def _without_frame(ids: list[int], tokenizer: Tokenizer) -> list[int]:
