@@ -34,6 +34,7 @@ from edge_llama.generation import Answer, Generation, Piece
 from edge_llama.media.images import MEDIA_TYPES, Image
 from edge_llama.model import Model, vision_of
 from edge_llama.prompts import messages as prompts
+from edge_llama.prompts.tools import tool_schema
 from edge_llama.sampling.params import OPTION_TEXTS
 
 _PREFIX = "edge-llama/"
@@ -108,7 +109,11 @@ class _Local:
         """The answer to a prompt, begun; the first one waits for the model to load."""
         model = _opened(self._path)
         given = {name: _value(name, value) for name, value in prompt.options if value is not None}
-        tools = [_described(tool) for tool in prompt.tools if isinstance(tool, llm.Tool)]
+        tools = [
+            tool_schema(tool.name, tool.description, tool.input_schema or None)
+            for tool in prompt.tools
+            if isinstance(tool, llm.Tool)
+        ]
         schema = cast("dict[str, Any] | None", prompt.schema)  # llm has made one of a class of pydantic's
         return model.answer(list(_messages(prompt)), tools=tools, json_schema=schema, **given)
 
@@ -192,12 +197,6 @@ def _value(name: str, value: Any) -> Any:
     """An option as the runtime takes it; what may be given several times may be one line of the command line."""
     text = OPTION_TEXTS[name]
     return text.from_line(value, name) if text.is_repeated and isinstance(value, str) else value
-
-
-def _described(tool: llm.Tool) -> dict[str, Any]:
-    schema = tool.input_schema or {"type": "object", "properties": {}}
-    function = {"name": tool.name, "description": tool.description or "", "parameters": schema}
-    return {"type": "function", "function": function}
 
 
 def _messages(prompt: llm.Prompt) -> Iterator[prompts.Message]:

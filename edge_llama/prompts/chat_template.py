@@ -16,7 +16,7 @@ import numpy as np
 from edge_llama.errors import OptionError, TemplateError
 from edge_llama.media.images import Image
 from edge_llama.prompts.call_style import KEY, NAME, VALUE, CallStyle, own_style, style_of
-from edge_llama.prompts.messages import Message, ToolCall, as_json, images_of
+from edge_llama.prompts.messages import Message, Role, ToolCall, as_json, images_of
 from edge_llama.prompts.template_contents import (
     Contents,
     Place,
@@ -71,6 +71,7 @@ class ChatTemplate:
         self._where = where
         self._template = _compile(source, where)
         self._shown: set[str] = set()
+        self._takes: dict[tuple[tuple[Role, ...], bool], bool] = {}
         self._control = tokenizer.control_tokens_of(source)
         tokens = sorted(self._control, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
@@ -129,6 +130,19 @@ class ChatTemplate:
         """A conversation of plain texts as the template writes it, and its ids. TemplateError as for :meth:`tokens`."""
         contents, text = self._showing(messages, (), {}, None)
         return text, self._tokens(contents, text, ())
+
+    def takes(self, roles: tuple[Role, ...], *, has_tools: bool = False) -> bool:
+        """Whether it writes a conversation in which these speak, one after another; each is tried once."""
+        asked = roles, has_tools
+        if asked not in self._takes:
+            messages = [Message(role, chr(ord("a") + at)) for at, role in enumerate(roles)]
+            try:
+                self.text(messages, tools=[_PROBE_TOOL] if has_tools else ())
+            except TemplateError:
+                self._takes[asked] = False
+            else:
+                self._takes[asked] = True
+        return self._takes[asked]
 
     def call_parser(
         self, names: Set[str], tool_format: str | None = None, *, is_single: bool = False

@@ -100,6 +100,15 @@ def name_of(schema: Mapping[str, Any]) -> str:
     return str(schema.get("function", schema)["name"])
 
 
+def tool_schema(
+    name: str, description: str | None, parameters: Mapping[str, Any] | None, **others: Any
+) -> dict[str, Any]:
+    """A description as chat templates know it: with all of its parts, and ``others`` of the function's alone."""
+    schema = {"type": "object", "properties": {}} if parameters is None else parameters
+    function = {"name": name, "description": description or "", "parameters": schema, **others}
+    return {"type": "function", "function": function}
+
+
 def _checked(tool: object, where: str) -> dict[str, Any]:
     """The description as it was given, a copy."""
     if not isinstance(tool, Mapping):
@@ -147,8 +156,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
         properties[parameter.name] = _described(schema, texts[parameter.name], where)
         required += [parameter.name] if parameter.default is parameter.empty else []
     parameters = {"type": "object", "properties": properties} | ({"required": required} if required else {})
-    described = {"name": name, "description": sections[""], "parameters": parameters}
-    return {"type": "function", "function": described | _returns(hints, sections["Returns"])}
+    return tool_schema(name, sections[""], parameters, **_returns(hints, sections["Returns"]))
 
 
 def _sections(document: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from edge_llama.sampling.option_text import (
 _MAX_SEED = 2**32 - 2  # llama.cpp takes the next one for "draw a seed"
 _MAX_INT = 2**31 - 1
 _MAX_BIAS = 1e4  # more would leave no digits of the logit in float32
+_MAX_STOPS = 64  # all are looked for in each piece of text, between two steps of the engine
 _MAX_TEMPERATURE = 3.4e38  # finite in float32, which the engine computes in
 _MIN_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
 
@@ -131,6 +132,8 @@ def _stop_strings(_name: str, stop: object) -> tuple[str, ...]:
     if not isinstance(stop, Iterable):
         raise OptionError(f"stop is {_brief(stop)}, expected a sequence of strings")
     stops = tuple(stop)
+    if len(stops) > _MAX_STOPS:
+        raise OptionError(f"stop has {len(stops):,} strings, expected at most {_MAX_STOPS}", remedy="leave some out")
     for text in stops:
         check_text(text, "a stop string")
         if not text:
@@ -174,7 +177,7 @@ class SamplingParams:
     the same text was read before: with quantized weights, what the KV cache already holds changes how many tokens are
     read at once and so the rounding, which can tip the choice between two tokens that are about as likely.
     ``max_tokens`` None goes on until the model ends or the context is full.
-    ``stop`` is any iterable of strings that end the answer, kept as a tuple; None is none.
+    ``stop`` is any iterable of up to 64 strings that end the answer, kept as a tuple; None is none.
     ``logprobs`` (0 to 20) asks for each token's log-probability and so many of the likeliest tokens', by the model
     itself: the log-softmax of its logits, before any of these settings. None asks for nothing.
     ``json_schema`` (a schema as Python values), ``regex`` (Rust's syntax, for the whole answer) or ``grammar`` (Lark's
@@ -275,7 +278,11 @@ class SamplingParams:
         default=(),
         metadata=_option(
             _stop_strings,
-            OptionText(is_repeated=True, split=split_stops, help="End the answer before this text. May be repeated."),
+            OptionText(
+                is_repeated=True,
+                split=split_stops,
+                help="End the answer before this text. May be repeated: up to 64.",
+            ),
         ),
     )
     logprobs: int | None = field(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from edge_llama.errors import EdgeLlamaError
 from edge_llama.generation import Answer, Generation, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import Message
@@ -60,8 +59,10 @@ class Ask:
 class Answers:
     """The answers to an :class:`Ask`, as they come. Left as a context: what still runs is cancelled."""
 
-    def __init__(self, lease: Lease, generations: Sequence[Generation], stack: AsyncExitStack) -> None:
+    def __init__(self, lease: Lease, generations: Sequence[Generation], stack: AsyncExitStack, choices: int) -> None:
+        """``choices`` is how many of them answer the same prompt, one after another."""
         self.lease = lease
+        self._choices = choices
         self._generations = generations
         self._stack = stack
 
@@ -71,9 +72,15 @@ class Answers:
         return self._generations[0].timings
 
     def counts(self) -> Counts:
-        """Tokens so far: those of the prompt, which is one for all answers, and of all answers."""
-        generated = sum(generation.timings.generated_tokens for generation in self._generations)
-        return Counts(self.lease.name, self.timings.prompt_tokens, self.timings.cached_tokens, generated)
+        """Tokens so far: those of each prompt once, and of all answers."""
+        timings = [generation.timings for generation in self._generations]
+        prompts = timings[:: self._choices]
+        return Counts(
+            self.lease.name,
+            sum(each.prompt_tokens for each in prompts),
+            sum(each.cached_tokens for each in prompts),
+            sum(each.generated_tokens for each in timings),
+        )
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """The pieces of all answers, each with its answer's number. Raises what generating raises."""
@@ -81,13 +88,13 @@ class Answers:
             async for piece in self._generations[0]:
                 yield 0, piece
             return
-        queue: asyncio.Queue[tuple[int, Piece] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
         tasks = [asyncio.create_task(_forward(*each, queue)) for each in enumerate(self._generations)]
         try:
             running = len(tasks)
             while running:
                 item = await queue.get()
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise item
                 if item is None:
                     running -= 1
@@ -98,8 +105,8 @@ class Answers:
                 task.cancel()
 
     async def whole(self) -> list[Answer]:
-        """All answers, once they are whole. Raises what generating raises."""
-        return [await generation for generation in self._generations]
+        """All answers, once they are whole. Raises what generating the first that fails raises, at once."""
+        return await asyncio.gather(*self._generations)
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         return self.pieces()
@@ -115,13 +122,13 @@ class Answers:
 
 
 async def _forward(
-    number: int, generation: Generation, queue: "asyncio.Queue[tuple[int, Piece] | BaseException | None]"
+    number: int, generation: Generation, queue: "asyncio.Queue[tuple[int, Piece] | Exception | None]"
 ) -> None:
     try:
         async for piece in generation:
             queue.put_nowait((number, piece))
         queue.put_nowait(None)
-    except EdgeLlamaError as error:
+    except Exception as error:
         queue.put_nowait(error)
 
 
@@ -152,4 +159,4 @@ async def begun(pool: Pool, name: str, ask: Callable[[Model], Ask], limits: Limi
     except BaseException:
         await stack.aclose()
         raise
-    return Answers(lease, generations, stack)
+    return Answers(lease, generations, stack, asked.choices)

@@ -79,6 +79,9 @@ def check_json(body: bytes, headers: Headers, limits: Limits) -> None:
     if kind != "application/json":
         told = f"{kind:.100}" if kind else "not given"
         raise ApiError(415, f"the request's Content-Type is {told}, expected application/json", code="no_json")
+    if body.count(b",") >= limits.values and _least_values(body, limits.values) > limits.values:
+        text = f"the request's body has more than {limits.values:,} values, which is the limit"
+        raise ApiError(413, text, code="request_too_large")
     try:
         parsed = from_json(body, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
@@ -87,6 +90,13 @@ def check_json(body: bytes, headers: Headers, limits: Limits) -> None:
     if may_have > limits.objects and (count := _objects(parsed)) > limits.objects:
         text = f"the request's body has {count:,} objects and lists, at most {limits.objects:,} may be in one"
         raise ApiError(413, text, code="request_too_large")
+
+
+def _least_values(body: bytes, limit: int) -> int:
+    """At least so many values are in it, if it is JSON; it is not parsed, and commas within texts don't count."""
+    bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    least = bare.count(b'"') // 4  # two around each text, and a name has a value
+    return least if least > limit else 1 + sum(part.count(b",") for part in bare.split(b'"')[::2])
 
 
 def _objects(value: object) -> int:

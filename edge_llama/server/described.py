@@ -1,8 +1,32 @@
-"""Server-sent events as the OpenAPI document tells of them."""
+"""What the OpenAPI document tells of responses in every API: objects, errors, and server-sent events."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
+
+
+class Said(BaseModel):
+    """A response, or an object within one: nothing else is in it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+ERRORS: Mapping[int | str, str] = {
+    400: "The request is wrong, or does not fit: the message says where and why.",
+    401: "The API key is missing or wrong.",
+    403: "The Host or Origin header is not one that may ask.",
+    404: "There is no such model.",
+    408: "The request's body did not come in time.",
+    413: "The request is larger than may be.",
+    415: "The request's body is not JSON, or is compressed.",
+    429: "More requests wait than may; Retry-After says when to ask again.",
+    431: "The request's headers are larger than may be.",
+    500: "The server failed.",
+    503: "The engine failed, or the model can't be loaded now; the next request may work.",
+    504: "The answer took longer than may be.",
+}
+"""By an error's status: when it comes."""
 
 
 def event_stream(*said: type[BaseModel], last: str | None = None) -> dict[str, Any]:

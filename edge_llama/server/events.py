@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.generation import Answer, Piece, Timings
+from edge_llama.generation import Answer, FinishReason, Piece, Timings
 from edge_llama.server.asking import Answers
 from edge_llama.server.failures import ANTHROPIC_PATHS, ApiError, encoded, error_response, failure
 
@@ -53,6 +53,13 @@ class Writer(Protocol):
 
     def body(self, answers: Sequence[Answer]) -> Mapping[str, Any]:
         """The answers, whole."""
+
+
+def finish_reason(reason: FinishReason) -> str:
+    """Why an answer ended. ApiError if it was not its own end: the model was closed."""
+    if reason == "cancelled":
+        raise ApiError(503, "the answer was cut off: the model was closed", code="cancelled")
+    return reason
 
 
 class EventStream(Response):

@@ -8,9 +8,10 @@ A field that may be of several kinds is a union whose members have a ``Tag``, to
 :func:`by_type`: then an error is about the kind that was meant, and not about all of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, model_validator
@@ -66,8 +67,13 @@ class Fields(BaseModel):
 def _whole(value: Any) -> Any:
     """5.0 is a whole number in JSON, whose schemas say so too."""
     if isinstance(value, list):
-        return list(map(_whole, value))
+        return list(map(_whole, value)) if _has(value, float | list) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _has(values: Sequence[Any], kinds: type | UnionType) -> bool:
+    """Whether one of them is of these kinds: where there are a hundred thousand numbers, none is looked at alone."""
+    return any(issubclass(each, kinds) for each in set(map(type, values)))
 
 
 def _shown(value: object) -> str:
@@ -108,7 +114,7 @@ def _is_among(value: object, allowed: tuple[Any, ...]) -> bool:
 
 def _ignored(value: object) -> Iterator[str]:
     if isinstance(value, list | tuple):
-        for each in value:
+        for each in value if _has(value, Fields | list | tuple) else ():
             yield from _ignored(each)
     elif isinstance(value, Fields):
         for name in value.model_fields_set:

@@ -40,8 +40,8 @@ def needed(
     """What the model at ``path`` takes; None if it would get less beside the ``loaded`` ones than without them.
 
     All together take at most ``limit`` bytes, and what this machine has, once those that are ``leaving`` have left.
-    Raises ArtifactError, and OptionError if the model does not fit even alone: with the numbers, and the largest context
-    that does.
+    Raises ArtifactError, and OptionError if the model does not fit even alone: with the numbers, and the largest
+    context that does.
     """
     artifact, vision = open_artifact(locate(path)), vision_of(path, options)
     vision_bytes = vision.nbytes if vision else 0

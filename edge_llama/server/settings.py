@@ -11,6 +11,8 @@ class Limits:
     body_bytes: int = 64 << 20
     objects: int = 50_000
     """Objects and lists in a body: to check each takes the server's one thread some microseconds."""
+    values: int = 500_000
+    """Values of all kinds in a body, token ids say: to read each takes the same thread a part of a microsecond."""
     header_bytes: int = 32 << 10
     images: int = 64
     """Images in one request."""

@@ -47,8 +47,8 @@ class _Entry:
 class ResponseStore:
     """Any thread may use it. Beyond its number or bytes the least recently used are forgotten; the newest never is.
 
-    With a folder they are written there, by a thread of its own, nobody but the owner may read them, and those that lie
-    there already are found. Files of other names are left alone.
+    A thread of its own keeps one after another. With a folder it writes them there, nobody but the owner may read them,
+    and those that lie there already are found. Files of other names are left alone.
     """
 
     def __init__(self, folder: Path | None, *, max_number: int, max_bytes: int) -> None:
@@ -59,7 +59,10 @@ class ResponseStore:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """The least recently used first."""
         self._bytes = 0
-        self._writing = ThreadPoolExecutor(1, thread_name_prefix="edge-llama responses") if folder else None
+        self._kept = threading.Condition(self._lock)
+        self._count_put = self._count_kept = 0
+        """How many were put so far, and how many of them are kept."""
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="edge-llama responses")
         if folder:
             self._find(folder)
 
@@ -67,18 +70,39 @@ class ResponseStore:
         return len(self._entries)
 
     def put(self, stored: Stored) -> None:
-        """Keep it, by the response's id."""
-        name, data = stored.response["id"], encoded({"response": stored.response, "read": stored.read})
+        """Have it kept, by the response's id: this does not wait, :meth:`get` and :meth:`delete` do."""
+        name = stored.response["id"]
+        with self._lock:
+            self._writing.submit(self._keep, name, stored)
+            self._count_put += 1
+
+    def _keep(self, name: str, stored: Stored) -> None:
+        try:
+            self._put_record(name, _record(stored))
+        except Exception as error:
+            _log.warning("a response is not kept: %s", type(error).__name__)
+        finally:
+            with self._kept:
+                self._count_kept += 1
+                self._kept.notify_all()
+
+    def _put_record(self, name: str, data: bytes) -> None:
         with self._lock:
             self._drop(name)
             self._add(name, _Entry(len(data), data))
             self._make_room()
-            if self._writing and self._folder:
+            if self._folder:
                 self._writing.submit(self._write, self._folder, name)
 
+    def _wait(self) -> None:
+        """Until all are kept that were put before. The lock is held."""
+        count = self._count_put
+        self._kept.wait_for(lambda: self._count_kept >= count)
+
     def get(self, name: str) -> Stored | None:
-        """The one of that id; None if it isn't kept, or is damaged. It may read a file."""
-        with self._lock:
+        """The one of that id; None if it isn't kept, or is damaged. It may take a while, and read a file."""
+        with self._kept:
+            self._wait()
             entry = self._entries.get(name)
             if entry is None:
                 return None
@@ -88,13 +112,15 @@ class ResponseStore:
 
     def delete(self, name: str) -> bool:
         """Forget it; False if it isn't kept."""
-        with self._lock:
+        with self._kept:
+            self._wait()
             return self._drop(name)
 
     def close(self) -> None:
-        """Wait until all is written."""
-        if self._writing:
-            self._writing.shutdown()
+        """Wait until all is kept, and written."""
+        with self._kept:
+            self._wait()
+        self._writing.shutdown()
 
     def _find(self, folder: Path) -> None:
         try:
@@ -124,7 +150,7 @@ class ResponseStore:
         if entry is None:
             return False
         self._bytes -= entry.size
-        if self._writing and self._folder:
+        if self._folder:
             self._writing.submit(_remove, self._path(self._folder, name))
         return True
 
@@ -161,6 +187,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("%s: a response can't be deleted: %s", path, error)
+
+
+def _record(stored: Stored) -> bytes:
+    """Item by item: while one is put into JSON no other thread runs."""
+    return b'{"response":%s,"read":[%s]}' % (encoded(stored.response), b",".join(map(encoded, stored.read)))
 
 
 def _stored(data: bytes | None) -> Stored | None:

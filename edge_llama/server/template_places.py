@@ -1,39 +1,33 @@
 """Conversations as a chat template has places for them: agents' have turns that many templates refuse."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
-from edge_llama.errors import TemplateError
 from edge_llama.model import Model
-from edge_llama.prompts.messages import Message
+from edge_llama.prompts.messages import Message, Role
+from edge_llama.prompts.tools import DEFERRED
 
-_LATER_SYSTEM = (Message("user", "a"), Message("system", "b"), Message("assistant", "c"), Message("user", "d"))
-_TWO_OF_THE_USER = (Message("user", "a"), Message("user", "b"), Message("assistant", "c"), Message("user", "d"))
+_LATER_SYSTEM: tuple[Role, ...] = ("user", "system", "assistant", "user")
+_TWO_OF_THE_USER: tuple[Role, ...] = ("user", "user", "assistant", "user")
 
 
-def fitted(model: Model, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation, changed no more than the model's chat template asks for.
+def fitted(model: Model, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The conversation, changed no more than the model's chat template for such ``tools`` asks for.
 
     Claude Code and Codex have the system speak within a conversation: where a template refuses that, it is said in the
     user's turn, as Claude Code marks such text there. Where it refuses two turns of the user in a row, they are one.
     Raises TemplateError if the model has no template.
     """
     fitting = tuple(messages)
-    if any(message.role == "system" for message in fitting[1:]) and not _takes(model, _LATER_SYSTEM):
+    has_tools = any(tool.get(DEFERRED) is not True for tool in tools)
+    has_later_system = any(message.role == "system" for message in fitting[1:])
+    if has_later_system and not model.template.takes(_LATER_SYSTEM, has_tools=has_tools):
         fitting = (fitting[0], *map(_reminder, fitting[1:]))
     roles = [message.role for message in fitting]
-    if ("user", "user") in pairwise(roles) and not _takes(model, _TWO_OF_THE_USER):
+    if ("user", "user") in pairwise(roles) and not model.template.takes(_TWO_OF_THE_USER, has_tools=has_tools):
         fitting = tuple(_joined(fitting))
     return fitting
-
-
-def _takes(model: Model, messages: Sequence[Message]) -> bool:
-    template = model.template
-    try:
-        template.text(messages)
-    except TemplateError:
-        return False
-    return True
 
 
 def _reminder(message: Message) -> Message:

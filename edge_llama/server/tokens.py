@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from edge_llama.model import Model
+from edge_llama.server.described import Said
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import json_response
 from edge_llama.server.fields import Fields, Refused
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
 from edge_llama.server.openai.completion_fields import TokenIds
 from edge_llama.server.openai.given_texts import check_ids
-from edge_llama.server.openai.objects import Said, responses
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 _LONGEST = 1 << 20
@@ -35,7 +36,7 @@ class TokenizeFields(Fields):
 class DetokenizeFields(Fields):
     """Tokens to join to a text."""
 
-    tokens: TokenIds = Field(max_length=_LONGEST, description="Their ids.")
+    tokens: TokenIds = Field(description="Their ids, at most 262,144.")
     model: str | None = Field(None, description="An extension: a model's name or alias, where there are several.")
 
 
@@ -83,8 +84,8 @@ async def detokenize(request: Request, fields: DetokenizeFields, server: Here) -
             control[token].encode() if token in control else tokenizer.piece(token) for token in fields.tokens
         )
         text = data.decode("utf-8", "replace")
-        # Some vocabularies put a blank before a text.
-        is_before = text.startswith(" ") and tokenizer.encode(text[1:]) == fields.tokens
+        # Some vocabularies put a blank before a text. A token may be 128 of them: what is too long to be cut stays so.
+        is_before = len(text) <= _LONGEST and text.startswith(" ") and tokenizer.encode(text[1:]) == fields.tokens
         return {"content": text[1:] if is_before else text}
 
     return await _told(request, fields, server, work)

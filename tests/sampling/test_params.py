@@ -85,3 +85,9 @@ def test_stop_strings_may_come_from_any_iterable() -> None:
     assert SamplingParams(stop=(text for text in "ab")).stop == ("a", "b")
     assert SamplingParams(stop=["a"]).stop == ("a",)
     assert SamplingParams(stop=None).stop == ()
+
+
+def test_stop_strings_are_not_too_many() -> None:
+    assert len(SamplingParams(stop=map(str, range(64))).stop) == 64
+    with pytest.raises(OptionError, match="stop has 65 strings, expected at most 64"):
+        SamplingParams(stop=map(str, range(65)))

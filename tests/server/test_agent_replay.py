@@ -57,7 +57,8 @@ def test_of_a_prompt_that_was_edited_only_what_follows_the_edit_is_read(agent_se
         prompts = [tokens_of(agent_server, request) for request in step]
         for prompt in prompts:
             known = max((shared_tokens(prompt, other) for other in seen), default=0)
-            assert next(turns).told.cached_tokens >= min(known, len(prompt) - 1)
+            too_few = max(map(len, seen), default=0) // 32  # for which no copy is loaded
+            assert next(turns).told.cached_tokens >= min(known, len(prompt) - 1) - too_few
         seen += prompts
 
 

@@ -295,6 +295,9 @@ def test_a_prompt_that_is_too_long_has_both_numbers(talk: Served) -> None:
     long: MessageParam = {"role": "user", "content": "Hello! " * 1500}
     needed = client(talk).messages.count_tokens(model=talk.name, messages=[long]).input_tokens
     assert needed > 1024
+    endless: MessageParam = {"role": "user", "content": "Hello! " * 50_000}
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 1023 maximum"):
+        client(talk).messages.count_tokens(model=talk.name, messages=[endless])
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 1023 maximum"):
         ask(talk, long)
 
@@ -311,7 +314,8 @@ def test_a_prompt_that_is_too_long_has_both_numbers(talk: Served) -> None:
         ({"tools": [TOOL, TOOL]}, "two tools are called weather"),
         ({"tool_choice": {"type": "tool", "name": "none"}, "tools": [TOOL]}, "tool_choice is"),
         ({"extra_body": {"no_such": 1}}, "no_such: there is no such field"),
-        ({"stop_sequences": [""]}, "a stop string is empty"),
+        ({"stop_sequences": [""]}, r"stop_sequences\.0: .* at least 1"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences: .* at most 16"),
     ],
 )
 def test_what_is_wrong_is_a_bad_request(talk: Served, wrong: dict[str, Any], why: str) -> None:

@@ -103,6 +103,23 @@ def test_results_come_first_and_text_beside_them_after() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("role", "block"),
+    [
+        ("assistant", {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Rain."}),
+        ("user", CALL),
+        ("user", {"type": "thinking", "thinking": "Hm.", "signature": "x"}),
+        ("user", {"type": "redacted_thinking", "data": "abc"}),
+        ("system", CALL),
+    ],
+)
+def test_a_block_in_anothers_turn_is_an_error_that_names_its_place(role: str, block: dict[str, Any]) -> None:
+    with pytest.raises(ApiError) as caught:
+        messages(ASK, {"role": role, "content": [text("a"), block]}, ASK)
+    assert caught.value.status == 400
+    assert caught.value.message == f"messages.1.content.1: {block['type']} can't stand in the {role}'s turn"
+
+
 def test_deferred_tools_are_described_where_they_are_named() -> None:
     tools = [
         {"name": "weather", "input_schema": {}},

@@ -101,6 +101,19 @@ def test_a_hundred_thousand_messages(talk: Served) -> None:
         check(talk, ask(talk, path, messages=messages), "100,002 objects and lists", "50,000", status=413)
 
 
+@pytest.mark.parametrize("values", ["0", '""', '{"a":[1,2,3]}'])
+def test_more_values_than_may_be(talk: Served, values: str) -> None:
+    count = 500_001 // (values.count(",") + 1) + 1
+    body = f'{{"prompt":[{",".join([values] * count)}]}}'
+    response = talk.client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    check(talk, response, "500,000 values", status=413)
+
+
+@pytest.mark.parametrize("text", ["," * 500_001, '",' * 500_001, "\\," * 500_001])
+def test_commas_in_a_text_are_no_values(talk: Served, text: str) -> None:
+    check(talk, ask(talk, messages=[{"role": "user", "content": text}]), "prompt is too long")
+
+
 def test_brackets_in_a_text_are_no_objects(talk: Served) -> None:
     check(talk, ask(talk, messages=[{"role": "user", "content": "[{" * 60_000}]), "prompt is too long")
 

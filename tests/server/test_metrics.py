@@ -108,6 +108,17 @@ def test_a_connection_that_rests_holds_no_answers(served: Served, caplog: pytest
         assert time.monotonic() < until, "there are some"
 
 
+def test_tokens_of_all_prompts_are_told(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"model": served.name, "prompt": ["Once upon a time", "Hello"], "n": 2, "max_tokens": 4}
+    with caplog.at_level(logging.INFO, "edge_llama.server"):
+        response = served.client.post("/v1/completions", json=asked)
+        line = line_of(response, caplog)
+    usage = response.json()["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert f" prompt={usage['prompt_tokens']} cached={cached} generated={usage['completion_tokens']} " in line
+    assert usage["prompt_tokens"] > len(served.model.tokenizer.encode("Once upon a time"))
+
+
 def test_embedded_texts_are_counted(served: Served) -> None:
     total = "edge_llama_prompt_tokens_total"
     before = value(served, total, model=served.name)

@@ -180,6 +180,7 @@ def test_log_probabilities_are_of_the_texts_tokens(talk: Served) -> None:
     )
     assert asked(talk, logprobs=True)["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
     assert asked(talk, logprobs=False)["choices"][0]["logprobs"] is None
+    assert asked(talk, logprobs=False, top_logprobs=0)["choices"][0]["logprobs"] is None
     assert "logprobs" in asked(talk, top_logprobs=2, status=400)["error"]["message"]
 
 

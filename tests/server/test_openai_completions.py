@@ -70,7 +70,11 @@ def test_sixteen_tokens_unless_more_are_asked_for(talk: Served) -> None:
 
 
 def test_several_prompts_with_several_answers(talk: Served) -> None:
-    body = completed(talk, prompt=[PROMPT, OTHER], n=2, max_tokens=8)
+    for _ in range(2):
+        body = completed(talk, prompt=[PROMPT, OTHER], n=2, max_tokens=8)
+        read = body["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert body["usage"]["edge_llama"]["cached_tokens"] == read
+    assert read > len(talk.model.tokenizer.encode(PROMPT))  # both were
     found = [
         choice["text"][: len(rest)]
         for choice, rest in zip(body["choices"], [REST, REST, OTHER_REST, OTHER_REST], strict=True)
@@ -106,6 +110,13 @@ def test_token_ids_are_continued_exactly_or_not_at_all(talk: Served) -> None:
     for mixture in ([PROMPT, 5], [PROMPT, [5]], [5, PROMPT], [[5], 5]):
         assert completed(talk, prompt=mixture, status=400)["error"]["param"] == "prompt.1"
     assert "expected a text, a list" in completed(talk, prompt=[{}], status=400)["error"]["message"]
+
+
+def test_more_token_ids_than_fit_are_not_joined(talk: Served) -> None:
+    for wrong in ([5] * 513, [[5], [5] * 513]):
+        error = completed(talk, prompt=wrong, status=400)["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert "513 tokens > 512 maximum" in error["message"]
 
 
 def test_log_probabilities_are_parallel_lists(talk: Served) -> None:

@@ -105,6 +105,19 @@ def test_no_text_is_a_control_token(two: Served) -> None:
     assert posted(two, "/detokenize", tokens=added, model="tool_llama")["content"] == "<|begin_of_text|>a"
 
 
+def test_a_long_text_of_tokens_is_not_cut_again(two: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = posted(two, "/tokenize", content=" Hello you", model="small_talk")["tokens"]
+    monkeypatch.setattr("edge_llama.server.tokens._LONGEST", 5)
+    monkeypatch.delattr(type(two.model.tokenizer), "_by_engine")
+    assert posted(two, "/detokenize", tokens=tokens, model="small_talk") == {"content": " Hello you"}
+    posted(two, "/tokenize", 500, content="a", model="small_talk")  # it would have been told
+
+
+def test_more_tokens_than_may_be(two: Served) -> None:
+    error = posted(two, "/detokenize", 400, tokens=[5] * 262_145, model="small_talk")["error"]
+    assert (error["param"], "at most 262144" in error["message"]) == ("tokens", True)
+
+
 def test_tokens_that_are_none(two: Served) -> None:
     assert "no token" in posted(two, "/detokenize", 400, tokens=[999_999], model="small_talk")["error"]["message"]
     assert posted(two, "/detokenize", 400, tokens=[-1], model="small_talk")["error"]["param"] == "tokens.0"

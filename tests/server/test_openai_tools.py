@@ -127,6 +127,16 @@ def test_a_choice_that_can_not_be_is_an_error(llama: Served) -> None:
         assert "one of function" in asked(llama, user(HELLO), status=400, **given)["error"]["message"]
 
 
+def test_a_result_without_content_is_empty_text(llama: Served) -> None:
+    def tokens(content: str | None) -> int:
+        result = {"role": "tool", "tool_call_id": "call_1", "content": content}
+        given = (user(PARIS), called('{"city": "Paris"}'), result)
+        usage: dict[str, int] = asked(llama, *given, tools=[WEATHER], max_tokens=1)["usage"]
+        return usage["prompt_tokens"]
+
+    assert tokens(None) == tokens("")
+
+
 def test_a_form_gives_way_to_a_call_that_must_come(llama: Served) -> None:
     form = {"type": "json_object"}
     body = asked(llama, user(HELLO), tools=[WEATHER], tool_choice="required", response_format=form, max_tokens=200)

@@ -80,7 +80,15 @@ def test_a_file_is_asked_about_each_time_but_for_the_icon(served: Served) -> Non
 
 
 @pytest.mark.parametrize(
-    "path", ["/page/none.js", "/page/", "/page/..%2fpage.py", "/page/%2e%2e/page.py", "/page/..", "/page/index.html%00"]
+    "path",
+    [
+        "/page/none.js",
+        "/page/",
+        "/page/..%2fpage_routes.py",
+        "/page/%2e%2e/page_routes.py",
+        "/page/..",
+        "/page/index.html%00",
+    ],
 )
 def test_there_are_no_other_files(served: Served, path: str) -> None:
     connection = HTTPConnection(urlsplit(served.url).netloc, timeout=60)  # httpx would resolve the dots

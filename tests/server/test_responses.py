@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import model_serializer
 from serving import Served
 from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
 
-from edge_llama.server.openai.responses import options_of
+from edge_llama.server.asking import Answers
+from edge_llama.server.fields import Fields
+from edge_llama.server.openai.responses import _head, options_of
 from edge_llama.server.openai.responses_fields import ResponseFields
+from edge_llama.server.pool import Lease
 from edge_llama.server.settings import Limits, ServerSettings
 
 TOOL: Any = {"type": "function", "name": "weather", "description": "Tells it.", "parameters": WEATHER, "strict": True}
@@ -279,12 +284,20 @@ def test_what_an_agent_sends_needlessly_is_named_in_a_header(talk: Served) -> No
         max_output_tokens=1,
         tools=[TOOL, {"type": "web_search"}],
         prompt_cache_key="k",
-        include=["reasoning.encrypted_content"],
+        include=["file_search_call.results", "reasoning.encrypted_content", "message.output_text.logprobs"],
         service_tier="auto",
         text={"verbosity": "low"},
     )
     named = set(response.headers["edge-llama-ignored"].split(", "))
-    assert named == {"web_search", "prompt_cache_key", "service_tier", "verbosity", "strict"}
+    assert named == {
+        "web_search",
+        "prompt_cache_key",
+        "service_tier",
+        "verbosity",
+        "strict",
+        "include.file_search_call.results",
+        "include.reasoning.encrypted_content",
+    }
 
 
 @pytest.mark.parametrize(
@@ -335,3 +348,21 @@ def test_a_full_queue_is_a_rate_limit(small_talk: Path) -> None:
             next(iter(running))
             with pytest.raises(openai.RateLimitError, match="busy"):
                 ask(busy)
+
+
+class Untold(Fields):
+    """What nobody puts into another form."""
+
+    @model_serializer
+    def _told(self) -> str:
+        raise AssertionError
+
+
+def test_what_a_response_says_of_its_request_costs_nothing_of_the_input(talk: Served) -> None:
+    generations: Any = []
+    answers = Answers(Lease("a", talk.model), generations, AsyncExitStack(), 1)
+    tool = {"type": "function", "name": "weather", "parameters": WEATHER}
+    given = ResponseFields.model_validate({"input": "a", "tools": [tool], "tool_choice": "required"})
+    head = _head(given.model_copy(update={"input": [Untold()]}), answers, {})
+    assert head["tools"] == [tool]
+    assert (head["tool_choice"], head["text"]) == ("required", {"format": {"type": "text"}})

@@ -52,6 +52,14 @@ def test_instructions_and_what_developers_say_next_are_one_system_message(store:
     ]
 
 
+def test_a_picture_of_a_developers_stays_beside_the_instructions(store: ResponseStore) -> None:
+    given = [said("developer", [{"type": "input_text", "text": "Like this:"}, PICTURE]), said("user", "Hello!")]
+    assert messages(given, store, instructions="Be kind.") == [
+        Message("system", ["Be kind.\n\nLike this:", Image.open(PNG)]),
+        Message("user", "Hello!"),
+    ]
+
+
 def test_the_models_items_in_a_row_are_one_answer(store: ResponseStore) -> None:
     given = [
         said("user", "Rome?"),

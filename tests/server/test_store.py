@@ -3,7 +3,10 @@
 import json
 import os
 import stat
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,37 @@ def test_what_is_kept_comes_back_whole() -> None:
     assert found == stored(NAMES[0], "\ud800 é")
     assert [item["id"] for item in found.items] == ["msg_1", "msg_2"]
     assert responses.get(NAMES[1]) is None
+
+
+class Watched(dict[str, Any]):
+    """Knows the threads that put it into JSON."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__(given)
+        self.threads: list[int] = []
+
+    def items(self) -> Any:
+        self.threads.append(threading.get_ident())
+        return super().items()
+
+
+def test_who_has_one_kept_does_not_wait_until_it_is_written_as_json(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        responses, given = store(folder), stored(NAMES[0])
+        watched = Watched(given.response)
+        responses.put(Stored(watched, given.read))
+        assert responses.get(NAMES[0]) == given  # but who asks for it does
+        responses.close()
+        assert len(watched.threads) == 1
+        assert threading.get_ident() not in watched.threads
+
+
+def test_one_that_can_not_be_kept_keeps_none_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    responses = store()
+    responses.put(Stored({"id": NAMES[0], "output": object()}, []))
+    responses.put(stored(NAMES[1]))
+    assert kept(responses) == [NAMES[1]]
+    assert "a response is not kept: TypeError" in caplog.text
 
 
 def test_the_least_recently_used_make_room() -> None:

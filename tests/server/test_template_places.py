@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from serving import Served
-from talk import TEMPLATE, talking
+from talk import TEMPLATE, WEATHER, talking
 
-from edge_llama.prompts.messages import Message
+from edge_llama.prompts.chat_template import ChatTemplate
+from edge_llama.prompts.messages import Message, Role
 from edge_llama.server.template_places import fitted
 
 _TURN = "<|im_start|>{{ m.role }}"
@@ -26,6 +27,7 @@ SAID = (
     Message("system", "Be polite."),
     Message("user", "Who are you?"),
 )
+TOOL = {"type": "function", "function": {"name": "weather", "description": "", "parameters": WEATHER}}
 REMINDER = "<system-reminder>\nBe polite.\n</system-reminder>"
 
 
@@ -43,8 +45,31 @@ def test_no_more_is_changed_than_the_template_asks_for(served: tuple[Served, str
     reminded = (*SAID[:2], Message("user", REMINDER), SAID[3])
     together = (SAID[0], Message("user", f"Hello!\n{REMINDER}\nWho are you?"))
     expected = together if ONE_USER in refuses else reminded if refuses else SAID
-    assert fitted(server.model, SAID) == expected
-    assert fitted(server.model, SAID[:2]) == SAID[:2]
+    assert fitted(server.model, SAID, ()) == expected
+    assert fitted(server.model, SAID, [TOOL]) == expected
+    assert fitted(server.model, SAID[:2], ()) == SAID[:2]
+
+
+def test_with_tools_the_template_for_tools_is_asked(small_talk: Path) -> None:
+    strict = TEMPLATE.replace(_TURN, NO_LATER_SYSTEM + _TURN)
+    reminded = (*SAID[:2], Message("user", REMINDER), SAID[3])
+    with talking(small_talk) as server:
+        model = server.model
+        model.template = ChatTemplate(TEMPLATE, model.tokenizer, "a test", strict)
+        assert fitted(model, SAID, ()) == SAID
+        assert fitted(model, SAID, [{**TOOL, "defer_loading": True}]) == SAID
+        assert fitted(model, SAID, [TOOL]) == reminded
+
+
+def test_a_template_is_tried_once(small_talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles: tuple[Role, ...] = ("user", "user")
+    with talking(small_talk) as server:
+        template = ChatTemplate(TEMPLATE.replace(_TURN, ONE_USER + _TURN), server.model.tokenizer, "a test")
+    assert not template.takes(roles)
+    monkeypatch.delattr(ChatTemplate, "text")
+    assert not template.takes(roles)
+    with pytest.raises(AttributeError):
+        template.takes(("user",))
 
 
 def test_every_endpoint_answers(served: tuple[Served, str]) -> None:

@@ -61,7 +61,9 @@ class GGUFTokenizer(Vocabulary):
         ends = header.fields.get(END_TOKENS)
         self._ends = frozenset() if ends is None else frozenset(int(token) for token in ends.data)
         self._piece = ctypes.create_string_buffer(512)
-        self._is_end: dict[int, bool] = {}  # asked for every token that is written
+        # Asked for every token that is written, which must not wait until another's text is encoded.
+        self._pieces: dict[int, bytes] = {}
+        self._is_end: dict[int, bool] = {}
 
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
@@ -170,12 +172,14 @@ class GGUFTokenizer(Vocabulary):
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; empty for control tokens."""
+        if (known := self._pieces.get(token)) is not None:
+            return known
         with self._lock:
             size = self._lib.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
             if size < 0:
                 self._piece = ctypes.create_string_buffer(-size)
                 return self.piece(token)
-            return self._piece.raw[:size]
+            return self._pieces.setdefault(token, self._piece.raw[:size])
 
     def is_end(self, token: int) -> bool:
         """Whether the model ends its turn with this token."""

@@ -14,6 +14,7 @@ from edge_llama.server.anthropic.blocks import (
     ContentSource,
     DocumentBlock,
     ImageBlock,
+    RedactedThinkingBlock,
     SearchResultBlock,
     TextBlock,
     TextSource,
@@ -25,12 +26,15 @@ from edge_llama.server.anthropic.blocks import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from edge_llama.server.anthropic.fields import CountFields, Tool
+from edge_llama.server.anthropic.fields import CountFields, Tool, Turn
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 
 _BILLING = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n?")
 BILLING = "system: x-anthropic-billing-header"
 """How the line is called in the header that names what had no effect."""
+_MODELS_BLOCKS = (ThinkingBlock, RedactedThinkingBlock, ToolUseBlock)
+_OTHERS_BLOCKS = (ToolResultBlock,)
 
 
 def has_billing_line(fields: CountFields) -> bool:
@@ -45,7 +49,7 @@ def has_billing_line(fields: CountFields) -> bool:
 def messages_of(fields: CountFields, max_images: int) -> list[Message]:
     """The conversation as messages. ApiError for more images; InputError for one that is damaged, and a prefill."""
     turns = list(_turns(_all_turns(fields)))
-    _check_images(turns, max_images)
+    check_images("messages", sum(_images_in(block) for _, blocks in turns for block in blocks), max_images)
     if turns[-1][0] == "assistant":
         raise OptionError(
             "the conversation ends with the assistant's turn, which can't be gone on with",
@@ -60,8 +64,17 @@ def _all_turns(fields: CountFields) -> Iterator[tuple[str, Sequence[Block]]]:
     system = [block.model_copy(update={"text": _BILLING.sub("", block.text)}) for block in fields.system or ()]
     yield "system", [block for block in system if block.text]
     deferred = {tool.name: tool for tool in fields.tools or () if tool.defer_loading}
-    for turn in fields.messages:
+    for number, turn in enumerate(fields.messages):
+        _check_places(turn, f"messages.{number}")
         yield turn.role, [_with_tools(block, deferred) for block in turn.content]
+
+
+def _check_places(turn: Turn, where: str) -> None:
+    """ApiError for a block that only another's turn has: nobody would read it."""
+    for number, block in enumerate(turn.content):
+        if isinstance(block, _OTHERS_BLOCKS if turn.role == "assistant" else _MODELS_BLOCKS):
+            place = f"{where}.content.{number}"
+            raise ApiError(400, f"{place}: {block.type} can't stand in the {turn.role}'s turn", param=place)
 
 
 def _with_tools(block: Block, deferred: Mapping[str, Tool]) -> Block:
@@ -87,13 +100,6 @@ def _described(name: str, deferred: Mapping[str, Tool]) -> str:
         return name
     described = {"description": tool.description or "", "name": name, "parameters": tool.input_schema}
     return f"<functions>\n<function>{json.dumps(described, ensure_ascii=False)}</function>\n</functions>"
-
-
-def _check_images(turns: Iterable[tuple[str, Sequence[Block]]], most: int) -> None:
-    """Before any is decoded."""
-    count = sum(_images_in(block) for _, blocks in turns for block in blocks)
-    if count > most:
-        raise ApiError(400, f"messages have {count:,} images, at most {most:,} may be in a request", param="messages")
 
 
 def _images_in(block: Block | BrowserStateBlock) -> int:

@@ -146,7 +146,9 @@ class MessageFields(CountFields):
 
     max_tokens: int = Field(ge=0, description="Tokens of the answer, thoughts included; 0: the prompt alone is read.")
     stream: bool | None = Field(None, description="The answer as it comes.")
-    stop_sequences: list[str] | None = Field(None, description="Texts that end the answer.")
+    stop_sequences: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, max_length=16, description="Up to 16 texts that end the answer."
+    )
     temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token.")
     top_k: int | None = Field(None, ge=0, le=2**31 - 1, description="Choose among so many; 0: all.")
     top_p: float | None = Field(None, ge=0, le=1, description="Choose among those of so much probability.")

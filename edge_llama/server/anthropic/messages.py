@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from edge_llama.model import Model
-from edge_llama.prompts.tools import DEFERRED
-from edge_llama.server.anthropic.bodies import ERRORS, STREAM, MessageOut, TokenCount
+from edge_llama.prompts.tools import DEFERRED, tool_schema
 from edge_llama.server.anthropic.conversation import BILLING, has_billing_line, messages_of
 from edge_llama.server.anthropic.fields import (
     AnyChoice,
@@ -17,6 +16,7 @@ from edge_llama.server.anthropic.fields import (
     Tool,
     ToolChoice,
 )
+from edge_llama.server.anthropic.objects import FAILURES, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.writer import MessageWriter
 from edge_llama.server.asking import Answers, Ask
 from edge_llama.server.events import unless_left
@@ -30,7 +30,7 @@ Beta = Annotated[str | None, Header(alias="anthropic-beta", description="Without
 Version = Annotated[str | None, Header(alias="anthropic-version", description="Without effect.")]
 
 
-@router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **ERRORS})
+@router.post("/v1/messages", response_model=MessageOut, responses={200: STREAM, **FAILURES})
 async def create_message(
     request: Request, fields: MessageFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:
@@ -51,15 +51,20 @@ async def create_message(
     )
 
 
-@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=ERRORS)
+@router.post("/v1/messages/count_tokens", response_model=TokenCount, responses=FAILURES)
 async def count_tokens(
     request: Request, fields: CountFields, server: Here, beta: Beta = None, version: Version = None
 ) -> Response:
-    """Count the tokens of a request's prompt, all that its usage will count as input."""
+    """Count the tokens of a request's prompt, all that its usage will count as input.
+
+    One so long that it clearly does not fit is an error, with both numbers.
+    """
     pool, max_images = server.pool, server.settings.limits.images
 
     def counted(model: Model) -> int:
-        return model.count_tokens(fitted(model, messages_of(fields, max_images)), tools=_tools(fields.tools))
+        tools = _tools(fields.tools)
+        messages = fitted(model, messages_of(fields, max_images), tools)
+        return model.count_tokens(messages, tools=tools, n_ctx=model.n_ctx)
 
     async def count() -> int:
         async with pool.lease(fields.model) as lease:
@@ -73,8 +78,9 @@ async def count_tokens(
 
 def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
     """What a request asks of a model. It decodes images: call it in a thread. Raises what :func:`messages_of` does."""
+    tools = _tools(fields.tools)
     options = {
-        "tools": _tools(fields.tools),
+        "tools": tools or None,
         "tool_choice": _choice(fields),
         "parallel_tool_calls": not getattr(fields.tool_choice, "disable_parallel_tool_use", False),
         "max_tokens": max(fields.max_tokens, 1),
@@ -85,18 +91,18 @@ def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:
         "thinking_budget": _budget(fields),
         "json_schema": _schema(fields),
     }
-    messages = fitted(model, messages_of(fields, max_images))
+    messages = fitted(model, messages_of(fields, max_images), tools)
     return Ask(messages, {name: value for name, value in options.items() if value is not None})
 
 
-def _tools(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
-    """The tools as chat templates know them: with all of their parts, and no others."""
-    return [_tool(tool) for tool in tools] if tools else None
+def _tools(tools: list[Tool] | None) -> list[dict[str, Any]]:
+    """The tools as chat templates know them."""
+    return [_tool(tool) for tool in tools or ()]
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    described = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
-    return {"type": "function", "function": described, **({DEFERRED: True} if tool.defer_loading else {})}
+    schema = tool_schema(tool.name, tool.description, tool.input_schema)
+    return {**schema, DEFERRED: True} if tool.defer_loading else schema
 
 
 def _choice(fields: MessageFields) -> Any:

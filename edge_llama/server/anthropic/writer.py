@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.prompts.messages import ToolCall
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.measured import measured
 
@@ -105,13 +105,12 @@ class MessageWriter:
 
     def _ending(self, answer: Answer) -> tuple[str, str | None]:
         """Why the answer ended, and by which stop sequence. ApiError if it was cut off."""
-        if answer.finish_reason == "tool_calls":
+        reason = finish_reason(answer.finish_reason)
+        if reason == "tool_calls":
             return "tool_use", None
-        if answer.finish_reason == "length":
+        if reason == "length":
             is_full = answer.timings.generated_tokens < self.max_tokens
             return "model_context_window_exceeded" if is_full else "max_tokens", None
-        if answer.finish_reason == "cancelled":
-            raise ApiError(503, "the answer was cut off: the model was closed")
         if answer.stop_string is not None:
             return "stop_sequence", answer.stop_string
         return "end_turn", None

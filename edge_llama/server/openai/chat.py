@@ -12,21 +12,19 @@ from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.prompts.messages import ToolCall
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
+from edge_llama.server.openai.answer_options import ANY_OBJECT, form_options, tool_options
 from edge_llama.server.openai.chat_fields import ChatFields, JsonObjectFormat, JsonSchemaFormat
 from edge_llama.server.openai.chat_messages import messages_of, tool_choice_of, tools_of
 from edge_llama.server.openai.chat_objects import ChatCompletion, ChatCompletionChunk
-from edge_llama.server.openai.objects import responses, usage
-from edge_llama.server.openai.streams import DONE, finish_reason
+from edge_llama.server.openai.objects import DONE, responses, usage
 from edge_llama.server.openai.token_texts import TokenTexts
 from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
 router = APIRouter()
-_MAY_CALL = ("auto", "none")
-"""The choices among tools that leave text as an answer."""
 
 
 @router.post("/v1/chat/completions", responses=responses(ChatCompletion, streamed=ChatCompletionChunk))
@@ -35,17 +33,20 @@ async def chat_completions(request: Request, fields: ChatFields, server: Here) -
     options = options_of(fields)
     limits = server.settings.limits
 
+    texts: TokenTexts | None = None
+
     def ask(model: Model) -> Ask:
-        if options.get("logprobs") is not None:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        return Ask(fitted(model, messages_of(fields, limits.images)), options, fields.n or 1)
+        nonlocal texts
+        texts = TokenTexts.of(model.tokenizer) if fields.logprobs else None
+        messages = fitted(model, messages_of(fields, limits.images), options.get("tools", ()))
+        return Ask(messages, options, fields.n or 1)
 
     return await answer(
         request,
         fields,
         model_name(server, fields.model),
         ask,
-        lambda answers: ChatWriter.of(fields, answers),
+        lambda answers: ChatWriter.of(fields, texts, answers),
         is_streamed=bool(fields.stream),
     )
 
@@ -56,7 +57,7 @@ def options_of(fields: ChatFields) -> dict[str, Any]:
     most = [count for count in (fields.max_tokens, fields.max_completion_tokens) if count is not None]
     if most:
         options["max_tokens"] = min(most)
-    if fields.top_logprobs is not None and not fields.logprobs:
+    if fields.top_logprobs and not fields.logprobs:
         raise ApiError(400, "top_logprobs asks for logprobs: set that to true", param="top_logprobs")
     if fields.logprobs:
         options["logprobs"] = fields.top_logprobs or 0
@@ -64,9 +65,9 @@ def options_of(fields: ChatFields) -> dict[str, Any]:
         options["thinking_budget"] = _thinking_budget(fields)
     if fields.chat_template_kwargs:
         options["template_variables"] = fields.chat_template_kwargs
-    if _tool_options(fields, options) in _MAY_CALL:
-        _form_options(fields, options)
-    return options
+    choice = tool_choice_of(fields)
+    options |= tool_options(tools_of(fields), choice, fields.parallel_tool_calls)
+    return options | form_options(choice, _schema(fields))
 
 
 def _thinking_budget(fields: ChatFields) -> int | None:
@@ -75,23 +76,13 @@ def _thinking_budget(fields: ChatFields) -> int | None:
     return THINKING_BUDGETS[fields.reasoning_effort]
 
 
-def _tool_options(fields: ChatFields, options: dict[str, Any]) -> str | Mapping[str, Any]:
-    """Put the tools among the options; which choice there is among them."""
-    choice = tool_choice_of(fields)
-    if tools := tools_of(fields):
-        options["tools"] = tools
-    if tools or choice not in _MAY_CALL:
-        options["tool_choice"] = choice
-        options["parallel_tool_calls"] = fields.parallel_tool_calls is not False
-    return choice
-
-
-def _form_options(fields: ChatFields, options: dict[str, Any]) -> None:
+def _schema(fields: ChatFields) -> Mapping[str, Any] | None:
     match fields.response_format:
         case JsonObjectFormat():
-            options["json_schema"] = {"type": "object"}
+            return ANY_OBJECT
         case JsonSchemaFormat(json_schema=given):
-            options["json_schema"] = {"type": "object"} if given.schema_ is None else given.schema_
+            return ANY_OBJECT if given.schema_ is None else given.schema_
+    return None
 
 
 @dataclass(slots=True)
@@ -111,10 +102,9 @@ class ChatWriter:
     """How many tool calls each choice has so far."""
 
     @classmethod
-    def of(cls, fields: ChatFields, answers: Answers) -> "ChatWriter":
+    def of(cls, fields: ChatFields, texts: TokenTexts | None, answers: Answers) -> "ChatWriter":
         """For the answers to a request."""
         model = answers.lease.model
-        texts = TokenTexts.of(model.tokenizer) if fields.logprobs else None
         tells_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         return cls(answers.lease.name, fingerprint(model), fields.n or 1, texts, tells_usage)
 

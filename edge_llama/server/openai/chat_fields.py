@@ -5,10 +5,19 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Field, Tag
 
 from edge_llama.server.fields import Fields, Ignored, Refused, by_text, by_type
+from edge_llama.server.openai.marks import (
+    ALL_TILES,
+    ALWAYS_FITS,
+    NAMED_IN_TEXT,
+    NO_EFFECT_ON_CACHE,
+    NO_MODERATION,
+    NO_USERS,
+    NO_VERBOSITY,
+    ONE_TIER,
+)
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
 from edge_llama.server.thinking_effort import Effort
 
-_NO_EFFECT_ON_CACHE = Ignored("prompts are cached as they are, whoever sends them")
 _NO_AUDIO = Refused("models here hear and speak nothing")
 _OLD = Refused("the forerunner of tools: use tools and tool_choice")
 
@@ -22,7 +31,7 @@ class ImageUrl(Fields):
     )
     detail: Annotated[
         Literal["auto", "low", "high", "original"] | None,
-        Ignored("an image is always cut into as many tiles as the model allows"),
+        ALL_TILES,
     ] = None
 
 
@@ -31,8 +40,8 @@ class TextPart(Fields):
 
     type: Literal["text"]
     text: str = Field(description="The text.")
-    prompt_cache_breakpoint: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
-    cache_control: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT_ON_CACHE] = None
+    cache_control: Annotated[Any, NO_EFFECT_ON_CACHE] = None
 
 
 class ImagePart(Fields):
@@ -40,8 +49,8 @@ class ImagePart(Fields):
 
     type: Literal["image_url"]
     image_url: ImageUrl = Field(description="The image, for a model that has a vision tower.")
-    prompt_cache_breakpoint: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
-    cache_control: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT_ON_CACHE] = None
+    cache_control: Annotated[Any, NO_EFFECT_ON_CACHE] = None
 
 
 class RefusalPart(Fields):
@@ -139,7 +148,7 @@ class ToolMessage(Fields):
     """A tool's result."""
 
     role: Literal["tool"]
-    content: _Parts = Field(description="A text, or a list of `text` and `image_url` parts.")
+    content: _Parts | None = Field(description="A text, a list of `text` and `image_url` parts, or null.")
     tool_call_id: str = Field(description="The call that it answers.")
     name: str | None = Field(None, description="The tool's; left out, it is that of the call.")
 
@@ -168,9 +177,7 @@ class FunctionFields(Fields):
     return_: dict[str, Any] | None = Field(
         None, alias="return", description="An extension: a schema of its results, as Hugging Face's templates show it."
     )
-    strict: Annotated[
-        bool | None, Ignored("arguments of calls that must come always fit; others are the model's own")
-    ] = None
+    strict: Annotated[bool | None, ALWAYS_FITS] = None
 
 
 class ToolFields(Fields):
@@ -178,7 +185,7 @@ class ToolFields(Fields):
 
     type: Literal["function"]
     function: FunctionFields = Field(description="The function.")
-    cache_control: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+    cache_control: Annotated[Any, NO_EFFECT_ON_CACHE] = None
 
 
 _Tool: TypeAlias = Annotated[Annotated[ToolFields, Tag("type=function")], by_text("type", "function")]
@@ -228,7 +235,7 @@ class JsonSchema(Fields):
     """The form of an answer."""
 
     name: str = Field(description="Any; it is not shown to the model.")
-    description: Annotated[str | None, Ignored("it is not shown to the model: say it in a message")] = None
+    description: Annotated[str | None, NAMED_IN_TEXT] = None
     schema_: dict[str, Any] | None = Field(
         None, alias="schema", description="A JSON schema; left out, the answer is any JSON object."
     )
@@ -305,16 +312,16 @@ class ChatFields(SamplingFields):
     )
     metadata: Annotated[dict[str, Any] | None, Ignored("nothing is stored")] = None
     store: Annotated[bool | None, Ignored("nothing is stored")] = None
-    service_tier: Annotated[str | None, Ignored("there is one tier")] = None
-    user: Annotated[str | None, Ignored("users are not told apart")] = None
-    safety_identifier: Annotated[str | None, Ignored("users are not told apart")] = None
-    prompt_cache_key: Annotated[str | None, _NO_EFFECT_ON_CACHE] = None
-    prompt_cache_options: Annotated[dict[str, Any] | None, _NO_EFFECT_ON_CACHE] = None
-    prompt_cache_retention: Annotated[str | None, _NO_EFFECT_ON_CACHE] = None
-    verbosity: Annotated[Literal["low", "medium", "high"] | None, Ignored("models here were not trained for it")] = None
+    service_tier: Annotated[str | None, ONE_TIER] = None
+    user: Annotated[str | None, NO_USERS] = None
+    safety_identifier: Annotated[str | None, NO_USERS] = None
+    prompt_cache_key: Annotated[str | None, NO_EFFECT_ON_CACHE] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, NO_EFFECT_ON_CACHE] = None
+    prompt_cache_retention: Annotated[str | None, NO_EFFECT_ON_CACHE] = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, NO_VERBOSITY] = None
     audio: Annotated[Any, _NO_AUDIO] = None
     modalities: Annotated[Any, Refused("answers are text", allowed=(["text"],))] = None
-    moderation: Annotated[Any, Refused("there is no moderation here")] = None
+    moderation: Annotated[Any, NO_MODERATION] = None
     prediction: Annotated[Any, Refused("there is no decoding by a predicted text")] = None
     web_search_options: Annotated[Any, Refused("nothing is fetched from the web")] = None
     function_call: Annotated[Any, _OLD] = None

@@ -7,7 +7,9 @@ from typing import Any
 from edge_llama.errors import InputError
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 from edge_llama.server.openai.chat_fields import (
     AllowedToolChoice,
     AssistantMessage,
@@ -32,7 +34,8 @@ INVALID_JSON = "invalid_json"
 
 def messages_of(fields: ChatFields, max_images: int) -> tuple[Message, ...]:
     """The conversation. ApiError for an image that can't be, or too many; it decodes them: call it in a thread."""
-    _check_images(fields.messages, max_images)
+    images = [part for message in fields.messages for part in _parts(message) if isinstance(part, ImagePart)]
+    check_images("messages", len(images), max_images)
     names: dict[str, str] = {}
     return tuple(_message(at, message, names) for at, message in enumerate(fields.messages))
 
@@ -47,7 +50,8 @@ def _message(at: int, given: AnyMessage, names: dict[str, str]) -> Message:
             return Message("assistant", _content(content, at), calls, thinking=given.reasoning_content or "")
         case ToolMessage():
             name = given.name or names.get(given.tool_call_id)
-            return Message("tool", _content(given.content, at), tool_call_id=given.tool_call_id, name=name)
+            result = _content("" if given.content is None else given.content, at)
+            return Message("tool", result, tool_call_id=given.tool_call_id, name=name)
         case UserMessage():
             return Message("user", _content(given.content, at))
         case SystemMessage():
@@ -86,12 +90,6 @@ def image_of(given: ImageUrl, place: str) -> Image:
         raise ApiError(400, f"{place}: {error}", code="invalid_image", param=place) from error
 
 
-def _check_images(messages: Sequence[AnyMessage], most: int) -> None:
-    count = sum(isinstance(part, ImagePart) for message in messages for part in _parts(message))
-    if count > most:
-        raise ApiError(400, f"messages have {count:,} images, at most {most:,} may be in a request", param="messages")
-
-
 def _parts(message: AnyMessage) -> Iterator[object]:
     yield from () if message.content is None or isinstance(message.content, str) else message.content
 
@@ -126,13 +124,9 @@ def tools_of(fields: ChatFields) -> list[dict[str, Any]]:
 
 
 def _tool(tool: ToolFields) -> dict[str, Any]:
-    """As chat templates know it: with all of its parts, and no others."""
     function = tool.function
-    parameters = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
-    told = {"name": function.name, "description": function.description or "", "parameters": parameters}
-    if function.return_ is not None:
-        told["return"] = function.return_
-    return {"type": "function", "function": told}
+    returned = {} if function.return_ is None else {"return": function.return_}
+    return tool_schema(function.name, function.description, function.parameters, **returned)
 
 
 def tool_choice_of(fields: ChatFields) -> str | dict[str, Any]:

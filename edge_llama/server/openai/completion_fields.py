@@ -4,11 +4,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from edge_llama.server.fields import Fields, Ignored, Refused
+from edge_llama.server.fields import Fields, Refused
+from edge_llama.server.openai.marks import NO_USERS
 from edge_llama.server.openai.sampling_fields import SamplingFields, StreamOptions
 
 _Id: TypeAlias = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds: TypeAlias = list[_Id]
+TokenIds: TypeAlias = Annotated[list[_Id], Field(max_length=1 << 18)]
+"""Those of one text."""
 _Several = Field(min_length=1, max_length=2048)
 
 
@@ -51,7 +53,7 @@ class CompletionFields(SamplingFields):
     )
     best_of: Annotated[Any, Refused("each answer is given: use n", allowed=(1,))] = None
     suffix: Annotated[Any, Refused("the models here continue text, they don't fill in", allowed=("",))] = None
-    user: Annotated[str | None, Ignored("users are not told apart")] = None
+    user: Annotated[str | None, NO_USERS] = None
 
 
 class EmbeddingFields(Fields):
@@ -66,4 +68,4 @@ class EmbeddingFields(Fields):
         None, description="`float`: numbers; `base64`: float32, little-endian."
     )
     dimensions: int | None = Field(None, ge=1, description="The model's own number; any other is an error.")
-    user: Annotated[str | None, Ignored("users are not told apart")] = None
+    user: Annotated[str | None, NO_USERS] = None

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from edge_llama.server.openai.objects import Said, Usage
+from edge_llama.server.described import Said
+from edge_llama.server.openai.objects import Usage
 
 
 class CompletionLogprobs(Said):

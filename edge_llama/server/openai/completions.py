@@ -12,15 +12,14 @@ from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.model import Model
 from edge_llama.sampling.logprobs import TokenLogprobs
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.handling import Here, answer, model_name
 from edge_llama.server.openai.chat import fingerprint
 from edge_llama.server.openai.completion_fields import CompletionFields
 from edge_llama.server.openai.completion_objects import Completion
 from edge_llama.server.openai.given_texts import texts_of
-from edge_llama.server.openai.objects import responses, usage
-from edge_llama.server.openai.streams import DONE, finish_reason
+from edge_llama.server.openai.objects import DONE, responses, usage
 from edge_llama.server.openai.token_texts import TokenTexts, finite
 
 router = APIRouter()
@@ -34,12 +33,13 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
     if fields.echo and fields.logprobs is not None:
         raise ApiError(400, "echo and logprobs don't go together: a prompt has no log-probabilities", param="logprobs")
     texts: list[str] = []
+    token_texts: TokenTexts | None = None
     most = server.settings.limits.max_tokens or _MAX_TOKENS
 
     def ask(model: Model) -> Ask:
-        if fields.logprobs is not None:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer))
+        nonlocal token_texts
+        token_texts = None if fields.logprobs is None else TokenTexts.of(model.tokenizer)
+        texts.extend(texts_of(fields.prompt, "prompt", model.tokenizer, model.n_ctx))
         return Ask(texts[0], _options(fields, most), fields.n or 1, tuple(texts[1:]))
 
     return await answer(
@@ -47,7 +47,7 @@ async def completions(request: Request, fields: CompletionFields, server: Here) 
         fields,
         model_name(server, fields.model),
         ask,
-        lambda answers: CompletionWriter.of(fields, texts, answers),
+        lambda answers: CompletionWriter.of(fields, texts, token_texts, answers),
         is_streamed=bool(fields.stream),
     )
 
@@ -76,10 +76,11 @@ class CompletionWriter:
     """Characters of each answer's tokens so far."""
 
     @classmethod
-    def of(cls, fields: CompletionFields, prompts: Sequence[str], answers: Answers) -> "CompletionWriter":
+    def of(
+        cls, fields: CompletionFields, prompts: Sequence[str], texts: TokenTexts | None, answers: Answers
+    ) -> "CompletionWriter":
         """For the answers to a request."""
         model = answers.lease.model
-        texts = None if fields.logprobs is None else TokenTexts.of(model.tokenizer)
         tells_usage = bool(fields.stream_options and fields.stream_options.include_usage)
         echoed = prompts if fields.echo else ()
         return cls(answers.lease.name, fingerprint(model), fields.n or 1, echoed, texts, tells_usage)

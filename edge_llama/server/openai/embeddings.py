@@ -11,13 +11,14 @@ from pydantic import Field
 
 from edge_llama.model import Model
 from edge_llama.runtime.embeddings import text_tokens
+from edge_llama.server.described import Said
 from edge_llama.server.events import unless_left
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
 from edge_llama.server.metrics import Counts
 from edge_llama.server.openai.completion_fields import EmbeddingFields
 from edge_llama.server.openai.given_texts import texts_of
-from edge_llama.server.openai.objects import Said, responses
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 
@@ -71,7 +72,7 @@ async def _embedded(server: Server, fields: EmbeddingFields) -> dict[str, Any]:
 def _vectors(model: Model, fields: EmbeddingFields) -> tuple[NDArray[np.float32], int]:
     """``(n, n_embd)``, and how many tokens the texts have."""
     pooling = model.pooling().name  # what embeds nothing says so before texts are cut into tokens
-    texts = texts_of(fields.input, "input", model.tokenizer)
+    texts = texts_of(fields.input, "input", model.tokenizer, model.n_ctx)
     count = sum(map(len, text_tokens(texts, model.tokenizer, model.n_ctx)))
     vectors = model.embed(texts, pooling)
     _check_dimensions(fields.dimensions, vectors.shape)

@@ -2,28 +2,34 @@
 
 from collections.abc import Sequence
 
+from edge_llama.errors import ContextFullError
 from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.server.failures import ApiError
 
 
-def texts_of(given: str | list[str] | list[int] | list[list[int]], field: str, tokenizer: Tokenizer) -> list[str]:
-    """One text or several; ``field`` is where they stand. ApiError for ids that are no text's."""
+def texts_of(
+    given: str | list[str] | list[int] | list[list[int]], field: str, tokenizer: Tokenizer, n_ctx: int
+) -> list[str]:
+    """One text or several; ``field`` is where they stand. Raises what :func:`text_of` does."""
     if isinstance(given, str):
         return [given]
     texts = [each for each in given if isinstance(each, str)]
     ids = [each for each in given if isinstance(each, int)]
     lists = [each for each in given if isinstance(each, list)]
     if ids:
-        return [text_of(ids, field, tokenizer)]
-    return texts or [text_of(each, f"{field}.{at}", tokenizer) for at, each in enumerate(lists)]
+        return [text_of(ids, field, tokenizer, n_ctx)]
+    return texts or [text_of(each, f"{field}.{at}", tokenizer, n_ctx) for at, each in enumerate(lists)]
 
 
-def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer) -> str:
+def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer, n_ctx: int) -> str:
     """The text that the model makes these ids of, with or without what it wants before and after one.
 
-    ApiError if there is none: only text is given to the model, so that no id can be a control token.
+    ApiError if there is none: only text is given to the model, so that no id can be a control token. ContextFullError,
+    before anything is made of them, for more than fit.
     """
     own = _without_frame(list(ids), tokenizer)
+    if len(own) > n_ctx:
+        raise ContextFullError(len(own), n_ctx, text=field)
     check_ids(own, field, tokenizer)
     data = b"".join(tokenizer.piece(token) for token in own)
     text = data.decode("utf-8", "replace")

@@ -5,10 +5,11 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import Field
 
+from edge_llama.server.described import Said
 from edge_llama.server.entries import Entry
 from edge_llama.server.failures import json_response
 from edge_llama.server.handling import Here, Server
-from edge_llama.server.openai.objects import Said, responses
+from edge_llama.server.openai.objects import responses
 
 router = APIRouter()
 

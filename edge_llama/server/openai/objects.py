@@ -1,20 +1,15 @@
 """What OpenAI's responses have in common, as the OpenAPI document tells it: usage, errors, log-probabilities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from edge_llama.generation import Answer
-from edge_llama.server.described import event_stream
+from edge_llama.server.described import ERRORS, Said, event_stream
+from edge_llama.server.events import Event
 from edge_llama.server.fields import IGNORED_HEADER
 from edge_llama.server.measured import Measured, measured
-
-
-class Said(BaseModel):
-    """A response, or an object within one: nothing else is in it."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 class Problem(Said):
@@ -79,26 +74,12 @@ def usage(answers: Sequence[Answer], choices: int = 1) -> dict[str, Any]:
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
-        "edge_llama": measured(answers),
+        "edge_llama": measured(answers, choices),
     }
 
 
-_ERRORS: Mapping[int | str, str] = {
-    400: "The request is wrong, or does not fit: the message says where and why.",
-    401: "The API key is missing or wrong.",
-    403: "The Host or Origin header is not one that may ask.",
-    404: "There is no such model.",
-    408: "The request's body did not come in time.",
-    413: "The request is larger than may be.",
-    415: "The request's body is not JSON, or is compressed.",
-    429: "More requests wait than may; Retry-After says when to ask again.",
-    431: "The request's headers are larger than may be.",
-    500: "The server failed.",
-    503: "The engine failed, or the model can't be loaded now; the next request may work.",
-    504: "The answer took longer than may be.",
-}
-
-
+DONE = Event("[DONE]")
+"""The end of a stream that is whole."""
 _IGNORED = {
     "description": "Fields of the request that had no effect.",
     "schema": {"type": "string"},
@@ -114,7 +95,7 @@ def responses(said: type[BaseModel], *, streamed: type[BaseModel] | None = None)
         good["description"] = "The answer, or with `stream` its parts as they come."
         good["content"] = event_stream(streamed, Failed, last="[DONE]")
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": Failed, "description": text} for status, text in _ERRORS.items()
+        status: {"model": Failed, "description": text} for status, text in ERRORS.items()
     }
     errors[429]["headers"] = errors[503]["headers"] = {"Retry-After": _RETRY}
     return {200: good, **errors}

@@ -11,6 +11,7 @@ from edge_llama.server.described import event_stream
 from edge_llama.server.failures import ApiError, json_response
 from edge_llama.server.handling import Here, Server, answer, model_name
 from edge_llama.server.openai import objects
+from edge_llama.server.openai.answer_options import ANY_OBJECT, form_options, tool_options
 from edge_llama.server.openai.responses_fields import LOGPROBS, ObjectFormat, ResponseFields, SchemaFormat
 from edge_llama.server.openai.responses_messages import (
     messages_of,
@@ -38,18 +39,19 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
     options = options_of(fields)
     read: list[dict[str, Any]] = []
 
+    texts: TokenTexts | None = None
+
     def ask(model: Model) -> Ask:
+        nonlocal texts
         read.extend(read_items(fields, server.responses))
-        if "logprobs" in options:
-            model.tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
+        texts = TokenTexts.of(model.tokenizer) if "logprobs" in options else None
         messages = messages_of(fields.instructions, read, server.settings.limits.images)
-        return Ask(fitted(model, messages), options)
+        return Ask(fitted(model, messages, options.get("tools", ())), options)
 
     def keep(response: Mapping[str, Any]) -> None:
         server.responses.put(Stored(response, read))
 
     def told(answers: Answers) -> ResponseWriter:
-        texts = TokenTexts.of(answers.lease.model.tokenizer) if "logprobs" in options else None
         kept = None if fields.store is False else keep
         return ResponseWriter(_head(fields, answers, options), namespaces_of(fields), texts, kept)
 
@@ -103,36 +105,26 @@ def options_of(fields: ResponseFields) -> dict[str, Any]:
         options["logprobs"] = fields.top_logprobs or 0
     if fields.reasoning and fields.reasoning.effort:
         options["thinking_budget"] = THINKING_BUDGETS[fields.reasoning.effort]
-    choice = _tool_options(fields, options)
-    if choice in ("auto", "none"):
-        _form_options(fields, options)
-    return options
-
-
-def _tool_options(fields: ResponseFields, options: dict[str, Any]) -> str | dict[str, Any]:
-    """Put the tools among the options; which choice there is among them."""
     choice = tool_choice_of(fields)
-    if tools := tools_of(fields):
-        options["tools"] = tools
-    if tools or choice not in ("auto", "none"):
-        options["tool_choice"] = choice
-        options["parallel_tool_calls"] = fields.parallel_tool_calls is not False
-    return choice
+    options |= tool_options(tools_of(fields), choice, fields.parallel_tool_calls)
+    return options | form_options(choice, _schema(fields))
 
 
-def _form_options(fields: ResponseFields, options: dict[str, Any]) -> None:
+def _schema(fields: ResponseFields) -> Mapping[str, Any] | None:
     match fields.text and fields.text.format:
         case ObjectFormat():
-            options["json_schema"] = {"type": "object"}
+            return ANY_OBJECT
         case SchemaFormat(json_schema=schema):
-            options["json_schema"] = schema
+            return schema
+    return None
 
 
 def _head(fields: ResponseFields, answers: Answers, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a response says of its request."""
     used = {name: options[name] for name in ("temperature", "top_p") if name in options}
     sampling = answers.lease.model.sampling(used)
-    given = fields.model_dump(by_alias=True, exclude_unset=True, warnings=False)  # kinds are told apart in JSON alone
+    told = {"text", "tool_choice", "tools"}  # the input may be megabytes
+    given = fields.model_dump(include=told, by_alias=True, exclude_unset=True, warnings=False)  # kinds: JSON's alone
     form = (given.get("text") or {}).get("format") or {"type": "text"}
     return {
         "model": answers.lease.name,

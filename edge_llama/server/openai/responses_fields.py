@@ -6,14 +6,21 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from edge_llama.server.fields import Fields, Ignored, Refused, by_text, by_type
+from edge_llama.server.openai.marks import (
+    ALWAYS_FITS,
+    NAMED_IN_TEXT,
+    NO_EFFECT_ON_CACHE,
+    NO_MODERATION,
+    NO_USERS,
+    NO_VERBOSITY,
+    NOT_BUILT_IN,
+    NOTHING_HIDDEN,
+    ONE_TIER,
+)
 from edge_llama.server.openai.responses_items import Input
 from edge_llama.server.thinking_effort import Effort
 
-_NO_EFFECT_ON_CACHE = Ignored("prompts are cached as they are, whoever sends them")
-_NOT_BUILT_IN = Refused("this server runs no tools: give functions, which the client runs")
 _NO_TOOLS = "the model is told of none: this server runs no tools"
-_ONE_TIER = Ignored("there is one tier")
-_NO_USERS = Ignored("users are not told apart")
 _NOTHING_CUT = "nothing is left out of a prompt: one that doesn't fit is an error"
 
 
@@ -28,7 +35,7 @@ class FunctionTool(Fields):
         description="A JSON schema of type object, shown to the model. Where a call must come (`tool_choice`) its "
         "arguments fit it; left out, there are none.",
     )
-    strict: Annotated[Any, Ignored("arguments of calls that must come always fit; others are the model's own")] = None
+    strict: Annotated[Any, ALWAYS_FITS] = None
     allowed_callers: Annotated[Any, Ignored("the model alone calls functions")] = None
     defer_loading: Annotated[Any, Ignored("the model knows every function from the start")] = None
     output_schema: Annotated[Any, Ignored("chat templates have no place for it")] = None
@@ -71,7 +78,7 @@ class BuiltInTool(Fields):
             "tool_search",
             "apply_patch",
         ],
-        _NOT_BUILT_IN,
+        NOT_BUILT_IN,
     ]
 
 
@@ -145,7 +152,7 @@ class SchemaFormat(Fields):
     name: str = Field(description="Any; it is not shown to the model.")
     json_schema: dict[str, Any] = Field(alias="schema", description="The answer fits it.")
     strict: bool | None = Field(None, description="The answer always fits the schema, strict or not.")
-    description: Annotated[Any, Ignored("it is not shown to the model: say it in a message")] = None
+    description: Annotated[Any, NAMED_IN_TEXT] = None
 
 
 Format: TypeAlias = Annotated[
@@ -160,7 +167,7 @@ class TextOptions(Fields):
     """What the text is like."""
 
     format: Format | None = Field(None, description="`text`, `json_object` or `json_schema`.")
-    verbosity: Annotated[Any, Ignored("models here were not trained for it")] = None
+    verbosity: Annotated[Any, NO_VERBOSITY] = None
 
 
 class ReasoningOptions(Fields):
@@ -179,7 +186,7 @@ class ReasoningOptions(Fields):
 class StreamedWith(Fields):
     """What a stream tells besides."""
 
-    include_obfuscation: Annotated[Any, Ignored("nothing is added to hide lengths: use TLS")] = None
+    include_obfuscation: Annotated[Any, NOTHING_HIDDEN] = None
 
 
 LOGPROBS = "message.output_text.logprobs"
@@ -222,7 +229,7 @@ class ResponseFields(Fields):
     include: list[Included] | None = Field(
         None,
         description="`message.output_text.logprobs` asks for log-probabilities: of every token that was written, "
-        "thoughts among them. The others add nothing.",
+        "thoughts among them. The others add nothing, and are named as without effect.",
     )
     text: TextOptions | None = Field(None, description="The form of the answer.")
     reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")
@@ -235,16 +242,21 @@ class ResponseFields(Fields):
     background: Annotated[Any, Refused("answers come while the client waits", allowed=(False,))] = None
     conversation: Annotated[Any, Refused("conversations are kept by previous_response_id alone")] = None
     prompt: Annotated[Any, Refused("no prompts are kept: send its text")] = None
-    moderation: Annotated[Any, Refused("there is no moderation here")] = None
+    moderation: Annotated[Any, NO_MODERATION] = None
     context_management: Annotated[Any, Ignored(_NOTHING_CUT)] = None
     max_tool_calls: Annotated[Any, Ignored("it counts built-in tools, and there are none")] = None
-    access_programs: Annotated[Any, _ONE_TIER] = None
+    access_programs: Annotated[Any, ONE_TIER] = None
     background_options: Annotated[Any, Ignored("answers come while the client waits")] = None
     image: Annotated[Any, Ignored("images are cut as the model wants them")] = None
-    prompt_cache_key: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
-    prompt_cache_options: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
-    prompt_cache_retention: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
-    service_tier: Annotated[Any, _ONE_TIER] = None
-    safety_identifier: Annotated[Any, _NO_USERS] = None
-    user: Annotated[Any, _NO_USERS] = None
-    client_metadata: Annotated[Any, _NO_USERS] = None
+    prompt_cache_key: Annotated[Any, NO_EFFECT_ON_CACHE] = None
+    prompt_cache_options: Annotated[Any, NO_EFFECT_ON_CACHE] = None
+    prompt_cache_retention: Annotated[Any, NO_EFFECT_ON_CACHE] = None
+    service_tier: Annotated[Any, ONE_TIER] = None
+    safety_identifier: Annotated[Any, NO_USERS] = None
+    user: Annotated[Any, NO_USERS] = None
+    client_metadata: Annotated[Any, NO_USERS] = None
+
+    def ignored(self) -> list[str]:
+        """Those of ``include`` too that add nothing."""
+        without = (f"include.{name}" for name in dict.fromkeys(self.include or ()) if name != LOGPROBS)
+        return [*super().ignored(), *without]

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag
 
 from edge_llama.server.fields import Fields, Ignored, Refused, by_text, by_type
+from edge_llama.server.openai.marks import ALL_TILES, NO_EFFECT_ON_CACHE, NOT_BUILT_IN
 
-_NO_EFFECT_ON_CACHE = Ignored("prompts are cached as they are, whoever sends them")
 _NO_FILES = Refused("no files are read: send their text, or images as data URLs")
 _ONE_CALLER = Ignored("the model alone calls functions")
-_NOT_BUILT_IN = Refused("this server runs no tools: give functions, which the client runs")
 _KEPT = "Kept with the response."
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
@@ -20,7 +19,7 @@ class InputText(Fields):
 
     type: Literal["input_text"]
     text: str = Field(description="The text.")
-    prompt_cache_breakpoint: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT_ON_CACHE] = None
 
 
 class InputImage(Fields):
@@ -30,9 +29,9 @@ class InputImage(Fields):
     image_url: str = Field(
         description="A data URL, `data:image/png;base64,…`. Nothing is fetched: http, https and file URLs are errors."
     )
-    detail: Annotated[Any, Ignored("an image is always cut into as many tiles as the model allows")] = None
+    detail: Annotated[Any, ALL_TILES] = None
     file_id: Annotated[Any, _NO_FILES] = None
-    prompt_cache_breakpoint: Annotated[Any, _NO_EFFECT_ON_CACHE] = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT_ON_CACHE] = None
 
 
 class InputFile(Fields):
@@ -180,7 +179,7 @@ class BuiltInItem(Fields):
             "program",
             "program_output",
         ],
-        _NOT_BUILT_IN,
+        NOT_BUILT_IN,
     ]
 
 

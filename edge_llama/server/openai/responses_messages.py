@@ -8,7 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.prompts.tools import tool_schema
 from edge_llama.server.failures import ApiError
+from edge_llama.server.image_limit import check_images
 from edge_llama.server.openai.chat_fields import CalledFunction, ImageUrl
 from edge_llama.server.openai.chat_messages import arguments_of, image_of
 from edge_llama.server.openai.responses_fields import (
@@ -83,7 +85,8 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]], ma
         known = _ITEMS.validate_python(items)
     except ValidationError as error:  # those of the request were checked: it is a file that somebody changed
         raise ApiError(400, "the earlier response is damaged", param="previous_response_id") from error
-    _check_images(known, max_images)
+    images = [part for item in known for part in _parts_of(item) if isinstance(part, InputImage)]
+    check_images("input", len(images), max_images)
     messages = [Message("system", instructions)] if instructions else []
     names: dict[str, str] = {}
     for turn in _turns(known):
@@ -91,12 +94,6 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]], ma
     if not messages:
         raise ApiError(400, "there is nothing to answer: give input", param="input")
     return list(_one_system(messages))
-
-
-def _check_images(items: Iterable[AnyItem], most: int) -> None:
-    count = sum(isinstance(part, InputImage) for item in items for part in _parts_of(item))
-    if count > most:
-        raise ApiError(400, f"input has {count:,} images, at most {most:,} may be in a request", param="input")
 
 
 def _parts_of(item: AnyItem) -> Sequence[Part]:
@@ -171,7 +168,7 @@ def _one_system(messages: Iterable[Message]) -> Iterator[Message]:
     before: Message | None = None
     for message in messages:
         if before and before.role == message.role == "system":
-            before = Message("system", f"{before.content}\n\n{message.content}")
+            before = Message("system", [*before.parts, "\n\n", *message.parts])
             continue
         if before:
             yield before
@@ -202,7 +199,7 @@ def tools_of(fields: ResponseFields) -> list[dict[str, Any]]:
             named = ", ".join(sorted(unknown))
             raise ApiError(400, f"tool_choice allows {named}, which is none of the tools", param="tool_choice")
         functions = [(name, tool) for name, tool in functions if name in allowed]
-    return [_described(tool, name) for name, tool in functions]
+    return [tool_schema(name, tool.description, tool.parameters) for name, tool in functions]
 
 
 def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
@@ -213,15 +210,6 @@ def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
         elif isinstance(tool, NamespaceTool):
             for inner in tool.tools:
                 yield joined(tool.name, inner.name), inner
-
-
-def _described(tool: FunctionTool, name: str) -> dict[str, Any]:
-    """As chat templates know it: with all of its parts, and no others."""
-    parameters = {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
-    return {
-        "type": "function",
-        "function": {"name": name, "description": tool.description or "", "parameters": parameters},
-    }
 
 
 def tool_choice_of(fields: ResponseFields) -> str | dict[str, Any]:

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from edge_llama.server.described import Said
 from edge_llama.server.measured import Measured
-from edge_llama.server.openai.objects import Said
 from edge_llama.server.openai.responses_items import Status
 
 

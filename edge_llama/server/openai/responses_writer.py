@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 from edge_llama.generation import Answer, Piece, Timings
 from edge_llama.prompts.messages import ToolCall
-from edge_llama.server.events import Event
+from edge_llama.server.events import Event, finish_reason
 from edge_llama.server.failures import ApiError
 from edge_llama.server.measured import measured
 from edge_llama.server.openai.responses_messages import Namespaces, new_id
-from edge_llama.server.openai.streams import finish_reason
 from edge_llama.server.openai.token_texts import TokenTexts
 
 Kind = Literal["reasoning", "message"]

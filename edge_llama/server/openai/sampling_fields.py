@@ -5,7 +5,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, Tag
 
 from edge_llama.server.asking import SEEDS
-from edge_llama.server.fields import Fields, Ignored, by_type
+from edge_llama.server.fields import Fields, by_type
+from edge_llama.server.openai.marks import NOTHING_HIDDEN
 
 _Bias: TypeAlias = Annotated[float, Field(ge=-100, le=100)]
 _TokenId: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
@@ -33,7 +34,7 @@ class StreamOptions(Fields):
     """What a stream tells besides."""
 
     include_usage: bool | None = Field(None, description="A last chunk with `usage` and no choices.")
-    include_obfuscation: Annotated[bool | None, Ignored("nothing is added to hide lengths: use TLS")] = None
+    include_obfuscation: Annotated[bool | None, NOTHING_HIDDEN] = None
 
 
 class SamplingFields(Fields):

@@ -17,7 +17,8 @@ class TokenTexts:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "TokenTexts":
-        """Those of a model."""
+        """Those of a model. It may take a while: call it in a thread."""
+        tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
         return cls(tokenizer, {token: text for text, token in tokenizer.control_tokens.items()})
 
     def text(self, token: int) -> str:

@@ -13,7 +13,7 @@ export class Chats {
   #removed = new Set();
   #isLeft = false;
 
-  /** `choice()` gives {model, settings}; `view` has opened, changed, ended and listed. */
+  /** `choice()` gives {model, settings}; `view` has opened, renamed, changed, ended, listed and notKept. */
   constructor(store, choice, view) {
     this.store = store;
     this.choice = choice;
@@ -36,7 +36,8 @@ export class Chats {
 
   /** Open that conversation; false if it isn't there (any more). */
   async open(id) {
-    const found = this.#running.get(id)?.conversation ?? (await this.store.get(id));
+    const kept = await this.store.get(id);
+    const found = this.#running.get(id)?.conversation ?? kept; // an answer may have begun meanwhile
     if (!found) return false;
     this.current = found;
     this.view.opened();
@@ -50,16 +51,19 @@ export class Chats {
     await this.#answer(conversation);
   }
 
-  /** Have an answer given anew, without what came after it. */
-  async retry(message) {
-    const conversation = this.current;
+  /** Whether `message` is in it still: while one waits, it may be cut off, or all of it deleted. */
+  holds(conversation, message) {
+    return conversation.messages.includes(message) && !this.#removed.has(conversation.id);
+  }
+
+  /** Have an answer that the conversation holds given anew, without what came after it. */
+  async retry(conversation, message) {
     conversation.messages = conversation.messages.slice(0, conversation.messages.indexOf(message));
     await this.#answer(conversation);
   }
 
-  /** Have `message` say `text` instead, without what came after it, and answered. */
-  async edit(message, text) {
-    const conversation = this.current;
+  /** Have a message that the conversation holds say `text` instead, without what came after it, and answered. */
+  async edit(conversation, message, text) {
     const before = conversation.messages.slice(0, conversation.messages.indexOf(message));
     conversation.messages = [...before, { ...message, text }];
     await this.#answer(conversation);
@@ -70,7 +74,7 @@ export class Chats {
     await this.stop(conversation);
     conversation.messages = messages;
     await this.#keep(conversation);
-    if (this.current.id === conversation.id) this.view.opened();
+    this.#showIfOpen(conversation);
   }
 
   /** End the answer that is being written, and wait until it has ended. */
@@ -80,23 +84,43 @@ export class Chats {
     await running?.ended;
   }
 
-  async rename(conversation, title) {
+  /** `listed` is a copy of some time ago, here and in `remove`: only its id counts. */
+  async rename(listed, title) {
+    const conversation = await this.#whole(listed);
+    if (!conversation) return;
     conversation.title = title;
-    if (conversation.id === this.current.id) this.current.title = title;
     await this.#keep(conversation);
+    if (conversation === this.current) this.view.renamed();
   }
 
-  async remove(conversation) {
-    this.#removed.add(conversation.id);
+  /** Gives what was removed, for `bringBack`. */
+  async remove(listed) {
+    this.#removed.add(listed.id);
+    const conversation = (await this.#whole(listed)) ?? listed;
     await this.stop(conversation);
     await this.store.remove(conversation.id);
     if (conversation.id === this.current.id) this.start();
     this.view.listed();
+    return conversation;
   }
 
   async bringBack(conversation) {
     this.#removed.delete(conversation.id);
     await this.#keep(conversation);
+  }
+
+  /** Keep conversations of a file, but none over one that is here as new or newer. Gives how many were kept. */
+  async bringIn(conversations) {
+    let kept = 0;
+    for (const conversation of conversations) {
+      const here = await this.store.get(conversation.id);
+      if (this.isRunning(conversation) || here?.updated >= conversation.updated) continue;
+      this.#removed.delete(conversation.id);
+      await this.store.put(conversation);
+      this.#showIfOpen(conversation);
+      kept += 1;
+    }
+    return kept;
   }
 
   /** Another tab changed a conversation. */
@@ -111,6 +135,21 @@ export class Chats {
     for (const { conversation } of this.#running.values()) this.#keep(conversation, { isOnItsWay: true });
   }
 
+  /** The conversation as it is now, or undefined: at work, open, or kept. */
+  async #whole({ id }) {
+    const running = this.#running.get(id);
+    const kept = await this.store.get(id);
+    if (id === this.current.id) return this.current;
+    return (this.#running.get(id) ?? running)?.conversation ?? kept;
+  }
+
+  /** It may have been opened as a copy of its own while this one was waited for. */
+  #showIfOpen(conversation) {
+    if (conversation.id !== this.current.id) return;
+    this.current = conversation;
+    this.view.opened();
+  }
+
   async #answer(conversation) {
     const { model, settings } = this.choice();
     const answer = emptyAnswer(model);
@@ -120,7 +159,7 @@ export class Chats {
     const controller = new AbortController();
     const ended = this.#filled(conversation, answer, messages, { model, settings, signal: controller.signal });
     this.#running.set(conversation.id, { conversation, controller, ended });
-    this.view.opened();
+    this.#showIfOpen(conversation);
     await ended;
   }
 

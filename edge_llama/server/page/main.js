@@ -17,6 +17,7 @@ const chosen = () => facts.models.find(({ name }) => name === byId("model").valu
 
 const chats = new Chats(store, () => ({ model: chosen().name || undefined, settings: settings.settings() }), {
   opened,
+  renamed: showTitle,
   changed: (conversation, answer) => conversation === chats.current && messages.changed(answer),
   ended,
   listed: () => sidebar.refresh(),
@@ -25,8 +26,8 @@ const chats = new Chats(store, () => ({ model: chosen().name || undefined, setti
 const messages = new Messages(byId("messages"), byId("scroller"), byId("jump"), {
   isWriting: (message) => chats.isWriting(message),
   actions: {
-    retry: (message) => cutting(message, () => chats.retry(message)),
-    edit: (message, text) => cutting(message, () => chats.edit(message, text)),
+    retry: (message) => cutting(message, (conversation) => chats.retry(conversation, message)),
+    edit: (message, text) => cutting(message, (conversation) => chats.edit(conversation, message, text)),
   },
 });
 const sidebar = new Sidebar(store, chats);
@@ -43,25 +44,31 @@ async function cutting(message, work) {
   forgetCut();
   const conversation = chats.current;
   await chats.stop(conversation);
+  if (!chats.holds(conversation, message)) return;
   const before = conversation.messages.slice();
   const later = before.slice(before.indexOf(message) + (message.role === "user" ? 1 : 0));
   const removed = later.filter(({ text }) => text).length;
   const run = () => chats.restore(conversation, before);
   if (removed) forgetCut = toast(`${counted(removed, "message")} replaced.`, { action: { label: "Undo", run } });
   composer.focus();
-  await work();
+  await work(conversation);
 }
 
 function opened() {
-  const { id, title, messages: shown } = chats.current;
+  const { id, messages: shown } = chats.current;
   messages.show(shown);
   byId("welcome").hidden = shown.length > 0;
-  byId("title").textContent = title || "New chat";
-  document.title = title ? `${title} · edge-llama` : "edge-llama";
+  showTitle();
   history.replaceState(null, "", shown.length ? `#${id}` : location.pathname);
   composer.setRunning(chats.isRunning());
   showGauge();
   sidebar.refresh();
+}
+
+function showTitle() {
+  const { title } = chats.current;
+  byId("title").textContent = title || "New chat";
+  document.title = title ? `${title} · edge-llama` : "edge-llama";
 }
 
 function ended(conversation, answer) {

@@ -1,5 +1,5 @@
 // The list of conversations: search, rename, delete, and all of them as a file.
-import { byId, counted, element, iconButton, say, toast } from "./dom.js";
+import { byId, counted, element, iconButton, number, say, toast } from "./dom.js";
 import { exported, imported } from "./exchange.js";
 
 const DAY_MS = 86_400_000;
@@ -111,10 +111,10 @@ export class Sidebar {
   }
 
   async #remove(conversation) {
-    await this.chats.remove(conversation);
+    const removed = await this.chats.remove(conversation);
     byId("search").focus();
-    const run = () => this.chats.bringBack(conversation);
-    toast(`“${conversation.title}” was deleted.`, { action: { label: "Undo", run } });
+    const run = () => this.chats.bringBack(removed);
+    toast(`“${removed.title}” was deleted.`, { action: { label: "Undo", run } });
   }
 
   async #export() {
@@ -132,8 +132,10 @@ export class Sidebar {
     if (!file) return;
     try {
       const found = imported(await file.text());
-      for (const conversation of found) await this.store.put(conversation);
-      toast(`${counted(found.length, "conversation")} imported.`);
+      const kept = await this.chats.bringIn(found);
+      const skipped = found.length - kept;
+      const why = skipped ? ` ${number(skipped)} skipped: what is here is as new or newer.` : "";
+      toast(`${counted(kept, "conversation")} imported.${why}`);
     } catch (error) {
       toast(`${file.name} was not imported: ${error.message}.`, { kind: "warning" });
     }

@@ -1,4 +1,4 @@
-"""A browser, and tabs that are checked when a test is over. Skipped by name where there is none."""
+"""A browser, and tabs that are checked when a test is over. Where there is none, test_browser.py alone is collected."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BROWSER = os.environ.get("EDGE_LLAMA_BROWSER")
 OPTIONS: OpenOptions = {"n_ctx": 2048, "threads": 1}
 PICTURES = os.environ.get("EDGE_LLAMA_PICTURES")
+
+if not BROWSER:  # one line says that they are skipped, and why, not one for each
+    collect_ignore = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_browser.py"]
 
 
 @pytest.fixture(scope="module")  # no file of tests leaves a process running

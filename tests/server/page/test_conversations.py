@@ -36,6 +36,18 @@ def row(tab: Tab, title: str):
     return tab.page.locator("#conversations li", has_text=title)
 
 
+def press(tab: Tab, title: str, button: str) -> None:
+    """Press a button of a row."""
+    row(tab, title).hover()
+    row(tab, title).get_by_label(f"{button} ").click()
+
+
+def kept(tab: Tab, title: str) -> list[list[str]]:
+    """The roles and texts of a conversation as the browser keeps it now."""
+    (messages,) = [messages for name, messages in tab.page.evaluate(READ_ALL) if title in name]
+    return messages
+
+
 def test_conversations_survive_a_reload(talked: Tab) -> None:
     answer = talked.answers.last.inner_text()
     talked.page.reload()
@@ -89,6 +101,58 @@ def test_a_conversation_is_deleted_and_had_back(talked: Tab) -> None:
     assert talked.titles == ["Tell me of otters."]
 
 
+def test_another_name_keeps_what_was_said_since_the_list_was_built(talked: Tab) -> None:
+    talked.ask("And of seals.")
+    messages = kept(talked, "otters")
+    assert len(messages) == 4
+    assert all(text for _, text in messages)
+    press(talked, "otters", "Rename")
+    talked.page.locator("#conversations input").fill("Mammals")
+    talked.page.keyboard.press("Enter")
+    talked.page.wait_for_selector("#conversations .row:has-text('Mammals')")
+    assert kept(talked, "Mammals") == messages
+    assert talked.page.inner_text("#title") == "Mammals"
+    assert talked.page.title() == "Mammals · edge-llama"
+    talked.page.reload()
+    talked.page.wait_for_selector("article.assistant")
+    assert talked.texts == ["Tell me of otters.", "And of seals."]
+
+
+def test_undo_brings_back_what_was_said_since_the_list_was_built(talked: Tab) -> None:
+    talked.ask("And of seals.")
+    messages = kept(talked, "otters")
+    assert len(messages) == 4
+    press(talked, "otters", "Delete")
+    talked.page.wait_for_selector("#welcome:visible")
+    talked.toast.get_by_text("Undo").click()
+    talked.page.wait_for_selector("#conversations .row:has-text('otters')")
+    assert kept(talked, "otters") == messages
+
+
+def test_an_answer_given_again_is_that_of_its_own_conversation(talked: Tab) -> None:
+    """Before the running one has stopped, "Answer again" is pressed twice, and another conversation opened."""
+    herons = kept(talked, "herons")
+    talked.settings(max_tokens="")
+    talked.send("Write a very long story of otters.")
+    talked.until("document.querySelectorAll('article.assistant > .markdown')[1]?.textContent.length > 5")
+    talked.page.evaluate("""() => {
+      const again = document.querySelector('article.assistant [aria-label="Answer again"]');
+      again.click();
+      again.click();
+      document.querySelectorAll("#conversations .row")[1].click();
+    }""")
+    talked.until("document.title === 'Tell me of herons. · edge-llama'")
+    talked.page.wait_for_selector(".toast:has-text('3 messages replaced.')")
+    press(talked, "otters", "Delete")  # ends the answer, which needn't be whole
+    talked.page.wait_for_selector("#conversations .row:has-text('otters')", state="detached")
+    assert [each["messages"][-1]["content"] for each in talked.sent][-2:] == [
+        "Write a very long story of otters.",
+        "Tell me of otters.",
+    ]
+    assert kept(talked, "herons") == herons
+    assert talked.page.locator(".toast:has-text('replaced')").count() == 1
+
+
 def test_one_that_is_being_answered_can_be_deleted(served: Served, tab: Tab) -> None:
     tab.send("Write a very long story.")
     tab.until("document.querySelector('article.assistant > .markdown').textContent.length > 20")
@@ -116,10 +180,31 @@ def test_all_go_into_a_file_and_come_back(talked: Tab, tmp_path: Path, open_tab:
     before = talked.page.evaluate(READ_ALL)
     other = open_tab(talked.url)  # another browser
     assert other.page.evaluate(READ_ALL) == []
-    for _ in range(2):  # the same again is not twice there
+    said = ["2 conversations imported.", "0 conversations imported. 2 skipped: what is here is as new or newer."]
+    for each in said:  # the same again is not twice there
         other.page.set_input_files("#import-file", file)
-        other.page.wait_for_selector(".toast:has-text('2 conversations imported.')")
+        other.page.wait_for_selector(f".toast:has-text('{each}')")
         assert other.page.evaluate(READ_ALL) == before
+
+
+def test_a_file_brings_back_what_is_gone_and_nothing_over_what_was_said_since(talked: Tab, tmp_path: Path) -> None:
+    with talked.page.expect_download() as waiting:
+        talked.page.click("#export")
+    file = tmp_path / "conversations.json"
+    waiting.value.save_as(file)
+    herons = kept(talked, "herons")
+    talked.ask("And of seals.")
+    otters = kept(talked, "otters")
+    assert len(otters) == 4
+    press(talked, "herons", "Delete")
+    talked.page.wait_for_selector("#conversations .row:has-text('herons')", state="detached")
+    talked.page.set_input_files("#import-file", file)
+    talked.page.wait_for_selector(".toast:has-text('1 conversation imported. 1 skipped')")
+    assert (kept(talked, "herons"), kept(talked, "otters")) == (herons, otters)
+    row(talked, "herons").locator(".row").click()
+    talked.until("document.title === 'Tell me of herons. · edge-llama'")
+    talked.ask("Go on.")  # it was deleted in this tab, and is kept again
+    assert len(kept(talked, "herons")) == 4
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from edge_llama.server.described import event_stream
+from edge_llama.server.described import ERRORS, Said, event_stream
 from edge_llama.server.measured import Measured
 
 
-class Told(BaseModel):
-    """A response, or an object within one: nothing else is in it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextOut(Told):
+class TextOut(Said):
     """Text."""
 
     type: Literal["text"]
@@ -22,7 +16,7 @@ class TextOut(Told):
     citations: None
 
 
-class ThinkingOut(Told):
+class ThinkingOut(Said):
     """What the model thought first."""
 
     type: Literal["thinking"]
@@ -30,7 +24,7 @@ class ThinkingOut(Told):
     signature: str
 
 
-class ToolUseOut(Told):
+class ToolUseOut(Said):
     """A call of a tool."""
 
     type: Literal["tool_use"]
@@ -43,13 +37,13 @@ AnyBlock = Annotated[TextOut | ThinkingOut | ToolUseOut, Field(discriminator="ty
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class OutputDetails(Told):
+class OutputDetails(Said):
     """Of the output's tokens."""
 
     thinking_tokens: int
 
 
-class InputUsage(Told):
+class InputUsage(Said):
     """Tokens of the prompt: those that were read and those from the cache together."""
 
     input_tokens: int = Field(description="Of the prompt, neither read from the cache nor written to it.")
@@ -65,7 +59,7 @@ class MessageUsage(InputUsage):
     edge_llama: Measured = Field(description="An extension: speed, and why the cache held no more of the prompt.")
 
 
-class MessageOut(Told):
+class MessageOut(Said):
     """An answer."""
 
     id: str
@@ -78,7 +72,7 @@ class MessageOut(Told):
     usage: MessageUsage
 
 
-class MessageBegun(Told):
+class MessageBegun(Said):
     """An answer of which nothing is there yet."""
 
     id: str
@@ -91,14 +85,14 @@ class MessageBegun(Told):
     usage: InputUsage
 
 
-class MessageStart(Told):
+class MessageStart(Said):
     """The first event."""
 
     type: Literal["message_start"]
     message: MessageBegun
 
 
-class BlockStart(Told):
+class BlockStart(Said):
     """A block begins, empty."""
 
     type: Literal["content_block_start"]
@@ -106,35 +100,35 @@ class BlockStart(Told):
     content_block: AnyBlock
 
 
-class TextDelta(Told):
+class TextDelta(Said):
     """More text."""
 
     type: Literal["text_delta"]
     text: str
 
 
-class ThinkingDelta(Told):
+class ThinkingDelta(Said):
     """More thoughts."""
 
     type: Literal["thinking_delta"]
     thinking: str
 
 
-class SignatureDelta(Told):
+class SignatureDelta(Said):
     """The end of thoughts."""
 
     type: Literal["signature_delta"]
     signature: str
 
 
-class InputJsonDelta(Told):
+class InputJsonDelta(Said):
     """The arguments of a call, whole."""
 
     type: Literal["input_json_delta"]
     partial_json: str
 
 
-class BlockDelta(Told):
+class BlockDelta(Said):
     """A block goes on."""
 
     type: Literal["content_block_delta"]
@@ -142,21 +136,21 @@ class BlockDelta(Told):
     delta: Annotated[TextDelta | ThinkingDelta | SignatureDelta | InputJsonDelta, Field(discriminator="type")]
 
 
-class BlockStop(Told):
+class BlockStop(Said):
     """A block is whole."""
 
     type: Literal["content_block_stop"]
     index: int
 
 
-class Ending(Told):
+class Ending(Said):
     """Why an answer ended."""
 
     stop_reason: StopReason
     stop_sequence: str | None
 
 
-class MessageDelta(Told):
+class MessageDelta(Said):
     """The answer is whole."""
 
     type: Literal["message_delta"]
@@ -164,25 +158,25 @@ class MessageDelta(Told):
     usage: MessageUsage
 
 
-class MessageStop(Told):
+class MessageStop(Said):
     """The last event."""
 
     type: Literal["message_stop"]
 
 
-class Ping(Told):
+class Ping(Said):
     """Nothing is new."""
 
     type: Literal["ping"]
 
 
-class TokenCount(Told):
+class TokenCount(Said):
     """The tokens of a request's prompt."""
 
     input_tokens: int
 
 
-class ErrorDetail(Told):
+class ErrorDetail(Said):
     """What went wrong."""
 
     type: Literal[
@@ -199,7 +193,7 @@ class ErrorDetail(Told):
     message: str = Field(description="One sentence for people: what, where, the value, the remedy.")
 
 
-class ErrorOut(Told):
+class ErrorOut(Said):
     """An error in Anthropic's form."""
 
     type: Literal["error"]
@@ -207,22 +201,8 @@ class ErrorOut(Told):
     request_id: str | None
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut, "description": why}
-    for status, why in {
-        400: "The request is wrong, or does not fit: the message says where and why.",
-        401: "The API key is missing or wrong.",
-        403: "The Host or Origin header is not one that may ask.",
-        404: "There is no such model.",
-        408: "The request's body did not come in time.",
-        413: "The request is larger than may be.",
-        415: "The request's body is not JSON, or is compressed.",
-        429: "More requests wait than may; Retry-After says when to ask again.",
-        431: "The request's headers are larger than may be.",
-        500: "The server failed.",
-        503: "The engine failed, or the model can't be loaded now; the next request may work.",
-        504: "The answer took longer than may be.",
-    }.items()
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": why} for status, why in ERRORS.items()
 }
 STREAM: dict[str, Any] = {
     "description": "The message, or with `stream` its events.",
