@@ -115,7 +115,7 @@ class Pool:
 
     @property
     def loaded(self) -> Mapping[str, Model]:
-        """The models that are loaded, by name. One whose process died is none of them: any call would start it anew."""
+        """The models that are loaded, by name. One whose process died is none: asked, it would start another."""
         return {name: place.model for name, place in self._places.items() if place.model and not _is_dead(place.model)}
 
     def entry(self, name: str) -> Entry:
@@ -197,31 +197,39 @@ class Pool:
         """What the model takes, once it fits: others are unloaded for that, or waited for until ``deadline``."""
         try:
             while True:
+                self._freed.clear()
                 loaded = [other for other in self._places.values() if other.held]
-                held = [other.held for other in loaded if other.held]
-                need = await _done_in(self._threads, needed, place.entry.path, self._options, held, self._memory)
-                if need is not None:
+                if (need := await self._need(place, loaded)) is not None:
                     return need
-                if idle := [other for other in loaded if other.is_idle]:
+                busy = [other for other in loaded if not other.is_idle]
+                # Where the busy ones alone leave too little, those that are idle would be unloaded for nothing.
+                can_fit = len(busy) < len(loaded) and await self._need(place, busy) is not None
+                if can_fit and (idle := [other for other in loaded if other.is_idle]):
                     oldest = min(idle, key=lambda other: other.last_used)
                     _log.info("%s: unloaded for %s", oldest.entry.name, place.entry.name)
                     await self._unload(oldest)
                 else:
                     self._is_awaited = True
-                    await self._wait_for_others(place, loaded, deadline)
+                    await self._wait_for_others(place, busy, deadline)
         finally:
             self._is_awaited = False
 
-    async def _wait_for_others(self, place: _Place, loaded: Sequence[_Place], deadline: float) -> None:
-        self._freed.clear()
+    async def _need(self, place: _Place, staying: Sequence[_Place]) -> Need | None:
+        """What the model takes; None if it does not fit beside those that stay, were all others unloaded."""
+        held = [other.held for other in staying if other.held]
+        leaving = [other.held for other in self._places.values() if other.held and other not in staying]
+        return await _done_in(self._threads, needed, place.entry.path, self._options, held, self._memory, leaving)
+
+    async def _wait_for_others(self, place: _Place, busy: Sequence[_Place], deadline: float) -> None:
+        """Until somebody has left one since it was last asked what fits."""
         try:
             async with asyncio.timeout_at(deadline):
                 await self._freed.wait()
         except TimeoutError:
-            busy = ", ".join(other.entry.name for other in loaded)
+            names = ", ".join(other.entry.name for other in busy)
             raise ApiError(
                 503,
-                f"the model {place.entry.name} does not fit beside {busy}, in use for {self._patience:,.0f} seconds; "
+                f"the model {place.entry.name} does not fit beside {names}, in use for {self._patience:,.0f} seconds; "
                 "ask again later, or ask that one",
                 code="busy",
                 headers={"Retry-After": "5"},

@@ -30,11 +30,18 @@ class Need:
         return self.weight_bytes + self.context.bytes + WORK_BYTES
 
 
-def needed(path: Path, options: OpenOptions, loaded: Sequence[tuple[Model, Need]], limit: int | None) -> Need | None:
+def needed(
+    path: Path,
+    options: OpenOptions,
+    loaded: Sequence[tuple[Model, Need]],
+    limit: int | None,
+    leaving: Sequence[tuple[Model, Need]] = (),
+) -> Need | None:
     """What the model at ``path`` takes; None if it would get less beside the ``loaded`` ones than without them.
 
-    All together take at most ``limit`` bytes, and what this machine has. Raises ArtifactError, and OptionError if the
-    model does not fit even alone: with the numbers, and the largest context that does.
+    All together take at most ``limit`` bytes, and what this machine has, once those that are ``leaving`` have left.
+    Raises ArtifactError, and OptionError if the model does not fit even alone: with the numbers, and the largest
+    context that does.
     """
     artifact, vision = open_artifact(locate(path)), vision_of(path, options)
     vision_bytes = vision.nbytes if vision else 0
@@ -43,7 +50,8 @@ def needed(path: Path, options: OpenOptions, loaded: Sequence[tuple[Model, Need]
         context = plan_context(artifact, options, max(0, available - vision_bytes))
         return Need(artifact.weight_bytes + vision_bytes, context)
 
-    free, own = devices.available_memory(), [_own_bytes(model, need) for model, need in loaded]
+    free = devices.available_memory() + sum(_own_bytes(model, need) for model, need in leaving)
+    own = [_own_bytes(model, need) for model, need in loaded]
     alone = need(_least(free + sum(own), limit))
     if not loaded:
         return alone

@@ -1,5 +1,6 @@
 """What a server tells of its work: numbers, and nothing that a client wrote."""
 
+import gc
 import logging
 import re
 import time
@@ -11,6 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Served
 from talk import ANSWER, QUESTION, talking
+
+from edge_llama.server.asking import Answers
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,15 @@ def test_tokens_of_a_request_are_told_and_counted(
     assert told["generated"] > 5
     counted = {name: value(served, total, model=served.name) - before[name] for name, total in names.items()}
     assert counted == told
+
+
+def test_a_connection_that_rests_holds_no_answers(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"model": served.name, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+    with caplog.at_level(logging.INFO, "edge_llama.server"):
+        line_of(served.client.post("/v1/chat/completions", json=asked), caplog)
+    until = time.monotonic() + 10
+    while gc.collect() >= 0 and any(type(each) is Answers for each in gc.get_objects()):
+        assert time.monotonic() < until, "there are some"
 
 
 def test_tokens_of_all_prompts_are_told(served: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from refusals import refusal
 from serving import serve
 
 from edge_llama.errors import ArtifactError, EngineDiedError, OptionError
+from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf import Value, ValueType
 from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.model import Model
@@ -203,6 +204,23 @@ def test_one_in_use_is_waited_for(folder: Path, size: int) -> None:
             assert not waiting.done()
         assert await waiting
         assert pool.loaded.keys() == {"b"}
+
+    run(pool, use)
+
+
+def test_none_is_unloaded_for_one_that_does_not_fit_beside_those_in_use(folder: Path, size: int) -> None:
+    large = needed(rewritten(folder / "c.gguf", folder / "d.gguf", formats=lambda _: FORMATS["f32"]), OPTIONS, [], None)
+    assert large
+    pool = Pool([str(folder)], OPTIONS, isolate=False, memory=large.nbytes + size - 1, patience=0.05)
+
+    async def use() -> None:
+        await ask(pool, "b")
+        async with pool.lease("a"):
+            with pytest.raises(ApiError, match="d does not fit beside a, in use for"):
+                await ask(pool, "d")
+            assert pool.loaded.keys() == {"a", "b"}
+        assert await ask(pool, "d")
+        assert pool.loaded.keys() == {"d"}
 
     run(pool, use)
 
