@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import anyio.to_thread
 import httpx
 import pytest
 from serving import Served, exchanged, serve
@@ -242,6 +243,19 @@ def test_more_requests_than_may_be_at_once_are_told_to_come_again(small: Served)
         assert response.status_code == 429
         assert response.headers["retry-after"] == "1"
         assert small.client.get("/health").status_code == 200
+
+
+def test_a_request_takes_none_of_the_few_threads_that_all_share(small: Served) -> None:
+    async def total(tokens: float) -> float:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        before, limiter.total_tokens = limiter.total_tokens, tokens
+        return before
+
+    before = small.wait(total(0))
+    try:
+        assert small.client.get("/v1/models", timeout=5).status_code == 200
+    finally:
+        small.wait(total(before))
 
 
 def test_more_bytes_than_may_be_held_at_once_are_told_to_come_again(small: Served) -> None:
