@@ -24,7 +24,7 @@ ratios; ranges are in brackets. Progress goes to stderr, the table to stdout.
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,19 +38,20 @@ from edge_llama.backends.towers import locate
 from edge_llama.host import devices
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(document: str | None, rows: Mapping[str, Callable[[argparse.Namespace], list[Result]]]) -> None:
+    """Print the table of those of ``rows`` that are asked for; ``document`` is the help."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=devices.cpu_threads())
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}: there are {', '.join(ROWS)}")
+    if unknown := set(options.rows) - set(rows):
+        parser.error(f"no row {', '.join(sorted(unknown))}: there are {', '.join(rows)}")
     options.model = model_file(options.model)
     say(f"{options.model}, {devices.cpu().name}, {options.pairs} pairs, {options.threads} threads, load {load():.1f}")
-    results = [result for row in options.rows or ROWS for result in ROWS[row](options)]
+    results = [result for row in options.rows or rows for result in rows[row](options)]
     print(json.dumps([asdict(result) for result in results], indent=1) if options.json else table(results))
 
 
@@ -78,4 +79,4 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, ROWS)

@@ -17,33 +17,12 @@ pairs' ratios; ranges are in brackets. Progress goes to stderr, the table to std
 """
 
 import argparse
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 import agent_rows
 import server_rows
-from comparison import Result, say, table
-from concurrency import load, model_file
-
-from edge_llama.host import devices
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW")
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=devices.cpu_threads())
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no row {', '.join(sorted(unknown))}: there are {', '.join(ROWS)}")
-    options.model = model_file(options.model)
-    say(f"{options.model}, {devices.cpu().name}, {options.pairs} pairs, {options.threads} threads, load {load():.1f}")
-    results = [result for row in options.rows or ROWS for result in ROWS[row](options)]
-    print(json.dumps([asdict(result) for result in results], indent=1) if options.json else table(results))
-
+from comparison import Result
+from concurrency import main
 
 ROWS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
     "known": server_rows.known_row,
@@ -55,4 +34,4 @@ ROWS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, ROWS)

@@ -170,7 +170,7 @@ class Soak:
         host, _, port = self.side.url.removeprefix("http://").partition(":")
         return http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
 
-    def _whole(self, sent: Sent) -> str:
+    def _response(self, sent: Sent) -> tuple[http.client.HTTPResponse, bytes]:
         connection = self._connection()
         try:
             connection.request("POST", sent.path, sent.body, JSON)
@@ -178,6 +178,10 @@ class Soak:
             body = response.read()
         finally:
             connection.close()
+        return response, body
+
+    def _whole(self, sent: Sent) -> str:
+        response, body = self._response(sent)
         if response.status != 200:
             return f"status {response.status}: {body[:300]!r}"
         if "event-stream" not in response.headers["Content-Type"]:
@@ -186,13 +190,7 @@ class Soak:
         return "" if body.rstrip().endswith((b"[DONE]", b'"type":"message_stop"}')) else f"no end: {body[-200:]!r}"
 
     def _refused(self, sent: Sent) -> str:
-        connection = self._connection()
-        try:
-            connection.request("POST", sent.path, sent.body, JSON)
-            response = connection.getresponse()
-            body = response.read()
-        finally:
-            connection.close()
+        response, body = self._response(sent)
         is_told = 400 <= response.status < 500 and json.loads(body)["error"]["message"]
         return "" if is_told else f"status {response.status}: {body[:300]!r}"
 

@@ -26,7 +26,7 @@ def fitted(model: Model, messages: Sequence[Message], tools: Sequence[Mapping[st
         fitting = (fitting[0], *map(_reminder, fitting[1:]))
     roles = [message.role for message in fitting]
     if ("user", "user") in pairwise(roles) and not model.template.takes(_TWO_OF_THE_USER, has_tools=has_tools):
-        fitting = tuple(_joined(fitting))
+        fitting = tuple(in_one(fitting, "user", "\n"))
     return fitting
 
 
@@ -36,11 +36,12 @@ def _reminder(message: Message) -> Message:
     return Message("user", ["<system-reminder>\n", *message.parts, "\n</system-reminder>"])
 
 
-def _joined(messages: Iterable[Message]) -> Iterator[Message]:
+def in_one(messages: Iterable[Message], role: Role, between: str) -> Iterator[Message]:
+    """The messages, of which those of a role that follow each other are one, with ``between`` them."""
     before: Message | None = None
     for message in messages:
-        if before and before.role == message.role == "user":
-            before = Message("user", [*before.parts, "\n", *message.parts])
+        if before and before.role == message.role == role:
+            before = Message(role, [*before.parts, between, *message.parts])
             continue
         if before:
             yield before

@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, MessageParam, ToolParam
 from serving import Served
-from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
+from talk import ANSWER, QUESTION, STORY, WEATHER, talking
 
 from edge_llama.server.settings import Limits, ServerSettings
 
@@ -23,19 +23,6 @@ PNG = base64.b64encode(
 CLIENTS: dict[str, anthropic.Anthropic] = {}
 EXACT: dict[str, Any] = {"temperature": 0.0}
 """What the client has no parameter for any more."""
-
-
-@pytest.fixture(scope="module")
-def talk(small_talk: Path) -> Iterator[Served]:
-    with talking(small_talk) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def thinker(small_talk: Path) -> Iterator[Served]:
-    """Its prompts end with the opening of thoughts."""
-    with talking(small_talk, THINKING) as served:
-        yield served
 
 
 @pytest.fixture(scope="module", autouse=True)

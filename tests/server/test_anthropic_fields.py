@@ -10,6 +10,7 @@ from anthropic.types.beta import beta_content_block_param, beta_system_message_p
 from anthropic.types.beta import beta_tool_result_block_param as beta_result_param
 from anthropic.types.beta import message_count_tokens_params as beta_count
 from anthropic.types.beta import message_create_params as beta_create
+from literals import words_in
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from typing_extensions import get_type_hints, is_typeddict
 
@@ -57,13 +58,6 @@ def kinds_in(annotation: Any) -> Iterator[tuple[str, Any]]:
             yield kind, annotation
     for each in get_args(annotation):
         yield from kinds_in(each)
-
-
-def words_in(annotation: Any) -> Iterator[str]:
-    if isinstance(annotation, str):
-        yield annotation
-    for each in get_args(annotation):
-        yield from words_in(each)
 
 
 def fields_by_kind(annotation: Any) -> dict[str, type[Fields]]:

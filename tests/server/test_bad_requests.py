@@ -5,8 +5,6 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,17 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Served
-from talk import ANSWER, QUESTION, talking
+from talk import ANSWER, QUESTION
 
 CASES = 5 * int(os.environ.get("EDGE_LLAMA_CASES", "12"))
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 USER = [{"role": "user", "content": QUESTION}]
-
-
-@pytest.fixture(scope="module")
-def talk(small_talk: Path) -> Iterator[Served]:
-    with talking(small_talk) as server:
-        yield server
 
 
 def ask(server: Served, path: str = CHAT, **fields: Any) -> httpx.Response:

@@ -11,7 +11,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import model_serializer
 from serving import Served
-from talk import ANSWER, QUESTION, STORY, THINKING, WEATHER, talking
+from talk import ANSWER, QUESTION, STORY, WEATHER, talking
 
 from edge_llama.server.asking import Answers
 from edge_llama.server.fields import Fields
@@ -39,19 +39,6 @@ CALL = [
     "response.function_call_arguments.done",
     "response.output_item.done",
 ]
-
-
-@pytest.fixture(scope="module")
-def talk(small_talk: Path) -> Iterator[Served]:
-    with talking(small_talk) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def thinker(small_talk: Path) -> Iterator[Served]:
-    """Its prompts end with the opening of thoughts."""
-    with talking(small_talk, THINKING) as served:
-        yield served
 
 
 @pytest.fixture(scope="module", autouse=True)

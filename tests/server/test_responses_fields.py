@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
+from literals import words_in
 from openai.types import responses as theirs
 from openai.types.responses import (
     easy_input_message_param,
@@ -48,13 +49,6 @@ def kinds_in(annotation: Any) -> Iterator[tuple[str, Any]]:
         return
     for each in get_args(annotation):
         yield from kinds_in(each)
-
-
-def words_in(annotation: Any) -> Iterator[str]:
-    if isinstance(annotation, str):
-        yield annotation
-    for each in get_args(annotation):
-        yield from words_in(each)
 
 
 def literals_of(fields: type[Fields]) -> set[str]:

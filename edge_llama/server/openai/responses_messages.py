@@ -32,6 +32,7 @@ from edge_llama.server.openai.responses_items import (
     ReasoningItem,
 )
 from edge_llama.server.store import ResponseStore
+from edge_llama.server.template_places import in_one
 
 _PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 _ITEMS: TypeAdapter[list[AnyItem]] = TypeAdapter(list[Item])
@@ -93,7 +94,8 @@ def messages_of(instructions: str | None, items: Sequence[Mapping[str, Any]], ma
         messages += _spoken(turn, names)
     if not messages:
         raise ApiError(400, "there is nothing to answer: give input", param="input")
-    return list(_one_system(messages))
+    # Instructions, and what a developer says next, are one message.
+    return list(in_one(messages, "system", "\n\n"))
 
 
 def _parts_of(item: AnyItem) -> Sequence[Part]:
@@ -161,20 +163,6 @@ def _part(part: Part) -> str | Image:
         case OutputRefusal():
             return part.refusal
     return getattr(part, "text", "")
-
-
-def _one_system(messages: Iterable[Message]) -> Iterator[Message]:
-    """What the system says in a row is one message: instructions, and what a developer says next."""
-    before: Message | None = None
-    for message in messages:
-        if before and before.role == message.role == "system":
-            before = Message("system", [*before.parts, "\n\n", *message.parts])
-            continue
-        if before:
-            yield before
-        before = message
-    if before:
-        yield before
 
 
 def joined(namespace: str | None, name: str) -> str:
