@@ -9,7 +9,7 @@ streams and not, completions, tokens counted. Half of the chats begin with one o
 the exit code too:
 
 errors  a status of 5xx, a stream without its end, a connection that breaks, a malformed request that is not a 4xx
-lost    clients that wait five minutes after the end
+lost    clients that wait a quarter of an hour after the end
 memory  growth of the server's own memory and its children's from the second fifth of the time to the last (< 2 %)
 left    what the server says that is still running at the end
 """
