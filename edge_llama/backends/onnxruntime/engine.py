@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     Bundled,
     CacheSize,
@@ -83,9 +84,9 @@ class OnnxRuntime:
         setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
         return Choice(setting, "as asked" if n_batch else "the default")
 
-    def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
+    def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+        return _placement(asked)
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -124,9 +125,9 @@ class OnnxEncoders:
             return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+        return _placement(asked)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
@@ -136,10 +137,11 @@ class OnnxEncoders:
         return OnnxVision(artifact, threads=threads, device=placement.device)
 
 
-def _placement(device: str) -> Placement:
-    if device == "auto":
-        return Placement(0, "the default", "cpu")
-    return Placement(0, "as asked", canonical(device))
+def _placement(asked: AskedDevice) -> Placement:
+    asked.check_whole("ONNX Runtime")
+    if asked.name == "auto":
+        return Placement(0, "the default", "cpu", is_strict=asked.is_strict)
+    return Placement(0, "as asked", canonical(asked.name), is_strict=asked.is_strict)
 
 
 def _described(plugin: Plugin) -> str:

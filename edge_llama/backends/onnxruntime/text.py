@@ -46,6 +46,8 @@ class OnnxTower:
     """
 
     n_sequences = 1
+    placed = ""
+    """A device takes the whole graph, or the session refuses it."""
 
     def __init__(
         self, artifact: OnnxArtifact, *, n_ctx: int, threads: int, n_batch: int = 512, device: str = "cpu"
