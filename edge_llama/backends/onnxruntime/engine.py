@@ -17,7 +17,8 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
+from edge_llama.backends.device_names import GROUPS, KINDS, Onnx
+from edge_llama.backends.onnxruntime.providers import resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
@@ -84,7 +85,7 @@ class OnnxRuntime:
         return Choice(setting, "as asked" if n_batch else "the default")
 
     def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
         return _placement(device)
 
     def open(
@@ -101,13 +102,12 @@ class OnnxRuntime:
         name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
         if find_spec("onnxruntime") is None:
             return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
-        from edge_llama.backends.onnxruntime.session import runtime  # noqa: PLC0415
-
         try:
             library = runtime()
         except EngineError as error:
             return EngineState(name, runs, installed_version("onnxruntime"), problem=error.message, remedy=error.remedy)
-        there = [*library.get_available_providers(), *map(_described, PLUGINS)]
+        plugins = {kind.onnx.package: kind.onnx for kind in KINDS.values() if kind.onnx and kind.onnx.package}
+        there = [*library.get_available_providers(), *map(_described, plugins.values())]
         return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
 
 
@@ -125,7 +125,7 @@ class OnnxEncoders:
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
     def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
         return _placement(device)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
@@ -137,14 +137,16 @@ class OnnxEncoders:
 
 
 def _placement(device: str) -> Placement:
+    """OptionError for a device that ONNX Runtime does not know, EngineError for one that is not installed."""
+    found = resolve(device).name
     if device == "auto":
-        return Placement(0, "the default", "cpu")
-    return Placement(0, "as asked", canonical(device))
+        return Placement(0, "the default", found)
+    return Placement(0, f"the first {device} that is installed" if device in GROUPS else "as asked", found)
 
 
-def _described(plugin: Plugin) -> str:
+def _described(plugin: Onnx) -> str:
     """A provider in a package of its own: the version, or how to get it."""
-    return f"{plugin.name} ({installed_version(plugin.package) or f'not here: pip install {plugin.package}'})"
+    return f"{plugin.provider} ({installed_version(plugin.package) or f'not here: {plugin.install}'})"
 
 
 ENGINE = OnnxRuntime()
