@@ -54,15 +54,17 @@ class DeviceMemory:
     """Tensors of float32 in ``place``, from the allocator of ``session``."""
 
     def __init__(self, session: Any, place: Place) -> None:
-        self._session, self._place = session, place
-        # Who lists its devices copies for everyone; the others are known to tensors themselves.
-        self._copies = any(device and device.ep_name != CPU for device in session.get_input_epdevices())
+        self._place = place
+        # Who lists its devices brings an allocator and a way to copy; the others are built into the tensors.
+        self._is_listed = any(device and device.ep_name != CPU for device in session.get_input_epdevices())
+        tensors = runtime().OrtValue.ortvalue_from_shape_and_type
+        self._make = session.create_ortvalue_from_shape_and_type if self._is_listed else tensors
 
     def empty(self, shape: tuple[int, ...]) -> Any:
         """An OrtValue of ``shape``, with anything in it. EngineError if the memory does not suffice."""
         where = (self._place.device, self._place.number, self._place.vendor)
         try:
-            return self._session.create_ortvalue_from_shape_and_type(shape, np.float32, *where)
+            return self._make(shape, np.float32, *where)
         except Exception as error:  # its errors share no class but this
             nbytes, name = 4 * np.prod(shape, dtype=np.int64), f"{self._place.device} {self._place.number}"
             raise EngineError(
@@ -80,7 +82,7 @@ class DeviceMemory:
         """Have ``values``, of the same shape and contiguous, in ``value``."""
         if not values.size:
             return
-        if self._copies:
+        if self._is_listed:
             runtime().copy_tensors([runtime().OrtValue.ortvalue_from_numpy(values)], [value])
         else:
             value.update_inplace(values)
@@ -90,7 +92,7 @@ class DeviceMemory:
         values = np.empty(tuple(value.shape()), np.float32)
         if not values.size:
             return values
-        if self._copies:
+        if self._is_listed:
             runtime().copy_tensors([value], [runtime().OrtValue.ortvalue_from_numpy(values)])
         else:
             values[:] = value.numpy()
