@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     Bundled,
     CacheSize,
@@ -84,9 +85,9 @@ class OnnxRuntime:
         setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
         return Choice(setting, "as asked" if n_batch else "the default")
 
-    def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
+    def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
-        return _placement(device)
+        return _placement(asked)
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -95,7 +96,14 @@ class OnnxRuntime:
         from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxTower(artifact, n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
+        return OnnxTower(
+            artifact,
+            n_ctx=cache.n_ctx,
+            threads=threads,
+            n_batch=setting.n_batch,
+            device=placement.device,
+            is_strict=placement.is_strict,
+        )
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
@@ -124,24 +132,27 @@ class OnnxEncoders:
             return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
-        return _placement(device)
+        return _placement(asked)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxVision(artifact, threads=threads, device=placement.device)
+        return OnnxVision(artifact, threads=threads, device=placement.device, is_strict=placement.is_strict)
 
 
-def _placement(device: str) -> Placement:
+def _placement(asked: AskedDevice) -> Placement:
     """OptionError for a device that ONNX Runtime does not know, EngineError for one that is not installed."""
-    found = resolve(device).name
-    if device == "auto":
-        return Placement(0, "the default", found)
-    return Placement(0, f"the first {device} that is installed" if device in GROUPS else "as asked", found)
+    asked.check_whole("ONNX Runtime")
+    found, reason = resolve(asked.name).name, "as asked"
+    if asked.name == "auto":
+        reason = "the default"
+    elif asked.name in GROUPS:
+        reason = f"the first {asked.name} that is installed"
+    return Placement(0, reason, found, is_strict=asked.is_strict)
 
 
 def _described(plugin: Onnx) -> str:
