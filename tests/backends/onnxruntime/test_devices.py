@@ -94,7 +94,8 @@ def test_a_cache_lies_where_the_provider_takes_it(described: tuple[Any, ...], ex
 @pytest.fixture(scope="module")
 def portable(llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("portable") / "tiny"
-    return converters.convert(llama3, folder, to="onnx", quant="f32", portable=True).path
+    converters.convert(llama3, folder, to="onnx", quant="f32", portable=True)
+    return folder
 
 
 @contextmanager
@@ -113,8 +114,8 @@ def worked(tower: OneSequence) -> list[Any]:
         tower.decode([token])
     found.append(tower.logits())
     kept = tower.tower.save(0)
-    tower.cut(20)
-    tower.decode(PROMPT[20:])
+    tower.cut(30)
+    tower.decode(PROMPT[30:])
     found.append(tower.logits())
     tower.tower.load(0, kept, len(PROMPT) + 2)
     tower.decode([9])
@@ -157,13 +158,13 @@ def test_a_plugin_that_does_not_load_is_an_error(
     monkeypatch.syspath_prepend(tmp_path)
     onnx = Onnx("WebGpuExecutionProvider", "pip install it", "onnxruntime-ep-webgpu", "broken_plugin")
     monkeypatch.setitem(KINDS, "webgpu", DeviceKind("webgpu", "WebGPU", (), lambda: True, onnx=onnx))
-    with refusal(EngineError, "onnxruntime-ep-webgpu cannot be loaded: .*; pip install -U onnxruntime-ep-webgpu"):
+    with pytest.raises(EngineError, match="onnxruntime-ep-webgpu cannot be loaded: .*; pip install -U onnxruntime-ep-webgpu"):
         edge_llama.open(portable, device="webgpu", n_ctx=64)
 
 
 @needs("openvino")
 def test_hardware_that_a_plugin_does_not_find_is_an_error(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refusal(EngineError, "onnxruntime-ep-openvino finds no NPU here; take another device"):
+    with pytest.raises(EngineError, match="onnxruntime-ep-openvino finds no NPU here; take another device"):
         edge_llama.open(portable, device="openvino:npu", n_ctx=64)
     monkeypatch.setitem(KINDS, "webgpu", replace(KINDS["openvino:cpu"], name="webgpu", is_numbered=True))
     with refusal(OptionError, "device webgpu:3: there are 1 of that kind; count from 0"):
@@ -175,7 +176,7 @@ def test_a_folder_where_nothing_can_be_kept_is_an_error(tmp_path: Path, monkeypa
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))
     gpu = KINDS["openvino:gpu"].onnx
     assert gpu
-    with refusal(EngineError, "what a device compiles can't be kept: .*; .*EDGE_LLAMA_CACHE", tmp_path / "cache"):
+    with pytest.raises(EngineError, match="what a device compiles can't be kept: .*; .*EDGE_LLAMA_CACHE"):
         providers._openvino(gpu, None, 1)
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "other"))
     config = json.loads(providers._openvino(gpu, None, 1)["load_config"])
@@ -225,7 +226,7 @@ def test_nodes_that_it_leaves_are_told_or_refused(talks: dict[str, Path]) -> Non
     told = (
         r"does not run \d+ of its nodes, which .* CPU: it does not take \S+ \(\w+\), .* and \d+ more; .*--strict-device"
     )
-    with refusal(EngineError, told, folder / "model.onnx"):
+    with pytest.raises(EngineError, match=told):
         edge_llama.open(folder, n_ctx=256, device="openvino", strict_device=True)
 
 
