@@ -65,7 +65,7 @@ def resolve(device: str) -> OnnxDevice:
         raise _refused(device, name)
     if name.kind in GROUPS:
         kinds = [kind for kind in kinds if kind.is_likely]
-    kind = next(filter(_is_installed, kinds), None)
+    kind = next(filter(is_installed, kinds), None)
     if kind is None or kind.onnx is None:
         raise _missing(device, kinds)
     if not name.numbers:
@@ -93,7 +93,7 @@ def _missing(device: str, kinds: Sequence[DeviceKind]) -> EngineError:
     )
 
 
-def _is_installed(kind: DeviceKind) -> bool:
+def is_installed(kind: DeviceKind) -> bool:
     """Whether its provider is there: a plugin's library is not loaded to know it, and the CPU's is always."""
     if kind.onnx is None or kind.onnx.package:
         return kind.onnx is not None and find_spec(kind.onnx.module) is not None

@@ -32,13 +32,13 @@ PROMPT = list(range(5, 45))
     [("auto", "cpu"), ("cpu", "cpu"), ("openvino", "openvino"), ("openvino:npu", "npu:openvino"), ("qnn", "npu:qnn")],
 )
 def test_a_device_is_resolved(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "_is_installed", lambda _: True)
+    monkeypatch.setattr(providers, "is_installed", lambda _: True)
     assert resolve(device).name == name
 
 
 def test_a_group_means_the_first_that_is_here_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeviceKind, "is_likely", property(lambda kind: kind.name != "npu:qnn"))
-    monkeypatch.setattr(providers, "_is_installed", lambda kind: kind.name in ("webgpu", "directml", "npu:openvino"))
+    monkeypatch.setattr(providers, "is_installed", lambda kind: kind.name in ("webgpu", "directml", "npu:openvino"))
     assert [resolve(group).name for group in ("gpu", "npu")] == ["webgpu", "npu:openvino"]
     assert (resolve("webgpu:3").name, resolve("webgpu:3").number) == ("webgpu:3", 3)
     monkeypatch.setattr(DeviceKind, "is_likely", property(lambda _: False))
