@@ -185,8 +185,12 @@ def _compiled() -> Path:
 
 
 def _qnn(_onnx: Onnx, module: ModuleType | None, _threads: int) -> dict[str, str]:
-    """Without a backend's path it finds none, or one that computes garbage. On x86-64 this one emulates the NPU."""
-    return {"backend_path": module.get_qnn_htp_path()} if module else {}
+    """Without a backend's path it finds none, or one that computes garbage. On x86-64 this one emulates the NPU.
+
+    By itself it leaves the rounding of a graph's inputs and outputs to the CPU.
+    """
+    backend = {"backend_path": module.get_qnn_htp_path()} if module else {}
+    return {**backend, "offload_graph_io_quantization": "0"}
 
 
 _OPTIONS: Mapping[str, Callable[[Onnx, ModuleType | None, int], dict[str, str]]] = {

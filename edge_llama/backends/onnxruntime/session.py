@@ -46,8 +46,8 @@ def open_session(
 ) -> tuple[Any, Nodes | None]:
     """A session of ``file`` on ``device``, and how its nodes are shared; errors are about ``model``.
 
-    What the device does not take runs on the CPU, unless it is nothing that it takes; with ``is_strict`` it takes all.
-    For the CPU there are no :class:`Nodes`.
+    What the device does not take runs on the CPU, if it is not most of it; with ``is_strict`` it takes all. For the
+    CPU there are no :class:`Nodes`.
 
     Raises ArtifactError if ONNX Runtime refuses the file, OptionError or EngineError if there is no such device, or if
     it can't run the graph: the error names nodes that it does not take.
@@ -78,13 +78,23 @@ def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, *, is_
         raise
     except Exception as error:  # its errors share no class but this
         raise EngineError(f"{model}: {provider} does not run it: {why(error)}", remedy=_ELSEWHERE) from error
-    if not nodes.taken or (is_strict and nodes.left):
-        few = f"{len(nodes.left):,} of its nodes" if nodes.taken else "any of its nodes"
-        raise EngineError(
-            f"{model}: {provider} does not run {few}, which leaves them to the CPU: it does not take {nodes.named}",
-            remedy=_ELSEWHERE if not nodes.taken else f"leave --strict-device out, or {_ELSEWHERE}",
-        )
+    _check_taken(nodes, model, is_strict=is_strict)
     return session, nodes
+
+
+def _check_taken(nodes: Nodes, model: Path, *, is_strict: bool) -> None:
+    """EngineError for nodes that are left to the CPU: most of them, or with ``is_strict`` any."""
+    taken, left = nodes.taken, len(nodes.left)
+    if taken < left:
+        raise EngineError(
+            f"{model}: {nodes.provider} takes {taken:,} of its {taken + left:,} nodes, the CPU would run {nodes.named}",
+            remedy=_ELSEWHERE,
+        )
+    if is_strict and left:
+        raise EngineError(
+            f"{model}: {nodes.provider} does not run {left:,} of its nodes, the CPU would: {nodes.named}",
+            remedy=f"leave --strict-device out, {_ELSEWHERE}",
+        )
 
 
 def _shared_out(session: Any, provider: str) -> Nodes:

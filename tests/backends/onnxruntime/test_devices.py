@@ -88,7 +88,7 @@ def info(name: str, kind: str, vendor: int, number: int = 0, memory: str = "DEFA
         (("Cpu", "CPU", 0), True, None),  # QNN, MLX
     ],
 )
-def test_a_cache_is_made_where_the_provider_takes_it(
+def test_a_cache_lies_where_the_provider_takes_it(
     described: tuple[Any, ...], is_listed: bool, expected: dict[str, Any] | str | None
 ) -> None:
     described_memory = info(*described)
@@ -214,11 +214,11 @@ FORMS = {"f16": True, "int8": True, "int4": True, "int4 microsoft": False}
 @pytest.fixture(scope="module")
 def talks(small_talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The small model that chats, for ONNX Runtime."""
-    folder, made = tmp_path_factory.mktemp("talks"), {}
+    folder, folders = tmp_path_factory.mktemp("talks"), {}
     for form, is_portable in FORMS.items():
-        made[form] = folder / form.replace(" ", "-")
-        converters.convert(small_talk, made[form], to="onnx", quant=form.split()[0], portable=is_portable)
-    return made
+        folders[form] = folder / form.replace(" ", "-")
+        converters.convert(small_talk, folders[form], to="onnx", quant=form.split()[0], portable=is_portable)
+    return folders
 
 
 def answers(model: edge_llama.Model) -> list[list[int]]:
@@ -247,7 +247,7 @@ def test_nodes_that_it_leaves_are_told_or_refused(talks: dict[str, Path]) -> Non
         assert " nodes on OpenVINOExecutionProvider, " in model.placement.found
         assert " on the CPU: " in model.placement.found
     left = r"layers.0.norm1 \(RMSNormalization\), layers.0.attention.mixed \(GroupQueryAttention\)"
-    told = rf"does not run 3 of its nodes, .* it does not take {left}, .*--strict-device"
+    told = rf"Provider does not run 3 of its nodes, the CPU would: {left}, .*; leave --strict-device out"
     with pytest.raises(EngineError, match=told):
         edge_llama.open(folder, n_ctx=256, device="openvino", strict_device=True)
 
