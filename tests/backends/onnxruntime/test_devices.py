@@ -49,7 +49,7 @@ def test_a_group_means_the_first_that_is_here_and_installed(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("device", "told"),
     [
-        ("vulkan", "device vulkan: unknown to ONNX Runtime; known: auto, gpu, npu, cpu, cuda, rocm"),
+        ("vulkan", "device vulkan: unknown to ONNX Runtime; known: auto, gpu, npu, cpu, metal, cuda, rocm"),
         ("sycl:1", "unknown to ONNX Runtime"),
         ("cuda:0,cuda:1", "runs a model on one device; name one"),
         ("toaster", "device toaster: unknown; known"),
