@@ -19,6 +19,7 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
+from edge_llama.backends.device_trial import Speed, measured
 from edge_llama.backends.llama_cpp import build_probe, gpus, settings
 from edge_llama.backends.llama_cpp.cpu_kernels import cpu_kernels
 from edge_llama.errors import EngineError
@@ -157,10 +158,9 @@ def _available() -> list[Device]:
     return available_devices()
 
 
-def _measured(artifact: GGUFArtifact, found: Sequence[Device], placement: Placement) -> gpus.Speed | str:
-    from edge_llama.backends.llama_cpp import device_trial  # noqa: PLC0415 - its child loads native code
-
-    return device_trial.measured(artifact, placement, found)
+def _measured(artifact: GGUFArtifact, found: Sequence[Device], placement: Placement) -> Speed | str:
+    listed = [[device.name, device.description, device.total_bytes] for device in found]
+    return measured(artifact, placement, {"build": build_probe.build(), "devices": listed})
 
 
 def _first_parts(folder: Path) -> list[Path]:

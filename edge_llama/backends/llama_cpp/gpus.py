@@ -2,16 +2,16 @@
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edge_llama.backends.base import AskedDevice, Placement
 from edge_llama.backends.device_names import EXCLUDED, KINDS, DeviceKind, DeviceName, parse
+from edge_llama.backends.device_trial import Trial, faster
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.host.devices import Device, available_memory
 
-_WORTH_IT = 1.1  # prompts that aren't faster by a tenth aren't worth the way to the GPU
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """What names of experts' tensors have in them (llama.cpp: LLM_FFN_EXPS_REGEX in common/common.h)."""
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -63,21 +63,6 @@ def sizes_of(artifact: GGUFArtifact, cache_bytes: int, cpu_moe: int | bool = Fal
     return Sizes(tuple(layers), output + tied, cache_bytes, kept)
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Tokens a second that were measured: of a prompt, and of an answer."""
-
-    prompt: float
-    answer: float
-
-    def __str__(self) -> str:
-        return f"prompts {self.prompt:,.1f}, answers {self.answer:,.1f} tokens/s"
-
-
-Trial = Callable[[Placement], Speed | str]
-"""How fast the model is there, or how it failed."""
-
-
 def place(asked: AskedDevice, found: Sequence[Device], sizes: Sizes, trial: Trial | None = None) -> Placement:
     """Where to put a model of these sizes, by what was ``asked`` and the devices that were ``found``.
 
@@ -97,7 +82,7 @@ def place(asked: AskedDevice, found: Sequence[Device], sizes: Sizes, trial: Tria
     if trial is None or not placement.devices:
         return placement
     if name.kind == "auto":
-        return _fastest(placement, trial)
+        return faster(placement, trial, replace(placement, gpu_layers=0, cpu_moe=0, is_for_prompts=True))
     speed = trial(placement)
     if isinstance(speed, str):
         raise EngineError(f"device {placement.device}: a trial in a process of its own {speed}", remedy=_remedy(kind))
@@ -251,24 +236,3 @@ def _filled(
 def _free(gpu: Device) -> int:
     """What is free there; of one that doesn't tell what is free here, as llama.cpp takes it."""
     return gpu.free_bytes if gpu.total_bytes else available_memory()
-
-
-def _fastest(gpu: Placement, trial: Trial) -> Placement:
-    """The CPU, or the GPU for all or for prompts alone, by what was measured. Answers are what people wait for."""
-    cpu = Placement(0, "", is_strict=gpu.is_strict)
-    there = trial(gpu)
-    if isinstance(there, str):
-        return replace(cpu, reason=f"{gpu.device} is not used: a trial in a process of its own {there}")
-    here = trial(cpu)
-    if isinstance(here, str):
-        return replace(gpu, reason=f"{gpu.reason}; measured: {there}; on the CPU a trial {here}")
-    measured = f"measured: {gpu.device} {there}; CPU {here}"
-    if there.answer >= here.answer:
-        return replace(gpu, reason=f"{gpu.reason}; {measured}")
-    if there.prompt > here.prompt:
-        prompts = replace(gpu, gpu_layers=0, cpu_moe=0, is_for_prompts=True)
-        both = trial(prompts)
-        if isinstance(both, Speed) and both.prompt > _WORTH_IT * here.prompt and both.answer * _WORTH_IT > here.answer:
-            reason = f"answers are faster on the CPU; {measured}; prompts there {both}"
-            return replace(prompts, reason=reason)
-    return replace(cpu, reason=f"{gpu.device} is slower: {measured}")

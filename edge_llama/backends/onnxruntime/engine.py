@@ -1,9 +1,12 @@
 """ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_llama.backends import crash_probe
 from edge_llama.backends.base import (
     AskedDevice,
     AskedSetting,
@@ -18,7 +21,8 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.device_names import GROUPS, KINDS, Onnx
+from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx
+from edge_llama.backends.device_trial import Speed, faster, measured
 from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
@@ -87,8 +91,16 @@ class OnnxRuntime:
         return Choice(setting, "as asked" if n_batch else "the default")
 
     def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
-        return _placement(asked)
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened.
+
+        ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there.
+        """
+        placement = _placement(asked)
+        kinds = DeviceName("gpu").kinds if asked.name == "auto" and crash_probe.has_children() else ()
+        gpu = next((kind.name for kind in kinds if kind.onnx and kind.is_likely and is_installed(kind)), None)
+        if gpu is None:
+            return placement
+        return faster(replace(placement, device=gpu, reason="its provider is installed"), partial(_measured, artifact))
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -155,6 +167,13 @@ def _placement(asked: AskedDevice) -> Placement:
     elif asked.name in GROUPS:
         reason = f"the first {asked.name} that is installed"
     return Placement(0, reason, found, is_strict=asked.is_strict)
+
+
+def _measured(artifact: OnnxArtifact, placement: Placement) -> Speed | str:
+    packages = {kind.onnx.package for kind in KINDS.values() if kind.onnx} - {""}
+    plugins, library = {name: installed_version(name) for name in sorted(packages)}, runtime()
+    engine = {"version": library.__version__, "providers": library.get_available_providers(), "plugins": plugins}
+    return measured(artifact, placement, engine)
 
 
 def _offered() -> tuple[Device, ...]:

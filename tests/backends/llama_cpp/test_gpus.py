@@ -6,7 +6,8 @@ import pytest
 
 from edge_llama import EngineError, OptionError
 from edge_llama.backends.base import AskedDevice, Placement
-from edge_llama.backends.llama_cpp.gpus import Sizes, Speed, Trial, described, missing, place, place_whole, sizes_of
+from edge_llama.backends.device_trial import Speed, Trial
+from edge_llama.backends.llama_cpp.gpus import Sizes, described, missing, place, place_whole, sizes_of
 from edge_llama.files.gguf_text import read_gguf_text
 from edge_llama.host.devices import Device
 

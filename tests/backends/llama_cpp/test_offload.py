@@ -13,9 +13,11 @@ import pytest
 
 import edge_llama
 from edge_llama import EngineError
+from edge_llama.backends import device_trial
 from edge_llama.backends.base import AskedDevice, CacheSize, OneSequence, Placement
-from edge_llama.backends.llama_cpp import device_trial, devices, gpus, offload, text
-from edge_llama.backends.llama_cpp.gpus import Sizes, Speed
+from edge_llama.backends.device_trial import Speed
+from edge_llama.backends.llama_cpp import build_probe, devices, gpus, offload, text
+from edge_llama.backends.llama_cpp.gpus import Sizes
 from edge_llama.backends.llama_cpp.text import LlamaCppTower, the_engine
 from edge_llama.backends.llama_cpp.tiny_models import tiny_tower
 from edge_llama.backends.llama_cpp.vision import LlamaCppVision
@@ -145,14 +147,14 @@ def broken_interpreter(tmp_path: Path) -> str:
 def test_a_speed_is_measured_once_for_all_that_it_depends_on(
     small_talk: Path, empty_cache: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact, found = read_gguf_text(small_talk), devices.engine_devices()
+    artifact, found = read_gguf_text(small_talk), {"build": build_probe.build(), "devices": ["CPU"]}
     speed = device_trial.measured(artifact, ON_CPU, found)
     assert isinstance(speed, Speed)
     assert speed.prompt > 0 < speed.answer
     monkeypatch.setattr(sys, "executable", broken_interpreter)
     assert device_trial.measured(artifact, replace(ON_CPU, reason="other words"), found) == speed
     assert device_trial.measured(artifact, on_the_cpus_own(artifact), found) == "died of signal 11"
-    assert device_trial.measured(artifact, ON_CPU, found[:0]) == "died of signal 11"
+    assert device_trial.measured(artifact, ON_CPU, {**found, "devices": []}) == "died of signal 11"
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
     assert device_trial.measured(artifact, ON_CPU, found) == "died of signal 11"
 
@@ -184,7 +186,7 @@ def test_a_driver_that_fails_at_its_second_call_is_an_error_and_auto_leaves_it(
     (tmp_path / "broken" / "llama_cpp" / "__init__.py").write_text(program)
     monkeypatch.syspath_prepend(tmp_path / "broken")
     artifact = read_gguf_text(small_talk)
-    said = device_trial.measured(artifact, ON_CPU, [])
+    said = device_trial.measured(artifact, ON_CPU, {})
     assert isinstance(said, str)
     assert "failed: llama.cpp failed at position 128 with status -3" in said
     gpu = [replace(devices.engine_devices()[0], kind="gpu", backend="CUDA", free_bytes=1 << 40, total_bytes=1 << 40)]
@@ -199,7 +201,7 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(
     small_talk: Path, empty_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     empty_cache.write_text("a file where the folder should be")
-    assert isinstance(device_trial.measured(read_gguf_text(small_talk), ON_CPU, []), Speed)
+    assert isinstance(device_trial.measured(read_gguf_text(small_talk), ON_CPU, {}), Speed)
     assert f"set {CACHE_VARIABLE} to a folder that can be written" in caplog.text
 
 

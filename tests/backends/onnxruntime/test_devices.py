@@ -16,13 +16,17 @@ from refusals import refusal
 
 import converters
 import edge_llama
+from edge_llama.backends.base import AskedDevice, Placement
 from edge_llama.backends.device_names import KINDS, DeviceKind, Onnx
-from edge_llama.backends.onnxruntime import kv_cache, providers
+from edge_llama.backends.device_trial import Speed
+from edge_llama.backends.onnxruntime import engine, kv_cache, providers
+from edge_llama.backends.onnxruntime.engine import ENGINE
 from edge_llama.backends.onnxruntime.kv_cache import _GrowingOnDevice, _InPlaceOnDevice
 from edge_llama.backends.onnxruntime.memory import DeviceMemory, Place, is_apart
 from edge_llama.backends.onnxruntime.providers import resolve, runtime
 from edge_llama.backends.onnxruntime.text import OnnxTower
 from edge_llama.errors import EngineError, OptionError
+from edge_llama.host.user_cache import CACHE_VARIABLE
 
 PROMPT = list(range(5, 45))
 
@@ -267,3 +271,19 @@ def test_a_chat_of_the_cpu_goes_on_there_and_says_that_it_is_read_again(talks: d
         chat.save(tmp_path / "there")
     with edge_llama.open(folder, n_ctx=256, device="openvino:cpu") as model:
         assert model.resume_chat(tmp_path / "there").reread_reason is None
+
+
+def test_auto_measures_a_gpu_that_is_here_and_takes_what_is_faster(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    artifact = ENGINE.read(portable / "model.onnx")
+    assert ENGINE.place(artifact, AskedDevice(), 0) == Placement(0, "the default", "cpu")
+    monkeypatch.setattr(DeviceKind, "is_likely", property(lambda kind: kind.name == "cuda"))
+    monkeypatch.setattr(engine, "is_installed", lambda kind: kind.name == "cuda")
+    placed = ENGINE.place(artifact, AskedDevice(), 0)
+    assert placed.device == "cpu"
+    assert "cuda is not used: a trial in a process of its own failed: " in placed.reason
+    speeds = {"cuda": Speed(9, 9), "cpu": Speed(5, 5)}
+    monkeypatch.setattr(engine, "measured", lambda _artifact, where, _engine: speeds[where.device])
+    assert ENGINE.place(artifact, AskedDevice(), 0).where == "cuda"
