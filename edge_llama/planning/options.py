@@ -175,7 +175,7 @@ class OpenOptions(TypedDict, total=False):
     ]
     """Where the text tower runs (:mod:`edge_llama.backends.device_names`). ``auto`` takes a GPU that the model fits
     whole, if it was measured faster than the CPU; for an ONNX model it is the CPU. ``gpu`` and the kinds of GPUs take
-    as many layers as fit, for an ONNX model the whole model or none. A device that is not here is an error."""
+    as many layers as fit, for an ONNX model all that its provider takes. A device that is not here is an error."""
     strict_device: Annotated[
         bool,
         Option(
