@@ -175,7 +175,7 @@ class OpenOptions(TypedDict, total=False):
     ]
     """Where the text tower runs (:mod:`edge_llama.backends.device_names`). ``auto`` takes a GPU that the model fits
     whole, if it was measured faster than the CPU. ``gpu`` and the kinds of GPUs take as many layers as fit, of an ONNX
-    model every node that they can compute. A device that is not here is an error."""
+    model all that its provider takes. A device that is not here is an error."""
     strict_device: Annotated[
         bool,
         Option(

@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -85,6 +86,11 @@ def _missing(device: str, kinds: Sequence[DeviceKind]) -> OptionError:
         return OptionError(
             f"device {device}: no driver of one that ONNX Runtime knows is found here",
             remedy="take another device (--device cpu), or name the kind: edge-llama devices has them",
+        )
+    if not any(kind.is_possible for kind in kinds):
+        labels = " or ".join(kind.label for kind in kinds)
+        return OptionError(
+            f"device {device}: {sys.platform} has no {labels}", remedy="take another device (--device cpu)"
         )
     wanted = {kind.onnx.provider: kind.onnx.install for kind in kinds if kind.onnx}
     return OptionError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import installed_version
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
@@ -117,6 +118,8 @@ def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, modu
     except NotVerifiableError:  # another program wrote it
         pass
     key = {"file": identity, "engine": runtime().__version__, "device": device}
+    if package := resolve(device).onnx.package:
+        key["plugin"] = f"{package} {installed_version(package)}"
     if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
         return
     nbytes = sum(file.stat().st_size for file in files)

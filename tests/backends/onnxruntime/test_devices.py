@@ -1,6 +1,8 @@
 """ONNX Runtime's devices: which is meant, where caches lie, which nodes are taken; OpenVINO's CPU runs text towers."""
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from npu import needs
 from one_sequence import OneSequence
@@ -67,6 +70,13 @@ def test_what_it_does_not_know_is_refused(device: str, told: str) -> None:
 def test_what_is_not_installed_is_refused_with_the_command_that_brings_it() -> None:
     for device, told in (("cuda", "pip install onnxruntime-gpu"), ("rocm:1", "onnxruntime-migraphx")):
         with refusal(OptionError, f"device {device}: this onnxruntime has no .*{told}"):
+            resolve(device)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of other systems' devices")
+def test_what_this_system_can_not_have_is_refused() -> None:
+    for device, told in (("coreml", "Core ML"), ("metal", "Metal"), ("directml:1", "DirectML")):
+        with refusal(OptionError, f"device {device}: linux has no {told}; take another device"):
             resolve(device)
 
 
@@ -155,6 +165,38 @@ def test_a_devices_cache_does_what_numpys_does(
         assert isinstance(tower.tower._cache, kind)  # type: ignore[attr-defined]
         for found, wanted in zip(worked(tower), expected, strict=True):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def failing_beyond(count: int, folder: Path) -> None:
+    """Change a graph so that a run fails that makes the cache longer than ``count``."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[0] = "logits.before"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(count + 1, np.float32), "zeros"))
+    make = onnx.helper.make_node
+    model.graph.node.append(make("Shape", ["attention_mask"], ["length"], start=1, end=2))
+    model.graph.node.append(make("Gather", ["zeros", "length"], ["zero"], name="beyond"))
+    model.graph.node.append(make("Add", ["logits.before", "zero"], ["logits"]))
+    onnx.save(model, folder / "model.onnx")
+
+
+def test_a_run_that_fails_leaves_the_cache_as_it_was(portable: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(portable, tmp_path / "copied"))
+    (folder / "edge-llama.json").unlink()  # it has hashes
+    failing_beyond(12, folder)
+    with opened(portable) as tower:
+        tower.decode(PROMPT[:12])
+        expected = tower.logits()
+    with opened(folder) as tower:
+        tower.decode(PROMPT[:10])
+        for tokens in (PROMPT[10:13], PROMPT[10:14]):
+            with pytest.raises(EngineError, match=r"ONNX Runtime failed at position 10: .*beyond"):
+                tower.decode(tokens)
+        assert tower.length == 10
+        tower.decode(PROMPT[10:12])
+        np.testing.assert_allclose(tower.logits(), expected, atol=1e-4)
+        with pytest.raises(EngineError, match="failed at position 12"):
+            tower.decode([1])
 
 
 def test_memory_that_can_not_be_had_is_an_error() -> None:
