@@ -27,6 +27,7 @@ NEWER = "trixie"
 TESTS = (
     "tests/backends/llama_cpp/test_on_vulkan.py",
     "tests/backends/test_device_names.py",
+    "tests/backends/llama_cpp/test_gpus.py",
     "tests/host/test_devices.py",
 )
 
