@@ -40,7 +40,8 @@ def test_a_broken_engine_is_explained_by_devices_and_refused_by_run(
     package = tmp_path / "llama_cpp"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import os\nllama_model_default_params = lambda: None\nllama_model_load_from_file = lambda *_: os.abort()\n"
+        "import os, types\nllama_model_default_params = types.SimpleNamespace\n"
+        "llama_model_load_from_file = lambda *_: os.abort()\n"
     )
     path = f"{tmp_path}:{environment.get('PYTHONPATH', '')}"
     for verb, code in ((["devices"], 1), (["run", "Hello"], 1)):

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     Bundled,
     CacheSize,
@@ -17,7 +18,8 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
+from edge_llama.backends.device_names import GROUPS, KINDS, Onnx
+from edge_llama.backends.onnxruntime.providers import resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
@@ -83,9 +85,9 @@ class OnnxRuntime:
         setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
         return Choice(setting, "as asked" if n_batch else "the default")
 
-    def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+    def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
+        return _placement(asked)
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -94,20 +96,26 @@ class OnnxRuntime:
         from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxTower(artifact, n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
+        return OnnxTower(
+            artifact,
+            n_ctx=cache.n_ctx,
+            threads=threads,
+            n_batch=setting.n_batch,
+            device=placement.device,
+            is_strict=placement.is_strict,
+        )
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
         name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
         if find_spec("onnxruntime") is None:
             return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
-        from edge_llama.backends.onnxruntime.session import runtime  # noqa: PLC0415
-
         try:
             library = runtime()
         except EngineError as error:
             return EngineState(name, runs, installed_version("onnxruntime"), problem=error.message, remedy=error.remedy)
-        there = [*library.get_available_providers(), *map(_described, PLUGINS)]
+        plugins = {kind.onnx.package: kind.onnx for kind in KINDS.values() if kind.onnx and kind.onnx.package}
+        there = [*library.get_available_providers(), *map(_described, plugins.values())]
         return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
 
 
@@ -124,27 +132,32 @@ class OnnxEncoders:
             return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
+        return _placement(asked)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxVision(artifact, threads=threads, device=placement.device)
+        return OnnxVision(artifact, threads=threads, device=placement.device, is_strict=placement.is_strict)
 
 
-def _placement(device: str) -> Placement:
-    if device == "auto":
-        return Placement(0, "the default", "cpu")
-    return Placement(0, "as asked", canonical(device))
+def _placement(asked: AskedDevice) -> Placement:
+    """OptionError for a device that ONNX Runtime does not know, EngineError for one that is not installed."""
+    asked.check_whole("ONNX Runtime")
+    found, reason = resolve(asked.name).name, "as asked"
+    if asked.name == "auto":
+        reason = "the default"
+    elif asked.name in GROUPS:
+        reason = f"the first {asked.name} that is installed"
+    return Placement(0, reason, found, is_strict=asked.is_strict)
 
 
-def _described(plugin: Plugin) -> str:
+def _described(plugin: Onnx) -> str:
     """A provider in a package of its own: the version, or how to get it."""
-    return f"{plugin.name} ({installed_version(plugin.package) or f'not here: pip install {plugin.package}'})"
+    return f"{plugin.provider} ({installed_version(plugin.package) or f'not here: {plugin.install}'})"
 
 
 ENGINE = OnnxRuntime()

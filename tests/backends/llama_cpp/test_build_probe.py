@@ -13,9 +13,9 @@ from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.host.user_cache import CACHE_VARIABLE
 
 ABORTING = """
-import os
+import os, types
 __version__ = "0.3.36"
-def llama_model_default_params(): pass
+llama_model_default_params = types.SimpleNamespace
 def llama_model_load_from_file(*_): os.abort()
 """
 

@@ -1,0 +1,246 @@
+"""ONNX Runtime's devices: which is meant, where caches lie, which nodes are taken; OpenVINO's CPU runs text towers."""
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from npu import needs
+from one_sequence import OneSequence
+from onnx_llama import text
+from refusals import refusal
+
+import converters
+import edge_llama
+from edge_llama.backends.device_names import KINDS, DeviceKind, Onnx
+from edge_llama.backends.onnxruntime import kv_cache, providers
+from edge_llama.backends.onnxruntime.kv_cache import _GrowingOnDevice, _InPlaceOnDevice
+from edge_llama.backends.onnxruntime.memory import DeviceMemory, Place, place
+from edge_llama.backends.onnxruntime.providers import resolve, runtime
+from edge_llama.backends.onnxruntime.text import OnnxTower
+from edge_llama.errors import EngineError, OptionError
+
+PROMPT = list(range(5, 45))
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("auto", "cpu"), ("cpu", "cpu"), ("openvino", "openvino"), ("openvino:npu", "npu:openvino"), ("qnn", "npu:qnn")],
+)
+def test_a_device_is_resolved(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_is_installed", lambda _: True)
+    assert resolve(device).name == name
+
+
+def test_a_group_means_the_first_that_is_here_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeviceKind, "is_likely", property(lambda kind: kind.name != "npu:qnn"))
+    monkeypatch.setattr(providers, "_is_installed", lambda kind: kind.name in ("webgpu", "directml", "npu:openvino"))
+    assert [resolve(group).name for group in ("gpu", "npu")] == ["webgpu", "npu:openvino"]
+    assert (resolve("webgpu:3").name, resolve("webgpu:3").number) == ("webgpu:3", 3)
+    monkeypatch.setattr(DeviceKind, "is_likely", property(lambda _: False))
+    with pytest.raises(EngineError, match="device gpu: no driver of one that ONNX Runtime knows is found here"):
+        resolve("gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("vulkan", "device vulkan: unknown to ONNX Runtime; known: auto, gpu, npu, cpu, cuda, rocm"),
+        ("sycl:1", "unknown to ONNX Runtime"),
+        ("cuda:0,cuda:1", "runs a model on one device; name one"),
+        ("toaster", "device toaster: unknown; known"),
+    ],
+)
+def test_what_it_does_not_know_is_refused(device: str, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        resolve(device)
+
+
+def test_what_is_not_installed_is_refused_with_the_command_that_brings_it() -> None:
+    for device, told in (("cuda", "pip install onnxruntime-gpu"), ("rocm:1", "onnxruntime-migraphx")):
+        with pytest.raises(EngineError, match=f"device {device}: this onnxruntime has no .*{told}"):
+            resolve(device)
+
+
+def info(name: str, kind: str, vendor: int, number: int = 0, memory: str = "DEFAULT") -> Any:
+    """As a provider describes its memory to ONNX Runtime."""
+    lib = runtime()
+    kinds, memories = lib.OrtMemoryInfoDeviceType, lib.OrtDeviceMemoryType
+    arena = lib.OrtAllocatorType.ORT_DEVICE_ALLOCATOR
+    return lib.OrtMemoryInfo.create_v2(name, getattr(kinds, kind), vendor, number, getattr(memories, memory), 0, arena)
+
+
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        (("Cuda", "GPU", 0x10DE, 1), Place("gpu", 1, 0x10DE)),
+        (("DML", "GPU", 0x1414), Place("gpu", 0, 0x1414)),
+        (("MIGraphX", "GPU", 0x1002, 2), Place("gpu", 2, 0x1002)),
+        (("WebGPU_Buffer", "GPU", 0), Place("gpu", 0, 0)),
+        (("OpenVINO_RT", "GPU", 0x8086), Place("gpu", 0, 0x8086)),
+        (("CudaPinned", "GPU", 0x10DE, 0, "HOST_ACCESSIBLE"), Place()),
+        (("QnnHtpShared", "CPU", 0x5143, 0, "HOST_ACCESSIBLE"), Place()),
+        (("Cpu", "CPU", 0), Place()),  # of OpenVINO's CPU, Core ML, QNN
+    ],
+)
+def test_a_cache_lies_where_the_provider_takes_it(described: tuple[Any, ...], expected: Place) -> None:
+    assert place(info(*described)) == expected
+
+
+@pytest.fixture(scope="module")
+def portable(llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("portable") / "tiny"
+    return converters.convert(llama3, folder, to="onnx", quant="f32", portable=True).path
+
+
+@contextmanager
+def opened(folder: Path, device: str = "cpu", **options: Any) -> Iterator[OneSequence]:
+    with closing(OnnxTower(text(folder), n_ctx=128, threads=1, n_batch=16, device=device, **options)) as tower:
+        yield OneSequence(tower)
+
+
+def worked(tower: OneSequence) -> list[Any]:
+    """Logits after a prompt in parts, tokens, a cut, a saved cache that is loaded, and more tokens."""
+    found = []
+    for at in range(0, len(PROMPT), 16):
+        tower.decode(PROMPT[at : at + 16])
+    found.append(tower.logits())
+    for token in (7, 8):
+        tower.decode([token])
+    found.append(tower.logits())
+    kept = tower.tower.save(0)
+    tower.cut(20)
+    tower.decode(PROMPT[20:])
+    found.append(tower.logits())
+    tower.tower.load(0, kept, len(PROMPT) + 2)
+    tower.decode([9])
+    found.append(tower.logits())
+    tower.cut(0)
+    tower.decode(PROMPT[:4])
+    return [*found, tower.logits(), kept.view(np.float32)]
+
+
+@pytest.mark.parametrize("form", ["in place", "growing"])
+def test_a_devices_cache_does_what_numpys_does(
+    form: str, onnx_folder: Path, portable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tensors are the session's own, here in the CPU's memory."""
+    folder, kind = (onnx_folder, _InPlaceOnDevice) if form == "in place" else (portable, _GrowingOnDevice)
+    with opened(folder) as tower:
+        expected = worked(tower)
+
+    def on_device(artifact: Any, session: Any, n_ctx: int) -> kv_cache.Cache:
+        return kind(artifact, n_ctx, DeviceMemory(session, Place()))
+
+    monkeypatch.setattr("edge_llama.backends.onnxruntime.text.new_cache", on_device)
+    with opened(folder) as tower:
+        assert isinstance(tower.tower._cache, kind)  # type: ignore[attr-defined]
+        for found, wanted in zip(worked(tower), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_memory_that_can_not_be_had_is_an_error(portable: Path) -> None:
+    with opened(portable) as tower:
+        memory = DeviceMemory(tower.tower._session, Place("gpu", 0, 0x10DE))  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match=r"64 bytes of KV cache can't be had in the memory of gpu 0.*n_ctx"):
+            memory.empty((4, 4))
+
+
+def test_a_plugin_that_does_not_load_is_an_error(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_plugin.py").write_text(f"def get_library_path(): return {str(tmp_path / 'none.so')!r}")
+    monkeypatch.syspath_prepend(tmp_path)
+    onnx = Onnx("WebGpuExecutionProvider", "pip install it", "onnxruntime-ep-webgpu", "broken_plugin")
+    monkeypatch.setitem(KINDS, "webgpu", DeviceKind("webgpu", "WebGPU", (), lambda: True, onnx=onnx))
+    with refusal(EngineError, "onnxruntime-ep-webgpu cannot be loaded: .*; pip install -U onnxruntime-ep-webgpu"):
+        edge_llama.open(portable, device="webgpu", n_ctx=64)
+
+
+@needs("openvino")
+def test_hardware_that_a_plugin_does_not_find_is_an_error(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusal(EngineError, "onnxruntime-ep-openvino finds no NPU here; take another device"):
+        edge_llama.open(portable, device="openvino:npu", n_ctx=64)
+    monkeypatch.setitem(KINDS, "webgpu", replace(KINDS["openvino:cpu"], name="webgpu", is_numbered=True))
+    with refusal(OptionError, "device webgpu:3: there are 1 of that kind; count from 0"):
+        edge_llama.open(portable, device="webgpu:3", n_ctx=64)
+
+
+def test_a_folder_where_nothing_can_be_kept_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))
+    gpu = KINDS["openvino:gpu"].onnx
+    assert gpu
+    with refusal(EngineError, "what a device compiles can't be kept: .*; .*EDGE_LLAMA_CACHE", tmp_path / "cache"):
+        providers._openvino(gpu, None, 1)
+    monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "other"))
+    config = json.loads(providers._openvino(gpu, None, 1)["load_config"])
+    assert config == {"GPU": {**EXACT, "CACHE_DIR": str(tmp_path / "other" / "compiled")}}
+
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+QUESTIONS = ("Hello!", "What is the capital of Japan?", "What is the capital of Egypt?", "Say 5.", "Thanks!")
+FORMS = {"f16": True, "int8": True, "int4": True, "int4 microsoft": False}
+
+
+@pytest.fixture(scope="module")
+def talks(small_talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small model that chats, for ONNX Runtime."""
+    folder, made = tmp_path_factory.mktemp("talks"), {}
+    for form, is_portable in FORMS.items():
+        made[form] = folder / form.replace(" ", "-")
+        converters.convert(small_talk, made[form], to="onnx", quant=form.split()[0], portable=is_portable)
+    return made
+
+
+def answers(model: edge_llama.Model) -> list[list[int]]:
+    chats = (model.chat(temperature=0, max_tokens=24).send(question) for question in QUESTIONS)
+    return [list(answer.result().tokens) for answer in chats]
+
+
+@needs("openvino")
+@pytest.mark.parametrize("form", [form for form, is_portable in FORMS.items() if is_portable])
+def test_openvino_runs_a_portable_folder_whole_and_answers_as_the_cpu(form: str, talks: dict[str, Path]) -> None:
+    with edge_llama.open(talks[form], n_ctx=256) as model:
+        expected = answers(model)
+        assert model.placement.found == ""
+    with edge_llama.open(talks[form], n_ctx=256, device="openvino:cpu", strict_device=True) as model:
+        assert answers(model) == expected
+        assert str(model.placement).startswith("openvino:cpu (as asked; all ")
+        assert model.placement.found.endswith(" nodes on OpenVINOExecutionProvider")
+
+
+@needs("openvino")
+def test_nodes_that_it_leaves_are_told_or_refused(talks: dict[str, Path]) -> None:
+    folder = talks["int4 microsoft"]
+    with edge_llama.open(folder, n_ctx=256, device="openvino") as model:
+        assert model.generate("Hello", temperature=0, max_tokens=2).result().tokens
+        assert "GroupQueryAttention" in model.placement.found
+        assert " nodes on OpenVINOExecutionProvider, " in model.placement.found
+        assert " on the CPU: " in model.placement.found
+    told = (
+        r"does not run \d+ of its nodes, which .* CPU: it does not take \S+ \(\w+\), .* and \d+ more; .*--strict-device"
+    )
+    with refusal(EngineError, told, folder / "model.onnx"):
+        edge_llama.open(folder, n_ctx=256, device="openvino", strict_device=True)
+
+
+@needs("openvino")
+def test_a_chat_of_the_cpu_goes_on_there_and_says_that_it_is_read_again(talks: dict[str, Path], tmp_path: Path) -> None:
+    folder = talks["f16"]
+    with edge_llama.open(folder, n_ctx=256) as model:
+        chat = model.chat(temperature=0, max_tokens=24)
+        chat.send(QUESTIONS[0]).result()
+        chat.save(tmp_path / "chat")
+        expected = chat.send(QUESTIONS[1]).result().text
+    with edge_llama.open(folder, n_ctx=256, device="openvino:cpu") as model:
+        chat = model.resume_chat(tmp_path / "chat", temperature=0, max_tokens=24)
+        assert chat.reread_reason == "device was cpu and is openvino:cpu"
+        assert chat.send(QUESTIONS[1]).result().text == expected
+        chat.save(tmp_path / "there")
+    with edge_llama.open(folder, n_ctx=256, device="openvino:cpu") as model:
+        assert model.resume_chat(tmp_path / "there").reread_reason is None
