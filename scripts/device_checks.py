@@ -125,7 +125,7 @@ def part(setup: Setup) -> Row:
 
 def vision(setup: Setup) -> Row:
     """Answers about pictures, the vision tower on the device and the text tower on the CPU."""
-    asked = list(pictures())
+    asked = list(pictures())[: setup.size.prompts]
 
     def answers(device: str) -> tuple[list[Answer], Placement]:
         with opened(setup, setup.form.digits, CPU, vision_device=device, **EXACT) as model:
@@ -147,7 +147,7 @@ def sessions(setup: Setup) -> Row:
     """A conversation saved on the CPU and resumed on the device, and the other way: what is lost is told."""
     folder = Path(setup.inputs[setup.form.text]).parent
     told, figures, is_sound = [], {}, True
-    for there, here in ((CPU, setup.device), (setup.device, CPU)):
+    for there, here in dict.fromkeys(((CPU, setup.device), (setup.device, CPU))):
         file = folder / f"{setup.form.label}-{there}.chat".replace(":", "-").replace(",", "-")
         with opened(setup, setup.form.text, there, **setup.form.options) as model:
             chat = model.chat()
@@ -206,10 +206,10 @@ def memory(setup: Setup) -> Row:
         planned, where = model.artifact.weight_bytes + model.context.bytes, str(model.placement)
         taken = {"host": psutil.Process().memory_info().rss - before, "device": free - free_on_gpus(setup)}
     total = max(0, taken["host"]) + max(0, taken["device"])
-    told = f"planned {planned / 1e6:,.0f} MB and at most {WORK_BYTES / 1e6:,.0f} for work; taken "
-    told += (
-        f"{taken['host'] / 1e6:,.0f} MB of the host's, {taken['device'] / 1e6:,.0f} of the device's as its driver says"
-    )
+    told = f"planned {planned / 1e6:,.0f} MB and at most {WORK_BYTES / 1e6:,.0f} for work; "
+    told += f"taken {taken['host'] / 1e6:,.0f} MB of the host's"
+    if free:
+        told += f", {taken['device'] / 1e6:,.0f} of the device's, as its driver says"
     outcome: Literal["ok", "failed"] = "ok" if total <= planned + WORK_BYTES else "failed"
     return Row(f"memory, {setup.form.label}", outcome, f"{told}; {where}", {"planned": planned, **taken})
 
