@@ -26,6 +26,7 @@ if [ -z "$CUDACXX" ]; then
     exit 2
 fi
 export CUDACXX
+toolkit=$(dirname "$(dirname "$CUDACXX")") # or CMake takes the headers of another that it knows
 
 scratch=
 if [ -f "$source" ]; then
@@ -48,10 +49,12 @@ export CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags"
 
 if [ -n "$target" ]; then
     # shellcheck disable=SC2086 # several options
-    cmake -S "$source/vendor/llama.cpp/ggml" -B "$out" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=on \
-        -DGGML_CUDA=on "-DCMAKE_CUDA_ARCHITECTURES=$architectures" ${CMAKE_ARGS:-}
+    cmake -S "$source/vendor/llama.cpp" -B "$out" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=on \
+        -DLLAMA_BUILD_COMMON=off -DLLAMA_BUILD_TESTS=off -DLLAMA_BUILD_TOOLS=off -DLLAMA_BUILD_EXAMPLES=off \
+        -DLLAMA_BUILD_SERVER=off -DGGML_CUDA=on "-DCMAKE_CUDA_ARCHITECTURES=$architectures" \
+        "-DCUDAToolkit_ROOT=$toolkit" ${CMAKE_ARGS:-}
     cmake --build "$out" --target "$target" --parallel "${JOBS:-$(nproc)}"
 else
-    CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=$architectures ${CMAKE_ARGS:-}" \
+    CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=$architectures -DCUDAToolkit_ROOT=$toolkit ${CMAKE_ARGS:-}" \
         "$python" -m pip wheel --no-deps --no-index --no-build-isolation --no-cache-dir -w "$out" "$source"
 fi
