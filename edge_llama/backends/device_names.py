@@ -49,6 +49,7 @@ class Onnx:
     """The plugin's."""
     hardware: str = ""
     """CPU, GPU or NPU: which of the plugin's devices alone. "": any."""
+    runs: str = "ONNX models: text and vision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,8 @@ _LINUX_WINDOWS = ("linux", "win32")
 _OPENVINO = ("pip install onnxruntime-ep-openvino", "onnxruntime-ep-openvino", "onnxruntime_ep_openvino")
 _QNN = ("pip install onnxruntime-qnn", "onnxruntime-qnn", "onnxruntime_qnn")
 _WEBGPU = ("pip install onnxruntime-ep-webgpu", "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu")
+_PORTABLE = "ONNX models of standard operators (--portable) whole, of others a part"
+_INTEGERS = "ONNX vision towers in integers"
 
 # Backends' names are what ggml_backend_reg_name gives (llama-cpp-python 0.3.36: ggml/include, ggml/src/ggml-metal);
 # providers' what onnxruntime.get_all_providers gives, and packages those of PyPI (but for AMD's, on its own index).
@@ -162,7 +165,7 @@ KINDS = {
         ),
         DeviceKind(
             *("coreml", "Core ML", ("darwin",), _is_always),
-            onnx=Onnx("CoreMLExecutionProvider", "pip install onnxruntime"),
+            onnx=Onnx("CoreMLExecutionProvider", "pip install onnxruntime", runs=_PORTABLE),
             is_numbered=False,
         ),
         DeviceKind(
@@ -171,27 +174,27 @@ KINDS = {
         ),
         DeviceKind(
             *("openvino", "OpenVINO", _LINUX_WINDOWS, _is_always),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, runs=_PORTABLE),
             is_numbered=False,
         ),
         DeviceKind(
             *("openvino:cpu", "OpenVINO's CPU", _LINUX_WINDOWS, _is_always),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "CPU"),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "CPU", _PORTABLE),
             is_numbered=False,
         ),
         DeviceKind(
             *("openvino:gpu", "OpenVINO's GPU", _LINUX_WINDOWS, _has_intel),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "GPU"),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "GPU", _PORTABLE),
             is_numbered=False,
         ),
         DeviceKind(
             *("npu:openvino", "Intel's NPU", _LINUX_WINDOWS, _has_intel_npu),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "NPU"),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "NPU", _INTEGERS),
             is_numbered=False,
         ),
         DeviceKind(
             *("npu:qnn", "Qualcomm's NPU", (*_LINUX_WINDOWS, "android"), _has_hexagon),
-            onnx=Onnx("QNNExecutionProvider", *_QNN),
+            onnx=Onnx("QNNExecutionProvider", *_QNN, runs=_INTEGERS),
             is_numbered=False,
         ),
     )

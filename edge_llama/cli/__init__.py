@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from edge_llama.cli.optional_values import Verb
+from edge_llama.cli.terminal.optional_values import Verb
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(

@@ -21,6 +21,10 @@ def test_it_tells_what_is_here_and_what_would_be_used(cli: Cli) -> None:
         "GB available",
         "used ",
         "kernels  compiled for this machine",
+        "its kernels use ",
+        "device   cpu (CPU): ",
+        "GGUF files: text in every format, and vision (mmproj)",
+        "device   cpu (CPUExecutionProvider): CPU; ONNX models: text and vision",
     ):
         assert text in done.stdout
 
@@ -31,6 +35,8 @@ def test_json_holds_the_same(cli: Cli) -> None:
     assert data["cpu"]["threads"] >= data["cpu"]["free_threads"] >= 1
     assert data["memory"]["total"] > data["memory"]["available"] > 0
     assert data["engines"][0]["checked"]
+    assert [device["option"] for device in data["engines"][0]["devices"]].count("cpu") == 1
+    assert "cpu" in [device["option"] for device in data["engines"][1]["devices"]]
     assert data["kernels"].startswith("compiled for this machine")
 
 

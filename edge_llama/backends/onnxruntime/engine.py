@@ -19,13 +19,14 @@ from edge_llama.backends.base import (
     installed_version,
 )
 from edge_llama.backends.device_names import GROUPS, KINDS, Onnx
-from edge_llama.backends.onnxruntime.providers import resolve, runtime
+from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
 from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
+from edge_llama.host.devices import Device
 
 
 class OnnxRuntime:
@@ -107,7 +108,7 @@ class OnnxRuntime:
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
-        name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
+        name, runs = "ONNX Runtime", "ONNX models and vision towers"
         if find_spec("onnxruntime") is None:
             return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
         try:
@@ -116,7 +117,8 @@ class OnnxRuntime:
             return EngineState(name, runs, installed_version("onnxruntime"), problem=error.message, remedy=error.remedy)
         plugins = {kind.onnx.package: kind.onnx for kind in KINDS.values() if kind.onnx and kind.onnx.package}
         there = [*library.get_available_providers(), *map(_described, plugins.values())]
-        return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
+        about = f"providers: {', '.join(there)}"
+        return EngineState(name, runs, library.__version__, about, devices=_offered(), missing=_missing())
 
 
 class OnnxEncoders:
@@ -153,6 +155,29 @@ def _placement(asked: AskedDevice) -> Placement:
     elif asked.name in GROUPS:
         reason = f"the first {asked.name} that is installed"
     return Placement(0, reason, found, is_strict=asked.is_strict)
+
+
+def _offered() -> tuple[Device, ...]:
+    """A device for each kind whose provider is installed: how many there are, and their memory, providers don't say."""
+    return tuple(
+        Device(
+            kind.onnx.provider,
+            "cpu" if kind.name == "cpu" else "accelerator",
+            kind.label if kind.is_here() else f"{kind.label}, of which no driver was found here",
+            *(0, 0),
+            option=kind.name,
+            runs=kind.onnx.runs,
+        )
+        for kind in KINDS.values()
+        if kind.onnx and kind.is_possible and is_installed(kind)
+    )
+
+
+def _missing() -> tuple[str, ...]:
+    """How to get providers whose driver is here, a line each."""
+    wanted = [kind for kind in KINDS.values() if kind.onnx and kind.is_likely and not is_installed(kind)]
+    lines = {kind.onnx.install: f"for ONNX models on {kind.label}: {kind.onnx.install}" for kind in wanted if kind.onnx}
+    return tuple(lines.values())
 
 
 def _described(plugin: Onnx) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_llama.backends.onnxruntime.memory import DeviceMemory, Floats, place_of
+from edge_llama.backends.onnxruntime.memory import DeviceMemory, Floats, memory_of
 from edge_llama.files.onnx_text import OnnxArtifact
 
 
@@ -37,10 +37,9 @@ class Cache(Protocol):
 
 def new_cache(artifact: OnnxArtifact, session: Any, n_ctx: int) -> Cache:
     """An empty cache of ``n_ctx`` positions for ``session``. EngineError if its device's memory does not hold it."""
-    place = place_of(session, {*artifact.names.past, *artifact.names.present})
-    if place.is_cpu:
+    memory = memory_of(session, {*artifact.names.past, *artifact.names.present})
+    if memory is None:
         return (_InPlace if artifact.is_shared else _Growing)(artifact, n_ctx)
-    memory = DeviceMemory(session, place)
     return (_InPlaceOnDevice if artifact.is_shared else _GrowingOnDevice)(artifact, n_ctx, memory)
 
 

@@ -65,7 +65,7 @@ def resolve(device: str) -> OnnxDevice:
         raise _refused(device, name)
     if name.kind in GROUPS:
         kinds = [kind for kind in kinds if kind.is_likely]
-    kind = next(filter(_is_installed, kinds), None)
+    kind = next(filter(is_installed, kinds), None)
     if kind is None or kind.onnx is None:
         raise _missing(device, kinds)
     if not name.numbers:
@@ -93,7 +93,7 @@ def _missing(device: str, kinds: Sequence[DeviceKind]) -> EngineError:
     )
 
 
-def _is_installed(kind: DeviceKind) -> bool:
+def is_installed(kind: DeviceKind) -> bool:
     """Whether its provider is there: a plugin's library is not loaded to know it, and the CPU's is always."""
     if kind.onnx is None or kind.onnx.package:
         return kind.onnx is not None and find_spec(kind.onnx.module) is not None
@@ -107,7 +107,7 @@ def add(device: OnnxDevice, options: Any) -> list[tuple[str, dict[str, str]]]:
     plugin can't be loaded or finds no device, OptionError if there are not so many.
     """
     onnx = device.onnx
-    module = _registered(onnx) if onnx.package else None
+    module = _registered(onnx.provider, onnx.package, onnx.module) if onnx.package else None
     wanted = _OPTIONS[onnx.provider](onnx, module, options.intra_op_num_threads) if onnx.provider in _OPTIONS else {}
     found = _devices(onnx)
     if not found and onnx.package:
@@ -132,16 +132,14 @@ def _devices(onnx: Onnx) -> list[Any]:
 
 
 @cache
-def _registered(onnx: Onnx) -> ModuleType:
-    """A plugin's module, its library known to ONNX Runtime: once in a process."""
+def _registered(provider: str, package: str, name: str) -> ModuleType:
+    """The module ``name`` of a plugin's package, its library known to ONNX Runtime: once in a process."""
     try:
-        module = importlib.import_module(onnx.module)
+        module = importlib.import_module(name)
         path = getattr(module, "get_library_path", None) or module.library_path  # so onnxruntime-ep-mlx has it
-        runtime().register_execution_provider_library(onnx.provider, path())
+        runtime().register_execution_provider_library(provider, path())
     except Exception as error:  # its errors share no class but this
-        raise EngineError(
-            f"{onnx.package} cannot be loaded: {error}", remedy=f"pip install -U {onnx.package}"
-        ) from error
+        raise EngineError(f"{package} cannot be loaded: {why(error)}", remedy=f"pip install -U {package}") from error
     return module
 
 

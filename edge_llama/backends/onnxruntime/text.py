@@ -140,22 +140,22 @@ class OnnxTower:
             self._bindings[kind] = binding = self._session.io_binding()
             self._cache.attach(binding)
             if kind == "token":
-                self._bind(binding, self._ids, 1)
+                self._bind_logits(binding, 1)
         return self._bindings[kind]
 
-    def _bind(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
-        names, rows = self._artifact.names, 1 if self._is_last_only else count
-        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
-        shape = (1, rows, self._artifact.n_vocab)
-        binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+    def _bind_logits(self, binding: Any, count: int) -> None:
+        shape = (1, 1 if self._is_last_only else count, self._artifact.n_vocab)
+        binding.bind_output(self._artifact.names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
 
     def _run(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
         total = self._length + count
         if total > self._n_ctx:
             raise EngineError(f"{total:,} positions don't fit the context of {self._n_ctx:,}")
         if binding is not self._bindings.get("token"):
-            self._bind(binding, ids, count)
-        binding.bind_input(self._artifact.names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+            self._bind_logits(binding, count)
+        names = self._artifact.names  # inputs anew for each run: another memory gets a copy when they are bound
+        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
+        binding.bind_input(names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
             address = self._positions[self._length :].ctypes.data
             binding.bind_input(POSITIONS, "cpu", 0, np.int64, (1, count), address)

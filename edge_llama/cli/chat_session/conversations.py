@@ -9,8 +9,8 @@ from typing import Unpack
 
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Chat, ChatOptions
-from edge_llama.cli.optional_values import LAST
 from edge_llama.cli.terminal.console import note
+from edge_llama.cli.terminal.optional_values import LAST
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder

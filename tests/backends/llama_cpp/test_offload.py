@@ -158,11 +158,12 @@ spec = importlib.util.spec_from_file_location("llama_cpp", real, submodule_searc
 module = importlib.util.module_from_spec(spec)
 sys.modules["llama_cpp"] = module
 spec.loader.exec_module(module)
-decode, calls = module.llama_decode, []
+decode, prompts = module.llama_decode, []
 
-def second_fails(*given):
-    calls.append(given)
-    return -3 if len(calls) == 2 else decode(*given)
+def second_fails(context, batch):
+    if batch.n_tokens == 128:
+        prompts.append(batch)
+    return -3 if prompts and batch.n_tokens == 1 else decode(context, batch)
 
 module.llama_decode = second_fails
 """
@@ -171,7 +172,7 @@ module.llama_decode = second_fails
 def test_a_driver_that_fails_at_its_second_call_is_an_error_and_auto_leaves_it(
     small_talk: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path(sys.modules["llama_cpp"].__file__ or "")
+    real = Path(the_engine().__file__)
     (tmp_path / "broken" / "llama_cpp").mkdir(parents=True)
     program = FAILING.format(real=str(real), folder=str(real.parent))
     (tmp_path / "broken" / "llama_cpp" / "__init__.py").write_text(program)
