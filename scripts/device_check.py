@@ -92,13 +92,21 @@ def checked(options: argparse.Namespace, forms: Sequence[str], folder: Path, end
         for check in options.checks:
             label = f"{check}, {FORMS[form].label}"
             progress.say(label)
-            yield in_child(label, job_of(check, options.device, form, inputs, size), ends - time.monotonic())
+            if needed(form, check):
+                yield in_child(label, job_of(check, options.device, form, inputs, size), ends - time.monotonic())
+        if absent := [check for check in options.checks if not needed(form, check)]:
+            yield Row(", ".join((*absent, FORMS[form].label)), "left out", "no text tower runs there yet")
     progress.end()
+
+
+def needed(form: str, check: str) -> str:
+    """The name of the input that a check opens; "" if the form has none."""
+    return str(getattr(FORMS[form], CHECKS[check][1]))
 
 
 def converted(options: argparse.Namespace, forms: Sequence[str], folder: Path) -> tuple[dict[str, str], Row]:
     """The paths of the inputs by their names, and the row that says what became of them."""
-    wanted = {getattr(FORMS[form], CHECKS[check][1]) for form in forms for check in options.checks} - {""}
+    wanted = {needed(form, check) for form in forms for check in options.checks} - {""}
     inputs: dict[str, str] = {}
     if options.model and "speed.gguf" in wanted:
         wanted.remove("speed.gguf")

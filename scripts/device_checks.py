@@ -363,12 +363,9 @@ def job_of(check: str, device: str, form: str, inputs: Mapping[str, str], size: 
 
 def run(check: str, setup: Setup) -> Row:
     """The check's row; whatever it raises makes it a failed one."""
-    work, needs = CHECKS[check]
     label = f"{check}, {setup.form.label}"
-    if not getattr(setup.form, needs):
-        return Row(label, "left out", "no text tower runs there yet")
     try:
-        return work(setup)
+        return CHECKS[check][0](setup)
     except EdgeLlamaError as error:
         return Row(label, "failed", f"{type(error).__name__}: {error}")
     except Exception as error:  # a check that is wrong stops no other

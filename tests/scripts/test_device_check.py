@@ -34,9 +34,10 @@ def test_a_resumed_session_goes_on_with_its_cache(inputs: dict[str, str]) -> Non
     assert "the same answer" in row.told
 
 
-def test_what_a_device_does_not_do_is_left_out(inputs: dict[str, str]) -> None:
+def test_what_a_device_does_not_do_is_left_out(inputs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("part", Setup("cpu", FORMS["gguf"], inputs, QUICK)).outcome == "left out"
-    assert run("speed", Setup("npu:qnn", FORMS["integers"], inputs, QUICK)).outcome == "left out"
+    assert main(["--device", "npu:qnn", "--checks", "text", "speed"]) == 1, "it did nothing"
+    assert "| text, speed, ONNX in integers | left out | no text tower" in capsys.readouterr().out
 
 
 def test_a_missing_device_is_a_failed_row_with_the_remedy(inputs: dict[str, str]) -> None:
