@@ -147,7 +147,7 @@ class OnnxEncoders:
 
 
 def _placement(asked: AskedDevice) -> Placement:
-    """OptionError for a device that ONNX Runtime does not know, EngineError for one that is not installed."""
+    """OptionError for a device that ONNX Runtime does not know or that is not installed."""
     asked.check_whole("ONNX Runtime")
     found, reason = resolve(asked.name).name, "as asked"
     if asked.name == "auto":

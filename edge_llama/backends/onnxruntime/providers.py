@@ -56,8 +56,7 @@ class OnnxDevice:
 def resolve(device: str) -> OnnxDevice:
     """What ``device`` means here: of a group (gpu, npu) the first that is here and installed, of auto the CPU.
 
-    OptionError if it names nothing, or nothing that ONNX Runtime knows; EngineError if that isn't here. For the CPU
-    nothing is loaded.
+    OptionError if it names nothing, nothing that ONNX Runtime knows, or what isn't here. For the CPU nothing is loaded.
     """
     name = parse("cpu" if device == "auto" else device)
     kinds = [kind for kind in name.kinds if kind.onnx]
@@ -80,14 +79,14 @@ def _refused(device: str, name: DeviceName) -> OptionError:
     return OptionError(f"device {device}: unknown to ONNX Runtime", remedy=f"known: auto, gpu, npu, {known}")
 
 
-def _missing(device: str, kinds: Sequence[DeviceKind]) -> EngineError:
+def _missing(device: str, kinds: Sequence[DeviceKind]) -> OptionError:
     if not kinds:
-        return EngineError(
+        return OptionError(
             f"device {device}: no driver of one that ONNX Runtime knows is found here",
             remedy="take another device (--device cpu), or name the kind: edge-llama devices has them",
         )
     wanted = {kind.onnx.provider: kind.onnx.install for kind in kinds if kind.onnx}
-    return EngineError(
+    return OptionError(
         f"device {device}: this onnxruntime has no {' or '.join(wanted)}",
         remedy=f"it has {', '.join(runtime().get_available_providers())}: {' or '.join(wanted.values())}",
     )

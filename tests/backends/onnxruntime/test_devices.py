@@ -42,7 +42,7 @@ def test_a_group_means_the_first_that_is_here_and_installed(monkeypatch: pytest.
     assert [resolve(group).name for group in ("gpu", "npu")] == ["webgpu", "npu:openvino"]
     assert (resolve("webgpu:3").name, resolve("webgpu:3").number) == ("webgpu:3", 3)
     monkeypatch.setattr(DeviceKind, "is_likely", property(lambda _: False))
-    with pytest.raises(EngineError, match="device gpu: no driver of one that ONNX Runtime knows is found here"):
+    with pytest.raises(OptionError, match="device gpu: no driver of one that ONNX Runtime knows is found here"):
         resolve("gpu")
 
 
@@ -62,7 +62,7 @@ def test_what_it_does_not_know_is_refused(device: str, told: str) -> None:
 
 def test_what_is_not_installed_is_refused_with_the_command_that_brings_it() -> None:
     for device, told in (("cuda", "pip install onnxruntime-gpu"), ("rocm:1", "onnxruntime-migraphx")):
-        with pytest.raises(EngineError, match=f"device {device}: this onnxruntime has no .*{told}"):
+        with pytest.raises(OptionError, match=f"device {device}: this onnxruntime has no .*{told}"):
             resolve(device)
 
 

@@ -38,7 +38,7 @@ def test_options_of_another_engine_are_errors(options: dict[str, Any], told: str
 
 
 def test_a_device_that_this_build_has_not_is_an_error(onnx_folder: Path) -> None:
-    with pytest.raises(EngineError, match="device cuda: this onnxruntime has no CUDAExecutionProvider"):
+    with pytest.raises(OptionError, match="device cuda: this onnxruntime has no CUDAExecutionProvider"):
         edge_llama.open(onnx_folder, device="cuda")
 
 
