@@ -121,6 +121,7 @@ def _is_always() -> bool:
 _LINUX_WINDOWS = ("linux", "win32")
 _OPENVINO = ("pip install onnxruntime-ep-openvino", "onnxruntime-ep-openvino", "onnxruntime_ep_openvino")
 _QNN = ("pip install onnxruntime-qnn", "onnxruntime-qnn", "onnxruntime_qnn")
+_MLX = ("pip install onnxruntime-ep-mlx", "onnxruntime-ep-mlx", "onnxruntime_ep_mlx")
 _WEBGPU = ("pip install onnxruntime-ep-webgpu", "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu")
 _PORTABLE = "ONNX models of standard operators (--portable) whole, of others a part"
 _INTEGERS = "ONNX vision towers in integers"
@@ -139,6 +140,7 @@ KINDS = {
         DeviceKind(
             *("metal", "Metal", ("darwin",), _is_always),
             Ggml("MTL", "GGML_METAL", "a Mac; on by default there"),
+            Onnx("MLXExecutionProvider", *_MLX),
         ),
         DeviceKind(
             *("cuda", "CUDA", _LINUX_WINDOWS, _has_nvidia),

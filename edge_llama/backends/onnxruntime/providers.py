@@ -56,7 +56,8 @@ class OnnxDevice:
 def resolve(device: str) -> OnnxDevice:
     """What ``device`` means here: of a group (gpu, npu) the first that is here and installed, of auto the CPU.
 
-    OptionError if it names nothing, nothing that ONNX Runtime knows, or what isn't here. For the CPU nothing is loaded.
+    OptionError if it names nothing, nothing that ONNX Runtime knows, or what isn't here: with the command that brings
+    it. For the CPU nothing is loaded.
     """
     name = parse("cpu" if device == "auto" else device)
     kinds = [kind for kind in name.kinds if kind.onnx]
@@ -103,14 +104,14 @@ def add(device: OnnxDevice, options: Any) -> list[tuple[str, dict[str, str]]]:
     """Have a session run on ``device``, by its ``options`` or by the ``providers`` that are returned.
 
     ``options`` are ONNX Runtime's SessionOptions, whose number of threads is the provider's too. EngineError if a
-    plugin can't be loaded or finds no device, OptionError if there are not so many.
+    plugin can't be loaded, OptionError if it finds no device or not so many.
     """
     onnx = device.onnx
     module = _registered(onnx.provider, onnx.package, onnx.module) if onnx.package else None
     wanted = _OPTIONS[onnx.provider](onnx, module, options.intra_op_num_threads) if onnx.provider in _OPTIONS else {}
     found = _devices(onnx)
     if not found and onnx.package:
-        raise EngineError(
+        raise OptionError(
             f"{onnx.package} finds no {onnx.hardware or 'device'} here", remedy="take another device (--device cpu)"
         )
     if not found:  # it is in ONNX Runtime's own library, and does not list its devices
@@ -169,14 +170,14 @@ def _openvino(onnx: Onnx, _module: ModuleType | None, threads: int) -> dict[str,
 
 
 def _compiled() -> Path:
-    """The folder for what devices compile. EngineError if nothing can be written there."""
+    """The folder for what devices compile. OptionError if nothing can be written there."""
     try:
         folder = user_cache.folder() / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     except OSError as error:
-        raise EngineError(
+        raise OptionError(
             f"what a device compiles can't be kept: {error}",
             remedy=f"make the folder writable, or name another: {user_cache.CACHE_VARIABLE}",
         ) from error
@@ -184,8 +185,12 @@ def _compiled() -> Path:
 
 
 def _qnn(_onnx: Onnx, module: ModuleType | None, _threads: int) -> dict[str, str]:
-    """Without a backend's path it finds none, or one that computes garbage. On x86-64 this one emulates the NPU."""
-    return {"backend_path": module.get_qnn_htp_path()} if module else {}
+    """Without a backend's path it finds none, or one that computes garbage. On x86-64 this one emulates the NPU.
+
+    By itself it leaves the rounding of a graph's inputs and outputs to the CPU.
+    """
+    backend = {"backend_path": module.get_qnn_htp_path()} if module else {}
+    return {**backend, "offload_graph_io_quantization": "0"}
 
 
 _OPTIONS: Mapping[str, Callable[[Onnx, ModuleType | None, int], dict[str, str]]] = {

@@ -11,7 +11,7 @@ from typing import Any
 from edge_llama.backends import crash_probe
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
-from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
 from edge_llama.host import user_cache
 
@@ -46,11 +46,11 @@ def open_session(
 ) -> tuple[Any, Nodes | None]:
     """A session of ``file`` on ``device``, and how its nodes are shared; errors are about ``model``.
 
-    What the device does not take runs on the CPU, unless it is nothing that it takes; with ``is_strict`` it takes all.
-    For the CPU there are no :class:`Nodes`.
+    What the device does not take runs on the CPU, if it is not most of it; with ``is_strict`` it takes all. For the
+    CPU there are no :class:`Nodes`.
 
-    Raises ArtifactError if ONNX Runtime refuses the file, OptionError or EngineError if there is no such device, or if
-    it can't run the graph: the error names nodes that it does not take.
+    Raises ArtifactError if ONNX Runtime refuses the file, OptionError if there is no such device, or nodes are not
+    taken: it names them; EngineError if the device fails.
     """
     options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
     found = resolve(device)
@@ -68,23 +68,31 @@ def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, *, is_
     try:
         # Python's session would else print, and begin anew on the CPU, when a provider fails: also later.
         session = runtime().InferenceSession(str(file), options, providers=providers, enable_fallback=0)
-        if provider not in session.get_providers():
-            raise EngineError(
-                f"device {device.name}: {provider} can't be started: its driver or libraries are missing or too old",
-                remedy=f"install them, and this anew: {device.onnx.install}",
-            )
         nodes = _shared_out(session, provider)
-    except EngineError:
-        raise
     except Exception as error:  # its errors share no class but this
         raise EngineError(f"{model}: {provider} does not run it: {why(error)}", remedy=_ELSEWHERE) from error
-    if not nodes.taken or (is_strict and nodes.left):
-        few = f"{len(nodes.left):,} of its nodes" if nodes.taken else "any of its nodes"
+    if provider not in session.get_providers():  # ONNX Runtime goes on without, as if nothing were
         raise EngineError(
-            f"{model}: {provider} does not run {few}, which leaves them to the CPU: it does not take {nodes.named}",
-            remedy=_ELSEWHERE if not nodes.taken else f"leave --strict-device out, or {_ELSEWHERE}",
+            f"device {device.name}: {provider} can't be started: its driver or libraries are missing or too old",
+            remedy=f"install them, and this anew: {device.onnx.install}",
         )
+    _check_taken(nodes, model, is_strict=is_strict)
     return session, nodes
+
+
+def _check_taken(nodes: Nodes, model: Path, *, is_strict: bool) -> None:
+    """OptionError for nodes that are left to the CPU: most of them, or with ``is_strict`` any."""
+    taken, left = nodes.taken, len(nodes.left)
+    if not taken or taken < left:
+        raise OptionError(
+            f"{model}: {nodes.provider} takes {taken:,} of its {taken + left:,} nodes, the CPU would run {nodes.named}",
+            remedy=_ELSEWHERE,
+        )
+    if is_strict and left:
+        raise OptionError(
+            f"{model}: {nodes.provider} does not run {left:,} of its nodes, the CPU would: {nodes.named}",
+            remedy=f"leave --strict-device out, {_ELSEWHERE}",
+        )
 
 
 def _shared_out(session: Any, provider: str) -> Nodes:

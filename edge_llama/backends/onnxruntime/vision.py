@@ -50,8 +50,8 @@ class OnnxVision:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._session: Any
         self._session, nodes = open_session(artifact.path, artifact.path, device, options, is_strict=is_strict)
-        if nodes:  # it is opened with the first image, when the rest has been told
-            _log.info("%s: %s", artifact.path, nodes)
+        if nodes and nodes.left:  # it is opened with the first image, when the rest has been told
+            _log.warning("%s: %s", artifact.path, nodes)
         self._check()
         self._run_options: Any = lib.RunOptions()
         self._run_options.log_severity_level = 4

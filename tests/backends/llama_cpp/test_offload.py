@@ -8,15 +8,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edge_llama
 from edge_llama import EngineError
 from edge_llama.backends.base import AskedDevice, CacheSize, OneSequence, Placement
-from edge_llama.backends.llama_cpp import device_trial, devices, gpus, offload
+from edge_llama.backends.llama_cpp import device_trial, devices, gpus, offload, text
 from edge_llama.backends.llama_cpp.gpus import Sizes, Speed
 from edge_llama.backends.llama_cpp.text import LlamaCppTower, the_engine
+from edge_llama.backends.llama_cpp.tiny_models import tiny_tower
+from edge_llama.backends.llama_cpp.vision import LlamaCppVision
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
+from edge_llama.files.mmproj import read_mmproj
 from edge_llama.host.user_cache import CACHE_VARIABLE
 
 ON_CPU = Placement(0, "as asked")
@@ -51,11 +55,13 @@ def test_a_placement_changes_no_answer(small_talk: Path, experts: Path) -> None:
     for path, cpu_moe in ((small_talk, 0), (experts, 1), (experts, 4)):
         artifact = read_gguf_text(path)
         rows = []
-        for placement in (ON_CPU, on_the_cpus_own(artifact, cpu_moe=cpu_moe)):
+        prompts = Placement(0, "a test", "cpu:0", ("CPU",), is_for_prompts=True)
+        for placement in (ON_CPU, on_the_cpus_own(artifact, cpu_moe=cpu_moe), prompts):
             tower = opened(artifact, placement)
             rows.append(OneSequence(tower).decode([1, 2, 3]).values.copy())
             tower.close()
         assert (rows[0] == rows[1]).all()
+        assert (rows[0] == rows[2]).all()
 
 
 def test_on_the_cpu_nothing_is_read_back(small_talk: Path) -> None:
@@ -195,6 +201,55 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(
     empty_cache.write_text("a file where the folder should be")
     assert isinstance(device_trial.measured(read_gguf_text(small_talk), ON_CPU, []), Speed)
     assert f"set {CACHE_VARIABLE} to a folder that can be written" in caplog.text
+
+
+@pytest.fixture
+def as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own CPU is listed as a CUDA GPU: a stand-in that computes, in children too."""
+    (cpu,) = [device for device in devices.engine_devices() if device.kind == "cpu"]
+    gpu = replace(cpu, kind="gpu", backend="CUDA", free_bytes=1 << 40, total_bytes=1 << 40)
+    monkeypatch.setattr(text, "available_devices", lambda: [gpu])
+
+
+@pytest.mark.usefixtures("as_a_gpu", "empty_cache")
+def test_a_model_is_measured_placed_and_read_back(small_talk: Path, tmp_path: Path) -> None:
+    with edge_llama.open(small_talk, n_ctx=256, device="cpu", flash_attention=True) as model:
+        chat = model.chat()
+        chat.send("Hello!", temperature=0).result()
+        chat.save(tmp_path / "chat")
+    with edge_llama.open(small_talk, n_ctx=256, device="cuda") as model:
+        assert model.resume_chat(tmp_path / "chat").reread_reason == "device was cpu and is cuda:0"
+        n_layer = model.artifact.n_layer
+        assert (model.placement.device, model.placement.gpu_layers) == ("cuda:0", n_layer + 1)
+        told = str(model.placement)
+        assert f"{n_layer + 1} layers on cuda:0 (all fit: " in told
+        assert "measured: prompts " in told
+        assert f"layers 0 to {n_layer - 1} and the output on CPU; the CPU computes " in told
+        assert model.chat().send("What is the capital of Japan?", temperature=0).result().text.endswith("Tokyo.")
+    with edge_llama.open(small_talk, n_ctx=256) as model:
+        assert "measured: cuda:0 prompts " in model.placement.reason
+        assert "; CPU prompts " in model.placement.reason
+    with pytest.raises(EngineError, match="device cuda:0: the CPU computes"):
+        edge_llama.open(small_talk, n_ctx=256, device="cuda:0", strict_device=True)
+
+
+def test_a_vision_towers_nodes_are_read_back_too(
+    empty_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tower.gguf").write_bytes(tiny_tower())
+    artifact = read_mmproj(tmp_path / "tower.gguf")
+    tile = np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32)
+    embeddings = []
+    for placement in (ON_CPU, Placement(0, "a test", "cpu:0", ("CPU",))):
+        tower = LlamaCppVision(artifact, threads=1, placement=placement)
+        embeddings.append(tower.encode(tile))
+        tower.close()
+    assert (embeddings[0] == embeddings[1]).all()
+    assert caplog.text.count("device cpu:0: the CPU computes ") == 1
+    strict = LlamaCppVision(artifact, threads=1, placement=Placement(0, "", "cpu:0", ("CPU",), is_strict=True))
+    with pytest.raises(EngineError, match=r"device cpu:0: the CPU computes .*; .*--strict-device"):
+        strict.encode(tile)
+    strict.close()
 
 
 def test_a_placement_crosses_processes_as_json() -> None:
