@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -60,6 +60,10 @@ test-server-soak: $(ENV)/.installed-dev $(MODEL)
 # Coding agents as they are published, each headless against the server: their packages come from registries.
 test-agents: $(ENV)/.installed-dev
 	$(BIN)/python benchmarks/installed_agents.py $(ARGS)
+
+# llama.cpp on Vulkan by a driver that computes on the processor; its build takes 20 minutes, once.
+test-vulkan: $(ENV)/.installed-dev
+	$(BIN)/python scripts/vulkan.py $(ARGS)
 
 # A model's own process is killed at a hundred random moments, with callers in every phase.
 kills: $(ENV)/.installed-dev

@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import Placement, TextTower
+from edge_llama.backends.base import AskedDevice, Placement, TextTower
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
@@ -60,13 +61,14 @@ class Model:
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
         plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
-        self.context, self.choice, self.placement = plan.context, plan.choice, plan.placement
+        self.context, self.choice = plan.context, plan.choice
         threads = given.get("threads")
         if plan.engine.has_fixed_threads:
             threads = threads or devices.cpu_threads()
         self.threads = threads
         """How many threads every token takes; None: as many as are free then."""
         tower = plan.open(threads or devices.cpu_threads())
+        self.placement = replace(plan.placement, found=tower.placed)
         self.tokenizer = tower.tokenizer
         try:
             _check_cells(tower, given.get("kv_cells"))
@@ -77,7 +79,7 @@ class Model:
             tower.close()
             raise
         # While a GPU works its thread sleeps: that says nothing about others.
-        pace = None if threads or self.placement.gpu_layers else Pace(devices.cpu_threads())
+        pace = None if threads or plan.placement.gpu_layers else Pace(devices.cpu_threads())
         cache_bytes, max_queued = given.get("cache_bytes"), given.get("max_queued")
         limit = self.context.bytes if cache_bytes is None else cache_bytes
         self._engine = Scheduler(
@@ -402,7 +404,8 @@ def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: Op
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
             remedy=f"convert the text model again, or open it without {vision.path}",
         )
-    return vision_engine_of(vision).place(vision, device)
+    asked = AskedDevice(device, is_strict=options.get("strict_device", False))
+    return vision_engine_of(vision).place(vision, asked)
 
 
 def sees_no_images(artifact: Artifact) -> InputError:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from one_sequence import OneSequence
 
 import edge_llama
-from edge_llama.backends.base import TextTower, VisionTower
+from edge_llama.backends.base import AskedDevice, TextTower, VisionTower
 from edge_llama.backends.llama_cpp.text import LlamaCppTower
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.files.artifact import VisionArtifact
@@ -140,4 +140,4 @@ def logits_along(model: edge_llama.Model, tokens: Sequence[int]) -> Any:
 def open_vision(artifact: VisionArtifact, *, threads: int, device: str = "auto") -> VisionTower:
     """The vision tower on its engine, where ``device`` says."""
     engine = vision_engine_of(artifact)
-    return engine.open(artifact, engine.place(artifact, device), threads=threads)
+    return engine.open(artifact, engine.place(artifact, AskedDevice(device)), threads=threads)

@@ -152,8 +152,8 @@ def test_findings_about_the_machine_are_used(old: Path, tmp_path: Path) -> None:
     before = {path.stem: json.loads(path.read_text("utf-8")) for path in (old / "cache").iterdir()}
     assert {path.parent.name for path in today} == before.keys()
     for path, finding in today.items():
-        if "tried" in finding["key"]:
-            continue  # trials of GGUF files try more than they did: each is done once more
+        if "tried" in finding["key"] or "environment" in finding["key"]:
+            continue  # trials of GGUF files try more than they did, an engine depends on variables: both are done again
         assert finding["key"].keys() == before[path.parent.name]["key"].keys()
         path.write_text(json.dumps({**finding, "found": before[path.parent.name]["found"]}), "utf-8")
     put = {path: path.read_text("utf-8") for path in today}

@@ -1,7 +1,7 @@
 """The seam between the runtime and its engines: an engine, its two kinds of towers, and what is decided for them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import EngineError
+from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.host.devices import Device
@@ -95,6 +95,10 @@ class TextTower(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
+
+    @property
+    def placed(self) -> str:
+        """Which layers or nodes went to which device, as the engine says itself; "" where all is on the CPU."""
 
     def length(self, sequence: int) -> int:
         """Positions of a sequence."""
@@ -273,18 +277,77 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedDevice:
+    """Where the caller wants a tower: a ``name`` (:mod:`edge_llama.backends.device_names`), and how several share it.
+
+    What is not ``name`` and ``is_strict`` is for engines that put single layers somewhere.
+    """
+
+    name: str = "auto"
+    is_strict: bool = False
+    """What would be computed elsewhere than on that device is an error."""
+    split_mode: str | None = None
+    """How several devices share the tower: ``layer``, ``row`` or ``tensor``; None: by layers."""
+    tensor_split: tuple[float, ...] = ()
+    """What each device gets, as proportions; none: by the memory that is free there."""
+    cpu_moe: int | bool = False
+    """The experts of so many first layers stay on the CPU; True: of all."""
+
+    def check_whole(self, engine: str) -> None:
+        """OptionError if more was asked of ``engine``, which puts a whole tower on one device, than which."""
+        for name, value in (
+            ("split_mode", self.split_mode),
+            ("tensor_split", self.tensor_split),
+            ("cpu_moe", self.cpu_moe),
+        ):
+            if value:
+                raise OptionError(
+                    f"{name} is {value!r}, but {engine} runs a tower on one device",
+                    remedy=f"leave it out (--{name.replace('_', '-')}): it is for GGUF models",
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where a tower goes: ``gpu_layers`` of its layers to GPUs, or all of it to ``device``."""
 
     gpu_layers: int
     reason: str
     device: str = "cpu"
-    """For an engine that runs the whole tower on one device, which."""
+    """The device's name, with the numbers that were chosen: ``cuda:0``."""
+    devices: tuple[str, ...] = ()
+    """The engine's own names of the devices that it may use beside the CPU."""
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    cpu_moe: int = 0
+    """The experts of so many first layers stay on the CPU."""
+    is_for_prompts: bool = False
+    """The devices only compute large batches; weights and KV cache stay on the CPU."""
+    is_strict: bool = False
+    found: str = ""
+    """Where the engine says that it put layers or nodes; empty before it is opened, and where all is on the CPU."""
+
+    def to_json(self) -> dict[str, Any]:
+        """What an engine needs of it, without words: of two that are the same here one finding holds for both."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return plain | {"reason": "", "found": ""}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Placement":
+        """What :meth:`to_json` or ``asdict`` gave, with lists in place of tuples."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+    @property
+    def where(self) -> str:
+        """In words, without why."""
+        if self.is_for_prompts:
+            return f"CPU, prompts on {self.device}"
+        if self.gpu_layers:
+            return f"{self.gpu_layers:,} layers on {self.device}"
+        return "CPU" if self.device == "cpu" else self.device
 
     def __str__(self) -> str:
-        alone = "CPU" if self.device == "cpu" else self.device
-        where = f"{self.gpu_layers:,} layers on the GPU" if self.gpu_layers else alone
-        return f"{where} ({self.reason})"
+        return f"{self.where} ({self.reason}{f'; {self.found}' if self.found else ''})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +361,8 @@ class EngineState:
     build: str = ""
     """What the engine says of its own build."""
     devices: tuple[Device, ...] = ()
+    kernels: str = ""
+    """Which of the processor's instruction sets the build uses."""
     checked: str = ""
     """When it decoded in a child process, ISO 8601."""
     problem: str = ""
@@ -360,10 +425,10 @@ class Engine(Protocol[A]):
         OptionError for what is unknown, does not go together, or is not this engine's to choose.
         """
 
-    def place(self, artifact: A, device: str, cache_bytes: int) -> Placement:
-        """Where the tower and ``cache_bytes`` of KV cache go, by the ``device`` that is wanted.
+    def place(self, artifact: A, asked: AskedDevice, cache_bytes: int) -> Placement:
+        """Where the tower and ``cache_bytes`` of KV cache go, by what was ``asked``.
 
-        OptionError for one that this engine does not know or that can't hold it.
+        OptionError for a device that this engine does not know or that can't hold it, EngineError for one that fails.
         """
 
     def open(self, artifact: A, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int) -> TextTower:
@@ -395,8 +460,8 @@ class VisionEngine(Protocol):
     def read(self, path: Path, bundled: Bundled | None = None) -> VisionArtifact:
         """The vision tower at ``path``. ArtifactError names what is wrong."""
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:
-        """Where the tower goes, by the ``device`` that is wanted. OptionError for one that is not known."""
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:
+        """Where the tower goes, by what was ``asked``. OptionError for a device that is not known."""
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower. ArtifactError if the engine refuses it, EngineError if it does not work here."""

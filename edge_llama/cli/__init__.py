@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from edge_llama.cli.terminal.optional_values import Verb
 from edge_llama.errors import EdgeLlamaError
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ def _add_verbs() -> None:
         if several := getattr(module, "VERBS", None):
             app.add_typer(several, name=name)
         elif verb := getattr(module, name, None):
-            app.command(cls=getattr(module, "COMMAND", None))(verb)
+            app.command(cls=Verb)(verb)
 
 
 _add_verbs()

@@ -16,7 +16,7 @@ from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
 
 
-@options.with_opening("n_batch", "flash_attention", "kv_format", "device", "vision_device")
+@options.with_opening("n_batch", "flash_attention", "kv_format", "device", "vision_device", *options.SHARES)
 def bench(
     *,
     model: Annotated[str | None, typer.Argument(help="A .gguf file, a folder with a model, or smollm2.")] = None,

@@ -11,13 +11,12 @@ import typer
 from edge_llama.cli import options
 from edge_llama.cli.chat_session import commands
 from edge_llama.cli.chat_session.conversation import Conversation
-from edge_llama.cli.chat_session.conversations import ChatCommand, Kept
+from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.pictures import dropped
 from edge_llama.cli.terminal.console import messages_of_stdin, note, speed
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.planning.options import OpenOptions
 
-COMMAND = ChatCommand
 EXAMPLE = "What is the capital of Japan?"
 
 

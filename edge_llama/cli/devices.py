@@ -50,7 +50,7 @@ def _described(found: list[EngineState]) -> dict[str, Any]:
         "engines": [_engine(engine) for engine in found],
         "used": _used(found[0]),
         "kernels": _kernels(),
-        "missing": found[0].missing,
+        "missing": _missing(found),
     }
 
 
@@ -71,7 +71,7 @@ def _lines(found: list[EngineState]) -> list[str]:
         lines += _engine_lines(engine)
     lines.append(f"used     {_used(found[0])}")
     lines.append(f"kernels  {_kernels()}")
-    lines += [f"missing  {line}" for line in found[0].missing]
+    lines += [f"missing  {line}" for line in _missing(found)]
     return lines
 
 
@@ -83,10 +83,17 @@ def _engine_lines(engine: EngineState) -> list[str]:
         lines.append(f"         works here: it decoded in a child process ({engine.checked})")
     if engine.build:
         lines.append(f"         {engine.build}")
+    if engine.kernels:
+        lines.append(f"         its kernels use {engine.kernels}")
     for device in engine.devices:
-        memory = f"{device.free_bytes / 1e9:.1f} of {device.total_bytes / 1e9:.1f} GB free"
-        lines.append(f"         {device.kind} {device.name}: {device.description}, {memory} when it was checked")
+        memory = f", {device.free_bytes / 1e9:.1f} of {device.total_bytes / 1e9:.1f} GB free"
+        about = f"{device.description}{memory if device.total_bytes else ''}"
+        lines.append(f"device   {device.option or 'none'} ({device.name}): {about}; {device.runs}")
     return lines
+
+
+def _missing(found: list[EngineState]) -> list[str]:
+    return [line for engine in found for line in engine.missing]
 
 
 def _kernels() -> str:
@@ -101,7 +108,7 @@ def _kernels() -> str:
 def _used(engine: EngineState) -> str:
     if engine.problem:
         return f"nothing: {engine.name} cannot be used"
-    gpus = [device.name for device in engine.devices if device.kind == "gpu"]
+    gpus = [device.option for device in engine.devices if device.option not in ("", "cpu")]
     if gpus:
-        return f"{', '.join(gpus)} for models that fit there whole, else the CPU"
+        return f"{', '.join(gpus)} for models that fit there whole and were measured faster than on the CPU"
     return "the CPU: the engine's build has no GPU"

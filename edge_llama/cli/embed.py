@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".npy"
 
 
-@options.with_opening("n_ctx", "threads", "n_batch", "flash_attention", "kv_format", "device")
+@options.with_opening("n_ctx", "threads", "n_batch", "flash_attention", "kv_format", "device", *options.SHARES)
 def embed(
     *,
     model: Annotated[str, typer.Argument(help="A .gguf file, also of a model that only embeds, a folder, or smollm2.")],

@@ -27,6 +27,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which s
 System = Annotated[str | None, typer.Option(help="The system message.")]
 
 
+SHARES = ("strict_device", "split_mode", "tensor_split", "cpu_moe")
+"""Options of ``open`` about how devices share a model: where there is ``--device``, there are these."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -125,7 +127,7 @@ def open_model(model: str | None, opening: OpenOptions, *, isolate: bool = False
     options = opening.copy()
     options.setdefault("tune", True)
     options.setdefault("max_running", 1)  # one person, one question at a time
-    if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu", "gpu"}:
+    if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu"}:
         native_output_to_stderr()
     opened = open(model, isolate=isolate, **options)
     if verbose:

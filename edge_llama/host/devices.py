@@ -31,6 +31,14 @@ class Device:
     description: str
     free_bytes: int
     total_bytes: int
+    backend: str = ""
+    """The engine's name of what drives it: ``CUDA``."""
+    is_integrated: bool = False
+    """Whether it shares the processor's memory."""
+    option: str = ""
+    """How ``--device`` names it; "" for one that is used for nothing."""
+    runs: str = ""
+    """Which forms of models run there, or why none does."""
 
 
 @cache

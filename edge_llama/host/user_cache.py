@@ -44,8 +44,11 @@ def recall(kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(kept["found"])
 
 
-def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Keep ``found`` under ``key`` (both as JSON has them), complete or not at all; only its owner may read it."""
+def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Keep ``found`` under ``key`` (both as JSON has them), complete or not at all; only its owner may read it.
+
+    Whether it could be kept.
+    """
     try:
         path = _path(kind, key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +56,8 @@ def remember(kind: str, key: Mapping[str, Any], found: Mapping[str, Any]) -> Non
             file.write(json.dumps({"key": key, "found": found}, indent=1).encode())
     except OSError as error:
         _log.debug("a finding of kind %s is not remembered: %s", kind, error)
+        return False
+    return True
 
 
 def _path(kind: str, key: Mapping[str, Any]) -> Path:

@@ -47,8 +47,8 @@ class Facts:
                 **data,
                 "context": ContextSize(**data["context"]),
                 "choice": Choice(Setting(**choice["setting"]), choice["reason"], tuple(figures)),
-                "placement": Placement(**data["placement"]),
-                "vision_placement": vision and Placement(**vision),
+                "placement": Placement.from_json(data["placement"]),
+                "vision_placement": vision and Placement.from_json(vision),
             }
         )
 

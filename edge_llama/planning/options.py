@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
@@ -15,6 +16,11 @@ from edge_llama.errors import OptionError
 from edge_llama.prompts.messages import check_text
 from edge_llama.sampling.option_text import OptionText, is_name, parse_on_or_off
 from edge_llama.sampling.params import check_whole
+
+SPLIT_MODES = ("layer", "row", "tensor")
+"""How several GPUs share a model: by layers, or every matrix among all (llama.cpp's ways)."""
+ALL = "all"
+"""What ``--cpu-moe`` means without a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,45 @@ def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name} is {value!r}, expected True or False")
     return value
+
+
+def _text(name: str, value: Any) -> str:
+    check_text(value, name)
+    return cast("str", value)
+
+
+def _split_mode(name: str, value: Any) -> str:
+    if value not in SPLIT_MODES:
+        raise OptionError(f"{name} is {value!r:.100}", remedy=f"known: {', '.join(SPLIT_MODES)}")
+    return cast("str", value)
+
+
+def _proportions(name: str, value: Any) -> tuple[float, ...]:
+    """A number for each device, not negative, not all 0."""
+    numbers = tuple(value) if isinstance(value, list | tuple) else ()
+    is_right = all(not isinstance(each, bool) and isinstance(each, int | float) and 0 <= each < inf for each in numbers)
+    if not is_right or not any(numbers):
+        raise OptionError(f"{name} is {value!r:.100}, expected a proportion for each device, such as (3, 1)")
+    return tuple(map(float, numbers))
+
+
+def _parse_proportions(text: str, where: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError as error:
+        raise OptionError(f"{where} {text:.100}: expected a proportion for each device, such as 3,1") from error
+
+
+def _first_layers(name: str, value: Any) -> int | bool:
+    return value if isinstance(value, bool) else check_whole(name, value, 0, 2**31 - 1)
+
+
+def _parse_first_layers(text: str, where: str) -> int | bool:
+    if text == ALL:
+        return True
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise OptionError(f"{where} {text:.100}: expected a number of layers, or nothing for all of them")
+    return int(text)
 
 
 def _folder(name: str, value: Any) -> Path:
@@ -118,28 +163,79 @@ class OpenOptions(TypedDict, total=False):
     device: Annotated[
         str,
         Option(
+            _text,
             text=OptionText(
-                help="auto takes a GPU if llama.cpp is built for one and the model fits. For an ONNX model: an "
-                "execution provider (cuda, openvino, npu:qnn, ...). Default: auto.",
-                metavar="auto|cpu|gpu|...",
+                help="auto takes what was measured faster for the model; cpu, gpu, or a kind: cuda, metal, vulkan, "
+                "rocm, sycl, webgpu, coreml, directml, openvino[:cpu|gpu], npu[:qnn|openvino]. cuda:1 is the second "
+                "one, cuda:0,cuda:1 are two that share the model. Default: auto.",
+                metavar="auto|cpu|gpu|KIND[:N]|...",
             ),
             is_saved=True,
         ),
     ]
-    """Where the text tower runs: auto takes a GPU if llama.cpp is built for one and the model fits it; or cpu, or gpu.
-    For an ONNX model auto is the cpu; others by their names (cuda, openvino, npu:qnn, ...) take the whole model or are
-    an error."""
+    """Where the text tower runs (:mod:`edge_llama.backends.device_names`). ``auto`` takes a GPU that the model fits
+    whole, if it was measured faster than the CPU. ``gpu`` and the kinds of GPUs take as many layers as fit, of an ONNX
+    model all that its provider takes. A device that is not here is an error."""
+    strict_device: Annotated[
+        bool,
+        Option(
+            _flag,
+            text=OptionText(
+                help="An error, which names them, if layers or nodes run elsewhere than on that device.", kind=bool
+            ),
+        ),
+    ]
+    """Make it an error, which names them, if layers or nodes of a tower run elsewhere than on the device that was asked
+    for. Without it they run on the CPU, and ``Model.placement`` says so."""
+    split_mode: Annotated[
+        str | None,
+        Option(
+            _split_mode,
+            text=OptionText(
+                help="How several GPUs share a GGUF model: by layers, or each has a part of every matrix. "
+                "Default: layer.",
+                metavar="|".join(SPLIT_MODES),
+            ),
+        ),
+    ]
+    """How several GPUs share a GGUF model: ``layer`` (None), ``row``, or ``tensor``: experimental in llama.cpp."""
+    tensor_split: Annotated[
+        tuple[float, ...] | list[float] | None,
+        Option(
+            _proportions,
+            text=OptionText(
+                help="What each GPU gets of a GGUF model, as proportions. Default: by the memory that is free there.",
+                metavar="A,B,...",
+                parse=_parse_proportions,
+            ),
+        ),
+    ]
+    """What each GPU gets of a GGUF model, as proportions in the devices' order. None: by the memory that is free."""
+    cpu_moe: Annotated[
+        int | bool,
+        Option(
+            _first_layers,
+            text=OptionText(
+                help="Keep experts of a GGUF model on the CPU, of the first N layers or of all: the rest may then "
+                "fit a GPU.",
+                metavar="[N]",
+                parse=_parse_first_layers,
+            ),
+        ),
+    ]
+    """Keep the experts of a GGUF model on the CPU: of so many first layers, or of all (True)."""
     vision_device: Annotated[
         str,
         Option(
+            _text,
             text=OptionText(
-                help="The same for the vision tower. Default: the cpu, where one for llama.cpp always runs.",
-                metavar="auto|cpu|...",
+                help="The same for the vision tower. Default: the cpu.",
+                metavar="auto|cpu|gpu|KIND[:N]|...",
             ),
             is_saved=True,
         ),
     ]
-    """Where the vision tower runs, as ``device``: npu:qnn, openvino, ...; auto is the cpu."""
+    """Where the vision tower runs, as ``device``; auto is the cpu, and a device takes all of it."""
     tune: bool
     """Have a measurement choose batch, flash attention and the KV cache's format where they are None: half a second
     once for a model file, then remembered in the user's cache folder (``Model.choice`` says). Without it nothing

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from edge_llama.backends.base import AskedSetting, CacheSize, Choice, Engine, Placement, TextTower
+from edge_llama.backends.base import AskedDevice, AskedSetting, CacheSize, Choice, Engine, Placement, TextTower
 from edge_llama.backends.registry import engine_of
 from edge_llama.files.artifact import Artifact
 from edge_llama.files.formats import FORMATS
@@ -49,7 +49,7 @@ def plan_engine(artifact: Artifact, options: OpenOptions, other_bytes: int = 0) 
     memory = max(0, devices.available_memory() - other_bytes)
     choice = engine.choose(artifact, asked, placement=None, tune=False)
     context = _sized(artifact, options, choice, memory)
-    placement = engine.place(artifact, options.get("device", "auto"), context.bytes)
+    placement = engine.place(artifact, asked_device(options), context.bytes)
     if tune or placement.gpu_layers:
         choice = engine.choose(artifact, asked, placement=placement, tune=tune)
         context = _sized(artifact, options, choice, memory)
@@ -61,6 +61,17 @@ def plan_context(artifact: Artifact, options: OpenOptions, available: int) -> Co
     """The context that the model gets in ``available`` bytes of memory. Loads no engine; raises OptionError."""
     choice = engine_of(artifact).choose(artifact, _asked(options), placement=None, tune=False)
     return _sized(artifact, options, choice, available)
+
+
+def asked_device(options: OpenOptions) -> AskedDevice:
+    """Where the caller wants the text tower."""
+    return AskedDevice(
+        options.get("device", "auto"),
+        is_strict=options.get("strict_device", False),
+        split_mode=options.get("split_mode"),
+        tensor_split=tuple(options.get("tensor_split") or ()),
+        cpu_moe=options.get("cpu_moe", False),
+    )
 
 
 def _asked(options: OpenOptions) -> AskedSetting:

@@ -35,6 +35,8 @@ SUFFIX = ".session"
 UNTAGGED = "-"
 _BYTES = 4_000_000_000
 _ABANDONED = 3600  # seconds
+_BEFORE: Mapping[str, Any] = {"device": "cpu"}
+"""What was so before it was kept."""
 
 
 Loading = Future[State | None]
@@ -279,6 +281,7 @@ def needed_settings(tower: TextTower, artifact: Artifact) -> dict[str, Any]:
 
 def difference(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """What differs between the settings that made an engine's bytes and those here."""
+    saved = {**_BEFORE, **saved}
     odd = [f"{key} was {saved.get(key)} and is {value}" for key, value in here.items() if saved.get(key) != value]
     return ", ".join(odd) or None
 

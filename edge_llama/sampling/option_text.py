@@ -28,8 +28,8 @@ class OptionText:
     """How one option is written. ``help`` is for people; ``metavar`` names the value where its kind doesn't say it."""
 
     help: str
-    kind: type[int] | type[float] | type[str] | type[Path] = str
-    """What one text stands for."""
+    kind: type[int] | type[float] | type[str] | type[Path] | type[bool] = str
+    """What one text stands for; bool: the option stands alone."""
     metavar: str | None = None
     is_repeated: bool = False
     """On the command line it may be given several times; :attr:`parse` takes all of them."""

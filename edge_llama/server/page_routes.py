@@ -113,7 +113,7 @@ def _model(name: str, model: Model | None) -> Mapping[str, Any]:
         "file": f"{artifact.path.name} ({artifact.form})",
         "bytes": artifact.weight_bytes,
         "engine": artifact.engine,
-        "device": str(placement).removesuffix(f" ({placement.reason})"),
+        "device": placement.where,
         "device_reason": placement.reason,
         "n_ctx": model.n_ctx,
         "vision": model.vision is not None,

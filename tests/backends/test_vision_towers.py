@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from engines import open_vision
 from llama4_reference import Reference
@@ -24,7 +23,7 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.backends.llama_cpp import vision
 from edge_llama.backends.llama_cpp.vision import levels
-from edge_llama.backends.onnxruntime import providers, session
+from edge_llama.backends.onnxruntime import providers
 from edge_llama.backends.towers import read_vision
 from edge_llama.errors import ArtifactError, EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
@@ -266,19 +265,17 @@ def test_a_graph_of_another_shape_than_its_bundle_says_is_an_error(towers: dict[
             open_vision(replace(artifact, spec=spec), threads=1)
 
 
-def test_a_device_that_is_not_there_is_an_error_and_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = onnxruntime.SessionOptions()
-    assert session.providers("auto", options) == ["CPUExecutionProvider"]
+def test_a_device_that_is_not_there_is_an_error_and_no_fallback(
+    towers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = read_vision(towers["f32"])
     with refusal(OptionError, "device toaster", "coreml"):
-        session.providers("toaster", options)
-    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider.* install another"):
-        session.providers("cuda", options)
+        open_vision(artifact, threads=1, device="toaster")
+    with refusal(OptionError, "no CUDAExecutionProvider.* pip install onnxruntime-gpu"):
+        open_vision(artifact, threads=1, device="cuda")
     monkeypatch.setattr(providers, "find_spec", lambda _: None)
-    monkeypatch.setattr(session.runtime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(EngineError, match=r"no QNN.*pip install onnxruntime-qnn"):
-        session.providers("qnn", options)
-    with pytest.raises(RuntimeError, match="disable_cpu_ep_fallback"):
-        options.get_session_config_entry("session.disable_cpu_ep_fallback")
+    with refusal(OptionError, "no QNN.*pip install onnxruntime-qnn"):
+        open_vision(artifact, threads=1, device="qnn")
 
 
 @pytest.mark.parametrize("engine", ["mmproj", "f32"])

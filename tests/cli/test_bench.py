@@ -39,7 +39,11 @@ def test_json_has_llama_benchs_names(cli: Cli, converted: Path) -> None:
         (("-p", 99_999), "n_ctx is"),
         (("--threads", -1), "threads is -1"),
         (("--kv", "q4_0"), "known: f16, f32, q8_0"),
-        (("--device", "npu"), "known: auto, cpu, gpu"),
+        (("--device", "npu"), "take one of: auto, gpu, cpu"),
+        (("--device", "tpu"), "known: auto, gpu, npu, cpu"),
+        (("--cpu-moe",), "has no experts"),
+        (("--split-mode", "diagonal"), "known: layer, row, tensor"),
+        (("--tensor-split", "a,b"), "expected a proportion for each device"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(called: Cli, arguments: tuple[object, ...], said: str) -> None:

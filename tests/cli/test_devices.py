@@ -21,6 +21,10 @@ def test_it_tells_what_is_here_and_what_would_be_used(cli: Cli) -> None:
         "GB available",
         "used ",
         "kernels  compiled for this machine",
+        "its kernels use ",
+        "device   cpu (CPU): ",
+        "GGUF files: text in every format, and vision (mmproj)",
+        "device   cpu (CPUExecutionProvider): CPU; ONNX models: text and vision",
     ):
         assert text in done.stdout
 
@@ -31,6 +35,8 @@ def test_json_holds_the_same(cli: Cli) -> None:
     assert data["cpu"]["threads"] >= data["cpu"]["free_threads"] >= 1
     assert data["memory"]["total"] > data["memory"]["available"] > 0
     assert data["engines"][0]["checked"]
+    assert [device["option"] for device in data["engines"][0]["devices"]].count("cpu") == 1
+    assert "cpu" in [device["option"] for device in data["engines"][1]["devices"]]
     assert data["kernels"].startswith("compiled for this machine")
 
 
@@ -40,7 +46,8 @@ def test_a_broken_engine_is_explained_by_devices_and_refused_by_run(
     package = tmp_path / "llama_cpp"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import os\nllama_model_default_params = lambda: None\nllama_model_load_from_file = lambda *_: os.abort()\n"
+        "import os, types\nllama_model_default_params = types.SimpleNamespace\n"
+        "llama_model_load_from_file = lambda *_: os.abort()\n"
     )
     path = f"{tmp_path}:{environment.get('PYTHONPATH', '')}"
     for verb, code in ((["devices"], 1), (["run", "Hello"], 1)):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     CacheSize,
     Choice,
@@ -106,6 +107,7 @@ class RecitingTower:
 
     n_embd = 1
     n_sequences = 4
+    placed = ""
 
     def __init__(self, artifact: ReciteArtifact, cache: CacheSize, n_batch: int) -> None:
         self._answer = [*artifact.text.encode(), END]
@@ -209,10 +211,11 @@ class Reciting:
     ) -> Choice:
         return Choice(Setting(flash_attention=None, n_batch=asked["n_batch"] or 64), "the only one")
 
-    def place(self, artifact: ReciteArtifact, device: str, cache_bytes: int) -> Placement:
-        if device not in ("auto", "cpu", "stage"):
-            raise OptionError(f"device {device}: not for reciting", remedy="known: cpu, stage")
-        return Placement(0, "where it was told", "cpu" if device == "auto" else device)
+    def place(self, artifact: ReciteArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:
+        asked.check_whole(self.name)
+        if asked.name not in ("auto", "cpu", "stage"):
+            raise OptionError(f"device {asked.name}: not for reciting", remedy="known: cpu, stage")
+        return Placement(0, "where it was told", "cpu" if asked.name == "auto" else asked.name)
 
     def open(
         self, artifact: ReciteArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int

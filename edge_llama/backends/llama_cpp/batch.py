@@ -19,6 +19,9 @@ class ContextOptions:
     kv_format: str
     n_batch: int
     on_gpu: bool
+    """The KV cache, with the layers that are there."""
+    is_offloaded: bool
+    """Large batches may go to a GPU although their layers' weights are on the CPU."""
     abort_callback: int
     """The address of a function, and of what it is given."""
     abort_data: int
@@ -33,7 +36,7 @@ class ContextOptions:
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = int(self.flash_attention)
         params.type_k = params.type_v = FORMATS[self.kv_format].ggml_id
-        params.offload_kqv = params.op_offload = self.on_gpu
+        params.offload_kqv, params.op_offload = self.on_gpu, self.is_offloaded
         params.abort_callback = ctypes.cast(self.abort_callback, type(params.abort_callback))
         params.abort_callback_data = self.abort_data
         params.no_perf = True

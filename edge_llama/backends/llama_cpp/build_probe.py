@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import Placement
+from edge_llama.backends.device_names import environment
+from edge_llama.backends.llama_cpp import offload
 from edge_llama.backends.llama_cpp.tiny_models import VOCABULARY, tiny_model
 from edge_llama.errors import EngineError
 from edge_llama.host import devices, user_cache
@@ -86,7 +89,7 @@ def require() -> None:
 
 def verdict(*, again: bool = False) -> Verdict:
     """The remembered verdict for this build and processor, else (or ``again``) that of :func:`check`."""
-    key = {"build": build(), "cpu": asdict(devices.cpu())}
+    key = {"build": build(), "cpu": asdict(devices.cpu()), "environment": environment()}
     if not again and (found := user_cache.recall(_KIND, key)):
         try:
             return Verdict(**{**found, "devices": tuple(devices.Device(**device) for device in found["devices"])})
@@ -116,6 +119,22 @@ def check() -> Verdict:
     return Verdict(said["version"], said["system_info"], found, datetime.now().astimezone().isoformat("T", "seconds"))
 
 
+def present(good: Verdict) -> tuple[devices.Device, ...]:
+    """The devices that there are now: a child lists them anew, as a model that is opened does.
+
+    Those of the verdict if it can't.
+    """
+    try:
+        outcome = crash_probe.run("edge_llama.backends.llama_cpp.devices", seconds=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _log.debug("devices are not listed anew: %s", error)
+        return good.devices
+    if outcome.said is None:
+        _log.debug("devices are not listed anew: a child %s", outcome.how)
+        return good.devices
+    return tuple(devices.Device(**device) for device in outcome.said["devices"])
+
+
 def decode() -> None:
     """Write a one-layer model with random weights, and decode a batch and a token with it, in this process."""
     import ctypes  # noqa: PLC0415
@@ -125,10 +144,13 @@ def decode() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(tiny_model())
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        options = llama_cpp.llama_model_default_params()
+        kept = offload.apply(Placement(0, ""), options, llama_cpp)  # a GPU's driver has a trial of its own
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = 256
         params.n_threads = params.n_threads_batch = 1  # more would wait for each other on a busy machine
+        params.offload_kqv = params.op_offload = False
         context = llama_cpp.llama_init_from_model(model, params)
         for count in (64, 1):
             tokens = (ctypes.c_int32 * count)(*range(count))
@@ -137,6 +159,7 @@ def decode() -> None:
         logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, -1), shape=(VOCABULARY,))
         if not np.isfinite(logits).all() or not logits.any():
             raise EngineError("llama_decode gave no sound logits")
+        del kept
 
 
 def main() -> None:

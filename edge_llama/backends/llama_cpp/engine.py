@@ -1,10 +1,12 @@
 """llama.cpp as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from edge_llama.backends import crash_probe
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     Bundled,
     CacheSize,
@@ -17,14 +19,18 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
+from edge_llama.backends.device_trial import Speed, measured
 from edge_llama.backends.llama_cpp import build_probe, gpus, settings
-from edge_llama.errors import EngineError, OptionError
+from edge_llama.backends.llama_cpp.cpu_kernels import cpu_kernels
+from edge_llama.errors import EngineError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.gguf import gguf_files, is_gguf, is_named_gguf, read_header
 from edge_llama.files.gguf_parts import LATER_PART, parts
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.files.mmproj import read_mmproj
+from edge_llama.host import devices
+from edge_llama.host.devices import Device
 
 _RUNS = "GGUF files"
 
@@ -66,15 +72,12 @@ class LlamaCpp:
         """See :func:`edge_llama.backends.llama_cpp.settings.choose`."""
         return settings.choose(artifact, **asked, on_gpu=bool(placement and placement.gpu_layers), tune=tune)
 
-    def place(self, artifact: GGUFArtifact, device: str, cache_bytes: int) -> Placement:
+    def place(self, artifact: GGUFArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:
         """See :func:`edge_llama.backends.llama_cpp.gpus.place`."""
-        found = []
-        if device != "cpu":
-            from edge_llama.backends.llama_cpp.text import available_devices  # noqa: PLC0415 - loads native code
-
-            found = available_devices()
-        sizes = {"n_layer": artifact.n_layer, "weight_bytes": artifact.weight_bytes, "cache_bytes": cache_bytes}
-        return gpus.place(device, found, **sizes)
+        found = _available() if asked.name != "cpu" else []
+        sizes = gpus.sizes_of(artifact, cache_bytes, asked.cpu_moe)
+        is_tried = crash_probe.has_children() and not artifact.is_encoder
+        return gpus.place(asked, found, sizes, partial(_measured, artifact, found) if is_tried else None)
 
     def open(
         self, artifact: GGUFArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -87,7 +90,7 @@ class LlamaCpp:
             "flash_attention": setting.flash_attention,
             "kv_format": setting.kv_format,
             "n_batch": setting.n_batch,
-            "gpu_layers": placement.gpu_layers,
+            "placement": placement.to_json(),
         }
         first_run.require(artifact, options)
         return LlamaCppTower(
@@ -97,7 +100,7 @@ class LlamaCpp:
             flash_attention=bool(setting.flash_attention),
             kv_format=setting.kv_format,
             n_batch=setting.n_batch,
-            gpu_layers=placement.gpu_layers,
+            placement=placement,
             embeds=partial(first_run.embeds, artifact, options),
         )
 
@@ -109,9 +112,17 @@ class LlamaCpp:
             verdict = build_probe.verdict(again=again)
         except EngineError as error:
             return self._unusable(installed_version("llama-cpp-python"), error.message, error.remedy)
-        found, missing = verdict.devices, gpus.missing(verdict.devices)
-        about = (verdict.version, verdict.system_info, found, verdict.checked)
-        return EngineState(self.name, _RUNS, *about, missing=missing)
+        found = build_probe.present(verdict)
+        return EngineState(
+            self.name,
+            _RUNS,
+            verdict.version,
+            verdict.system_info,
+            tuple(gpus.described(device, found) for device in found),
+            str(cpu_kernels(verdict.system_info, devices.cpu().features)),
+            verdict.checked,
+            missing=gpus.missing(found),
+        )
 
     def _unusable(self, installed: str | None, problem: str, remedy: str) -> EngineState:
         return EngineState(self.name, _RUNS, installed, problem=problem, remedy=remedy, missing=gpus.missing(()))
@@ -128,20 +139,28 @@ class LlamaCppEncoders:
         """The tower of an mmproj file."""
         return read_mmproj(path, bundled.spec if bundled else None, bundled.name if bundled else None)
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:
-        """On the CPU: the encoder is given no other device."""
-        if device not in ("auto", "cpu"):
-            raise OptionError(
-                f"vision_device is {device!r}, but llama.cpp's encoder runs {artifact.path} on the CPU",
-                remedy="leave it out (--vision-device), or convert the vision tower for ONNX Runtime",
-            )
-        return Placement(0, "the default" if device == "auto" else "as asked")
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:
+        """See :func:`edge_llama.backends.llama_cpp.gpus.place_whole`."""
+        asked.check_whole("llama.cpp's encoder")
+        found = _available() if asked.name not in ("auto", "cpu") else []
+        return gpus.place_whole(asked, found, artifact.nbytes)
 
-    def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:  # noqa: ARG002 - the CPU
+    def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower."""
         from edge_llama.backends.llama_cpp.vision import LlamaCppVision  # noqa: PLC0415 - loads native code
 
-        return LlamaCppVision(artifact, threads=threads)
+        return LlamaCppVision(artifact, threads=threads, placement=placement)
+
+
+def _available() -> list[Device]:
+    from edge_llama.backends.llama_cpp.text import available_devices  # noqa: PLC0415 - loads native code
+
+    return available_devices()
+
+
+def _measured(artifact: GGUFArtifact, found: Sequence[Device], placement: Placement) -> Speed | str:
+    listed = [[device.name, device.description, device.total_bytes] for device in found]
+    return measured(artifact, placement, {"build": build_probe.build(), "devices": listed})
 
 
 def _first_parts(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import CacheSize, Rows
+from edge_llama.backends.base import CacheSize, Placement, Rows
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
@@ -35,7 +35,7 @@ _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
 
 
 def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
-    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower."""
+    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower: JSON."""
     _finding(artifact, settings, "embeds" if artifact.is_encoder else "survived")
 
 
@@ -99,7 +99,8 @@ def _run(path: Path, settings: Mapping[str, Any]) -> Iterator[str]:
 
     artifact = read_gguf_text(path)
     n_ctx = min(_N_CTX, artifact.n_ctx_train)
-    tower = LlamaCppTower(artifact, cache=CacheSize(n_ctx, n_ctx, 2), threads=free_threads(), **settings)
+    options = {**settings, "placement": Placement.from_json(settings["placement"])}
+    tower = LlamaCppTower(artifact, cache=CacheSize(n_ctx, n_ctx, 2), threads=free_threads(), **options)
     tokens = [0]
     for text in (_TEXT, _TEXT[:20]):
         try:

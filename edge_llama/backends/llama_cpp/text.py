@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import AbortedError, CacheSize, Rows, checked_embeddings
-from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.backends.base import AbortedError, CacheSize, Placement, Rows, checked_embeddings
+from edge_llama.backends.llama_cpp import build_probe, offload
 from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
 from edge_llama.backends.llama_cpp.embeddings import LlamaCppEmbedder
@@ -33,7 +33,10 @@ from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 _log = logging.getLogger(__name__)
 _ABORTED = 2
+_ON_CPU = Placement(0, "the default")
+_TRIAL_CTX = 256
 _REFUSED = "the file is damaged, or newer than this llama.cpp: download it again, or update llama-cpp-python"
+_THERE = "take --device cpu, another device or --split-mode, or a smaller --n-ctx"
 _LEVELS = {2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}  # GGML_LOG_LEVEL_*; what is below is noise
 
 
@@ -61,6 +64,7 @@ _last_lines: deque[str] = deque(maxlen=4)
 
 def _native_log(level: int, text: bytes, _data: int | None) -> None:
     line = text.decode("utf-8", "replace").strip()
+    offload.heard(line)
     if level == max(_LEVELS):
         _last_lines.append(line)
     if line and level in _LEVELS:
@@ -114,22 +118,25 @@ class LlamaCppTower:
         flash_attention: bool,
         kv_format: str,
         n_batch: int = 512,
-        gpu_layers: int = 0,
+        placement: Placement = _ON_CPU,
         embeds: Callable[[], bool] = lambda: True,
     ) -> None:
         """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
 
         ``embeds`` is asked whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp
-        refuses the file, EngineError if the cache can't be allocated.
+        refuses the file, EngineError if the cache can't be allocated, and for a strict ``placement`` that is not kept.
         """
         self._lib = lib = the_engine()
         options = lib.llama_model_default_params()
         # Read, not mapped: a mapped file that is cut short or overwritten while it is open ends the process (SIGBUS).
         # That the weights fit the memory was checked when the context's size was chosen.
         options.load_mode = lib.LLAMA_LOAD_MODE_NONE
-        options.n_gpu_layers = gpu_layers
         options.kv_overrides = overrides(lib, artifact.header)
-        self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
+        self._kept = offload.apply(placement, options, lib)
+        with offload.assignments() as layers:
+            self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
+        if not self._model and placement.devices:
+            raise EngineError(f"{artifact.path}: llama.cpp cannot load it on {placement.device}{_why()}", remedy=_THERE)
         if not self._model:
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it{_why()}", remedy=_REFUSED)
         # An encoder writes no token: this context is there, and as small as it can be.
@@ -143,13 +150,19 @@ class LlamaCppTower:
             flash_attention=flash_attention,
             kv_format=kv_format,
             n_batch=n_batch,
-            on_gpu=gpu_layers > 0,
+            on_gpu=placement.gpu_layers > 0,
+            is_offloaded=bool(placement.devices),
             abort_callback=_strlen(),
             abort_data=ctypes.addressof(self._abort_flag),
         )
         params = self._options.params(
             lib, n_ctx=cache.n_cells, n_batch=n_rows, n_sequences=cache.n_sequences, threads=threads
         )
+        try:
+            self.placed = self._checked(placement, layers)
+        except EngineError:
+            lib.llama_model_free(self._model)
+            raise
         self._context: Any = lib.llama_init_from_model(self._model, params)
         if not self._context:
             lib.llama_model_free(self._model)
@@ -165,6 +178,7 @@ class LlamaCppTower:
             "engine": f"llama.cpp {lib.llama_version().decode()} (llama-cpp-python {lib.__version__})",
             "flash_attention": bool(flash_attention),
             "kv_format": kv_format,
+            "device": placement.device if placement.gpu_layers else "cpu",
         }
         self._batch = Batch(lib, n_batch)
         self.tokenizer = GGUFTokenizer(lib, lib.llama_model_get_vocab(self._model), artifact.header)
@@ -175,6 +189,26 @@ class LlamaCppTower:
             return CacheSize.of_one(cache.n_ctx)
         # llama.cpp ends the process if there are more sequences than rows in a batch.
         return replace(cache, n_sequences=min(cache.n_sequences, n_batch, self._lib.llama_max_parallel_sequences()))
+
+    def _checked(self, placement: Placement, layers: Mapping[int, str]) -> str:
+        """Where layers and nodes are, by what llama.cpp says of both. EngineError if a strict placement is not kept."""
+        if not placement.gpu_layers:
+            return ""
+        output, nodes = self._artifact.n_layer, list[str]()
+        if not self._artifact.is_encoder:  # which decodes nothing
+            params = self._options.params(self._lib, n_ctx=_TRIAL_CTX, n_batch=_TRIAL_CTX, n_sequences=1, threads=1)
+            nodes = offload.computed_on_cpu(self._lib, self._model, params)
+        problem = offload.astray(placement, layers, nodes, output)
+        where = offload.described(layers, output)
+        if not problem:
+            return where
+        if placement.is_strict:
+            raise EngineError(
+                f"{self._artifact.path}: device {placement.device}: {problem}",
+                remedy="take another device, or leave --strict-device out",
+            )
+        _log.warning("%s: device %s: %s", self._artifact.path, placement.device, problem)
+        return f"{where}; {problem}"
 
     @property
     def n_ctx(self) -> int:
@@ -222,7 +256,8 @@ class LlamaCppTower:
         if status == _ABORTED:
             raise AbortedError
         longest = max(self._lengths[rows.sequence] for rows in batch)
-        raise EngineError(f"llama.cpp failed at position {longest:,} with status {status}{_why()}")
+        problem = f"llama.cpp failed at position {longest:,} with status {status}{_why()}"
+        raise EngineError(problem, remedy=_THERE if self._options.is_offloaded else "")
 
     def _filled(self, batch: Sequence[Rows]) -> Any:
         """The ``llama_batch`` of these rows, each after what its sequence has."""

@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError
-from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.backends.base import AbortedError, Placement
+from edge_llama.backends.device_names import environment
+from edge_llama.backends.llama_cpp import build_probe, offload
 from edge_llama.backends.llama_cpp.first_run import PROBE
 from edge_llama.backends.llama_cpp.text import native_log, the_engine
 from edge_llama.backends.llama_cpp.tiny_models import tiny_tower, tiny_vocabulary
@@ -41,18 +42,23 @@ _log = logging.getLogger(__name__)
 _NODES = 4
 """Nodes of the graph between two looks at whether to stop: a tenth of a layer."""
 _TRIAL, _ORDER = "first-encoding", "encoder-order"
+_ON_CPU = Placement(0, "the default")
 _REFUSED = "the file is damaged, or newer than this llama.cpp: convert it again, or update llama-cpp-python"
 
 
 class LlamaCppVision:
     """A vision tower of an mmproj file. Keeps the Protocol :class:`edge_llama.backends.base.VisionTower`."""
 
-    def __init__(self, artifact: VisionArtifact, *, threads: int) -> None:
-        """Load the tower. ArtifactError if llama.cpp refuses the file or would die of it; EngineError."""
-        if artifact.header is None or ROOT not in artifact.header.fields:  # another program wrote it
-            _try_out(artifact)
+    def __init__(self, artifact: VisionArtifact, *, threads: int, placement: Placement = _ON_CPU) -> None:
+        """Load the tower. ArtifactError if llama.cpp refuses the file or would die of it; EngineError.
+
+        With a strict ``placement`` also for nodes that the CPU would compute.
+        """
+        is_ours = artifact.header is not None and ROOT in artifact.header.fields
+        if placement.devices or not is_ours:  # a driver, or what another program wrote
+            _try_out(artifact, placement)
         self._is_transposed = _transposes()
-        self._raw = _Encoder(artifact, threads)
+        self._raw = _Encoder(artifact, threads, placement)
         self._artifact = artifact
 
     def encode(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,7 +99,7 @@ def levels(tile: NDArray[np.float32], mean: tuple[float, ...], std: tuple[float,
 class _Encoder:
     """llama.cpp's encoder as it is."""
 
-    def __init__(self, artifact: VisionArtifact, threads: int) -> None:
+    def __init__(self, artifact: VisionArtifact, threads: int, placement: Placement = _ON_CPU) -> None:
         llama = the_engine()
         self._lib = lib = _library()
         self._artifact = artifact
@@ -105,14 +111,20 @@ class _Encoder:
         if not self._text:
             raise EngineError("llama.cpp cannot load a vocabulary of ours", remedy="update llama-cpp-python")
         params = lib.mtmd_context_params_default()
-        params.use_gpu = params.print_timings = params.warmup = False
+        params.use_gpu = bool(placement.devices)
+        if placement.devices:
+            params.device = offload.pointer(placement.devices[0])
+        params.print_timings = params.warmup = False
         params.n_threads = threads
-        self.is_aborted = self._is_stopped = False
+        self._placement, self._astray = placement, dict[str, None]()
+        self.is_aborted = self._is_stopped = self._is_told = False
         nodes = itertools.count()
 
-        def goes_on(_node: int | None, is_asked: bool, _data: int | None) -> bool:
+        def goes_on(node: int | None, is_asked: bool, _data: int | None) -> bool:
             """Before a node: whether to call again after it. After it: whether to go on."""
             if is_asked:
+                if placement.devices and node and (name := offload.on_cpu(node)):
+                    self._astray[name] = None
                 return next(nodes) % _NODES == 0
             self._is_stopped = self.is_aborted
             return not self._is_stopped
@@ -149,11 +161,24 @@ class _Encoder:
                 raise AbortedError
             if status:
                 raise self._failed(f"encoding ended with {status}")
+            self._check_nodes()
             data = lib.mtmd_get_output_embd(self._context)
             return np.ctypeslib.as_array(data, shape=(spec.tokens_per_tile, spec.n_embd)).copy()
         finally:
             lib.mtmd_input_chunks_free(chunks)
             lib.mtmd_bitmap_free(bitmap)
+
+    def _check_nodes(self) -> None:
+        """EngineError if the CPU computed nodes although the placement is strict; else that is told once."""
+        problem, device = offload.told(list(self._astray)), self._placement.device
+        if problem and self._placement.is_strict:
+            raise EngineError(
+                f"{self._artifact.path}: device {device}: {problem}",
+                remedy="take another device, or leave --strict-device out",
+            )
+        if problem and not self._is_told:
+            self._is_told = True
+            _log.warning("%s: device %s: %s", self._artifact.path, device, problem)
 
     def _images(self, chunks: Any) -> tuple[Any, ...]:
         lib = self._lib
@@ -207,22 +232,32 @@ def _transposes() -> bool:
     return bool(found["bright"] == 2)
 
 
-def _try_out(artifact: VisionArtifact) -> None:
-    """ArtifactError if llama.cpp would end the process on this file: a child process meets it first."""
+def _try_out(artifact: VisionArtifact, placement: Placement) -> None:
+    """ArtifactError if llama.cpp would end the process on this file there: a child process meets it first."""
     key = {"file": artifact.identity, "engine": build_probe.build()}
+    if placement.devices:
+        key |= {"devices": list(placement.devices), "environment": environment()}
     if not crash_probe.has_children() or user_cache.recall(_TRIAL, key) is not None:
         return
-    if PROBE.run(__name__, artifact.path) is not None:
+    try:
+        said = PROBE.run(__name__, artifact.path, json.dumps(placement.to_json()))
+    except ArtifactError as error:
+        if not placement.devices:
+            raise
+        raise EngineError(
+            f"device {placement.device}: {error.message}", remedy="take --vision-device cpu, or update the driver"
+        ) from error
+    if said is not None:
         user_cache.remember(_TRIAL, key, {"survived": True})
 
 
-def _bright(path: Path) -> int | None:
+def _bright(path: Path, placement: Placement = _ON_CPU) -> int | None:
     """The only token that differs from the others when the upper right corner is bright; None if there is none."""
     artifact = read_mmproj(path)
     side = artifact.spec.tile
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[: side // 2, side // 2 :] = 255
-    encoder = _Encoder(artifact, threads=1)
+    encoder = _Encoder(artifact, threads=1, placement=placement)
     try:
         found = encoder.encode(pixels)
     finally:
@@ -240,11 +275,11 @@ def _file(content: bytes, suffix: str) -> Iterator[Path]:
         yield path
 
 
-def main(path: str) -> None:
+def main(path: str, placement: str = "") -> None:
     """The child: open the file, encode a picture, say what came of it."""
     crash_probe.begin()
     try:
-        said = {"bright": _bright(Path(path))}
+        said = {"bright": _bright(Path(path), Placement.from_json(json.loads(placement)) if placement else _ON_CPU)}
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)
         said = {"bright": None}

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from edge_llama.backends import embedding_room
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
-from edge_llama.backends.onnxruntime.session import give_back, why
+from edge_llama.backends.onnxruntime.providers import why
+from edge_llama.backends.onnxruntime.session import give_back
 from edge_llama.errors import EngineError
 from edge_llama.files.onnx_text import HIDDEN_STATES, POSITIONS, OnnxArtifact
 
@@ -33,7 +34,7 @@ class OnnxEmbedder:
         self.n_tokens = n_tokens
         self.n_embd = artifact.n_embd
         embedding_room.check_memory(artifact, self.longest, 4 * artifact.kv_values_per_token * self.longest)
-        self._cache = new_cache(artifact, self.longest)
+        self._cache = new_cache(artifact, session, self.longest)
         self._length = 0
         self._mask, self._positions = np.ones(self.longest, np.int64), np.arange(self.longest, dtype=np.int64)
         self._ids = np.zeros(n_tokens, np.int64)

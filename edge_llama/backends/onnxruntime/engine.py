@@ -1,10 +1,14 @@
 """ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from edge_llama.backends import crash_probe
 from edge_llama.backends.base import (
+    AskedDevice,
     AskedSetting,
     Bundled,
     CacheSize,
@@ -17,13 +21,16 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.onnxruntime.providers import PLUGINS, Plugin, canonical
+from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx
+from edge_llama.backends.device_trial import Speed, faster, measured
+from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
 from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
+from edge_llama.host.devices import Device
 
 
 class OnnxRuntime:
@@ -83,9 +90,17 @@ class OnnxRuntime:
         setting = Setting(flash_attention=None, kv_format=artifact.kv_format.name, n_batch=n_batch or Setting().n_batch)
         return Choice(setting, "as asked" if n_batch else "the default")
 
-    def place(self, artifact: OnnxArtifact, device: str, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+    def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened.
+
+        ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there.
+        """
+        placement = _placement(asked)
+        kinds = DeviceName("gpu").kinds if asked.name == "auto" and crash_probe.has_children() else ()
+        gpu = next((kind.name for kind in kinds if kind.onnx and kind.is_likely and is_installed(kind)), None)
+        if gpu is None:
+            return placement
+        return faster(replace(placement, device=gpu, reason="its provider is installed"), partial(_measured, artifact))
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -94,21 +109,28 @@ class OnnxRuntime:
         from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxTower(artifact, n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, device=placement.device)
+        return OnnxTower(
+            artifact,
+            n_ctx=cache.n_ctx,
+            threads=threads,
+            n_batch=setting.n_batch,
+            device=placement.device,
+            is_strict=placement.is_strict,
+        )
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
-        name, runs = "ONNX Runtime", "ONNX models and vision towers, on the CPU"
+        name, runs = "ONNX Runtime", "ONNX models and vision towers"
         if find_spec("onnxruntime") is None:
             return EngineState(name, runs, None, problem="not installed", remedy="pip install onnxruntime")
-        from edge_llama.backends.onnxruntime.session import runtime  # noqa: PLC0415
-
         try:
             library = runtime()
         except EngineError as error:
             return EngineState(name, runs, installed_version("onnxruntime"), problem=error.message, remedy=error.remedy)
-        there = [*library.get_available_providers(), *map(_described, PLUGINS)]
-        return EngineState(name, runs, library.__version__, f"providers: {', '.join(there)}")
+        plugins = {kind.onnx.package: kind.onnx for kind in KINDS.values() if kind.onnx and kind.onnx.package}
+        there = [*library.get_available_providers(), *map(_described, plugins.values())]
+        about = f"providers: {', '.join(there)}"
+        return EngineState(name, runs, library.__version__, about, devices=_offered(), missing=_missing())
 
 
 class OnnxEncoders:
@@ -124,27 +146,62 @@ class OnnxEncoders:
             return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
-    def place(self, artifact: VisionArtifact, device: str) -> Placement:  # noqa: ARG002 - the Protocol's
-        """The whole tower on one execution provider; whether it is here is seen when the tower is opened."""
-        return _placement(device)
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
+        """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
+        return _placement(asked)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
         require(artifact, placement.device)
-        return OnnxVision(artifact, threads=threads, device=placement.device)
+        return OnnxVision(artifact, threads=threads, device=placement.device, is_strict=placement.is_strict)
 
 
-def _placement(device: str) -> Placement:
-    if device == "auto":
-        return Placement(0, "the default", "cpu")
-    return Placement(0, "as asked", canonical(device))
+def _placement(asked: AskedDevice) -> Placement:
+    """OptionError for a device that ONNX Runtime does not know or that is not installed."""
+    asked.check_whole("ONNX Runtime")
+    found, reason = resolve(asked.name).name, "as asked"
+    if asked.name == "auto":
+        reason = "the default"
+    elif asked.name in GROUPS:
+        reason = f"the first {asked.name} that is installed"
+    return Placement(0, reason, found, is_strict=asked.is_strict)
 
 
-def _described(plugin: Plugin) -> str:
+def _measured(artifact: OnnxArtifact, placement: Placement) -> Speed | str:
+    packages = {kind.onnx.package for kind in KINDS.values() if kind.onnx} - {""}
+    plugins, library = {name: installed_version(name) for name in sorted(packages)}, runtime()
+    engine = {"version": library.__version__, "providers": library.get_available_providers(), "plugins": plugins}
+    return measured(artifact, placement, engine)
+
+
+def _offered() -> tuple[Device, ...]:
+    """A device for each kind whose provider is installed: how many there are, and their memory, providers don't say."""
+    return tuple(
+        Device(
+            kind.onnx.provider,
+            "cpu" if kind.name == "cpu" else "accelerator",
+            kind.label if kind.is_here() else f"{kind.label}, of which no driver was found here",
+            *(0, 0),
+            option=kind.name,
+            runs=kind.onnx.runs,
+        )
+        for kind in KINDS.values()
+        if kind.onnx and kind.is_possible and is_installed(kind)
+    )
+
+
+def _missing() -> tuple[str, ...]:
+    """How to get providers whose driver is here, a line each."""
+    wanted = [kind for kind in KINDS.values() if kind.onnx and kind.is_likely and not is_installed(kind)]
+    lines = {kind.onnx.install: f"for ONNX models on {kind.label}: {kind.onnx.install}" for kind in wanted if kind.onnx}
+    return tuple(lines.values())
+
+
+def _described(plugin: Onnx) -> str:
     """A provider in a package of its own: the version, or how to get it."""
-    return f"{plugin.name} ({installed_version(plugin.package) or f'not here: pip install {plugin.package}'})"
+    return f"{plugin.provider} ({installed_version(plugin.package) or f'not here: {plugin.install}'})"
 
 
 ENGINE = OnnxRuntime()

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.onnxruntime.session import CPU, runtime
+from edge_llama.backends.onnxruntime.providers import CPU, runtime
 from edge_llama.files.identity import sampled_sha256
 from edge_llama.files.onnx_text import OnnxArtifact
 from edge_llama.host import devices, user_cache

@@ -1,98 +1,107 @@
-"""The ONNX Runtime library: loaded once, and what it can run on."""
+"""Sessions of ONNX Runtime: a graph on a device, and which of its nodes the device took."""
 
 import ctypes
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import installed_version
 from edge_llama.backends.crash_probe import CrashProbe
-from edge_llama.backends.onnxruntime.providers import PROVIDERS, canonical
-from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError
+from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
+from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
 from edge_llama.host import user_cache
 
-CPU = PROVIDERS["cpu"].name
 _PROBE = CrashProbe("ONNX Runtime", "onnxruntime")
 _REFUSED = "the file is damaged, or newer than this onnxruntime: convert it again, or update onnxruntime"
+_ELSEWHERE = "take another device (--device cpu), or convert it for this one"
+_NAMED = 3
 
 
-@cache
-def runtime() -> Any:
-    """The ``onnxruntime`` module. EngineError if it can't be loaded."""
-    try:
-        import onnxruntime  # noqa: PLC0415 - loads native code, only when a tower is opened
-    except (ImportError, OSError) as error:
-        raise EngineError(f"onnxruntime cannot be loaded: {error}", remedy="reinstall it") from error
-    onnxruntime.set_default_logger_severity(4)
-    return onnxruntime
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """How a session's nodes are shared: ``taken`` by its provider, ``left`` to the CPU (name and operator of each)."""
+
+    provider: str
+    taken: int
+    left: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.left:
+            return f"all {self.taken:,} nodes on {self.provider}"
+        return f"{self.taken:,} nodes on {self.provider}, {len(self.left):,} on the CPU: {self.named}"
+
+    @property
+    def named(self) -> str:
+        """The first that are left to the CPU, and how many more."""
+        more = f" and {len(self.left) - _NAMED:,} more" if len(self.left) > _NAMED else ""
+        return f"{', '.join(self.left[:_NAMED])}{more}"
 
 
-def providers(device: str, options: Any) -> list[str]:
-    """Where a session shall run, for ``device``: its ``providers``, none where ``options`` say it, as for plugins.
+def open_session(
+    file: Path, model: Path, device: str, options: Any, *, is_strict: bool = False
+) -> tuple[Any, Nodes | None]:
+    """A session of ``file`` on ``device``, and how its nodes are shared; errors are about ``model``.
 
-    ``options`` then allow nothing else: ONNX Runtime itself falls back to the CPU in silence. OptionError for an
-    unknown device, EngineError for one that is not installed.
+    What the device does not take runs on the CPU, if it is not most of it; with ``is_strict`` it takes all. For the
+    CPU there are no :class:`Nodes`.
+
+    Raises ArtifactError if ONNX Runtime refuses the file, OptionError if there is no such device, or nodes are not
+    taken: it names them; EngineError if the device fails.
     """
-    provider = PROVIDERS[canonical(device)]
-    if provider.name == CPU:
-        return [CPU]
-    plugin, available = provider.plugin, runtime().get_available_providers()
-    if plugin and plugin.is_installed:
-        plugin.add(runtime(), options, provider.hardware)
-    elif provider.name not in available:
-        remedy = f"pip install {plugin.package}" if plugin else "install another"
-        raise EngineError(
-            f"device {device}: this onnxruntime has no {provider.name}",
-            remedy=f"it has {', '.join(available)}: {remedy}",
-        )
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    return [] if plugin and plugin.is_installed else [provider.name]
-
-
-def open_session(file: Path, model: Path, device: str, options: Any) -> Any:
-    """A session of ``file`` on ``device`` alone, in which errors are about ``model``.
-
-    Raises ArtifactError if ONNX Runtime refuses it, EngineError if there is no such device, or if it can't run the
-    graph: the error names what it does not take.
-    """
-    lib = runtime()
     options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
-    chosen = providers(device, options)
-    try:
-        return lib.InferenceSession(str(file), options, providers=chosen)
-    except Exception as error:  # its errors share no class but this
-        if chosen != [CPU]:
-            raise EngineError(
-                f"{model}: {PROVIDERS[canonical(device)].name} does not run it: {why(error)}{_left_over(file, device)}",
-                remedy="take another device (--device cpu), or convert it for this one",
-            ) from error
-        raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
+    found = resolve(device)
+    if found.is_cpu:
+        try:
+            return runtime().InferenceSession(str(file), options, providers=[CPU], enable_fallback=0), None
+        except Exception as error:  # its errors share no class but this
+            raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
+    return _on_device(file, model, found, options, is_strict=is_strict)
 
 
-def _left_over(file: Path, device: str) -> str:
-    """The first nodes that a device leaves to the CPU, for an error message; empty if that can't be found out."""
-    lib = runtime()
-    options = lib.SessionOptions()
-    options.log_severity_level = 4
+def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, *, is_strict: bool) -> tuple[Any, Nodes]:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    provider, providers = device.onnx.provider, add(device, options)
     try:
-        chosen = providers(device, options)
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
-        session = lib.InferenceSession(str(file), options, providers=[*chosen, CPU] if chosen else [])
-        nodes = [
-            f"{node.name} ({node.op_type})"
-            for part in session.get_provider_graph_assignment_info()
-            if part.ep_name == CPU
-            for node in part.get_nodes()
-        ]
-    except Exception:
-        return ""
-    more = f" and {len(nodes) - 3:,} more" if len(nodes) > 3 else ""
-    return f"; it does not take {', '.join(nodes[:3])}{more}" if nodes else ""
+        # Python's session would else print, and begin anew on the CPU, when a provider fails: also later.
+        session = runtime().InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+        nodes = _shared_out(session, provider)
+    except Exception as error:  # its errors share no class but this
+        raise EngineError(f"{model}: {provider} does not run it: {why(error)}", remedy=_ELSEWHERE) from error
+    if provider not in session.get_providers():  # ONNX Runtime goes on without, as if nothing were
+        raise EngineError(
+            f"device {device.name}: {provider} can't be started: its driver or libraries are missing or too old",
+            remedy=f"install them, and this anew: {device.onnx.install}",
+        )
+    _check_taken(nodes, model, is_strict=is_strict)
+    return session, nodes
+
+
+def _check_taken(nodes: Nodes, model: Path, *, is_strict: bool) -> None:
+    """OptionError for nodes that are left to the CPU: most of them, or with ``is_strict`` any."""
+    taken, left = nodes.taken, len(nodes.left)
+    if not taken or taken < left:
+        raise OptionError(
+            f"{model}: {nodes.provider} takes {taken:,} of its {taken + left:,} nodes, the CPU would run {nodes.named}",
+            remedy=_ELSEWHERE,
+        )
+    if is_strict and left:
+        raise OptionError(
+            f"{model}: {nodes.provider} does not run {left:,} of its nodes, the CPU would: {nodes.named}",
+            remedy=f"leave --strict-device out, {_ELSEWHERE}",
+        )
+
+
+def _shared_out(session: Any, provider: str) -> Nodes:
+    """As ONNX Runtime recorded it when it gave the graph's nodes to providers."""
+    parts = session.get_provider_graph_assignment_info()
+    taken = sum(len(part.get_nodes()) for part in parts if part.ep_name == provider)
+    left = [f"{node.name} ({node.op_type})" for part in parts if part.ep_name != provider for node in part.get_nodes()]
+    return Nodes(provider, taken, tuple(left))
 
 
 def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str) -> None:
@@ -109,6 +118,8 @@ def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, modu
     except NotVerifiableError:  # another program wrote it
         pass
     key = {"file": identity, "engine": runtime().__version__, "device": device}
+    if package := resolve(device).onnx.package:
+        key["plugin"] = f"{package} {installed_version(package)}"
     if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
         return
     nbytes = sum(file.stat().st_size for file in files)
@@ -128,8 +139,3 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def why(error: BaseException) -> str:
-    """What ONNX Runtime says, in a line."""
-    return " ".join(str(error).split())[:500]

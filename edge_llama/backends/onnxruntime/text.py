@@ -17,7 +17,8 @@ from edge_llama.backends.base import AbortedError, Rows, checked_embeddings
 from edge_llama.backends.onnxruntime import prepacked
 from edge_llama.backends.onnxruntime.embeddings import OnnxEmbedder
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
-from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, runtime, survived, why
+from edge_llama.backends.onnxruntime.providers import runtime, why
+from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, survived
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.onnx_text import HIDDEN_STATES, IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
@@ -48,17 +49,28 @@ class OnnxTower:
     n_sequences = 1
 
     def __init__(
-        self, artifact: OnnxArtifact, *, n_ctx: int, threads: int, n_batch: int = 512, device: str = "cpu"
+        self,
+        artifact: OnnxArtifact,
+        *,
+        n_ctx: int,
+        threads: int,
+        n_batch: int = 512,
+        device: str = "cpu",
+        is_strict: bool = False,
     ) -> None:
         """Map the weights and allocate a KV cache of ``n_ctx`` positions in float32.
 
-        ``device``: see :func:`edge_llama.backends.onnxruntime.session.providers`. Raises ArtifactError if ONNX
-        Runtime refuses the file or it is not as genai_config.json says, EngineError if the device can't run it.
+        ``device`` and ``is_strict``: see :func:`edge_llama.backends.onnxruntime.session.open_session`. Raises
+        ArtifactError if ONNX Runtime refuses the file or it is not as genai_config.json says, OptionError or
+        EngineError if there is no such device or it can't run the file.
         """
         self._artifact = artifact
         self.tokenizer = HFTokenizer(artifact)
         self._lib = lib = runtime()
-        self._session: Any = open_session(prepacked.graph(artifact, device), artifact.path, device, _options(threads))
+        graph, options = prepacked.graph(artifact, device), _options(threads)
+        self._session: Any
+        self._session, nodes = open_session(graph, artifact.path, device, options, is_strict=is_strict)
+        self.placed = str(nodes or "")
         is_last_only = _check(artifact, self._session)
         self._n_ctx = n_ctx
         self._length = 0
@@ -71,7 +83,7 @@ class OnnxTower:
         self._mask = np.ones(n_ctx, np.int64)
         self._positions = np.arange(n_ctx, dtype=np.int64)
         self._has_positions = any(node.name == POSITIONS for node in self._session.get_inputs())
-        self._cache = new_cache(artifact, n_ctx)
+        self._cache = new_cache(artifact, self._session, n_ctx)
         self._bindings: dict[str, Any] = {}
         self._embedder: OnnxEmbedder | None = None
         self._short, self._long = lib.RunOptions(), lib.RunOptions()
@@ -128,22 +140,22 @@ class OnnxTower:
             self._bindings[kind] = binding = self._session.io_binding()
             self._cache.attach(binding)
             if kind == "token":
-                self._bind(binding, self._ids, 1)
+                self._bind_logits(binding, 1)
         return self._bindings[kind]
 
-    def _bind(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
-        names, rows = self._artifact.names, 1 if self._is_last_only else count
-        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
-        shape = (1, rows, self._artifact.n_vocab)
-        binding.bind_output(names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+    def _bind_logits(self, binding: Any, count: int) -> None:
+        shape = (1, 1 if self._is_last_only else count, self._artifact.n_vocab)
+        binding.bind_output(self._artifact.names.logits, "cpu", 0, np.float32, shape, self._logits.ctypes.data)
 
     def _run(self, binding: Any, ids: NDArray[np.int64], count: int) -> None:
         total = self._length + count
         if total > self._n_ctx:
             raise EngineError(f"{total:,} positions don't fit the context of {self._n_ctx:,}")
         if binding is not self._bindings.get("token"):
-            self._bind(binding, ids, count)
-        binding.bind_input(self._artifact.names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+            self._bind_logits(binding, count)
+        names = self._artifact.names  # inputs anew for each run: another memory gets a copy when they are bound
+        binding.bind_input(names.ids, "cpu", 0, np.int64, (1, count), ids.ctypes.data)
+        binding.bind_input(names.mask, "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
             address = self._positions[self._length :].ctypes.data
             binding.bind_input(POSITIONS, "cpu", 0, np.int64, (1, count), address)
@@ -182,7 +194,7 @@ class OnnxTower:
     def save(self, sequence: int) -> NDArray[np.uint8]:
         """A copy of the cache: keys and values by layer, float32 ``(n_kv_heads, length, head_dim)`` each."""
         data = np.empty(self.saved_bytes(sequence), np.uint8)
-        for part, values in zip(self._parts(data, self._length), self._cache.tensors(self._length), strict=True):
+        for part, values in zip(self._parts(data, self._length), self._cache.read(self._length), strict=True):
             part[:] = values
         return data
 
@@ -191,8 +203,7 @@ class OnnxTower:
         self.cut(sequence, 0)
         if length > self._n_ctx or kv.nbytes != self._bytes_of(length):
             raise EngineError(f"a cache of {kv.nbytes:,} bytes, {self._bytes_of(length):,} are {length:,} positions")
-        for part, values in zip(self._parts(kv, length), self._cache.tensors(length), strict=True):
-            values[:] = part
+        self._cache.write(self._parts(kv, length), length)
         self._length = length
 
     def _parts(self, data: NDArray[np.uint8], length: int) -> NDArray[np.float32]:

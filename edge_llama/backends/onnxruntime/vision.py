@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError
-from edge_llama.backends.onnxruntime.session import fits, open_session, runtime, survived, why
+from edge_llama.backends.onnxruntime.providers import runtime, why
+from edge_llama.backends.onnxruntime.session import fits, open_session, survived
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import bundle_of
@@ -34,10 +35,11 @@ def require(artifact: VisionArtifact, device: str = "cpu") -> None:
 class OnnxVision:
     """A vision tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.VisionTower`."""
 
-    def __init__(self, artifact: VisionArtifact, *, threads: int, device: str = "cpu") -> None:
-        """Load the tower for ``device``: see :func:`edge_llama.backends.onnxruntime.session.providers`.
+    def __init__(self, artifact: VisionArtifact, *, threads: int, device: str = "cpu", is_strict: bool = False) -> None:
+        """Load the tower for ``device``: see :func:`edge_llama.backends.onnxruntime.session.open_session`.
 
-        Raises ArtifactError if ONNX Runtime refuses the file, EngineError if there is no such device or no engine.
+        Raises ArtifactError if ONNX Runtime refuses the file, OptionError or EngineError if there is no such device,
+        if it can't run the file, or if there is no engine.
         """
         self._artifact = artifact
         self._lib = lib = runtime()
@@ -46,7 +48,10 @@ class OnnxVision:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the text tower has the cores then
         if artifact.format == "a16w8":  # or else the CPU's provider rounds activations of 16 bits to 8
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self._session: Any = open_session(artifact.path, artifact.path, device, options)
+        self._session: Any
+        self._session, nodes = open_session(artifact.path, artifact.path, device, options, is_strict=is_strict)
+        if nodes and nodes.left:  # it is opened with the first image, when the rest has been told
+            _log.warning("%s: %s", artifact.path, nodes)
         self._check()
         self._run_options: Any = lib.RunOptions()
         self._run_options.log_severity_level = 4

@@ -4,43 +4,19 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Unpack
-
-import typer.core
+from typing import Unpack
 
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Chat, ChatOptions
 from edge_llama.cli.terminal.console import note
+from edge_llama.cli.terminal.optional_values import LAST
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
-from edge_llama.files.artifact import BUILT_IN
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder
 from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
 from edge_llama.runtime.chat_sessions import session_settings
-
-LAST = ""
-"""What --continue means without an id."""
-
-
-class ChatCommand(typer.core.TyperCommand):
-    """Lets ``--continue`` stand without an id, which typer has no way to say."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give ``--continue`` an empty id where an option, a model or nothing follows it."""
-        given: list[str] = []
-        for arg, following in zip_longest(args, args[1:]):
-            given.append(arg)
-            is_alone = arg == "--continue" and (following is None or not _may_be_id(following))
-            if is_alone and "--" not in given:  # after which there are no options
-                given.append(LAST)
-        return super().parse_args(ctx, given)
-
-
-def _may_be_id(text: str) -> bool:
-    return not text.startswith("-") and not set(text) & set("./\\") and text != BUILT_IN
 
 
 class Kept:

@@ -20,13 +20,14 @@ from refusals import refusal
 import edge_llama
 from edge_llama import ArtifactError, EngineError
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import Placement
 from edge_llama.backends.llama_cpp import first_run
 from edge_llama.backends.registry import open_artifact
 from edge_llama.files.gguf import Header, read_header
 from edge_llama.files.integrity import ROOT
 from edge_llama.host.user_cache import CACHE_VARIABLE
 
-SETTINGS = {"flash_attention": False, "kv_format": "f16", "n_batch": 512, "gpu_layers": 0}
+SETTINGS = {"flash_attention": False, "kv_format": "f16", "n_batch": 512, "placement": Placement(0, "").to_json()}
 
 TOLERANCE = {"gemma": 2e-3}  # ggml's GELU is a table of float16
 _PROMPT = "Once upon a time there was"

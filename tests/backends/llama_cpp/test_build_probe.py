@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.host.user_cache import CACHE_VARIABLE
 
 ABORTING = """
-import os
+import os, types
 __version__ = "0.3.36"
-def llama_model_default_params(): pass
+llama_model_default_params = types.SimpleNamespace
 def llama_model_load_from_file(*_): os.abort()
 """
 
@@ -71,10 +72,24 @@ def test_another_build_is_checked_anew(
 ) -> None:
     build_probe.verdict()
     other = {**(build_probe.build() or {}), "files": [("libllama.so", 1, 2)]}
-    monkeypatch.setattr(build_probe, "build", lambda: other)
     monkeypatch.setattr(sys, "executable", broken_interpreter)
+    with monkeypatch.context() as rebuilt:
+        rebuilt.setattr(build_probe, "build", lambda: other)
+        with pytest.raises(EngineError):
+            build_probe.verdict()
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")  # which shows it other devices
     with pytest.raises(EngineError):
         build_probe.verdict()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
+def test_devices_are_listed_anew_whatever_is_remembered(
+    empty_cache: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = replace(build_probe.verdict(), devices=())
+    assert "cpu" in {device.kind for device in build_probe.present(old)}
+    monkeypatch.setattr(sys, "executable", broken_interpreter)
+    assert build_probe.present(old) == ()
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from refusals import refusal
 
 import edge_llama
 from edge_llama.backends import crash_probe
-from edge_llama.backends.onnxruntime import session
-from edge_llama.backends.onnxruntime.providers import Provider
+from edge_llama.backends.device_names import KINDS, DeviceKind, Onnx
+from edge_llama.backends.onnxruntime.providers import runtime
 from edge_llama.backends.onnxruntime.text import require
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate, read_bundle, read_towers
-from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
+from edge_llama.errors import ArtifactError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
@@ -28,7 +28,7 @@ from edge_llama.files.manifest import NAME, Manifest, StoredFile, Tower
     [
         ({"kv_format": "f16"}, "kv_format is 'f16', but ONNX Runtime runs"),
         ({"flash_attention": False}, "flash_attention is False"),
-        ({"device": "gpu"}, "device gpu: unknown to ONNX Runtime"),
+        ({"device": "vulkan"}, "device vulkan: unknown to ONNX Runtime"),
         ({"n_ctx": 5000}, "expected a whole number from 2 to 4,096"),
     ],
 )
@@ -38,7 +38,7 @@ def test_options_of_another_engine_are_errors(options: dict[str, Any], told: str
 
 
 def test_a_device_that_this_build_has_not_is_an_error(onnx_folder: Path) -> None:
-    with pytest.raises(EngineError, match="device cuda: this onnxruntime has no CUDAExecutionProvider"):
+    with pytest.raises(OptionError, match="device cuda: this onnxruntime has no CUDAExecutionProvider"):
         edge_llama.open(onnx_folder, device="cuda")
 
 
@@ -242,9 +242,10 @@ def test_a_device_that_does_not_take_the_graph_names_the_node(
     onnx_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one provider besides the CPU's that is in the package takes no operator of a model."""
-    monkeypatch.setitem(session.PROVIDERS, "azure", Provider("AzureExecutionProvider"))
-    if "AzureExecutionProvider" not in session.runtime().get_available_providers():
+    azure = Onnx("AzureExecutionProvider", "pip install onnxruntime")
+    monkeypatch.setitem(KINDS, "webgpu", DeviceKind("webgpu", "Azure", (), lambda: True, onnx=azure))
+    if azure.provider not in runtime().get_available_providers():
         pytest.skip("this build has the CPU's provider alone")
-    with pytest.raises(EngineError, match=r"does not take total.length \(Shape\), .* and \d+ more") as caught:
-        edge_llama.open(onnx_folder, device="azure", n_ctx=64)
-    assert "--device cpu" in caught.value.remedy
+    told = r"takes 0 of its \d+ nodes, the CPU would run total.length \(Shape\), .* and \d+ more; .*--device cpu"
+    with refusal(OptionError, told):
+        edge_llama.open(onnx_folder, device="webgpu", n_ctx=64)
