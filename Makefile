@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-arm64 test-arm64-all kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -64,6 +64,14 @@ test-agents: $(ENV)/.installed-dev
 # llama.cpp on Vulkan by a driver that computes on the processor; its build takes 20 minutes, once.
 test-vulkan: $(ENV)/.installed-dev
 	$(BIN)/python scripts/vulkan.py $(ARGS)
+
+# ARM64 beside x86-64: the same bytes, the same texts. As root; the first time Debian's ARM64 is set up, for qemu.
+test-arm64: $(ENV)/.installed-dev
+	$(BIN)/python scripts/arm64.py $(ARGS)
+
+# The suite's small checkpoints by every recipe, too.
+test-arm64-all: $(ENV)/.installed-dev
+	$(BIN)/python scripts/arm64.py --all $(ARGS)
 
 # A model's own process is killed at a hundred random moments, with callers in every phase.
 kills: $(ENV)/.installed-dev

@@ -2,7 +2,8 @@
 
 Each decoder takes whole blocks ``(n, block_bytes)`` uint8 and writes ``(n, block_size)`` float32. It keeps the order of
 ggml's float operations (``dequantize_row_*`` of ``ggml-quants.c``, ggml 0.25): a product is rounded before a minimum is
-taken off. Formats of one to three bits that look their values up in large grids are left to ggml.
+taken off. Formats of one to three bits that look their values up in large grids are left to ggml, whichever its build:
+no sum follows a product there, so that there is nothing that a compiler could fuse.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,7 @@ from quant import compiled, nbits
 from quant.dequantize import dequantize, is_finite
 from quant.floats import FLOATS, narrow
 from quant.reference import ggml
+from quant.reference.vectors import require_ggml
 
 if TYPE_CHECKING:
     from quant.compiled import Kernel, RowTools
@@ -64,7 +65,8 @@ def recode(
 
     Equal formats pass untouched. ``importance``: see :func:`quantize`. Raises NonFiniteError for NaN or infinite
     weights, ValueError for weights that ``target`` cannot hold; without ``check`` what ggml makes of these is given.
-    Raises EngineError for weights that only ggml's own kernel can quantize where llama-cpp-python is missing.
+    Raises EngineError where neither the compiled kernel nor ggml's gives the bytes that all machines shall give, and
+    for weights that only ggml's can quantize where that one doesn't, or llama-cpp-python is missing.
     """
     if source is target and (not check or source in _INTEGERS):
         return raw
@@ -131,12 +133,15 @@ def quantize(
 ) -> NDArray[np.uint8]:
     """Finite rows ``(n_rows, columns)``, C-contiguous, as ``(n_rows, row_bytes)`` bytes of ``target``.
 
-    ``importance``, ``(columns,)`` float32, weighs the columns' errors in formats that search for their scales.
+    ``importance``, ``(columns,)`` float32, weighs the columns' errors in formats that search for their scales. Raises
+    EngineError where ggml's kernel would be taken and is missing, or gives other bytes than it should.
     """
     if target in FLOATS:
         return narrow(rows, target)
-    kernel = _loaded.get((target.name, importance is not None))
-    return kernel.quantize(rows, importance) if kernel else ggml.quantize(rows, target, importance)
+    if kernel := _loaded.get((target.name, importance is not None)):
+        return kernel.quantize(rows, importance)
+    require_ggml(f"quantizing to {target} takes ggml's own kernel", target, has_importance=importance is not None)
+    return ggml.quantize(rows, target, importance)
 
 
 def _quantize_nonfinite(
@@ -145,7 +150,8 @@ def _quantize_nonfinite(
     """As :func:`quantize`, rows with infinities or NaN among them, of which compiled kernels know nothing."""
     if target in FLOATS:
         return narrow(rows, target)
-    ggml.require(f"weights that are infinite or NaN take ggml's own kernel of {target}")
+    need = f"weights that are infinite or NaN take ggml's own kernel of {target}"
+    require_ggml(need, target, has_importance=importance is not None)
     return ggml.quantize(rows, target, importance)
 
 

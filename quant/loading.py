@@ -6,7 +6,8 @@ weights on. :func:`loading_kernels` does that while ggml's kernels already work.
 otherwise: ``ggml``, or ``compiled`` (from the first row on, whatever it takes).
 
 Where llama-cpp-python is missing, or was built so that its bytes are not those of other machines, compiled kernels do
-all the work: then a file's bytes don't depend on when a kernel was ready.
+all the work: then a file's bytes don't depend on when a kernel was ready. Where these miss the expected bytes too, a
+format is refused.
 """
 
 import logging
@@ -16,7 +17,6 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from edge_llama.files.formats import FORMATS, Format
 from edge_llama.host.user_cache import CACHE_VARIABLE
 from quant import compiled, kernels, nbits
 from quant.reference import ggml
-from quant.reference.vectors import gives_expected_bytes
+from quant.reference.vectors import ggml_is_canonical, require_ggml
 
 _log = logging.getLogger("edge_llama")
 CHOICES = ("auto", "ggml", "compiled")
@@ -70,38 +70,59 @@ def choice() -> str:
 def in_use() -> str:
     """Which kernels a conversion takes, in a sentence."""
     chosen = choice()
-    if chosen == "ggml":
-        return "ggml's (EDGE_LLAMA_KERNELS)"
-    if not compiled.is_available():
-        numba = "numba is not installed: pip install 'edge-llama[convert]'"
-        return f"ggml's ({numba})" if ggml.is_installed() else f"none: neither llama-cpp-python nor {numba}"
+    if chosen == "ggml" or not compiled.is_available():
+        why = "EDGE_LLAMA_KERNELS" if chosen == "ggml" else "numba is not installed: pip install 'edge-llama[convert]'"
+        if not ggml.is_installed():
+            return f"none: neither llama-cpp-python nor {why}"
+        fault = _fault_of_ggml()
+        return f"none: ggml's ({why}) {fault}" if fault else f"ggml's ({why})"
+    ours = f"compiled for this machine ({_verdicts()})"
     if not ggml.is_installed():
-        return "compiled for this machine; llama-cpp-python is not installed"
+        return f"{ours}; llama-cpp-python is not installed"
+    if fault := _fault_of_ggml():
+        return f"{ours}; ggml's {fault}"
+    if chosen == "compiled":
+        return f"{ours}, from the first row on (EDGE_LLAMA_KERNELS)"
+    return f"{ours}; ggml's for small models, while ours are compiled, and for what is refused"
+
+
+def _verdicts() -> str:
+    """What is known of the compiled kernels: which gave the expected bytes here."""
+    known = compiled.verdicts()
+    accepted = "all" if len(known.accepted) == len(compiled.NAMES) else ", ".join(known.accepted)
+    parts = [f"accepted: {accepted}"] if accepted else []
+    if known.refused:
+        parts.append(f"refused, for they give other bytes here: {', '.join(known.refused)}")
+    return "; ".join(parts) or "none tried yet"
+
+
+def _fault_of_ggml() -> str:
+    """Why the installed ggml's kernels are not used, or ''; all formats of a library are built by the same flags."""
     try:
-        is_canonical = _is_canonical(FORMATS["q4_k"])
+        is_canonical = ggml_is_canonical(FORMATS["q4_k"]) and ggml_is_canonical(FORMATS["q4_0"])
     except EngineError as error:
-        return f"none: {error}"
-    if not is_canonical:
-        return (
-            "compiled for this machine; ggml's give other bytes here than elsewhere: its build fuses products and sums"
-        )
-    refused = ", ".join(compiled.refused())
-    besides = f", and for {refused}, whose compiled kernels give other bytes here" if refused else ""
-    return f"compiled for this machine; ggml's for small models and while they are compiled{besides}"
+        return f"can't be had: {error}"
+    if is_canonical:
+        return ""
+    return "are refused: they give other bytes here than elsewhere, as builds do that fuse products and sums"
 
 
 def check_kernels(formats: Collection[Format]) -> None:
     """EngineError unless there are kernels here that quantize to all ``formats``; none is loaded yet."""
     needed = _quantized(formats)
-    if ggml.is_installed() or not needed:
+    if not needed:
         return
-    if not compiled.is_available():
+    if choice() != "ggml" and compiled.is_available():
+        if missing := [format_ for format_ in needed if format_.name not in compiled.NAMES]:
+            require_ggml(f"quantizing to {missing[0]} takes ggml's own kernel", missing[0])
+        return
+    if not ggml.is_installed():
         raise EngineError(
             f"quantizing to {needed[0]} takes llama-cpp-python or numba, and neither is installed",
             remedy=f"{_LLAMA_CPP}, or {_NUMBA}",
         )
-    if missing := [format_ for format_ in needed if format_.name not in compiled.NAMES]:
-        ggml.require(f"quantizing to {missing[0]} takes ggml's own kernel")
+    for format_ in needed:
+        require_ggml(f"quantizing to {format_} without compiled kernels takes ggml's own", format_)
 
 
 def _quantized(formats: Collection[Format]) -> list[Format]:
@@ -137,25 +158,17 @@ def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
 
 
 def _ggml_will_do(needed: Collection[Format]) -> bool:
-    """Whether ggml's kernels can begin: they are here and give the expected bytes, or there are no others."""
-    if not ggml.is_installed():
-        return False
+    """Whether ggml's kernels can begin: they give the expected bytes, or there are no others (which was checked)."""
     if not compiled.is_available():
         return True
-    return all(_is_canonical(format_) for format_ in needed if format_.name in compiled.NAMES)
-
-
-@cache
-def _is_canonical(format_: Format) -> bool:
-    """Whether the ggml that is installed gives the bytes that all machines shall give: milliseconds."""
-    return gives_expected_bytes(format_, lambda rows, importance: ggml.quantize(rows, format_, importance))
+    return all(ggml_is_canonical(format_) for format_ in needed)
 
 
 def _load_all(needed: Collection[Format]) -> None:
     try:
         for format_ in needed:
             if not kernels.load(format_):
-                ggml.require(f"the compiled kernel of {format_} gives other bytes than it should on this machine")
+                require_ggml(f"the compiled kernel of {format_} gives other bytes than it should here", format_)
     except OSError as error:
         raise EngineError(
             f"compiled kernels have no place: {error}", remedy=f"set {CACHE_VARIABLE} to a folder that can be written"
@@ -184,10 +197,10 @@ class _Loader:
 
     def _load_all(self) -> None:
         import_module("quant.compiled.jit")  # numba loads while the first kernel is compiled elsewhere
-        from quant.compiled.cache import is_compiled  # noqa: PLC0415 - raises OSError where there is no place for it
+        from quant.compiled.cache import verdict  # noqa: PLC0415 - raises OSError where there is no place for it
 
         for name in self._names:
-            if is_compiled(name) or (self._may_compile and self._compile(name)):
+            if verdict(name) is not None or (self._may_compile and self._compile(name)):
                 kernels.load(FORMATS[name])
             if self._is_closed.is_set():
                 return

@@ -248,11 +248,13 @@ def rotary(hp: Hyperparameters) -> tuple[NDArray[np.float32], NDArray[np.float32
     """RoPE's cosines and sines for each pair of values in a head, float32 ``(patches + 1, head_dim / 2)``.
 
     The first half of the pairs is rotated by a patch's column, the second by its row, both from 1; the class token,
-    which is the last, is not rotated.
+    which is the last, is not rotated. Powers are float64's: float32's last bit is not every processor's.
     """
     patches = np.arange(hp.grid**2)
     half = hp.head_dim // 2
-    frequencies = (1 / hp.rope_theta ** (np.arange(0, half, 2, dtype=np.float32) / half)).astype(np.float32)
+    exponents = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
+    powers = np.power(np.float64(hp.rope_theta), exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers
     columns, rows = (place.astype(np.float32)[:, None] + 1 for place in (patches % hp.grid, patches // hp.grid))
     angles = np.concatenate([columns * frequencies, rows * frequencies], axis=1)
     angles = np.concatenate([angles, np.zeros((1, half), np.float32)])

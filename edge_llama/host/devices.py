@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from edge_llama.host.processors import from_cpuinfo, from_sysctl
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +47,21 @@ class Device:
 @cache
 def cpu() -> Cpu:
     """The processor of this machine, as far as the system tells."""
-    name, features = _linux_cpu() if sys.platform == "linux" else ("", ())
+    name, features = _told()
     return Cpu(name or platform.processor() or "unknown", platform.machine(), features)
 
 
-def _linux_cpu() -> tuple[str, tuple[str, ...]]:
+def _told() -> tuple[str, tuple[str, ...]]:
+    """A name and features; '' and () where the system has no text about them, or it can't be read."""
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return "", ()
-    first: dict[str, str] = {}
-    for line in lines:
-        key, _, value = line.partition(":")
-        first.setdefault(key.strip(), value.strip())
-    features = first.get("flags") or first.get("Features") or ""  # x86, ARM
-    return first.get("model name", ""), tuple(sorted(features.split()))
+        if sys.platform == "linux":
+            return from_cpuinfo(Path("/proc/cpuinfo").read_text("utf-8", "replace"))
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "machdep.cpu.brand_string", "hw.optional"]
+            return from_sysctl(subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return "", ()
 
 
 def cpu_threads() -> int:

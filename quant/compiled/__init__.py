@@ -2,7 +2,7 @@
 
 ggml's quantizers are scalar. Here each lane of a SIMD register works on a block of its own, and every lane keeps ggml's
 order of operations (:mod:`quant.compiled.lanes`), so that the bytes are the same. Where that can't be sure (infinities,
-numbers near the ends of float32) a kernel says so, and ggml quantizes these rows.
+numbers near the ends of float32) a kernel says so, and ggml quantizes these rows, if its own bytes are those expected.
 
 Whether it holds on this machine is not taken for granted: a compiler may fuse products and sums. So a kernel's bytes
 are compared with those expected (:mod:`quant.reference`) when it is loaded, and it is not used where one differs.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_llama.files.formats import FORMATS, Format
 from quant.reference import ggml
-from quant.reference.vectors import gives_expected_bytes
+from quant.reference.vectors import gives_expected_bytes, require_ggml
 
 _MODULES = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "k_quants"),
@@ -40,14 +40,16 @@ class Kernel:
     def quantize(self, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """``(n_rows, columns)``, C-contiguous and finite, as ``(n_rows, row_bytes)``; releases the GIL.
 
-        ``importance``: ``(columns,)`` float32. EngineError for rows that only ggml quantizes where it is missing.
+        ``importance``: ``(columns,)`` float32. EngineError for rows that only ggml quantizes where it is missing, or
+        gives other bytes than it should.
         """
         n_rows, columns = rows.shape
         out = np.empty((n_rows, self.format.row_bytes(columns)), np.uint8)
         odd = np.zeros(rows.size // self.format.block_size, np.bool_)
         self._function(rows.reshape(-1), columns, importance, out.reshape(-1), odd)
         if odd.any():
-            ggml.require(f"weights near the ends of float32 take ggml's own kernel of {self.format}")
+            need = f"weights near the ends of float32 take ggml's own kernel of {self.format}"
+            require_ggml(need, self.format, has_importance=importance is not None)
             for row in np.flatnonzero(odd.reshape(n_rows, -1).any(axis=1)):
                 out[row] = ggml.quantize(rows[row : row + 1], self.format, importance)
         return out
@@ -70,17 +72,25 @@ def load(name: str, *, has_importance: bool = False) -> Kernel | None:
     with cache.locked(name):
         is_right = gives_expected_bytes(kernel.format, kernel.quantize, has_importance=has_importance)
         if not has_importance:
-            cache.note_refused(name, not is_right)
+            cache.note(name, is_right)
     return kernel if is_right else None
 
 
-def refused() -> tuple[str, ...]:
-    """Names of the formats whose kernels were not used when they were last loaded: they give other bytes here."""
+class Verdicts(NamedTuple):
+    """Names of formats by what came of their kernels, without importance, when they were last loaded here."""
+
+    accepted: tuple[str, ...]
+    refused: tuple[str, ...]
+    """They give other bytes here than they should, and are not used."""
+
+
+def verdicts() -> Verdicts:
+    """What is known of the kernels; those in neither list were not compiled yet."""
     try:
         from quant.compiled import cache  # noqa: PLC0415
     except OSError:
-        return ()
-    return cache.refused()
+        return Verdicts((), ())
+    return Verdicts(*(tuple(name for name in NAMES if cache.verdict(name) is wanted) for wanted in (True, False)))
 
 
 class RowTools(NamedTuple):

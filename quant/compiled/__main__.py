@@ -3,12 +3,9 @@
 import sys
 
 from quant.compiled import load, load_rows
-from quant.compiled.cache import note_compiled
 
 if __name__ == "__main__":
     load_rows()
     has_importance = "--importance" in sys.argv
     for name in sys.argv[1 + has_importance :]:
         load(name, has_importance=has_importance)
-        if not has_importance:
-            note_compiled(name)

@@ -7,15 +7,25 @@ from typing import Any
 
 from filelock import FileLock
 
+from edge_llama.host.devices import cpu
 from edge_llama.host.user_cache import folder
 
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
-"""numba's. No contraction (FMA), no fast-math: each rounding is one that ggml's C does too. Divisions don't raise."""
+"""numba's. No fast-math, so no contraction (FMA): each rounding is one that ggml's C does too. Divisions don't raise.
+
+LLVM fuses ``fmul`` and ``fadd`` only where both carry the flag ``contract`` (LangRef, "Fast-Math Flags"), which numba
+sets by ``fastmath`` alone, or where the target machine's ``AllowFPOpFusion`` is ``Fast``. llvmlite leaves that at
+LLVM's default, ``Standard`` (``TargetOptions.h``: "only allow fusion of 'blessed' ops (currently just fmuladd)"), on
+every processor: what clang does unasked on aarch64 is the work of its front end, which emits ``fmuladd``.
+"""
 
 
 def _cache_folder() -> Path:
-    """One for each state of these sources and of the compiler: numba itself looks at one file's time only."""
-    digest = hashlib.sha256(f"{version('numba')} {sorted(FLAGS.items())}".encode())
+    """One for each state of these sources, of the compiler and of the processor, since verdicts are kept there too.
+
+    numba itself looks at one file's time only.
+    """
+    digest = hashlib.sha256(f"{version('numba')} {sorted(FLAGS.items())} {cpu()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return folder() / "kernels" / f"{version('edge-llama')}-{digest.hexdigest()[:16]}"
@@ -30,25 +40,14 @@ def locked(name: str) -> FileLock:
     return FileLock(FOLDER / f"{name}.lock")
 
 
-def is_compiled(name: str) -> bool:
-    """Whether the kernel of a format, without importance, lies ready."""
-    return (FOLDER / f"{name}.compiled").exists()
+def verdict(name: str) -> bool | None:
+    """Whether the kernel of a format, without importance, gave the bytes it should; None: it was never loaded here."""
+    if (FOLDER / f"{name}.accepted").exists():
+        return True
+    return False if (FOLDER / f"{name}.refused").exists() else None
 
 
-def note_compiled(name: str) -> None:
-    """Note that it does."""
-    (FOLDER / f"{name}.compiled").touch()
-
-
-def note_refused(name: str, is_refused: bool) -> None:
-    """Note whether a kernel, without importance, gave other bytes than it should."""
-    mark = FOLDER / f"{name}.refused"
-    if is_refused:
-        mark.touch()
-    else:
-        mark.unlink(missing_ok=True)
-
-
-def refused() -> tuple[str, ...]:
-    """Names of the formats whose kernels were refused when they were last loaded."""
-    return tuple(sorted(mark.stem for mark in FOLDER.glob("*.refused")))
+def note(name: str, is_right: bool) -> None:
+    """Note a verdict: the kernel lies compiled now."""
+    FOLDER.joinpath(f"{name}.{'accepted' if is_right else 'refused'}").touch()
+    FOLDER.joinpath(f"{name}.{'refused' if is_right else 'accepted'}").unlink(missing_ok=True)

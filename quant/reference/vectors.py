@@ -3,7 +3,7 @@
 The bytes of a quantized row hang on each rounding. A compiler that fuses a product with a sum (one rounding in place of
 two) changes some of them: clang and gcc do so by default on aarch64, where ggml's own bytes then differ from those of
 x86-64. Expected are the bytes without: ``scripts/kernel_hashes.py`` took them from ggml 0.25 on x86-64, and a test
-compares.
+compares. What misses them is not used, be it a compiled kernel or the ggml that is installed.
 """
 
 import hashlib
@@ -13,7 +13,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.errors import EngineError
 from edge_llama.files.formats import Format
+from quant.reference import ggml
 
 Rows = NDArray[np.float32]
 Quantize = Callable[[Rows, Rows | None], NDArray[np.uint8]]
@@ -21,24 +23,64 @@ Quantize = Callable[[Rows, Rows | None], NDArray[np.uint8]]
 _COLUMNS, _ROWS = 1024, 288
 _MANTISSAS = (24, 8, 4)
 """Bits of the weights' mantissas, ``_ROWS`` each: the fewer, the more often a weight lies on a level's border."""
+_BF16 = 8
 _SEED = 4
 """Of fourteen the one whose rows give kernels with fused products away most surely: by four blocks at least."""
 
 
 @cache
 def rows() -> Rows:
-    """``(864, 1024)`` float32, near enough to normal, of many sizes: the same everywhere.
+    """``(1152, 1024)`` float32, shaped as weights are and as they rarely are: the same everywhere.
 
     They are integers of PCG64's raw stream, which numpy keeps, times powers of two: no operation here rounds.
     """
-    count = len(_MANTISSAS) * _ROWS
-    drawn = np.random.PCG64(_SEED).random_raw(count * _COLUMNS).reshape(count, _COLUMNS)
-    thirds = [(drawn >> np.uint64(shift)).astype(np.int64) & 0x1FFFFF for shift in (0, 21, 42)]
-    sums = (sum(thirds) - 3 * (1 << 20)).astype(np.float32)  # type: ignore[union-attr]
-    weights: Rows = np.ldexp(sums, -21 - np.arange(count)[:, None] % 13).astype(np.float32)
-    bits = weights.view(np.uint32)
+    usual = _of_many_sizes(_drawn(_SEED, _ROWS * len(_MANTISSAS)))
     for part, mantissa in enumerate(_MANTISSAS):
-        bits[part * _ROWS : (part + 1) * _ROWS] &= np.uint32(-(1 << (24 - mantissa)) & 0xFFFFFFFF)
+        _cut(usual[part * _ROWS : (part + 1) * _ROWS], mantissa)
+    return np.concatenate([usual, _heavy_tailed(192), _extreme(96)])
+
+
+def _drawn(seed: int, count: int) -> Rows:
+    """``count`` rows from -1.5 to 1.5, near enough to normal: multiples of 2^-21."""
+    drawn = np.random.PCG64(seed).random_raw(count * _COLUMNS).reshape(count, _COLUMNS)
+    first, second, third = ((drawn >> np.uint64(shift)).astype(np.int64) & 0x1FFFFF for shift in (0, 21, 42))
+    return np.ldexp((first + second + third - 3 * (1 << 20)).astype(np.float32), -21)
+
+
+def _of_many_sizes(weights: Rows) -> Rows:
+    """Each row halved up to twelve times."""
+    return np.ldexp(weights, -(np.arange(len(weights), dtype=np.int32) % 13)[:, None])
+
+
+def _cut(weights: Rows, mantissa: int) -> None:
+    """Leave so many bits of the mantissas, in place."""
+    bits = weights.view(np.uint32)
+    bits &= np.uint32(-(1 << (24 - mantissa)) & 0xFFFFFFFF)
+
+
+def _heavy_tailed(count: int) -> Rows:
+    """Half of the weights doubled, half of these again, and so on, up to 2^10; every other row is bfloat16's."""
+    weights = _drawn(_SEED + 2, count)
+    tosses = np.random.PCG64(_SEED + 3).random_raw(weights.size).reshape(weights.shape)
+    lowest_bit = tosses & (~tosses + np.uint64(1))
+    weights = _of_many_sizes(weights * np.minimum(lowest_bit, np.uint64(1 << 10)).astype(np.float32))
+    _cut(weights[::2], _BF16)
+    return weights
+
+
+def _extreme(count: int) -> Rows:
+    """Bfloat16 rows of eight kinds in turn, of what has broken quantizers or tells how they round scales."""
+    weights = _drawn(_SEED + 4, count)
+    _cut(weights, _BF16)
+    columns = np.arange(_COLUMNS)
+    weights[0::8, ::256] *= 512  # an outlier to each super-block
+    weights[1::8] = weights[1::8, :1]  # constant
+    weights[2::8] = abs(weights[2::8])  # of one sign
+    weights[3::8] *= np.where(columns % 3 == 0, 1, 0)  # mostly zeros
+    weights[4::8] = np.where(weights[4::8] < 0, np.float32(-0.375), np.float32(0.375))  # ties wherever one looks
+    weights[5::8] *= np.where(columns % 64 < 32, 1, 0)  # whole blocks of zeros
+    weights[6::8] *= np.float32(2.0**-20)  # float16 scales below 2^-14 lose bits
+    weights[7::8] *= np.float32(2.0**14)
     return weights
 
 
@@ -61,29 +103,52 @@ def gives_expected_bytes(format_: Format, quantize: Quantize, *, has_importance:
     return hashed(quantize, has_importance) == _HASHES.get((format_.name, has_importance))
 
 
+def ggml_is_canonical(format_: Format, *, has_importance: bool = False) -> bool:
+    """Whether ggml is installed and gives the expected bytes of ``format_``: tenths of a second, once in a process."""
+    return ggml.is_installed() and _ggml_passes(format_, has_importance)
+
+
+@cache
+def _ggml_passes(format_: Format, has_importance: bool) -> bool:
+    return gives_expected_bytes(
+        format_, lambda rows, importance: ggml.quantize(rows, format_, importance), has_importance=has_importance
+    )
+
+
+def require_ggml(need: str, format_: Format, *, has_importance: bool = False) -> None:
+    """EngineError unless :func:`ggml_is_canonical`; ``need`` says in a sentence what takes ggml's kernel."""
+    ggml.require(need)
+    if not ggml_is_canonical(format_, has_importance=has_importance):
+        raise EngineError(
+            f"{need}, and the installed llama.cpp gives other bytes of {format_} than it should on every machine",
+            remedy="most likely its build fuses products and sums: build llama-cpp-python again with CFLAGS and "
+            "CXXFLAGS set to '-ffp-contract=off' (edge-llama devices shows what is used)",
+        )
+
+
 _HASHES = {
-    ("q2_k", False): "dbc97a7475937eec225f17b5e74870f88827d96ba07859e1fa710c162e0e0e74",
-    ("q2_k", True): "2ef7eac92c18592ee35b50a96efd2d6c3d3a2b833cd08872a2d641c7233f0155",
-    ("q3_k", False): "a38e4cb1c08200d3db73c43ffc21ee8976599dbcd72c296d119d68e8573302de",
-    ("q3_k", True): "fad844acebeef79f64f9dc996a154d050fc83c6b5416cd96c8fb27126360c8ae",
-    ("q4_k", False): "921b3e5f68a2e438a7e4b24adf2333b4188f453e4fafd97870147fbf94eed205",
-    ("q4_k", True): "ff05feac7c3c9df2c2a1ef3027274c298229136a21ecbb0a2c50623e2a899527",
-    ("q5_k", False): "88e6746f0f703a9b2d3324882884686069f79951ec1fbd0b4b7300bc51789db8",
-    ("q5_k", True): "14dbf8f059dd2ff2fa721603ec7652ac4ae98cd24d1c2e5da5bd89f7b64a62f5",
-    ("q6_k", False): "ba84ae33b294f843d71fff63ca8e97c53b3de3b2c82255c7e4269afe5ed32895",
-    ("q6_k", True): "aaae3590fa69c982047238303e04f1344a05ba5d1b7df5979438fd4238ea8273",
-    ("q4_0", False): "bf20343f7be68dad2d4dc0fb4f8adef4aa146bddacb99b5077061412d0996f86",
-    ("q4_0", True): "0d90c2639612de96f7934f7991b7eca4f477d7038c8e07d603be2735942921ed",
-    ("q4_1", False): "48ec0c46e0d9fc2aa2bec59aa41c560f4e30eb95fecfa88371242e3b599a085a",
-    ("q4_1", True): "2273ebb21d2f75a74aaefad79b06718e42e75a7595c2655f549d0355e0fe48fa",
-    ("q5_0", False): "9714db58605dfdb564dd632d9987b439a3bffe7217417fa3591f0974c6b1f2e7",
-    ("q5_0", True): "934c45e419dcb52c4c4de41553d804cc3e53efbc749bfcb12822d9c492fb0914",
-    ("q5_1", False): "9d8ef10afa1ee2ed1c502f56aef444c25a1bc531ac7f2b6dc791294c9f18bea6",
-    ("q5_1", True): "3de046da20ce8359a212513653bc8986530e0eee67f0f42b0302fce8f400dea7",
-    ("q8_0", False): "28b021a24ddbc31cba018041f2ac064c6e141f5e9244da0b36ad5b94c4852289",
-    ("q8_0", True): "28b021a24ddbc31cba018041f2ac064c6e141f5e9244da0b36ad5b94c4852289",
-    ("iq4_nl", False): "cf4bb64b1fa516f1c8cbbbaa0e7ee00f717e5f0cb4e65217358d30f6dd9bb98b",
-    ("iq4_nl", True): "8b9ef6925d1b1d5d54b53a6e518a51fed0cf610200fe96ffdcbe960969913420",
-    ("iq4_xs", False): "fdfedad593f10b1543c4efd26ef3dba7d2f803f5d366bd36aeacd3e621474bf0",
-    ("iq4_xs", True): "125ff261c4a664c8dfd6e95d3015d657524465de5e366300ea7e1030c237a8cc",
+    ("q2_k", False): "6ea31d7e7f34ed9a8077b1b0ee24c6ca53a7defebfda27133f8d6b06942a8afb",
+    ("q2_k", True): "1e9436b603f28326bac669c535360699530e47bc8bdba592c2100c761cffbc19",
+    ("q3_k", False): "f184ae9726a74d39400aebfae7e0a29e2d6a06ab5f687cc8d8a40e60d95fd16f",
+    ("q3_k", True): "683498762133dbd372a5d1050e56f4070231de14fc33ddc968ab6c30bf95d531",
+    ("q4_k", False): "02795fa75a67c95a0051441b804ac779c1812d3f01690868de86c18a5df4d6a7",
+    ("q4_k", True): "f60857fa77906d5489096635c742e61c311e1ca7ee7f5aca4a03a252afc39d86",
+    ("q5_k", False): "79702bcdafafce2fb5ff064ddb8f15abe4ed4de448868390f0f83f07dd2fdfaa",
+    ("q5_k", True): "087bbb24031b092fd1662da00c78afd7af50b46f5972090dbfa08432ef083c26",
+    ("q6_k", False): "a5f497ad199f1dcf1f8b69646ead4231e2cec7eb41814ee104e80df2c0824ea0",
+    ("q6_k", True): "85f1f173cefb40dfb79f650d60f1f1642038c03ed5e9ca1097281dcf8c3da5c3",
+    ("q4_0", False): "5bf4c0e6b286b2186eae944c05871b1a1a47e93610498a1cf25d28ed59d71285",
+    ("q4_0", True): "2d4bc0f5e280652239e0c12a8558ade2385c6f5a87c6f29eb3e1a05b44e361d4",
+    ("q4_1", False): "eeba1e498ce94bfc6ddd3a9db599bfea59d459d8726fe17407ffb258cb1630ca",
+    ("q4_1", True): "d23837874a0dea8e84e87204e57188fe896093de6e766b28eeb286015d1366f6",
+    ("q5_0", False): "0e74edd0a894e8fcf875206716eb0eecbdc38e1261a1a84b0ccfe524f73703d8",
+    ("q5_0", True): "c881a8fb222cd2cfce0cf40e6aac5d7b459716419d336189c1ba1be4fa279b4e",
+    ("q5_1", False): "275d0dd51521f1fef91efedebb897bef371c4ebb779b1e07132516b52107698d",
+    ("q5_1", True): "95c8bc765e2503a56d7337d4194a3bc1e752efb651c4b3090992899f79232006",
+    ("q8_0", False): "9f9878f8c51842487993e3795af126d08a6d4baacd8b3ceef03829389a83384e",
+    ("q8_0", True): "9f9878f8c51842487993e3795af126d08a6d4baacd8b3ceef03829389a83384e",
+    ("iq4_nl", False): "f2a2092d8da96d8355784e89487079c1cc8a6e07db34065ba18357fdb2877395",
+    ("iq4_nl", True): "e11ab33ac26b4f359df01bc7c181937cfa13c8c62bc48a1be045a2c84d716d1c",
+    ("iq4_xs", False): "69d0bc0505ac50bed9be2475e558c193eaf7648ebd0ad6f64f471837b698c61d",
+    ("iq4_xs", True): "70cd2403dddaad5f89a4de7d0bd04aaba01947f1101e6f9b9c435d5410d1518f",
 }

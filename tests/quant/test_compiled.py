@@ -19,7 +19,7 @@ from edge_llama.files.formats import BF16, F32, FORMATS
 from quant import compiled, kernels
 from quant.compiled import NAMES, Kernel
 from quant.loading import choice, in_use
-from quant.reference import ggml
+from quant.reference import ggml, vectors
 from quant.reference.vectors import gives_expected_bytes, hashed
 
 Rows = NDArray[np.float32]
@@ -195,11 +195,11 @@ def test_kernels_that_fuse_products_are_found_out(request: pytest.FixtureRequest
     with ThreadPoolExecutor(2) as pool:
         told = list(pool.map(accepted, (0, 1)))
     for half, (names, kernels_in_use) in enumerate(told):
-        refused = ", ".join(sorted(name for name, has_importance in FUSIBLE[half::2] if not has_importance))
+        refused = ", ".join(name for name, has_importance in FUSIBLE[half::2] if not has_importance)
         assert names == "[]"
         assert kernels_in_use == (
-            "compiled for this machine; ggml's for small models and while they are compiled, "
-            f"and for {refused}, whose compiled kernels give other bytes here"
+            f"compiled for this machine (refused, for they give other bytes here: {refused}); "
+            "ggml's for small models, while ours are compiled, and for what is refused"
         )
 
 
@@ -293,8 +293,45 @@ def test_an_unknown_demand_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         choice()
 
 
-def test_kernels_that_give_the_expected_bytes_are_told_as_in_use() -> None:
-    assert in_use() == "compiled for this machine; ggml's for small models and while they are compiled"
+def test_kernels_that_give_the_expected_bytes_are_told_as_accepted() -> None:
+    assert compiled.verdicts() == (NAMES, ())
+    assert in_use() == (
+        "compiled for this machine (accepted: all); "
+        "ggml's for small models, while ours are compiled, and for what is refused"
+    )
+
+
+def test_kernels_that_were_never_compiled_are_not_told_as_accepted(tmp_path: Path) -> None:
+    code = "from quant import compiled, kernels; from quant.loading import in_use; from quant.compiled import cache\n"
+    code += "print(in_use()); cache.locked('q8_0'); cache.note('q8_0', True); cache.note('q4_0', False)\n"
+    code += "cache.note('q4_0', True); cache.note('q6_k', False); print(*compiled.verdicts(), in_use())"
+    first, second = run(code, EDGE_LLAMA_KERNELS="auto", EDGE_LLAMA_CACHE=str(tmp_path)).splitlines()
+    assert first.startswith("compiled for this machine (none tried yet); ")
+    assert second.startswith("('q4_0', 'q8_0') ('q6_k',) compiled for this machine (accepted: ")
+    assert "(accepted: q4_0, q8_0; refused, for they give other bytes here: q6_k); ggml's" in second
+
+
+@pytest.mark.parametrize("has_importance", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_row_of_the_carried_vectors_is_left_to_ggml(name: str, has_importance: bool) -> None:
+    """Else whether a compiled kernel is accepted would depend on which ggml is installed."""
+    rows, weights = vectors.rows(), vectors.importance() if has_importance else None
+    odd = np.ones(rows.size // FORMATS[name].block_size, np.bool_)
+    out = np.empty(len(rows) * FORMATS[name].row_bytes(rows.shape[1]), np.uint8)
+    kernel(name, has_importance)._function(rows.reshape(-1), rows.shape[1], weights, out, odd)
+    assert not odd.any()
+
+
+def test_carried_vectors_hold_what_breaks_quantizers() -> None:
+    rows = vectors.rows()
+    assert np.isfinite(rows).all()
+    assert (rows.view(np.uint32) & 0xFFFF == 0).all(axis=1).sum() > 600  # bfloat16's
+    largest = abs(rows).max(axis=1)
+    assert largest.min() < 2e-6
+    assert largest.max() > 2e4
+    assert ((rows == rows[:, :1]).all(axis=1)).any()
+    assert (largest / np.median(abs(rows) + np.float32(1e-30), axis=1) > 200).any()
+    assert np.unique(abs(rows)[largest == 0.375]).size == 1
 
 
 def test_recoding_by_compiled_kernels_is_recoding_by_ggmls(rng: np.random.Generator) -> None:

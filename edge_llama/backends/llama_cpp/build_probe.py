@@ -9,6 +9,7 @@ is remembered for this build on this processor; a bad one is never: the check is
 
 import json
 import logging
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
@@ -31,22 +32,22 @@ from edge_llama.host import devices, user_cache
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
 _SECONDS = 120  # half a second when quiet
-# Without AMX, which some virtual machines announce and fault on; without products and sums fused into one rounding,
-# which would give other quantized bytes than on x86-64. scripts/install.py builds with the same.
-_COMPILER_FLAGS = {
-    **dict.fromkeys(("x86_64", "amd64"), "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"),
-    **dict.fromkeys(("aarch64", "arm64"), "-ffp-contract=off"),
-}
+# Without products and sums fused into one rounding, which would give other quantized bytes than elsewhere, and without
+# AMX, which some virtual machines announce and fault on. scripts/install.py builds with the same.
+_NO_FUSING = "-ffp-contract=off"
+_NO_AMX = f"{_NO_FUSING} -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
-def rebuild_remedy(machine: str) -> str:
-    """How to get an engine that works on a ``machine``, named as ``uname -m`` does."""
+def rebuild_remedy(machine: str, system: str = os.name) -> str:
+    """How to get an engine that works on a ``machine``, named as ``uname -m`` does, under a ``system`` as os.name."""
     command = (
         "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
         "llama-cpp-python llama-cpp-python"
     )
-    flags = _COMPILER_FLAGS.get(machine.lower())
-    return f"{command}; with CFLAGS and CXXFLAGS set to '{flags}'" if flags else command
+    if system == "nt":  # MSVC takes no such flags
+        return command
+    flags = _NO_AMX if machine.lower() in ("x86_64", "amd64") else _NO_FUSING
+    return f"{command}; with CFLAGS and CXXFLAGS set to '{flags}'"
 
 
 @dataclass(frozen=True, slots=True)

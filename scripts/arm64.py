@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Whether edge-llama on ARM64 gives what it gives on x86-64: bytes of files, texts, the engine's check. As root.
+
+usage: arm64.py [--all] [--architecture armv8-a|dotprod|i8mm] [--folder DIR]
+
+Here both run on an x86-64 machine, the ARM64 side under qemu (`arm64_root.py` sets it up). A line for each comparison;
+the exit code is 1 if one differs. ``--all`` converts the suite's small checkpoints too, by every recipe.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arm64_root import ARCHITECTURES, PROCESSOR, Emulated, set_up
+from engine_source import ROOT, cache_folder
+
+# Of each conversion, given as [source, output, options]: the SHA-256 of every file, or why it was refused.
+CONVERT = """
+import hashlib, json, sys
+from pathlib import Path
+import converters
+from edge_llama.errors import EdgeLlamaError
+for source, output, options in json.load(sys.stdin):
+    output = Path(output)
+    try:
+        converters.convert(source, output, force=True, **options)
+        files = [output] if output.is_file() else sorted(file for file in output.rglob("*") if file.is_file())
+        found = {str(file.relative_to(output.parent)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    except EdgeLlamaError as error:
+        found = {"refused": error.message}
+    print(json.dumps(found), flush=True)
+"""
+RECIPES = ("q4_0", "q4_k_m", "q6_k", "q8_0")
+# All settings are given: finding them out takes minutes under emulation.
+SETTINGS = ("--flash-attn", "off", "--kv", "f16", "--batch", "512", "--threads", "2")
+GREEDY = ("--temperature", "0", "--max-tokens", "12", "--quiet")
+PROMPTS = ("What is the capital of France?", "Count from one to five.")
+Conversion = tuple[str, str, dict[str, Any]]
+
+
+class Checks:
+    """Both sides, and what was found different."""
+
+    def __init__(self, emulated: Emulated) -> None:
+        self.emulated = emulated
+        self.failed: list[str] = []
+
+    def same(self, name: str, here: object, there: object) -> None:
+        """Print a line, and remember a difference."""
+        print(f"{'same' if here == there else 'DIFFERS'}  {name}", flush=True)
+        if here != there:
+            self.failed.append(name)
+            print(f"  x86-64: {here}\n  ARM64:  {there}", flush=True)
+
+    def here(self, arguments: Sequence[str], text: str = "", **variables: str) -> str:
+        """What Python prints on x86-64, in the folder that both sides share; ``text`` is its input."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+        return _output([sys.executable, *arguments], text, env=environment, cwd=self.emulated.work)
+
+    def there(self, arguments: Sequence[str], text: str = "", **variables: str) -> str:
+        """The same on ARM64; how long it took is told."""
+        start = time.monotonic()
+        printed = _output(self.emulated.command(arguments, variables), text)
+        print(f"         ({time.monotonic() - start:.0f} s under emulation)", flush=True)
+        return printed
+
+
+def _output(command: Sequence[str], text: str, **options: Any) -> str:
+    """What a command writes to stdout; SystemExit with what it complains of."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, **options)
+    if done.returncode:
+        sys.exit(f"{command[-3:]} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="edge-llama on ARM64 (under qemu) beside x86-64")
+    parser.add_argument("--all", action="store_true", help="every recipe on the suite's small checkpoints, too")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="i8mm")
+    parser.add_argument("--folder", type=Path, default=cache_folder() / "arm64")
+    options = parser.parse_args()
+    checks = Checks(set_up(options.folder.resolve(), options.architecture))
+    check_devices(checks)
+    check_conversions(checks, smollm2(checks))
+    check_texts(checks)
+    if options.all:
+        check_compiled_kernels(checks)
+        check_conversions(checks, small_checkpoints(checks))
+    if checks.failed:
+        sys.exit(f"{len(checks.failed)} differ: {', '.join(checks.failed)}")
+    print("ARM64 gives what x86-64 gives")
+
+
+def check_devices(checks: Checks) -> None:
+    """The engine's check in a child process, the processor's name, and that no kernel is refused."""
+    told = json.loads(checks.there(["-m", "edge_llama", "devices", "--check", "--json"]))
+    engine = told["engines"][0]
+    found = {
+        "processor": f"{told['cpu']['name']}, {told['cpu']['machine']}",
+        "decodes": bool(engine["checked"]) and not engine["problem"],
+        "refused": "refused" in told["kernels"].replace("for what is refused", ""),
+    }
+    wanted = {"processor": f"{PROCESSOR}, aarch64", "decodes": True, "refused": False}
+    checks.same("devices: the processor's name, the engine decodes, no kernel is refused", wanted, found)
+
+
+def smollm2(checks: Checks) -> list[Conversion]:
+    """The built-in model, as a checkpoint that both sides read, to what people convert to most."""
+    if not (checks.emulated.work / "smollm2").is_dir():
+        checks.here(["-m", "edge_llama", "convert", "smollm2", "smollm2", "--to", "safetensors"])
+    files = [("smollm2", f"smollm2-{quant}.gguf", {"quant": quant}) for quant in RECIPES]
+    return [*files, ("smollm2", "smollm2-int4", {"quant": "int4", "to": "onnx"})]
+
+
+def check_conversions(checks: Checks, conversions: Sequence[Conversion]) -> None:
+    """Each on both sides: files of the same names and bytes, or the same refusal."""
+    for source in dict.fromkeys(conversion[0] for conversion in conversions):
+        of_source = [conversion for conversion in conversions if conversion[0] == source]
+        both = zip(
+            of_source, _converted(checks, "x86-64", of_source), _converted(checks, "arm64", of_source), strict=True
+        )
+        for (_, output, _), here, there in both:
+            checks.same(f"{output}{': refused' * ('refused' in here)}", here, there)
+
+
+def _converted(checks: Checks, side: str, conversions: Sequence[Conversion], **variables: str) -> list[Any]:
+    """What came of each, in a process for all of them."""
+    (checks.emulated.work / side).mkdir(exist_ok=True)
+    python = checks.there if side == "arm64" else checks.here
+    asked = [[source, f"{side}/{output}", options] for source, output, options in conversions]
+    printed = python(["-c", CONVERT], json.dumps(asked), **variables).replace(f"{side}/", "")
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def check_texts(checks: Checks) -> None:
+    """Greedy answers of the files that ARM64 wrote."""
+    for quant in ("q4_k_m", "q4_0"):
+        for prompt in PROMPTS:
+            asked = ["-m", "edge_llama", "run", f"arm64/smollm2-{quant}.gguf", prompt, *SETTINGS, *GREEDY]
+            checks.same(f"{quant}: {prompt}", checks.here(asked), checks.there(asked))
+
+
+def check_compiled_kernels(checks: Checks) -> None:
+    """Numba's code for ARM64 in place of ggml's: the same bytes. Compiling it takes minutes the first time."""
+    conversions = [("smollm2", f"smollm2-{quant}-compiled.gguf", {"quant": quant}) for quant in ("q4_k_m", "q4_0")]
+    there = _converted(checks, "arm64", conversions, EDGE_LLAMA_KERNELS="compiled")
+    for (_, output, _), ours, theirs in zip(conversions, there, _converted(checks, "x86-64", conversions), strict=True):
+        checks.same(output, theirs, ours)
+
+
+def small_checkpoints(checks: Checks) -> list[Conversion]:
+    """The suite's small checkpoints of each family, to every recipe."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import checkpoints  # noqa: PLC0415 - the tests' own
+    import families  # noqa: PLC0415
+    import llama4  # noqa: PLC0415
+
+    from quant.onnx_recipe import RECIPES as ONNX_RECIPES  # noqa: PLC0415
+    from quant.recipe import RECIPES as GGUF_RECIPES  # noqa: PLC0415
+
+    whole = checkpoints.Shape(hidden=256, ffn=512)  # rows of whole super-blocks; the others' fall back
+    makers = {
+        "llama2": lambda folder: checkpoints.llama2(folder, shape=whole, dtype="F16"),
+        "llama3": lambda folder: checkpoints.llama3(folder, shape=whole, dtype="BF16"),
+        "smollm": checkpoints.smollm,
+        "llama4": llama4.text_only,
+        **{name: getattr(families, name) for name in ("mistral", "mixtral", "qwen2", "qwen3", "smollm3", "gemma3")},
+    }
+    for name, make in makers.items():
+        if not (checks.emulated.work / name).is_dir():
+            make(checks.emulated.work / name)
+    files = [(name, f"{name}-{quant}.gguf", {"quant": quant}) for name in makers for quant in GGUF_RECIPES]
+    folders = [
+        (name, f"{name}-{quant}{'-portable' * portable}", {"quant": quant, "to": "onnx", "portable": portable})
+        for name in makers
+        for quant in ONNX_RECIPES
+        for portable in (False, True)
+    ]
+    return [*files, *folders]
+
+
+if __name__ == "__main__":
+    main()
