@@ -78,7 +78,8 @@ _loading = threading.local()
 @contextmanager
 def assignments() -> Iterator[dict[int, str]]:
     """The device of each layer, the output after the last, as the model that this thread loads within is told."""
-    _loading.layers = layers = {}
+    layers: dict[int, str] = {}
+    _loading.layers = layers
     try:
         yield layers
     finally:
