@@ -44,6 +44,8 @@ SIDES = (300, 600, 1344)
 PATIENCE = 300
 """Seconds until a caller counts as lost."""
 GROWTH = 0.02
+_QUIET_TOKENS = 64
+"""That each caller writes while none comes or leaves."""
 
 
 @dataclass(slots=True)
@@ -128,7 +130,7 @@ def part(what: str, model_path: Path, options: argparse.Namespace, minutes: floa
         cache_bytes=options.cache_bytes,
     ) as model:
         soak = Soak(model, options.seed, options.pause, has_images=has_images)
-        quiet = soak.gap_alone(options.max_running)
+        quiet = soak.gap_alone(options.max_running, options.kv_cells)
         lost = soak.run(options.callers, 60 * minutes)
         stats = settled(model)
     tally = soak.tally
@@ -184,28 +186,31 @@ class Soak:
         self._is_over = threading.Event()
         self._lock = threading.Lock()
 
-    def gap_alone(self, count: int) -> float:
-        """Median seconds between tokens while ``count`` callers of the same kind write, and none comes or leaves."""
+    def gap_alone(self, count: int, cells: int) -> float:
+        """Median seconds between tokens while ``count`` callers of the same kind write, and none comes or leaves.
+
+        Their prompts are read before, and cut so that all have room in the ``cells``: else some would begin when
+        others have ended.
+        """
+        most = cells // count - 2 * _QUIET_TOKENS
         waiting = set(range(count))
         gaps: list[float] = []
 
-        def write(number: int) -> None:
-            last, taken = 0.0, 0
-            for piece in self._begin(np.random.default_rng([self._seed, 10**6 + number]), None):
-                waiting.discard(number)
+        def write(number: int, length: int) -> None:
+            last = 0.0
+            for piece in self._begin(np.random.default_rng([self._seed, 10**6 + number]), length, most=most):
                 now = time.perf_counter()
-                if last and piece.token_ids:
-                    gaps.append(now - last)
-                    taken += 1
+                if length > 1:
+                    waiting.discard(number)
+                    gaps.extend([now - last] if last and piece.token_ids else [])
                 last = 0.0 if waiting else now
-                if taken >= 64:
-                    break
 
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for length in (1, _QUIET_TOKENS):
+            threads = [threading.Thread(target=write, args=(number, length)) for number in range(count)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         return statistics.median(gaps)
 
     def run(self, callers: int, seconds: float) -> int:
@@ -272,11 +277,11 @@ class Soak:
             self.tally.gaps += gaps
 
     def _begin(
-        self, rng: np.random.Generator, length: int | None, deadline: float | None = None
+        self, rng: np.random.Generator, length: int | None, deadline: float | None = None, most: int = 4000
     ) -> edge_llama.Generation:
         sampling: dict[str, Any] = {"max_tokens": length, "seed": int(rng.integers(2**31)), "deadline": deadline}
         sampling["logit_bias"] = self._ends  # so that every answer has its length
-        tokens = int(rng.integers(100, 4001))
+        tokens = min(int(rng.integers(100, 4001)), most)
         if self._has_images and rng.random() < 0.5:
             side = int(rng.choice(SIDES))
             picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)

@@ -49,13 +49,6 @@ Entry = Held | State | Stored
 """What the tree leads to: a sequence, a copy in memory, a copy on disk."""
 
 
-def rank(entry: Entry | None) -> int:
-    """Of entries with as much of a prompt the highest is taken: an idle sequence, one in use, memory, disk."""
-    if isinstance(entry, Held):
-        return 3 if entry.is_running else 4
-    return {type(None): 0, Stored: 1, State: 2}[type(entry)]
-
-
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """Where a prompt left what was in the cache: after ``position`` tokens, with ``wanted`` in place of ``cached``."""

@@ -17,19 +17,17 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
-from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Entry, Held, Tokens, divergence, rank
+from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Entry, Held, Tokens, divergence
 from edge_llama.runtime.cells import Cells
 from edge_llama.runtime.copies import Copies, tell_lost
 from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.known_beginnings import KnownBeginnings
 from edge_llama.runtime.radix_tree import RadixTree
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 _IDLE_CELLS = 256
 """Cells of idle sequences that may slow others: llama.cpp's attention takes so many at once."""
-_WORTH_LOADING = 32
-"""A copy, or a file, is loaded for some of its tokens if it has at most so many times as many: loading one takes some
-hundredths of the time of prefilling it."""
 _WORTH_KEEPING = 32
 """Tokens of a sequence that nobody owns, from which on it is not cut for who begins as it did."""
 
@@ -53,6 +51,7 @@ class PromptCache:
         self._tower = tower
         self._slice_size = slice_size
         self._tree: RadixTree[Entry] = RadixTree()
+        self._known = KnownBeginnings(self._tree, slice_size, has_disk=disk is not None)
         self._free = list(range(tower.n_sequences))[::-1]
         self._cells = Cells(tower.n_sequences)
         self._held: list[Held] = []  # the least recently used first
@@ -70,14 +69,14 @@ class PromptCache:
 
     def known(self, prompt: Tokens) -> int:
         """How many tokens of the prompt are prefilled already, somewhere."""
-        return self._best(prompt)[0]
+        return self._known.best(prompt)[0]
 
     def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
         """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
 
         :meth:`begin` reads it otherwise, while the engine waits.
         """
-        while isinstance(found := self._best(prompt)[1], Stored):
+        while isinstance(found := self._known.best(prompt)[1], Stored):
             if self.copies.is_loading(found, on_done):
                 return True
         return False
@@ -320,46 +319,18 @@ class PromptCache:
 
     def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
-        length, found = self._best(prompt)
+        length, found = self._known.best(prompt)
         cells = self._cells_to_have()
         while isinstance(found, Stored) and len(found.tokens) <= cells:
             self.copies.load(found)
-            length, found = self._best(prompt)
+            length, found = self._known.best(prompt)
         if isinstance(found, State | Stored) and len(found.tokens) > cells >= len(prompt):
-            return self._longest(prompt, Held)
+            return self._known.longest(prompt, Held)
         return length, found
 
     def _cells_to_have(self) -> int:
         """How many there are if all that is idle leaves."""
         return self._tower.n_cells - self._cells.used_by({held.number for held in self._held if held.is_running})
-
-    def _best(self, prompt: Tokens) -> tuple[int, Entry | None]:
-        """What has the most of the prompt, and how much; of copies and files only what is worth loading."""
-        best = self._longest(prompt, Held)
-        kinds: list[type[Entry]] = [State, Stored] if self.copies.disk and not self._slice_size else [State]
-        for kind in kinds:
-            length, found = self._longest(prompt, kind, beyond=best[0])
-            best = (length, found) if found else best
-        return best
-
-    def _longest(self, prompt: Tokens, kind: type[Entry], beyond: int = 0) -> tuple[int, Entry | None]:
-        """Of the entries of a kind, rather an idle sequence; a copy or a file if what it has beyond is worth loading.
-
-        What is loaded from disk is as worthy as it was there, so that nothing is loaded again and again.
-        """
-        best: tuple[int, Entry | None] = (0, None)
-        for length, entry in self._tree.matches(prompt):
-            if length < best[0]:
-                break
-            if not isinstance(entry, kind):
-                continue
-            usable = min(length, len(entry.tokens))
-            if self._slice_size and not isinstance(entry, Stored):
-                usable = min(usable, entry.fixed) // self._slice_size * self._slice_size
-            is_worthy = isinstance(entry, Held) or (usable - beyond) * _WORTH_LOADING >= len(entry.tokens)
-            if usable and is_worthy and (usable, rank(entry)) > (best[0], rank(best[1])):
-                best = usable, entry
-        return best
 
     def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""

@@ -89,6 +89,25 @@ async def answer(
     return Response(status_code=LEFT) if body is None else json_response(body, headers=headers)
 
 
+async def worked(
+    request: Request,
+    fields: Fields,
+    model: str,
+    work: Callable[[Model], Mapping[str, Any]],
+    *,
+    ignored: Sequence[str] = (),
+) -> Response:
+    """The response to a request that wants no answer of the model: the object that ``work`` makes, in a thread."""
+    pool = server_of(request).pool
+
+    async def done() -> Mapping[str, Any]:
+        async with pool.lease(model) as lease:
+            return await pool.in_thread(work, lease.model)
+
+    body = await unless_left(request, done())
+    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers_of(fields, ignored))
+
+
 LEFT = 499
 """The status of what nobody waits for, as nginx writes it."""
 

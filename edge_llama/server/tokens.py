@@ -1,6 +1,5 @@
 """``/tokenize`` and ``/detokenize``, in llama-server's form."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -8,10 +7,8 @@ from pydantic import Field
 
 from edge_llama.model import Model
 from edge_llama.server.described import Said
-from edge_llama.server.events import unless_left
-from edge_llama.server.failures import json_response
 from edge_llama.server.fields import Fields, Refused
-from edge_llama.server.handling import LEFT, Here, Server, headers_of, model_name
+from edge_llama.server.handling import Here, model_name, worked
 from edge_llama.server.openai.objects import responses
 from edge_llama.server.token_ids import TokenIds, check_ids
 
@@ -68,7 +65,7 @@ async def tokenize(request: Request, fields: TokenizeFields, server: Here) -> Re
         pieces = fields.with_pieces
         return {"tokens": [{"id": token, "piece": _piece(model, token)} for token in ids] if pieces else ids}
 
-    return await _told(request, fields, server, work)
+    return await worked(request, fields, model_name(server, fields.model), work)
 
 
 @router.post("/detokenize", responses=responses(Content))
@@ -87,18 +84,7 @@ async def detokenize(request: Request, fields: DetokenizeFields, server: Here) -
         is_before = len(text) <= _LONGEST and text.startswith(" ") and tokenizer.encode(text[1:]) == fields.tokens
         return {"content": text[1:] if is_before else text}
 
-    return await _told(request, fields, server, work)
-
-
-async def _told(
-    request: Request, fields: TokenizeFields | DetokenizeFields, server: Server, work: Callable[[Model], dict[str, Any]]
-) -> Response:
-    async def done() -> dict[str, Any]:
-        async with server.pool.lease(model_name(server, fields.model)) as lease:
-            return await server.pool.in_thread(work, lease.model)
-
-    body = await unless_left(request, done())
-    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers_of(fields))
+    return await worked(request, fields, model_name(server, fields.model), work)
 
 
 def _piece(model: Model, token: int) -> str | list[int]:

@@ -1,9 +1,11 @@
 """Which models there are, and their tokens."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,17 @@ def test_the_client_lists_models_and_aliases(two: Served, small_talk: Path) -> N
         assert client.models.retrieve("org/name").owned_by == "edge-llama"
         with pytest.raises(openai.NotFoundError, match="there are small_talk"):
             client.models.retrieve("gpt-5")
+
+
+def test_anthropics_client_lists_the_same(two: Served, small_talk: Path) -> None:
+    with anthropic.Anthropic(base_url=two.url, api_key="none", max_retries=0) as client:
+        models = {model.id: model for model in client.models.list()}
+        assert {"small_talk", "gpt-4o", "org/name", two.pool.entries[1].name} == set(models)
+        aliased = client.models.retrieve("gpt-4o")
+        assert (aliased.type, aliased.display_name) == ("model", "small_talk")
+        assert aliased.created_at == datetime.fromtimestamp(int(small_talk.stat().st_mtime), UTC)
+        page = client.models.list()
+        assert (page.first_id, page.last_id, page.has_more) == (page.data[0].id, page.data[-1].id, False)
 
 
 def test_what_is_known_of_a_model_that_is_loaded(two: Served) -> None:

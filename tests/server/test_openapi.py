@@ -33,6 +33,7 @@ OPERATIONS = (
     ("get", "/v1/models"),
     ("get", "/v1/models/{name}"),
     ("post", "/v1/responses"),
+    ("post", "/v1/responses/input_tokens"),
     ("get", "/v1/responses/{response_id}"),
     ("delete", "/v1/responses/{response_id}"),
     ("get", "/v1/responses/{response_id}/input_items"),
@@ -70,7 +71,7 @@ def _make_likely(body: dict[str, Any], path: str, model: str, *, is_streamed: bo
         body["model"] = model
     if is_streamed:
         body["stream"] = True
-    if path == "/v1/responses":
+    if path.startswith("/v1/responses"):
         body.pop("previous_response_id", None)
         body.setdefault("input", "Hello!")
 

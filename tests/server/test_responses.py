@@ -218,6 +218,19 @@ def test_a_conversation_is_gone_on_with(talk: Served) -> None:
     assert same.usage.input_tokens == second.usage.input_tokens
 
 
+def test_tokens_are_counted_as_the_usage_will_count_them(talk: Served) -> None:
+    first = ask(talk, instructions="You are Captain Hook.", tools=[TOOL])
+    given = {"input": "And of Italy?", "previous_response_id": first.id, "tools": [TOOL], "instructions": "Be brief."}
+    counted = client(talk).responses.input_tokens.count(model=talk.name, **given)
+    answered = client(talk).responses.create(model=talk.name, max_output_tokens=4, **given)
+    assert answered.usage
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", answered.usage.input_tokens)
+    raw = talk.client.post("/v1/responses/input_tokens", json={"input": "Hello!", "personality": "friendly"})
+    assert raw.headers["edge-llama-ignored"] == "personality"
+    with pytest.raises(openai.BadRequestError, match=r"\d+ tokens"):
+        client(talk).responses.input_tokens.count(input="Hello! " * 50_000)
+
+
 def test_a_response_is_asked_for_again_and_deleted(talk: Served) -> None:
     created = ask(talk)
     responses = client(talk).responses

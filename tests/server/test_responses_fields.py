@@ -8,6 +8,7 @@ from literals import words_in
 from openai.types import responses as theirs
 from openai.types.responses import (
     easy_input_message_param,
+    input_token_count_params,
     response_create_params,
     response_input_item_param,
     tool_param,
@@ -19,7 +20,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from edge_llama.server.fields import Fields, rows
 from edge_llama.server.openai import responses_fields, responses_items
-from edge_llama.server.openai.responses_fields import ResponseFields
+from edge_llama.server.openai.responses_fields import InputTokenFields, ResponseFields
 from edge_llama.server.openai.responses_items import BuiltInItem, CallItem, CallOutputItem, MessageItem, ReasoningItem
 
 ASKED: dict[str, Any] = {"model": "m", "input": "Hello!"}
@@ -61,6 +62,7 @@ def test_every_parameter_has_its_treatment() -> None:
         response_create_params.ResponseCreateParamsStreaming,
     ):
         assert keys_of(params) <= names_of(ResponseFields)
+    assert keys_of(input_token_count_params.InputTokenCountParams) == names_of(InputTokenFields)
 
 
 def test_every_kind_of_item_has_its_treatment() -> None:

@@ -19,9 +19,7 @@ from edge_llama.server.anthropic.fields import (
 from edge_llama.server.anthropic.objects import FAILURES, STREAM, MessageOut, TokenCount
 from edge_llama.server.anthropic.writer import MessageWriter
 from edge_llama.server.asking import Answers, Ask
-from edge_llama.server.events import unless_left
-from edge_llama.server.failures import json_response
-from edge_llama.server.handling import LEFT, Here, answer, headers_of
+from edge_llama.server.handling import Here, answer, worked
 from edge_llama.server.template_places import fitted
 from edge_llama.server.thinking_effort import THINKING_BUDGETS
 
@@ -59,21 +57,14 @@ async def count_tokens(
 
     One so long that it clearly does not fit is an error, with both numbers.
     """
-    pool, max_images = server.pool, server.settings.limits.images
+    max_images = server.settings.limits.images
 
-    def counted(model: Model) -> int:
+    def counted(model: Model) -> dict[str, int]:
         tools = _tools(fields.tools)
         messages = fitted(model, messages_of(fields, max_images), tools)
-        return model.count_tokens(messages, tools=tools, n_ctx=model.n_ctx)
+        return {"input_tokens": model.count_tokens(messages, tools=tools, n_ctx=model.n_ctx)}
 
-    async def count() -> int:
-        async with pool.lease(fields.model) as lease:
-            return await pool.in_thread(counted, lease.model)
-
-    tokens = await unless_left(request, count())
-    if tokens is None:
-        return Response(status_code=LEFT)
-    return json_response({"input_tokens": tokens}, headers=headers_of(fields, _ignored(fields, beta, version)))
+    return await worked(request, fields, fields.model, counted, ignored=_ignored(fields, beta, version))
 
 
 def asked(model: Model, fields: MessageFields, max_images: int) -> Ask:

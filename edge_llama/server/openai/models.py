@@ -1,5 +1,6 @@
-"""``/v1/models``: which models may be asked for."""
+"""``/v1/models``: which models may be asked for, in OpenAI's form and Anthropic's at once."""
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
@@ -32,6 +33,10 @@ class ModelObject(Said):
     object: Literal["model"]
     created: int = Field(description="When its file was last changed, in seconds since 1970.")
     owned_by: str
+    type: Literal["model"]
+    display_name: str = Field(description="The model's own name, also of an alias.")
+    created_at: datetime = Field(description="As `created`, by RFC 3339.")
+    max_input_tokens: int | None = Field(description="As `n_ctx` below.")
     edge_llama: ModelFacts = Field(description="An extension.")
 
 
@@ -40,13 +45,17 @@ class ModelList(Said):
 
     object: Literal["list"]
     data: list[ModelObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: Literal[False]
 
 
 @router.get("/v1/models", responses=responses(ModelList))
 async def models(server: Here) -> Response:
     """The models, and aliases as models of their own, so that clients which look for a fixed name find it."""
     data = [_model(server, entry, name) for entry in server.pool.entries for name in (entry.name, *entry.aliases)]
-    return json_response({"object": "list", "data": data})
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return json_response({"object": "list", "data": data, **ends, "has_more": False})
 
 
 @router.get("/v1/models/{name:path}", responses=responses(ModelObject))
@@ -66,4 +75,14 @@ def _model(server: Server, entry: Entry, name: str) -> dict[str, Any]:
         "aliases": list(entry.aliases),
     }
     created = int(entry.path.stat().st_mtime) if entry.path.exists() else 0
-    return {"id": name, "object": "model", "created": created, "owned_by": "edge-llama", "edge_llama": facts}
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "edge-llama",
+        "type": "model",
+        "display_name": entry.name,
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "max_input_tokens": facts["n_ctx"],
+        "edge_llama": facts,
+    }

@@ -9,10 +9,16 @@ from edge_llama.model import Model
 from edge_llama.server.asking import Answers, Ask
 from edge_llama.server.described import event_stream
 from edge_llama.server.failures import ApiError, json_response
-from edge_llama.server.handling import Here, Server, answer, model_name
+from edge_llama.server.handling import Here, Server, answer, model_name, worked
 from edge_llama.server.openai import objects
 from edge_llama.server.openai.answer_options import ANY_OBJECT, form_options, tool_options
-from edge_llama.server.openai.responses_fields import LOGPROBS, ObjectFormat, ResponseFields, SchemaFormat
+from edge_llama.server.openai.responses_fields import (
+    LOGPROBS,
+    InputTokenFields,
+    ObjectFormat,
+    ResponseFields,
+    SchemaFormat,
+)
 from edge_llama.server.openai.responses_messages import (
     messages_of,
     namespaces_of,
@@ -20,7 +26,7 @@ from edge_llama.server.openai.responses_messages import (
     tool_choice_of,
     tools_of,
 )
-from edge_llama.server.openai.responses_objects import EVENTS, Deleted, InputItems, ResponseOut
+from edge_llama.server.openai.responses_objects import EVENTS, Deleted, InputItems, InputTokens, ResponseOut
 from edge_llama.server.openai.responses_writer import ResponseWriter
 from edge_llama.server.openai.token_texts import TokenTexts
 from edge_llama.server.store import Stored
@@ -56,6 +62,19 @@ async def create_response(request: Request, fields: ResponseFields, server: Here
         return ResponseWriter(_head(fields, answers, options), namespaces_of(fields), texts, kept)
 
     return await answer(request, fields, model_name(server, fields.model), ask, told, is_streamed=bool(fields.stream))
+
+
+@router.post("/v1/responses/input_tokens", responses=objects.responses(InputTokens))
+async def count_input_tokens(request: Request, fields: InputTokenFields, server: Here) -> Response:
+    """Count the tokens of a response's prompt, all that its usage will count as input."""
+
+    def counted(model: Model) -> dict[str, Any]:
+        tools = tools_of(fields)
+        messages = messages_of(fields.instructions, read_items(fields, server.responses), server.settings.limits.images)
+        count = model.count_tokens(fitted(model, messages, tools), tools=tools, n_ctx=model.n_ctx)
+        return {"object": "response.input_tokens", "input_tokens": count}
+
+    return await worked(request, fields, model_name(server, fields.model), counted)
 
 
 @router.get("/v1/responses/{response_id}", responses={200: {"model": ResponseOut}, **_KEPT})

@@ -205,13 +205,33 @@ _Metadata: TypeAlias = Annotated[
 ]
 
 
-class ResponseFields(Fields):
-    """A request for a response."""
+class PromptFields(Fields):
+    """What a prompt is made of, and what may follow it."""
 
     model: str | None = Field(None, description="A model's name or alias; may be left out where there is one model.")
     input: Input | None = Field(None, description="A text, or items: messages, calls, their outputs, reasoning.")
     instructions: str | None = Field(None, description="What the model is told first; not taken up by later responses.")
     previous_response_id: str | None = Field(None, description="A response whose conversation this goes on with.")
+    text: TextOptions | None = Field(None, description="The form of the answer.")
+    reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")
+    tools: list[ResponseTool] | None = Field(None, description="What the model may call.")
+    tool_choice: ResponseToolChoice | None = Field(
+        None, description="`auto`, `none`, `required` (1 to 16 calls), a function, or `allowed_tools`."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: the answer ends with its first call.")
+    truncation: Annotated[Literal["disabled", "auto"] | None, Refused(_NOTHING_CUT, allowed=("disabled",))] = None
+    conversation: Annotated[Any, Refused("conversations are kept by previous_response_id alone")] = None
+
+
+class InputTokenFields(PromptFields):
+    """A request for the tokens of a prompt."""
+
+    personality: Annotated[Any, Ignored("models here have one alone: the instructions may say another")] = None
+
+
+class ResponseFields(PromptFields):
+    """A request for a response."""
+
     store: bool | None = Field(
         None, description="false: the response can't be asked for again, and none goes on with it."
     )
@@ -231,16 +251,7 @@ class ResponseFields(Fields):
         description="`message.output_text.logprobs` asks for log-probabilities: of every token that was written, "
         "thoughts among them. The others add nothing, and are named as without effect.",
     )
-    text: TextOptions | None = Field(None, description="The form of the answer.")
-    reasoning: ReasoningOptions | None = Field(None, description="How much the model thinks.")
-    tools: list[ResponseTool] | None = Field(None, description="What the model may call.")
-    tool_choice: ResponseToolChoice | None = Field(
-        None, description="`auto`, `none`, `required` (1 to 16 calls), a function, or `allowed_tools`."
-    )
-    parallel_tool_calls: bool | None = Field(None, description="false: the answer ends with its first call.")
-    truncation: Annotated[Literal["disabled", "auto"] | None, Refused(_NOTHING_CUT, allowed=("disabled",))] = None
     background: Annotated[Any, Refused("answers come while the client waits", allowed=(False,))] = None
-    conversation: Annotated[Any, Refused("conversations are kept by previous_response_id alone")] = None
     prompt: Annotated[Any, Refused("no prompts are kept: send its text")] = None
     moderation: Annotated[Any, NO_MODERATION] = None
     context_management: Annotated[Any, Ignored(_NOTHING_CUT)] = None

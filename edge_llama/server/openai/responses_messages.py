@@ -18,7 +18,7 @@ from edge_llama.server.openai.responses_fields import (
     FunctionTool,
     NamedFunction,
     NamespaceTool,
-    ResponseFields,
+    PromptFields,
 )
 from edge_llama.server.openai.responses_items import (
     AnyItem,
@@ -47,7 +47,7 @@ def new_id(kind: str) -> str:
     return f"{_PREFIXES.get(kind, kind)}_{secrets.token_hex(16)}"
 
 
-def read_items(fields: ResponseFields, store: ResponseStore) -> list[dict[str, Any]]:
+def read_items(fields: PromptFields, store: ResponseStore) -> list[dict[str, Any]]:
     """The items that the model is to read, each with an id: those of earlier responses, and the request's.
 
     ApiError if an earlier response is not kept.
@@ -172,13 +172,13 @@ def joined(namespace: str | None, name: str) -> str:
     return f"{namespace.removesuffix(_BETWEEN)}{_BETWEEN}{name}"
 
 
-def namespaces_of(fields: ResponseFields) -> Namespaces:
+def namespaces_of(fields: PromptFields) -> Namespaces:
     """Those of the functions that are in one."""
     spaces = [tool for tool in fields.tools or () if isinstance(tool, NamespaceTool)]
     return {joined(space.name, tool.name): (space.name, tool.name) for space in spaces for tool in space.tools}
 
 
-def tools_of(fields: ResponseFields) -> list[dict[str, Any]]:
+def tools_of(fields: PromptFields) -> list[dict[str, Any]]:
     """The functions that the model is told of: those that ``tool_choice`` allows. ApiError if that names another."""
     functions = list(_functions(fields))
     if isinstance(fields.tool_choice, AllowedTools):
@@ -190,7 +190,7 @@ def tools_of(fields: ResponseFields) -> list[dict[str, Any]]:
     return [tool_schema(name, tool.description, tool.parameters) for name, tool in functions]
 
 
-def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
+def _functions(fields: PromptFields) -> Iterator[tuple[str, FunctionTool]]:
     """Each with the name that the model calls."""
     for tool in fields.tools or ():
         if isinstance(tool, FunctionTool):
@@ -200,7 +200,7 @@ def _functions(fields: ResponseFields) -> Iterator[tuple[str, FunctionTool]]:
                 yield joined(tool.name, inner.name), inner
 
 
-def tool_choice_of(fields: ResponseFields) -> str | dict[str, Any]:
+def tool_choice_of(fields: PromptFields) -> str | dict[str, Any]:
     """As the runtime says it."""
     match choice := fields.tool_choice:
         case None:

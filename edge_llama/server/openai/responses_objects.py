@@ -166,6 +166,13 @@ class Deleted(Said):
     deleted: Literal[True]
 
 
+class InputTokens(Said):
+    """How long a prompt is."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class _Numbered(Said):
     sequence_number: int
 
