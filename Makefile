@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-arm64 test-arm64-all kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -61,6 +61,11 @@ test-server-soak: $(ENV)/.installed-dev $(MODEL)
 test-agents: $(ENV)/.installed-dev
 	$(BIN)/python benchmarks/installed_agents.py $(ARGS)
 
+# A model's own process is killed at a hundred random moments, with callers in every phase.
+kills: $(ENV)/.installed-dev
+	EDGE_LLAMA_KILLS=100 $(BIN)/python -m pytest tests/isolation/test_isolated_deaths.py -k random --timeout 900
+
+.PHONY: test-arm64 test-arm64-all
 # ARM64 beside x86-64: the same bytes, the same texts. As root; the first time Debian's ARM64 is set up, for qemu.
 test-arm64: $(ENV)/.installed-dev
 	$(BIN)/python scripts/arm64.py $(ARGS)
@@ -68,10 +73,6 @@ test-arm64: $(ENV)/.installed-dev
 # The suite's small checkpoints by every recipe, too.
 test-arm64-all: $(ENV)/.installed-dev
 	$(BIN)/python scripts/arm64.py --all $(ARGS)
-
-# A model's own process is killed at a hundred random moments, with callers in every phase.
-kills: $(ENV)/.installed-dev
-	EDGE_LLAMA_KILLS=100 $(BIN)/python -m pytest tests/isolation/test_isolated_deaths.py -k random --timeout 900
 
 clean:
 	rm -rf $(ENV) dist build
