@@ -335,7 +335,10 @@ class Placement:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Placement":
         """What :meth:`to_json` or ``asdict`` gave, with lists in place of tuples."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**given)
 
     @property
     def where(self) -> str:

@@ -234,7 +234,7 @@ def _transposes() -> bool:
 
 def _try_out(artifact: VisionArtifact, placement: Placement) -> None:
     """ArtifactError if llama.cpp would end the process on this file there: a child process meets it first."""
-    key = {"file": artifact.identity, "engine": build_probe.build()}
+    key: dict[str, Any] = {"file": artifact.identity, "engine": build_probe.build()}
     if placement.devices:
         key |= {"devices": list(placement.devices), "environment": environment()}
     if not crash_probe.has_children() or user_cache.recall(_TRIAL, key) is not None:
