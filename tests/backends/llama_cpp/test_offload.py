@@ -272,4 +272,4 @@ def test_options_of_open_about_devices_are_checked(small_talk: Path) -> None:
         ({"device": "cuda:0,cuda:0"}, "cuda:0 is named twice"),
     ):
         with pytest.raises(edge_llama.OptionError, match=problem):
-            edge_llama.open(small_talk, **options)  # type: ignore[arg-type] # as a careless caller gives them
+            edge_llama.open(small_talk, **options)

@@ -30,7 +30,7 @@ def test_the_device_is_listed_although_a_verdict_without_it_is_remembered() -> N
     without = {name: value for name, value in os.environ.items() if name != "GGML_VK_VISIBLE_DEVICES"}
     names = []
     for environment in (without, dict(os.environ)):
-        command = [sys.executable, "-m", "edge_llama", "devices", "--json"]
+        command = [sys.executable, "-c", "from edge_llama.cli import main; main()", "devices", "--json"]
         told = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
         names.append([device["option"] for device in told["engines"][0]["devices"]])
     assert "vulkan:0" not in names[0], "the engine leaves out devices that compute on the processor"
