@@ -44,7 +44,8 @@ def _drawn(seed: int, count: int) -> Rows:
     """``count`` rows from -1.5 to 1.5, near enough to normal: multiples of 2^-21."""
     drawn = np.random.PCG64(seed).random_raw(count * _COLUMNS).reshape(count, _COLUMNS)
     first, second, third = ((drawn >> np.uint64(shift)).astype(np.int64) & 0x1FFFFF for shift in (0, 21, 42))
-    return np.ldexp((first + second + third - 3 * (1 << 20)).astype(np.float32), -21)
+    weights: Rows = np.ldexp((first + second + third - 3 * (1 << 20)).astype(np.float32), -21)
+    return weights
 
 
 def _of_many_sizes(weights: Rows) -> Rows:
