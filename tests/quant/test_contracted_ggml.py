@@ -89,7 +89,7 @@ for name, has_importance in eval(sys.argv[2]):
 """
 ASKED = [*((name, False) for name in NAMES), *((name, True) for name in ("q2_k", "q3_k", "q4_1", "q5_1", "q8_0"))]
 UNCHANGED = {("q3_k", False), ("q4_1", False), ("q5_1", False), ("q8_0", False), ("q8_0", True)}
-"""Of those what fused sums leave alone on x86-64; at -O3 with AVX2 they change q3_k, too."""
+"""Of those what fused sums leave alone here; another compiler may change more, and be refused in more."""
 
 
 def test_it_is_refused_in_every_format_whose_bytes_it_changes(
