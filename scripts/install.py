@@ -24,11 +24,11 @@ from pathlib import Path
 
 from engine_source import ENGINE, ROOT, cache_folder, fetch
 
-# gcc and clang may fuse products and sums, which rounds once instead of twice: quantized bytes would differ from those
-# of other machines. On aarch64 they do so unasked, on x86-64 where a flag allows FMA (the user's own -march=native).
+# gcc and clang fuse products and sums unasked where every processor can, as on aarch64: that rounds once instead of
+# twice, and quantized bytes would differ from x86-64's, where llama.cpp compiles what quantizes without FMA.
 NO_FUSING = "-ffp-contract=off"
 # Some virtual machines announce AMX and fault on its first instruction.
-NO_AMX = f"{NO_FUSING} -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PROOF = """
 import sys
 from edge_llama.backends.llama_cpp import build_probe
@@ -98,9 +98,9 @@ def variants(machine: str = platform.machine(), system: str = os.name) -> Sequen
     """The ways to compile for this processor, the fastest first."""
     if system == "nt":  # another compiler: MSVC fuses nothing unasked since 17.0 (its /fp:contract)
         return (Variant("natively", ""),)
-    natively = Variant("natively", NO_FUSING)
-    is_x86 = machine.lower() in ("x86_64", "amd64")
-    return (natively, Variant("without AMX", NO_AMX)) if is_x86 else (natively,)
+    if machine.lower() in ("x86_64", "amd64"):
+        return (Variant("natively", ""), Variant("without AMX", NO_AMX))
+    return (Variant("natively", NO_FUSING),)
 
 
 def first_that_works(wheels: "Sequence[CachedWheel]", try_out: Callable[[Path], str]) -> "CachedWheel":

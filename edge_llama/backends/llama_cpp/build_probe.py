@@ -32,10 +32,10 @@ from edge_llama.host import devices, user_cache
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
 _SECONDS = 120  # half a second when quiet
-# Without products and sums fused into one rounding, which would give other quantized bytes than elsewhere, and without
-# AMX, which some virtual machines announce and fault on. scripts/install.py builds with the same.
+# Without products and sums fused into one rounding, which would give other quantized bytes than on x86-64; and there
+# without AMX, which some virtual machines announce and fault on. scripts/install.py builds with the same.
 _NO_FUSING = "-ffp-contract=off"
-_NO_AMX = f"{_NO_FUSING} -mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
 def rebuild_remedy(machine: str, system: str = os.name) -> str:

@@ -47,7 +47,7 @@ def test_the_installed_engine_decodes() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")
 def test_an_engine_that_kills_its_process_is_reported(broken_interpreter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", broken_interpreter)
-    with pytest.raises(EngineError, match=r"died of signal 11.*CXXFLAGS set to '-ffp-contract=off"):
+    with pytest.raises(EngineError, match=r"died of signal 11.*CXXFLAGS set to '-"):
         build_probe.check()
 
 
