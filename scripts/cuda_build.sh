@@ -42,7 +42,7 @@ fi
 
 # Beside the GPU's code there is the CPU's: as scripts/install.py builds it.
 case $(uname -m) in
-x86_64 | amd64) flags="-ffp-contract=off -mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
+x86_64 | amd64) flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
 *) flags="-ffp-contract=off" ;;
 esac
 export CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags"
