@@ -186,8 +186,8 @@ def speed(setup: Setup) -> Row:
 def callers(setup: Setup) -> Row:
     """Tokens/s of all callers together, for several numbers of them."""
     label, most = f"callers, {setup.form.label}", max(setup.size.callers)
-    room = {"n_ctx": 256, "max_running": most, "kv_cells": max(256, most * (setup.size.tokens + 64))}
-    with opened(setup, setup.form.speed, setup.device, **room) as model:
+    room = most * (setup.size.tokens + 64)  # which all share
+    with opened(setup, setup.form.speed, setup.device, n_ctx=room, max_running=most) as model:
         if model.stats().max_running == 1:
             return Row(label, "left out", "the engine serves one after the other")
         together(model, 1, 2, setup.size.seconds)

@@ -17,7 +17,7 @@ CASES = [*((check, "gguf") for check in ON_GGUF), *((check, "onnx") for check in
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("inputs")
-    names = ("text.gguf", "text-onnx", "digits-gguf", "speed.gguf")
+    names = ("text.gguf", "text-onnx", "digits-gguf", "speed.gguf", "speed-onnx")
     return {name: str(make(name, folder, is_quick=True)) for name in names}
 
 
@@ -36,6 +36,7 @@ def test_a_resumed_session_goes_on_with_its_cache(inputs: dict[str, str]) -> Non
 
 def test_what_a_device_does_not_do_is_left_out(inputs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("part", Setup("cpu", FORMS["gguf"], inputs, QUICK)).outcome == "left out"
+    assert run("callers", Setup("cpu", FORMS["onnx"], inputs, QUICK)).told == "the engine serves one after the other"
     assert main(["--device", "npu:qnn", "--checks", "text", "speed"]) == 1, "it did nothing"
     assert "| text, speed, ONNX in integers | left out | no text tower" in capsys.readouterr().out
 
