@@ -36,6 +36,7 @@ for source, output, options in json.load(sys.stdin):
         found = {"refused": error.message}
     print(json.dumps(found), flush=True)
 """
+CLI = ("-c", "from edge_llama.cli import main; main()")
 RECIPES = ("q4_0", "q4_k_m", "q6_k", "q8_0")
 # All settings are given: finding them out takes minutes under emulation.
 SETTINGS = ("--flash-attn", "off", "--kv", "f16", "--batch", "512", "--threads", "2")
@@ -99,7 +100,7 @@ def main() -> None:
 
 def check_devices(checks: Checks) -> None:
     """The engine's check in a child process, the processor's name, and that no kernel is refused."""
-    told = json.loads(checks.there(["-m", "edge_llama", "devices", "--check", "--json"]))
+    told = json.loads(checks.there([*CLI, "devices", "--check", "--json"]))
     engine = told["engines"][0]
     found = {
         "processor": f"{told['cpu']['name']}, {told['cpu']['machine']}",
@@ -113,7 +114,7 @@ def check_devices(checks: Checks) -> None:
 def smollm2(checks: Checks) -> list[Conversion]:
     """The built-in model, as a checkpoint that both sides read, to what people convert to most."""
     if not (checks.emulated.work / "smollm2").is_dir():
-        checks.here(["-m", "edge_llama", "convert", "smollm2", "smollm2", "--to", "safetensors"])
+        checks.here([*CLI, "convert", "smollm2", "smollm2", "--to", "safetensors"])
     files = [("smollm2", f"smollm2-{quant}.gguf", {"quant": quant}) for quant in RECIPES]
     return [*files, ("smollm2", "smollm2-int4", {"quant": "int4", "to": "onnx"})]
 
@@ -142,7 +143,7 @@ def check_texts(checks: Checks) -> None:
     """Greedy answers of the files that ARM64 wrote."""
     for quant in ("q4_k_m", "q4_0"):
         for prompt in PROMPTS:
-            asked = ["-m", "edge_llama", "run", f"arm64/smollm2-{quant}.gguf", prompt, *SETTINGS, *GREEDY]
+            asked = [*CLI, "run", f"arm64/smollm2-{quant}.gguf", prompt, *SETTINGS, *GREEDY]
             checks.same(f"{quant}: {prompt}", checks.here(asked), checks.there(asked))
 
 

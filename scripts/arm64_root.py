@@ -51,11 +51,11 @@ shift 4
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount --bind "$folder/cpuinfo" "$root/proc/cpuinfo"
-mount --bind "$folder/work" "$root/work"
+mount --bind "$folder/work" "$root/shared"
 mount --bind -o ro "$folder/site" "$root/site"
 mount --bind -o ro "$engine" "$root/engine"
 mount --bind -o ro "$source" "$root/source"
-exec chroot "$root" /usr/bin/env -i -C /work "$@"
+exec chroot "$root" /usr/bin/env -i -C /shared "$@"
 """
 CORE = """processor\t: {number}
 BogoMIPS\t: 50.00
@@ -81,17 +81,17 @@ class Emulated:
 
     @property
     def work(self) -> Path:
-        """What both sides see: ``/work`` there."""
+        """What both sides see: ``/shared`` there."""
         return self.folder / "work"
 
     def command(self, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-        """Runs Python with ``arguments`` there, in ``/work``; for subprocess."""
+        """Runs Python with ``arguments`` there, in ``/shared``; for subprocess."""
         variables = {
             "PATH": "/usr/bin:/bin",
-            "HOME": "/work/home",
+            "HOME": "/shared/home",
             "LANG": "C.UTF-8",
             "PYTHONPATH": "/source:/engine:/site",
-            "EDGE_LLAMA_CACHE": "/work/cache",
+            "EDGE_LLAMA_CACHE": "/shared/cache",
             **environment,
         }
         places = [self.folder / "root", self.folder, ROOT, self.engine]
@@ -150,7 +150,7 @@ def _commands() -> None:
 def _debian(root: Path) -> None:
     packages = "python3,libpython3-stdlib,libgomp1,ca-certificates"
     _run("mmdebstrap", "--mode=root", "--variant=minbase", "--arch=arm64", f"--include={packages}", DEBIAN, root)
-    for name in ("work", "site", "engine", "source"):
+    for name in ("shared", "site", "engine", "source"):
         (root / name).mkdir()
 
 

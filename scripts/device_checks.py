@@ -19,7 +19,7 @@ import psutil
 from device_inputs import QUESTIONS, pictures
 
 import edge_llama
-from edge_llama import Answer, EdgeLlamaError, Message, Model
+from edge_llama import Answer, Message, Model
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import OneSequence, Placement
 from edge_llama.backends.registry import open_artifact
@@ -366,7 +366,5 @@ def run(check: str, setup: Setup) -> Row:
     label = f"{check}, {setup.form.label}"
     try:
         return CHECKS[check][0](setup)
-    except EdgeLlamaError as error:
-        return Row(label, "failed", f"{type(error).__name__}: {error}")
     except Exception as error:  # a check that is wrong stops no other
         return Row(label, "failed", f"{type(error).__name__}: {error}")

@@ -353,6 +353,15 @@ class Placement:
         return f"{self.where} ({self.reason}{f'; {self.found}' if self.found else ''})"
 
 
+ON_CPU = Placement(0, "the default")
+
+
+def first_of(names: Sequence[str], count: int) -> str:
+    """``names``, of more than ``count`` the first, and how many more there are."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineState:
     """An engine on this machine. ``problem`` says why it can't be used, "" if it can; ``remedy`` what to do then."""

@@ -85,8 +85,7 @@ async def answer(
     if is_streamed:
         seconds = server.settings.keep_alive_seconds
         return EventStream(begin, counted, request.url.path, keep_alive_seconds=seconds, headers=headers)
-    body = await unless_left(request, whole())
-    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers)
+    return await _whole(request, whole(), headers)
 
 
 async def worked(
@@ -104,8 +103,12 @@ async def worked(
         async with pool.lease(model) as lease:
             return await pool.in_thread(work, lease.model)
 
-    body = await unless_left(request, done())
-    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers_of(fields, ignored))
+    return await _whole(request, done(), headers_of(fields, ignored))
+
+
+async def _whole(request: Request, work: Awaitable[Mapping[str, Any]], headers: Mapping[str, str]) -> Response:
+    body = await unless_left(request, work)
+    return Response(status_code=LEFT) if body is None else json_response(body, headers=headers)
 
 
 LEFT = 499

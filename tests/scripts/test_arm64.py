@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from arm64 import Checks
+from arm64 import CLI, Checks
 from arm64_root import ARCHITECTURES, CORE, PROCESSOR, Emulated, _once, _requirements
 
 from edge_llama.host.processors import from_cpuinfo
@@ -53,6 +53,11 @@ def test_a_difference_is_told_and_remembered(tmp_path: Path, capsys: pytest.Capt
     checks.same("texts", "Paris", "London")
     assert checks.failed == ["texts"]
     assert capsys.readouterr().out == "same  bytes\nDIFFERS  texts\n  x86-64: Paris\n  ARM64:  London\n"
+
+
+def test_the_command_line_is_called_as_both_sides_have_it(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    assert "convert" in Checks(Emulated(tmp_path, tmp_path / "engine")).here([*CLI, "--help"])
 
 
 def test_a_side_that_fails_ends_it_with_what_it_said(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def engine_devices() -> list[Device]:
 
 def pointer_of(name: str) -> int | None:
     """The address of ggml's device ``name``; None if there is none."""
-    return next((pointer for pointer in _pointers() if _text("ggml_backend_dev_name", pointer) == name), None)
+    return next((pointer for pointer in _pointers() if ggml_text("ggml_backend_dev_name", pointer) == name), None)
 
 
 def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
@@ -35,6 +35,11 @@ def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
             function.restype, function.argtypes = result, arguments
             return function
     raise AttributeError(name)
+
+
+def ggml_text(name: str, pointer: int) -> str:
+    """What a function of ggml says of the object at ``pointer``."""
+    return (ggml_function(name, ctypes.c_char_p, ctypes.c_void_p)(pointer) or b"").decode("utf-8", "replace")
 
 
 @cache
@@ -61,18 +66,14 @@ def _device(pointer: int) -> Device | None:
     )
     backend = ggml_function("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)(pointer)
     return Device(
-        name=_text("ggml_backend_dev_name", pointer),
+        name=ggml_text("ggml_backend_dev_name", pointer),
         kind=_KINDS[type_],
-        description=_text("ggml_backend_dev_description", pointer),
+        description=ggml_text("ggml_backend_dev_description", pointer),
         free_bytes=free.value,
         total_bytes=total.value,
-        backend=_text("ggml_backend_reg_name", backend),
+        backend=ggml_text("ggml_backend_reg_name", backend),
         is_integrated=type_ == _INTEGRATED,
     )
-
-
-def _text(name: str, pointer: int) -> str:
-    return (ggml_function(name, ctypes.c_char_p, ctypes.c_void_p)(pointer) or b"").decode("utf-8", "replace")
 
 
 def main() -> None:

@@ -104,8 +104,7 @@ def place_whole(asked: AskedDevice, found: Sequence[Device], nbytes: int) -> Pla
     gpu = max(gpus, key=_free)
     if nbytes > _free(gpu):
         raise OptionError(f"{nbytes:,} bytes do not fit {gpu.name}, {_free(gpu):,} are free", remedy=_CPU)
-    device = str(DeviceName(kind.name, (of_kind(kind, found).index(gpu),)))
-    return Placement(0, "as asked", device, (gpu.name,), is_strict=asked.is_strict)
+    return Placement(0, "as asked", _named(kind, [gpu], found), (gpu.name,), is_strict=asked.is_strict)
 
 
 def of_kind(kind: DeviceKind, found: Sequence[Device]) -> list[Device]:
@@ -118,9 +117,15 @@ def name_of(device: Device, found: Sequence[Device]) -> str:
     if device.kind == "cpu":
         return "cpu"
     for kind in KINDS.values():
-        if device in (gpus := of_kind(kind, found)):
-            return f"{kind.name}:{gpus.index(device)}"
+        if device in of_kind(kind, found):
+            return _named(kind, [device], found)
     return ""
+
+
+def _named(kind: DeviceKind, gpus: Sequence[Device], found: Sequence[Device]) -> str:
+    """Some of a kind's GPUs, as people name them."""
+    every = of_kind(kind, found)
+    return str(DeviceName(kind.name, tuple(map(every.index, gpus))))
 
 
 def described(device: Device, found: Sequence[Device]) -> Device:
@@ -207,11 +212,10 @@ def _filled(
     free = sum(map(_free, gpus)) * 9 // 10  # the rest is for compute buffers and the screen
     count, all_ = sizes.fitting(free), sizes.n_placeable
     room = f"{sizes.of_last(all_):,} bytes, {free:,} usable on {', '.join(gpu.name for gpu in gpus)}"
-    numbers = tuple(of_kind(kind, found).index(gpu) for gpu in gpus)
     placement = Placement(
         count,
         f"all fit: {room}" if count == all_ else f"as many as fit: {room}",
-        device=str(DeviceName(kind.name, numbers)),
+        device=_named(kind, gpus, found),
         devices=tuple(gpu.name for gpu in gpus),
         split_mode=asked.split_mode or "layer",
         tensor_split=asked.tensor_split,

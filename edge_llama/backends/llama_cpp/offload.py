@@ -5,18 +5,21 @@ silence; so a few tokens are decoded while every node of the graph is asked whos
 """
 
 import ctypes
+import logging
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from edge_llama.backends.base import Placement
-from edge_llama.backends.llama_cpp.devices import ggml_function, pointer_of
+from edge_llama.backends.base import Placement, first_of
+from edge_llama.backends.llama_cpp.devices import ggml_function, ggml_text, pointer_of
 from edge_llama.backends.llama_cpp.gpus import EXPERTS
 from edge_llama.errors import EngineError
 
+_log = logging.getLogger(__name__)
 _ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device ([^,]+),")
 _BUFFER = 8
 """Where a ggml_tensor has the address of its buffer: after its type, an int, and what aligns it (ggml.h)."""
@@ -98,17 +101,13 @@ def on_cpu(node: int) -> str | None:
 
     ``node``: the address of a ggml_tensor, as llama.cpp gives it to ``cb_eval`` when the graph has its memory.
     """
-    operation = _text("ggml_op_desc", node)
+    operation = ggml_text("ggml_op_desc", node)
     buffer = ctypes.c_void_p.from_address(node + _BUFFER).value
     if operation in _NO_WORK or not buffer:
         return None
     if not ggml_function("ggml_backend_buffer_is_host", ctypes.c_bool, ctypes.c_void_p)(buffer):
         return None
-    return f"{_text('ggml_get_name', node)} ({operation})"
-
-
-def _text(function: str, node: int) -> str:
-    return (ggml_function(function, ctypes.c_char_p, ctypes.c_void_p)(node) or b"").decode("utf-8", "replace")
+    return f"{ggml_text('ggml_get_name', node)} ({operation})"
 
 
 def computed_on_cpu(lib: Any, model: Any, params: Any) -> list[str]:
@@ -161,8 +160,17 @@ def astray(placement: Placement, layers: Mapping[int, str], nodes: Iterable[str]
 
 def told(nodes: Sequence[str]) -> str:
     """That the CPU computes these, by the names of the first; "" for none."""
-    more = f" and {len(nodes) - _SHOWN:,} more" if len(nodes) > _SHOWN else ""
-    return f"the CPU computes {', '.join(nodes[:_SHOWN])}{more}" if nodes else ""
+    return f"the CPU computes {first_of(nodes, _SHOWN)}" if nodes else ""
+
+
+def tell(problem: str, path: Path, placement: Placement) -> None:
+    """Warn of a ``problem`` with where the model at ``path`` is; EngineError if the placement is strict."""
+    if placement.is_strict:
+        raise EngineError(
+            f"{path}: device {placement.device}: {problem}",
+            remedy="take another device, or leave --strict-device out",
+        )
+    _log.warning("%s: device %s: %s", path, placement.device, problem)
 
 
 def _is_astray(node: str, first: int, cpu_moe: int, output: int) -> bool:

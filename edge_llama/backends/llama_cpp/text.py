@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.backends.base import AbortedError, CacheSize, Placement, Rows, checked_embeddings
+from edge_llama.backends.base import ON_CPU, AbortedError, CacheSize, Placement, Rows, checked_embeddings
 from edge_llama.backends.llama_cpp import build_probe, offload
 from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
@@ -33,7 +33,6 @@ from edge_llama.sampling.sampler import LogitsRow, Sampler
 
 _log = logging.getLogger(__name__)
 _ABORTED = 2
-_ON_CPU = Placement(0, "the default")
 _TRIAL_CTX = 256
 _REFUSED = "the file is damaged, or newer than this llama.cpp: download it again, or update llama-cpp-python"
 _THERE = "take --device cpu, another device or --split-mode, or a smaller --n-ctx"
@@ -118,7 +117,7 @@ class LlamaCppTower:
         flash_attention: bool,
         kv_format: str,
         n_batch: int = 512,
-        placement: Placement = _ON_CPU,
+        placement: Placement = ON_CPU,
         embeds: Callable[[], bool] = lambda: True,
     ) -> None:
         """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
@@ -202,12 +201,7 @@ class LlamaCppTower:
         where = offload.described(layers, output)
         if not problem:
             return where
-        if placement.is_strict:
-            raise EngineError(
-                f"{self._artifact.path}: device {placement.device}: {problem}",
-                remedy="take another device, or leave --strict-device out",
-            )
-        _log.warning("%s: device %s: %s", self._artifact.path, placement.device, problem)
+        offload.tell(problem, self._artifact.path, placement)
         return f"{where}; {problem}"
 
     @property

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError, Placement
+from edge_llama.backends.base import ON_CPU, AbortedError, Placement
 from edge_llama.backends.device_names import environment
 from edge_llama.backends.llama_cpp import build_probe, offload
 from edge_llama.backends.llama_cpp.first_run import PROBE
@@ -42,14 +42,13 @@ _log = logging.getLogger(__name__)
 _NODES = 4
 """Nodes of the graph between two looks at whether to stop: a tenth of a layer."""
 _TRIAL, _ORDER = "first-encoding", "encoder-order"
-_ON_CPU = Placement(0, "the default")
 _REFUSED = "the file is damaged, or newer than this llama.cpp: convert it again, or update llama-cpp-python"
 
 
 class LlamaCppVision:
     """A vision tower of an mmproj file. Keeps the Protocol :class:`edge_llama.backends.base.VisionTower`."""
 
-    def __init__(self, artifact: VisionArtifact, *, threads: int, placement: Placement = _ON_CPU) -> None:
+    def __init__(self, artifact: VisionArtifact, *, threads: int, placement: Placement = ON_CPU) -> None:
         """Load the tower. ArtifactError if llama.cpp refuses the file or would die of it; EngineError.
 
         With a strict ``placement`` also for nodes that the CPU would compute.
@@ -99,7 +98,7 @@ def levels(tile: NDArray[np.float32], mean: tuple[float, ...], std: tuple[float,
 class _Encoder:
     """llama.cpp's encoder as it is."""
 
-    def __init__(self, artifact: VisionArtifact, threads: int, placement: Placement = _ON_CPU) -> None:
+    def __init__(self, artifact: VisionArtifact, threads: int, placement: Placement = ON_CPU) -> None:
         llama = the_engine()
         self._lib = lib = _library()
         self._artifact = artifact
@@ -117,13 +116,15 @@ class _Encoder:
         params.print_timings = params.warmup = False
         params.n_threads = threads
         self._placement, self._astray = placement, dict[str, None]()
-        self.is_aborted = self._is_stopped = self._is_told = False
+        self.is_aborted = self._is_stopped = False
+        self._looks_at_nodes = bool(placement.devices)
+        """Until the first encoding is done: the graph of each has the same."""
         nodes = itertools.count()
 
         def goes_on(node: int | None, is_asked: bool, _data: int | None) -> bool:
             """Before a node: whether to call again after it. After it: whether to go on."""
             if is_asked:
-                if placement.devices and node and (name := offload.on_cpu(node)):
+                if self._looks_at_nodes and node and (name := offload.on_cpu(node)):
                     self._astray[name] = None
                 return next(nodes) % _NODES == 0
             self._is_stopped = self.is_aborted
@@ -170,15 +171,9 @@ class _Encoder:
 
     def _check_nodes(self) -> None:
         """EngineError if the CPU computed nodes although the placement is strict; else that is told once."""
-        problem, device = offload.told(list(self._astray)), self._placement.device
-        if problem and self._placement.is_strict:
-            raise EngineError(
-                f"{self._artifact.path}: device {device}: {problem}",
-                remedy="take another device, or leave --strict-device out",
-            )
-        if problem and not self._is_told:
-            self._is_told = True
-            _log.warning("%s: device %s: %s", self._artifact.path, device, problem)
+        if self._looks_at_nodes and (problem := offload.told(list(self._astray))):
+            offload.tell(problem, self._artifact.path, self._placement)
+        self._looks_at_nodes = False
 
     def _images(self, chunks: Any) -> tuple[Any, ...]:
         lib = self._lib
@@ -251,7 +246,7 @@ def _try_out(artifact: VisionArtifact, placement: Placement) -> None:
         user_cache.remember(_TRIAL, key, {"survived": True})
 
 
-def _bright(path: Path, placement: Placement = _ON_CPU) -> int | None:
+def _bright(path: Path, placement: Placement = ON_CPU) -> int | None:
     """The only token that differs from the others when the upper right corner is bright; None if there is none."""
     artifact = read_mmproj(path)
     side = artifact.spec.tile
@@ -279,7 +274,7 @@ def main(path: str, placement: str = "") -> None:
     """The child: open the file, encode a picture, say what came of it."""
     crash_probe.begin()
     try:
-        said = {"bright": _bright(Path(path), Placement.from_json(json.loads(placement)) if placement else _ON_CPU)}
+        said = {"bright": _bright(Path(path), Placement.from_json(json.loads(placement)) if placement else ON_CPU)}
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)
         said = {"bright": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import installed_version
+from edge_llama.backends.base import first_of, installed_version
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
@@ -38,8 +38,7 @@ class Nodes:
     @property
     def named(self) -> str:
         """The first that are left to the CPU, and how many more."""
-        more = f" and {len(self.left) - _NAMED:,} more" if len(self.left) > _NAMED else ""
-        return f"{', '.join(self.left[:_NAMED])}{more}"
+        return first_of(self.left, _NAMED)
 
 
 def open_session(

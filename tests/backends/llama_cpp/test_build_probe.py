@@ -1,7 +1,6 @@
 """The proof that llama.cpp works here, and what a broken build looks like."""
 
 import os
-import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +10,6 @@ import pytest
 
 from edge_llama import EngineError
 from edge_llama.backends.llama_cpp import build_probe
-from edge_llama.host.user_cache import CACHE_VARIABLE
 
 ABORTING = """
 import os, types
@@ -19,22 +17,6 @@ __version__ = "0.3.36"
 llama_model_default_params = types.SimpleNamespace
 def llama_model_load_from_file(*_): os.abort()
 """
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
-    return folder
-
-
-@pytest.fixture
-def broken_interpreter(tmp_path: Path) -> str:
-    """A real child that dies of SIGSEGV, as a build for another processor does."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    return str(fake)
 
 
 def test_the_installed_engine_decodes() -> None:

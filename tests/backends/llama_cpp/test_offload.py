@@ -3,7 +3,6 @@
 import ctypes
 import json
 import os
-import stat
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -126,21 +125,6 @@ def test_layers_are_told_in_spans() -> None:
     layers = {0: "CPU", 1: "CUDA0", 2: "CUDA0", 3: "CUDA1", 4: "CUDA1"}
     assert offload.described(layers, 4) == "layers 0 on CPU, 1 to 2 on CUDA0, 3 and the output on CUDA1"
     assert offload.described({}, 4) == ""
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def broken_interpreter(tmp_path: Path) -> str:
-    """A real child that dies of SIGSEGV, as of a driver."""
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nkill -SEGV $$\n")
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    return str(fake)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell script as interpreter")

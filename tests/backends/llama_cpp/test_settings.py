@@ -10,7 +10,6 @@ from edge_llama.backends.llama_cpp import tune
 from edge_llama.backends.llama_cpp.settings import Figure, Setting, choose, fastest
 from edge_llama.backends.registry import open_artifact
 from edge_llama.files.artifact import Artifact
-from edge_llama.host.user_cache import CACHE_VARIABLE
 
 OFF, ON, SMALL = Setting(), Setting(flash_attention=True), Setting(n_batch=128)
 
@@ -18,12 +17,6 @@ OFF, ON, SMALL = Setting(), Setting(flash_attention=True), Setting(n_batch=128)
 @pytest.fixture
 def artifact(packaged: Path) -> Artifact:
     return open_artifact(packaged)
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def figures(*times: tuple[Setting, float, float]) -> list[Figure]:
