@@ -31,7 +31,7 @@ from comparison import say, started
 from concurrency import model_file
 from peers import ROOT
 from sides import Server, edge_llama_server
-from soak import GROWTH, PATIENCE, growth
+from soak import GROWTH, PATIENCE, fifths, growth, told
 
 from edge_llama.host import devices
 
@@ -52,7 +52,8 @@ class Report:
     lost: int
     left: dict[str, float]
     growth: float
-    megabytes: float
+    fifths: dict[str, list[float]]
+    """Memory of the server's process and of its children in each fifth of the time."""
 
     @property
     def is_good(self) -> bool:
@@ -65,7 +66,8 @@ class Report:
             f"  errors of ours: {len(self.errors)}",
             *(f"    {error}" for error in self.errors[:10]),
             f"  lost clients: {self.lost}; left in the server: {self.left}",
-            f"  memory grew by {self.growth:.1%} to {self.megabytes:.0f} MB; goal < {GROWTH:.0%}",
+            f"  memory grew by {self.growth:.1%}; goal < {GROWTH:.0%}; MB by fifths of the time: "
+            + ", ".join(f"{name} {told(each)}" for name, each in self.fifths.items()),
         )
         return "\n".join(lines)
 
@@ -123,12 +125,13 @@ class Soak:
         for thread in threads:
             thread.join(max(0.0, ends - time.monotonic()))
         lost = sum(thread.is_alive() for thread in threads)
-        return Report(
-            seconds / 60, dict(self.came), self.errors, lost, self._left(), growth(samples), samples[-1] / 2**20
-        )
+        growing = growth([server + children for server, children in samples])
+        server, children = (fifths(each) for each in zip(*samples, strict=True))
+        medians = {"the server": server, "its children": children}
+        return Report(seconds / 60, dict(self.came), self.errors, lost, self._left(), growing, medians)
 
-    def _sampled(self, seconds: float) -> list[float]:
-        """Bytes of the server and its children, until the time is over."""
+    def _sampled(self, seconds: float) -> list[tuple[float, float]]:
+        """Bytes of the server and of its children, until the time is over."""
         samples, ends = [], time.monotonic() + seconds
         while time.monotonic() < ends:
             samples.append(own_bytes(self.side.pid))
@@ -215,11 +218,12 @@ class Soak:
         return ""
 
 
-def own_bytes(pid: int) -> float:
-    """Memory of a process and its children alone: weights are mapped, and come and go with the page cache."""
+def own_bytes(pid: int) -> tuple[float, float]:
+    """Memory of a process and of its children, each alone: what is mapped comes and goes with the page cache."""
     process = psutil.Process(pid)
     memories = [each.memory_info() for each in (process, *process.children(recursive=True))]
-    return float(sum(memory.rss - memory.shared for memory in memories))
+    own, *others = (float(memory.rss - memory.shared) for memory in memories)
+    return own, sum(others)
 
 
 def working(side: Server) -> dict[str, float]:

@@ -72,6 +72,8 @@ class Report:
     lost: int
     left_in_engine: dict[str, int]
     growth: float
+    fifths: list[float]
+    """The process's own memory in each fifth of the time."""
     median_gap_alone: float
     p99_gap: float
     max_gap: float
@@ -88,7 +90,7 @@ class Report:
             f"  errors: {len(self.errors)}",
             *(f"    {error}" for error in self.errors[:10]),
             f"  lost callers: {self.lost}; left in the engine: {self.left_in_engine}",
-            f"  memory grew by {self.growth:.1%}; goal < {GROWTH:.0%}",
+            f"  memory grew by {self.growth:.1%}; goal < {GROWTH:.0%}; MB by fifths of the time: {told(self.fifths)}",
             f"  gap between tokens: p99 {self.p99_gap * 1e3:.0f} ms, the longest {self.max_gap * 1e3:.0f} ms; median "
             f"without arrivals {self.median_gap_alone * 1e3:.0f} ms: {ratio:.2f} x; goal <= 3 x",
         )
@@ -143,6 +145,7 @@ def part(what: str, model_path: Path, options: argparse.Namespace, minutes: floa
         lost,
         {"running": stats.running, "queued": stats.queued},
         growth(tally.bytes),
+        fifths(tally.bytes),
         quiet,
         float(np.percentile(gaps, 99)),
         max(gaps),
@@ -159,11 +162,21 @@ def settled(model: edge_llama.Model) -> Any:
     return stats
 
 
+def fifths(samples: Sequence[float]) -> list[float]:
+    """The median of each fifth of the time."""
+    parts = np.array_split(np.array(samples), 5)
+    return [float(np.median(each)) for each in parts if each.size]
+
+
 def growth(samples: Sequence[float]) -> float:
     """From the second fifth of the time, when caches are full, to the last."""
-    fifth = max(1, len(samples) // 5)
-    early = statistics.median(samples[fifth : 2 * fifth] or samples)
-    return statistics.median(samples[-fifth:]) / early - 1
+    medians = fifths(samples)
+    return medians[-1] / medians[min(1, len(medians) - 1)] - 1
+
+
+def told(medians: Sequence[float]) -> str:
+    """Bytes of each fifth, as megabytes."""
+    return " ".join(f"{each / 2**20:.0f}" for each in medians)
 
 
 def own_bytes() -> float:

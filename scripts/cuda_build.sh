@@ -41,9 +41,9 @@ if [ ! -d "$source/vendor/llama.cpp/ggml/src/ggml-cuda" ]; then
 fi
 
 # Beside the GPU's code there is the CPU's: as scripts/install.py builds it.
+flags="-ffp-contract=off"
 case $(uname -m) in
-x86_64 | amd64) flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
-*) flags="-ffp-contract=off" ;;
+x86_64 | amd64) flags="$flags -mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
 esac
 export CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags"
 

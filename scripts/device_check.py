@@ -35,6 +35,7 @@ from device_checks import CHECKS, FORMS, Row, Size, job_of
 from device_inputs import make
 
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import EngineState
 from edge_llama.backends.device_names import parse
 from edge_llama.errors import EdgeLlamaError, OptionError
 from edge_llama.host.devices import cpu
@@ -50,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    started = time.monotonic()
+    started, found = time.monotonic(), engines()
+    absent = {form: how for form in forms if (how := lacking(options.device, form, found))}
     with tempfile.TemporaryDirectory(prefix="device-check-") as folder:
-        rows = list(checked(options, forms, Path(folder), started + options.seconds))
-    report = {"device": options.device, "machine": machine(), "seconds": time.monotonic() - started}
+        here = [form for form in forms if form not in absent]
+        rows = list(checked(options, here, Path(folder), started + options.seconds))
+    rows += [Row(FORMS[form].label, "left out", how) for form, how in absent.items()]
+    report = {"device": options.device, "machine": machine(found), "seconds": time.monotonic() - started}
     print(json.dumps({**report, "rows": [asdict(row) for row in rows]}) if options.json else table(report, rows))
     is_done = any(row.outcome == "ok" for row in rows[1:])  # beside the conversions
     return 0 if is_done and not any(row.outcome == "failed" for row in rows) else 1
@@ -79,6 +83,20 @@ def forms_of(device: str) -> list[str]:
         return ["gguf", "onnx"]
     kinds = name.kinds
     return [form for form, has in (("gguf", any(k.ggml for k in kinds)), ("onnx", any(k.onnx for k in kinds))) if has]
+
+
+def lacking(device: str, form: str, found: Sequence[EngineState]) -> str:
+    """Why the engine of a form can't use the device here, and the command that brings it; "" if it can."""
+    kinds = parse(device).kinds
+    engine = found[0 if form == "gguf" else 1]
+    here = {parse(each.option).kind for each in engine.devices if each.option}
+    if not kinds or any(kind.name in here for kind in kinds):
+        return ""
+    possible = [kind for kind in kinds if kind.is_possible]
+    ways = [kind.ggml.remedy for kind in possible if kind.ggml]
+    if form != "gguf":
+        ways = [kind.onnx.install for kind in possible if kind.onnx]
+    return f"{engine.name} has none: {' or '.join(ways) or 'this system can not'}"
 
 
 def checked(options: argparse.Namespace, forms: Sequence[str], folder: Path, ends: float) -> Iterator[Row]:
@@ -157,9 +175,8 @@ class Progress:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def machine() -> dict[str, Any]:
+def machine(found: Sequence[EngineState]) -> dict[str, Any]:
     """What was checked: processor, system, engines and the devices that these see."""
-    found = engines()
     return {
         "cpu": cpu().name,
         "system": f"{platform.system()} {platform.machine()}",

@@ -96,14 +96,15 @@ class Row:
 def text(setup: Setup) -> Row:
     """Greedy answers of the device and of the CPU, in float32."""
 
-    def answers(device: str) -> tuple[list[Answer], Placement]:
+    def answers(device: str) -> tuple[list[Answer], Placement, int]:
         with opened(setup, setup.form.text, device, **setup.form.options) as model:
             asked = [[Message("user", question)] for question in QUESTIONS[: setup.size.prompts]]
-            return [greedy(model, messages, setup.size.tokens) for messages in asked], model.placement
+            found = [greedy(model, messages, setup.size.tokens) for messages in asked]
+            return found, model.placement, model.artifact.n_layer + 1  # the output counts as one
 
-    expected, _ = answers(CPU)
-    found, placement = answers(setup.device)
-    return compared(setup, f"text, {setup.form.label} in f32", expected, found, placement)
+    expected, *_ = answers(CPU)
+    found, placement, whole = answers(setup.device)
+    return compared(setup, f"text, {setup.form.label} in f32", expected, found, placement, whole)
 
 
 def part(setup: Setup) -> Row:
@@ -328,13 +329,15 @@ def margin_of_walks(expected: Sequence[Any], found: Sequence[Any]) -> float | No
 
 
 def compared(
-    setup: Setup, label: str, expected: Sequence[Answer], found: Sequence[Answer], placement: Placement
+    setup: Setup, label: str, expected: Sequence[Answer], found: Sequence[Answer], placement: Placement, whole: int = 0
 ) -> Row:
-    """The row of greedy answers; failed, too, if the device was asked for and is not where the tower is."""
+    """The row of greedy answers; failed, too, if the device was asked for and the ``whole`` tower is not there."""
     margins = [margin for pair in zip(expected, found, strict=True) if (margin := margin_of(*pair)) is not None]
     row = agreement(label, len(expected), margins, setup.form.limit, str(placement))
-    if setup.device not in (CPU, "auto") and not placement.gpu_layers and placement.device == CPU:
+    if setup.device not in (CPU, "auto") and placement.device == CPU:
         return replace(row, outcome="failed", told=f"{row.told}: not where it was asked for")
+    if 0 < placement.gpu_layers < whole:
+        return replace(row, outcome="failed", told=f"{row.told}: not all {whole} layers are there")
     return row
 
 

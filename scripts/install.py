@@ -24,8 +24,8 @@ from pathlib import Path
 
 from engine_source import ENGINE, ROOT, cache_folder, fetch
 
-# gcc and clang fuse products and sums unasked where every processor can, as on aarch64: that rounds once instead of
-# twice, and quantized bytes would differ from x86-64's, where llama.cpp compiles what quantizes without FMA.
+# gcc fuses products and sums unasked where the processor can, as every ARM64: that rounds once instead of twice, and
+# the same checkpoint would give other quantized bytes on other processors.
 NO_FUSING = "-ffp-contract=off"
 # Some virtual machines announce AMX and fault on its first instruction.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
@@ -99,7 +99,7 @@ def variants(machine: str = platform.machine(), system: str = os.name) -> Sequen
     if system == "nt":  # another compiler: MSVC fuses nothing unasked since 17.0 (its /fp:contract)
         return (Variant("natively", ""),)
     if machine.lower() in ("x86_64", "amd64"):
-        return (Variant("natively", ""), Variant("without AMX", NO_AMX))
+        return (Variant("natively", NO_FUSING), Variant("without AMX", f"{NO_FUSING} {NO_AMX}"))
     return (Variant("natively", NO_FUSING),)
 
 

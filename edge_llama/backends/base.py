@@ -303,7 +303,7 @@ class AskedDevice:
             if value:
                 raise OptionError(
                     f"{name} is {value!r}, but {engine} runs a tower on one device",
-                    remedy=f"leave it out (--{name.replace('_', '-')}): it is for GGUF models",
+                    remedy=f"leave it out (--{name.replace('_', '-')}): it is for GGUF models on GPUs",
                 )
 
 

@@ -7,9 +7,11 @@ with what it found out.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ sys.path[:] = json.loads(sys.argv[1])
 from importlib import import_module
 import_module(sys.argv[2]).main(*sys.argv[3:])
 """
+_NESTED = "EDGE_LLAMA_CHILD"
 _BEGAN, _SURVIVED = "began", "survived "
 _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second when quiet
 
@@ -52,23 +55,42 @@ def has_children() -> bool:
 def run(module: str, *arguments: str, seconds: float = _SECONDS) -> Outcome:
     """Call ``main(*arguments)`` of ``module`` in a child process.
 
-    Raises OSError if none can be started, subprocess.TimeoutExpired if it takes more than ``seconds``.
+    Raises OSError if none can be started, subprocess.TimeoutExpired if it takes more than ``seconds``: it is ended
+    then, with the children that it has.
     """
-    done = subprocess.run(  # noqa: S603 - this interpreter, this module
+    child = subprocess.Popen(  # noqa: S603 - this interpreter, this module
         [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
-        timeout=seconds,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "3000"},
+        env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "3000", _NESTED: "1"},
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        process_group=0 if _leads_group() else None,
     )
-    lines = done.stdout.splitlines()
+    with child:
+        try:
+            stdout, stderr = child.communicate(timeout=seconds)
+        except BaseException:
+            _end(child)
+            raise
+    lines = stdout.splitlines()
     endings = [json.loads(line.removeprefix(_SURVIVED)) for line in lines if line.startswith(_SURVIVED)]
     said = endings[-1] if endings else None
-    return Outcome(_BEGAN in lines, said, done.returncode, done.stderr)
+    return Outcome(_BEGAN in lines, said, child.returncode, stderr)
+
+
+def _leads_group() -> bool:
+    """Whether a child of this process has a process group of its own; its own children are in the same."""
+    return sys.platform != "win32" and _NESTED not in os.environ
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    if _leads_group():
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
 
 
 def begin() -> None:
@@ -93,10 +115,11 @@ class CrashProbe:
     package: str
     check_engine: Callable[[], object] = lambda: None
 
-    def run(self, module: str, path: Path, *arguments: str, nbytes: int = 0) -> dict[str, Any] | None:
+    def run(self, module: str, path: Path, *arguments: str, nbytes: int = 0, device: str = "") -> dict[str, Any] | None:
         """What ``main(path, *arguments)`` of ``module`` says in a child process; None if it could not begin.
 
-        ArtifactError about ``path`` if the child died or took too long for ``nbytes`` of weights.
+        ArtifactError about ``path`` if the child died or took too long for ``nbytes`` of weights; on a ``device`` that
+        has a driver it is EngineError.
         """
         seconds = _SECONDS + nbytes / _BYTES_PER_SECOND
         try:
@@ -105,26 +128,29 @@ class CrashProbe:
             _log.info("%s: not tried out: no child can be started: %s", path, error)
             return None
         except subprocess.TimeoutExpired as error:
-            raise self._refused(path, f"took more than {seconds:,.0f} s") from error
+            raise self._refused(path, f"took more than {seconds:,.0f} s", device) from error
         if not outcome.began:
             _log.info("%s: not tried out: the child did not begin: %s", path, outcome.stderr.strip()[-300:])
             return None
         if outcome.said is None:
-            raise self._death(path, outcome)
+            raise self._death(path, outcome, device)
         return outcome.said
 
-    def _death(self, path: Path, outcome: Outcome) -> EdgeLlamaError:
-        """What to say of a child that died: the file's fault, unless the engine or the memory is to blame."""
+    def _death(self, path: Path, outcome: Outcome, device: str) -> EdgeLlamaError:
+        """What to say of a child that died: the file's fault, unless engine, memory or driver may be to blame."""
         if outcome.code == -9:
             return EngineError(
                 f"{path}: a trial run was killed, perhaps for want of memory", remedy="close other programs"
             )
         self.check_engine()
-        return self._refused(path, outcome.how)
+        return self._refused(path, outcome.how, device)
 
-    def _refused(self, path: Path, how: str) -> ArtifactError:
+    def _refused(self, path: Path, how: str, device: str) -> EdgeLlamaError:
+        problem = f"{path}: {self.engine} cannot run it: a trial run in a process of its own {how}"
+        if device:
+            return EngineError(f"device {device}: {problem}", remedy="take the CPU, or update the device's driver")
         return ArtifactError(
-            f"{path}: {self.engine} cannot run it: a trial run in a process of its own {how}",
+            problem,
             remedy=f"the file is damaged, or this {self.engine} is not made for it: download it again, or update "
             f"{self.package}",
         )

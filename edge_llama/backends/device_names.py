@@ -3,9 +3,11 @@
     auto | cpu | gpu | KIND[:N][,KIND:N...] | openvino[:cpu|gpu] | npu[:qnn|openvino]
 
 KIND is cuda, metal, vulkan, rocm, sycl, coreml, directml or webgpu, N a device's number from 0; several of one kind
-share a model's layers. ``qnn`` and ``openvino:npu`` are aliases. Nothing here loads an engine or a driver.
+share a model's layers. ``qnn``, ``openvino`` (its CPU) and ``openvino:npu`` are aliases. Nothing here loads an engine
+or a driver.
 """
 
+import hashlib
 import os
 import platform
 import shutil
@@ -50,6 +52,8 @@ class Onnx:
     hardware: str = ""
     """CPU, GPU or NPU: which of the plugin's devices alone. "": any."""
     runs: str = "ONNX models: text and vision"
+    is_tried: bool = True
+    """Whether ``auto`` measures models there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,17 +171,13 @@ KINDS = {
         ),
         DeviceKind(
             *("coreml", "Core ML", ("darwin",), _is_always),
-            onnx=Onnx("CoreMLExecutionProvider", "pip install onnxruntime", runs=_PORTABLE),
+            # It takes one node in two thousand of a text graph, whose sizes are open (docs/devices.md).
+            onnx=Onnx("CoreMLExecutionProvider", "pip install onnxruntime", runs=_PORTABLE, is_tried=False),
             is_numbered=False,
         ),
         DeviceKind(
             *("directml", "DirectML", ("win32",), _is_always),
             onnx=Onnx("DmlExecutionProvider", "pip uninstall onnxruntime; pip install onnxruntime-directml"),
-        ),
-        DeviceKind(
-            *("openvino", "OpenVINO", _LINUX_WINDOWS, _is_always),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, runs=_PORTABLE),
-            is_numbered=False,
         ),
         DeviceKind(
             *("openvino:cpu", "OpenVINO's CPU", _LINUX_WINDOWS, _is_always),
@@ -207,7 +207,7 @@ GROUPS = {
     "npu": ("npu:qnn", "npu:openvino"),
 }
 """Names that mean the first of these that an engine has."""
-ALIASES = {"qnn": "npu:qnn", "openvino:npu": "npu:openvino"}
+ALIASES = {"qnn": "npu:qnn", "openvino": "openvino:cpu", "openvino:npu": "npu:openvino"}
 EXCLUDED = {
     "HTP": "llama.cpp's Hexagon backend calls itself experimental, and takes Qualcomm's SDK and libraries signed for "
     "the device (docs/backend/snapdragon); npu:qnn runs ONNX models there",
@@ -217,7 +217,8 @@ EXCLUDED = {
 }
 """Backends of ggml that are used for nothing, by its names, and why."""
 _VARIABLES = (
-    *("GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "GPU_DEVICE_ORDINAL", "ONEAPI_", "SYCL_", "ZE_", "NEO"),
+    *("GGML_", "CUDA_", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "HIP_", "ROCR_", "HSA_"),
+    *("GPU_DEVICE_ORDINAL", "ONEAPI_", "SYCL_", "ZE_", "NEOReadDebugKeys"),
     *("VK_", "MESA_", "LP_", "DRI_PRIME", "OPENVINO_", "OV_", "QNN_"),
 )
 _LISTED = "edge-llama devices lists those that are here"
@@ -276,7 +277,18 @@ def _one(text: str, whole: str) -> DeviceName:
 
 
 def environment() -> dict[str, str]:
-    """Variables by which drivers and engines choose among devices and ways: what is found out depends on them."""
+    """Variables by which drivers and engines choose among devices and ways: what is found out depends on them.
+
+    Of their values only the beginnings of their SHA-256: this is written to files, and anything may be in a variable.
+    """
     found = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
     found.pop("GGML_NO_BACKTRACE", None)  # ours, for children
-    return dict(sorted(found.items()))
+    return {name: hashlib.sha256(os.fsencode(value)).hexdigest()[:16] for name, value in sorted(found.items())}
+
+
+def impossible(name: DeviceName) -> OptionError | None:
+    """What to say of a device that this system can't have, as Metal on Linux; None for others."""
+    if not name.kinds or any(kind.is_possible for kind in name.kinds):
+        return None
+    labels = " or ".join(kind.label for kind in name.kinds)
+    return OptionError(f"device {name}: {sys.platform} has no {labels}", remedy="take another device (--device cpu)")

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import CacheSize, OneSequence, Placement, Setting, TextTower
+from edge_llama.backends.base import AskedDevice, CacheSize, OneSequence, Placement, Setting, TextTower
 from edge_llama.backends.device_names import environment
 from edge_llama.backends.registry import engine_for
-from edge_llama.errors import EdgeLlamaError
+from edge_llama.errors import ArtifactError, EdgeLlamaError, OptionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.host import devices, user_cache
 
@@ -26,6 +26,7 @@ _log = logging.getLogger("edge_llama")
 _KIND = "device-speed"
 _PROMPT, _ANSWER = 128, 8
 _SECONDS, _BYTES_PER_SECOND = 120, 20e6
+_SIGKILL = 9
 _WORTH_IT = 1.1  # prompts that aren't faster by a tenth aren't worth the way to the device
 
 
@@ -52,7 +53,9 @@ def faster(device: Placement, trial: Trial, prompts: Placement | None = None) ->
     cpu = Placement(0, "", is_strict=device.is_strict)
     there = trial(device)
     if isinstance(there, str):
-        return replace(cpu, reason=f"{device.device} is not used: a trial in a process of its own {there}")
+        reason = f"{device.device} is not used: a trial in a process of its own {there}"
+        _log.warning("%s (--device cpu is content with that)", reason)
+        return replace(cpu, reason=reason)
     here = trial(cpu)
     if isinstance(here, str):
         return replace(device, reason=f"{device.reason}; measured: {there}; on the CPU a trial {here}")
@@ -66,10 +69,12 @@ def faster(device: Placement, trial: Trial, prompts: Placement | None = None) ->
     return replace(cpu, reason=f"{device.device} is slower: {measured}")
 
 
-def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any]) -> Speed | str:
-    """The model's speed where ``placement`` puts it, or how the child failed, which is not remembered.
+def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any], asked: AskedDevice) -> Speed | str:
+    """The model's speed where ``placement`` puts it, or how the child failed.
 
-    ``engine``: all that the speed depends on of the engine and the devices that it has, as JSON.
+    ``engine``: all that the speed depends on of the engine and the devices that it has, as JSON. A failure that would
+    come again is remembered too, but a device that was ``asked`` for by its name is tried again. ArtifactError if the
+    file is to blame.
     """
     placement = replace(placement, is_strict=False)
     is_part = 0 < placement.gpu_layers <= artifact.n_layer
@@ -82,11 +87,14 @@ def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any]
         # How many layers fit, if not all do, changes with every byte that is free.
         "placement": placement.to_json() | ({"gpu_layers": "some"} if is_part else {}),
     }
-    kept = user_cache.recall(_KIND, key)
-    if kept is not None and set(kept) == {"prompt", "answer"}:
+    kept = user_cache.recall(_KIND, key) or {}
+    if set(kept) == {"prompt", "answer"}:
         return Speed(**kept)
-    said = _tried(artifact, placement)
-    if isinstance(said, Speed) and not user_cache.remember(_KIND, key, asdict(said)):
+    if set(kept) == {"failure"} and asked.name == "auto":
+        return f"{kept['failure']} (that was before: --device {placement.device} tries again)"
+    said, is_lasting = _tried(artifact, placement)
+    finding = asdict(said) if isinstance(said, Speed) else {"failure": said}
+    if is_lasting and not user_cache.remember(_KIND, key, finding):
         _log.warning(
             "how fast %s is on %s is measured with each opening, for it can't be kept: set %s to a folder that can be "
             "written",
@@ -95,19 +103,24 @@ def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any]
     return said
 
 
-def _tried(artifact: Artifact, placement: Placement) -> Speed | str:
+def _tried(artifact: Artifact, placement: Placement) -> tuple[Speed | str, bool]:
+    """What a child found, and whether it would find the same again; ArtifactError if the file is to blame."""
     seconds = _SECONDS + artifact.weight_bytes / _BYTES_PER_SECOND
     _log.info("%s: measuring its speed on %s, once", artifact.path, placement.device)
     try:
         outcome = crash_probe.run(__name__, str(artifact.path), json.dumps(placement.to_json()), seconds=seconds)
     except OSError as error:
-        return f"can't be started: {error}"
+        return f"can't be started: {error}", False
     except subprocess.TimeoutExpired:
-        return f"took more than {seconds:,.0f} s"
+        return f"took more than {seconds:,.0f} s", False
     if outcome.said is None:
-        return outcome.how
-    failure = outcome.said.get("failure")
-    return f"failed: {failure}" if failure else Speed(**outcome.said)
+        return outcome.how, outcome.code != -_SIGKILL  # which comes for want of memory
+    if "failure" not in outcome.said:
+        return Speed(**outcome.said), True
+    kind, message, remedy = outcome.said["failure"]
+    if kind == ArtifactError.__name__:
+        raise ArtifactError(message, remedy=remedy)
+    return f"failed: {message}", kind == OptionError.__name__  # another may be for want of memory
 
 
 def main(path: str, placement: str) -> None:
@@ -116,7 +129,7 @@ def main(path: str, placement: str) -> None:
     try:
         said = asdict(_speed(Path(path), Placement.from_json(json.loads(placement))))
     except EdgeLlamaError as error:
-        said = {"failure": str(error)}
+        said = {"failure": [type(error).__name__, error.message, error.remedy]}
     crash_probe.end(json.dumps(said))
 
 

@@ -74,8 +74,12 @@ def test_what_chooses_among_devices_is_known(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "0")
-    assert environment() == before | {
-        "CUDA_VISIBLE_DEVICES": "1,0",
-        "GGML_VK_VISIBLE_DEVICES": "0",
-        "HIP_VISIBLE_DEVICES": "0",
-    }
+    found = environment()
+    assert set(found) - set(before) == {"CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"}
+    assert found["GGML_VK_VISIBLE_DEVICES"] == found["HIP_VISIBLE_DEVICES"] != found["CUDA_VISIBLE_DEVICES"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert environment() != found
+    monkeypatch.setenv("NVIDIA_API_KEY", "a secret")
+    monkeypatch.setenv("VK_SECRET", "a secret")
+    assert "NVIDIA_API_KEY" not in environment()
+    assert "a secret" not in str(environment())

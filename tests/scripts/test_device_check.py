@@ -1,13 +1,15 @@
 """The device check, small, on the CPU: what it finds, and that nothing of it stops the rest."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from device_check import QUICK, in_child, main, table
-from device_checks import FORMS, Row, Setup, agreement, job_of, margin_of, run
+from device_checks import FORMS, Row, Setup, agreement, compared, job_of, margin_of, run
 from device_inputs import make
 
 from edge_llama import Answer, Timings, TokenLogprobs
+from edge_llama.backends.base import Placement
 from edge_llama.sampling.logprobs import Alternative
 
 ON_GGUF = ("text", "vision", "sessions", "speed", "callers", "memory")
@@ -45,6 +47,24 @@ def test_a_missing_device_is_a_failed_row_with_the_remedy(inputs: dict[str, str]
     row = run("text", Setup("gpu", FORMS["gguf"], inputs, QUICK))
     assert row.outcome == "failed"
     assert "edge-llama devices" in row.told
+
+
+def test_an_engine_that_lacks_the_device_is_left_out_with_the_command_that_brings_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--device", "cuda", "--checks", "text"]) == 1, "it did nothing"
+    told = capsys.readouterr().out
+    assert (
+        '| GGUF | left out | llama.cpp has none: (an NVIDIA GPU and the CUDA toolkit) CMAKE_ARGS="-DGGML_CUDA' in told
+    )
+    assert "| ONNX | left out | ONNX Runtime has none: pip uninstall onnxruntime; pip install onnxruntime-gpu" in told
+
+
+def test_a_part_of_the_layers_is_not_the_device() -> None:
+    setup = Setup("gpu", FORMS["gguf"], {}, QUICK)
+    part = Placement(3, "as many as fit", "cuda:0", ("CUDA0",))
+    assert compared(setup, "text", [answer(1)], [answer(1)], part, 5).told.endswith(": not all 5 layers are there")
+    assert compared(setup, "text", [answer(1)], [answer(1)], replace(part, gpu_layers=5), 5).outcome == "ok"
 
 
 def answer(*tokens: int, lead: float = 0.005) -> Answer:
@@ -87,7 +107,7 @@ def test_the_whole_run_in_processes_of_their_own(capsys: pytest.CaptureFixture[s
 
 
 def test_one_failed_check_makes_the_run_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "vulkan", "--quick", "--checks", "text", "--seconds", "0"]) == 1
+    assert main(["--device", "cpu", "--quick", "--checks", "text", "--seconds", "0"]) == 1
     assert "| text, GGUF | failed | not begun: the time was up |" in capsys.readouterr().out
 
 

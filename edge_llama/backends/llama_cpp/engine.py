@@ -74,10 +74,12 @@ class LlamaCpp:
 
     def place(self, artifact: GGUFArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:
         """See :func:`edge_llama.backends.llama_cpp.gpus.place`."""
+        if artifact.is_encoder and asked.name == "auto":  # it answers nothing whose speed could be compared
+            return Placement(0, "the default of embedding models", is_strict=asked.is_strict)
         found = _available() if asked.name != "cpu" else []
         sizes = gpus.sizes_of(artifact, cache_bytes, asked.cpu_moe)
         is_tried = crash_probe.has_children() and not artifact.is_encoder
-        return gpus.place(asked, found, sizes, partial(_measured, artifact, found) if is_tried else None)
+        return gpus.place(asked, found, sizes, partial(_measured, artifact, found, asked) if is_tried else None)
 
     def open(
         self, artifact: GGUFArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -158,9 +160,9 @@ def _available() -> list[Device]:
     return available_devices()
 
 
-def _measured(artifact: GGUFArtifact, found: Sequence[Device], placement: Placement) -> Speed | str:
+def _measured(artifact: GGUFArtifact, found: Sequence[Device], asked: AskedDevice, placement: Placement) -> Speed | str:
     listed = [[device.name, device.description, device.total_bytes] for device in found]
-    return measured(artifact, placement, {"build": build_probe.build(), "devices": listed})
+    return measured(artifact, placement, {"build": build_probe.build(), "devices": listed}, asked)
 
 
 def _first_parts(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import CacheSize, Placement, Rows
 from edge_llama.backends.crash_probe import CrashProbe
+from edge_llama.backends.device_names import environment
 from edge_llama.backends.llama_cpp import build_probe
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.files.gguf import Header
@@ -35,7 +36,10 @@ _TEXT = "Hello, world! It's 12345\n\n\tnaïve 日本語 🦙 <|x|> </s> _"
 
 
 def require(artifact: GGUFArtifact, settings: Mapping[str, Any]) -> None:
-    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower: JSON."""
+    """ArtifactError if llama.cpp would end the process on this model with these ``settings`` of LlamaCppTower: JSON.
+
+    EngineError if it would on a GPU.
+    """
     _finding(artifact, settings, "embeds" if artifact.is_encoder else "survived")
 
 
@@ -57,9 +61,12 @@ def _finding(artifact: GGUFArtifact, settings: Mapping[str, Any], wanted: str) -
         return None
     files = [_identity(header) for header in artifact.headers]
     key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
+    device = settings["placement"]["device"] if settings["placement"]["devices"] else ""
+    if device:
+        key["environment"] = environment()
     finding = user_cache.recall(_KIND, key)
     if finding is None or wanted not in finding:
-        said = PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes)
+        said = PROBE.run(__name__, artifact.path, json.dumps(settings), nbytes=artifact.weight_bytes, device=device)
         if said is None:
             return None
         finding = {"survived": True, **said}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edge_llama.backends.base import AskedDevice, Placement
-from edge_llama.backends.device_names import EXCLUDED, KINDS, DeviceKind, DeviceName, parse
+from edge_llama.backends.device_names import EXCLUDED, KINDS, DeviceKind, DeviceName, impossible, parse
 from edge_llama.backends.device_trial import Trial, faster
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
@@ -72,7 +72,7 @@ def place(asked: AskedDevice, found: Sequence[Device], sizes: Sizes, trial: Tria
     """
     name = parse(asked.name)
     if name.kind == "cpu":
-        _check_shares(asked, ())
+        asked.check_whole("--device cpu")
         return Placement(0, "as asked", is_strict=asked.is_strict)
     kind, gpus = _gpus(name, found)
     if kind is None:
@@ -166,7 +166,7 @@ def _gpus(name: DeviceName, found: Sequence[Device]) -> tuple[DeviceKind | None,
     if kind is None:
         if name.kind == "auto":
             return None, []
-        raise _lacking(name, wanted[0])
+        raise impossible(name) or _lacking(name, wanted[0])
     gpus = of_kind(kind, found)
     if name.numbers:
         return kind, [_numbered(number, kind, gpus) for number in name.numbers]
@@ -209,7 +209,7 @@ def _filled(
     asked: AskedDevice, kind: DeviceKind, gpus: Sequence[Device], found: Sequence[Device], sizes: Sizes
 ) -> Placement:
     """As much as fits, of a model that may go there in part; with ``auto`` all or nothing."""
-    free = sum(map(_free, gpus)) * 9 // 10  # the rest is for compute buffers and the screen
+    free = _usable(gpus, asked.tensor_split) * 9 // 10  # the rest is for compute buffers and the screen
     count, all_ = sizes.fitting(free), sizes.n_placeable
     room = f"{sizes.of_last(all_):,} bytes, {free:,} usable on {', '.join(gpu.name for gpu in gpus)}"
     placement = Placement(
@@ -235,6 +235,14 @@ def _filled(
             remedy="take a smaller --n-ctx, more devices, --cpu-moe, or leave --strict-device out",
         )
     return placement
+
+
+def _usable(gpus: Sequence[Device], shares: Sequence[float]) -> int:
+    """Bytes of a model that fit: as free memory is, or all that leaves room for the share of each."""
+    if not shares:
+        return sum(map(_free, gpus))
+    rooms = (_free(gpu) * sum(shares) / share for gpu, share in zip(gpus, shares, strict=True) if share)
+    return round(min(rooms, default=0))
 
 
 def _free(gpu: Device) -> int:

@@ -20,7 +20,7 @@ from edge_llama.backends.llama_cpp.gpus import EXPERTS
 from edge_llama.errors import EngineError
 
 _log = logging.getLogger(__name__)
-_ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device ([^,]+),")
+_ASSIGNED = re.compile(r"load_tensors: layer +(\d+) assigned to device (.+), is_swa")
 _BUFFER = 8
 """Where a ggml_tensor has the address of its buffer: after its type, an int, and what aligns it (ggml.h)."""
 _NO_WORK = ("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
@@ -152,10 +152,18 @@ def described(layers: Mapping[int, str], output: int) -> str:
 def astray(placement: Placement, layers: Mapping[int, str], nodes: Iterable[str], output: int) -> str:
     """Layers and nodes that the CPU has although the placement gives them to a GPU, by their names; "" for none."""
     first = output + 1 - placement.gpu_layers
-    wrong = [str(layer) for layer, device in layers.items() if layer >= first and device not in placement.devices]
+    if not layers and placement.gpu_layers:
+        return "llama.cpp does not say where its layers are"
+    wrong = [str(layer) for layer, device in layers.items() if layer >= first and not _is_there(device, placement)]
     if wrong:
         return f"layers on the CPU: {', '.join(wrong)}"
     return told([node for node in nodes if _is_astray(node, first, placement.cpu_moe, output)])
+
+
+def _is_there(device: str, placement: Placement) -> bool:
+    """Whether ggml's ``device`` is one of the placement's, or the group of them that shares each matrix."""
+    group = re.fullmatch(r"Meta\((.+)\)", device)
+    return set(group[1].split(",") if group else [device]) <= set(placement.devices)
 
 
 def told(nodes: Sequence[str]) -> str:
@@ -182,4 +190,4 @@ def _is_astray(node: str, first: int, cpu_moe: int, output: int) -> bool:
     if found is None:
         return False
     layer = int(found[2])
-    return first <= layer and not (layer < cpu_moe and found[1].startswith("ffn_"))
+    return first <= layer and not (layer < cpu_moe and found[1].startswith("ffn_moe_"))

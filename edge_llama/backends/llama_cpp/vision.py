@@ -228,21 +228,14 @@ def _transposes() -> bool:
 
 
 def _try_out(artifact: VisionArtifact, placement: Placement) -> None:
-    """ArtifactError if llama.cpp would end the process on this file there: a child process meets it first."""
+    """ArtifactError if llama.cpp would end the process on this file, EngineError if on a GPU: a child meets it."""
     key: dict[str, Any] = {"file": artifact.identity, "engine": build_probe.build()}
     if placement.devices:
         key |= {"devices": list(placement.devices), "environment": environment()}
     if not crash_probe.has_children() or user_cache.recall(_TRIAL, key) is not None:
         return
-    try:
-        said = PROBE.run(__name__, artifact.path, json.dumps(placement.to_json()))
-    except ArtifactError as error:
-        if not placement.devices:
-            raise
-        raise EngineError(
-            f"device {placement.device}: {error.message}", remedy="take --vision-device cpu, or update the driver"
-        ) from error
-    if said is not None:
+    device = placement.device if placement.devices else ""
+    if PROBE.run(__name__, artifact.path, json.dumps(placement.to_json()), device=device) is not None:
         user_cache.remember(_TRIAL, key, {"survived": True})
 
 

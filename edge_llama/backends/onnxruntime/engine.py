@@ -97,10 +97,12 @@ class OnnxRuntime:
         """
         placement = _placement(asked)
         kinds = DeviceName("gpu").kinds if asked.name == "auto" and crash_probe.has_children() else ()
-        gpu = next((kind.name for kind in kinds if kind.onnx and kind.is_likely and is_installed(kind)), None)
+        likely = (kind for kind in kinds if kind.onnx and kind.onnx.is_tried and kind.is_likely)
+        gpu = next((kind.name for kind in likely if is_installed(kind)), None)
         if gpu is None:
             return placement
-        return faster(replace(placement, device=gpu, reason="its provider is installed"), partial(_measured, artifact))
+        there = replace(placement, device=gpu, reason="its provider is installed")
+        return faster(there, partial(_measured, artifact, asked))
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
@@ -169,11 +171,11 @@ def _placement(asked: AskedDevice) -> Placement:
     return Placement(0, reason, found, is_strict=asked.is_strict)
 
 
-def _measured(artifact: OnnxArtifact, placement: Placement) -> Speed | str:
+def _measured(artifact: OnnxArtifact, asked: AskedDevice, placement: Placement) -> Speed | str:
     packages = {kind.onnx.package for kind in KINDS.values() if kind.onnx} - {""}
     plugins, library = {name: installed_version(name) for name in sorted(packages)}, runtime()
     engine = {"version": library.__version__, "providers": library.get_available_providers(), "plugins": plugins}
-    return measured(artifact, placement, engine)
+    return measured(artifact, placement, engine, asked)
 
 
 def _offered() -> tuple[Device, ...]:

@@ -7,7 +7,6 @@ import errno
 import importlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge_llama.backends.device_names import GROUPS, KINDS, DeviceKind, DeviceName, Onnx, parse
+from edge_llama.backends.device_names import GROUPS, KINDS, DeviceKind, DeviceName, Onnx, impossible, parse
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.host import user_cache
 
@@ -68,7 +67,7 @@ def resolve(device: str) -> OnnxDevice:
         kinds = [kind for kind in kinds if kind.is_likely]
     kind = next(filter(is_installed, kinds), None)
     if kind is None or kind.onnx is None:
-        raise _missing(device, kinds)
+        raise impossible(name) or _missing(device, kinds)
     if not name.numbers:
         return OnnxDevice(kind.name, kind.onnx)
     return OnnxDevice(str(name), kind.onnx, name.numbers[0])
@@ -86,11 +85,6 @@ def _missing(device: str, kinds: Sequence[DeviceKind]) -> OptionError:
         return OptionError(
             f"device {device}: no driver of one that ONNX Runtime knows is found here",
             remedy="take another device (--device cpu), or name the kind: edge-llama devices has them",
-        )
-    if not any(kind.is_possible for kind in kinds):
-        labels = " or ".join(kind.label for kind in kinds)
-        return OptionError(
-            f"device {device}: {sys.platform} has no {labels}", remedy="take another device (--device cpu)"
         )
     wanted = {kind.onnx.provider: kind.onnx.install for kind in kinds if kind.onnx}
     return OptionError(
@@ -166,13 +160,12 @@ def _openvino(onnx: Onnx, _module: ModuleType | None, threads: int) -> dict[str,
     Its NPU has no f32. What GPUs and NPUs compile in seconds to minutes is kept.
     """
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    hardware = onnx.hardware or "CPU"
-    config = {} if hardware == "NPU" else exact
-    if hardware == "CPU":
+    config = {} if onnx.hardware == "NPU" else exact
+    if onnx.hardware == "CPU":
         config |= {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
     else:
         config |= {"CACHE_DIR": str(_compiled())}
-    return {"load_config": json.dumps({hardware: config})}
+    return {"load_config": json.dumps({onnx.hardware: config})}
 
 
 def _compiled() -> Path:

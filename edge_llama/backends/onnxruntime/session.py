@@ -11,6 +11,7 @@ from typing import Any
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import first_of, installed_version
 from edge_llama.backends.crash_probe import CrashProbe
+from edge_llama.backends.device_names import environment
 from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
@@ -106,23 +107,29 @@ def _shared_out(session: Any, provider: str) -> Nodes:
 def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
 
+    EngineError if it would on a device that has a driver.
+
     ``files`` are the graph's, and those of its weights. A graph of whose bytes ``bundle`` has the hash is as our
     converter wrote it: only the graph is read for that, since wrong weights make wrong numbers, and nothing worse.
-    Others run once in a child process, by ``main`` of ``module``; that is remembered as ``kind``.
+    Others, and all on a device that has a driver, run once in a child process, by ``main`` of ``module``; that is
+    remembered as ``kind``.
     """
+    there = resolve(device)
     try:
         if (bundle / manifest.NAME).exists():
             manifest.verify(bundle, only=(files[0].relative_to(bundle).as_posix(),))
-            return
+            if there.is_cpu:
+                return
     except NotVerifiableError:  # another program wrote it
         pass
-    key = {"file": identity, "engine": runtime().__version__, "device": device}
-    if package := resolve(device).onnx.package:
-        key["plugin"] = f"{package} {installed_version(package)}"
+    key: dict[str, Any] = {"file": identity, "engine": runtime().__version__, "device": device}
+    if not there.is_cpu:
+        package = there.onnx.package
+        key |= {"plugin": package and f"{package} {installed_version(package)}", "environment": environment()}
     if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
         return
     nbytes = sum(file.stat().st_size for file in files)
-    if _PROBE.run(module, files[0], device, nbytes=nbytes) is not None:
+    if _PROBE.run(module, files[0], device, nbytes=nbytes, device="" if there.is_cpu else device) is not None:
         user_cache.remember(kind, key, {"survived": True})
 
 

@@ -1,5 +1,7 @@
 """Where a GGUF model goes. GPUs are none here: the choice is tested, not the device."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,18 @@ def test_several_share_a_model_as_asked() -> None:
     assert placed("cuda", CPU, CUDA, SECOND).device == "cuda:0,cuda:1"
     with pytest.raises(OptionError, match="tensor_split has 3 proportions, and the model goes to 2 GPUs"):
         placed("cuda", CUDA, SECOND, tensor_split=(1.0, 1.0, 1.0))
-    with pytest.raises(OptionError, match="the model goes to 0 GPUs"):
-        placed("cpu", CUDA, tensor_split=(1.0,))
+    for options in ({"tensor_split": (1.0,)}, {"split_mode": "row"}, {"cpu_moe": 2}):
+        with pytest.raises(OptionError, match=r"but --device cpu runs a tower on one device; leave it out \(--"):
+            placed("cpu", CUDA, **options)
+
+
+def test_shares_decide_what_fits() -> None:
+    """Of 20 MB on two GPUs of 100 and 11, nine tenths go to the first or to the second."""
+    sizes, small = Sizes((10**6,) * 19, 10**6, 0), replace(SECOND, free_bytes=11 * 10**6, total_bytes=11 * 10**6)
+    large = replace(CUDA, free_bytes=10**8, total_bytes=10**8)
+    assert placed("cuda", large, small, sizes=sizes, tensor_split=(9.0, 1.0)).gpu_layers == 20
+    assert placed("cuda", large, small, sizes=sizes, tensor_split=(1.0, 9.0)).gpu_layers == 10
+    assert placed("cuda", large, small, sizes=sizes, tensor_split=(1.0, 0.0)).gpu_layers == 20
 
 
 def test_a_gpu_that_cannot_be_used_is_an_error_with_the_remedy() -> None:
@@ -74,6 +86,9 @@ def test_a_gpu_that_cannot_be_used_is_an_error_with_the_remedy() -> None:
         placed("gpu", CPU, CUDA, sizes=Sizes((10**6,) * 9, 10**6, 0))
     with pytest.raises(OptionError, match=r"known: auto, gpu, npu, cpu"):
         placed("tpu", CPU)
+    if sys.platform == "linux":
+        with pytest.raises(OptionError, match="device metal: linux has no Metal; take another device"):
+            placed("metal", CPU, CUDA)
     for elsewhere in ("coreml", "npu", "qnn", "openvino:gpu"):
         with pytest.raises(OptionError, match=r"llama.cpp does not run there; convert the model for ONNX Runtime"):
             placed(elsewhere, CPU, CUDA)

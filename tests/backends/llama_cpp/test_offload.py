@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import edge_llama
-from edge_llama import EngineError
+from edge_llama import ArtifactError, EngineError
 from edge_llama.backends import device_trial
 from edge_llama.backends.base import AskedDevice, CacheSize, OneSequence, Placement
 from edge_llama.backends.device_trial import Speed
 from edge_llama.backends.llama_cpp import build_probe, devices, gpus, offload, text
+from edge_llama.backends.llama_cpp.engine import ENGINE
 from edge_llama.backends.llama_cpp.gpus import Sizes
 from edge_llama.backends.llama_cpp.text import LlamaCppTower, the_engine
 from edge_llama.backends.llama_cpp.tiny_models import tiny_tower
@@ -95,6 +96,7 @@ def test_shares_and_experts_reach_llama_cpp() -> None:
     ]
 
 
+THERE = {6: "CUDA0"}
 HALF = Placement(3, "", "cuda:0", ("CUDA0",), cpu_moe=4)
 
 
@@ -103,10 +105,12 @@ HALF = Placement(3, "", "cuda:0", ("CUDA0",), cpu_moe=4)
     [
         ({3: "CPU", 4: "CUDA0", 5: "CUDA0", 6: "CUDA0"}, ["ffn_out-3 (MUL_MAT)", "inp_embd (GET_ROWS)"], ""),
         ({4: "CUDA0", 5: "CPU"}, [], "layers on the CPU: 5"),
+        ({4: "Meta(CUDA0)", 5: "Meta(CUDA0,CUDA1)"}, [], "layers on the CPU: 5"),
+        ({}, [], "llama.cpp does not say where its layers are"),
         ({4: "CUDA0"}, ["kq_soft_max-5 (SOFT_MAX)"], "the CPU computes kq_soft_max-5 (SOFT_MAX)"),
-        ({}, ["result_output (MUL_MAT)"], "the CPU computes result_output (MUL_MAT)"),
-        ({}, ["ffn_moe_out-3 (ADD)", "node_7 (ADD)"], ""),
-        ({}, [f"norm-{at} (RMS_NORM)" for at in (4, 5) for _ in range(4)], "norm-5 (RMS_NORM) and 3 more"),
+        (THERE, ["result_output (MUL_MAT)"], "the CPU computes result_output (MUL_MAT)"),
+        (THERE, ["ffn_moe_out-3 (ADD)", "node_7 (ADD)"], ""),
+        (THERE, [f"norm-{at} (RMS_NORM)" for at in (4, 5) for _ in range(4)], "norm-5 (RMS_NORM) and 3 more"),
     ],
 )
 def test_what_is_not_where_it_should_be_is_named(layers: dict[int, str], nodes: list[str], problem: str) -> None:
@@ -116,9 +120,16 @@ def test_what_is_not_where_it_should_be_is_named(layers: dict[int, str], nodes: 
 
 def test_experts_that_stay_are_where_they_should_be() -> None:
     everything = Placement(7, "", "cuda:0", ("CUDA0",), cpu_moe=2)
-    assert offload.astray(everything, {}, ["ffn_moe_gate-1 (MUL_MAT_ID)"], output=6) == ""
-    assert "ffn_moe_gate-2" in offload.astray(everything, {}, ["ffn_moe_gate-2 (MUL_MAT_ID)"], output=6)
-    assert "Kcur-1" in offload.astray(everything, {}, ["Kcur-1 (MUL_MAT)"], output=6)
+    assert offload.astray(everything, THERE, ["ffn_moe_gate-1 (MUL_MAT_ID)"], output=6) == ""
+    for node in ("ffn_moe_gate-2", "Kcur-1", "ffn_up-1"):  # the last is the shared expert's, which goes there
+        assert node in offload.astray(everything, THERE, [f"{node} (MUL_MAT)"], output=6)
+
+
+@pytest.mark.parametrize("device", ["CUDA0", "Meta(CUDA0,CUDA1)"])
+def test_the_log_tells_the_device_of_a_layer(device: str) -> None:
+    with offload.assignments() as layers:
+        offload.heard(f"load_tensors: layer   7 assigned to device {device}, is_swa = 0")
+    assert layers == {7: device}
 
 
 def test_layers_are_told_in_spans() -> None:
@@ -132,15 +143,39 @@ def test_a_speed_is_measured_once_for_all_that_it_depends_on(
     small_talk: Path, empty_cache: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact, found = read_gguf_text(small_talk), {"build": build_probe.build(), "devices": ["CPU"]}
-    speed = device_trial.measured(artifact, ON_CPU, found)
+    auto, named = AskedDevice(), AskedDevice("cuda:0")
+    speed = device_trial.measured(artifact, ON_CPU, found, auto)
     assert isinstance(speed, Speed)
     assert speed.prompt > 0 < speed.answer
     monkeypatch.setattr(sys, "executable", broken_interpreter)
-    assert device_trial.measured(artifact, replace(ON_CPU, reason="other words"), found) == speed
-    assert device_trial.measured(artifact, on_the_cpus_own(artifact), found) == "died of signal 11"
-    assert device_trial.measured(artifact, ON_CPU, {**found, "devices": []}) == "died of signal 11"
+    assert device_trial.measured(artifact, replace(ON_CPU, reason="other words"), found, auto) == speed
+    assert device_trial.measured(artifact, on_the_cpus_own(artifact), found, auto) == "died of signal 11"
+    assert device_trial.measured(artifact, ON_CPU, {**found, "devices": []}, auto) == "died of signal 11"
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
-    assert device_trial.measured(artifact, ON_CPU, found) == "died of signal 11"
+    assert device_trial.measured(artifact, ON_CPU, found, auto) == "died of signal 11"
+    monkeypatch.undo()
+    monkeypatch.setenv(CACHE_VARIABLE, str(empty_cache))
+    there = on_the_cpus_own(artifact)
+    remembered = "died of signal 11 (that was before: --device cpu:0 tries again)"
+    assert device_trial.measured(artifact, there, found, auto) == remembered
+    assert isinstance(device_trial.measured(artifact, there, found, named), Speed)
+    assert isinstance(device_trial.measured(artifact, there, found, auto), Speed), "what is found out later counts"
+
+
+def test_a_damaged_file_is_not_blamed_on_the_device(
+    small_talk: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cut.gguf").write_bytes(small_talk.read_bytes())
+    artifact = read_gguf_text(tmp_path / "cut.gguf")
+    os.truncate(tmp_path / "cut.gguf", artifact.weight_bytes // 2)
+    with pytest.raises(ArtifactError, match=r"cut\.gguf: "):
+        device_trial.measured(artifact, on_the_cpus_own(artifact), {}, AskedDevice("cuda"))
+
+
+def test_embedding_models_stay_on_the_cpu_unless_a_device_is_named(bert: Path, as_a_gpu: None) -> None:
+    artifact = ENGINE.read(bert)
+    assert str(ENGINE.place(artifact, AskedDevice(), 1)) == "CPU (the default of embedding models)"
+    assert ENGINE.place(artifact, AskedDevice("cuda"), 1).gpu_layers == artifact.n_layer + 1
 
 
 FAILING = """
@@ -162,7 +197,11 @@ module.llama_decode = second_fails
 
 
 def test_a_driver_that_fails_at_its_second_call_is_an_error_and_auto_leaves_it(
-    small_talk: Path, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_talk: Path,
+    empty_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     real = Path(the_engine().__file__)
     (tmp_path / "broken" / "llama_cpp").mkdir(parents=True)
@@ -170,7 +209,7 @@ def test_a_driver_that_fails_at_its_second_call_is_an_error_and_auto_leaves_it(
     (tmp_path / "broken" / "llama_cpp" / "__init__.py").write_text(program)
     monkeypatch.syspath_prepend(tmp_path / "broken")
     artifact = read_gguf_text(small_talk)
-    said = device_trial.measured(artifact, ON_CPU, {})
+    said = device_trial.measured(artifact, ON_CPU, {}, AskedDevice())
     assert isinstance(said, str)
     assert "failed: llama.cpp failed at position 128 with status -3" in said
     gpu = [replace(devices.engine_devices()[0], kind="gpu", backend="CUDA", free_bytes=1 << 40, total_bytes=1 << 40)]
@@ -178,6 +217,7 @@ def test_a_driver_that_fails_at_its_second_call_is_an_error_and_auto_leaves_it(
     with pytest.raises(EngineError, match=r"device cuda:0: a trial .* failed at position 128 with status -3; for CUDA"):
         gpus.place(AskedDevice("cuda"), gpu, sizes, lambda _: said)
     assert "cuda:0 is not used" in gpus.place(AskedDevice("auto"), gpu, sizes, lambda _: said).reason
+    assert "cuda:0 is not used: a trial in a process of its own failed" in caplog.text, "never in silence"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
@@ -185,7 +225,7 @@ def test_a_cache_that_cannot_be_written_is_told_with_the_remedy(
     small_talk: Path, empty_cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     empty_cache.write_text("a file where the folder should be")
-    assert isinstance(device_trial.measured(read_gguf_text(small_talk), ON_CPU, {}), Speed)
+    assert isinstance(device_trial.measured(read_gguf_text(small_talk), ON_CPU, {}, AskedDevice()), Speed)
     assert f"set {CACHE_VARIABLE} to a folder that can be written" in caplog.text
 
 

@@ -36,7 +36,13 @@ PROMPT = list(range(5, 45))
 
 @pytest.mark.parametrize(
     ("device", "name"),
-    [("auto", "cpu"), ("cpu", "cpu"), ("openvino", "openvino"), ("openvino:npu", "npu:openvino"), ("qnn", "npu:qnn")],
+    [
+        ("auto", "cpu"),
+        ("cpu", "cpu"),
+        ("openvino", "openvino:cpu"),
+        ("openvino:npu", "npu:openvino"),
+        ("qnn", "npu:qnn"),
+    ],
 )
 def test_a_device_is_resolved(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(providers, "is_installed", lambda _: True)
@@ -316,7 +322,7 @@ def test_a_chat_of_the_cpu_goes_on_there_and_says_that_it_is_read_again(talks: d
 
 
 def test_auto_measures_a_gpu_that_is_here_and_takes_what_is_faster(
-    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     artifact = ENGINE.read(portable / "model.onnx")
@@ -326,6 +332,40 @@ def test_auto_measures_a_gpu_that_is_here_and_takes_what_is_faster(
     placed = ENGINE.place(artifact, AskedDevice(), 0)
     assert placed.device == "cpu"
     assert "cuda is not used: a trial in a process of its own failed: " in placed.reason
+    assert "cuda is not used" in caplog.text
     speeds = {"cuda": Speed(9, 9), "cpu": Speed(5, 5)}
-    monkeypatch.setattr(engine, "measured", lambda _artifact, where, _engine: speeds[where.device])
+    monkeypatch.setattr(engine, "measured", lambda _artifact, where, _engine, _asked: speeds[where.device])
     assert ENGINE.place(artifact, AskedDevice(), 0).where == "cuda"
+    monkeypatch.setattr(DeviceKind, "is_likely", property(lambda kind: kind.name == "coreml"))
+    monkeypatch.setattr(engine, "is_installed", lambda kind: kind.name == "coreml")
+    assert ENGINE.place(artifact, AskedDevice(), 0) == Placement(0, "the default", "cpu"), "it takes next to nothing"
+
+
+@needs("openvino")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script as interpreter")
+def test_a_driver_meets_a_child_first_although_the_folder_is_ours(
+    portable: Path, tmp_path: Path, broken_interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    Path(broken_interpreter).write_text("#!/bin/sh\necho began\nkill -SEGV $$\n")
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", broken_interpreter)
+        edge_llama.open(portable, n_ctx=64).close()
+        with pytest.raises(EngineError, match=r"device openvino:cpu: .* a trial run .* died of signal 11; take the CPU, or update"):
+            edge_llama.open(portable, n_ctx=64, device="openvino:cpu")
+    edge_llama.open(portable, n_ctx=64, device="openvino:cpu").close()
+    monkeypatch.setattr(sys, "executable", broken_interpreter)
+    edge_llama.open(portable, n_ctx=64, device="openvino:cpu").close()  # it is known
+
+
+@needs("openvino")
+def test_what_no_numpy_array_reaches_is_copied_by_the_provider(portable: Path) -> None:
+    """As where the processor doesn't reach the device's memory: here it does, so that it can be looked at."""
+    with opened(portable, "openvino:cpu") as tower:
+        memory = tower.tower._cache._memory  # type: ignore[attr-defined]
+        values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+        memory._is_numpy = False
+        value = memory.filled(values)
+        assert (value.numpy() == values).all()
+        assert (memory.read(value) == values).all()
+        assert memory.read(value).ctypes.data != value.data_ptr()

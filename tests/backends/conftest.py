@@ -1,4 +1,4 @@
-"""What several tests of llama.cpp share."""
+"""What several tests of engines share."""
 
 import stat
 from pathlib import Path
