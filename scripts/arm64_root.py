@@ -25,6 +25,7 @@ APT = {
     "qemu-aarch64-static": "qemu-user-static",
     "update-binfmts": "binfmt-support",
     "mmdebstrap": "mmdebstrap",
+    "arch-test": "arch-test",
     "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
 }
 """Commands, and Debian's packages that have them."""

@@ -351,7 +351,9 @@ def test_a_driver_meets_a_child_first_although_the_folder_is_ours(
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", broken_interpreter)
         edge_llama.open(portable, n_ctx=64).close()
-        with pytest.raises(EngineError, match=r"device openvino:cpu: .* a trial run .* died of signal 11; take the CPU, or update"):
+        with pytest.raises(
+            EngineError, match=r"device openvino:cpu: .* a trial run .* died of signal 11; take the CPU, or update"
+        ):
             edge_llama.open(portable, n_ctx=64, device="openvino:cpu")
     edge_llama.open(portable, n_ctx=64, device="openvino:cpu").close()
     monkeypatch.setattr(sys, "executable", broken_interpreter)
