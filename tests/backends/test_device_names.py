@@ -70,6 +70,8 @@ def test_no_two_kinds_are_the_same_device_of_an_engine() -> None:
 
 
 def test_what_chooses_among_devices_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     before = environment()
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")

@@ -25,6 +25,8 @@ _BUFFER = 8
 """Where a ggml_tensor has the address of its buffer: after its type, an int, and what aligns it (ggml.h)."""
 _NO_WORK = ("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
 _LAYER = re.compile(r"(.+)-(\d+)")
+_INPUT = ("embd", "inp_")
+"""How nodes are called that make the graph's input: a table's rows, which stay on the CPU."""
 _FEW = 16
 """Fewer than 32 rows: from there on llama.cpp may leave a norm to the layer before, wherever that is."""
 _SHOWN = 5
@@ -182,12 +184,15 @@ def tell(problem: str, path: Path, placement: Placement) -> None:
 
 
 def _is_astray(node: str, first: int, cpu_moe: int, output: int) -> bool:
-    """Whether a node is of a layer from ``first`` on, and none of experts that stay."""
+    """Whether a node is of a layer from ``first`` on, and none of experts that stay.
+
+    Those without a number are in no layer, or in one that is not told: they count where nothing but embeddings stays.
+    """
     name = node.partition(" ")[0]
     if name.startswith("result_"):
         return first <= output
     found = _LAYER.fullmatch(name)
     if found is None:
-        return False
+        return not first and not name.startswith(_INPUT)
     layer = int(found[2])
     return first <= layer and not (layer < cpu_moe and found[1].startswith("ffn_moe_"))

@@ -118,6 +118,12 @@ def test_what_is_not_where_it_should_be_is_named(layers: dict[int, str], nodes: 
     assert found == problem or (problem.endswith("more") and found.endswith(problem))
 
 
+def test_where_all_goes_to_the_device_no_node_is_left_out() -> None:
+    whole = Placement(7, "", "cuda:0", ("CUDA0",))
+    for node, is_told in (("node_7 (ADD)", True), ("embd (GET_ROWS)", False), ("inp_scaled (SCALE)", False)):
+        assert bool(offload.astray(whole, THERE, [node], output=6)) == is_told
+
+
 def test_experts_that_stay_are_where_they_should_be() -> None:
     everything = Placement(7, "", "cuda:0", ("CUDA0",), cpu_moe=2)
     assert offload.astray(everything, THERE, ["ffn_moe_gate-1 (MUL_MAT_ID)"], output=6) == ""

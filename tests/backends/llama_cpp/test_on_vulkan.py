@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import converters
 import edge_llama
-from edge_llama import OptionError
+from edge_llama import EngineError, OptionError
+from edge_llama.backends.llama_cpp import offload
 
 ROOT = Path(__file__).resolve().parents[3]
 TALK, DIGITS = ROOT / "tests" / "data" / "small_talk.gguf", ROOT / "tests" / "data" / "llama4_digits"
@@ -41,6 +44,22 @@ def test_all_layers_go_there_and_the_engine_says_so(model: edge_llama.Model) -> 
     assert model.placement.gpu_layers == model.artifact.n_layer + 1
     assert "and the output on Vulkan0" in str(model.placement)
     assert model.chat().send(ASKED, temperature=0, max_tokens=32).result().text == ANSWER
+
+
+@pytest.mark.parametrize("cpu_moe", [False, 1, True])
+def test_strictly_all_is_there_but_the_experts_that_shall_stay(experts: Path, cpu_moe: int) -> None:
+    with edge_llama.open(experts, n_ctx=64, device="vulkan", strict_device=True, cpu_moe=cpu_moe) as opened:
+        assert opened.placement.found == f"layers 0 to {opened.artifact.n_layer - 1} and the output on Vulkan0"
+
+
+def test_experts_that_stay_uninvited_are_refused(experts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "_is_astray", partial(_counting_experts, offload._is_astray))
+    with pytest.raises(EngineError, match=r"the CPU computes ffn_moe_gate-0 \(MUL_MAT_ID\), .* leave --strict-device"):
+        edge_llama.open(experts, n_ctx=64, device="vulkan", strict_device=True, cpu_moe=1)
+
+
+def _counting_experts(is_astray: Any, node: str, first: int, _cpu_moe: int, output: int) -> bool:
+    return bool(is_astray(node, first, 0, output))
 
 
 def test_auto_measures_both_and_tells_what_it_found() -> None:
