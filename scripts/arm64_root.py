@@ -15,7 +15,7 @@ import venv
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distribution, version
+from importlib.metadata import distribution, requires, version
 from pathlib import Path
 
 from engine_source import ENGINE, ROOT, fetch
@@ -156,10 +156,10 @@ def _debian(root: Path) -> None:
 
 
 def _requirements() -> list[str]:
-    """What pyproject.toml asks for running and converting, but llama.cpp."""
+    """What pyproject.toml asks for running and converting: of llama.cpp, which is compiled here, what that asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["convert"]]
-    return sorted(each for each in wanted if not each.startswith(ENGINE))
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["convert"], *(requires(ENGINE) or ())]
+    return sorted(each for each in wanted if not each.startswith(ENGINE) and "extra ==" not in each)
 
 
 def _packages(site: Path, wanted: Sequence[str]) -> None:

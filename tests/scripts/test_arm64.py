@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from arm64 import CLI, Checks
+from arm64 import CLI, Checks, _lead
 from arm64_root import ARCHITECTURES, CORE, PROCESSOR, Emulated, _once, _requirements
 
 from edge_llama.host.processors import from_cpuinfo
@@ -53,6 +53,13 @@ def test_a_difference_is_told_and_remembered(tmp_path: Path, capsys: pytest.Capt
     checks.same("texts", "Paris", "London")
     assert checks.failed == ["texts"]
     assert capsys.readouterr().out == "same  bytes\nDIFFERS  texts\n  x86-64: Paris\n  ARM64:  London\n"
+
+
+def test_texts_may_part_where_two_tokens_are_near() -> None:
+    ours = {"tokens": [1, 2, 3], "tops": [[-0.1, -3.0], [-0.5, -0.75], [-1.0, -9.0]]}
+    assert _lead(ours, {"tokens": [1, 2, 3]}) is None
+    assert _lead(ours, {"tokens": [1, 9, 3]}) == 0.25
+    assert _lead(ours, {"tokens": [9, 2, 3]}) == pytest.approx(2.9)
 
 
 def test_the_command_line_is_called_as_both_sides_have_it(tmp_path: Path) -> None:
