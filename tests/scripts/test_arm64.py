@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from arm64 import CLI, Checks, _lead
+from arm64 import CLI, Checks, _lead, _noise
 from arm64_root import ARCHITECTURES, CORE, PROCESSOR, Emulated, _once, _requirements
 
 from edge_llama.host.processors import from_cpuinfo
@@ -60,6 +60,9 @@ def test_texts_may_part_where_two_tokens_are_near() -> None:
     assert _lead(ours, {"tokens": [1, 2, 3]}) is None
     assert _lead(ours, {"tokens": [1, 9, 3]}) == 0.25
     assert _lead(ours, {"tokens": [9, 2, 3]}) == pytest.approx(2.9)
+    theirs = {"tokens": [1, 9, 3], "tops": [[-0.3, -2.0], [-0.6, -0.75], [-3.0, -9.0]]}
+    assert _noise(ours, theirs) == pytest.approx(0.2), "what comes after they part says nothing"
+    assert _noise(ours, {"tokens": [9], "tops": [[-5.0, -6.0]]}) == 0
 
 
 def test_the_command_line_is_called_as_both_sides_have_it(tmp_path: Path) -> None:
