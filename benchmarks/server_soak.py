@@ -37,6 +37,8 @@ from edge_llama.host import devices
 
 N_CTX = 2048
 WORDS = tuple((ROOT / "README.md").read_text("utf-8").split())
+_FILLING = 450
+"""Words of a prompt of which eight fill the cells."""
 LEAVING, MALFORMED = 0.3, 0.05
 """Parts of all requests."""
 JSON = {"Content-Type": "application/json"}
@@ -115,7 +117,7 @@ class Soak:
     _is_over: threading.Event = field(default_factory=threading.Event)
 
     def run(self, clients: int, seconds: float) -> Report:
-        self._whole(_chat(np.random.default_rng(self.seed), self.side, is_streamed=False))  # the model is loaded
+        self._fill()
         threads = [threading.Thread(target=self._client, args=(number,), daemon=True) for number in range(clients)]
         for thread in threads:
             thread.start()
@@ -129,6 +131,18 @@ class Soak:
         server, children = (fifths(each) for each in zip(*samples, strict=True))
         medians = {"the server": server, "its children": children}
         return Report(seconds / 60, dict(self.came), self.errors, lost, self._left(), growing, medians)
+
+    def _fill(self) -> None:
+        """Have the model loaded, and all cells in use at once: by then the engine has touched what it works in."""
+        for _ in range(2):
+            prompts = [
+                _completion(np.random.default_rng([self.seed, number]), self.side, _FILLING) for number in range(8)
+            ]
+            threads = [threading.Thread(target=self._whole, args=(prompt,)) for prompt in prompts]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
 
     def _sampled(self, seconds: float) -> list[tuple[float, float]]:
         """Bytes of the server and of its children, until the time is over."""
@@ -253,8 +267,8 @@ def _messages(rng: np.random.Generator, side: Server, *, is_streamed: bool) -> S
     return _sent(side, "/v1/messages", messages=messages, max_tokens=_length(rng), stream=is_streamed, **system)
 
 
-def _completion(rng: np.random.Generator, side: Server) -> Sent:
-    return _sent(side, "/v1/completions", prompt=_text(rng), max_tokens=_length(rng))
+def _completion(rng: np.random.Generator, side: Server, words: int | None = None) -> Sent:
+    return _sent(side, "/v1/completions", prompt=_text(rng, words), max_tokens=_length(rng))
 
 
 def _counted(rng: np.random.Generator, side: Server) -> Sent:

@@ -38,7 +38,7 @@ for source, output, options in json.load(sys.stdin):
         found = {"refused": error.message}
     print(json.dumps(found), flush=True)
 """
-# Greedy answers, given [file, prompts]: of each the text, and for each token its log-probability and the next one's.
+# Greedy answers, given [file, prompts]: of each the text, and at each place the likeliest tokens' log-probabilities.
 ANSWER = """
 import json, sys
 import edge_llama
@@ -46,8 +46,8 @@ file, prompts = json.load(sys.stdin)
 settings = {"flash_attention": False, "kv_format": "f16", "n_batch": 512, "threads": 2, "n_ctx": 512}
 with edge_llama.open(file, **settings) as model:
     for prompt in prompts:
-        answer = model.chat().send(prompt, temperature=0, max_tokens=16, logprobs=2).result()
-        tops = [[each.top[0].logprob, each.top[1].logprob] for each in answer.logprobs]
+        answer = model.chat().send(prompt, temperature=0, max_tokens=16, logprobs=4).result()
+        tops = [[[top.token_id, top.logprob] for top in each.top] for each in answer.logprobs]
         print(json.dumps({"text": answer.text, "tokens": answer.tokens, "tops": tops}), flush=True)
 """
 # What a model with eyes says of a picture, given [folder, picture].
@@ -183,17 +183,17 @@ def check_texts(checks: Checks) -> None:
 
 def _lead(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
     """By how much our token led the next one where two answers part; None if they don't."""
-    for one, other, (first, second) in zip(ours["tokens"], theirs["tokens"], ours["tops"], strict=False):
+    for one, other, (first, second, *_) in zip(ours["tokens"], theirs["tokens"], ours["tops"], strict=False):
         if one != other:
-            return float(first - second)
+            return float(first[1] - second[1])
     return None
 
 
 def _noise(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
     """The most by which log-probabilities of the same tokens differ until two answers part."""
     pairs = zip(ours["tokens"], theirs["tokens"], ours["tops"], theirs["tops"], strict=False)
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
-    return max((abs(ours[0] - theirs[0]) for *_, ours, theirs in same), default=0.0)
+    same = ((dict(tops[0]), dict(tops[1])) for one, other, *tops in itertools.takewhile(lambda p: p[0] == p[1], pairs))
+    return max((abs(here[token] - there[token]) for here, there in same for token in here.keys() & there), default=0.0)
 
 
 def check_vision(checks: Checks) -> None:

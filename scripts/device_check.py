@@ -90,8 +90,8 @@ def lacking(device: str, form: str, found: Sequence[EngineState]) -> str:
     kinds = parse(device).kinds
     engine = found[0 if form == "gguf" else 1]
     here = {parse(each.option).kind for each in engine.devices if each.option}
-    if not kinds or any(kind.name in here for kind in kinds):
-        return ""
+    if engine.problem or not kinds or any(kind.name in here for kind in kinds):
+        return ""  # a problem makes its checks fail
     possible = [kind for kind in kinds if kind.is_possible]
     ways = [kind.ggml.remedy for kind in possible if kind.ggml]
     if form != "gguf":

@@ -7,11 +7,9 @@ with what it found out.
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,20 @@ from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
 
 _log = logging.getLogger(__name__)
 _CHILD = """
-import json, sys
+import json, os, sys, threading
+def watch():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
 sys.path[:] = json.loads(sys.argv[1])
 from importlib import import_module
 import_module(sys.argv[2]).main(*sys.argv[3:])
 """
-_NESTED = "EDGE_LLAMA_CHILD"
+"""It ends with its parent, whose end closes the pipe that it reads; so do its own children."""
 _BEGAN, _SURVIVED = "began", "survived "
 _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second when quiet
+_COMPILING = 5
+"""How many times as long a device may take, whose driver compiles first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +62,26 @@ def run(module: str, *arguments: str, seconds: float = _SECONDS) -> Outcome:
     Raises OSError if none can be started, subprocess.TimeoutExpired if it takes more than ``seconds``: it is ended
     then, with the children that it has.
     """
-    child = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-        [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "3000", _NESTED: "1"},
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        process_group=0 if _leads_group() else None,
-    )
-    with child:
-        try:
-            stdout, stderr = child.communicate(timeout=seconds)
-        except BaseException:
-            _end(child)
-            raise
-    lines = stdout.splitlines()
+    read_end, write_end = os.pipe()
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, this module
+            [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments],
+            stdin=read_end,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=seconds,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "3000"},
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    lines = done.stdout.splitlines()
     endings = [json.loads(line.removeprefix(_SURVIVED)) for line in lines if line.startswith(_SURVIVED)]
     said = endings[-1] if endings else None
-    return Outcome(_BEGAN in lines, said, child.returncode, stderr)
-
-
-def _leads_group() -> bool:
-    """Whether a child of this process has a process group of its own; its own children are in the same."""
-    return sys.platform != "win32" and _NESTED not in os.environ
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    if _leads_group():
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-    child.kill()
+    return Outcome(_BEGAN in lines, said, done.returncode, done.stderr)
 
 
 def begin() -> None:
@@ -121,7 +112,7 @@ class CrashProbe:
         ArtifactError about ``path`` if the child died or took too long for ``nbytes`` of weights; on a ``device`` that
         has a driver it is EngineError.
         """
-        seconds = _SECONDS + nbytes / _BYTES_PER_SECOND
+        seconds = (_SECONDS + nbytes / _BYTES_PER_SECOND) * (_COMPILING if device else 1)
         try:
             outcome = run(module, str(path), *arguments, seconds=seconds)
         except OSError as error:

@@ -161,7 +161,7 @@ KINDS = {
             Ggml("SYCL", "GGML_SYCL", "an Intel GPU, oneAPI and its compilers: CC=icx CXX=icpx"),
         ),
         DeviceKind(
-            *("vulkan", "Vulkan", _LINUX_WINDOWS, _has_vulkan),
+            *("vulkan", "Vulkan", (*_LINUX_WINDOWS, "darwin"), _has_vulkan),
             Ggml("Vulkan", "GGML_VULKAN", "a Vulkan driver, its headers and glslc"),
         ),
         DeviceKind(

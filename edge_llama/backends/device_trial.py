@@ -18,7 +18,7 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AskedDevice, CacheSize, OneSequence, Placement, Setting, TextTower
 from edge_llama.backends.device_names import environment
 from edge_llama.backends.registry import engine_for
-from edge_llama.errors import ArtifactError, EdgeLlamaError, OptionError
+from edge_llama.errors import ArtifactError, EdgeLlamaError
 from edge_llama.files.artifact import Artifact
 from edge_llama.host import devices, user_cache
 
@@ -26,7 +26,8 @@ _log = logging.getLogger("edge_llama")
 _KIND = "device-speed"
 _PROMPT, _ANSWER = 128, 8
 _SECONDS, _BYTES_PER_SECOND = 120, 20e6
-_SIGKILL = 9
+_DAY = 86_400
+"""Seconds after which a device that failed is tried again: its driver may be another, or its memory free."""
 _WORTH_IT = 1.1  # prompts that aren't faster by a tenth aren't worth the way to the device
 
 
@@ -72,9 +73,9 @@ def faster(device: Placement, trial: Trial, prompts: Placement | None = None) ->
 def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any], asked: AskedDevice) -> Speed | str:
     """The model's speed where ``placement`` puts it, or how the child failed.
 
-    ``engine``: all that the speed depends on of the engine and the devices that it has, as JSON. A failure that would
-    come again is remembered too, but a device that was ``asked`` for by its name is tried again. ArtifactError if the
-    file is to blame.
+    ``engine``: all that the speed depends on of the engine and the devices that it has, as JSON. A failure is
+    remembered for a day, but a device that was ``asked`` for by its name is tried again. ArtifactError if the file is
+    to blame.
     """
     placement = replace(placement, is_strict=False)
     is_part = 0 < placement.gpu_layers <= artifact.n_layer
@@ -90,11 +91,11 @@ def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any]
     kept = user_cache.recall(_KIND, key) or {}
     if set(kept) == {"prompt", "answer"}:
         return Speed(**kept)
-    if set(kept) == {"failure"} and asked.name == "auto":
-        return f"{kept['failure']} (that was before: --device {placement.device} tries again)"
-    said, is_lasting = _tried(artifact, placement)
-    finding = asdict(said) if isinstance(said, Speed) else {"failure": said}
-    if is_lasting and not user_cache.remember(_KIND, key, finding):
+    if set(kept) == {"failure", "at"} and asked.name == "auto" and 0 <= time.time() - kept["at"] < _DAY:
+        return f"{kept['failure']} (within the last day: --device {placement.device} tries again)"
+    said = _tried(artifact, placement)
+    finding = asdict(said) if isinstance(said, Speed) else {"failure": said, "at": time.time()}
+    if not user_cache.remember(_KIND, key, finding):
         _log.warning(
             "how fast %s is on %s is measured with each opening, for it can't be kept: set %s to a folder that can be "
             "written",
@@ -103,24 +104,24 @@ def measured(artifact: Artifact, placement: Placement, engine: Mapping[str, Any]
     return said
 
 
-def _tried(artifact: Artifact, placement: Placement) -> tuple[Speed | str, bool]:
-    """What a child found, and whether it would find the same again; ArtifactError if the file is to blame."""
+def _tried(artifact: Artifact, placement: Placement) -> Speed | str:
+    """What a child found; ArtifactError if the file is to blame."""
     seconds = _SECONDS + artifact.weight_bytes / _BYTES_PER_SECOND
     _log.info("%s: measuring its speed on %s, once", artifact.path, placement.device)
     try:
         outcome = crash_probe.run(__name__, str(artifact.path), json.dumps(placement.to_json()), seconds=seconds)
     except OSError as error:
-        return f"can't be started: {error}", False
+        return f"can't be started: {error}"
     except subprocess.TimeoutExpired:
-        return f"took more than {seconds:,.0f} s", False
+        return f"took more than {seconds:,.0f} s"
     if outcome.said is None:
-        return outcome.how, outcome.code != -_SIGKILL  # which comes for want of memory
+        return outcome.how
     if "failure" not in outcome.said:
-        return Speed(**outcome.said), True
+        return Speed(**outcome.said)
     kind, message, remedy = outcome.said["failure"]
     if kind == ArtifactError.__name__:
         raise ArtifactError(message, remedy=remedy)
-    return f"failed: {message}", kind == OptionError.__name__  # another may be for want of memory
+    return f"failed: {message}"
 
 
 def main(path: str, placement: str) -> None:

@@ -56,13 +56,13 @@ def test_a_difference_is_told_and_remembered(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_texts_may_part_where_two_tokens_are_near() -> None:
-    ours = {"tokens": [1, 2, 3], "tops": [[-0.1, -3.0], [-0.5, -0.75], [-1.0, -9.0]]}
+    ours = {"tokens": [1, 2, 3], "tops": [[[1, -0.1], [5, -3.0]], [[2, -0.5], [9, -0.75]], [[3, -1.0], [4, -9.0]]]}
     assert _lead(ours, {"tokens": [1, 2, 3]}) is None
     assert _lead(ours, {"tokens": [1, 9, 3]}) == 0.25
     assert _lead(ours, {"tokens": [9, 2, 3]}) == pytest.approx(2.9)
-    theirs = {"tokens": [1, 9, 3], "tops": [[-0.3, -2.0], [-0.6, -0.75], [-3.0, -9.0]]}
+    theirs = {"tokens": [1, 9, 3], "tops": [[[1, -0.3], [6, -2.0]], [[9, -0.6], [2, -0.7]], [[3, -3.0], [4, -9.0]]]}
     assert _noise(ours, theirs) == pytest.approx(0.2), "what comes after they part says nothing"
-    assert _noise(ours, {"tokens": [9], "tops": [[-5.0, -6.0]]}) == 0
+    assert _noise(ours, {"tokens": [9], "tops": [[[9, -5.0], [1, -6.0]]]}) == 0
 
 
 def test_the_command_line_is_called_as_both_sides_have_it(tmp_path: Path) -> None:

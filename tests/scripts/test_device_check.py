@@ -1,12 +1,14 @@
 """The device check, small, on the CPU: what it finds, and that nothing of it stops the rest."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 from device_check import QUICK, in_child, main, table
 from device_checks import FORMS, Row, Setup, agreement, compared, job_of, margin_of, run
 from device_inputs import make
+from npu import needs
 
 from edge_llama import Answer, Timings, TokenLogprobs
 from edge_llama.backends.base import Placement
@@ -36,9 +38,13 @@ def test_a_resumed_session_goes_on_with_its_cache(inputs: dict[str, str]) -> Non
     assert "the same answer" in row.told
 
 
-def test_what_a_device_does_not_do_is_left_out(inputs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_device_does_not_do_is_left_out(inputs: dict[str, str]) -> None:
     assert run("part", Setup("cpu", FORMS["gguf"], inputs, QUICK)).outcome == "left out"
     assert run("callers", Setup("cpu", FORMS["onnx"], inputs, QUICK)).told == "the engine serves one after the other"
+
+
+@needs("qnn")
+def test_text_is_left_out_on_npus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "npu:qnn", "--checks", "text", "speed"]) == 1, "it did nothing"
     assert "| text, speed, ONNX in integers | left out | no text tower" in capsys.readouterr().out
 
@@ -49,6 +55,7 @@ def test_a_missing_device_is_a_failed_row_with_the_remedy(inputs: dict[str, str]
     assert "edge-llama devices" in row.told
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="it can't have such a device")
 def test_an_engine_that_lacks_the_device_is_left_out_with_the_command_that_brings_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

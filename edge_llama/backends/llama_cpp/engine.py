@@ -75,6 +75,7 @@ class LlamaCpp:
     def place(self, artifact: GGUFArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:
         """See :func:`edge_llama.backends.llama_cpp.gpus.place`."""
         if artifact.is_encoder and asked.name == "auto":  # it answers nothing whose speed could be compared
+            asked.check_whole("an embedding model")
             return Placement(0, "the default of embedding models", is_strict=asked.is_strict)
         found = _available() if asked.name != "cpu" else []
         sizes = gpus.sizes_of(artifact, cache_bytes, asked.cpu_moe)

@@ -25,8 +25,8 @@ _BUFFER = 8
 """Where a ggml_tensor has the address of its buffer: after its type, an int, and what aligns it (ggml.h)."""
 _NO_WORK = ("NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE")
 _LAYER = re.compile(r"(.+)-(\d+)")
-_INPUT = ("embd", "inp_")
-"""How nodes are called that make the graph's input: a table's rows, which stay on the CPU."""
+_INPUT = ("embd", "pos_embd", "inp_")
+"""How nodes are called that make the graph's input: rows of tables, which stay on the CPU."""
 _FEW = 16
 """Fewer than 32 rows: from there on llama.cpp may leave a norm to the layer before, wherever that is."""
 _SHOWN = 5

@@ -135,6 +135,11 @@ class _Encoder:
         self._context: Any = lib.mtmd_init_from_file(os.fsencode(artifact.path), self._text, params)
         if not self._context:
             llama.llama_model_free(self._text)
+            if placement.devices:
+                raise EngineError(
+                    f"{artifact.path}: llama.cpp cannot load it on {placement.device}",
+                    remedy="take --vision-device cpu",
+                )
             raise ArtifactError(f"{artifact.path}: llama.cpp cannot load it", remedy=_REFUSED)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
