@@ -195,7 +195,8 @@ class LlamaCppTower:
             return ""
         output, nodes = self._artifact.n_layer, list[str]()
         if not self._artifact.is_encoder:  # which decodes nothing
-            params = self._options.params(self._lib, n_ctx=_TRIAL_CTX, n_batch=_TRIAL_CTX, n_sequences=1, threads=1)
+            few = {"n_ctx": _TRIAL_CTX, "n_batch": _TRIAL_CTX, "n_sequences": 1}
+            params = self._options.params(self._lib, **few, threads=self._threads)
             nodes = offload.computed_on_cpu(self._lib, self._model, params)
         problem = offload.astray(placement, layers, nodes, output)
         where = offload.described(layers, output)
