@@ -205,7 +205,7 @@ def check_vision(checks: Checks) -> None:
         "gguf": {"vision_to": "gguf"},
         "onnx": {"vision_quant": "f32"},
     }
-    check_conversions(checks, [("digits", f"digits-{name}", {"quant": "f32", **made}) for name, made in towers.items()])
+    check_conversions(checks, [("digits", f"digits-{name}", {"quant": "f32", **how}) for name, how in towers.items()])
     for name in towers:
         asked = json.dumps([f"arm64/digits-{name}", "digits.png"])
         here, there = (run(["-c", LOOK], asked) for run in (checks.here, checks.there))

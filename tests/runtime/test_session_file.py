@@ -73,7 +73,8 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     assert tuple(out["continued"]) == continued.tokens
     is_cut = continued.finish_reason == "length"  # then the last token was not given to the engine
     assert out["continued_counts"].tolist() == [1, len(following) + len(continued.tokens) - is_cut]
-    assert tuple(out["answer"]) == answer.tokens
+    if which == "exact":  # in other cells sums have another order, which quantized weights' kernels make tenths of
+        assert tuple(out["answer"]) == answer.tokens
     prompt, cached = out["prompt_and_cached"].tolist()
     assert cached >= len(tokens)
     assert out["answer_counts"][0] == prompt - cached
