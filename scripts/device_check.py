@@ -93,8 +93,9 @@ def lacking(device: str, form: str, found: Sequence[EngineState]) -> str:
     if engine.problem or not kinds or any(kind.name in here for kind in kinds):
         return ""  # a problem makes its checks fail
     possible = [kind for kind in kinds if kind.is_possible]
-    ways = [kind.ggml.remedy for kind in possible if kind.ggml]
-    if form != "gguf":
+    if form == "gguf":
+        ways = [kind.ggml.remedy for kind in possible if kind.ggml]
+    else:
         ways = [kind.onnx.install for kind in possible if kind.onnx]
     return f"{engine.name} has none: {' or '.join(ways) or 'this system can not'}"
 

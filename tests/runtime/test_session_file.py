@@ -58,7 +58,7 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     reread = model.load_chat(tmp_path / "a.session")
     params = SamplingParams(temperature=1.0, seed=11, max_tokens=8)
     continued = generate(model._engine, tokens, params, owner=reread.cache_owner).result()
-    answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8).result()
+    answer = chat.send("And what did I ask first?", temperature=0, max_tokens=8, logprobs=8).result()
 
     np.savez(tmp_path / "given.npz", tokens=tokens, next=following)
     script = [sys.executable, ROOT / "resumption.py", model.artifact.path, tmp_path / "a.session"]
@@ -73,8 +73,15 @@ def test_another_process_goes_on_exactly_where_one_stopped(
     assert tuple(out["continued"]) == continued.tokens
     is_cut = continued.finish_reason == "length"  # then the last token was not given to the engine
     assert out["continued_counts"].tolist() == [1, len(following) + len(continued.tokens) - is_cut]
-    if which == "exact":  # in other cells sums have another order, which quantized weights' kernels make tenths of
-        assert tuple(out["answer"]) == answer.tokens
+    theirs = [int(token) for token in out["answer"]]
+    pairs = zip(theirs, answer.tokens, answer.logprobs, strict=False)
+    parting = next(((token, told) for token, ours, told in pairs if token != ours), None)
+    if parting is None:
+        assert theirs == list(answer.tokens)
+    else:  # quantized weights' kernels make tenths of a sum's last bits: a near token may lead
+        assert which == "model"
+        token, told = parting
+        assert {top.token_id: top.logprob for top in told.top}[token] > told.logprob - 1
     prompt, cached = out["prompt_and_cached"].tolist()
     assert cached >= len(tokens)
     assert out["answer_counts"][0] == prompt - cached
