@@ -13,7 +13,7 @@ speed     pp512 and tg128, beside the CPU's
 callers   1, 8 and 64 at once, where the engine batches
 memory    what an open model takes, beside the plan
 
-Every check works in a process of its own: one that fails, hangs or dies stops no other. Models are converted here, from
+Every check works in a process of its own: one that fails, hangs or dies stops no other. So are models converted, from
 the tests' small trained ones and from random weights (--model FILE measures speed and memory with another .gguf file).
 Needs the extra convert. Exit code: 0 if nothing failed and the device did something, else 1; 2 for a device that can't
 be named. Progress goes to a terminal's standard error, the table to standard output.
@@ -31,13 +31,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from device_checks import CHECKS, FORMS, Row, Size, job_of
-from device_inputs import make
+from device_checks import CHECKS, FORMS, Row, Size, conversions_of, job_of
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import EngineState
 from edge_llama.backends.device_names import parse
-from edge_llama.errors import EdgeLlamaError, OptionError
+from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu
 from edge_llama.planning.engine_report import engines
 
@@ -104,7 +103,7 @@ def checked(options: argparse.Namespace, forms: Sequence[str], folder: Path, end
     """A row for each form and check, and one for the conversions before them."""
     progress = Progress(len(options.checks) * len(forms) + 1)
     progress.say("converting")
-    inputs, row = converted(options, forms, folder)
+    inputs, row = converted(options, forms, folder, seconds_left(options, ends))
     yield row
     size = QUICK if options.quick else Size()
     for form in forms:
@@ -112,11 +111,16 @@ def checked(options: argparse.Namespace, forms: Sequence[str], folder: Path, end
             label = f"{check}, {FORMS[form].label}"
             progress.say(label)
             if needed(form, check):
-                seconds = min(ends - time.monotonic(), options.seconds / 3)  # one that hangs leaves some for the others
-                yield in_child(label, job_of(check, options.device, form, inputs, size), seconds)
+                job = job_of(check, options.device, form, inputs, size)
+                yield in_child(label, job, seconds_left(options, ends))
         if absent := [check for check in options.checks if not needed(form, check)]:
             yield Row(", ".join((*absent, FORMS[form].label)), "left out", "no text tower runs there yet")
     progress.end()
+
+
+def seconds_left(options: argparse.Namespace, ends: float) -> float:
+    """For what is begun now: if it hangs, it leaves some for the others."""
+    return min(ends - time.monotonic(), float(options.seconds) / 3)
 
 
 def needed(form: str, check: str) -> str:
@@ -124,23 +128,16 @@ def needed(form: str, check: str) -> str:
     return str(getattr(FORMS[form], CHECKS[check][1]))
 
 
-def converted(options: argparse.Namespace, forms: Sequence[str], folder: Path) -> tuple[dict[str, str], Row]:
+def converted(
+    options: argparse.Namespace, forms: Sequence[str], folder: Path, seconds: float
+) -> tuple[dict[str, str], Row]:
     """The paths of the inputs by their names, and the row that says what became of them."""
     wanted = {needed(form, check) for form in forms for check in options.checks} - {""}
-    inputs: dict[str, str] = {}
+    inputs = {name: str(folder / name) for name in wanted}
     if options.model and "speed.gguf" in wanted:
         wanted.remove("speed.gguf")
         inputs["speed.gguf"] = str(options.model)
-    started, faults = time.monotonic(), []
-    for name in sorted(wanted):
-        inputs[name] = str(folder / name)
-        try:
-            make(name, folder, is_quick=options.quick)
-        except EdgeLlamaError as error:
-            faults.append(f"{name}: {error}")
-    seconds = time.monotonic() - started
-    told = "; ".join(faults) or f"{', '.join(sorted(wanted))} in {seconds:.1f} s"
-    return inputs, Row("conversions", "failed" if faults else "ok", told, {"seconds": seconds})
+    return inputs, in_child("conversions", conversions_of(wanted, folder, is_quick=options.quick), seconds)
 
 
 def in_child(label: str, job: str, seconds: float) -> Row:

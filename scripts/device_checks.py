@@ -7,7 +7,7 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import psutil
-from device_inputs import QUESTIONS, pictures
+from device_inputs import QUESTIONS, make, pictures
 
 import edge_llama
 from edge_llama import Answer, Message, Model
@@ -353,21 +353,42 @@ def agreement(label: str, count: int, margins: Sequence[float], limit: float, wh
 
 
 def main(job: str) -> None:
-    """What a child does: the check of ``job``, in JSON as :func:`job_of` writes it."""
+    """What a child does: what ``job`` says, as :func:`job_of` and :func:`conversions_of` write it."""
     crash_probe.begin()
     given = json.loads(job)
-    setup = Setup(given["device"], FORMS[given["form"]], given["inputs"], Size(**given["size"]))
-    crash_probe.end(json.dumps(asdict(run(given["check"], setup))))
+    if "names" in given:
+        row = converted(**given)
+    else:
+        row = run(given["check"], Setup(given["device"], FORMS[given["form"]], given["inputs"], Size(**given["size"])))
+    crash_probe.end(json.dumps(asdict(row)))
 
 
 def job_of(check: str, device: str, form: str, inputs: Mapping[str, str], size: Size) -> str:
+    """The job of a check."""
     return json.dumps({"check": check, "device": device, "form": form, "inputs": dict(inputs), "size": asdict(size)})
+
+
+def conversions_of(names: Iterable[str], folder: Path, *, is_quick: bool) -> str:
+    """The job that makes the inputs of these names in ``folder``."""
+    return json.dumps({"names": sorted(names), "folder": str(folder), "is_quick": is_quick})
+
+
+def converted(names: Sequence[str], folder: str, is_quick: bool) -> Row:
+    """The row of the conversions."""
+    started, faults = time.monotonic(), []
+    for name in names:
+        try:
+            make(name, Path(folder), is_quick=is_quick)
+        except Exception as error:  # as a check's
+            faults.append(f"{name}: {type(error).__name__}: {error}")
+    seconds = time.monotonic() - started
+    told = "; ".join(faults) or f"{', '.join(names)} in {seconds:.1f} s"
+    return Row("conversions", "failed" if faults else "ok", told, {"seconds": seconds})
 
 
 def run(check: str, setup: Setup) -> Row:
     """The check's row; whatever it raises makes it a failed one."""
-    label = f"{check}, {setup.form.label}"
     try:
         return CHECKS[check][0](setup)
     except Exception as error:  # a check that is wrong stops no other
-        return Row(label, "failed", f"{type(error).__name__}: {error}")
+        return Row(f"{check}, {setup.form.label}", "failed", f"{type(error).__name__}: {error}")

@@ -3,10 +3,11 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from device_check import QUICK, in_child, main, table
-from device_checks import FORMS, Row, Setup, agreement, compared, job_of, margin_of, run
+from device_checks import FORMS, Row, Setup, agreement, compared, conversions_of, job_of, margin_of, run
 from device_inputs import make
 from npu import needs
 
@@ -103,6 +104,16 @@ def test_a_process_that_dies_or_hangs_is_a_failed_row(inputs: dict[str, str]) ->
     hung = in_child("text, GGUF", job_of("text", "cpu", "gguf", inputs, QUICK), 0.05)
     assert (hung.outcome, hung.told.startswith("stopped: ")) == ("failed", True)
     assert in_child("text, GGUF", "", -1).told == "not begun: the time was up"
+
+
+def test_a_conversion_that_hangs_is_stopped_and_one_that_fails_is_named(tmp_path: Path) -> None:
+    hung = in_child("conversions", conversions_of(["text.gguf"], tmp_path, is_quick=True), 0.05)
+    assert (hung.outcome, hung.told.startswith("stopped: ")) == ("failed", True)
+    (tmp_path / "text.gguf").mkdir()
+    failed = in_child("conversions", conversions_of(["text.gguf", "no such"], tmp_path, is_quick=True), 60)
+    assert failed.outcome == "failed"
+    assert "text.gguf: OutputError" in failed.told
+    assert "no such: KeyError" in failed.told
 
 
 def test_the_whole_run_in_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
