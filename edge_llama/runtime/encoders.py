@@ -73,6 +73,8 @@ class ImageEncoder:
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="image")
         self._kept: OrderedDict[tuple[str, Grid, int], NDArray[np.float32]] = OrderedDict()
         self._pixels: tuple[tuple[str, Grid], NDArray[np.float32]] | None = None
+        self.kept_bytes = 0
+        """What the embeddings take that are kept."""
         self.encoded = 0
         """Tiles that the tower has embedded so far."""
         self.seconds = 0.0
@@ -155,6 +157,7 @@ class ImageEncoder:
         """Free the tower and the embeddings. May be called twice."""
         self._preparing.shutdown(wait=False)
         self._kept.clear()
+        self.kept_bytes = 0
         self._pixels = None
         if self._tower:
             self._tower.close()
@@ -185,6 +188,7 @@ class ImageEncoder:
         room = max(1, _BUDGET // max(embeddings.nbytes, 1))
         while len(self._kept) > room:
             self._kept.popitem(last=False)
+        self.kept_bytes = len(self._kept) * embeddings.nbytes
 
 
 def check_room(needed: int, n_ctx: int, images: Sequence[Image], encoder: ImageEncoder | None) -> None:

@@ -196,7 +196,7 @@ class Scheduler:
             queued=self._waiting,
             used_cells=cache.used_cells,
             cells=self.tower.n_cells,
-            cached_bytes=cache.copies.nbytes,
+            cached_bytes=cache.copies.nbytes + (self.encoder.kept_bytes if self.encoder else 0),
             prompt_tokens=counts.prompt_tokens,
             generated_tokens=counts.generated_tokens,
             seconds=counts.seconds,
@@ -264,7 +264,10 @@ class Scheduler:
         has_worked |= self._admit()
         self._embed()
         is_crowded = bool(self._running) and self._relieve()
-        for batch in self._batches(with_prompts=not is_crowded):  # one of the two is enough for a step
+        before = self._answered()
+        for batch in self._batches(with_prompts=not is_crowded):
+            if self._answered() - before:  # not only their number: others may have ended
+                break  # the rest was planned when nobody waited for a second token
             self._decode(batch)
             has_worked = True
         if not any(running.is_ready for running in self._running):
@@ -274,6 +277,9 @@ class Scheduler:
         elif not has_left and self._may_tidy():
             return self._tidy()
         return has_left or has_worked
+
+    def _answered(self) -> set[Running]:
+        return {running for running in self._running if running.is_decoding}
 
     def _relieve(self) -> bool:
         """Copy out what is idle and slows the others; whether some of it is still there.

@@ -18,7 +18,7 @@ class Stats:
     cells: int
     """Positions that it has."""
     cached_bytes: int
-    """Memory that copies of sequences take."""
+    """Memory that copies of sequences take, and embeddings of pictures that are kept."""
     prompt_tokens: int
     """Tokens that were prefilled."""
     generated_tokens: int

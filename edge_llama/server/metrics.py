@@ -43,7 +43,7 @@ _GAUGES = {
     "max_running": "Requests that it serves at once.",
     "used_cells": "Positions of the KV cache that are taken.",
     "cells": "Positions of the KV cache.",
-    "cached_bytes": "Memory that copies of sequences take.",
+    "cached_bytes": "Memory that copies of sequences and pictures' embeddings take.",
 }
 _COUNTERS = {
     "prompt_tokens": "Tokens that were prefilled since the model was loaded.",
