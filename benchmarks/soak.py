@@ -195,7 +195,7 @@ class Soak:
         self.tally = Tally()
         self._model, self._seed, self._pause, self._has_images = model, seed, pause, has_images
         tokenizer = model.tokenizer
-        self._ends = {token: -1e4 for token in range(tokenizer.n_vocab) if tokenizer.is_end(token)}
+        self._never = {token: -1e4 for token in range(tokenizer.n_vocab) if not is_whole(tokenizer, token)}
         rng = np.random.default_rng(seed)
         self._systems = [self._text(rng, 600) for _ in range(4)]
         self._is_over = threading.Event()
@@ -204,7 +204,7 @@ class Soak:
     def fill(self, count: int, cells: int) -> None:
         """Have all cells in use at once, and the encoder at work: by then the engines have touched their memory."""
         rng = np.random.default_rng(self._seed)
-        short: dict[str, Any] = {"max_tokens": 2, "logit_bias": self._ends}
+        short: dict[str, Any] = {"max_tokens": 2, "logit_bias": self._never}
         if self._has_images:
             side = max(SIDES)
             picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -307,7 +307,7 @@ class Soak:
         self, rng: np.random.Generator, length: int | None, deadline: float | None = None, most: int = 4000
     ) -> edge_llama.Generation:
         sampling: dict[str, Any] = {"max_tokens": length, "seed": int(rng.integers(2**31)), "deadline": deadline}
-        sampling["logit_bias"] = self._ends  # so that every answer has its length
+        sampling["logit_bias"] = self._never
         tokens = min(int(rng.integers(100, 4001)), most)
         if self._has_images and rng.random() < 0.5:
             side = int(rng.choice(SIDES))
@@ -323,6 +323,17 @@ class Soak:
         tokenizer = self._model.tokenizer
         ids = tokenizer.encode(" ".join(rng.choice(WORDS, tokens)))[:tokens]
         return b"".join(map(tokenizer.piece, ids)).decode("utf-8", "ignore")
+
+
+def is_whole(tokenizer: Any, token: int) -> bool:
+    """Whether an answer goes on after the token, and it comes alone: what is part of a letter waits for the others.
+
+    So every answer has its length, and the gaps between pieces are those between tokens.
+    """
+    try:
+        return not tokenizer.is_end(token) and bool(tokenizer.piece(token).decode())
+    except UnicodeDecodeError:
+        return False
 
 
 LEAVING = ("cancelled", "closed", "dropped", "deadline")

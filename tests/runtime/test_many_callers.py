@@ -418,7 +418,7 @@ class Encoder:
     """What embeds images: nothing is there to be embedded, but it can be held and stopped."""
 
     def __init__(self) -> None:
-        self.encoded = 0
+        self.encoded = self.kept_bytes = 0
         self.go = threading.Event()
         self.go.set()
         self.within = threading.Event()
@@ -483,6 +483,27 @@ def test_while_an_image_is_embedded_others_are_answered(started: Any) -> None:
     assert ask(engine, [1, 2], 50).result().text == said([1, 2], 50)
     encoder.go.set()
     assert looking.result().text == said(PICTURE, 5)
+
+
+def test_who_has_just_had_a_first_token_waits_for_no_picture(started: Any) -> None:
+    """A step that was planned when nobody was answered has room for much of a picture: it isn't taken after all."""
+    encoder = Encoder()
+    engine, tower = started(encoder=encoder)
+    encoder.go.clear()
+    looking = look(engine, Pictures(encoder, PICTURE))
+    assert encoder.within.wait(SECONDS)
+    tower.go.clear()
+    other = ask(engine, [9, 9, 9], 1)
+    assert tower.within.wait(SECONDS)
+    encoder.go.set()
+    until(lambda: encoder.encoded == 1)
+    answered = ask(engine, [1, 2], 3)
+    tower.go.set()
+    assert [answered.result().text, other.result().text] == [said([1, 2], 3), said([9, 9, 9], 1)]
+    assert looking.result().text == said(PICTURE, 5)
+    first = next(at for at, batch in enumerate(tower.decoded) if at and list(batch.values()) == [2])
+    (sequence,) = tower.decoded[first]
+    assert tower.decoded[first + 1][sequence] == 1, "its second token comes in the next decode"
 
 
 def test_who_cancels_within_an_image_is_released_and_the_next_one_is_embedded(started: Any) -> None:
