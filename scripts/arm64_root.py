@@ -190,9 +190,11 @@ def _engine(folder: Path, engine: Path, flags: str) -> None:
         "_PYTHON_HOST_PLATFORM": "linux-aarch64",  # what the wheel is named after
         "CMAKE_ARGS": options,
         "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
+        "CFLAGS": NO_FUSING,
+        "CXXFLAGS": NO_FUSING,
     }
     source = fetch(Path(sys.executable), f"{ENGINE}=={version(ENGINE)}")
-    alone = ["--no-deps", "--no-build-isolation", "--no-cache-dir", NO_FUSING, "--wheel-dir", wheels]
+    alone = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", wheels]
     _run(tools, "-m", "pip", "wheel", "--quiet", *alone, source, **environment)
     (wheel,) = wheels.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:

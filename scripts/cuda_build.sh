@@ -41,22 +41,20 @@ if [ ! -d "$source/vendor/llama.cpp/ggml/src/ggml-cuda" ]; then
 fi
 
 # Beside the GPU's code there is the CPU's: as scripts/install.py builds it.
-flags=
+flags="-ffp-contract=off"
 case $(uname -m) in
-x86_64 | amd64) flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
+x86_64 | amd64) flags="$flags -mno-amx-tile -mno-amx-int8 -mno-amx-bf16" ;;
 esac
 export CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags"
-same_bytes="CMAKE_PROJECT_ggml_INCLUDE=$(cd "$(dirname "$0")" && pwd)/no_fusing.cmake"
 
 if [ -n "$target" ]; then
     # shellcheck disable=SC2086 # several options
     cmake -S "$source/vendor/llama.cpp" -B "$out" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=on \
         -DLLAMA_BUILD_COMMON=off -DLLAMA_BUILD_TESTS=off -DLLAMA_BUILD_TOOLS=off -DLLAMA_BUILD_EXAMPLES=off \
         -DLLAMA_BUILD_SERVER=off -DGGML_CUDA=on "-DCMAKE_CUDA_ARCHITECTURES=$architectures" \
-        "-DCUDAToolkit_ROOT=$toolkit" "-D$same_bytes" ${CMAKE_ARGS:-}
+        "-DCUDAToolkit_ROOT=$toolkit" ${CMAKE_ARGS:-}
     cmake --build "$out" --target "$target" --parallel "${JOBS:-$(nproc)}"
 else
     CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=$architectures -DCUDAToolkit_ROOT=$toolkit ${CMAKE_ARGS:-}" \
-        "$python" -m pip wheel --no-deps --no-index --no-build-isolation --no-cache-dir \
-        "-Ccmake.define.$same_bytes" -w "$out" "$source"
+        "$python" -m pip wheel --no-deps --no-index --no-build-isolation --no-cache-dir -w "$out" "$source"
 fi

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from engine_source import ENGINE, ROOT, cache_folder, fetch
 
-# What is given to CMake: the library that quantizes gives the same bytes on every processor.
-NO_FUSING = f"-Ccmake.define.CMAKE_PROJECT_ggml_INCLUDE={ROOT / 'scripts' / 'no_fusing.cmake'}"
+# gcc fuses products and sums unasked where the processor can, as every ARM64: that rounds once instead of twice, and
+# the same checkpoint would give other quantized bytes on other processors.
+NO_FUSING = "-ffp-contract=off"
 # Some virtual machines announce AMX and fault on its first instruction.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PROOF = """
@@ -95,10 +96,11 @@ def requirement() -> str:
 
 def variants(machine: str = platform.machine(), system: str = os.name) -> Sequence[Variant]:
     """The ways to compile for this processor, the fastest first."""
-    natively = Variant("natively", "")
-    if system != "nt" and machine.lower() in ("x86_64", "amd64"):
-        return natively, Variant("without AMX", NO_AMX)
-    return (natively,)
+    if system == "nt":  # another compiler: MSVC fuses nothing unasked since 17.0 (its /fp:contract)
+        return (Variant("natively", ""),)
+    if machine.lower() in ("x86_64", "amd64"):
+        return (Variant("natively", NO_FUSING), Variant("without AMX", f"{NO_FUSING} {NO_AMX}"))
+    return (Variant("natively", NO_FUSING),)
 
 
 def first_that_works(wheels: "Sequence[CachedWheel]", try_out: Callable[[Path], str]) -> "CachedWheel":
@@ -125,7 +127,6 @@ class CachedWheel:
         self._key = {
             "source": source.name,
             "flags": variant.flags,
-            "cmake": (ROOT / "scripts" / "no_fusing.cmake").read_text("utf-8"),
             "environment": {name: os.environ[name] for name in BUILD_VARIABLES if os.environ.get(name)},
             "python": sys.implementation.cache_tag,
             "platform": [sysconfig.get_platform(), *platform.libc_ver()],
@@ -149,8 +150,7 @@ class CachedWheel:
         environment = with_flags(os.environ, self.variant.flags)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             # pip's own cache is asked by the source's name alone: it would give a wheel of other flags.
-            options = ["--no-deps", "--no-cache-dir", NO_FUSING, "-w", folder]
-            pip(self._python, "wheel", *options, str(self._source), env=environment)
+            pip(self._python, "wheel", "--no-deps", "--no-cache-dir", "-w", folder, str(self._source), env=environment)
             (built,) = Path(folder).iterdir()
             return built.replace(self.folder / built.name)
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engine_source import ENGINE, ROOT, cache_folder, fetch
-from install import NO_AMX, CachedWheel, Variant
+from install import NO_AMX, NO_FUSING, CachedWheel, Variant
 
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan-dev", "glslc", "spirv-headers")
 NEWER = "trixie"
@@ -35,7 +35,7 @@ TESTS = (
 def main() -> None:
     install_packages()
     os.environ["CMAKE_ARGS"] = f"-DGGML_VULKAN=on -DVulkan_INCLUDE_DIR={headers()}"
-    built = CachedWheel(Path(sys.executable), source(), Variant("for Vulkan", NO_AMX)).wheel()
+    built = CachedWheel(Path(sys.executable), source(), Variant("for Vulkan", f"{NO_FUSING} {NO_AMX}")).wheel()
     environment = {**os.environ, **software_device(), "PYTHONPATH": search_path(installed(built))}
     for command in (["-m", "pytest", *TESTS], ["scripts/device_check.py", "--device", "vulkan", *sys.argv[1:]]):
         if code := subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=False).returncode:

@@ -34,6 +34,11 @@ class Running:
         embedded = self.embedded
         return self.todo[0] >= 0 or (embedded is not None and embedded.done() and embedded.exception() is None)
 
+    @property
+    def has_picture(self) -> bool:
+        """Whether what comes next stands for a part of one."""
+        return bool(self.todo) and self.todo[0] < 0
+
     def rows(self, most: int) -> Rows:
         """The next rows, at most so many, all of one kind."""
         todo = self.todo[:most]
@@ -62,14 +67,20 @@ Batch = list[tuple[Running, Rows]]
 """One decode: each request with what it appends."""
 
 
-def batches(ready: Sequence[Running], n_batch: int, free_cells: int, budget: int | None) -> list[Batch]:
+def batches(
+    ready: Sequence[Running], n_batch: int, free_cells: int, budget: int | None, *, with_pictures: bool = True
+) -> list[Batch]:
     """What each request appends in a step, in one decode of tokens and one of embeddings, as far as there are any.
 
     Nothing if there are no cells for all that are being answered. ``budget``: tokens of prompts, at most; None: as many
-    as there is room for.
+    as there is room for. With a budget prompts are of one kind: of pictures ``with_pictures``, else of tokens, if there
+    are such. Pictures then take half of it, since a decode of their own reads all weights again.
     """
     answers = [running for running in ready if running.is_decoding]
     prompts = [running for running in ready if not running.is_decoding]
+    if budget is not None:
+        prompts = [each for each in prompts if each.has_picture is with_pictures] or prompts
+        budget = -(-budget // 2) if prompts and prompts[0].has_picture else budget
     found: Batch = []
     room, free = n_batch, free_cells
     for at, running in enumerate(answers):

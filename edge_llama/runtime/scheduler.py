@@ -81,6 +81,8 @@ class Scheduler:
         self._choose_threads = choose_threads
         self._pace = pace
         self._budget = StepBudget()
+        self._has_pictures_turn = False
+        """Whether prompts of this step are parts of pictures, where there are both."""
         self._inbox = Inbox()
         self._queue = RequestQueue()
         self._calls: deque[Call] = deque()
@@ -431,7 +433,8 @@ class Scheduler:
             answering = sum(running.is_decoding for running in ready)
             is_short = answering and not with_prompts
             budget = 0 if is_short else self._budget.tokens(answering, len(ready) - answering)
-            if found := batches(ready, n_batch, self.cache.free_cells, budget):
+            free, self._has_pictures_turn = self.cache.free_cells, not self._has_pictures_turn
+            if found := batches(ready, n_batch, free, budget, with_pictures=self._has_pictures_turn):
                 return found
             self._deliver()
             youngest = ready.pop()

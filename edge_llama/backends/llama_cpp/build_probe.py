@@ -32,7 +32,9 @@ from edge_llama.host import devices, user_cache
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
 _SECONDS = 120  # half a second when quiet
-# On x86-64 without AMX, which some virtual machines announce and fault on. scripts/install.py builds with the same.
+# Without products and sums fused into one rounding, which would give other quantized bytes than elsewhere; on x86-64
+# without AMX, which some virtual machines announce and fault on. scripts/install.py builds with the same.
+_NO_FUSING = "-ffp-contract=off"
 _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
@@ -42,9 +44,10 @@ def rebuild_remedy(machine: str, system: str = os.name) -> str:
         "build llama-cpp-python again on this machine: pip install --force-reinstall --no-cache-dir --no-binary "
         "llama-cpp-python llama-cpp-python"
     )
-    if system == "nt" or machine.lower() not in ("x86_64", "amd64"):  # MSVC takes no such flags
+    if system == "nt":  # MSVC takes no such flags
         return command
-    return f"{command}; with CFLAGS and CXXFLAGS set to '{_NO_AMX}'"
+    flags = f"{_NO_FUSING} {_NO_AMX}" if machine.lower() in ("x86_64", "amd64") else _NO_FUSING
+    return f"{command}; with CFLAGS and CXXFLAGS set to '{flags}'"
 
 
 @dataclass(frozen=True, slots=True)
