@@ -105,11 +105,12 @@ def plan(
     asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
     target, chosen = choose(Path(output), checkpoint, asked)
-    inputs = [checkpoint.path, *(Path(path) for path in (chosen.ranges, chosen.lora) if path is not None)]
+    evidence = [Path(path) for path in chosen.calibration]
+    inputs = [checkpoint.path, *evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
     checkpoint = with_template(checkpoint, chosen.chat_template)
-    files = checkpoint.files if chosen.ranges is None else (*checkpoint.files, Path(chosen.ranges))
+    files = (*checkpoint.files, *evidence)
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
     check_kernels(_quantized(layout.entries))
     if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):

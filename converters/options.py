@@ -1,7 +1,7 @@
 """What a conversion may be asked for, beyond its source and its output."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
@@ -17,14 +17,16 @@ class Options:
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
     or a bundle, or ``all`` (None), to a bundle. The vision tower is written for ``vision_to``, ``onnx`` (None) or
     ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32``, for ``gguf`` ``bf16`` or ``q8_0``, for ONNX
-    ``int8``, ``int4`` or, for NPUs, ``a16w8``, which needs the file of ``ranges`` that a calibration measured.
+    ``int8``, ``int4`` or, for NPUs, ``a16w8``. What is made by ranges of values takes them from the files of
+    ``calibration``, which tell by themselves of which tower they are.
     ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
     what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
     For ONNX ``quant`` is ``int4`` (None), ``int8``, ``f16`` or ``f32``, where ``block`` weights (32, 64 or 128) share a
     scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone,
-    and with ``embeddings`` the text tower's gives hidden states, too.
+    and with ``embeddings`` the text tower's gives hidden states, too. For NPUs it is ``a16w8`` or ``a16w4``, made by
+    ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048).
     ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
@@ -33,12 +35,14 @@ class Options:
     tower: str | None = None
     vision_to: str | None = None
     vision_quant: str | None = None
-    ranges: str | os.PathLike[str] | None = None
+    calibration: Sequence[str | os.PathLike[str]] = ()
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     block: int | None = None
     zero_points: bool = False
     portable: bool = False
     embeddings: bool = False
+    n_ctx: int | None = None
+    window: int | None = None
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None

@@ -7,10 +7,6 @@ from typing import Protocol
 from converters.checkpoint import Checkpoint
 from converters.layout import Layout, Part
 from converters.options import Options
-from edge_llama.errors import OptionError
-
-NEEDS_RANGES = "a16w8"
-"""The format of a vision tower's weights for which the ranges of all values must be known."""
 
 
 class Sized(Protocol):
@@ -54,11 +50,6 @@ class TowerFiles:
     def nbytes(self) -> int:
         """Bytes of all of them."""
         return sum(part.nbytes for part in self.parts) + sum(map(len, self.files.values()))
-
-
-def needless_ranges(options: Options) -> OptionError:
-    """The error about ranges that no format needs."""
-    return OptionError(f"--ranges {options.ranges}: is for --vision-quant {NEEDS_RANGES} alone", remedy="leave it out")
 
 
 class TowerWriter(Sized, Protocol):

@@ -6,7 +6,7 @@ convert("Llama-3.2-1B-Instruct", "llama-3.2-1b-q4_k_m.gguf", quant="q4_k_m")
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ class ConvertOptions(TypedDict, total=False):
     """``onnx`` (None) or ``gguf``."""
     vision_quant: str | None
     """The vision tower's format: ``f16`` (None), ``int8``, ..."""
-    ranges: str | os.PathLike[str] | None
-    """The file that ``edge-llama calibrate`` measured, for ``a16w8``."""
+    calibration: Sequence[str | os.PathLike[str]]
+    """Files that ``edge-llama calibrate`` measured, for what is made by ranges of values: ``a16w8`` and ``a16w4``."""
     tensor_types: Mapping[str, str]
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
     block: int | None
@@ -45,6 +45,10 @@ class ConvertOptions(TypedDict, total=False):
     """ONNX: standard operators alone."""
     embeddings: bool
     """ONNX: the text tower gives hidden states, too, so that texts can be embedded."""
+    n_ctx: int | None
+    """ONNX for NPUs: the context, which is part of the graphs: 2,048 (None), or the model's own if that is less."""
+    window: int | None
+    """ONNX for NPUs: how many tokens of a prompt are read at once: 64 (None)."""
     max_shard_bytes: int | None
     """GGUF: several files of at most so many bytes."""
     chat_template: str | os.PathLike[str] | None

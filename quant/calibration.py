@@ -1,6 +1,6 @@
 """Runs a tower's ONNX graph on samples, to see which numbers its values are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +18,64 @@ _AGAIN = "convert the checkpoint again"
 
 
 def measured(path: Path, samples: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int) -> Ranges:
-    """The least and the greatest number of every float value in the graph at ``path``, inputs included.
+    """The least and the greatest number of every float value in the vision tower at ``path``, inputs included.
 
-    The graph runs as it is, on ``samples`` of its inputs, and gives two numbers more for each value: so it takes no
-    more memory than usual. ArtifactError if ONNX Runtime refuses it, or a value is not finite.
+    The graph runs as it is, on ``samples`` of its inputs. ArtifactError if ONNX Runtime refuses it, or a value is not
+    finite.
     """
-    import onnx_ir as ir  # noqa: PLC0415 - a third of a second
-
-    try:
-        model = ir.load(path)
-        vectors = [model.graph.initializers[name].const_value for name in IDENTIFYING]
-        tower = fingerprint(vector.numpy() for vector in vectors if vector is not None)
-        names = _watch(model)
-        session = _session(path, ir.to_proto(model).SerializeToString(), threads)
-    except Exception as error:  # those of onnx_ir and of ONNX Runtime share no class but this
-        raise ArtifactError(f"{path}: can't be measured: {error}", remedy=_AGAIN) from error
-    outputs = [f"{name}.{end}" for end in _ENDS for name in names]
-    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    count = 0
+    watched = Watched(path, threads)
     for sample in samples:
-        found = np.array(session.run(outputs, dict(sample)), np.float64).reshape(2, -1)
-        finite = np.isfinite(found).all(axis=0)
+        watched.run(sample)
+    return Ranges(fingerprint(watched.vectors(IDENTIFYING)), watched.runs, watched.values())
+
+
+class Watched:
+    """A graph that tells of each of its float values the least and the greatest number, over all runs.
+
+    It gives two numbers more for each value: so it takes no more memory than usual.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """ArtifactError if ONNX Runtime refuses the graph at ``path``."""
+        import onnx_ir as ir  # noqa: PLC0415 - a third of a second
+
+        self._path = path
+        try:
+            model = ir.load(path)
+            self._initializers = model.graph.initializers
+            self._names = _watch(model)
+            self._session = _session(path, ir.to_proto(model).SerializeToString(), threads)
+        except Exception as error:  # those of onnx_ir and of ONNX Runtime share no class but this
+            raise ArtifactError(f"{path}: can't be measured: {error}", remedy=_AGAIN) from error
+        self._ends = [f"{name}.{end}" for end in _ENDS for name in self._names]
+        self._low, self._high = np.full(len(self._names), np.inf), np.full(len(self._names), -np.inf)
+        self.runs = 0
+
+    def vectors(self, names: Iterable[str]) -> list[NDArray[np.float32]]:
+        """Initializers by their names. ArtifactError if there is no such."""
+        found = []
+        for name in names:
+            value = self._initializers.get(name)
+            if value is None or value.const_value is None:
+                raise ArtifactError(f"{self._path}: can't be measured: it has no {name!r}", remedy=_AGAIN)
+            found.append(value.const_value.numpy())
+        return found
+
+    def run(self, sample: Mapping[str, NDArray[np.float32]], outputs: Sequence[str] = ()) -> list[NDArray[np.float32]]:
+        """Run it on inputs by their names; those of its own ``outputs``. ArtifactError if a value is not finite."""
+        found = self._session.run([*self._ends, *outputs], dict(sample))
+        ends = np.array(found[: len(self._ends)], np.float64).reshape(2, -1)
+        finite = np.isfinite(ends).all(axis=0)
         if not finite.all():
-            raise ArtifactError(f"{path}: {names[finite.argmin()]!r} is NaN or infinite", remedy=_AGAIN)
-        low, high = np.minimum(low, found[0]), np.maximum(high, found[1])
-        count += 1
-    return Ranges(tower, count, dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True)))
+            name = self._names[int(finite.argmin())]
+            raise ArtifactError(f"{self._path}: {name!r} is NaN or infinite", remedy=_AGAIN)
+        self._low, self._high = np.minimum(self._low, ends[0]), np.maximum(self._high, ends[1])
+        self.runs += 1
+        return list(found[len(self._ends) :])
+
+    def values(self) -> dict[str, tuple[float, float]]:
+        """The ends of each value by its name."""
+        return dict(zip(self._names, zip(self._low.tolist(), self._high.tolist(), strict=True), strict=True))
 
 
 def _session(path: Path, model: bytes, threads: int) -> Any:

@@ -11,6 +11,8 @@ from quant.recipe import check_types
 Form = Format | Grid
 RECIPES: dict[str, Form] = {"int4": Grid(4), "int8": Grid(8), "f16": F16, "f32": F32}
 DEFAULT = "int4"
+STATIC: Mapping[str, int] = {"a16w8": 8, "a16w4": 4}
+"""What a text tower for NPUs may be stored in: activations of 16 bits, matrices of so many."""
 _EIGHT_BITS = ("token_embd", "output")
 """Roles that int4 gives 8 bits: every answer passes through them, and 4 bits there cost more than anywhere else."""
 _COMPARED = ("attn_q", "attn_k", "attn_v")

@@ -77,7 +77,7 @@ def _digits_in_integers(path: Path) -> None:
         seen = [tile for picture in pictures() for tile in tiles(picture.image, tower.spec)]
         ranges = measured(tower.path, ({VISION_INPUT: tile[None]} for tile in seen), threads=2)
         (Path(scratch) / "ranges.json").write_bytes(ranges.encode())
-        convert(DIGITS, path, quant="f32", vision_quant="a16w8", ranges=Path(scratch) / "ranges.json")
+        convert(DIGITS, path, quant="f32", vision_quant="a16w8", calibration=[Path(scratch) / "ranges.json"])
 
 
 def _random(path: Path, is_quick: bool, **options: object) -> None:

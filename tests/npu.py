@@ -31,7 +31,7 @@ def in_integers(source: Path, folder: Path, tiles: NDArray[np.float32]) -> Path:
     samples = ({VISION_INPUT: tile[None]} for tile in tiles)
     ranges = measured(read_vision(folder / "f32").path, samples, threads=2)
     (folder / "ranges.json").write_bytes(ranges.encode())
-    integers = {"vision_quant": "a16w8", "ranges": folder / "ranges.json"}
+    integers = {"vision_quant": "a16w8", "calibration": [folder / "ranges.json"]}
     converters.convert(source, folder / "a16w8", tower="vision", **integers)
     return folder
 

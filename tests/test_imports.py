@@ -21,7 +21,7 @@ edge_llama.files
 | quant.compiled
 | quant
 | converters.facts   converters.options   converters.times
-| converters.metadata
+| converters.metadata   converters.evidence
 | converters.checkpoint
 | converters.layout   converters.folder_files   converters.tokenizers
 | converters.tensors   converters.output   converters.target

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
+from converters.evidence import check_needed
 from converters.options import Options, flag
 from converters.target import FolderTarget, Target
 from converters.targets.bundle import BUNDLE
@@ -30,7 +31,9 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Targ
             raise OptionError(f"{flag(name)} {value}: unknown", remedy=f"known: {', '.join(values)}")
     written = _towers(checkpoint, options.tower)
     target = _target(output, checkpoint, options, written)
-    return target, target.chosen(options, written)
+    chosen = target.chosen(options, written)
+    check_needed(chosen)
+    return target, chosen
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:

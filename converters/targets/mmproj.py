@@ -7,7 +7,7 @@ from converters.checkpoint import Checkpoint, Tensor
 from converters.layout import Entry, Part
 from converters.metadata import generation_config
 from converters.options import Options
-from converters.target import TowerFiles, needless_ranges
+from converters.target import TowerFiles
 from converters.targets import gguf
 from edge_llama.files.formats import F16, F32, FORMATS, Format
 from edge_llama.files.gguf import string, u32
@@ -23,9 +23,7 @@ class MmprojWriter:
     options = ("vision_to", "vision_quant")
 
     def check(self, options: Options) -> None:
-        """No form of it needs ranges."""
-        if options.ranges is not None:
-            raise needless_ranges(options)
+        """There is nothing that does not go together."""
 
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
         """mmproj.gguf."""

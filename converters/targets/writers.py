@@ -21,21 +21,29 @@ def check_heeded(options: Options, text: Collection[str] | None, *, has_vision: 
 
     ``text``: what is heeded of the options for a text tower, None if none is written; ``has_vision``: whether one is.
     """
+    heeded = (_heeded(TEXT) if text is not None else set()) | (_heeded(VISION) if has_vision else set())
     for tower, known, is_written in (("text", TEXT, text is not None), ("vision", VISION, has_vision)):
         for name in () if is_written else _given(options, known):
+            if name in heeded:
+                continue
             instead = ", or say --vision-quant" if name == "quant" else ""
             raise OptionError(
                 f"{flag(name)}: is for a {tower} tower, and none is written so", remedy=f"leave it out{instead}"
             )
     for name in _given(options, TEXT):
-        if text is not None and name not in text:
+        if text is not None and name not in text and not (has_vision and name in _heeded(VISION)):
             owner = next(writer.label for writer in TEXT.values() if name in writer.options)
             raise OptionError(f"{flag(name)}: is for {owner} alone", remedy="leave it out")
 
 
+def _heeded(writers: Mapping[str, TowerWriter]) -> set[str]:
+    """The options that some of ``writers`` heed."""
+    return {name for writer in writers.values() for name in writer.options}
+
+
 def _given(options: Options, writers: Mapping[str, TowerWriter]) -> Iterator[str]:
     """The options that are given and that some of ``writers`` heed."""
-    heeded = {name for writer in writers.values() for name in writer.options}
+    heeded = _heeded(writers)
     return (field.name for field in fields(options) if field.name in heeded and getattr(options, field.name))
 
 

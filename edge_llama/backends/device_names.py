@@ -128,7 +128,7 @@ _QNN = ("pip install onnxruntime-qnn", "onnxruntime-qnn", "onnxruntime_qnn")
 _MLX = ("pip install onnxruntime-ep-mlx", "onnxruntime-ep-mlx", "onnxruntime_ep_mlx")
 _WEBGPU = ("pip install onnxruntime-ep-webgpu", "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu")
 _PORTABLE = "ONNX models of standard operators (--portable) whole, of others a part"
-_INTEGERS = "ONNX vision towers in integers"
+_INTEGERS = "ONNX models in integers: text and vision"
 
 # Backends' names are what ggml_backend_reg_name gives (llama-cpp-python 0.3.36: ggml/include, ggml/src/ggml-metal);
 # providers' what onnxruntime.get_all_providers gives, and packages those of PyPI (but for AMD's, on its own index).

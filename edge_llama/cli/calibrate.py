@@ -1,34 +1,59 @@
-"""``edge-llama calibrate``: the ranges that a vision tower's values have, for a conversion to integers."""
+"""``edge-llama calibrate``: what is measured of a model before it is converted, by data such as it will see."""
 
+import itertools
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
-from edge_llama.backends.local_models import found
+from edge_llama.backends import local_models
+from edge_llama.backends.base import AskedDevice
+from edge_llama.backends.registry import vision_engine_of
 from edge_llama.backends.towers import read_vision
 from edge_llama.cli import options
-from edge_llama.cli.terminal.console import note
-from edge_llama.errors import ArtifactError, OptionError, OutputError
+from edge_llama.cli.terminal.console import note, progress
+from edge_llama.errors import ArtifactError, InputError, OptionError, OutputError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
 from edge_llama.media.images import Image
-from edge_llama.media.llama4_tiles import tiles
+from edge_llama.media.llama4_tiles import grid, tiles, token_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
+
+    from converters.checkpoint import Checkpoint
+    from quant.ranges import Ranges
+
+_TEXTS = (".txt", ".md", ".rst", ".text")
+"""Files that are read as text; all others are pictures."""
+_PURPOSES = ("ranges",)
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="A bundle with a vision tower in f32 or f16 for ONNX Runtime.")],
-    output: Annotated[Path, typer.Argument(help="The file to write, for convert --ranges.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="For texts, a checkpoint as convert takes it; for pictures, a bundle whose vision tower is f32 or f16."
+        ),
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA... OUTPUT", help=f"Texts ({', '.join(_TEXTS)}) or pictures, and the file to write."
+        ),
+    ],
+    purpose: Annotated[
+        str,
+        typer.Option("--for", metavar="|".join(_PURPOSES), help="What is measured: between which bounds values lie."),
+    ] = "ranges",
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture such as will be seen. May be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture, as in DATA. May be repeated.")
     ] = None,
     max_tiles: Annotated[
         int | None,
@@ -38,30 +63,103 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure between which bounds a vision tower's values lie on sample pictures: a hundred are better than ten.
+    """Measure between which bounds a tower's values lie on data such as it will see: a hundred samples beat ten.
 
-    Example: edge-llama calibrate scout-f32/ ranges.json --image a.jpg --image b.jpg
+    Example: edge-llama calibrate Llama-3.2-1B-Instruct/ book.txt ranges.json
 
-    Then: edge-llama convert CHECKPOINT scout-npu/ --tower vision --vision-quant a16w8 --ranges ranges.json
+    Then: edge-llama convert Llama-3.2-1B-Instruct/ llama-npu/ --to onnx --quant a16w8 --calibration ranges.json
     """
-    from quant.calibration import measured  # noqa: PLC0415 - the runtime's verbs must not need this half
-
-    if not image:
-        raise OptionError("no pictures to measure with", remedy="add --image FILE, once for each")
+    if purpose not in _PURPOSES:
+        raise OptionError(f"--for {purpose}: unknown", remedy=f"known: {', '.join(_PURPOSES)}")
+    *samples, output = data
+    samples += image or []
+    if not samples:
+        raise OptionError("nothing to measure with", remedy="name texts or pictures before the output")
+    texts = [path for path in samples if path.suffix.lower() in _TEXTS]
+    pictures = [path for path in samples if path not in texts]
     if output.exists() and not force:
         raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
-    tower = _float_tower(model)
-    found = measured(tower.path, _samples(tower, image, max_tiles), threads=threads or cpu_threads())
+    threads = threads or cpu_threads()
+    if texts:
+        found, what = _of_texts(model, texts, pictures, max_tiles, threads, quiet=quiet), "tokens"
+    else:
+        found, what = _of_pictures(model, pictures, max_tiles, threads), "tiles"
     try:
         with new_file(output) as file:
             file.write(found.encode())
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror}", remedy="give another name") from error
-    note(f"{output}: ranges of {len(found.values):,} values over {found.tiles:,} tiles", quiet=quiet)
+    note(f"{output}: ranges of {len(found.values):,} values over {found.count:,} {what}", quiet=quiet)
+
+
+def _of_texts(
+    model: str,
+    texts: "Sequence[Path]",
+    pictures: "Sequence[Path]",
+    max_tiles: int | None,
+    threads: int,
+    *,
+    quiet: bool,
+) -> "Ranges":
+    """Of the text tower; pictures are seen by the vision tower, in float, and each is followed by one of the texts."""
+    from converters.sources import open_checkpoint  # noqa: PLC0415 - the runtime's verbs must not need this half
+    from converters.targets.onnx.static_ranges import Sample, encoder_of, measure_text  # noqa: PLC0415
+
+    path = Path(model)
+    checkpoint = open_checkpoint(path if path.exists() else local_models.named(path) or path)
+    contents: list[Sample] = [_text(text) for text in texts]
+    if pictures:
+        encode = encoder_of(checkpoint)
+        ids = [encode(str(text)) for text in contents]
+        seen = _embedded(checkpoint, pictures, max_tiles, threads)
+        contents += [[*rows, *ids[number % len(ids)]] for number, rows in enumerate(seen)]
+    with progress("measuring", quiet=quiet, unit="tokens") as show:
+        return measure_text(checkpoint, contents, threads=threads, on_progress=show)
+
+
+def _embedded(
+    checkpoint: "Checkpoint", pictures: "Sequence[Path]", max_tiles: int | None, threads: int
+) -> "Iterator[list[int | NDArray[np.float32]]]":
+    """The rows that stand for each picture: tokens around its tiles, and their embeddings."""
+    from converters import convert  # noqa: PLC0415
+
+    ids = {text: number for number, text in enumerate(checkpoint.vocabulary.tokens)}
+    with tempfile.TemporaryDirectory(prefix="edge-llama-calibration-") as scratch:
+        folder = Path(scratch) / "vision"
+        convert(checkpoint.path, folder, tower="vision", vision_quant="f32")
+        artifact = read_vision(folder)
+        engine = vision_engine_of(artifact)
+        tower = engine.open(artifact, engine.place(artifact, AskedDevice("cpu")), threads=threads)
+        try:
+            for path in pictures:
+                image = Image.open(path)
+                embeddings = iter(np.concatenate(tower.encode(tiles(image, artifact.spec, max_tiles))))
+                rows: list[int | NDArray[np.float32]] = []
+                for step in token_plan(grid(image.width, image.height, artifact.spec, max_tiles), artifact.spec):
+                    rows += [ids[step]] if isinstance(step, str) else itertools.islice(embeddings, step)
+                yield rows
+        finally:
+            tower.close()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}", remedy="name a file of text") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is no UTF-8: {error}", remedy="save it as UTF-8") from error
+
+
+def _of_pictures(model: str, images: "Sequence[Path]", max_tiles: int | None, threads: int) -> "Ranges":
+    from quant.calibration import measured  # noqa: PLC0415
+
+    tower = _float_tower(model)
+    return measured(tower.path, _samples(tower, images, max_tiles), threads=threads)
 
 
 def _float_tower(model: str) -> VisionArtifact:
-    tower = read_vision(found(model))
+    tower = read_vision(local_models.found(model))
     if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
         raise ArtifactError(
             f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",
@@ -71,7 +169,7 @@ def _float_tower(model: str) -> VisionArtifact:
 
 
 def _samples(
-    tower: VisionArtifact, images: list[Path], max_tiles: int | None
+    tower: VisionArtifact, images: "Sequence[Path]", max_tiles: int | None
 ) -> "Iterator[dict[str, NDArray[np.float32]]]":
     for path in images:
         for tile in tiles(Image.open(path), tower.spec, max_tiles):

@@ -36,7 +36,7 @@ def convert(
         typer.Option(
             metavar="RECIPE",
             help=f"{_RECIPES}. Default: q4_k_m. "
-            "With --to onnx: int4, int8, f16, f32; with --to safetensors: bf16, f16, f32.",
+            "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32.",
         ),
     ] = None,
     tensor_type: Annotated[
@@ -60,8 +60,13 @@ def convert(
             "time; GGUF: f16, f32, bf16, q8_0. Default: f16.",
         ),
     ] = None,
-    ranges: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For a16w8: what edge-llama calibrate measured.")
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            *("--calibration", "--ranges"),
+            metavar="FILE",
+            help="For a16w8 and a16w4: what edge-llama calibrate measured. Repeatable.",
+        ),
     ] = None,
     vision_to: Annotated[
         str | None,
@@ -81,6 +86,12 @@ def convert(
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="ONNX: the text model also embeds texts (edge-llama embed).")
     ] = False,
+    n_ctx: Annotated[
+        int | None, typer.Option(help="a16w8 and a16w4: the context, which is part of the graphs. Default: 2048.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="a16w8 and a16w4: tokens of a prompt that are read at once. Default: 64.")
+    ] = None,
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
     ] = None,
@@ -118,13 +129,15 @@ def convert(
         to=to,
         tower=tower,
         vision_quant=vision_quant,
-        ranges=ranges,
+        calibration=tuple(calibration or ()),
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
         block=block,
         zero_points=zero_points,
         portable=portable,
         embeddings=embeddings,
+        n_ctx=n_ctx,
+        window=window,
         max_shard_bytes=None if max_shard_size is None else options.size(max_shard_size, "--max-shard-size"),
         chat_template=chat_template,
         lora=lora,

@@ -102,7 +102,7 @@ class _Runner:
         self._repetitions = repetitions
         self._on_run = on_run
         self._depth = 0
-        self._n_vocab = len(tower.decode([1]).values)  # warm: the first decode allocates
+        self._n_vocab = len(tower.decode(self._begun([1])).values)  # warm: the first decode allocates
         tower.cut(0)
         self._random = np.random.default_rng(0)
 
@@ -131,7 +131,13 @@ class _Runner:
 
     def _read(self, count: int) -> None:
         for tokens in self._batches(count):
-            self._tower.decode(tokens)  # it waits until the work is done
+            self._tower.decode(self._begun(tokens))  # it waits until the work is done
+
+    def _begun(self, tokens: list[int]) -> list[int]:
+        """The same, but the first of a text is the one that begins texts: a tower may take no other there."""
+        tower = self._tower.tower
+        bos = tower.tokenizer.bos
+        return tokens if bos is None or tower.length(self._tower.sequence) else [bos, *tokens[1:]]
 
     def _batches(self, count: int) -> Iterator[list[int]]:
         step = self._tower.tower.n_batch
@@ -142,7 +148,7 @@ class _Runner:
         tower = self._tower.tower
         sampler = tower.sampler(SamplingParams(temperature=0), [])
         try:
-            token = int(self._random.integers(0, self._n_vocab))
+            (token,) = self._begun([int(self._random.integers(0, self._n_vocab))])
             for _ in range(count):
                 token = sampler.sample(self._tower.decode([token]))
                 tower.tokenizer.piece(token)

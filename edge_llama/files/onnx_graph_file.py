@@ -1,12 +1,12 @@
 """What an ONNX file says of its weights, its input and its output, read without ONNX. No native code.
 
 The file is a protocol buffer (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); of it only what is needed is
-read: names of the graph's inputs and outputs, and initializers whose data lies beside it. Where else a file is named
-ONNX Runtime (1.32) itself refuses one that is outside of the folder.
+read: the graph's inputs and outputs, and initializers whose data lies beside it. Where else a file is named ONNX
+Runtime (1.32) itself refuses one that is outside of the folder.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -19,12 +19,26 @@ _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundr
 _AGAIN = "copy the whole bundle again, or convert again"
 _MODEL_GRAPH = 7
 _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
+_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_KIND, _TENSOR_SHAPE, _SHAPE_SIZE, _SIZE_NUMBER = 2, 1, 1, 2, 1, 1
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 _STORED = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
 _OWN = {2: ("u8", 1, 1), 4: ("u16", 1, 2), 9: ("bool", 1, 1), 12: ("u32", 1, 4), 13: ("u64", 1, 8)}
 _OWN |= {21: ("u4", 2, 1), 22: ("i4", 2, 1)}
 _FORMATS = {kind: FORMATS[name] for kind, name in _STORED.items()}
 _FORMATS |= {kind: Format(name, -1, values, nbytes) for kind, (name, values, nbytes) in _OWN.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """What a graph says of an input or output: its numbers, and its sizes, of which None is open."""
+
+    format: Format | None
+    """None: it does not say, or they are no numbers that are known."""
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.format or 'what is no number'} [{sizes}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,8 @@ class OnnxFile:
     """Also initializers that may be given in their stead."""
     outputs: tuple[str, ...]
     data: Mapping[Path, tuple[TensorInfo, ...]]
+    types: Mapping[str, ValueType] = field(default_factory=dict)
+    """Of inputs and outputs, by name."""
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
@@ -71,14 +87,30 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ArtifactError(f"{path}: {error}", remedy=_AGAIN) from error
 
 
+def data_of(graphs: Iterable[OnnxFile]) -> dict[Path, tuple[TensorInfo, ...]]:
+    """The files beside ``graphs`` of a folder, and the tensors in each: what several graphs share is there once."""
+    found: dict[Path, dict[TensorInfo, None]] = {}
+    for graph in graphs:
+        for file, tensors in graph.data.items():
+            found.setdefault(file, {}).update(dict.fromkeys(tensors))
+    return {file: tuple(tensors) for file, tensors in found.items()}
+
+
 def _read(path: Path, raw: memoryview) -> OnnxFile:
     graph = next((value for number, value in _fields(raw) if number == _MODEL_GRAPH), None)
     if not isinstance(graph, memoryview):
         raise ValueError("not an ONNX file: it holds no graph")
-    inputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_INPUT)
-    outputs = tuple(_name(value) for number, value in _fields(graph) if number == _GRAPH_OUTPUT)
-    found = [pair for number, value in _fields(graph) if number == _GRAPH_TENSOR and (pair := _external(value))]
-    return OnnxFile(path, inputs, outputs, _data(path, found))
+    inputs, outputs = (
+        [(_name(value), _type(value)) for value in _within(graph, number)] for number in (_GRAPH_INPUT, _GRAPH_OUTPUT)
+    )
+    found = [pair for value in _within(graph, _GRAPH_TENSOR) if (pair := _external(value))]
+    return OnnxFile(
+        path,
+        inputs=tuple(name for name, _ in inputs),
+        outputs=tuple(name for name, _ in outputs),
+        data=_data(path, found),
+        types=dict([*inputs, *outputs]),
+    )
 
 
 def _fields(message: Field) -> Iterator[tuple[int, Field]]:
@@ -91,6 +123,27 @@ def _fields(message: Field) -> Iterator[tuple[int, Field]]:
 def _name(message: Field) -> str:
     """The field ``name`` of an input or output."""
     return next((_text(value) for number, value in _fields(message) if number == 1), "")
+
+
+def _type(message: Field) -> ValueType:
+    """The field ``type`` of an input or output."""
+    kinds = _within(message, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_KIND)
+    sizes = _within(message, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_SIZE)
+    format_ = next((_FORMATS.get(kind) for kind in kinds if isinstance(kind, int)), None)
+    return ValueType(format_, tuple(map(_size, sizes)))
+
+
+def _size(message: Field) -> int | None:
+    """A dimension: a number, or a name for any."""
+    return next((value for value in _within(message, _SIZE_NUMBER) if isinstance(value, int)), None)
+
+
+def _within(message: Field, *numbers: int) -> list[Field]:
+    """The fields of the first number, of each of these the fields of the next one, and so on."""
+    found = [message]
+    for wanted in numbers:
+        found = [value for each in found for number, value in _fields(each) if number == wanted]
+    return found
 
 
 def _text(value: Field) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.files.artifact import Recommended, Row
@@ -18,7 +18,8 @@ from edge_llama.files.identity import identity_of
 from edge_llama.files.json_fields import Fields, read_bytes
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import read_manifest
-from edge_llama.files.onnx_graph_file import OnnxFile, read_onnx
+from edge_llama.files.onnx_graph_file import OnnxFile, data_of, read_onnx
+from edge_llama.files.onnx_stages import files_named, is_staged
 from edge_llama.files.text_artifact import TextArtifact
 
 CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
@@ -52,7 +53,6 @@ class OnnxArtifact(TextArtifact):
     """A text tower for ONNX Runtime."""
 
     engine: ClassVar[str] = "onnxruntime"
-    kv_format: ClassVar[Format] = F32
 
     graph: OnnxFile = field(repr=False)
     names: Names = field(repr=False)
@@ -68,6 +68,18 @@ class OnnxArtifact(TextArtifact):
     """tokenizer_config.json."""
     config: Fields = field(repr=False)
     """genai_config.json."""
+    begins: int | None = None
+    """The token that every text must begin with, for the graphs take no other; None: they take any."""
+
+    @property
+    def kv_format(self) -> Format:
+        """float32, in which attention is computed."""
+        return F32
+
+    @property
+    def graphs(self) -> tuple[OnnxFile, ...]:
+        """All that the tower has, the one by which it is known first."""
+        return (self.graph,)
 
     @property
     def form(self) -> str:
@@ -76,13 +88,13 @@ class OnnxArtifact(TextArtifact):
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """The weights that lie beside the graph."""
-        return self.graph.tensors
+        """The weights that lie beside the graphs."""
+        return tuple(tensor for tensors in data_of(self.graphs).values() for tensor in tensors)
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The graph's file, and those of its weights."""
-        return self.graph.files
+        """The graphs' files, and those of their weights."""
+        return (*(graph.path for graph in self.graphs), *data_of(self.graphs))
 
     @property
     def weight_bytes(self) -> int:
@@ -105,7 +117,7 @@ class OnnxArtifact(TextArtifact):
         return HIDDEN_STATES in self.graph.outputs
 
     def identity(self) -> str:
-        """By the graph, the tokenizer, and weights as :func:`edge_llama.files.identity.identity_of` has them."""
+        """By the graphs, the tokenizer, and weights as :func:`edge_llama.files.identity.identity_of` has them."""
         return self._identity
 
     def metadata(self) -> Mapping[str, Any]:
@@ -125,7 +137,33 @@ class OnnxArtifact(TextArtifact):
 
     @cached_property
     def _identity(self) -> str:
-        return identity_of([*self.graph.identified(), (self.tokenizer, self.tokenizer.stat().st_size, ())])
+        def whole(path: Path) -> tuple[Path, int, Sequence[TensorInfo]]:
+            return path, path.stat().st_size, ()
+
+        graphs = [whole(graph.path) for graph in self.graphs]
+        data = [(file, 0, tensors) for file, tensors in data_of(self.graphs).items()]
+        return identity_of([*graphs, *data, whole(self.tokenizer)])
+
+
+class Described(TypedDict):
+    """What of :class:`OnnxArtifact` is read beside a graph, the same for every kind of graph."""
+
+    path: Path
+    name: str
+    architecture: str
+    chat_template: str | None
+    named_templates: Mapping[str, str]
+    n_layer: int
+    n_ctx_train: int
+    n_vocab: int
+    sampling: tuple[Recommended, ...]
+    n_embd: int
+    n_kv_heads: int
+    head_dim: int
+    ends: frozenset[int]
+    tokenizer: Path
+    settings: Fields
+    config: Fields
 
 
 def is_text_file(path: Path) -> bool:
@@ -135,18 +173,17 @@ def is_text_file(path: Path) -> bool:
 
 def text_file(folder: Path) -> Path:
     """The text tower's file in ``folder``, by its genai_config.json. ArtifactError if that names none."""
-    decoder = _config(folder).within("model").within("decoder")
-    name: str = decoder.get("filename", str)
-    if name in ("", ".", "..") or set(name) & set("/\\:") or not name.isprintable():
-        raise decoder.fail("filename", f"is {name!r:.100}, expected a file in this folder")
-    return folder / name
+    return files_named(genai_config(folder), folder)[0]
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """Everything that is read of the text tower at ``path``: its graph, its weights, and what lies beside them."""
+    """Everything that is read of the text tower at ``path``: its graphs, their weights, and what lies beside them."""
     folder = path.parent
+    config = genai_config(folder)
+    graphs = list(map(read_onnx, files_named(config, folder) if is_staged(config) else (path,)))
     beside = [folder / name for name in (CONFIG, SETTINGS, *TOKENIZERS, GENERATION, TEMPLATE)]
-    return (*read_onnx(path).files, *(file for file in (*beside, *_more_templates(folder)) if file.exists()))
+    there = (file for file in (*beside, *_more_templates(folder)) if file.exists())
+    return (*(graph.path for graph in graphs), *data_of(graphs), *there)
 
 
 def read_onnx_text(path: Path) -> OnnxArtifact:
@@ -154,41 +191,62 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
 
     ArtifactError names what is wrong: the file, the field, and the value.
     """
-    config, settings = _config(path.parent), Fields.read(path.parent / SETTINGS, _MAX_BYTES, _AGAIN)
-    model = config.within("model")
-    decoder = model.within("decoder")
-    n_vocab, n_layer = (
-        model.count("vocab_size", _MOST["vocabulary"]),
-        decoder.count("num_hidden_layers", _MOST["layers"]),
-    )
-    n_kv_heads, head_dim = (
-        decoder.count("num_key_value_heads", _MOST["heads"]),
-        decoder.count("head_size", _MOST["width"]),
-    )
+    about = described(path)
+    config, n_layer = about["config"], about["n_layer"]
     is_shared = config.within("search").get("past_present_share_buffer", bool, False)
-    names = _names(decoder, n_layer)
-    templates = _templates(path.parent, settings)
+    names = names_of(config, n_layer)
+    values = 2 * n_layer * about["n_kv_heads"] * about["head_dim"]
     return OnnxArtifact(
+        **about,
+        kv_values_per_token=values * (1 if is_shared else 2),  # the old and the new
+        graph=_graph(path, names),
+        names=names,
+        is_shared=is_shared,
+    )
+
+
+def described(path: Path) -> Described:
+    """What lies beside the graph at ``path``: its shape, its tokenizer and how it is asked. ArtifactError as above."""
+    folder = path.parent
+    config, settings = genai_config(folder), Fields.read(folder / SETTINGS, _MAX_BYTES, _AGAIN)
+    model = config.within("model")
+    decoder, n_vocab = model.within("decoder"), model.count("vocab_size", _MOST["vocabulary"])
+    templates = _templates(folder, settings)
+    return Described(
         path=path,
-        name=_name(path.parent),
+        name=_name(folder),
         architecture=model.get("type", str),
         chat_template=templates.pop("default", None),
         named_templates=templates,
-        n_layer=n_layer,
+        n_layer=decoder.count("num_hidden_layers", _MOST["layers"]),
         n_ctx_train=model.count("context_length", _MOST["context"]),
         n_vocab=n_vocab,
-        kv_values_per_token=2 * n_layer * n_kv_heads * head_dim * (1 if is_shared else 2),  # the old and the new
-        sampling=_sampling(path.parent, config),
-        graph=_graph(path, names),
-        names=names,
+        sampling=_sampling(folder, config),
         n_embd=decoder.count("hidden_size", _MOST["width"]),
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        is_shared=is_shared,
+        n_kv_heads=decoder.count("num_key_value_heads", _MOST["heads"]),
+        head_dim=decoder.count("head_size", _MOST["width"]),
         ends=frozenset(model.ids("eos_token_id", n_vocab)),
-        tokenizer=_tokenizer(path.parent),
+        tokenizer=_tokenizer(folder),
         settings=settings,
         config=config,
+    )
+
+
+def genai_config(folder: Path) -> Fields:
+    """The genai_config.json in ``folder``. ArtifactError if it can't be read or is no object."""
+    return Fields.read(folder / CONFIG, _MAX_BYTES, _AGAIN)
+
+
+def names_of(config: Fields, n_layer: int) -> Names:
+    """What the graph's inputs and outputs are called, by genai_config.json, else as onnxruntime-genai calls them."""
+    decoder = config.within("model").within("decoder")
+    inputs, outputs = decoder.within("inputs"), decoder.within("outputs")
+    return Names(
+        ids=inputs.get("input_ids", str, "input_ids"),
+        mask=inputs.get("attention_mask", str, "attention_mask"),
+        logits=outputs.get("logits", str, "logits"),
+        past=_by_layer(inputs, "past", "past_key_values", n_layer),
+        present=_by_layer(outputs, "present", "present", n_layer),
     )
 
 
@@ -202,21 +260,6 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _name(folder: Path) -> str:
     return read_manifest(folder).name if (folder / MANIFEST).exists() else folder.resolve().name
-
-
-def _config(folder: Path) -> Fields:
-    return Fields.read(folder / CONFIG, _MAX_BYTES, _AGAIN)
-
-
-def _names(decoder: Fields, n_layer: int) -> Names:
-    inputs, outputs = decoder.within("inputs"), decoder.within("outputs")
-    return Names(
-        ids=inputs.get("input_ids", str, "input_ids"),
-        mask=inputs.get("attention_mask", str, "attention_mask"),
-        logits=outputs.get("logits", str, "logits"),
-        past=_by_layer(inputs, "past", "past_key_values", n_layer),
-        present=_by_layer(outputs, "present", "present", n_layer),
-    )
 
 
 def _by_layer(fields: Fields, when: str, usual: str, n_layer: int) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ class TextArtifact(ABC):
     """See :class:`edge_llama.files.artifact.Artifact`, which says what each member is."""
 
     engine: ClassVar[str]
-    kv_format: ClassVar[Format] = F16
 
     path: Path
     name: str
@@ -30,6 +29,11 @@ class TextArtifact(ABC):
     sampling: tuple[Recommended, ...] = field(default=(), repr=False)
     named_templates: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def kv_format(self) -> Format:
+        """What the engine keeps keys and values in, unless told otherwise."""
+        return F16
 
     @property
     @abstractmethod

@@ -63,7 +63,7 @@ class HFTokenizer(Vocabulary):
         self._ends = artifact.ends
         self._settings = artifact.settings
         self._encode = loaded.encode
-        self.bos = self._wanted(loaded.begins)
+        self.bos = self._wanted(loaded.begins) if artifact.begins is None else artifact.begins
         """The token that begins a raw prompt, or None where the model wants none."""
         self.frame = ([] if self.bos is None else [self.bos], loaded.ends)
         """The tokens that the model wants before and after a text that stands alone, to embed it."""

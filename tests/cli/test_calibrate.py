@@ -69,7 +69,7 @@ def test_what_can_not_be_measured_is_refused(
     text = tmp_path / "text.png"
     text.write_text("no picture")
     for arguments, told in (
-        ([tower, tmp_path / "r.json"], "no pictures to measure with; add --image FILE"),
+        ([tower, tmp_path / "r.json"], "nothing to measure with; name texts or pictures"),
         ([tower, tmp_path / "r.json", "--image", text], "text.png"),
         ([tower, tmp_path / "r.json", "--image", tmp_path / "nowhere.png"], "nowhere.png"),
         ([tower, tmp_path / "no" / "r.json", *pictures], "cannot be written"),

@@ -95,7 +95,7 @@ def ranges(folder: Path) -> dict[str, Any]:
     noise = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     measured = npu.in_integers(folder / "scout", folder.parent / "npu", noise) / "ranges.json"
     shutil.copy(measured, folder / "ranges.txt")
-    return {"tower": "vision", "vision_quant": "a16w8", "ranges": folder / "ranges.txt"}
+    return {"tower": "vision", "vision_quant": "a16w8", "calibration": [folder / "ranges.txt"]}
 
 
 def nothing(_folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edge_llama.backends.towers import read_bundle, read_vision
 from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.manifest import NAME
-from edge_llama.files.onnx_graph_file import read_onnx
+from edge_llama.files.onnx_graph_file import ValueType, read_onnx
 
 Model = onnx.ModelProto
 FORMAT_OF = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.FLOAT16: "f16"}
@@ -44,6 +44,10 @@ def test_it_reads_what_onnx_reads(bundle: Path) -> None:
         assert (ours.name, ours.shape) == (theirs.name, tuple(theirs.dims) or (1,))
         assert ours.format is FORMATS[FORMAT_OF[theirs.data_type]]
         assert (str(ours.offset), str(ours.nbytes)) == (place(theirs)["offset"], place(theirs)["length"])
+    for value in (*model.graph.input, *model.graph.output):
+        told = value.type.tensor_type
+        sizes = tuple(size.dim_value or None for size in told.shape.dim)
+        assert read.types[value.name] == ValueType(FORMATS[FORMAT_OF[told.elem_type]], sizes)
 
 
 def placed(**entries: str) -> Callable[[Model], None]:

@@ -4,11 +4,11 @@ What writes them takes a third of a second to load, so it is imported only where
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from converters.checkpoint import Checkpoint
-from converters.options import Options
-from converters.target import NEEDS_RANGES, TowerFiles, needless_ranges
+from converters.evidence import needs_ranges, ranges_for
+from converters.options import Options, flag
+from converters.target import TowerFiles
 from converters.targets.onnx.forms import VISION_FORMS
 from edge_llama.errors import OptionError
 from quant import onnx_recipe
@@ -18,27 +18,43 @@ class OnnxTextWriter:
     """A text tower for ONNX Runtime."""
 
     label, engine = "ONNX", "onnxruntime"
-    quants, default_quant = tuple(onnx_recipe.RECIPES), onnx_recipe.DEFAULT
-    options = ("quant", "tensor_types", "block", "zero_points", "portable", "embeddings", "chat_template", "lora")
+    quants, default_quant = (*onnx_recipe.RECIPES, *onnx_recipe.STATIC), onnx_recipe.DEFAULT
+    options = (
+        *("quant", "tensor_types", "block", "zero_points", "portable", "embeddings", "chat_template", "lora"),
+        *("calibration", "n_ctx", "window"),
+    )
 
     def check(self, options: Options) -> None:
-        """Standard operators have no zero points here."""
+        """Standard operators have no zero points here, and graphs of fixed shapes are another thing."""
         if options.portable and options.zero_points:
             raise OptionError("--zero-points: not with --portable", remedy="leave one of them out")
+        is_static = options.quant in onnx_recipe.STATIC
+        names = ("tensor_types", "block", "zero_points", "embeddings") if is_static else ("n_ctx", "window")
+        for name in names:
+            if getattr(options, name):
+                forms = "" if is_static else f": it is for {' and '.join(onnx_recipe.STATIC)}"
+                raise OptionError(
+                    f"{flag(name)}: not with --quant {options.quant or self.default_quant}{forms}",
+                    remedy="leave one of them out",
+                )
 
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
-        """model.onnx, its data, and what onnxruntime-genai reads beside them."""
+        """The graph or graphs, their data, and what onnxruntime-genai reads beside them."""
         _check_library()
+        if options.quant in onnx_recipe.STATIC:
+            from converters.targets.onnx.static_text import static_files  # noqa: PLC0415
+
+            return static_files(checkpoint, options)
         from converters.targets.onnx.text import text_files  # noqa: PLC0415
 
         return text_files(checkpoint, options)
 
     def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
-        """The folder's files for each recipe."""
+        """The folder's files for each recipe but those that need ranges."""
         _check_library()
         from converters.targets.onnx.text import text_sizes  # noqa: PLC0415
 
-        return text_sizes(checkpoint, self.quants)
+        return text_sizes(checkpoint, onnx_recipe.RECIPES)
 
 
 class OnnxVisionWriter:
@@ -46,30 +62,23 @@ class OnnxVisionWriter:
 
     label, engine = "ONNX", "onnxruntime"
     quants, default_quant = tuple(VISION_FORMS), "f16"
-    options = ("vision_to", "vision_quant", "ranges")
+    options = ("vision_to", "vision_quant", "calibration")
 
     def check(self, options: Options) -> None:
-        """Ranges are there where they are needed, and only there."""
-        if options.vision_quant == NEEDS_RANGES and options.ranges is None:
-            raise OptionError(
-                f"--vision-quant {NEEDS_RANGES}: needs to know the ranges of values",
-                remedy="convert to f32, measure with edge-llama calibrate, and add --ranges FILE",
-            )
-        if options.vision_quant != NEEDS_RANGES and options.ranges is not None:
-            raise needless_ranges(options)
+        """There is nothing that does not go together."""
 
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
         """vision/model.onnx and its data."""
         _check_library()
         from converters.targets.onnx.vision import vision_parts  # noqa: PLC0415
 
-        quant, ranges = options.vision_quant or self.default_quant, options.ranges
-        path = None if ranges is None else Path(ranges)
-        return TowerFiles(tuple(vision_parts(checkpoint, quant, "vision", path, is_portable=options.portable)))
+        quant = options.vision_quant or self.default_quant
+        ranges = ranges_for(options, "vision", checkpoint.path) if needs_ranges(quant, "vision") else None
+        return TowerFiles(tuple(vision_parts(checkpoint, quant, "vision", ranges, is_portable=options.portable)))
 
     def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
         """The files in each format but the one that needs ranges."""
-        quants = [quant for quant in self.quants if quant != NEEDS_RANGES]
+        quants = [quant for quant in self.quants if not needs_ranges(quant, "vision")]
         return {quant: self.files(checkpoint, Options(vision_quant=quant)).nbytes for quant in quants}
 
 

@@ -1,6 +1,5 @@
 """What the matrices of a vision tower may be stored in as ONNX; a text tower's recipes are :mod:`quant.onnx_recipe`."""
 
-from converters.target import NEEDS_RANGES
 from edge_llama.files.formats import F16, F32, FORMATS
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
@@ -10,5 +9,5 @@ VISION_FORMS: dict[str, Form] = {
     "f32": F32,
     "int8": FORMATS["i8"],
     "int4": Grid(4),
-    NEEDS_RANGES: FORMATS["i8"],
+    "a16w8": FORMATS["i8"],
 }

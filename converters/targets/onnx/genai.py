@@ -1,6 +1,6 @@
 """What onnxruntime-genai reads beside a text graph: genai_config.json. Its tokenizer's files are Hugging Face's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from converters.architectures.hyperparameters import Hyperparameters
@@ -42,9 +42,77 @@ def config(
                 },
             },
         },
-        "search": {
-            **{key: generation[key] for key in _SEARCH if generation.get(key) is not None},
-            "max_length": hp.n_ctx,
-            "past_present_share_buffer": shares_cache,
+        "search": _search(generation, hp.n_ctx, shares_cache=shares_cache),
+    }
+
+
+def pipeline(
+    hp: Hyperparameters,
+    ids: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    *,
+    window: int,
+    n_ctx: int,
+    stages: Mapping[str, str],
+) -> dict[str, Any]:
+    """genai_config.json of graphs with fixed shapes: ``stages`` are the files of inputs, prompt and token.
+
+    Its windows are right-aligned, its caches move to the left by what is new. ``pad_value`` is a cache's zero.
+    """
+    caches = [f"{kind}_{layer}" for layer in range(hp.n_layer) for kind in ("keys", "values")]
+    shared = ["embeds", "mask", "cos", "sin"]
+    given, results = (
+        [*shared, *(f"past_{name}" for name in caches)],
+        ["logits", *(f"present_{name}" for name in caches)],
+    )
+    ids_of = {name: name for name in ("input_ids", "attention_mask", "position_ids")}
+    session = {"log_id": "onnxruntime-genai", "provider_options": []}
+
+    def stage(name: str, inputs: Sequence[str], outputs: Sequence[str], **options: Any) -> dict[str, Any]:
+        return {"filename": stages[name], "inputs": list(inputs), "outputs": list(outputs), **options}
+
+    return {
+        "model": {
+            "type": "decoder-pipeline",
+            "vocab_size": hp.n_vocab,
+            "context_length": n_ctx,
+            **ids,
+            "decoder": {
+                "head_size": hp.head_dim,
+                "hidden_size": hp.n_embd,
+                "num_attention_heads": hp.n_head,
+                "num_hidden_layers": hp.n_layer,
+                "num_key_value_heads": hp.n_head_kv,
+                "session_options": session,
+                "sliding_window": {
+                    "window_size": window,
+                    "pad_value": 128,
+                    "alignment": "right",
+                    "slide_key_value_cache": True,
+                    "slide_inputs": True,
+                },
+                "inputs": {**ids_of, "past_key_names": "past_keys_%d", "past_value_names": "past_values_%d"},
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present_keys_%d",
+                    "present_value_names": "present_values_%d",
+                },
+                "pipeline": [
+                    {
+                        "inputs": stage("inputs", list(ids_of), shared, session_options=session),
+                        "prompt": stage("prompt", given, results, run_on_token_gen=False, session_options=session),
+                        "token": stage("token", given, results, run_on_prompt=False, session_options=session),
+                    }
+                ],
+            },
         },
+        "search": _search(generation, n_ctx, shares_cache=False),
+    }
+
+
+def _search(generation: Mapping[str, Any], n_ctx: int, *, shares_cache: bool) -> dict[str, Any]:
+    return {
+        **{key: generation[key] for key in _SEARCH if generation.get(key) is not None},
+        "max_length": n_ctx,
+        "past_present_share_buffer": shares_cache,
     }

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from converters.checkpoint import Tensor
 from converters.layout import Entry, Part
-from converters.tensors.transposed import transposed
+from converters.tensors.transposed import floats, transposed
 from edge_llama.files.formats import F16, F32, Format
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STANDARD, MICROSOFT = "", "com.microsoft"
 ALIGNMENT = 64
+MODEL, DATA = "model.onnx", "model.onnx.data"
+"""What a graph and the file of its weights are called in most folders."""
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 INT4, INT8, INT32, INT64, UINT8 = (
     ir.DataType.INT4,
@@ -37,20 +39,40 @@ class ValueInfo:
     dtype: ir.DataType = FLOAT
 
 
+class DataFile:
+    """The file in which weights lie: of one graph, or of several that share them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._entries: list[Entry] = []
+        self._places: dict[tuple[str, Format], int] = {}
+        self._at = 0
+
+    def place(self, name: str, tensor: Tensor, format_: Format) -> tuple[int, int]:
+        """Where the bytes of ``tensor`` in ``format_`` begin, and how many they are: the same lie there once."""
+        entry, key = Entry(tensor.renamed(name), format_), (tensor.name, format_)
+        if key not in self._places:
+            self._places[key] = self._at
+            self._at += entry.stored_bytes(ALIGNMENT)
+            self._entries.append(entry)
+        return self._places[key], entry.nbytes
+
+    def part(self, folder: str = "") -> Part:
+        """The file in ``folder``."""
+        return Part(_within(folder, self.name), b"", tuple(self._entries), ALIGNMENT)
+
+
 class Graph:
     """A graph to which nodes are added. Each value has the name of its node."""
 
-    def __init__(self, name: str, data_file: str, opset: int = 21) -> None:
+    def __init__(self, name: str, data: DataFile, opset: int = 21) -> None:
         self._name = name
-        self._data_file = data_file
+        self.data = data
         self._opset = opset
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._initializers: dict[str, ir.Value] = {}
-        self._entries: list[Entry] = []
-        self._places: dict[tuple[str, Format], int] = {}
-        self._at = 0
 
     def input(self, name: str, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> ir.Value:
         """What is given to the graph."""
@@ -65,6 +87,24 @@ class Graph:
         self._initializers[name] = value
         self._inputs.append(value)
         return value
+
+    def kept_input(self, name: str, shape: Sequence[int | str], of: str) -> ir.Value:  # noqa: ARG002 - for integers
+        """What an earlier run gave by :meth:`kept_output`; ``of`` is what measured ranges call it."""
+        return self.input(name, shape)
+
+    def kept_output(self, value: ir.Value, name: str, shape: Sequence[int | str], of: str) -> ir.Value:  # noqa: ARG002
+        """Give ``value`` for a later run, and what it then is."""
+        self.output(self.op("Identity", value, name=name), shape)
+        return value
+
+    def kept_constant(self, name: str, values: "NDArray[np.float32]", of: str) -> ir.Value:  # noqa: ARG002
+        """``values`` as if an earlier run had given them."""
+        return self.constant(name, values)
+
+    def matrix(self, name: str, tensor: Tensor, form: Any) -> ir.Value:  # noqa: ARG002 - for integers
+        """A matrix of (outputs, inputs) as (inputs, outputs)."""
+        columns = transposed(floats(tensor)).renamed(f"{tensor.name} transposed")  # a table may be stored both ways
+        return self.weight(name, columns, F32)
 
     def output(self, value: ir.Value, shape: Sequence[int | str]) -> None:
         """Give ``value``, float32, to who runs the graph."""
@@ -88,13 +128,8 @@ class Graph:
         """The bytes of ``tensor`` in ``format_``, as the graph sees them; asked for again, the same bytes."""
         if name in self._initializers:
             return self._initializers[name]
-        entry = Entry(tensor.renamed(name), format_)
-        if (tensor.name, format_) not in self._places:
-            self._places[tensor.name, format_] = self._at
-            self._at += entry.stored_bytes(ALIGNMENT)
-            self._entries.append(entry)
-        at = self._places[tensor.name, format_]
-        data = ir.ExternalTensor(self._data_file, at, entry.nbytes, dtype, shape=ir.Shape(shape), name=name)
+        at, nbytes = self.data.place(name, tensor, format_)
+        data = ir.ExternalTensor(self.data.name, at, nbytes, dtype, shape=ir.Shape(shape), name=name)
         return self._initializer(name, data, dtype, shape)
 
     def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
@@ -134,8 +169,8 @@ class Graph:
         self._nodes.append(node)
         return list(node.outputs)
 
-    def parts(self, folder: str) -> list[Part]:
-        """The model's file and its data's."""
+    def part(self, file: str, folder: str = "") -> Part:
+        """The graph as ``file`` in ``folder``, where its data lies too."""
         domains = {node.domain for node in self._nodes} | {STANDARD}
         graph = ir.Graph(
             self._inputs,
@@ -146,14 +181,13 @@ class Graph:
             name=self._name,
         )
         model = ir.Model(graph, ir_version=_IR_VERSIONS[self._opset], producer_name="edge-llama")
-        file = self._data_file.removesuffix(".data")
-        prefix = f"{folder}/" if folder else ""
-        return [
-            Part(prefix + file, ir.to_proto(model).SerializeToString(), ()),
-            Part(prefix + self._data_file, b"", tuple(self._entries), ALIGNMENT),
-        ]
+        return Part(_within(folder, file), ir.to_proto(model).SerializeToString(), ())
 
     def _initializer(self, name: str, tensor: Any, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
         self._initializers[name] = value
         return value
+
+
+def _within(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file

@@ -14,7 +14,7 @@ from converters.architectures.hyperparameters import Hyperparameters, Rope
 from converters.architectures.rope import ROPE_FREQS, attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Tensor
-from converters.targets.onnx.graph import FLOAT, INT64, Graph, ValueInfo
+from converters.targets.onnx.graph import DATA, FLOAT, INT64, DataFile, Graph, ValueInfo
 from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
 from converters.tensors.joined import joined
@@ -42,7 +42,7 @@ class LlamaGraph:
         self.hp = hp
         self._gives_states = gives_states
         operators = OPERATOR_SETS[is_portable]
-        self.graph = Graph("text", "model.onnx.data", operators.opset)
+        self.graph = Graph("text", DataFile(DATA), operators.opset)
         self.ops = operators(self.graph, self.hp.norm_eps)
         self._tensors = tensors
         self._recipe = recipe

@@ -13,20 +13,30 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.checkpoint import Tensor
-from converters.targets.onnx.graph import FLOAT, Graph
+from converters.targets.onnx.graph import FLOAT, INT4, UINT8, DataFile, Graph
+from converters.targets.onnx.integer_weights import (
+    I8,
+    RowForm,
+    block_scales,
+    in_chunks,
+    pairs,
+    read_floats,
+    row_numbers,
+    row_scales,
+    steps,
+)
 from converters.tensors.transposed import transposed
 from edge_llama.files.formats import F32, FORMATS, Format
-from quant.kernels import recode
-from quant.ranges import LEAST, Code, Ranges
+from quant.ranges import Code, Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _INT8, _UINT16 = ir.DataType.INT8, ir.DataType.UINT16
-_I8, _I16 = FORMATS["i8"], FORMATS["i16"]
-_MIDDLE = 1 << 15
-_CHUNK = 1 << 20  # weights looked through at once
-_MOVES = {"Reshape", "Transpose", "Slice", "Split"}
+_I16 = FORMATS["i16"]
+_MIDDLE, _MIDDLE_OF_8 = 1 << 15, 1 << 7
+_EIGHT = RowForm(8)
+_MOVES = {"Reshape", "Transpose", "Slice", "Split", "ReduceMax"}
 """Operators whose output has the numbers of their input, in other places."""
 _Pair = tuple[ir.Value, ir.Value]
 """A scale and a zero point."""
@@ -38,10 +48,12 @@ class QdqGraph(Graph):
     A node's name is that of its output after quantizing and dequantizing, which other nodes read.
     """
 
-    def __init__(self, name: str, data_file: str, ranges: Ranges) -> None:
-        super().__init__(name, data_file)
+    def __init__(self, name: str, data: DataFile, ranges: Ranges, opset: int = 21) -> None:
+        super().__init__(name, data, opset)
         self._ranges = ranges
         self._pairs: dict[str, _Pair] = {}
+        self._kept: dict[str, _Pair] = {}
+        """Of values that are handed from one run to the next, by what they are called in ``ranges``."""
 
     def input(self, name: str, shape: Sequence[int | str], dtype: ir.DataType = FLOAT) -> ir.Value:
         """An input, quantized."""
@@ -50,12 +62,73 @@ class QdqGraph(Graph):
     def ops(self, kind: str, *inputs: ir.Value | None, names: Sequence[str], **options: Any) -> list[ir.Value]:
         """The outputs of a node, quantized."""
         outputs = super().ops(kind, *inputs, names=[f"{name}.exact" for name in names], **options)
-        first = inputs[0].name if inputs and inputs[0] else None
-        kept = self._pairs[str(first)] if kind in _MOVES else None
+        kept = self._moved(kind, inputs)
         return [
             self._quantized(value, name, kept or self._measured(name))
             for value, name in zip(outputs, names, strict=True)
         ]
+
+    def _moved(self, kind: str, inputs: Sequence[ir.Value | None]) -> _Pair | None:
+        """What the outputs have in common with the inputs, if all numbers come from there as they are."""
+        if kind in _MOVES:
+            return self._pairs[str(inputs[0].name)] if inputs[0] else None
+        if kind != "Concat":
+            return None
+        first, *others = (self._pairs.get(str(value.name)) for value in inputs if value)
+        return first if all(other is first for other in others) else None
+
+    def kept_input(self, name: str, shape: Sequence[int | str], of: str) -> ir.Value:
+        """What an earlier run gave by :meth:`kept_output`, in uint8 around 128."""
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(UINT8))
+        self._inputs.append(value)
+        return self._dequantized(value, f"{name}.floats", self._pair_kept(of))
+
+    def kept_output(self, value: ir.Value, name: str, shape: Sequence[int | str], of: str) -> ir.Value:
+        """Give ``value`` for a later run, and what it then is."""
+        pair = self._pair_kept(of)
+        (given,) = super().ops("QuantizeLinear", value, *pair, names=(name,))
+        given.shape, given.type = ir.Shape(shape), ir.TensorType(UINT8)
+        self._outputs.append(given)
+        return self._dequantized(given, f"{name}.floats", pair)
+
+    def kept_constant(self, name: str, values: "NDArray[np.float32]", of: str) -> ir.Value:
+        """``values`` as if an earlier run had given them."""
+        pair = self._pair_kept(of)
+        numbers = np.rint(values / np.float32(self._kept_scale(of))) + _MIDDLE_OF_8
+        return self._dequantized(self._numbers(f"{name}.quantized", numbers.clip(0, 255).astype(np.uint8)), name, pair)
+
+    def _pair_kept(self, of: str) -> _Pair:
+        if of not in self._kept:
+            scale = super().constant(f"{of}.kept.scale", self._kept_scale(of))
+            self._kept[of] = scale, self._numbers(f"{of}.kept.zero", np.uint8(_MIDDLE_OF_8))
+        return self._kept[of]
+
+    def _kept_scale(self, of: str) -> float:
+        low, high = self._ranges.ends(of)
+        return float(steps(np.array(max(-low, high), np.float32), _MIDDLE_OF_8 - 1))
+
+    def matrix(self, name: str, tensor: Tensor, form: RowForm) -> ir.Value:
+        """A matrix of (outputs, inputs) as (inputs, outputs)."""
+        form = form.of(tensor)
+        numbers = transposed(row_numbers(tensor, form))
+        scale = self.stored(f"{name}.scale", row_scales(tensor, form), F32, (tensor.rows,), FLOAT)
+        if form.bits == 8:
+            quantized = self.stored(f"{name}.quantized", numbers, I8, numbers.shape, _INT8)
+            zero = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
+            return self._dequantized(quantized, name, (scale, zero), axis=1)
+        quantized = self.stored(f"{name}.quantized", pairs(numbers), I8, numbers.shape, INT4)
+        if not form.block:
+            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", (tensor.rows,))), axis=1)
+        blocks = block_scales(tensor, form)
+        whole = self.stored(f"{name}.block_numbers", blocks, I8, blocks.shape, UINT8)
+        zero = self._numbers(f"{name}.scale.zero", np.zeros(tensor.rows, np.uint8))
+        scales = self._dequantized(whole, f"{name}.block_scales", (scale, zero), axis=1)
+        zeros = self._zeros(f"{name}.zero", blocks.shape)
+        return self._dequantized(quantized, name, (scales, zeros), axis=0, block_size=form.block)
+
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> ir.Value:
+        tensor = ir.tensor(np.zeros(shape, np.int8), dtype=INT4, name=name)
+        return self._initializer(name, tensor, INT4, shape)
 
     def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
         """Numbers that are part of the graph; floats are quantized."""
@@ -71,17 +144,16 @@ class QdqGraph(Graph):
     ) -> ir.Value:
         """Vectors (``format_`` f32) in 16 bits; a matrix in 8, with a scale for each of its rows."""
         if format_ is F32:
-            pair = self._stored_scale(name, tensor, ()), self._numbers(f"{name}.zero", np.uint16(_MIDDLE))
+            scale = self.stored(f"{name}.scale", _scale_of_all(tensor), F32, (), FLOAT)
+            pair = scale, self._numbers(f"{name}.zero", np.uint16(_MIDDLE))
             quantized = self.stored(f"{name}.quantized", _vector(tensor), _I16, shape or tensor.shape, _UINT16)
             return self._dequantized(quantized, name, pair)
+        if transpose:
+            return self.matrix(name, tensor, _EIGHT)
         zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
-        pair = self._stored_scale(name, tensor, (tensor.rows,)), zeros
-        matrix = transposed(int8_rows(tensor)) if transpose else int8_rows(tensor)
-        quantized = self.stored(f"{name}.quantized", matrix, _I8, shape or matrix.shape, _INT8)
-        return self._dequantized(quantized, name, pair, axis=1 if transpose else 0)
-
-    def _stored_scale(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> ir.Value:
-        return self.stored(f"{name}.scale", row_scales(tensor, each_row=bool(shape)), F32, shape, FLOAT)
+        scale = self.stored(f"{name}.scale", row_scales(tensor), F32, (tensor.rows,), FLOAT)
+        quantized = self.stored(f"{name}.quantized", row_numbers(tensor, _EIGHT), I8, shape or tensor.shape, _INT8)
+        return self._dequantized(quantized, name, (scale, zeros), axis=0)
 
     def _quantized(self, value: ir.Value, name: str, pair: _Pair) -> ir.Value:
         (quantized,) = super().ops("QuantizeLinear", value, *pair, names=(f"{name}.quantized",))
@@ -98,54 +170,20 @@ class QdqGraph(Graph):
     def _pair(self, name: str, code: Code) -> _Pair:
         return super().constant(f"{name}.scale", code.scale), self._numbers(f"{name}.zero", np.uint16(code.zero_point))
 
-    def _numbers(self, name: str, numbers: "NDArray[Any] | np.uint16") -> ir.Value:
+    def _numbers(self, name: str, numbers: "NDArray[Any] | np.unsignedinteger[Any]") -> ir.Value:
         """Integers as they are."""
         tensor = ir.tensor(np.asarray(numbers), name=name)
         return self._initializer(name, tensor, tensor.dtype, np.shape(numbers))
 
 
-def read_floats(tensor: Tensor, start: int, stop: int, *, check: bool = True) -> "NDArray[np.float32]":
-    """Rows ``start`` to ``stop``: (stop - start, columns); with ``check`` NonFiniteError for NaN and infinity."""
-    return recode(tensor.read(start, stop), tensor.format, F32, check=check).view(np.float32)
-
-
-def _largest(tensor: Tensor, *, each_row: bool) -> "NDArray[np.float32]":
-    """The largest magnitude in each row, or in all: (rows,) or (1,)."""
-    step = max(_CHUNK // tensor.columns // tensor.step, 1) * tensor.step
-    pieces = [
-        np.abs(read_floats(tensor, start, min(start + step, tensor.rows))).max(axis=1)
-        for start in range(0, tensor.rows, step)
-    ]
-    found = np.concatenate(pieces)
-    return found if each_row else found.max(keepdims=True)
-
-
-def _steps(largest: "NDArray[np.float32]", most: int) -> "NDArray[np.float32]":
-    """What a number is worth, for numbers up to ``most``; 1 for what float32 can hardly tell from zeros."""
-    return np.where(largest > LEAST, largest / np.float32(most), np.float32(1)).astype(np.float32)
-
-
-def row_scales(tensor: Tensor, *, each_row: bool = True) -> Tensor:
-    """What a number of each row is worth, or one of all: float32 (rows,) or (1,)."""
+def _scale_of_all(tensor: Tensor) -> Tensor:
+    """What a number of a vector, or of several, is worth: float32 (1,)."""
 
     def read(_start: int, _stop: int) -> "NDArray[np.uint8]":
-        steps = _steps(_largest(tensor, each_row=each_row), 127 if each_row else _MIDDLE - 1)
-        return steps.view(np.uint8)[None]
+        largest = in_chunks(tensor, lambda rows: np.abs(rows).max(axis=1)).max(keepdims=True)
+        return steps(largest, _MIDDLE - 1).view(np.uint8)[None]
 
-    shape = (tensor.rows if each_row else 1,)
-    return Tensor(f"{tensor.name} scales", shape, F32, read)
-
-
-def int8_rows(tensor: Tensor) -> Tensor:
-    """A matrix in int8, each row by a scale of its own."""
-
-    def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = read_floats(tensor, start, stop)
-        steps = _steps(np.abs(rows).max(axis=1), 127)
-        numbers: NDArray[np.int8] = np.rint(rows / steps[:, None]).astype(np.int8)
-        return numbers.view(np.uint8)
-
-    return replace(tensor, format=_I8, read=read)
+    return Tensor(f"{tensor.name} scale", (1,), F32, read)
 
 
 def _vector(tensor: Tensor) -> Tensor:
@@ -153,8 +191,8 @@ def _vector(tensor: Tensor) -> Tensor:
 
     def read(start: int, stop: int) -> "NDArray[np.uint8]":
         rows = read_floats(tensor, 0, tensor.rows)
-        steps = _steps(np.abs(rows).max(keepdims=True), _MIDDLE - 1)
-        numbers: NDArray[np.uint16] = (np.rint(rows[start:stop] / steps) + _MIDDLE).astype(np.uint16)
+        worth = steps(np.abs(rows).max(keepdims=True), _MIDDLE - 1)
+        numbers: NDArray[np.uint16] = (np.rint(rows[start:stop] / worth) + _MIDDLE).astype(np.uint16)
         return numbers.view(np.uint8)
 
     return replace(tensor, format=_I16, read=read, step=1)

@@ -11,6 +11,7 @@ from converters.metadata import generation_config
 from converters.options import Options
 from converters.target import TowerFiles
 from converters.targets.onnx import genai
+from converters.targets.onnx.graph import MODEL
 from converters.targets.onnx.llama import LlamaGraph
 from converters.targets.onnx.llama4 import Llama4Graph
 from converters.tokenizers.writer import write_files
@@ -33,7 +34,7 @@ _GRAPHS: dict[str, tuple[type[LlamaGraph], str]] = {
 def text_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     """The text tower. CheckpointError if the checkpoint is not whole, OptionError if ``options`` don't fit it."""
     writer, kind, parts = _tower(checkpoint, options)
-    ids = _ids(checkpoint)
+    ids = token_ids(checkpoint)
     settings = genai.config(kind, writer.hp, ids, checkpoint.generation, shares_cache=writer.ops.shares_cache)
     files = {
         "genai_config.json": settings,
@@ -71,10 +72,10 @@ def _tower(checkpoint: Checkpoint, options: Options) -> tuple[LlamaGraph, str, t
     )
     graph = writer.write()
     check_present(options.tensor_types, writer.roles)
-    return writer, kind, tuple(graph.parts(""))
+    return writer, kind, (graph.part(MODEL), graph.data.part())
 
 
-def _ids(checkpoint: Checkpoint) -> dict[str, Any]:
+def token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
     """The ids of special tokens as genai_config.json has them: all that end an answer, and a pad in any case."""
     vocabulary = checkpoint.vocabulary
     ids: dict[str, Any] = dict(special_ids(vocabulary))

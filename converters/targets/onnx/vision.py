@@ -7,8 +7,6 @@ a third longer (1.04 against 0.81 s a tile, 12 layers of 512, 2 threads, ONNX Ru
 has more than four dimensions, as NPUs like it.
 """
 
-from pathlib import Path
-
 import onnx_ir as ir
 
 from converters.architectures import llama4_vision
@@ -16,10 +14,11 @@ from converters.architectures.llama4_vision import EPS, PROJECTOR, Hyperparamete
 from converters.checkpoint import Checkpoint, Tensor
 from converters.layout import Part
 from converters.targets.onnx.forms import VISION_FORMS
-from converters.targets.onnx.graph import FLOAT, INT8, Graph
+from converters.targets.onnx.graph import DATA, FLOAT, INT8, MODEL, DataFile, Graph
+from converters.targets.onnx.integer_weights import RowForm, read_floats, row_numbers, row_scales
 from converters.targets.onnx.operator_set import OperatorSet
 from converters.targets.onnx.operators import OPERATOR_SETS
-from converters.targets.onnx.qdq import QdqGraph, int8_rows, read_floats, row_scales
+from converters.targets.onnx.qdq import QdqGraph
 from converters.targets.onnx.standard import StandardOps
 from converters.tensors.transposed import transposed
 from edge_llama.errors import OptionError
@@ -27,34 +26,36 @@ from edge_llama.files.formats import F16, F32, FORMATS
 from edge_llama.files.onnx_vision import VISION_INPUT, VISION_OUTPUT
 from quant.nbits import Grid
 from quant.onnx_recipe import Form
-from quant.ranges import fingerprint, read_ranges
+from quant.ranges import Ranges, fingerprint
 
 _I8 = FORMATS["i8"]
-_NAME, _DATA = "llama4_vision", "model.onnx.data"
+_NAME = "llama4_vision"
 
 
 def vision_parts(
-    checkpoint: Checkpoint, quant: str, folder: str, ranges: Path | None, *, is_portable: bool
+    checkpoint: Checkpoint, quant: str, folder: str, ranges: Ranges | None, *, is_portable: bool
 ) -> list[Part]:
     """The vision tower as ``folder``/model.onnx and its data beside it, matrices in ``quant`` of :data:`VISION_FORMS`.
 
     It takes float32 pixels and gives float32 embeddings, in shapes that :mod:`edge_llama.files.onnx_vision` names: of
-    any number of tiles, or of one in ``a16w8``, which needs ``ranges``, a file. ``is_portable``: in standard operators.
-    CheckpointError if the checkpoint is not whole, OptionError for ranges that can't be used, or are of another tower.
+    any number of tiles, or of one in ``a16w8``, which needs ``ranges``. ``is_portable``: in standard operators.
+    CheckpointError if the checkpoint is not whole, OptionError for ranges of another tower.
     """
     hp = llama4_vision.hyperparameters(checkpoint)
     tensors = llama4_vision.tensors(checkpoint, hp)
     if ranges is None:
         operators = OPERATOR_SETS[is_portable]
-        return _Tower(hp, tensors, operators(Graph(_NAME, _DATA), EPS), VISION_FORMS[quant], "tiles").parts(folder)
-    measured = read_ranges(ranges)
+        return _Tower(hp, tensors, operators(Graph(_NAME, DataFile(DATA)), EPS), VISION_FORMS[quant], "tiles").parts(
+            folder
+        )
     norms = (tensors[f"layernorm_{at}.{part}"] for at in ("pre", "post") for part in ("weight", "bias"))
-    if measured.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
+    if ranges.tower != fingerprint(read_floats(norm, 0, 1, check=False) for norm in norms):
         raise OptionError(
-            f"--ranges {ranges}: of another vision tower than {checkpoint.path}",
+            f"--calibration {ranges.path}: of another vision tower than {checkpoint.path}",
             remedy="calibrate this one, converted to f32 or f16: edge-llama calibrate",
         )
-    return _Tower(hp, tensors, StandardOps(QdqGraph(_NAME, _DATA, measured), EPS), VISION_FORMS[quant], 1).parts(folder)
+    ops = StandardOps(QdqGraph(_NAME, DataFile(DATA), ranges), EPS)
+    return _Tower(hp, tensors, ops, VISION_FORMS[quant], 1).parts(folder)
 
 
 class _Tower:
@@ -95,7 +96,7 @@ class _Tower:
         x = self._adapter(self._shuffled(x))
         output = self._linear(x, PROJECTOR.removesuffix(".weight"), "projector", output=VISION_OUTPUT)
         graph.output(output, (self._tiles, (hp.grid // hp.scale) ** 2, hp.n_text))
-        return graph.parts(folder)
+        return [graph.part(MODEL, folder), graph.data.part(folder)]
 
     def _patches(self, pixels: ir.Value) -> ir.Value:
         """Patches in rows, the class token after them, with their places."""
@@ -210,7 +211,7 @@ class _Tower:
         """
         graph = self.graph
         numbers, scale, zero = self._rounded(x)
-        integers = transposed(int8_rows(matrix))
+        integers = transposed(row_numbers(matrix, RowForm(8)))
         weight = graph.stored(f"{name}.weight", integers, _I8, integers.shape, INT8)
         scales = graph.stored(f"{name}.scales", row_scales(matrix), F32, (matrix.rows,), FLOAT)
         product = graph.op("MatMulInteger", numbers, weight, zero, name=f"{name}.integers")

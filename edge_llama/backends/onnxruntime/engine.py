@@ -1,6 +1,6 @@
 """ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import bundle_of
+from edge_llama.files.onnx_static import StaticArtifact, is_static, read_static
 from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
 from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
 from edge_llama.host.devices import Device
@@ -61,12 +62,12 @@ class OnnxRuntime:
         return [text_file(folder)] if (folder / CONFIG).is_file() else []
 
     def files(self, path: Path) -> Iterable[Path]:
-        """The graph, its weights, and what lies beside them."""
+        """The graphs, their weights, and what lies beside them."""
         return files_of(path)
 
     def read(self, path: Path) -> OnnxArtifact:
         """The text tower at ``path``."""
-        return read_onnx_text(path)
+        return read_static(path) if is_static(path) else read_onnx_text(path)
 
     def choose(
         self,
@@ -93,10 +94,12 @@ class OnnxRuntime:
     def place(self, artifact: OnnxArtifact, asked: AskedDevice, cache_bytes: int) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; what that takes is seen when the tower is opened.
 
-        ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there.
+        ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there:
+        a tower for NPUs is none for GPUs.
         """
         placement = _placement(asked)
-        kinds = DeviceName("gpu").kinds if asked.name == "auto" and crash_probe.has_children() else ()
+        is_tried = asked.name == "auto" and not isinstance(artifact, StaticArtifact) and crash_probe.has_children()
+        kinds = DeviceName("gpu").kinds if is_tried else ()
         likely = (kind for kind in kinds if kind.onnx and kind.onnx.is_tried and kind.is_likely)
         gpu = next((kind.name for kind in likely if is_installed(kind)), None)
         if gpu is None:
@@ -107,12 +110,19 @@ class OnnxRuntime:
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> TextTower:
-        """Load the tower; a graph that may end the process meets a child first."""
-        from edge_llama.backends.onnxruntime.text import OnnxTower, require  # noqa: PLC0415 - loads native code
+        """Load the tower; graphs that may end the process meet a child first."""
+        tower: Callable[..., TextTower]
+        if isinstance(artifact, StaticArtifact):
+            from edge_llama.backends.onnxruntime import static  # noqa: PLC0415 - loads native code
 
-        require(artifact, placement.device)
-        return OnnxTower(
-            artifact,
+            static.require(artifact, placement.device)
+            tower = partial(static.StaticTower, artifact)
+        else:
+            from edge_llama.backends.onnxruntime import text  # noqa: PLC0415 - loads native code
+
+            text.require(artifact, placement.device)
+            tower = partial(text.OnnxTower, artifact)
+        return tower(
             n_ctx=cache.n_ctx,
             threads=threads,
             n_batch=setting.n_batch,

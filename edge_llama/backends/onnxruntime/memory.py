@@ -98,6 +98,11 @@ def memory_of(session: Any, names: Collection[str]) -> DeviceMemory | None:
     return DeviceMemory(info, is_listed=is_listed) if is_apart(Place.of(info), is_listed=is_listed) else None
 
 
+def copies_inputs(session: Any) -> bool:
+    """Whether what is bound as an input is copied then: what is written into it later is not seen."""
+    return any(Place.of(info).name != "Cpu" for info in session.get_input_memory_infos())
+
+
 def is_apart(place: Place, *, is_listed: bool) -> bool:
     """Whether what lies in ``place`` must be made there: numpy's arrays would be copied.
 

@@ -104,20 +104,22 @@ def _shared_out(session: Any, provider: str) -> Nodes:
     return Nodes(provider, taken, tuple(left))
 
 
-def survived(kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str) -> None:
+def survived(
+    kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str, *, graphs: int = 1
+) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
 
     EngineError if it would on a device that has a driver.
 
-    ``files`` are the graph's, and those of its weights. A graph of whose bytes ``bundle`` has the hash is as our
-    converter wrote it: only the graph is read for that, since wrong weights make wrong numbers, and nothing worse.
-    Others, and all on a device that has a driver, run once in a child process, by ``main`` of ``module``; that is
-    remembered as ``kind``.
+    ``files`` are those of the ``graphs``, one or more, and of their weights. A graph of whose bytes ``bundle`` has the
+    hash is as our converter wrote it: only graphs are read for that, since wrong weights make wrong numbers, and
+    nothing worse. Others, and all on a device that has a driver, run once in a child process, by ``main`` of
+    ``module``; that is remembered as ``kind``.
     """
     there = resolve(device)
     try:
         if (bundle / manifest.NAME).exists():
-            manifest.verify(bundle, only=(files[0].relative_to(bundle).as_posix(),))
+            manifest.verify(bundle, only={file.relative_to(bundle).as_posix() for file in files[:graphs]})
             if there.is_cpu:
                 return
     except NotVerifiableError:  # another program wrote it

@@ -271,8 +271,8 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 @contextmanager
-def progress(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left on stderr, if that is a terminal."""
+def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with how much is done and the time left on stderr, if that is a terminal; ``unit`` says of what."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -280,19 +280,16 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] 
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    of_bytes = (DownloadColumn(), TransferSpeedColumn())
+    done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

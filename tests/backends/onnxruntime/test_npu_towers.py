@@ -90,7 +90,7 @@ def test_ranges_are_what_transformers_computes(folder: Path, llama4_scout: Path,
     assert len(expected) == 6
     for name, values in expected.items():
         np.testing.assert_allclose(found.values[name], (values.min(), values.max()), atol=1e-4, err_msg=name)
-    assert found.tiles == 3
+    assert found.count == 3
     half = tmp_path / "f16"
     converters.convert(llama4_scout, half, tower="vision")
     of_half = measured(read_vision(half).path, [{VISION_INPUT: pixels[:1]}], threads=2)
@@ -213,7 +213,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "three numbers": (_value([1, 2, 3]), "'vision.norm_pre' is .1, 2, 3."),
     "true": (_value([False, True]), "'vision.norm_pre' is"),
     "of another tower": (_set("tower", "0" * 64), "of another vision tower than"),
-    "a newer file": (_set("schema", "edge-llama ranges 2"), "is no 'edge-llama ranges 1' file"),
+    "a newer file": (_set("schema", "edge-llama ranges 2"), "is no 'edge-llama ranges 1' and no .* file"),
     "no values": (_set("values", []), "tower, tiles or values"),
 }
 
@@ -226,14 +226,14 @@ def test_ranges_that_do_not_fit_are_refused(what: str, folder: Path, llama4_digi
     path = tmp_path / "ranges.json"
     path.write_text(json.dumps(content))
     with refusal(OptionError, told, path):
-        converters.convert(llama4_digits, tmp_path / "out", tower="vision", vision_quant="a16w8", ranges=path)
+        converters.convert(llama4_digits, tmp_path / "out", tower="vision", vision_quant="a16w8", calibration=[path])
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_ranges_that_are_no_json_are_refused(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "ranges.json").write_bytes(text)
-    with refusal(OptionError, "not valid JSON|is no 'edge-llama ranges 1' file", tmp_path):
+    with refusal(OptionError, "not valid JSON|is no 'edge-llama ranges 1' and no", tmp_path):
         read_ranges(tmp_path / "ranges.json")
 
 
@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -
         weights[f"vision_model.{name}"].reshape(-1)[-1] = np.nan
         save_file(weights, path)
         with refusal(CheckpointError, "weights are NaN or infinite"):
-            converters.convert(source, tmp_path / "out", tower="vision", vision_quant="a16w8", ranges=ranges)
+            converters.convert(source, tmp_path / "out", tower="vision", vision_quant="a16w8", calibration=[ranges])
         assert not (tmp_path / "out").exists()
 
 
@@ -283,7 +283,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -
 def seeing(folder: Path, llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as a bundle: text in q8_0, vision in integers."""
     bundle = tmp_path_factory.mktemp("seeing") / "digits"
-    converters.convert(llama4_digits, bundle, quant="q8_0", vision_quant="a16w8", ranges=folder / "ranges.json")
+    converters.convert(llama4_digits, bundle, quant="q8_0", vision_quant="a16w8", calibration=[folder / "ranges.json"])
     return bundle
 
 

@@ -1,0 +1,245 @@
+"""A text tower for NPUs, in the layout of onnxruntime-genai's ``decoder-pipeline``: three graphs and their weights.
+
+``inputs.onnx`` runs on the CPU: it turns ids into embeddings, places into cosines and sines, and says what is seen.
+``prompt.onnx`` reads a window of tokens, ``token.onnx`` one (:mod:`converters.targets.onnx.static_llama`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.architectures import for_config
+from converters.architectures.hyperparameters import Hyperparameters
+from converters.architectures.rope import ROPE_FREQS, attention_factor
+from converters.architectures.rotary import frequencies
+from converters.checkpoint import Checkpoint, Tensor
+from converters.evidence import ranges_for
+from converters.folder_files import encoded, generation
+from converters.options import Options
+from converters.target import TowerFiles
+from converters.targets.onnx import genai
+from converters.targets.onnx.graph import FLOAT, INT32, DataFile, Graph
+from converters.targets.onnx.integer_weights import RowForm, read_floats
+from converters.targets.onnx.qdq import QdqGraph
+from converters.targets.onnx.static_llama import HIDDEN, MASK, Shape, StaticLlama
+from converters.targets.onnx.static_llama4 import StaticLlama4, check_context
+from converters.targets.onnx.text import token_ids
+from converters.tokenizers.writer import write_files
+from edge_llama.errors import CheckpointError, OptionError
+from edge_llama.files.formats import F16
+from quant.onnx_recipe import STATIC
+from quant.ranges import Ranges, fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PROMPT, TOKEN, INPUTS = "prompt.onnx", "token.onnx", "inputs.onnx"
+IDENTIFYING = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
+"""Of a text tower what :func:`quant.ranges.fingerprint` is made of."""
+_GRAPHS: Mapping[str, type[StaticLlama]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), StaticLlama),
+    "llama4": StaticLlama4,
+}
+"""By ``Architecture.name``."""
+_BLOCK = 32
+_N_CTX, _WINDOW = 2048, 64
+_WINDOWS = range(8, 257)
+
+
+@dataclass(frozen=True, slots=True)
+class _Static:
+    """What the three graphs have in common."""
+
+    graph: type[StaticLlama]
+    hp: Hyperparameters
+    tensors: Mapping[str, Tensor]
+    ranges: Ranges
+    form: RowForm
+    window: int
+    n_ctx: int
+    is_portable: bool
+
+
+def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
+    """The text tower in integers, by ``options.quant`` of :data:`quant.onnx_recipe.STATIC` and measured ranges.
+
+    CheckpointError for a checkpoint that is not whole or has no such form, OptionError if ``options`` don't fit it.
+    """
+    hp, tensors = tower_of(checkpoint)
+    check_static(checkpoint, hp)
+    static = _Static(
+        *(graph_of(checkpoint), hp, tensors, _ranges(checkpoint, tensors, options)),
+        *(_form(options), *_sizes(hp, options)),
+        is_portable=options.portable,
+    )
+    if hp.layer_types:
+        check_context(checkpoint, hp, static.n_ctx)
+    data = DataFile("decoder.onnx.data")
+    graphs = {name: _decoder(static, rows, name, data) for name, rows in ((PROMPT, static.window), (TOKEN, 1))}
+    inputs = _inputs(static)
+    parts = [graph.part(name) for name, graph in graphs.items()]
+    parts += [data.part(), inputs.part(INPUTS), inputs.data.part()]
+    config = genai.pipeline(
+        *(hp, token_ids(checkpoint), checkpoint.generation),
+        window=static.window,
+        n_ctx=static.n_ctx,
+        stages={"inputs": INPUTS, "prompt": PROMPT, "token": TOKEN},
+    )
+    files = {
+        "genai_config.json": config,
+        "generation_config.json": generation(checkpoint),
+        **write_files(checkpoint.vocabulary, checkpoint.path),
+    }
+    return TowerFiles(tuple(parts), {name: encoded(content, name, checkpoint) for name, content in files.items()})
+
+
+def tower_of(checkpoint: Checkpoint) -> tuple[Hyperparameters, Mapping[str, Tensor]]:
+    """The text tower's hyperparameters, and its tensors under Hugging Face's names."""
+    architecture = for_config(checkpoint)
+    return architecture.hyperparameters(checkpoint), architecture.tower_tensors(checkpoint)
+
+
+def check_static(checkpoint: Checkpoint, hp: Hyperparameters) -> None:
+    """CheckpointError for a family whose graph in integers is not known."""
+    others = {
+        "attention in a sliding window": any(hp.window_layers),
+        "norms after attention": hp.post_norms,
+        "scaled embeddings": hp.embedding_scale != 1.0,
+        "bent logits": hp.final_softcap is not None,
+        "biases in feed-forward layers": hp.mlp_bias,
+        f"the activation {hp.activation}": hp.activation not in ("silu", "swish"),
+    }
+    why = next((what for what, has in others.items() if has), None)
+    if why is None and for_config(checkpoint).name not in _GRAPHS:
+        why = f"an architecture that is none of {', '.join(_GRAPHS)}"
+    if why is not None:
+        raise CheckpointError(
+            f"{checkpoint.path}: has {why}, for which there is no graph in integers",
+            remedy="convert it with --quant int4, or to GGUF",
+        )
+
+
+def graph_of(checkpoint: Checkpoint) -> type[StaticLlama]:
+    """What writes the graphs of this family."""
+    return _GRAPHS[for_config(checkpoint).name]
+
+
+def rotary_rates(hp: Hyperparameters, tensors: Mapping[str, Tensor]) -> "tuple[NDArray[np.float32], np.float32]":
+    """By what positions are multiplied to give angles, (head_dim / 2,), and cosines and sines of these."""
+    table = tensors.get(ROPE_FREQS)
+    factors = None if table is None else read_floats(table, 0, 1)[0]
+    rates = frequencies(hp.head_dim, hp.rope.theta, hp.rope.scaling, factors)
+    return rates, np.float32(attention_factor(hp.rope))
+
+
+def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """What tells this text tower from every other."""
+    return fingerprint(read_floats(tensors[name], 0, 1, check=False) for name in IDENTIFYING)
+
+
+def _ranges(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], options: Options) -> Ranges:
+    ranges = ranges_for(options, "text", checkpoint.path)
+    if ranges.tower != tower_fingerprint(tensors):
+        raise OptionError(
+            f"--calibration {ranges.path}: of another text tower than {checkpoint.path}",
+            remedy=f"calibrate this one: edge-llama calibrate {checkpoint.path} TEXT ranges.json",
+        )
+    return ranges
+
+
+def _form(options: Options) -> RowForm:
+    bits = STATIC[options.quant or ""]
+    return RowForm(bits, _BLOCK if bits == 4 and not options.portable else 0)
+
+
+def _sizes(hp: Hyperparameters, options: Options) -> tuple[int, int]:
+    """The window and the context."""
+    n_ctx = min(_N_CTX, hp.n_ctx) if options.n_ctx is None else options.n_ctx
+    if not 0 < n_ctx <= hp.n_ctx:
+        raise OptionError(
+            f"--n-ctx {n_ctx:,}: the model was trained with {hp.n_ctx:,}", remedy=f"take one of 16 to {hp.n_ctx:,}"
+        )
+    window = min(_WINDOW, n_ctx // 2) if options.window is None else options.window
+    if window not in _WINDOWS or 2 * window > n_ctx:
+        most = min(_WINDOWS[-1], n_ctx // 2)
+        raise OptionError(
+            f"--window {window:,}: a graph reads {_WINDOWS[0]} to {_WINDOWS[-1]} tokens, at most half of --n-ctx",
+            remedy=f"take one of up to {most:,}, or a larger --n-ctx",
+        )
+    return window, n_ctx
+
+
+def _decoder(static: _Static, rows: int, name: str, data: DataFile) -> Graph:
+    norm_is_one = not static.is_portable
+    graph = QdqGraph(name.removesuffix(".onnx"), data, static.ranges, opset=23 if norm_is_one else 21)
+    shape, first = Shape(rows, static.n_ctx), static.ranges.first
+    return static.graph(static.hp, static.tensors, graph, shape, static.form, first, norm_is_one=norm_is_one).write()
+
+
+def _inputs(static: _Static) -> Graph:
+    """The first stage: what follows from ids and places alone, in float32, for any number of rows."""
+    hp, graph = static.hp, Graph("inputs", DataFile("inputs.onnx.data"))
+    ids = graph.input("input_ids", (1, "rows"), INT32)
+    known = graph.input("attention_mask", (1, static.n_ctx), INT32)
+    places = graph.input("position_ids", (1, "rows"), INT32)
+    table = graph.weight("embedding", static.tensors["model.embed_tokens.weight"], F16)
+    graph.output(graph.op("Gather", table, ids, name="embeds", axis=0), (1, "rows", hp.n_embd))
+    graph.output(_mask(graph, ids, known, static), (1, 1, "rows", static.n_ctx + (static.ranges.first is not None)))
+    for table_name, values in zip(("cos", "sin"), _turns(graph, places, static), strict=True):
+        assert values.name == table_name  # noqa: S101
+        graph.output(values, (1, 1, "rows", hp.head_dim // 2))
+    return graph
+
+
+def _turns(graph: Graph, places: ir.Value, static: _Static) -> list[ir.Value]:
+    rates, strength = rotary_rates(static.hp, static.tensors)
+    numbers = graph.op("Cast", places, name="places", to=int(FLOAT))
+    column = graph.op("Unsqueeze", numbers, graph.constant("places.axes", [1, 3]), name="places.column")
+    angles = graph.op("Mul", column, graph.constant("rates", rates[None, None, None]), name="angles")
+    found = []
+    for kind in ("Cos", "Sin"):
+        name = kind.lower()
+        if strength == 1:
+            found.append(graph.op(kind, angles, name=name))
+        else:
+            exact = graph.op(kind, angles, name=f"{name}.plain")
+            found.append(graph.op("Mul", exact, graph.constant(f"{name}.strength", float(strength)), name=name))
+    return found
+
+
+def _mask(graph: Graph, ids: ir.Value, known: ir.Value, static: _Static) -> ir.Value:
+    """0 where a row sees a column, and a number far below 0 elsewhere.
+
+    Columns are right-aligned: a row is its own last one. The token of position 0 has a column of its own before all
+    others; that which the prompt's has, the first that is known, is hidden.
+    """
+    n_ctx = static.n_ctx
+    one = graph.constant("one", np.array(1))
+    count = graph.op("Squeeze", graph.op("Shape", ids, name="rows.shape", start=1, end=2), name="rows")
+    number = graph.op("Range", graph.constant("zero", np.array(0)), count, one, name="row")
+    first = graph.op("Sub", graph.constant("columns.count", np.array(n_ctx)), count, name="columns.before")
+    own = graph.op("Add", number, first, name="row.column")
+    own = graph.op("Unsqueeze", own, graph.constant("row.axis", [1]), name="row.own")
+    columns = graph.constant("columns", np.arange(n_ctx)[None])
+    is_before = graph.op("LessOrEqual", columns, own, name="is_before")
+    if static.ranges.first is None:
+        is_known = graph.op("Cast", known, name="is_known", to=int(ir.DataType.BOOL))
+    else:
+        so_far = graph.op(
+            "CumSum", graph.op("Cast", known, name="known", to=int(ir.DataType.INT64)), one, name="so_far"
+        )
+        later = graph.op("Greater", so_far, one, name="is_later")
+        is_there = graph.op("Cast", known, name="is_there", to=int(ir.DataType.BOOL))
+        is_known = graph.op("And", is_there, later, name="is_known")
+    is_seen = graph.op("And", is_before, is_known, name="is_seen")
+    nothing, hidden = graph.constant("seen", 0.0), graph.constant("hidden", HIDDEN)
+    axes = graph.constant("mask.axes", [0, 1])
+    if static.ranges.first is None:
+        return graph.op("Unsqueeze", graph.op("Where", is_seen, nothing, hidden, name="mask.rows"), axes, name=MASK)
+    rows = graph.op("Where", is_seen, nothing, hidden, name="mask.later")
+    left = graph.constant("mask.pads", [0, 1, 0, 0])
+    rows = graph.op("Pad", rows, left, nothing, name="mask.rows")
+    return graph.op("Unsqueeze", rows, axes, name=MASK)
