@@ -19,7 +19,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.host.yielding import interrupt_nobody
 from edge_llama.isolation import frames, wire
 from edge_llama.isolation.service import Begun, Blob, Service
 from edge_llama.model import Model
@@ -176,7 +175,6 @@ class _Server:
 
     def _write(self) -> None:
         """Everything that is to be told by now goes in one write: pieces of many answers in one frame."""
-        interrupt_nobody()
         with _dying():
             for items in iter(self._waiting, []):
                 frames.write(self._outgoing, b"".join(self._frames(items)))

@@ -20,7 +20,6 @@ from typing import Any
 
 from edge_llama.errors import EdgeLlamaError, EngineDiedError, EngineError
 from edge_llama.generation import Piece, Progress
-from edge_llama.host.yielding import interrupt_nobody
 from edge_llama.isolation import frames, launch, wire
 from edge_llama.isolation.logprob_table import LogprobTable
 from edge_llama.isolation.shared_file import ClosedError, Region, SharedFile
@@ -159,7 +158,6 @@ class Child:
     def _read(self) -> None:
         assert isinstance(self._process.stdout, io.RawIOBase)  # noqa: S101 - a pipe without a buffer
         file = io.BufferedReader(self._process.stdout, 1 << 16)
-        interrupt_nobody()
         problem = ""
         try:
             while found := frames.read(file):

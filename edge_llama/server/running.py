@@ -14,7 +14,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from edge_llama.errors import EdgeLlamaError
-from edge_llama.host.yielding import interrupt_nobody
 from edge_llama.server.connection import Connection
 from edge_llama.server.handling import Server
 from edge_llama.server.settings import ServerSettings
@@ -59,7 +58,6 @@ class Running(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer; then load the model, if there is but one."""
-        interrupt_nobody()
         await super().startup(sockets)
         if len(self._server.pool.entries) == 1:
             self._loading = asyncio.create_task(self._load(self._server.pool.entries[0].name))
