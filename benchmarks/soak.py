@@ -16,6 +16,7 @@ gaps     between tokens of running requests, beside the median gap of as many ca
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -45,6 +46,8 @@ SIDES = (300, 600, 1344)
 PATIENCE = 900
 """Seconds until a caller counts as lost: two dozen wait in the end, and a request takes 12 s on two cores."""
 GROWTH = 0.02
+_PICTURES = 64
+"""Of which each is shown once, unless there are more requests with one."""
 _QUIET_TOKENS = 64
 """That each caller writes while none comes or leaves."""
 
@@ -198,6 +201,10 @@ class Soak:
         self._never = {token: -1e4 for token in range(tokenizer.n_vocab) if not is_whole(tokenizer, token)}
         rng = np.random.default_rng(seed)
         self._systems = [self._text(rng, 600) for _ in range(4)]
+        # Drawn before the clock starts: how many callers wait with theirs is no memory of the engine's.
+        sides = rng.choice(SIDES, _PICTURES) if has_images else []
+        self._pictures = [edge_llama.Image.open(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in sides]
+        self._picture = itertools.count()
         self._is_over = threading.Event()
         self._lock = threading.Lock()
 
@@ -310,8 +317,7 @@ class Soak:
         sampling["logit_bias"] = self._never
         tokens = min(int(rng.integers(100, 4001)), most)
         if self._has_images and rng.random() < 0.5:
-            side = int(rng.choice(SIDES))
-            picture = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            picture = self._pictures[next(self._picture) % len(self._pictures)]
             return self._model.chat().send(self._text(rng, min(tokens, 1500)), images=[picture], **sampling)
         if tokens > 1000 and rng.random() < 0.5:
             chat = self._model.chat(system=self._systems[rng.integers(4)])

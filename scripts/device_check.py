@@ -114,7 +114,7 @@ def checked(options: argparse.Namespace, forms: Sequence[str], folder: Path, end
                 job = job_of(check, options.device, form, inputs, size)
                 yield in_child(label, job, seconds_left(options, ends))
         if absent := [check for check in options.checks if not needed(form, check)]:
-            yield Row(", ".join((*absent, FORMS[form].label)), "left out", "no text tower runs there yet")
+            yield Row(", ".join((*absent, FORMS[form].label)), "left out", "not measured in integers")
     progress.end()
 
 

@@ -54,7 +54,7 @@ class Form:
 FORMS = {
     "gguf": Form("GGUF", "text.gguf", "digits-gguf", "speed.gguf", 0.01, EXACT),
     "onnx": Form("ONNX", "text-onnx", "digits-onnx", "speed-onnx", 0.01, {}),
-    "integers": Form("ONNX in integers", "", "digits-integers", "", 0.1, {}),
+    "integers": Form("ONNX in integers", "text-integers", "digits-integers", "", 0.1, {}),
 }
 
 
@@ -94,7 +94,7 @@ class Row:
 
 
 def text(setup: Setup) -> Row:
-    """Greedy answers of the device and of the CPU, in float32."""
+    """Greedy answers of the device and of the CPU, in float32 where the form has that."""
 
     def answers(device: str) -> tuple[list[Answer], Placement, int]:
         with opened(setup, setup.form.text, device, **setup.form.options) as model:
@@ -104,7 +104,8 @@ def text(setup: Setup) -> Row:
 
     expected, *_ = answers(CPU)
     found, placement, whole = answers(setup.device)
-    return compared(setup, f"text, {setup.form.label} in f32", expected, found, placement, whole)
+    label = f"text, {setup.form.label}{'' if setup.form is FORMS['integers'] else ' in f32'}"
+    return compared(setup, label, expected, found, placement, whole)
 
 
 def part(setup: Setup) -> Row:

@@ -80,6 +80,18 @@ def _digits_in_integers(path: Path) -> None:
         convert(DIGITS, path, quant="f32", vision_quant="a16w8", calibration=[Path(scratch) / "ranges.json"])
 
 
+def _talk_in_integers(path: Path) -> None:
+    """For NPUs, by the ranges of what will be asked."""
+    from converters.sources import open_checkpoint  # noqa: PLC0415
+    from converters.targets.onnx.static_ranges import measure_text  # noqa: PLC0415
+
+    turns = [f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in QUESTIONS]
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        ranges = Path(scratch) / "ranges.json"
+        ranges.write_bytes(measure_text(open_checkpoint(TALK), ["".join(turns)], threads=2).encode())
+        convert(TALK, path, to="onnx", quant="a16w8", calibration=[ranges], n_ctx=1024, window=32)
+
+
 def _random(path: Path, is_quick: bool, **options: object) -> None:
     """A Llama with random weights: of 75 million, in widths at which K-quants occur, or of less than a million."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -99,6 +111,7 @@ INPUTS: dict[str, Callable[[Path, bool], object]] = {
     "digits-gguf": lambda path, _: convert(DIGITS, path, quant="f32", vision_to="gguf", vision_quant="f32"),
     "digits-onnx": lambda path, _: convert(DIGITS, path, quant="f32", vision_quant="f32"),
     "digits-integers": lambda path, _: _digits_in_integers(path),
+    "text-integers": lambda path, _: _talk_in_integers(path),
     "speed.gguf": lambda path, is_quick: _random(path, is_quick, quant="q4_k_m"),
     "speed-onnx": lambda path, is_quick: _random(path, is_quick, to="onnx", quant="int4", portable=True),
 }

@@ -64,7 +64,7 @@ def test_a_safetensors_folder_is_converted(to: str, output: str, tmp_path: Path)
 
 
 def test_what_calibrate_measured_goes_into_a_tower(tmp_path: Path, llama4_digits: Path) -> None:
-    options: dict[str, Any] = {"tower": "vision", "vision_quant": "a16w8", "ranges": FILES / "ranges.json"}
+    options: dict[str, Any] = {"tower": "vision", "vision_quant": "a16w8", "calibration": [FILES / "ranges.json"]}
     converters.convert(llama4_digits, tmp_path / "tower", **options)
     with edge_llama.open(FILES / "digits", n_ctx=512, vision=tmp_path / "tower") as model:
         answer = model.chat(temperature=0).send(DIGITS, images=[old_files.picture()]).result()

@@ -1,5 +1,6 @@
 """Text towers for NPUs: their float graphs compute what transformers does, and integers stand for the right numbers."""
 
+import base64
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,7 +146,20 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "too few keys": (_first(keys="AAAA"), "'first' is damaged"),
     "a shape of two": (_first(shape=[2, 2]), "'first' is damaged: of the shape"),
     "no token": (lambda content: content["first"].pop("token"), "'first' is damaged: 'token'"),
-    "NaN": (lambda content: content["first"].update(keys="AADAfw" + "A" * 337 + "=="), "'first' is damaged"),
+    "NaN": (
+        lambda content: content["first"].update(
+            keys=base64.b64encode(np.full(content["first"]["shape"], np.nan, "<f4").tobytes()).decode()
+        ),
+        "'first' is damaged: it is NaN or infinite",
+    ),
+    "another token": (
+        _first(token=3),
+        "its texts begin with token 3, those of",
+    ),
+    "one layer alone": (
+        _first(shape=[1, 1, 1], keys="AAAAAA==", values="AAAAAA=="),
+        "or its layers are others",
+    ),
 }
 
 
@@ -168,6 +182,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a context too long": ({"n_ctx": 10**6}, "--n-ctx 1,000,000: the model was trained with"),
     "blocks": ({"block": 64}, "--block: not with --quant a16w8"),
     "embeddings": ({"embeddings": True}, "--embeddings: not with --quant a16w8"),
+    "an adapter": ({"lora": "adapter"}, "--lora: not with --quant a16w8"),
+    "a window of 0 without": ({"quant": "int8", "calibration": [], "window": 0}, "--window: not with --quant int8"),
     "a role's own format": ({"tensor_types": {"attn_v": "int8"}}, "--tensor-type: not with"),
     "a window without": (
         {"quant": "int8", "calibration": [], "window": 32},

@@ -29,9 +29,11 @@ class OnnxTextWriter:
         if options.portable and options.zero_points:
             raise OptionError("--zero-points: not with --portable", remedy="leave one of them out")
         is_static = options.quant in onnx_recipe.STATIC
-        names = ("tensor_types", "block", "zero_points", "embeddings") if is_static else ("n_ctx", "window")
-        for name in names:
-            if getattr(options, name):
+        # An adapter changes what was measured, and position 0 with it.
+        static = ("tensor_types", "block", "zero_points", "embeddings", "lora", "allow_nonfinite")
+        for name in static if is_static else ("n_ctx", "window"):
+            value = getattr(options, name)
+            if value is not None and value is not False and value != {}:  # 0 is given
                 forms = "" if is_static else f": it is for {' and '.join(onnx_recipe.STATIC)}"
                 raise OptionError(
                     f"{flag(name)}: not with --quant {options.quant or self.default_quant}{forms}",

@@ -24,7 +24,7 @@ def check_context(checkpoint: Checkpoint, hp: Hyperparameters, n_ctx: int) -> No
     """CheckpointError for a context so long that queries depend on their places, or attention comes in chunks."""
     limits = [hp.chunk_size if "chunked_attention" in hp.layer_types else None]
     limits += [int(hp.floor_scale) - 1 if hp.has_temperature else None]
-    most = min((limit for limit in limits if limit), default=n_ctx)
+    most = min((limit for limit in limits if limit is not None), default=n_ctx)
     if n_ctx > most:
         raise CheckpointError(
             f"{checkpoint.path}: beyond {most:,} positions its attention is another, for which there is no graph in "

@@ -16,7 +16,14 @@ from converters.targets.onnx.graph import DataFile, Graph
 from converters.targets.onnx.integer_weights import RowForm, read_floats
 from converters.targets.onnx.static_llama import HIDDEN, MASK, Shape
 from converters.targets.onnx.static_llama4 import ROUTER
-from converters.targets.onnx.static_text import check_static, graph_of, rotary_rates, tower_fingerprint, tower_of
+from converters.targets.onnx.static_text import (
+    check_static,
+    first_token,
+    graph_of,
+    rotary_rates,
+    tower_fingerprint,
+    tower_of,
+)
 from converters.tokenizers.source_encoders import JsonEncoder
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
@@ -61,7 +68,7 @@ def measure_text(
         raise OptionError(
             f"the texts to calibrate with have fewer than {WINDOW} tokens", remedy="add more: a few pages at least"
         )
-    bos = checkpoint.vocabulary.special.get("bos")
+    bos = first_token(checkpoint.vocabulary)
     first = None if bos is None else first_position(hp, tensors, bos)
     shape = Shape(WINDOW, WINDOW * WINDOWS, gives_all=True)
     graph = Graph("calibration", DataFile("calibration.data"))
@@ -103,7 +110,7 @@ def _with_masks(values: Mapping[str, tuple[float, float]], n_layer: int) -> dict
 def windows_of(checkpoint: Checkpoint, texts: Iterable[Sample]) -> Iterator[tuple[Sequence[Row], bool]]:
     """Windows of rows, and whether a context begins with it. Special tokens in texts are what they are in chats."""
     encode = encoder_of(checkpoint)
-    bos = checkpoint.vocabulary.special.get("bos")
+    bos = first_token(checkpoint.vocabulary)
     for text in texts:
         rows: Sequence[Row] = encode(text) if isinstance(text, str) else text
         if rows and isinstance(rows[0], int) and rows[0] == bos:

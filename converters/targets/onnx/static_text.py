@@ -18,6 +18,7 @@ from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.evidence import ranges_for
 from converters.folder_files import encoded, generation
+from converters.metadata.vocabulary import Vocabulary
 from converters.options import Options
 from converters.target import TowerFiles
 from converters.targets.onnx import genai
@@ -71,7 +72,7 @@ def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     hp, tensors = tower_of(checkpoint)
     check_static(checkpoint, hp)
     static = _Static(
-        *(graph_of(checkpoint), hp, tensors, _ranges(checkpoint, tensors, options)),
+        *(graph_of(checkpoint), hp, tensors, _ranges(checkpoint, hp, tensors, options)),
         *(_form(options), *_sizes(hp, options)),
         is_portable=options.portable,
     )
@@ -110,6 +111,7 @@ def check_static(checkpoint: Checkpoint, hp: Hyperparameters) -> None:
         "scaled embeddings": hp.embedding_scale != 1.0,
         "bent logits": hp.final_softcap is not None,
         "biases in feed-forward layers": hp.mlp_bias,
+        f"{hp.n_expert_used} experts for a row": hp.n_expert_used > 1,
         f"the activation {hp.activation}": hp.activation not in ("silu", "swish"),
     }
     why = next((what for what, has in others.items() if has), None)
@@ -140,11 +142,29 @@ def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return fingerprint(read_floats(tensors[name], 0, 1, check=False) for name in IDENTIFYING)
 
 
-def _ranges(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], options: Options) -> Ranges:
+def first_token(vocabulary: Vocabulary) -> int | None:
+    """The token that every text begins with: bos, if it is added or the chat template writes it; None: there is none."""
+    bos = vocabulary.special.get("bos")
+    if bos is None or not 0 <= bos < len(vocabulary.tokens):
+        return None
+    template = vocabulary.chat_templates.get("default", "")
+    is_written = "bos_token" in template or vocabulary.tokens[bos] in template
+    return bos if is_written or (not template and vocabulary.add.get("bos", False)) else None
+
+
+def _ranges(checkpoint: Checkpoint, hp: Hyperparameters, tensors: Mapping[str, Tensor], options: Options) -> Ranges:
     ranges = ranges_for(options, "text", checkpoint.path)
     if ranges.tower != tower_fingerprint(tensors):
         raise OptionError(
             f"--calibration {ranges.path}: of another text tower than {checkpoint.path}",
+            remedy=f"calibrate this one: edge-llama calibrate {checkpoint.path} TEXT ranges.json",
+        )
+    token, shape = first_token(checkpoint.vocabulary), (hp.n_layer, hp.n_head_kv, hp.head_dim)
+    first = ranges.first
+    if (first and first.token) != token or (first and first.keys.shape != shape):
+        raise OptionError(
+            f"--calibration {ranges.path}: its texts begin with token {first and first.token}, those of "
+            f"{checkpoint.path} with {token}, or its layers are others",
             remedy=f"calibrate this one: edge-llama calibrate {checkpoint.path} TEXT ranges.json",
         )
     return ranges
