@@ -143,7 +143,7 @@ def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def first_token(vocabulary: Vocabulary) -> int | None:
-    """The token that every text begins with: bos, if the chat template writes it or it is added. None: there is none."""
+    """The token that every text begins with: bos, if the chat template writes it or it is added; else None."""
     bos = vocabulary.special.get("bos")
     if bos is None or not 0 <= bos < len(vocabulary.tokens):
         return None
