@@ -6,7 +6,6 @@
 a16w8         matrices in 8 bits
 a16w4         in low-power blocks of 32 weights of 4 bits
 a16w4-rows    in 4 bits with one scale for each output (--portable)
-no-first      a16w8 with position 0 among the others: why it is a constant
 
 Ranges are measured on one half of the text of Python's own help pages, what is compared is of the other half: windows
 of 32 tokens behind position 0, in contexts of six. KL: of the answer's distribution from the float graph's, in nats,
@@ -18,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -39,12 +38,7 @@ from converters.targets.onnx.static_text import graph_of, tower_of
 from quant.ranges import Ranges
 
 SHAPE = Shape(WINDOW, WINDOW * WINDOWS, gives_all=True)
-FORMS = {
-    "a16w8": (RowForm(8), True),
-    "a16w4": (RowForm(4, 32), True),
-    "a16w4-rows": (RowForm(4), True),
-    "no-first": (RowForm(8), False),
-}
+FORMS = {"a16w8": RowForm(8), "a16w4": RowForm(4, 32), "a16w4-rows": RowForm(4)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +63,13 @@ def main() -> None:
     checkpoint = open_checkpoint(options.source)
     pages = list(topics.values())
     held_out, sample = pages[0::2], pages[1::2]
+    say("measuring ranges")
+    ranges = measure_text(checkpoint, few(checkpoint, sample, options.calibration), threads=2)
     found = []
-    measured: dict[bool, Ranges] = {}
     for name in options.forms:
-        form, has_first = FORMS[name]
-        if has_first not in measured:
-            say(f"measuring ranges, position 0 {'apart' if has_first else 'among the others'}")
-            measured[has_first] = ranges_of(checkpoint, sample, options.calibration, has_first=has_first)
         say(name)
-        found.append(quality(name, checkpoint, held_out, options.positions, measured[has_first], form))
+        found.append(quality(name, checkpoint, held_out, options.positions, ranges, FORMS[name]))
     print(json.dumps([asdict(each) for each in found], indent=1) if options.json else table(found))
-
-
-def ranges_of(checkpoint: Checkpoint, texts: Sequence[str], tokens: int, *, has_first: bool) -> Ranges:
-    """Over so many tokens."""
-    if not has_first:
-        checkpoint = replace(checkpoint, vocabulary=replace(checkpoint.vocabulary, special={}))
-    return measure_text(checkpoint, few(checkpoint, texts, tokens), threads=2)
 
 
 def few(checkpoint: Checkpoint, texts: Sequence[str], tokens: int) -> list[str]:

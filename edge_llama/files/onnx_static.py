@@ -19,6 +19,8 @@ from edge_llama.files.onnx_text import CONFIG, POSITIONS, Names, OnnxArtifact, d
 
 EMBEDS, MASK, COS, SIN = "embeds", "mask", "cos", "sin"
 """What the first graph makes of ids and positions, and the others take; the mask is added to scores."""
+HIDDEN = -1e4
+"""What the mask adds to the score of a place that is not seen; the graphs' ranges are measured for it."""
 _AGAIN = "copy the whole folder again, or convert again"
 _STORED: Mapping[str, Format] = {"u8": FORMATS["i8"], "u16": FORMATS["i16"]}
 """How keys and values may be stored, by ONNX's names: as wide as these."""

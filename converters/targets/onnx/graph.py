@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from converters.checkpoint import Tensor
 from converters.layout import Entry, Part
+from converters.targets.onnx.integer_weights import RowForm
 from converters.tensors.transposed import floats, transposed
 from edge_llama.files.formats import F16, F32, Format
 
@@ -101,7 +102,7 @@ class Graph:
         """``values`` as if an earlier run had given them."""
         return self.constant(name, values)
 
-    def matrix(self, name: str, tensor: Tensor, form: Any) -> ir.Value:  # noqa: ARG002 - for integers
+    def matrix(self, name: str, tensor: Tensor, form: RowForm) -> ir.Value:  # noqa: ARG002 - for integers
         """A matrix of (outputs, inputs) as (inputs, outputs)."""
         columns = transposed(floats(tensor)).renamed(f"{tensor.name} transposed")  # a table may be stored both ways
         return self.weight(name, columns, F32)

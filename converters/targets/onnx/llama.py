@@ -106,11 +106,11 @@ class LlamaGraph:
         hp = self.hp
         if hp.window_rope is None:
             cos, sin = (
-                self.graph.weight(table.name, table, F32) for table in _rotary(hp, hp.rope, self.rope_factors())
+                self.graph.weight(table.name, table, F32) for table in _rotary(hp, hp.rope, rope_factors(self._tensors))
             )
             self._tables = cos, sin
         else:
-            whole = self._angles(hp.rope, "rotary", self.rope_factors())
+            whole = self._angles(hp.rope, "rotary", rope_factors(self._tensors))
             self._turns = {True: self._angles(hp.window_rope, "rotary.window"), False: whole}
 
     def _angles(self, rope: Rope, name: str, factors: "NDArray[np.float32] | None" = None) -> tuple[ir.Value, ir.Value]:
@@ -230,14 +230,15 @@ class LlamaGraph:
     def _is_precise(self, role: str, layer: int) -> bool:
         return self._recipe.is_precise(role, layer, self.hp.n_layer)
 
-    def rope_factors(self) -> "NDArray[np.float32] | None":
-        """By what rotary frequencies are divided where only a tensor tells."""
-        tensor = self._tensors.get(ROPE_FREQS)
-        return None if tensor is None else recode(tensor.read(0, 1), tensor.format, F32).view(np.float32)[0]
-
     def _form(self, matrix: Tensor, role: str) -> Form:
         self.roles.add(role)
         return self._recipe.form(role, matrix.columns, matrix.format)
+
+
+def rope_factors(tensors: Mapping[str, Tensor]) -> "NDArray[np.float32] | None":
+    """By what rotary frequencies are divided where only a tensor tells."""
+    tensor = tensors.get(ROPE_FREQS)
+    return None if tensor is None else recode(tensor.read(0, 1), tensor.format, F32).view(np.float32)[0]
 
 
 def _rotary(hp: Hyperparameters, rope: Rope, factors: "NDArray[np.float32] | None") -> tuple[Tensor, Tensor]:

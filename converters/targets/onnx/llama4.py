@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import FLOAT, ValueInfo
-from converters.targets.onnx.llama import LlamaGraph
+from converters.targets.onnx.llama import LlamaGraph, rope_factors
 from converters.targets.onnx.operator_set import Experts
 from converters.targets.onnx.ops import NEVER, sizes
 from converters.tensors.split import alternating, matrix
@@ -33,7 +33,7 @@ class Llama4Graph(LlamaGraph):
         return graph.op("ScatterND", rows, places, features, name="embedded", info=info)
 
     def _begin(self) -> None:
-        self._tables = self._angles(self.hp.rope, "rotary", self.rope_factors())
+        self._tables = self._angles(self.hp.rope, "rotary", rope_factors(self._tensors))
         self._temperature = self._scales(self.ops.positions) if self.hp.has_temperature else None
         self._chunks = None
         if "chunked_attention" in self.hp.layer_types and (self.hp.chunk_size or 0) < self.hp.n_ctx:

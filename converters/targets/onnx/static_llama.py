@@ -18,12 +18,10 @@ from converters.architectures.hyperparameters import Hyperparameters
 from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import Graph
 from converters.targets.onnx.integer_weights import RowForm
+from converters.targets.onnx.standard import StandardOps
 from edge_llama.files.formats import F32
+from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN
 from quant.ranges import FirstPosition
-
-MASK = "mask"
-HIDDEN = -1e4
-"""What is added to the score of a place that is not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +69,10 @@ class StaticLlama:
         """The whole graph."""
         hp, graph, rows = self.hp, self.graph, self.shape.rows
         self._begin()
-        x = graph.input("embeds", (1, rows, hp.n_embd))
+        x = graph.input(EMBEDS, (1, rows, hp.n_embd))
         self._mask = graph.input(MASK, (1, 1, rows, self.columns))
-        self._turns = tuple(graph.input(name, (1, 1, rows, hp.head_dim // 2)) for name in ("cos", "sin"))
+        cos, sin = (graph.input(name, (1, 1, rows, hp.head_dim // 2)) for name in (COS, SIN))
+        self._turns = cos, sin
         pasts = [self._past(layer) for layer in range(hp.n_layer)]
         for layer, past in enumerate(pasts):
             source, name = f"model.layers.{layer}", f"layers.{layer}"
@@ -145,17 +144,8 @@ class StaticLlama:
 
     def _rotated(self, real: ir.Value, imaginary: ir.Value, name: str) -> ir.Value:
         """The products of complex numbers, real parts before imaginary ones."""
-        graph, (cos, sin) = self.graph, self._turns
-        products = {
-            f"{of}_{by}": graph.op("Mul", value, table, name=f"{name}.{of}_{by}")
-            for of, value in (("real", real), ("imaginary", imaginary))
-            for by, table in (("cos", cos), ("sin", sin))
-        }
-        rotated = (
-            graph.op("Sub", products["real_cos"], products["imaginary_sin"], name=f"{name}.turned_real"),
-            graph.op("Add", products["imaginary_cos"], products["real_sin"], name=f"{name}.turned_imaginary"),
-        )
-        return graph.op("Concat", *rotated, name=f"{name}.rotated", axis=3)
+        parts = StandardOps(self.graph, self.hp.norm_eps).rotated(real, imaginary, self._turns, name)
+        return self.graph.op("Concat", *parts, name=f"{name}.rotated", axis=3)
 
     def _all(self, past: ir.Value, new: ir.Value, layer: int, part: str, axis: int) -> ir.Value:
         """Keys or values of all positions: the first, which is constant, those before, and the new ones."""

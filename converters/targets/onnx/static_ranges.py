@@ -14,7 +14,7 @@ from converters.checkpoint import Checkpoint, Tensor
 from converters.targets.onnx.first_position import first_position
 from converters.targets.onnx.graph import DataFile, Graph
 from converters.targets.onnx.integer_weights import RowForm, read_floats
-from converters.targets.onnx.static_llama import HIDDEN, MASK, Shape
+from converters.targets.onnx.static_llama import Shape
 from converters.targets.onnx.static_llama4 import ROUTER
 from converters.targets.onnx.static_text import (
     check_static,
@@ -27,6 +27,7 @@ from converters.targets.onnx.static_text import (
 from converters.tokenizers.source_encoders import JsonEncoder
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import OptionError
+from edge_llama.files.onnx_static import COS, EMBEDS, HIDDEN, MASK, SIN
 from quant.calibration import Watched
 from quant.kernels import recode
 from quant.ranges import Ranges
@@ -161,8 +162,8 @@ class Reader:
         own = np.tri(rows, dtype=bool)
         mask = np.where(np.hstack([seen, before, own]), 0, HIDDEN).astype(np.float32)[None, None]
         embeds = np.stack([self._embedding(row) for row in rows_given])[None]
-        inputs = {"embeds": embeds, MASK: mask, "cos": np.cos(angles) * self._strength}
-        inputs |= {"sin": np.sin(angles) * self._strength, **self._kept}
+        inputs = {EMBEDS: embeds, MASK: mask, COS: np.cos(angles) * self._strength}
+        inputs |= {SIN: np.sin(angles) * self._strength, **self._kept}
         found = run(inputs, [*self._presents, *also])
         if self._length + rows <= past:
             for name, new in zip(self._pasts, found, strict=False):

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from converters.architectures import for_config
 from converters.architectures.hyperparameters import Hyperparameters
-from converters.architectures.rope import ROPE_FREQS, attention_factor
+from converters.architectures.rope import attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.evidence import ranges_for
@@ -24,13 +24,15 @@ from converters.target import TowerFiles
 from converters.targets.onnx import genai
 from converters.targets.onnx.graph import FLOAT, INT32, DataFile, Graph
 from converters.targets.onnx.integer_weights import RowForm, read_floats
+from converters.targets.onnx.llama import rope_factors
 from converters.targets.onnx.qdq import QdqGraph
-from converters.targets.onnx.static_llama import HIDDEN, MASK, Shape, StaticLlama
+from converters.targets.onnx.static_llama import Shape, StaticLlama
 from converters.targets.onnx.static_llama4 import StaticLlama4, check_context
 from converters.targets.onnx.text import token_ids
 from converters.tokenizers.writer import write_files
 from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.files.formats import F16
+from edge_llama.files.onnx_static import COS, EMBEDS, HIDDEN, MASK, SIN
 from quant.onnx_recipe import STATIC
 from quant.ranges import Ranges, fingerprint
 
@@ -131,9 +133,7 @@ def graph_of(checkpoint: Checkpoint) -> type[StaticLlama]:
 
 def rotary_rates(hp: Hyperparameters, tensors: Mapping[str, Tensor]) -> "tuple[NDArray[np.float32], np.float32]":
     """By what positions are multiplied to give angles, (head_dim / 2,), and cosines and sines of these."""
-    table = tensors.get(ROPE_FREQS)
-    factors = None if table is None else read_floats(table, 0, 1)[0]
-    rates = frequencies(hp.head_dim, hp.rope.theta, hp.rope.scaling, factors)
+    rates = frequencies(hp.head_dim, hp.rope.theta, hp.rope.scaling, rope_factors(tensors))
     return rates, np.float32(attention_factor(hp.rope))
 
 
@@ -206,10 +206,9 @@ def _inputs(static: _Static) -> Graph:
     known = graph.input("attention_mask", (1, static.n_ctx), INT32)
     places = graph.input("position_ids", (1, "rows"), INT32)
     table = graph.weight("embedding", static.tensors["model.embed_tokens.weight"], F16)
-    graph.output(graph.op("Gather", table, ids, name="embeds", axis=0), (1, "rows", hp.n_embd))
+    graph.output(graph.op("Gather", table, ids, name=EMBEDS, axis=0), (1, "rows", hp.n_embd))
     graph.output(_mask(graph, ids, known, static), (1, 1, "rows", static.n_ctx + (static.ranges.first is not None)))
-    for table_name, values in zip(("cos", "sin"), _turns(graph, places, static), strict=True):
-        assert values.name == table_name  # noqa: S101
+    for values in _turns(graph, places, static):
         graph.output(values, (1, 1, "rows", hp.head_dim // 2))
     return graph
 
@@ -220,8 +219,7 @@ def _turns(graph: Graph, places: ir.Value, static: _Static) -> list[ir.Value]:
     column = graph.op("Unsqueeze", numbers, graph.constant("places.axes", [1, 3]), name="places.column")
     angles = graph.op("Mul", column, graph.constant("rates", rates[None, None, None]), name="angles")
     found = []
-    for kind in ("Cos", "Sin"):
-        name = kind.lower()
+    for kind, name in (("Cos", COS), ("Sin", SIN)):
         if strength == 1:
             found.append(graph.op(kind, angles, name=name))
         else:
@@ -245,21 +243,15 @@ def _mask(graph: Graph, ids: ir.Value, known: ir.Value, static: _Static) -> ir.V
     own = graph.op("Unsqueeze", own, graph.constant("row.axis", [1]), name="row.own")
     columns = graph.constant("columns", np.arange(n_ctx)[None])
     is_before = graph.op("LessOrEqual", columns, own, name="is_before")
-    if static.ranges.first is None:
-        is_known = graph.op("Cast", known, name="is_known", to=int(ir.DataType.BOOL))
-    else:
-        so_far = graph.op(
-            "CumSum", graph.op("Cast", known, name="known", to=int(ir.DataType.INT64)), one, name="so_far"
-        )
-        later = graph.op("Greater", so_far, one, name="is_later")
-        is_there = graph.op("Cast", known, name="is_there", to=int(ir.DataType.BOOL))
-        is_known = graph.op("And", is_there, later, name="is_known")
+    is_known = graph.op("Cast", known, name="is_known", to=int(ir.DataType.BOOL))
+    if static.ranges.first is not None:
+        numbers = graph.op("Cast", known, name="known", to=int(ir.DataType.INT64))
+        so_far = graph.op("CumSum", numbers, one, name="so_far")
+        is_known = graph.op("And", is_known, graph.op("Greater", so_far, one, name="is_later"), name="is_known_later")
     is_seen = graph.op("And", is_before, is_known, name="is_seen")
     nothing, hidden = graph.constant("seen", 0.0), graph.constant("hidden", HIDDEN)
-    axes = graph.constant("mask.axes", [0, 1])
-    if static.ranges.first is None:
-        return graph.op("Unsqueeze", graph.op("Where", is_seen, nothing, hidden, name="mask.rows"), axes, name=MASK)
-    rows = graph.op("Where", is_seen, nothing, hidden, name="mask.later")
-    left = graph.constant("mask.pads", [0, 1, 0, 0])
-    rows = graph.op("Pad", rows, left, nothing, name="mask.rows")
-    return graph.op("Unsqueeze", rows, axes, name=MASK)
+    rows = graph.op("Where", is_seen, nothing, hidden, name="mask.rows")
+    if static.ranges.first is not None:
+        left = graph.constant("mask.pads", [0, 1, 0, 0])
+        rows = graph.op("Pad", rows, left, nothing, name="mask.with_first")
+    return graph.op("Unsqueeze", rows, graph.constant("mask.axes", [0, 1]), name=MASK)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import AbortedError, Rows, TextEmbedder, checked_embeddings
+from edge_llama.backends.onnxruntime.one_sequence import OneSequenceTower
 from edge_llama.backends.onnxruntime.providers import resolve, runtime, why
 from edge_llama.backends.onnxruntime.session import give_back, open_session, survived
 from edge_llama.backends.onnxruntime.static_rows import (
@@ -30,9 +31,7 @@ from edge_llama.errors import ArtifactError, EngineError, OptionError
 from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN, StaticArtifact, read_static
 from edge_llama.files.onnx_text import HIDDEN_STATES
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
-from edge_llama.sampling.numpy_sampler import NumpySampler
-from edge_llama.sampling.params import SamplingParams
-from edge_llama.sampling.sampler import LogitsRow, Sampler
+from edge_llama.sampling.sampler import LogitsRow
 
 _log = logging.getLogger(__name__)
 _UNFIT = "the graphs and genai_config.json do not belong together: copy the whole folder again, or convert again"
@@ -46,13 +45,11 @@ def require(artifact: StaticArtifact, device: str) -> None:
     survived(kind, files, folder, artifact.identity(), __name__, device, graphs=graphs)
 
 
-class StaticTower:
+class StaticTower(OneSequenceTower):
     """A text tower for NPUs. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`.
 
     Its graphs take the rows of one sequence.
     """
-
-    n_sequences = 1
 
     def __init__(
         self,
@@ -70,9 +67,10 @@ class StaticTower:
         nodes in any case. Raises ArtifactError if ONNX Runtime refuses a file, OptionError or EngineError if there is
         no such device or it can't run the graphs.
         """
+        super().__init__(min(n_ctx, artifact.n_ctx_train), artifact.n_embd)
         self._artifact = artifact
         self.tokenizer = HFTokenizer(artifact)
-        lib, names = runtime(), artifact.names
+        names = artifact.names
         options = _options(1)
         options.enable_mem_pattern = False  # every number of rows would add one
         self._inputs: Any
@@ -89,42 +87,16 @@ class StaticTower:
         self._window = rows("prompts", artifact.graph.path, artifact.window)
         self._token = rows("tokens", artifact.token.path, 1)
         self.placed = "; ".join(f"{called}: {nodes}" for called, nodes in placed.items() if nodes)
-        self._n_ctx = min(n_ctx, artifact.n_ctx_train)
         self._n_batch = min(n_batch, artifact.window)
         self._within = int(artifact.begins is not None)
-        self._length = 0
         self._known = np.ones((1, artifact.context), np.int32)
-        self._short, self._long = lib.RunOptions(), lib.RunOptions()
-        for run_options in (self._short, self._long):
-            run_options.log_severity_level = 4
-        # What a window takes is given back after it; a token's is kept for the next.
-        self._long.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {lib.__version__}", "device": device}
-
-    @property
-    def n_ctx(self) -> int:
-        """Positions that a text may have."""
-        return self._n_ctx
-
-    @property
-    def n_cells(self) -> int:
-        """The same: there is one sequence."""
-        return self._n_ctx
+        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": device}
 
     @property
     def n_batch(self) -> int:
         """Rows that one ``decode`` takes at most: a window's."""
         return self._n_batch
-
-    @property
-    def n_embd(self) -> int:
-        """Width of an embedding."""
-        return self._artifact.n_embd
-
-    def length(self, sequence: int) -> int:  # noqa: ARG002 - there is one
-        """Positions that are there, the first within the graphs included."""
-        return self._length
 
     def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
         """Append the rows of the one sequence, at most ``n_batch``; the last one's logits, if they are wanted.
@@ -207,10 +179,6 @@ class StaticTower:
         """Keep the first ``length`` positions: no more of them will be seen."""
         self._length = min(self._length, length)
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """There is one sequence: nothing to share."""
-        raise AssertionError(source, target, length)
-
     def saved_bytes(self, sequence: int) -> int:  # noqa: ARG002 - there is one
         """Bytes that :meth:`save` would give."""
         return self._bytes_of(self._length)
@@ -257,24 +225,6 @@ class StaticTower:
     def embedder(self, longest: int) -> TextEmbedder:  # noqa: ARG002 - the Protocol's
         """EngineError: the graphs give no hidden states."""
         raise EngineError(f"{self._artifact.path}: the graph has no output {HIDDEN_STATES}")
-
-    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
-        """ONNX Runtime has none: our own."""
-        return NumpySampler(params, history)
-
-    def use_threads(self, count: int) -> None:
-        """ONNX Runtime's number of threads is fixed when the tower is opened."""
-
-    def abort(self) -> None:
-        """Stop the ``decode`` that is running, within a graph node's time, and refuse others until ``resume``.
-
-        What is compiled for a device runs to its end.
-        """
-        self._short.terminate = self._long.terminate = True
-
-    def resume(self) -> None:
-        """Take work again after ``abort``."""
-        self._short.terminate = self._long.terminate = False
 
     def close(self) -> None:
         """Free the weights. May be called twice."""

@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.onnxruntime.memory import Floats, copies_inputs
-from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN, StaticArtifact
+from edge_llama.files.onnx_static import COS, EMBEDS, HIDDEN, MASK, SIN, StaticArtifact
 
 Cache = NDArray[np.unsignedinteger[Any]]
-_HIDDEN = -1e4
-"""What the mask adds to a score that shall count for nothing, as our converter measures ranges for it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +47,8 @@ class StaticRows:
         half = artifact.head_dim // 2
         self._embeds = np.zeros((1, count, artifact.n_embd), np.float32)
         self._cos, self._sin = (np.zeros((1, 1, count, half), np.float32) for _ in range(2))
-        self._mask = np.full((1, 1, count, artifact.context + self._within), _HIDDEN, np.float32)
-        self._causal = np.where(np.tri(count, dtype=np.bool_), 0, _HIDDEN).astype(np.float32)
+        self._mask = np.full((1, 1, count, artifact.context + self._within), HIDDEN, np.float32)
+        self._causal = np.where(np.tri(count, dtype=np.bool_), 0, HIDDEN).astype(np.float32)
         past, new = _caches(artifact, self.room), _caches(artifact, count)
         self._past, self._new = by_position(past), by_position(new)
         names = artifact.names
@@ -95,7 +93,7 @@ class StaticRows:
         """
         mask = self._mask[0, 0]
         own = mask[:, -self.count :]
-        mask.fill(_HIDDEN)
+        mask.fill(HIDDEN)
         mask[pads:, : max(start, self._within)] = 0
         if start >= self._within:
             rows = self.count - pads

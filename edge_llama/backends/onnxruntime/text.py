@@ -17,14 +17,13 @@ from edge_llama.backends.base import AbortedError, Rows, checked_embeddings
 from edge_llama.backends.onnxruntime import prepacked
 from edge_llama.backends.onnxruntime.embeddings import OnnxEmbedder
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
+from edge_llama.backends.onnxruntime.one_sequence import OneSequenceTower
 from edge_llama.backends.onnxruntime.providers import runtime, why
 from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, survived
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.onnx_text import HIDDEN_STATES, IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
-from edge_llama.sampling.numpy_sampler import NumpySampler
-from edge_llama.sampling.params import SamplingParams
-from edge_llama.sampling.sampler import LogitsRow, Sampler
+from edge_llama.sampling.sampler import LogitsRow
 
 _log = logging.getLogger(__name__)
 _LOGIT_BYTES = 1 << 26
@@ -40,13 +39,11 @@ def require(artifact: OnnxArtifact, device: str) -> None:
     survived("first-onnx-text", artifact.files, artifact.path.parent, artifact.identity(), __name__, device)
 
 
-class OnnxTower:
+class OnnxTower(OneSequenceTower):
     """A text tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.TextTower`.
 
     Its graph takes the rows of one sequence at a time.
     """
-
-    n_sequences = 1
 
     def __init__(
         self,
@@ -64,16 +61,14 @@ class OnnxTower:
         ArtifactError if ONNX Runtime refuses the file or it is not as genai_config.json says, OptionError or
         EngineError if there is no such device or it can't run the file.
         """
+        super().__init__(n_ctx, artifact.n_embd)
         self._artifact = artifact
         self.tokenizer = HFTokenizer(artifact)
-        self._lib = lib = runtime()
         graph, options = prepacked.graph(artifact, device), _options(threads)
         self._session: Any
         self._session, nodes = open_session(graph, artifact.path, device, options, is_strict=is_strict)
         self.placed = str(nodes or "")
         is_last_only = _check(artifact, self._session)
-        self._n_ctx = n_ctx
-        self._length = 0
         rows = 1 if is_last_only else max(1, min(n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
         self._logits: NDArray[np.float32] = np.zeros((rows, artifact.n_vocab), np.float32)
         self._last = 0
@@ -86,37 +81,13 @@ class OnnxTower:
         self._cache = new_cache(artifact, self._session, n_ctx)
         self._bindings: dict[str, Any] = {}
         self._embedder: OnnxEmbedder | None = None
-        self._short, self._long = lib.RunOptions(), lib.RunOptions()
-        for options in (self._short, self._long):
-            options.log_severity_level = 4
-        # What a prompt takes beyond the cache is given back after it; a token's is kept for the next.
-        self._long.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {lib.__version__}", "device": device}
-
-    @property
-    def n_ctx(self) -> int:
-        """Positions that the cache holds."""
-        return self._n_ctx
-
-    @property
-    def n_cells(self) -> int:
-        """The same: there is one sequence."""
-        return self._n_ctx
+        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": device}
 
     @property
     def n_batch(self) -> int:
         """Rows that one ``decode`` takes at most."""
         return len(self._ids)
-
-    @property
-    def n_embd(self) -> int:
-        """Width of an embedding."""
-        return self._artifact.n_embd
-
-    def length(self, sequence: int) -> int:  # noqa: ARG002 - there is one
-        """Positions in the cache."""
-        return self._length
 
     def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
         """Append the rows of the one sequence, at most ``n_batch``; the last one's logits, if they are wanted."""
@@ -180,10 +151,6 @@ class OnnxTower:
             self._cache.cut(self._length, length)
             self._length = length
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """There is one sequence: nothing to share."""
-        raise AssertionError(source, target, length)
-
     def saved_bytes(self, sequence: int) -> int:  # noqa: ARG002 - there is one
         """Bytes that :meth:`save` would give."""
         return self._bytes_of(self._length)
@@ -220,21 +187,6 @@ class OnnxTower:
             self._embedder = None
             self._embedder = OnnxEmbedder(self._artifact, self._session, self._long, longest, self.n_batch)
         return self._embedder
-
-    def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
-        """ONNX Runtime has none: our own."""
-        return NumpySampler(params, history)
-
-    def use_threads(self, count: int) -> None:
-        """ONNX Runtime's number of threads is fixed when the tower is opened."""
-
-    def abort(self) -> None:
-        """Stop the ``decode`` that is running, within a graph node's time, and refuse others until ``resume``."""
-        self._short.terminate = self._long.terminate = True
-
-    def resume(self) -> None:
-        """Take work again after ``abort``."""
-        self._short.terminate = self._long.terminate = False
 
     def close(self) -> None:
         """Free the cache and the weights. May be called twice."""
