@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from near_ties import is_decided
 from numpy.typing import NDArray
 from onnx_graphs import TextGraph
 from transformers import AutoModelForCausalLM, Llama4ForCausalLM
@@ -91,13 +92,17 @@ def test_a_prompt_in_chunks_or_one_by_one_gives_the_same(pair: tuple[Path, Any])
 def test_greedy_answers_equal_transformers_on_fifty_prompts(pair: tuple[Path, Any], rng: np.random.Generator) -> None:
     folder, model = pair
     graph = TextGraph(folder)
-    for _ in range(50):
+    compared = 0
+    while compared < 50:
         prompt = rng.integers(3, 250, int(rng.integers(2, 40))).tolist()
         expected = list(prompt)
-        for _ in range(6):
+        while len(expected) < len(prompt) + 6 and is_decided(model, expected):
             expected.append(int(reference(model, expected).argmax()))
-        assert graph.greedy(prompt, 6) == expected[len(prompt) :]
-        graph.forget()
+        answer = expected[len(prompt) :]
+        if answer:
+            assert graph.greedy(prompt, len(answer)) == answer
+            graph.forget()
+        compared += len(answer) == 6
 
 
 def test_the_file_is_valid_and_its_shapes_are_known(pair: tuple[Path, Any]) -> None:
