@@ -19,6 +19,9 @@
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 UNREADABLE = "see to its permissions, or get it again"
 """The remedy for a file that is there and can't be read."""
 
@@ -144,3 +147,28 @@ class ContextFullError(InputError):
         self.n_ctx = n_ctx
         self.maximum = n_ctx if text else n_ctx - 1
         self.is_bound = is_bound
+
+
+def error_to_json(error: BaseException) -> dict[str, Any]:
+    """An error; one that is none of ours as what the engine's failed work raises."""
+    if not isinstance(error, EdgeLlamaError):
+        error = EngineError(f"the work in the model's process failed: {type(error).__name__}: {error}")
+    scalars = bool | int | float | str | None
+    plain = {name: value for name, value in vars(error).items() if isinstance(value, scalars)}
+    return {"type": type(error).__name__, **plain}
+
+
+def error_from_json(data: Mapping[str, Any]) -> EdgeLlamaError:
+    """The inverse of :func:`error_to_json`: of the same type, with the same fields."""
+    kinds = {kind.__name__: kind for kind in _kinds(EdgeLlamaError)}
+    kind = kinds.get(data["type"], EngineError)
+    error = kind.__new__(kind, data["message"])
+    vars(error).update({name: value for name, value in data.items() if name != "type"})
+    return error
+
+
+def _kinds(kind: type[EdgeLlamaError]) -> Iterator[type[EdgeLlamaError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        if below.__module__ == __name__:
+            yield from _kinds(below)

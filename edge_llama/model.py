@@ -27,7 +27,7 @@ from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOpti
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
-from edge_llama.planning.plan import plan_engine
+from edge_llama.planning.plan import plan_engine, told_to
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
@@ -404,7 +404,8 @@ def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: Op
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
             remedy=f"convert the text model again, or open it without {vision.path}",
         )
-    asked = AskedDevice(device, is_strict=options.get("strict_device", False))
+    told = told_to(options, device)
+    asked = AskedDevice(device, is_strict=options.get("strict_device", False), provider_options=told)
     return vision_engine_of(vision).place(vision, asked)
 
 

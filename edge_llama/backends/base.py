@@ -292,6 +292,8 @@ class AskedDevice:
     """What each device gets, as proportions; none: by the memory that is free there."""
     cpu_moe: int | bool = False
     """The experts of so many first layers stay on the CPU; True: of all."""
+    provider_options: tuple[str, ...] = ()
+    """What ONNX Runtime's execution provider is told besides, ``KEY=VALUE`` each."""
 
     def check_whole(self, engine: str) -> None:
         """OptionError if more was asked of ``engine``, which puts a whole tower on one device, than which."""
@@ -324,6 +326,8 @@ class Placement:
     is_for_prompts: bool = False
     """The devices only compute large batches; weights and KV cache stay on the CPU."""
     is_strict: bool = False
+    provider_options: tuple[str, ...] = ()
+    """What ONNX Runtime's execution provider is told besides, ``KEY=VALUE`` each."""
     found: str = ""
     """Where the engine says that it put layers or nodes; empty before it is opened, and where all is on the CPU."""
 
@@ -339,6 +343,9 @@ class Placement:
             name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
         }
         return cls(**given)
+
+
+ON_CPU = Placement(0, "the default")
 
     @property
     def where(self) -> str:

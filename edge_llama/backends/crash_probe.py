@@ -56,11 +56,11 @@ def has_children() -> bool:
     return not getattr(sys, "frozen", False) and bool(sys.executable)
 
 
-def run(module: str, *arguments: str, seconds: float = _SECONDS) -> Outcome:
+def run(module: str, *arguments: str, seconds: float | None = _SECONDS) -> Outcome:
     """Call ``main(*arguments)`` of ``module`` in a child process.
 
-    Raises OSError if none can be started, subprocess.TimeoutExpired if it takes more than ``seconds``: it is ended
-    then, with the children that it has.
+    Raises OSError if none can be started, subprocess.TimeoutExpired if it takes more than ``seconds`` (None: it may
+    take any time): it is ended then, with the children that it has.
     """
     read_end, write_end = os.pipe()
     try:

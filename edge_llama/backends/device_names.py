@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Onnx:
     runs: str = "ONNX models: text and vision"
     is_tried: bool = True
     """Whether ``auto`` measures models there."""
+    options: tuple[str, ...] = ()
+    """What people may tell the provider: those of its options that are neither ours to decide nor name files."""
+    compiles: bool = False
+    """Whether what it makes of a graph can be kept, and opened elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,14 @@ _MLX = ("pip install onnxruntime-ep-mlx", "onnxruntime-ep-mlx", "onnxruntime_ep_
 _WEBGPU = ("pip install onnxruntime-ep-webgpu", "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu")
 _PORTABLE = "ONNX models of standard operators (--portable) whole, of others a part"
 _INTEGERS = "ONNX models in integers: text and vision"
+# onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider; the library of onnxruntime-qnn 2.7.0 has each of them.
+_QNN_OPTIONS = (
+    *("htp_performance_mode", "rpc_control_latency", "qnn_context_priority", "vtcm_mb", "device_id"),
+    *("htp_graph_finalization_optimization_mode", "soc_model", "htp_arch", "enable_htp_fp16_precision"),
+    *("enable_htp_shared_memory_allocator", "enable_htp_spill_fill_buffer", "extended_udma"),
+)
+# .../OpenVINO-ExecutionProvider; what it computes in is in its load_config, which is ours.
+_OPENVINO_OPTIONS = ("num_streams", "model_priority", "enable_qdq_optimizer", "disable_dynamic_shapes")
 
 # Backends' names are what ggml_backend_reg_name gives (llama-cpp-python 0.3.36: ggml/include, ggml/src/ggml-metal);
 # providers' what onnxruntime.get_all_providers gives, and packages those of PyPI (but for AMD's, on its own index).
@@ -181,22 +193,22 @@ KINDS = {
         ),
         DeviceKind(
             *("openvino:cpu", "OpenVINO's CPU", _LINUX_WINDOWS, _is_always),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "CPU", _PORTABLE),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "CPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True),
             is_numbered=False,
         ),
         DeviceKind(
             *("openvino:gpu", "OpenVINO's GPU", _LINUX_WINDOWS, _has_intel),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "GPU", _PORTABLE),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "GPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True),
             is_numbered=False,
         ),
         DeviceKind(
             *("npu:openvino", "Intel's NPU", _LINUX_WINDOWS, _has_intel_npu),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "NPU", _INTEGERS),
+            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "NPU", _INTEGERS, options=_OPENVINO_OPTIONS, compiles=True),
             is_numbered=False,
         ),
         DeviceKind(
             *("npu:qnn", "Qualcomm's NPU", (*_LINUX_WINDOWS, "android"), _has_hexagon),
-            onnx=Onnx("QNNExecutionProvider", *_QNN, runs=_INTEGERS),
+            onnx=Onnx("QNNExecutionProvider", *_QNN, runs=_INTEGERS, options=_QNN_OPTIONS, compiles=True),
             is_numbered=False,
         ),
     )
@@ -274,6 +286,28 @@ def _one(text: str, whole: str) -> DeviceName:
         f"device {whole:.100}: unknown" if text == whole else f"device {whole:.100}: {text!r:.100} is unknown",
         remedy=f"known: {', '.join((*_NAMES, *ALIASES))}; with a number ({numbered}): cuda:0, or several cuda:0,cuda:1",
     )
+
+
+def provider_options(device: str, texts: Sequence[str]) -> dict[str, str]:
+    """What ``KEY=VALUE`` texts tell the provider of ``device``. OptionError for a text or a key that it does not take."""
+    if not texts:
+        return {}
+    taken = next((kind.onnx.options for kind in parse(device).kinds if kind.onnx and kind.onnx.options), ())
+    found: dict[str, str] = {}
+    for text in texts:
+        key, is_there, value = text.partition("=")
+        if not is_there or not key or not value:
+            raise OptionError(f"provider option {text:.100}: expected KEY=VALUE", remedy="htp_performance_mode=burst")
+        if key not in taken:
+            known = f"it takes {', '.join(taken)}" if taken else "npu:qnn and openvino have some"
+            raise OptionError(f"provider option {key:.100}: device {device} takes no such", remedy=known)
+        found[key] = value
+    return found
+
+
+def takes_options(device: str) -> bool:
+    """Whether people may tell the provider of ``device`` something."""
+    return any(kind.onnx and kind.onnx.options for kind in parse(device).kinds)
 
 
 def environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say with which s
 System = Annotated[str | None, typer.Option(help="The system message.")]
 
 
-SHARES = ("strict_device", "split_mode", "tensor_split", "cpu_moe")
+SHARES = ("strict_device", "split_mode", "tensor_split", "cpu_moe", "provider_options")
 """Options of ``open`` about how devices share a model: where there is ``--device``, there are these."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -106,7 +106,7 @@ def with_opening(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             opening = {
                 name: text.from_command_line(asked[name], _flag(option.flag or name))
                 for name, (option, text) in options.items()
-                if asked[name] is not None
+                if asked[name] not in (None, [])
             }
             verb(opening=checked(opening), **given)
 

@@ -1,8 +1,8 @@
 """What an ONNX file says of its weights, its input and its output, read without ONNX. No native code.
 
 The file is a protocol buffer (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); of it only what is needed is
-read: the graph's inputs and outputs, and initializers whose data lies beside it. Where else a file is named ONNX
-Runtime (1.32) itself refuses one that is outside of the folder.
+read: the graph's inputs and outputs, initializers whose data lies beside it, and what a device's engine compiled there.
+Where else a file is named ONNX Runtime (1.32) itself refuses one that is outside of the folder.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,10 @@ from edge_llama.files.protobuf import Field, WireError, fields, packed
 _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundred kilobytes
 _AGAIN = "copy the whole bundle again, or convert again"
 _MODEL_GRAPH = 7
-_GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
+_GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_NODE_KIND, _NODE_ATTRIBUTE, _ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_TEXT = 4, 5, 1, 3, 4
+_CONTEXT = memoryview(b"EPContext")
+"""The kind of node that stands for what a provider compiled (onnxruntime.ai/docs/execution-providers/EP-Context-Design)."""
 _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_KIND, _TENSOR_SHAPE, _SHAPE_SIZE, _SIZE_NUMBER = 2, 1, 1, 2, 1, 1
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 _STORED = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
@@ -104,6 +107,8 @@ def _read(path: Path, raw: memoryview) -> OnnxFile:
         [(_name(value), _type(value)) for value in _within(graph, number)] for number in (_GRAPH_INPUT, _GRAPH_OUTPUT)
     )
     found = [pair for value in _within(graph, _GRAPH_TENSOR) if (pair := _external(value))]
+    if bytes(_CONTEXT) in bytes(graph):
+        found += [pair for value in _within(graph, _GRAPH_NODE) if (pair := _context(path, value))]
     return OnnxFile(
         path,
         inputs=tuple(name for name, _ in inputs),
@@ -174,6 +179,21 @@ def _external(message: Field) -> tuple[TensorInfo, str] | None:
     info = TensorInfo(name, tuple(shape) or (1,), format_, _number(entries.get("offset", "0"), name))
     _check_size(info, _number(entries.get("length", str(info.nbytes)), name))
     return info, entries.get("location", "")
+
+
+def _context(path: Path, node: Field) -> tuple[TensorInfo, str] | None:
+    """What a device's engine compiled, where the node names a file of it: all its bytes as a tensor."""
+    if _within(node, _NODE_KIND) != [_CONTEXT]:
+        return None
+    found = [dict(_fields(value)) for value in _within(node, _NODE_ATTRIBUTE)]
+    attributes = {_text(each.get(_ATTRIBUTE_NAME, _CONTEXT)): each for each in found}
+    if attributes.get("embed_mode", {}).get(_ATTRIBUTE_NUMBER, 1) or "ep_cache_context" not in attributes:
+        return None
+    name = _text(attributes["ep_cache_context"].get(_ATTRIBUTE_TEXT, 0))
+    size = _beside(path, name).stat().st_size
+    if not size:
+        raise ValueError(f"{name} is empty")
+    return TensorInfo(name, (size,), FORMATS["i8"], 0), name
 
 
 def _number(text: str, name: str) -> int:

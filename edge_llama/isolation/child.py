@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from edge_llama.errors import EdgeLlamaError
+from edge_llama.errors import EdgeLlamaError, error_to_json
 from edge_llama.isolation import frames, wire
 from edge_llama.isolation.service import Begun, Blob, Service
 from edge_llama.model import Model
@@ -120,7 +120,7 @@ class _Server:
                 self._tell({"opened": self._service.facts.to_json()})
                 self._is_closing.wait()
         except BaseException as error:  # the parent waits for this
-            self._tell({"failed": wire.error_to_json(error)})
+            self._tell({"failed": error_to_json(error)})
 
     def _tell(self, fields: Mapping[str, Any], blob: bytes = b"") -> None:
         self._told.put(frames.frame(fields, blob))
@@ -161,7 +161,7 @@ class _Server:
             else:
                 self._tell({"reply": number, "value": found})
         except BaseException as error:  # whatever it is, the parent's caller waits for this
-            self._tell({"reply": number, "error": wire.error_to_json(error)})
+            self._tell({"reply": number, "error": error_to_json(error)})
         finally:
             self._doing.discard(number)
             self._cancelled.discard(number)
@@ -208,7 +208,7 @@ class _Server:
             piece = next(generation)
         except EdgeLlamaError as error:
             del self._begun[number]
-            return [number, None, {"error": wire.error_to_json(error)}]
+            return [number, None, {"error": error_to_json(error)}]
         if table:
             table.append(piece.logprobs)
         end = None

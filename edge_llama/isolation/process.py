@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
-from edge_llama.errors import EdgeLlamaError, EngineDiedError, EngineError
+from edge_llama.errors import EdgeLlamaError, EngineDiedError, EngineError, error_from_json
 from edge_llama.generation import Piece, Progress
 from edge_llama.isolation import frames, launch, wire
 from edge_llama.isolation.logprob_table import LogprobTable
@@ -179,7 +179,7 @@ class Child:
         elif "opened" in fields:
             self._asked.pop(0).reply.set_result((fields["opened"], b""))
         else:
-            self._asked.pop(0).fail(wire.error_from_json(fields["failed"]))
+            self._asked.pop(0).fail(error_from_json(fields["failed"]))
 
     def _take_reply(self, fields: dict[str, Any], blob: bytes) -> None:
         number = fields["reply"]
@@ -190,7 +190,7 @@ class Child:
         self._free(asked.regions)
         if "error" in fields:
             self._free(asked.kept)
-            asked.fail(wire.error_from_json(fields["error"]))
+            asked.fail(error_from_json(fields["error"]))
             return
         if asked.progress:
             asked.progress.timings.prompt_tokens = fields["value"]
@@ -204,7 +204,7 @@ class Child:
             assert end  # noqa: S101 - nothing but an end has no piece
             del self._asked[number]
             self._free(asked.kept)
-            asked.fail(wire.error_from_json(end["error"]))
+            asked.fail(error_from_json(end["error"]))
             return
         logprobs = asked.table.take(data[2]) if asked.table else ()
         piece = wire.piece_from_json(data, progress.timings, logprobs)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from edge_llama import errors
 from edge_llama.backends.base import Choice, Figure, Placement, Setting
 from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
 from edge_llama.generation import Diverged, Piece, Timings
@@ -15,7 +14,6 @@ from edge_llama.sampling.logprobs import TokenLogprobs
 from edge_llama.sampling.params import SamplingParams
 
 _TIMINGS = tuple(each.name for each in fields(Timings))
-_SCALARS = (str, int, float, bool, type(None))
 _SAMPLING = tuple(each.name for each in fields(SamplingParams))
 
 
@@ -139,27 +137,3 @@ def piece_from_json(data: Sequence[Any], timings: Timings, logprobs: tuple[Token
     for name, value in zip(_TIMINGS, measured, strict=True):
         setattr(timings, name, Diverged(**value) if name == "diverged" and value else value)
     return Piece(text, tuple(tokens), logprobs, reason, tuple(map(ToolCall.from_json, calls)), thinking)
-
-
-def error_to_json(error: BaseException) -> dict[str, Any]:
-    """An error; one that is none of ours as what the engine's failed work raises."""
-    if not isinstance(error, EdgeLlamaError):
-        error = EngineError(f"the work in the model's process failed: {type(error).__name__}: {error}")
-    plain = {name: value for name, value in vars(error).items() if isinstance(value, _SCALARS)}
-    return {"type": type(error).__name__, **plain}
-
-
-def error_from_json(data: Mapping[str, Any]) -> EdgeLlamaError:
-    """The inverse of :func:`error_to_json`: of the same type, with the same fields."""
-    kinds = {kind.__name__: kind for kind in _kinds(EdgeLlamaError)}
-    kind = kinds.get(data["type"], EngineError)
-    error = kind.__new__(kind, data["message"])
-    vars(error).update({name: value for name, value in data.items() if name != "type"})
-    return error
-
-
-def _kinds(kind: type[EdgeLlamaError]) -> Iterator[type[EdgeLlamaError]]:
-    yield kind
-    for below in kind.__subclasses__():
-        if below.__module__ == errors.__name__:
-            yield from _kinds(below)

@@ -52,6 +52,14 @@ def _text(name: str, value: Any) -> str:
     return cast("str", value)
 
 
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise OptionError(f"{name} is {value!r:.100}, expected a list of texts")
+    for text in value:
+        check_text(text, name)
+    return tuple(value)
+
+
 def _split_mode(name: str, value: Any) -> str:
     if value not in SPLIT_MODES:
         raise OptionError(f"{name} is {value!r:.100}", remedy=f"known: {', '.join(SPLIT_MODES)}")
@@ -224,6 +232,20 @@ class OpenOptions(TypedDict, total=False):
         ),
     ]
     """Keep the experts of a GGUF model on the CPU: of so many first layers, or of all (True)."""
+    provider_options: Annotated[
+        tuple[str, ...] | list[str] | None,
+        Option(
+            _texts,
+            text=OptionText(
+                help="Tell ONNX Runtime's provider of the device, such as htp_performance_mode=burst. May be repeated.",
+                metavar="KEY=VALUE",
+                is_repeated=True,
+            ),
+            flag="provider-option",
+        ),
+    ]
+    """What ONNX Runtime's execution provider of the device is told, ``KEY=VALUE`` each: for ``npu:qnn`` and OpenVINO's
+    devices. A key that it does not take is an error with those that it does."""
     vision_device: Annotated[
         str,
         Option(

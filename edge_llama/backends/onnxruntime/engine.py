@@ -23,6 +23,7 @@ from edge_llama.backends.base import (
 )
 from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx
 from edge_llama.backends.device_trial import Speed, faster, measured
+from edge_llama.backends.onnxruntime import contexts
 from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
@@ -97,7 +98,7 @@ class OnnxRuntime:
         ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there:
         a tower for NPUs is none for GPUs.
         """
-        placement = _placement(asked)
+        placement = _placement(asked, artifact.path)
         is_tried = asked.name == "auto" and not isinstance(artifact, StaticArtifact) and crash_probe.has_children()
         kinds = DeviceName("gpu").kinds if is_tried else ()
         likely = (kind for kind in kinds if kind.onnx and kind.onnx.is_tried and kind.is_likely)
@@ -115,20 +116,15 @@ class OnnxRuntime:
         if isinstance(artifact, StaticArtifact):
             from edge_llama.backends.onnxruntime import static  # noqa: PLC0415 - loads native code
 
-            static.require(artifact, placement.device)
+            artifact = contexts.of_text(artifact, placement)
+            static.require(artifact, placement)
             tower = partial(static.StaticTower, artifact)
         else:
             from edge_llama.backends.onnxruntime import text  # noqa: PLC0415 - loads native code
 
-            text.require(artifact, placement.device)
+            text.require(artifact, placement)
             tower = partial(text.OnnxTower, artifact)
-        return tower(
-            n_ctx=cache.n_ctx,
-            threads=threads,
-            n_batch=setting.n_batch,
-            device=placement.device,
-            is_strict=placement.is_strict,
-        )
+        return tower(n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, placement=placement)
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
@@ -160,25 +156,37 @@ class OnnxEncoders:
 
     def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
-        return _placement(asked)
+        return _placement(asked, artifact.path)
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
-        require(artifact, placement.device)
-        return OnnxVision(artifact, threads=threads, device=placement.device, is_strict=placement.is_strict)
+        artifact = contexts.of_vision(artifact, placement)
+        require(artifact, placement)
+        return OnnxVision(artifact, threads=threads, placement=placement)
 
 
-def _placement(asked: AskedDevice) -> Placement:
-    """OptionError for a device that ONNX Runtime does not know or that is not installed."""
+def _placement(asked: AskedDevice, path: Path) -> Placement:
+    """Where the tower at ``path`` goes; what was compiled has one device.
+
+    OptionError for a device that ONNX Runtime does not know, that is not installed, or for which it was not compiled.
+    """
     asked.check_whole("ONNX Runtime")
-    found, reason = resolve(asked.name).name, "as asked"
-    if asked.name == "auto":
+    name, reason = asked.name, "as asked"
+    if (device := contexts.compiled_for(path)) and name == "auto":
+        name, reason = device, "it was compiled for that"
+    elif name == "auto":
         reason = "the default"
-    elif asked.name in GROUPS:
-        reason = f"the first {asked.name} that is installed"
-    return Placement(0, reason, found, is_strict=asked.is_strict)
+    elif name in GROUPS:
+        reason = f"the first {name} that is installed"
+    found = resolve(name).name
+    if device not in (None, found):
+        raise OptionError(
+            f"{path}: was compiled for {device}, and {found} can't run it",
+            remedy="leave --device out, or open the model that it was compiled of",
+        )
+    return Placement(0, reason, found, is_strict=asked.is_strict, provider_options=asked.provider_options)
 
 
 def _measured(artifact: OnnxArtifact, asked: AskedDevice, placement: Placement) -> Speed | str:

@@ -15,7 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge_llama.backends.device_names import GROUPS, KINDS, DeviceKind, DeviceName, Onnx, impossible, parse
+from edge_llama.backends.device_names import (
+    GROUPS,
+    KINDS,
+    DeviceKind,
+    DeviceName,
+    Onnx,
+    impossible,
+    parse,
+    provider_options,
+)
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.host import user_cache
 
@@ -100,15 +109,17 @@ def is_installed(kind: DeviceKind) -> bool:
     return kind.onnx.provider == CPU or kind.onnx.provider in runtime().get_available_providers()
 
 
-def add(device: OnnxDevice, options: Any) -> list[tuple[str, dict[str, str]]]:
+def add(device: OnnxDevice, options: Any, told: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
     """Have a session run on ``device``, by its ``options`` or by the ``providers`` that are returned.
 
-    ``options`` are ONNX Runtime's SessionOptions, whose number of threads is the provider's too. EngineError if a
-    plugin can't be loaded, OptionError if it finds no device or not so many.
+    ``options`` are ONNX Runtime's SessionOptions, whose number of threads is the provider's too; the provider is
+    ``told`` the ``KEY=VALUE`` texts besides. EngineError if a plugin can't be loaded, OptionError if it finds no device
+    or not so many, or is told what it does not know.
     """
     onnx = device.onnx
     module = _registered(onnx.provider, onnx.package, onnx.module) if onnx.package else None
     wanted = _OPTIONS[onnx.provider](onnx, module, options.intra_op_num_threads) if onnx.provider in _OPTIONS else {}
+    wanted |= provider_options(device.name, told)
     found = _devices(onnx)
     if not found and onnx.package:
         raise OptionError(

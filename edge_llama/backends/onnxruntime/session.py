@@ -1,6 +1,7 @@
 """Sessions of ONNX Runtime: a graph on a device, and which of its nodes the device took."""
 
 import ctypes
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import first_of, installed_version
+from edge_llama.backends.base import Placement, first_of, installed_version
 from edge_llama.backends.crash_probe import CrashProbe
 from edge_llama.backends.device_names import environment
 from edge_llama.backends.onnxruntime.providers import CPU, OnnxDevice, add, resolve, runtime, why
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files import manifest
+from edge_llama.files.identity import file_state
 from edge_llama.host import user_cache
 
 _PROBE = CrashProbe("ONNX Runtime", "onnxruntime")
@@ -42,30 +44,28 @@ class Nodes:
         return first_of(self.left, _NAMED)
 
 
-def open_session(
-    file: Path, model: Path, device: str, options: Any, *, is_strict: bool = False
-) -> tuple[Any, Nodes | None]:
-    """A session of ``file`` on ``device``, and how its nodes are shared; errors are about ``model``.
+def open_session(file: Path, model: Path, placement: Placement, options: Any) -> tuple[Any, Nodes | None]:
+    """A session of ``file`` where ``placement`` says, and how its nodes are shared; errors are about ``model``.
 
-    What the device does not take runs on the CPU, if it is not most of it; with ``is_strict`` it takes all. For the
-    CPU there are no :class:`Nodes`.
+    What the device does not take runs on the CPU, if it is not most of it; placed strictly it takes all. For the CPU
+    there are no :class:`Nodes`.
 
     Raises ArtifactError if ONNX Runtime refuses the file, OptionError if there is no such device, or nodes are not
     taken: it names them; EngineError if the device fails.
     """
     options.log_severity_level = 4  # what is wrong is raised; the rest would go to the host's stderr
-    found = resolve(device)
+    found = resolve(placement.device)
     if found.is_cpu:
         try:
             return runtime().InferenceSession(str(file), options, providers=[CPU], enable_fallback=0), None
         except Exception as error:  # its errors share no class but this
             raise ArtifactError(f"{model}: ONNX Runtime refuses it: {why(error)}", remedy=_REFUSED) from error
-    return _on_device(file, model, found, options, is_strict=is_strict)
+    return _on_device(file, model, found, options, placement)
 
 
-def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, *, is_strict: bool) -> tuple[Any, Nodes]:
+def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, placement: Placement) -> tuple[Any, Nodes]:
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    provider, providers = device.onnx.provider, add(device, options)
+    provider, providers = device.onnx.provider, add(device, options, placement.provider_options)
     try:
         # Python's session would else print, and begin anew on the CPU, when a provider fails: also later.
         session = runtime().InferenceSession(str(file), options, providers=providers, enable_fallback=0)
@@ -77,7 +77,7 @@ def _on_device(file: Path, model: Path, device: OnnxDevice, options: Any, *, is_
             f"device {device.name}: {provider} can't be started: its driver or libraries are missing or too old",
             remedy=f"install them, and this anew: {device.onnx.install}",
         )
-    _check_taken(nodes, model, is_strict=is_strict)
+    _check_taken(nodes, model, is_strict=placement.is_strict)
     return session, nodes
 
 
@@ -105,7 +105,14 @@ def _shared_out(session: Any, provider: str) -> Nodes:
 
 
 def survived(
-    kind: str, files: Sequence[Path], bundle: Path, identity: str, module: str, device: str, *, graphs: int = 1
+    kind: str,
+    files: Sequence[Path],
+    bundle: Path,
+    identity: str,
+    module: str,
+    placement: Placement,
+    *,
+    graphs: int = 1,
 ) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die.
 
@@ -116,6 +123,7 @@ def survived(
     nothing worse. Others, and all on a device that has a driver, run once in a child process, by ``main`` of
     ``module``; that is remembered as ``kind``.
     """
+    device, told = placement.device, placement.provider_options
     there = resolve(device)
     try:
         if (bundle / manifest.NAME).exists():
@@ -128,10 +136,13 @@ def survived(
     if not there.is_cpu:
         package = there.onnx.package
         key |= {"plugin": package and f"{package} {installed_version(package)}", "environment": environment()}
+        # Of what a device compiled, samples tell too little: a driver may end the process at any of its bytes.
+        key |= {"told": list(told), "states": [file_state(file) for file in files]}
     if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
         return
     nbytes = sum(file.stat().st_size for file in files)
-    if _PROBE.run(module, files[0], device, nbytes=nbytes, device="" if there.is_cpu else device) is not None:
+    tried = json.dumps(placement.to_json())
+    if _PROBE.run(module, files[0], tried, nbytes=nbytes, device="" if there.is_cpu else device) is not None:
         user_cache.remember(kind, key, {"survived": True})
 
 

@@ -5,6 +5,7 @@ What the graphs take for ids and positions comes from one on the CPU. Where grap
 first token is never computed: what it says to the others is a constant.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError, Rows, TextEmbedder, checked_embeddings
+from edge_llama.backends.base import ON_CPU, AbortedError, Placement, Rows, TextEmbedder, checked_embeddings
 from edge_llama.backends.onnxruntime.one_sequence import OneSequenceTower
 from edge_llama.backends.onnxruntime.providers import resolve, runtime, why
 from edge_llama.backends.onnxruntime.session import give_back, open_session, survived
@@ -38,11 +39,11 @@ _UNFIT = "the graphs and genai_config.json do not belong together: copy the whol
 _TRIAL_TOKENS = 8
 
 
-def require(artifact: StaticArtifact, device: str) -> None:
+def require(artifact: StaticArtifact, placement: Placement) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
     files, graphs = artifact.files, len(artifact.graphs)
     kind, folder = "first-onnx-static", artifact.path.parent
-    survived(kind, files, folder, artifact.identity(), __name__, device, graphs=graphs)
+    survived(kind, files, folder, artifact.identity(), __name__, placement, graphs=graphs)
 
 
 class StaticTower(OneSequenceTower):
@@ -58,14 +59,13 @@ class StaticTower(OneSequenceTower):
         n_ctx: int,
         threads: int,
         n_batch: int = 512,
-        device: str = "cpu",
-        is_strict: bool = False,
+        placement: Placement = ON_CPU,
     ) -> None:
         """Load all graphs, and allocate keys and values for every position that they see, whatever ``n_ctx`` is.
 
-        ``device`` and ``is_strict``: see :func:`edge_llama.backends.onnxruntime.session.open_session`; an NPU takes all
-        nodes in any case. Raises ArtifactError if ONNX Runtime refuses a file, OptionError or EngineError if there is
-        no such device or it can't run the graphs.
+        ``placement``: see :func:`edge_llama.backends.onnxruntime.session.open_session`; an NPU takes all nodes in any
+        case. Raises ArtifactError if ONNX Runtime refuses a file, OptionError or EngineError if there is no such device
+        or it can't run the graphs.
         """
         super().__init__(min(n_ctx, artifact.n_ctx_train), artifact.n_embd)
         self._artifact = artifact
@@ -74,13 +74,13 @@ class StaticTower(OneSequenceTower):
         options = _options(1)
         options.enable_mem_pattern = False  # every number of rows would add one
         self._inputs: Any
-        self._inputs, _ = open_session(artifact.inputs.path, artifact.inputs.path, "cpu", options)
+        self._inputs, _ = open_session(artifact.inputs.path, artifact.inputs.path, ON_CPU, options)
         _check_taken(artifact.inputs.path, self._inputs, (names.ids, names.mask, artifact.positions))
         self._logits = np.zeros((1, 1, artifact.n_vocab), np.float32)
         placed: dict[str, str] = {}
 
         def rows(called: str, path: Path, count: int) -> StaticRows:
-            session, placed[called] = _session(path, device, threads, is_strict=is_strict)
+            session, placed[called] = _session(path, placement, threads)
             _check_taken(path, session, (EMBEDS, MASK, COS, SIN, *names.past))
             return StaticRows(artifact, session, count, self._logits)
 
@@ -91,7 +91,7 @@ class StaticTower(OneSequenceTower):
         self._within = int(artifact.begins is not None)
         self._known = np.ones((1, artifact.context), np.int32)
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": device}
+        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": placement.device}
 
     @property
     def n_batch(self) -> int:
@@ -233,13 +233,13 @@ class StaticTower(OneSequenceTower):
             each.close()
 
 
-def _session(path: Path, device: str, threads: int, *, is_strict: bool) -> tuple[Any, str]:
+def _session(path: Path, placement: Placement, threads: int) -> tuple[Any, str]:
     """A session of the graph at ``path``, and how its nodes are shared, if the CPU has not all.
 
     OptionError if an NPU leaves some to the CPU: a token would go to and fro between them in every layer.
     """
-    session, nodes = open_session(path, path, device, _options(threads), is_strict=is_strict)
-    if nodes and nodes.left and resolve(device).name.startswith("npu:"):
+    session, nodes = open_session(path, path, placement, _options(threads))
+    if nodes and nodes.left and resolve(placement.device).name.startswith("npu:"):
         raise OptionError(
             f"{path}: {nodes.provider} does not run {len(nodes.left):,} of its nodes, the CPU would: {nodes.named}",
             remedy="take another device (--device cpu), or convert it for this one",
@@ -265,12 +265,12 @@ def _check_taken(path: Path, session: Any, known: Sequence[str]) -> None:
         )
 
 
-def main(path: str, device: str) -> None:
+def main(path: str, placement: str) -> None:
     """The child: open the files, read a few tokens at once, then one."""
     crash_probe.begin()
     try:
         artifact = read_static(Path(path))
-        tower = StaticTower(artifact, n_ctx=artifact.n_ctx_train, threads=1, device=device)
+        tower = StaticTower(artifact, n_ctx=artifact.n_ctx_train, threads=1, placement=Placement.from_json(json.loads(placement)))
         if artifact.begins is not None:
             tower.decode([Rows(0, [artifact.begins], needs_logits=False)])
         tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch))]

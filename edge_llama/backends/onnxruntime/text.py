@@ -4,6 +4,7 @@ It ends the process on some graphs, so it is given those that are as our convert
 child process has survived them.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError, Rows, checked_embeddings
+from edge_llama.backends.base import ON_CPU, AbortedError, Placement, Rows, checked_embeddings
 from edge_llama.backends.onnxruntime import prepacked
 from edge_llama.backends.onnxruntime.embeddings import OnnxEmbedder
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
@@ -34,9 +35,9 @@ _UNFIT = "the graph and genai_config.json do not belong together: copy the whole
 _TRIAL_TOKENS = 8
 
 
-def require(artifact: OnnxArtifact, device: str) -> None:
+def require(artifact: OnnxArtifact, placement: Placement) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
-    survived("first-onnx-text", artifact.files, artifact.path.parent, artifact.identity(), __name__, device)
+    survived("first-onnx-text", artifact.files, artifact.path.parent, artifact.identity(), __name__, placement)
 
 
 class OnnxTower(OneSequenceTower):
@@ -52,21 +53,20 @@ class OnnxTower(OneSequenceTower):
         n_ctx: int,
         threads: int,
         n_batch: int = 512,
-        device: str = "cpu",
-        is_strict: bool = False,
+        placement: Placement = ON_CPU,
     ) -> None:
         """Map the weights and allocate a KV cache of ``n_ctx`` positions in float32.
 
-        ``device`` and ``is_strict``: see :func:`edge_llama.backends.onnxruntime.session.open_session`. Raises
-        ArtifactError if ONNX Runtime refuses the file or it is not as genai_config.json says, OptionError or
-        EngineError if there is no such device or it can't run the file.
+        ``placement``: see :func:`edge_llama.backends.onnxruntime.session.open_session`. Raises ArtifactError if ONNX
+        Runtime refuses the file or it is not as genai_config.json says, OptionError or EngineError if there is no such
+        device or it can't run the file.
         """
         super().__init__(n_ctx, artifact.n_embd)
         self._artifact = artifact
         self.tokenizer = HFTokenizer(artifact)
-        graph, options = prepacked.graph(artifact, device), _options(threads)
+        graph, options = prepacked.graph(artifact, placement.device), _options(threads)
         self._session: Any
-        self._session, nodes = open_session(graph, artifact.path, device, options, is_strict=is_strict)
+        self._session, nodes = open_session(graph, artifact.path, placement, options)
         self.placed = str(nodes or "")
         is_last_only = _check(artifact, self._session)
         rows = 1 if is_last_only else max(1, min(n_batch, _LOGIT_BYTES // (4 * artifact.n_vocab)))
@@ -82,7 +82,7 @@ class OnnxTower(OneSequenceTower):
         self._bindings: dict[str, Any] = {}
         self._embedder: OnnxEmbedder | None = None
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": device}
+        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": placement.device}
 
     @property
     def n_batch(self) -> int:
@@ -238,12 +238,12 @@ def _unfit(artifact: OnnxArtifact, problem: str) -> ArtifactError:
     return ArtifactError(f"{artifact.path}: the graph {problem}", remedy=_UNFIT)
 
 
-def main(path: str, device: str) -> None:
+def main(path: str, placement: str) -> None:
     """The child: open the file, read a few tokens at once, then one."""
     crash_probe.begin()
     try:
         artifact = read_onnx_text(Path(path))
-        tower = OnnxTower(artifact, n_ctx=min(64, artifact.n_ctx_train), threads=1, device=device)
+        tower = OnnxTower(artifact, n_ctx=min(64, artifact.n_ctx_train), threads=1, placement=Placement.from_json(json.loads(placement)))
         tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch, tower.n_ctx - 1))]
         tower.decode([Rows(0, tokens)])
         tower.decode([Rows(0, tokens[:1])])

@@ -4,6 +4,7 @@ It ends the process on some graphs (1.32: an attribute that disagrees with the n
 that are as our converter wrote them, and others only after a child process has survived them.
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import AbortedError
+from edge_llama.backends.base import ON_CPU, AbortedError, Placement
 from edge_llama.backends.onnxruntime.providers import runtime, why
 from edge_llama.backends.onnxruntime.session import fits, open_session, survived
 from edge_llama.errors import ArtifactError, EngineError
@@ -27,16 +28,16 @@ _BATCH = 1
 300 MB more; 17 take 1.6 GB more."""
 
 
-def require(artifact: VisionArtifact, device: str = "cpu") -> None:
+def require(artifact: VisionArtifact, placement: Placement = ON_CPU) -> None:
     """ArtifactError for a graph that was damaged since it was converted, or of which ONNX Runtime would die."""
-    survived(_TRIAL, artifact.files, bundle_of(artifact.path), artifact.identity, __name__, device)
+    survived(_TRIAL, artifact.files, bundle_of(artifact.path), artifact.identity, __name__, placement)
 
 
 class OnnxVision:
     """A vision tower of an ONNX file. Keeps the Protocol :class:`edge_llama.backends.base.VisionTower`."""
 
-    def __init__(self, artifact: VisionArtifact, *, threads: int, device: str = "cpu", is_strict: bool = False) -> None:
-        """Load the tower for ``device``: see :func:`edge_llama.backends.onnxruntime.session.open_session`.
+    def __init__(self, artifact: VisionArtifact, *, threads: int, placement: Placement = ON_CPU) -> None:
+        """Load the tower where ``placement`` says: see :func:`edge_llama.backends.onnxruntime.session.open_session`.
 
         Raises ArtifactError if ONNX Runtime refuses the file, OptionError or EngineError if there is no such device,
         if it can't run the file, or if there is no engine.
@@ -49,7 +50,7 @@ class OnnxVision:
         if artifact.format == "a16w8":  # or else the CPU's provider rounds activations of 16 bits to 8
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._session: Any
-        self._session, nodes = open_session(artifact.path, artifact.path, device, options, is_strict=is_strict)
+        self._session, nodes = open_session(artifact.path, artifact.path, placement, options)
         if nodes and nodes.left:  # it is opened with the first image, when the rest has been told
             _log.warning("%s: %s", artifact.path, nodes)
         self._check()
@@ -118,12 +119,12 @@ class OnnxVision:
         return ArtifactError(f"{self._artifact.path}: {why}", remedy="convert the vision tower again")
 
 
-def main(path: str, device: str) -> None:
+def main(path: str, placement: str) -> None:
     """The child: open the file, encode a tile."""
     crash_probe.begin()
     try:
         artifact = read_from_bundle(Path(path))
-        tower = OnnxVision(artifact, threads=1, device=device)
+        tower = OnnxVision(artifact, threads=1, placement=Placement.from_json(json.loads(placement)))
         tower.encode(np.zeros((1, 3, artifact.spec.tile, artifact.spec.tile), np.float32))
     except Exception as error:  # the parent will meet it
         _log.debug("%s", error)

@@ -29,6 +29,7 @@ from refusals import refusal
 
 import converters
 import edge_llama
+from edge_llama.backends.base import Placement
 from edge_llama.backends.onnxruntime.providers import resolve
 from edge_llama.backends.onnxruntime.session import open_session
 from edge_llama.backends.towers import read_vision
@@ -163,7 +164,8 @@ def test_an_npus_engine_runs_every_node_and_agrees(device: str, folder: Path, se
     found = encoded(folder / "a16w8", seen, device)
     assert np.abs(found - expected).max() <= ENGINES[device] * np.abs(expected).max()
     path = read_vision(folder / "a16w8").path
-    _, nodes = open_session(path, path, device, onnxruntime.SessionOptions(), is_strict=True)
+    there = Placement(0, "", device, is_strict=True)
+    _, nodes = open_session(path, path, there, onnxruntime.SessionOptions())
     assert nodes
     assert nodes.provider == resolve(device).onnx.provider
     assert nodes.left == ()

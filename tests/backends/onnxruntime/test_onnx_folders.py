@@ -12,6 +12,7 @@ from refusals import refusal
 
 import edge_llama
 from edge_llama.backends import crash_probe
+from edge_llama.backends.base import ON_CPU
 from edge_llama.backends.device_names import KINDS, DeviceKind, Onnx
 from edge_llama.backends.onnxruntime.providers import runtime
 from edge_llama.backends.onnxruntime.text import require
@@ -219,16 +220,16 @@ def test_a_graph_that_onnx_runtime_dies_of_ends_a_child_alone(
 
     graph(change)(onnx_copy)
     with refusal(ArtifactError, "ONNX Runtime"):  # one that was repaired would refuse it itself
-        require(text(onnx_copy), "cpu")
+        require(text(onnx_copy), ON_CPU)
         with opened(onnx_copy):
             pass
 
 
 def test_a_foreign_graph_is_tried_once(onnx_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_LLAMA_CACHE", str(tmp_path / "cache"))
-    require(text(onnx_copy), "cpu")
+    require(text(onnx_copy), ON_CPU)
     monkeypatch.setattr(crash_probe, "run", None)  # not asked again
-    require(text(onnx_copy), "cpu")
+    require(text(onnx_copy), ON_CPU)
 
 
 def test_verify_says_that_a_foreign_folder_has_no_hashes(onnx_folder: Path) -> None:

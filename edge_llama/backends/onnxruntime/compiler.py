@@ -1,0 +1,316 @@
+"""Graphs compiled by the engine of a device, and kept: ONNX Runtime calls that a context.
+
+To open one takes a tenth of a second where the graph itself takes seconds, or on a phone minutes; and a desktop
+compiles for a phone. It is done in a child process, since an engine's compiler may end the process that it runs in. How
+what it makes lies beside its model: :mod:`edge_llama.files.compiled`.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edge_llama.backends import crash_probe
+from edge_llama.backends.base import ON_CPU, Placement, installed_version
+from edge_llama.backends.device_names import KINDS, provider_options
+from edge_llama.backends.onnxruntime.providers import OnnxDevice, resolve, runtime
+from edge_llama.backends.onnxruntime.session import open_session
+from edge_llama.backends.onnxruntime.snapdragon import chip
+from edge_llama.backends.registry import engine_for
+from edge_llama.errors import (
+    ArtifactError,
+    EngineError,
+    OptionError,
+    OutputError,
+    error_from_json,
+    error_to_json,
+)
+from edge_llama.files import manifest
+from edge_llama.files.artifact import Bundle, VisionArtifact
+from edge_llama.files.compiled import NAME, Compiled, folder_for, read_compiled
+from edge_llama.files.identity import sha256_of
+from edge_llama.files.onnx_graph_file import data_of
+from edge_llama.files.onnx_static import StaticArtifact, is_static, read_static
+from edge_llama.files.onnx_text import CONFIG, files_of
+from edge_llama.host.atomic import new_folder
+
+_INTEGERS = "a16w8"
+"""The format of vision towers that NPUs run."""
+_QNN = "QNNExecutionProvider"
+_GENAI: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    _QNN: ("QNN", {"backend_type": "htp"}),
+    "OpenVINOExecutionProvider": ("OpenVINO", {}),
+}
+"""What onnxruntime-genai calls a provider, and what it must be told."""
+_Group = Mapping[str, tuple[Path, ...]]
+"""By the new file of each graph, its own files: graphs of one group have weights in common."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Towers:
+    """The towers of a model that are compiled."""
+
+    bundle: Bundle
+    text: StaticArtifact | None
+    vision: VisionArtifact | None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Their identities."""
+        text = {"text": self.text.identity()} if self.text else {}
+        return text | ({"vision": self.vision.identity} if self.vision else {})
+
+    @property
+    def groups(self) -> list[_Group]:
+        """Text first."""
+        text = [self.text.graph, self.text.token] if self.text else []
+        found: list[_Group] = [{_context(graph.path.name): graph.files for graph in text}] if text else []
+        if self.vision:
+            name = self.vision.path.relative_to(self.bundle.path).as_posix()
+            found.append({_context(name): self.vision.files})
+        return found
+
+
+def compile_towers(
+    bundle: Bundle,
+    device: str,
+    *,
+    soc: str = "",
+    options: Sequence[str] = (),
+    shares: bool = False,
+    is_forced: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, Compiled]:
+    """Compile the towers for NPUs in ``bundle``, a folder, for ``device``; the new folder, and what is in it.
+
+    ``soc`` names the chip of another machine; ``options`` are told to the provider; with ``shares`` a text tower's two
+    graphs have their weights in one file. What is there and fits stays, unless ``is_forced``. ``on_progress`` is told
+    the bytes of graphs and weights that are done, and how many there are.
+
+    Raises ArtifactError where there is nothing to compile, OptionError for a device that does not compile or that
+    leaves nodes to the CPU, EngineError if its engine fails, OutputError if nothing can be written.
+    """
+    there, towers = compiling(device), _towers(bundle)
+    target = _target(soc, there, shares=shares)
+    record = would_be(there, towers.sources, soc=soc, options=options, shares=shares)
+    output = folder_for(bundle.path, there.name, record.soc)
+    if not is_forced and _is_as(output, record):
+        return output, record
+    told = {**target, **provider_options(there.name, options)}
+    texts = tuple(f"{key}={value}" for key, value in told.items())
+    placement = replace(ON_CPU, device=there.name, is_strict=True, provider_options=texts)
+    try:
+        with new_folder(output) as folder:
+            _compile(towers.groups, placement, folder, shares=shares, on_progress=on_progress)
+            _write(towers, there, record, folder)
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be written: {error.strerror}",
+            remedy="make the model's folder writable, or copy the model to where there is room",
+        ) from error
+    return output, record
+
+
+def compiles(device: str) -> bool:
+    """Whether the provider of the device called so makes what can be kept."""
+    kind = KINDS.get(device)
+    return bool(kind and kind.onnx and kind.onnx.compiles)
+
+
+def compiling(device: str) -> OnnxDevice:
+    """A device that compiles, and whose package is installed. OptionError for another."""
+    there = resolve(device)
+    if not compiles(there.name):
+        known = ", ".join(name for name in KINDS if compiles(name))
+        raise OptionError(f"device {device}: nothing is compiled for it", remedy=f"known: {known}")
+    return there
+
+
+def package(device: OnnxDevice) -> str:
+    """The distribution that compiles for ``device``, and its version."""
+    return f"{device.onnx.package} {installed_version(device.onnx.package)}"
+
+
+def would_be(
+    device: OnnxDevice, sources: Mapping[str, str], *, soc: str = "", options: Sequence[str] = (), shares: bool = False
+) -> Compiled:
+    """What would be recorded of towers that were compiled now."""
+    name, machine = (chip(soc).name, "") if soc else ("", platform.machine())
+    return Compiled(device.name, package(device), machine, name, shares, tuple(options), dict(sources))
+
+
+def _target(soc: str, device: OnnxDevice, *, shares: bool) -> Mapping[str, str]:
+    """How the provider is told the chip. OptionError for a name that it does not know, and for what can't be opened."""
+    if soc and device.onnx.provider != _QNN:
+        raise OptionError(f"--soc {soc:.100}: only Qualcomm's chips have names", remedy="leave it out")
+    if shares and not soc:
+        raise OptionError(
+            "--share: graphs with weights in common are for phones, since Qualcomm's emulator ends the process that "
+            "opens them",
+            remedy="name the phone's chip (--soc), or leave it out",
+        )
+    return chip(soc).options if soc else {}
+
+
+def _towers(bundle: Bundle) -> _Towers:
+    """Those for NPUs in ``bundle``. ArtifactError if there are none, or if it is no folder, or compiled itself."""
+    remedy = "convert the checkpoint with --to onnx --quant a16w8 (--vision-quant a16w8), and compile that folder"
+    if not bundle.path.is_dir():
+        raise ArtifactError(f"{bundle.path}: a file; what is compiled lies in the model's folder", remedy=remedy)
+    if (bundle.path / NAME).exists():
+        raise ArtifactError(f"{bundle.path}: was compiled", remedy="compile the model that it was compiled of")
+    text = read_static(bundle.text) if bundle.text and _is_for_npus(bundle.text) else None
+    vision = bundle.vision
+    if vision and (vision.engine != "onnxruntime" or vision.format != _INTEGERS):
+        vision = None
+    if text is None and vision is None:
+        raise ArtifactError(f"{bundle.path}: holds no tower for NPUs", remedy=remedy)
+    return _Towers(bundle, text, vision)
+
+
+def _is_for_npus(text: Path) -> bool:
+    return text.suffix == ".onnx" and is_static(text)
+
+
+def _context(name: str) -> str:
+    """What a graph is called once it is compiled."""
+    return f"{PurePosixPath(name).with_suffix('')}_ctx.onnx"
+
+
+def _is_as(folder: Path, record: Compiled) -> bool:
+    """Whether what lies in ``folder`` is just what would be written, and whole."""
+    try:
+        return read_compiled(folder) == record and bool(manifest.read_manifest(folder))
+    except ArtifactError:
+        return False
+
+
+def _compile(
+    groups: Sequence[_Group],
+    placement: Placement,
+    folder: Path,
+    *,
+    shares: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the graphs of all groups into ``folder``, each in a child of its own, or in one where they share weights."""
+    parts = groups if shares else [{name: files} for group in groups for name, files in group.items()]
+    sizes = [sum(file.stat().st_size for files in part.values() for file in files) for part in parts]
+    for number, part in enumerate(parts):
+        if on_progress:
+            on_progress(sum(sizes[:number]), sum(sizes))
+        for name in part:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        graphs = [(str(files[0]), str(folder / name)) for name, files in part.items()]
+        _in_a_child(graphs, placement)
+    if on_progress:
+        on_progress(sum(sizes), sum(sizes))
+
+
+def _in_a_child(graphs: Sequence[tuple[str, str]], placement: Placement) -> None:
+    """Have :func:`main` compile ``graphs``, for as long as it takes. Its errors; EngineError if the child dies."""
+    about = f"{graphs[0][0]}: it can't be compiled for {placement.device}"
+    try:
+        outcome = crash_probe.run(__name__, json.dumps(graphs), json.dumps(placement.to_json()), seconds=None)
+    except OSError as error:
+        raise EngineError(f"{about}: no process can be started: {error}", remedy="close other programs") from error
+    if outcome.said is None:
+        raise EngineError(f"{about}: the process that compiles it {outcome.how}", remedy="update the device's package")
+    if "error" in outcome.said:
+        raise error_from_json(outcome.said["error"])
+
+
+def main(graphs: str, placement: str) -> None:
+    """The child: compile each graph to its file, and tell of an error."""
+    crash_probe.begin()
+    said: dict[str, Any] = {}
+    try:
+        _compile_here(json.loads(graphs), Placement.from_json(json.loads(placement)))
+    except Exception as error:  # the parent raises it
+        said = {"error": error_to_json(error)}
+    crash_probe.end(json.dumps(said))
+
+
+def _compile_here(graphs: Sequence[tuple[str, str]], placement: Placement) -> None:
+    alive = []  # those that share weights know of each other while they live
+    for number, (source, target) in enumerate(graphs):
+        options = runtime().SessionOptions()
+        entries = {"ep.context_enable": "1", "ep.context_file_path": target, "ep.context_embed_mode": "0"}
+        if len(graphs) > 1:
+            entries["ep.share_ep_contexts"] = "1"
+        if 0 < number == len(graphs) - 1:
+            entries["ep.stop_share_ep_contexts"] = "1"
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        session, _ = open_session(Path(source), Path(source), placement, options)
+        if len(graphs) > 1:
+            alive.append(session)
+        if not Path(target).is_file():
+            raise EngineError(f"{source}: {placement.device} wrote no context", remedy="update the device's package")
+
+
+def _write(towers: _Towers, device: OnnxDevice, record: Compiled, folder: Path) -> None:
+    """What a bundle needs besides the graphs: the other files of the model, which are linked where the disk can."""
+    for file in _kept(towers):
+        target = folder / file.relative_to(towers.bundle.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copyfile(file, target)
+    if towers.text:
+        (folder / CONFIG).write_bytes(_config(towers.text, device, record))
+    (folder / NAME).write_bytes(record.encode())
+    (folder / manifest.NAME).write_bytes(_manifest(towers, folder).encode())
+
+
+def _kept(towers: _Towers) -> Iterator[Path]:
+    """The model's files that go along: all but what was compiled, what is written anew, and a tower for others."""
+    root, text, bundle = towers.bundle.path, towers.text, towers.bundle
+    listed = [root / name for name in bundle.manifest.files] if bundle.manifest else []
+    files = dict.fromkeys([*(files_of(text.path) if text else ()), *listed])
+    left = {root / CONFIG, *(bundle.vision.files if bundle.vision else ())}
+    if text:
+        left |= {text.graph.path, text.token.path, *data_of((text.graph, text.token))} - set(text.inputs.files)
+    elif bundle.text:
+        left |= set(engine_for(bundle.text).files(bundle.text))
+    return (file for file in files if file not in left)
+
+
+def _config(text: StaticArtifact, device: OnnxDevice, record: Compiled) -> bytes:
+    """genai_config.json, whose stages are the compiled graphs, on the device."""
+    content = json.loads(json.dumps(text.config.content))
+    name, needed = _GENAI[device.onnx.provider]
+    hardware = {"device_type": device.onnx.hardware} if device.onnx.hardware else {}
+    told = {**needed, **hardware, **provider_options(device.name, record.options)}
+    for entry in content["model"]["decoder"]["pipeline"]:
+        for stage in {"prompt", "token"} & set(entry):
+            entry[stage]["filename"] = _context(entry[stage]["filename"])
+            entry[stage].setdefault("session_options", {})["provider_options"] = [{name: told}]
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _manifest(towers: _Towers, folder: Path) -> manifest.Manifest:
+    """Of everything that lies in ``folder``."""
+    text, vision, source = towers.text, towers.vision, towers.bundle.manifest
+    names = [name for group in towers.groups for name in group]
+    named = source.name if source else text.name if text else ""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    text_format = source.text.format if source and source.text else ""
+    return manifest.Manifest(
+        name=named,
+        writer=f"edge-llama {version('edge-llama')}",
+        files={
+            file.relative_to(folder).as_posix(): manifest.StoredFile(file.stat().st_size, sha256_of(file))
+            for file in files
+        },
+        text=manifest.Tower("onnxruntime", names[0], text_format) if text else None,
+        vision=manifest.Tower("onnxruntime", names[-1], vision.format) if vision else None,
+        images=vision.spec if vision else None,
+        generation=source.generation if source else {},
+    )

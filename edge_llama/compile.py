@@ -1,0 +1,67 @@
+"""Compile towers for NPUs from a program: the slow part of opening them, done once, also for another machine's chip.
+
+from edge_llama.compile import compile_for
+
+compile_for("llama-npu", "npu:qnn", soc="SM8650")
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_llama.backends.local_models import found
+from edge_llama.backends.onnxruntime.compiler import compile_towers
+from edge_llama.backends.towers import read_towers
+from edge_llama.model import path_of
+
+__all__ = ["Compilation", "compile_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What was compiled: the ``output`` is a folder that opens as a model on its ``device`` alone."""
+
+    output: Path
+    device: str
+    package: str
+    """What compiled it, with its version: ``onnxruntime-qnn 2.7.0``."""
+    soc: str
+    """The chip; "": this machine's."""
+    towers: tuple[str, ...]
+    """``text``, ``vision``."""
+    nbytes: int
+    """Bytes of the folder's files."""
+
+
+def compile_for(
+    model: str | os.PathLike[str],
+    device: str,
+    *,
+    soc: str | None = None,
+    share: bool = False,
+    provider_options: Sequence[str] = (),
+    force: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Compilation:
+    """Compile the towers for NPUs in the folder ``model`` for ``device``, into ``compiled`` within that folder.
+
+    Opening the model there uses it, and compiles again what no longer fits. ``soc`` is another machine's chip, such as
+    ``SM8650`` (npu:qnn); its folder is copied there. ``share``: both graphs of a text tower have their weights in one
+    file; for phones. ``provider_options``: ``KEY=VALUE`` texts. What is there and fits stays, unless ``force``.
+    ``on_progress`` is told bytes of graphs and weights: done, and all.
+
+    Raises ArtifactError, OptionError, OutputError or EngineError; what was there before is then as it was.
+    """
+    bundle = read_towers(found(path_of(model)))
+    output, record = compile_towers(
+        bundle,
+        device,
+        soc=soc or "",
+        options=tuple(provider_options),
+        shares=share,
+        is_forced=force,
+        on_progress=on_progress,
+    )
+    nbytes = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    return Compilation(output, record.device, record.package, record.soc, tuple(record.sources), nbytes)

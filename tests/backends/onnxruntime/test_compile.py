@@ -1,0 +1,279 @@
+"""Towers compiled for a device: by Qualcomm's QNN for its emulator and for phones, and by OpenVINO for its CPU."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import open_vision
+from npu import digits, in_integers, needs
+from qnn_binary import read_binary
+from refusals import refusal
+from static_text import in_integers as text_in_integers
+
+import edge_llama
+from edge_llama.backends.onnxruntime import compiler
+from edge_llama.backends.onnxruntime.snapdragon import CHIPS
+from edge_llama.backends.towers import read_towers, read_vision
+from edge_llama.compile import Compilation, compile_for
+from edge_llama.errors import ArtifactError, EdgeLlamaError, OptionError, OutputError
+from edge_llama.files.compiled import NAME, read_compiled
+from edge_llama.files.manifest import NAME as MANIFEST
+from edge_llama.files.vision_spec import VisionSpec
+
+ASKED, SAID = "What is the capital of Japan?", "The capital of Japan is Tokyo."
+DEVICES = [pytest.param("npu:qnn", marks=needs("qnn")), pytest.param("openvino:cpu", marks=needs("openvino"))]
+
+
+@pytest.fixture(scope="module")
+def small(small_talk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model in a form that both engines run."""
+    return text_in_integers(small_talk, tmp_path_factory.mktemp("small"), portable=True)
+
+
+@pytest.fixture
+def model(small: Path, tmp_path: Path) -> Path:
+    """A copy, in which things may be compiled."""
+    return Path(shutil.copytree(small, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def sight(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision tower in integers."""
+    spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
+    tiles = digits(spec, held_out=False, seed=1, count=6)
+    return in_integers(llama4_digits, tmp_path_factory.mktemp("sight"), tiles) / "a16w8"
+
+
+def answer(folder: Path, **options: Any) -> tuple[str, str]:
+    """Where the tower is, and what it says."""
+    with edge_llama.open(folder, n_ctx=256, threads=2, **options) as opened:
+        return str(opened.placement), opened.chat().send(ASKED, temperature=0, max_tokens=16).result().text
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_model_opens_by_what_was_compiled_beside_it(device: str, model: Path) -> None:
+    before = answer(model, device=device)
+    done = compile_for(model, device)
+    assert done.output == model / "compiled" / device.replace(":", "-")
+    assert (done.device, done.soc, done.towers) == (device, "", ("text",))
+    placement, text = answer(model, device=device)
+    assert (before[1], text) == (SAID, SAID)
+    assert "prompts: all 1 nodes on" in placement
+    assert "tokens: all 1 nodes on" in placement
+    assert answer(model)[0] == "cpu (the default)"  # the graphs are as they were
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_was_compiled_is_a_model_of_its_own(device: str, model: Path, tmp_path: Path) -> None:
+    """Copied alone, and without the graphs that it was compiled of."""
+    alone = Path(shutil.copytree(compile_for(model, device).output, tmp_path / "alone"))
+    shutil.rmtree(model)
+    assert not {"prompt.onnx", "token.onnx", "decoder.onnx.data"} & {file.name for file in alone.rglob("*")}
+    placement, text = answer(alone)
+    assert text == SAID
+    assert placement.startswith(f"{device} (it was compiled for that")
+    assert read_towers(alone).manifest
+    with refusal(OptionError, f"was compiled for {device}, and cpu can't run it; leave --device out"):
+        answer(alone, device="cpu")
+    with refusal(ArtifactError, "was compiled; compile the model that it was compiled of"):
+        compile_for(alone, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_vision_tower_is_compiled_too(device: str, sight: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sight, tmp_path / "sight"))
+    pixels = digits(read_vision(folder).spec, held_out=True, seed=2, count=2)
+
+    def encoded(at: Path) -> Any:
+        with closing(open_vision(read_vision(at), threads=2, device=device)) as tower:
+            return tower.encode(pixels)
+
+    expected = encoded(folder)
+    done = compile_for(folder, device)
+    assert done.towers == ("vision",)
+    assert (encoded(folder) == expected).all()
+    for file in read_vision(folder).files:
+        file.unlink()
+    assert (encoded(done.output) == expected).all()
+
+
+@needs("qnn")
+def test_what_fits_stays_and_what_does_not_is_compiled_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = compile_for(model, "npu:qnn").output / NAME
+    written = record.stat().st_mtime_ns
+    compile_for(model, "npu:qnn")
+    assert record.stat().st_mtime_ns == written
+    compile_for(model, "npu:qnn", force=True)
+    assert record.stat().st_mtime_ns != written
+    content = json.loads(record.read_text())
+    for change in ({"package": "onnxruntime-qnn 1.0"}, {"sources": {"text": "another"}}, {"machine": "vax"}):
+        record.write_text(json.dumps({**content, **change}))
+        with caplog.at_level(logging.WARNING):
+            assert answer(model, device="npu:qnn")[1] == SAID
+        assert "it is compiled again" in caplog.text
+        assert json.loads(record.read_text()) == content
+        caplog.clear()
+    record.write_text(json.dumps({**content, "package": "onnxruntime-qnn 1.0"}))
+    monkeypatch.setattr(compiler, "new_folder", _full)
+    with caplog.at_level(logging.WARNING):
+        placement, text = answer(model, device="npu:qnn")
+    assert text == SAID
+    assert "all 1 nodes" not in placement
+    assert "is not used: " in caplog.text
+
+
+def _full(_path: Path) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@needs("qnn")
+def test_for_a_phone_the_context_is_for_its_chip(model: Path) -> None:
+    """As Qualcomm's own library reads it back."""
+    here = compile_for(model, "npu:qnn").output
+    assert read_binary(here / "token_ctx_qnn.bin").soc_model == 0
+    done = compile_for(model, "npu:qnn", soc="sm8650", provider_options=["htp_performance_mode=burst"])
+    assert done.output.name == "npu-qnn-sm8650"
+    assert done.soc == "SM8650"
+    for graph in ("prompt", "token"):
+        assert read_binary(done.output / f"{graph}_ctx_qnn.bin").soc_model == CHIPS["SM8650"].soc_model == 57
+    settings = json.loads((done.output / "genai_config.json").read_text())["model"]["decoder"]["pipeline"][0]
+    told = {"backend_type": "htp", "htp_performance_mode": "burst"}
+    for stage in ("prompt", "token"):
+        assert settings[stage]["filename"] == f"{stage}_ctx.onnx"
+        assert settings[stage]["session_options"]["provider_options"] == [{"QNN": told}]
+    assert not settings["inputs"]["session_options"]["provider_options"]
+
+
+@needs("qnn")
+def test_for_a_phone_two_graphs_may_have_their_weights_in_one_file(model: Path) -> None:
+    apart = compile_for(model, "npu:qnn", soc="SM8750").output
+    sizes = [file.stat().st_size for file in apart.glob("*.bin")]
+    assert len(sizes) == 2
+    shared = compile_for(model, "npu:qnn", soc="SM8750", share=True)
+    (binary,) = shared.output.glob("*.bin")
+    assert binary.stat().st_size < sum(sizes)
+    assert read_binary(binary).graphs == 2
+    assert read_compiled(shared.output) and read_compiled(shared.output).shares
+    with refusal(OptionError, "--share: .* name the phone's chip .--soc."):
+        compile_for(model, "npu:qnn", share=True)
+
+
+def _cut(folder: Path) -> None:
+    file = next(folder.glob("*.bin"))
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _cut_and_listed(folder: Path) -> None:
+    """As long as the manifest says: what the engine itself makes of it."""
+    for file in folder.glob("*.bin"):
+        raw = file.read_bytes()
+        file.write_bytes(raw[: len(raw) // 2] + bytes(len(raw) - len(raw) // 2))
+
+
+def _noise(folder: Path) -> None:
+    for file in folder.glob("*.bin"):
+        file.write_bytes(b"\xa5" * file.stat().st_size)
+
+
+def _missing(folder: Path) -> None:
+    next(folder.glob("*.bin")).unlink()
+
+
+def _of_another_version(folder: Path) -> None:
+    record = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**record, "package": "onnxruntime-qnn 1.0.0"}))
+    (folder / MANIFEST).unlink()
+
+
+def _of_another_machine(folder: Path) -> None:
+    record = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**record, "machine": "vax"}))
+    (folder / MANIFEST).unlink()
+
+
+def _no_record(folder: Path) -> None:
+    (folder / NAME).write_bytes((folder / NAME).read_bytes()[:-9])
+    (folder / MANIFEST).unlink()
+
+
+@needs("qnn")
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_cut, "_qnn.bin' has .* bytes instead of"),
+        (_missing, "_qnn.bin' is missing"),
+        (_cut_and_listed, "prompt_ctx.onnx"),
+        (_noise, "prompt_ctx.onnx"),
+        (_of_another_version, r"was compiled by onnxruntime-qnn 1.0.0, and here is .*; compile the model again"),
+        (_of_another_machine, "was compiled for vax, this is .*; compile the model again"),
+        (_no_record, "compiled.json: not valid JSON"),
+    ],
+)
+def test_a_context_that_can_not_be_opened_is_a_typed_error(
+    damage: Callable[[Path], None], says: str, model: Path, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copytree(compile_for(model, "npu:qnn").output, tmp_path / "alone"))
+    damage(alone)
+    with pytest.raises(EdgeLlamaError, match=says):
+        answer(alone, device="npu:qnn")
+
+
+def _as_file(model: Path) -> Compilation:
+    return compile_for(model / "prompt.onnx", "npu:qnn")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], type[EdgeLlamaError], str]] = {
+    "no such chip": (lambda model: compile_for(model, "npu:qnn", soc="M1"), OptionError, "--soc M1: unknown; known: SM8350"),
+    "a device that compiles nothing": (
+        lambda model: compile_for(model, "cpu"),
+        OptionError,
+        "device cpu: nothing is compiled for it; known: openvino:cpu",
+    ),
+    "no device": (lambda model: compile_for(model, "toaster"), OptionError, "device toaster: unknown"),
+    "no provider's option": (
+        lambda model: compile_for(model, "npu:qnn", provider_options=["speed=9"]),
+        OptionError,
+        "provider option speed: device npu:qnn takes no such; it takes htp_performance_mode",
+    ),
+    "no option at all": (
+        lambda model: compile_for(model, "npu:qnn", provider_options=["fast"]),
+        OptionError,
+        "provider option fast: expected KEY=VALUE",
+    ),
+}
+
+
+@needs("qnn")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_not_be_compiled_is_told_and_nothing_is_written(name: str, model: Path) -> None:
+    act, error, says = REFUSED[name]
+    with pytest.raises(error, match=says):
+        act(model)
+    assert not (model / "compiled").exists() or not list((model / "compiled").iterdir())
+
+
+@needs("qnn")
+def test_a_model_for_cpus_and_a_full_disk(
+    small_talk: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with refusal(ArtifactError, "a file; what is compiled lies in the model's folder; convert the checkpoint with"):
+        compile_for(small_talk, "npu:qnn")
+    monkeypatch.setattr(compiler, "new_folder", _full)
+    with refusal(OutputError, "cannot be written: No space left on device"):
+        compile_for(model, "npu:qnn")
+
+
+@needs("qnn")
+def test_a_tower_is_told_what_its_own_device_takes(model: Path) -> None:
+    placement, text = answer(model, device="npu:qnn", provider_options=["htp_performance_mode=burst"])
+    assert text == SAID
+    assert placement.startswith("npu:qnn")
+    with refusal(OptionError, "provider option htp_performance_mode: device cpu takes no such"):
+        answer(model, device="cpu", provider_options=["htp_performance_mode=burst"])
