@@ -1,7 +1,8 @@
 """The files that genai_config.json names for its text tower: one, or in a ``decoder-pipeline`` one for each stage.
 
-The stages of a tower for NPUs are ``inputs``, ``prompt`` and ``token``: what follows from ids and positions alone, a
-window of a prompt, and a token. No native code.
+The stages of a tower for NPUs: one for what follows from ids and positions alone, then those that read a window of a
+prompt, and those that read a token. Each of these is one graph, or several by layers, where one would be too large. No
+native code.
 """
 
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ PIPELINE = "decoder-pipeline"
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The graphs of a text tower in stages."""
+    """The graphs of a text tower in stages; those of layers in their order."""
 
     inputs: Path
-    prompt: Path
-    token: Path
+    prompts: tuple[Path, ...]
+    tokens: tuple[Path, ...]
 
 
 def is_staged(config: Fields) -> bool:
@@ -36,7 +37,7 @@ def files_named(config: Fields, folder: Path) -> tuple[Path, ...]:
     """
     if is_staged(config):
         stages = stages_named(config, folder)
-        return stages.prompt, stages.token, stages.inputs
+        return *stages.prompts, *stages.tokens, stages.inputs
     return (_file(config.within("model").within("decoder"), folder),)
 
 
@@ -48,9 +49,22 @@ def stages_named(config: Fields, folder: Path) -> Stages:
         if not isinstance(entry, Mapping):
             raise decoder.fail("pipeline", f"has {entry!r:.100}, expected objects with stages")
         found |= entry
-    stages = replace(decoder, content=found, called=f"{decoder.called}pipeline.")
-    inputs, prompt, token = (_file(stages.within(stage), folder) for stage in ("inputs", "prompt", "token"))
-    return Stages(inputs, prompt, token)
+    all_stages = replace(decoder, content=found, called=f"{decoder.called}pipeline.")
+    inputs, prompts, tokens = list[Path](), list[Path](), list[Path]()
+    for name in found:
+        stage = all_stages.within(name)
+        is_for = (stage.get("run_on_prompt", bool, True), stage.get("run_on_token_gen", bool, True))
+        group = {(True, True): inputs, (True, False): prompts, (False, True): tokens}.get(is_for)
+        if group is None:
+            raise all_stages.fail(name, "is for neither prompts nor tokens")
+        group.append(_file(stage, folder))
+    if len(inputs) != 1 or not prompts or not tokens:
+        raise decoder.fail(
+            "pipeline",
+            f"has {len(inputs)} stages for both, {len(prompts)} for prompts and {len(tokens)} for tokens, expected one, "
+            "and at least one of each",
+        )
+    return Stages(inputs[0], tuple(prompts), tuple(tokens))
 
 
 def _file(stage: Fields, folder: Path) -> Path:

@@ -30,10 +30,12 @@ _Value = tuple[str, tuple[int | None, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class StaticArtifact(OnnxArtifact):
-    """A text tower for NPUs; ``graph`` reads a window of a prompt."""
+    """A text tower for NPUs; ``graph`` is the first of those that read a window of a prompt."""
 
-    token: OnnxFile = field(repr=False)
-    """The graph that reads a token."""
+    prompts: tuple[OnnxFile, ...] = field(repr=False)
+    """The graphs that read a window of a prompt: one, or several by layers."""
+    tokens: tuple[OnnxFile, ...] = field(repr=False)
+    """The graphs that read a token, likewise."""
     inputs: OnnxFile = field(repr=False)
     """The graph that runs on the CPU, before the others."""
     positions: str
@@ -57,8 +59,8 @@ class StaticArtifact(OnnxArtifact):
 
     @property
     def graphs(self) -> tuple[OnnxFile, ...]:
-        """That of a prompt, that of a token, and the one before both."""
-        return self.graph, self.token, self.inputs
+        """Those of a prompt, those of a token, and the one before both."""
+        return *self.prompts, *self.tokens, self.inputs
 
     @property
     def takes_embeddings(self) -> bool:
@@ -82,15 +84,15 @@ def read_static(path: Path) -> StaticArtifact:
     ArtifactError names what is wrong: the file, the field, and the value.
     """
     stages = stages_named(genai_config(path.parent), path.parent)
-    about = described(stages.prompt)
+    about = described(stages.prompts[0])
     model = about["config"].within("model")
     decoder, context = model.within("decoder"), about["n_ctx_train"]
     if about["head_dim"] % 2:
         raise decoder.fail("head_size", f"is {about['head_dim']:,}, expected an even number")
     names = names_of(about["config"], about["n_layer"])
     positions = decoder.within("inputs").get("position_ids", str, POSITIONS)
-    takes, gives = (EMBEDS, MASK, COS, SIN, *names.past), (names.logits, *names.present)
-    prompt, token = (_graph(file, takes, gives) for file in (stages.prompt, stages.token))
+    prompts, tokens = (_row_graphs(files, names) for files in (stages.prompts, stages.tokens))
+    prompt = prompts[0]
     begins = _begins(model, prompt, context, about["n_vocab"])
     # A token's graph takes one position less than it sees; that is the first, where it has the first within it.
     about["n_ctx_train"] = context - (begins is None)
@@ -102,7 +104,8 @@ def read_static(path: Path) -> StaticArtifact:
         is_shared=False,
         begins=begins,
         warnings=_warnings(begins, about["settings"]),
-        token=token,
+        prompts=prompts,
+        tokens=tokens,
         inputs=_graph(stages.inputs, (names.ids, names.mask, positions), (EMBEDS, COS, SIN)),
         positions=positions,
         window=_window(decoder, prompt, context),
@@ -110,9 +113,41 @@ def read_static(path: Path) -> StaticArtifact:
         stored=_stored(prompt, names),
     )
     _check_inputs(artifact)
-    _check_rows(artifact, artifact.graph, artifact.window)
-    _check_rows(artifact, artifact.token, 1)
+    _check_rows(artifact, artifact.prompts, artifact.window)
+    _check_rows(artifact, artifact.tokens, 1)
     return artifact
+
+
+def _row_graphs(files: Sequence[Path], names: Names) -> tuple[OnnxFile, ...]:
+    """The graphs of all layers. Each takes what the one before gave, the last gives logits."""
+    graphs = []
+    takes = EMBEDS
+    for number, path in enumerate(files):
+        is_last = number == len(files) - 1
+        graph = _graph(path, (takes, MASK, COS, SIN), (names.logits,) if is_last else ())
+        graphs.append(graph)
+        if not is_last:
+            takes = _handed_on(graph, names)
+    for kind, wanted, found in (
+        ("input", names.past, [name for graph in graphs for name in graph.inputs]),
+        ("output", names.present, [name for graph in graphs for name in graph.outputs]),
+    ):
+        if odd := next((name for name in wanted if found.count(name) != 1), None):
+            where = ", ".join(path.name for path in files)
+            raise ArtifactError(
+                f"{files[0]}: {found.count(odd) or 'no'} {kind}s {odd!r:.100} in {where}, which {CONFIG} names",
+                remedy=_AGAIN,
+            )
+    return tuple(graphs)
+
+
+def _handed_on(graph: OnnxFile, names: Names) -> str:
+    """What a graph gives to the next: its only output that is neither keys nor values."""
+    found = [name for name in graph.outputs if name not in names.present]
+    if len(found) != 1:
+        given = ", ".join(found) or "nothing"
+        raise ArtifactError(f"{graph.path}: gives {given[:200]} to the next graph, expected one value", remedy=_AGAIN)
+    return found[0]
 
 
 def _graph(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OnnxFile:
@@ -188,8 +223,8 @@ def _check_inputs(artifact: StaticArtifact) -> None:
     _check(artifact.inputs, values)
 
 
-def _check_rows(artifact: StaticArtifact, graph: OnnxFile, count: int) -> None:
-    """The graph takes and gives what genai_config.json says for ``count`` rows."""
+def _check_rows(artifact: StaticArtifact, graphs: Sequence[OnnxFile], count: int) -> None:
+    """The graphs take and give what genai_config.json says for ``count`` rows."""
     names, context, past = artifact.names, artifact.context, artifact.context - count
     heads, width = artifact.n_kv_heads, artifact.head_dim
     cache = next(name for name, stored in _STORED.items() if stored is artifact.stored)
@@ -205,7 +240,9 @@ def _check_rows(artifact: StaticArtifact, graph: OnnxFile, count: int) -> None:
         **dict.fromkeys(names.present[::2], _value(cache, heads, 1, width, count)),
         **dict.fromkeys(names.present[1::2], _value(cache, heads, 1, count, width)),
     }
-    _check(graph, values)
+    for graph in graphs:
+        between = dict.fromkeys({*graph.inputs, *graph.outputs} - set(values), values[EMBEDS])
+        _check(graph, {name: value for name, value in {**values, **between}.items() if name in graph.types})
 
 
 def _value(format_: str, *sizes: int | None) -> _Value:

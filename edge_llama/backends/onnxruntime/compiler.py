@@ -67,9 +67,9 @@ class _Towers:
 
     @property
     def groups(self) -> list[_Group]:
-        """Text first."""
-        text = [self.text.graph, self.text.token] if self.text else []
-        found: list[_Group] = [{_context(graph.path.name): graph.files for graph in text}] if text else []
+        """Text first: of each part of its layers the graph of a prompt and that of a token."""
+        pairs = zip(self.text.prompts, self.text.tokens, strict=True) if self.text else ()
+        found: list[_Group] = [{_context(graph.path.name): graph.files for graph in pair} for pair in pairs]
         if self.vision:
             name = self.vision.path.relative_to(self.bundle.path).as_posix()
             found.append({_context(name): self.vision.files})
@@ -276,7 +276,8 @@ def _kept(towers: _Towers) -> Iterator[Path]:
     files = dict.fromkeys([*(files_of(text.path) if text else ()), *listed])
     left = {root / CONFIG, *(bundle.vision.files if bundle.vision else ())}
     if text:
-        left |= {text.graph.path, text.token.path, *data_of((text.graph, text.token))} - set(text.inputs.files)
+        compiled = (*text.prompts, *text.tokens)
+        left |= {*(graph.path for graph in compiled), *data_of(compiled)} - set(text.inputs.files)
     elif bundle.text:
         left |= set(engine_for(bundle.text).files(bundle.text))
     return (file for file in files if file not in left)
@@ -289,9 +290,10 @@ def _config(text: StaticArtifact, device: OnnxDevice, record: Compiled) -> bytes
     hardware = {"device_type": device.onnx.hardware} if device.onnx.hardware else {}
     told = {**needed, **hardware, **provider_options(device.name, record.options)}
     for entry in content["model"]["decoder"]["pipeline"]:
-        for stage in {"prompt", "token"} & set(entry):
-            entry[stage]["filename"] = _context(entry[stage]["filename"])
-            entry[stage].setdefault("session_options", {})["provider_options"] = [{name: told}]
+        for stage in entry.values():
+            if stage["filename"] != text.inputs.path.name:
+                stage["filename"] = _context(stage["filename"])
+                stage.setdefault("session_options", {})["provider_options"] = [{name: told}]
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

@@ -29,6 +29,7 @@ from edge_llama.backends.onnxruntime.static_rows import (
     cache_type,
 )
 from edge_llama.errors import ArtifactError, EngineError, OptionError
+from edge_llama.files.onnx_graph_file import OnnxFile
 from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN, StaticArtifact, read_static
 from edge_llama.files.onnx_text import HIDDEN_STATES
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
@@ -79,13 +80,16 @@ class StaticTower(OneSequenceTower):
         self._logits = np.zeros((1, 1, artifact.n_vocab), np.float32)
         placed: dict[str, str] = {}
 
-        def rows(called: str, path: Path, count: int) -> StaticRows:
-            session, placed[called] = _session(path, placement, threads)
-            _check_taken(path, session, (EMBEDS, MASK, COS, SIN, *names.past))
-            return StaticRows(artifact, session, count, self._logits)
+        def rows(called: str, graphs: Sequence[OnnxFile], count: int) -> StaticRows:
+            opened = [_session(graph.path, placement, threads) for graph in graphs]
+            placed[called] = ", ".join(nodes for _, nodes in opened if nodes)
+            between = [name for graph in graphs for name in graph.outputs]
+            for graph, (session, _) in zip(graphs, opened, strict=True):
+                _check_taken(graph.path, session, (EMBEDS, MASK, COS, SIN, *names.past, *between))
+            return StaticRows(artifact, [session for session, _ in opened], count, self._logits)
 
-        self._window = rows("prompts", artifact.graph.path, artifact.window)
-        self._token = rows("tokens", artifact.token.path, 1)
+        self._window = rows("prompts", artifact.prompts, artifact.window)
+        self._token = rows("tokens", artifact.tokens, 1)
         self.placed = "; ".join(f"{called}: {nodes}" for called, nodes in placed.items() if nodes)
         self._n_batch = min(n_batch, artifact.window)
         self._within = int(artifact.begins is not None)

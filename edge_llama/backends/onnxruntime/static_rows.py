@@ -36,9 +36,9 @@ class Inputs:
 
 
 class StaticRows:
-    """A graph that takes ``count`` rows, with the keys and values of earlier positions that it sees."""
+    """Graphs, one after the other, that take ``count`` rows, with the keys and values of earlier positions."""
 
-    def __init__(self, artifact: StaticArtifact, session: Any, count: int, logits: Floats) -> None:
+    def __init__(self, artifact: StaticArtifact, sessions: Sequence[Any], count: int, logits: Floats) -> None:
         """Bind everything that never changes; the last row's logits go to ``logits``, ``(1, 1, n_vocab)``."""
         self.count = count
         self.room = artifact.context - count
@@ -59,16 +59,20 @@ class StaticRows:
             SIN: self._sin,
             **dict(zip(names.past, past, strict=True)),
         }
-        self._session, self._binding = session, session.io_binding()
-        self._copies = copies_inputs(session)
-        self._bind_inputs()
         gives: dict[str, NDArray[Any]] = {names.logits: logits, **dict(zip(names.present, new, strict=True))}
-        for name, values in gives.items():
-            self._binding.bind_output(name, *_place(values))
+        self._bound = [(session, session.io_binding()) for session in sessions]
+        self._copies = copies_inputs(sessions[0])
+        for session, binding in self._bound:
+            for name in (node.name for node in session.get_outputs()):
+                if name not in gives:  # for the next graph
+                    gives[name] = self._takes[name] = np.zeros_like(self._embeds)
+                binding.bind_output(name, *_place(gives[name]))
+        for session, binding in self._bound:
+            self._bind_inputs(session, binding)
 
-    def _bind_inputs(self) -> None:
-        for name, values in self._takes.items():
-            self._binding.bind_input(name, *_place(values))
+    def _bind_inputs(self, session: Any, binding: Any) -> None:
+        for node in session.get_inputs():
+            binding.bind_input(node.name, *_place(self._takes[node.name]))
 
     def run(self, inputs: Inputs, start: int, options: Any) -> None:
         """Compute ``inputs``, of the positions from ``start`` on, before which all are there. ONNX Runtime's errors."""
@@ -81,9 +85,10 @@ class StaticRows:
             buffer[:pads] = 0
             buffer[pads:] = values
         self._show(start, pads)
-        if self._copies:
-            self._bind_inputs()
-        self._session.run_with_iobinding(self._binding, options)
+        for session, binding in self._bound:
+            if self._copies:
+                self._bind_inputs(session, binding)
+            session.run_with_iobinding(binding, options)
 
     def _show(self, start: int, pads: int) -> None:
         """Fill the mask: columns are position 0 if that is within the graph, earlier positions, and its own rows.
@@ -120,7 +125,7 @@ class StaticRows:
 
     def close(self) -> None:
         """Give the session back."""
-        self._session = self._binding = None
+        self._bound = []
 
 
 def by_position(caches: Sequence[Cache]) -> list[Cache]:
