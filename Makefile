@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-arm64 test-arm64-all kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-arm64 test-arm64-all kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -64,6 +64,10 @@ test-agents: $(ENV)/.installed-dev
 # llama.cpp on Vulkan by a driver that computes on the processor; its build takes 20 minutes, once.
 test-vulkan: $(ENV)/.installed-dev
 	$(BIN)/python scripts/vulkan.py $(ARGS)
+
+# Text towers in integers on what stands in for NPUs, and in onnxruntime-genai, which gets an environment of its own.
+test-npu: $(ENV)/.installed-dev
+	$(BIN)/python scripts/npu.py $(ARGS)
 
 # ARM64 beside x86-64: the same bytes, the same texts. As root; the first time Debian's ARM64 is set up, for qemu.
 test-arm64: $(ENV)/.installed-dev
