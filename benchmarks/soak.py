@@ -204,7 +204,7 @@ class Soak:
         # Drawn before the clock starts: how many callers wait with theirs is no memory of the engine's.
         sides = rng.choice(SIDES, _PICTURES) if has_images else []
         self._pictures = [edge_llama.Image.open(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in sides]
-        self._picture = itertools.count()
+        self._picture = itertools.count(_PICTURES // 2)  # the first are shown while nobody comes
         self._is_over = threading.Event()
         self._lock = threading.Lock()
 
@@ -232,7 +232,8 @@ class Soak:
 
         def write(number: int, length: int) -> None:
             last = 0.0
-            for piece in self._begin(np.random.default_rng([self._seed, 10**6 + number]), length, most=most):
+            rng = np.random.default_rng([self._seed, 10**6 + number])
+            for piece in self._begin(rng, length, picture=number, most=most):  # both times the same prompt
                 now = time.perf_counter()
                 if length > 1:
                     waiting.discard(number)
@@ -279,7 +280,8 @@ class Soak:
         """Ask, and leave so; what is wrong with what came of it, or ''."""
         wait, length = float(rng.uniform(0, 15)), int(rng.integers(16, 129))
         try:
-            generation = self._begin(rng, length, deadline=max(wait, 0.01) if how == "deadline" else None)
+            deadline = max(wait, 0.01) if how == "deadline" else None
+            generation = self._begin(rng, length, picture=next(self._picture), deadline=deadline)
             timer = threading.Timer(wait, generation.cancel)
             if how == "cancelled":
                 timer.start()
@@ -311,14 +313,15 @@ class Soak:
             self.tally.gaps += gaps
 
     def _begin(
-        self, rng: np.random.Generator, length: int | None, deadline: float | None = None, most: int = 4000
+        self, rng: np.random.Generator, length: int, *, picture: int, deadline: float | None = None, most: int = 4000
     ) -> edge_llama.Generation:
+        """A request by ``rng``; the ``picture`` of this number is shown to every other one, if the model sees."""
         sampling: dict[str, Any] = {"max_tokens": length, "seed": int(rng.integers(2**31)), "deadline": deadline}
         sampling["logit_bias"] = self._never
         tokens = min(int(rng.integers(100, 4001)), most)
         if self._has_images and rng.random() < 0.5:
-            picture = self._pictures[next(self._picture) % len(self._pictures)]
-            return self._model.chat().send(self._text(rng, min(tokens, 1500)), images=[picture], **sampling)
+            images = [self._pictures[picture % len(self._pictures)]]
+            return self._model.chat().send(self._text(rng, min(tokens, 1500)), images=images, **sampling)
         if tokens > 1000 and rng.random() < 0.5:
             chat = self._model.chat(system=self._systems[rng.integers(4)])
             return chat.send(self._text(rng, tokens - 700), **sampling)

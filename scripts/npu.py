@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import operator
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from edge_llama.backends.onnxruntime import providers
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
 from edge_llama.cli.calibrate import calibrate
+from edge_llama.compile import compile_for
 from edge_llama.convert import convert
 from edge_llama.host.devices import cpu_threads
 from edge_llama.planning.engine_report import engines
@@ -160,13 +162,38 @@ def genai(form: str, work: Path) -> Found:
     folder = small(work, form)
     asked = prompts(folder)
     expected = [tokens(walk) for walk in walks(folder, CPU, asked)]
-    used = set(itertools.chain(*asked, *expected))
-    unused = next(token for token in itertools.count() if token not in used)
-    job = {"folder": str(folder), "prompts": asked, "count": WRITTEN, "unused": unused}
+    job = {"folder": str(folder), "prompts": asked, "count": WRITTEN, "unused": unused(asked, expected)}
     found = {provider: in_genai({**job, "provider": provider}) for provider in ("cpu", "qnn")}
     same = {provider: sum(map(operator.eq, expected, theirs)) for provider, theirs in found.items()}
     told = ", ".join(f"{provider}: {count} of {len(asked)} the same" for provider, count in same.items())
     return Found(told, all(count == len(asked) for count in same.values()))
+
+
+def compiled(form: str, work: Path) -> Found:
+    """What was compiled for the NPU, copied alone: the graphs that it was made of are not there."""
+    folder = small(work, form)
+    alone = Path(shutil.copytree(compile_for(folder, NPU).output, work / f"{form} alone"))
+    (_, expected), (where, found) = chats(folder, NPU), chats(alone, NPU)
+    return alike(expected, found, where, 0)
+
+
+def genai_compiled(form: str, work: Path) -> Found:
+    """What onnxruntime-genai makes of compiled graphs: stated, since neither is ours."""
+    folder = small(work, form)
+    asked = prompts(folder)
+    expected = [tokens(walk) for walk in walks(folder, CPU, asked)]
+    job = {"folder": str(compile_for(folder, NPU).output), "prompts": asked, "count": WRITTEN, "provider": "qnn"}
+    try:
+        found = in_genai({**job, "unused": unused(asked, expected)})
+    except OSError as error:
+        return Found(str(error), True)
+    return Found(f"{sum(map(operator.eq, expected, found))} of {len(asked)} the same", True)
+
+
+def unused(asked: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> int:
+    """A token that is in no prompt and no answer."""
+    used = set(itertools.chain(*asked, *expected))
+    return next(token for token in itertools.count() if token not in used)
 
 
 def by_itself(work: Path) -> Found:
@@ -214,10 +241,16 @@ CHECKS = (
         *(NPU, llama4),
     ),
     Check(
+        f"HTP, compiled, a16w8: 20 chats, {TOKENS} greedy tokens each, without the graphs that it was made of",
+        "they are those of the graphs",
+        *(NPU, partial(compiled, "a16w8")),
+    ),
+    Check(
         f"{GENAI[0].replace('==', ' ')}, the same folder: {WRITTEN} tokens after 4 prompts",
         "they are ours",
-        *(CPU, partial(genai, "a16w8")),
+        *(NPU, partial(genai, "a16w8")),
     ),
+    Check(f"{GENAI[0].replace('==', ' ')}, compiled", "stated", NPU, partial(genai_compiled, "a16w8")),
     *(
         Check(
             f"OpenVINO's CPU, {quant} portable: 20 chats, {TOKENS} greedy tokens each",
