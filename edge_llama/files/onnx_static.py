@@ -240,9 +240,9 @@ def _check_rows(artifact: StaticArtifact, graphs: Sequence[OnnxFile], count: int
         **dict.fromkeys(names.present[::2], _value(cache, heads, 1, width, count)),
         **dict.fromkeys(names.present[1::2], _value(cache, heads, 1, count, width)),
     }
+    values |= dict.fromkeys((_handed_on(graph, names) for graph in graphs[:-1]), values[EMBEDS])
     for graph in graphs:
-        between = dict.fromkeys({*graph.inputs, *graph.outputs} - set(values), values[EMBEDS])
-        _check(graph, {name: value for name, value in {**values, **between}.items() if name in graph.types})
+        _check(graph, {name: value for name, value in values.items() if name in graph.types})
 
 
 def _value(format_: str, *sizes: int | None) -> _Value:

@@ -39,11 +39,17 @@ class Shape:
         return self.context - self.rows
 
 
+def handed_on(layer: int) -> str:
+    """What a graph that begins with ``layer`` takes: embeddings, or what the layer before gave."""
+    return f"layers.{layer - 1}.mlp.residual" if layer else EMBEDS
+
+
 class StaticLlama:
     """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names.
 
     ``form`` is that of all matrices, but for the one that gives logits, which has 8 bits. ``norm_is_one``: RMS norms
-    are an operator (opset 23), which OpenVINO has not; else they are taken apart.
+    are an operator (opset 23), which OpenVINO has not; else they are taken apart. ``layers``: those that this graph
+    has, None for all; one that begins later takes what the graph before gives (:func:`handed_on`).
     """
 
     def __init__(
@@ -56,8 +62,10 @@ class StaticLlama:
         first: FirstPosition | None,
         *,
         norm_is_one: bool,
+        layers: range | None = None,
     ) -> None:
         self.hp, self.graph, self.shape = hp, graph, shape
+        self._layers = range(hp.n_layer) if layers is None else layers
         self._tensors, self._form, self._first, self._norm_is_one = tensors, form, first, norm_is_one
 
     @property
@@ -69,17 +77,20 @@ class StaticLlama:
         """The whole graph."""
         hp, graph, rows = self.hp, self.graph, self.shape.rows
         self._begin()
-        x = graph.input(EMBEDS, (1, rows, hp.n_embd))
+        x = graph.input(handed_on(self._layers.start), (1, rows, hp.n_embd))
         self._mask = graph.input(MASK, (1, 1, rows, self.columns))
         cos, sin = (graph.input(name, (1, 1, rows, hp.head_dim // 2)) for name in (COS, SIN))
         self._turns = cos, sin
-        pasts = [self._past(layer) for layer in range(hp.n_layer)]
-        for layer, past in enumerate(pasts):
+        pasts = [self._past(layer) for layer in self._layers]
+        for layer, past in zip(self._layers, pasts, strict=True):
             source, name = f"model.layers.{layer}", f"layers.{layer}"
             h = self._norm(x, f"{source}.input_layernorm", f"{name}.norm1")
             x = graph.op("Add", x, self._attention(h, layer, past), name=f"{name}.attention.residual")
             h = self._norm(x, f"{source}.post_attention_layernorm", f"{name}.norm2")
             x = graph.op("Add", x, self._feed_forward(h, layer), name=f"{name}.mlp.residual")
+        if self._layers.stop < hp.n_layer:
+            graph.output(x, (1, rows, hp.n_embd))
+            return graph
         if not self.shape.gives_all and rows > 1:
             x = self._slice(x, "last", first=rows - 1, last=rows, axis=1)
         h = self._norm(x, "model.norm", "norm")

@@ -298,6 +298,8 @@ class Still:
     def get_input_memory_infos(self) -> Sequence[Any]:
         return []
 
+    get_inputs = get_outputs = get_input_memory_infos
+
     def bind_input(self, *_: object) -> None:
         pass
 
@@ -319,7 +321,7 @@ def test_a_row_sees_what_is_before_it_and_itself(count: int, begins: int | None)
         stored=FORMATS["i8"],
         names=SimpleNamespace(past=("k", "v"), present=("new_k", "new_v"), logits="logits"),
     )
-    rows = StaticRows(artifact, Still(), count, np.zeros((1, 1, 3), np.float32))
+    rows = StaticRows(artifact, [Still()], count, np.zeros((1, 1, 3), np.float32))
     assert rows.room == context - count
     for start in range(within, rows.room + within + 1):
         for filled in range(1, count + 1):
@@ -367,14 +369,19 @@ def without_token(content: dict[str, Any]) -> None:
 
 def exchanged(content: dict[str, Any]) -> None:
     stages = content["model"]["decoder"]["pipeline"][0]
-    stages["prompt"], stages["token"] = stages["token"], stages["prompt"]
+    names = [stages[name]["filename"] for name in ("token", "prompt")]
+    stages["prompt"]["filename"], stages["token"]["filename"] = names
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no stages": (without("model", "decoder", "pipeline"), r"model\.decoder\.pipeline is missing"),
     "stages of text": (decoder(pipeline="all"), r"pipeline is 'all', expected a list"),
     "a stage that is none": (decoder(pipeline=[3]), "pipeline has 3, expected objects with stages"),
-    "no stage of tokens": (without_token, r"pipeline\.token\.filename is missing"),
+    "no stage of tokens": (without_token, "pipeline has 1 stages for both, 1 for prompts and 0 for tokens, expected one"),
+    "a stage for nothing": (
+        stage("token", run_on_token_gen=False),
+        r"pipeline\.token is for neither prompts nor tokens",
+    ),
     "a stage elsewhere": (
         stage("prompt", filename="../prompt.onnx"),
         r"pipeline\.prompt\.filename is '../prompt.onnx', expected a file in",
@@ -402,7 +409,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another width": (decoder(head_size=12), r"the output 'cos' as f32 .*expected f32 \[1, 1, \?, 6\]"),
     "other embeddings": (decoder(hidden_size=64), r"the output 'embeds' as f32 .*expected f32 \[1, \?, 64\]"),
     "another vocabulary": (model_field(vocab_size=99_999), r"the output 'logits' .*expected f32 \[1, 1, 99999\]"),
-    "a layer more": (decoder(num_hidden_layers=3), "no input 'past_keys_2', which genai_config.json names"),
+    "a layer more": (decoder(num_hidden_layers=3), "no inputs 'past_keys_2' in prompt.onnx, which genai_config.json names"),
     "a layer less": (decoder(num_hidden_layers=1), "has the input 'past_keys_1', which this version does not know"),
     "names without a layer": (within("inputs", past_key_names="past"), "past_key_names is 'past', expected a name"),
     "other ids": (within("inputs", input_ids="ids"), "no input 'ids', which genai_config.json names"),
