@@ -165,6 +165,20 @@ def test_for_a_phone_two_graphs_may_have_their_weights_in_one_file(model: Path) 
         compile_for(model, "npu:qnn", share=True)
 
 
+@needs("qnn")
+def test_a_model_in_parts_is_compiled_part_by_part(small_talk: Path, tmp_path: Path) -> None:
+    """As one is that is larger than a context may be."""
+    model = text_in_integers(small_talk, tmp_path, max_shard_bytes=1)
+    assert answer(model, device="npu:qnn")[1] == SAID
+    done = compile_for(model, "npu:qnn")
+    assert len(list(done.output.glob("*_ctx_qnn.bin"))) == 4
+    placement, text = answer(done.output)
+    assert text == SAID
+    assert placement.count("all 1 nodes on QNNExecutionProvider") == 4
+    shared = compile_for(model, "npu:qnn", soc="SM8650", share=True).output
+    assert [read_binary(file).graphs for file in shared.glob("*.bin")] == [2, 2]
+
+
 def _cut(folder: Path) -> None:
     file = next(folder.glob("*.bin"))
     file.write_bytes(file.read_bytes()[:-1000])

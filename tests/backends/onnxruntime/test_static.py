@@ -16,7 +16,7 @@ from one_sequence import OneSequence
 from onnx_llama import edited
 from refusals import refusal
 from static_text import N_CTX as CONTEXT
-from static_text import WINDOW
+from static_text import WINDOW, in_integers
 
 import edge_llama
 from edge_llama.backends.base import AbortedError, Rows
@@ -464,3 +464,22 @@ def test_a_tokenizer_that_adds_no_first_token_is_told(copied: Path) -> None:
     edited(copied / "tokenizer_config.json", lambda content: content.update(add_bos_token=False))
     (told,) = read_static(locate(copied)).warnings
     assert told.startswith("every text begins with <|im_start|>, which the tokenizer does not ask for")
+
+
+def test_layers_in_several_graphs_give_the_same(
+    small_talk: Path, static_folder: Path, prompt: list[int], tmp_path: Path
+) -> None:
+    """Bit for bit: what goes from one graph to the next was rounded there."""
+    folder = in_integers(small_talk, tmp_path, max_shard_bytes=1)
+    artifact = read_static(locate(folder))
+    assert [graph.path.name for graph in artifact.prompts] == ["prompt_1.onnx", "prompt_2.onnx"]
+    assert [graph.path.name for graph in artifact.tokens] == ["token_1.onnx", "token_2.onnx"]
+    found = []
+    for each in (static_folder, folder):
+        with opened(each) as tower:
+            found.append([read(tower, prompt[:30]), read(tower, prompt[30:31])])
+            kept = tower.tower.save(0)
+            tower.cut(10)
+            tower.tower.load(0, kept, 31)
+            found[-1].append(read(tower, prompt[31:32]))
+    assert all(map(np.array_equal, *found))
