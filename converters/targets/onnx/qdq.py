@@ -7,6 +7,7 @@ fuses each operator with the pairs around it; any other computes it in float, be
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,11 @@ from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import FLOAT, INT4, UINT8, DataFile, Graph
 from converters.targets.onnx.integer_weights import (
     I8,
+    Integers,
     RowForm,
-    block_scales,
     in_chunks,
     pairs,
     read_floats,
-    row_numbers,
-    row_scales,
     steps,
 )
 from converters.tensors.transposed import transposed
@@ -109,26 +108,27 @@ class QdqGraph(Graph):
 
     def matrix(self, name: str, tensor: Tensor, form: RowForm) -> ir.Value:
         """A matrix of (outputs, inputs) as (inputs, outputs)."""
-        form = form.of(tensor)
-        numbers = transposed(row_numbers(tensor, form))
-        scale = self.stored(f"{name}.scale", row_scales(tensor, form), F32, (tensor.rows,), FLOAT)
+        form, rows = form.of(tensor), (tensor.rows,)
+        integers = Integers(tensor, form)
+        numbers = transposed(integers.numbers)
+        scale = self.stored(f"{name}.scale", integers.scales, F32, rows, FLOAT)
         if form.bits == 8:
             quantized = self.stored(f"{name}.quantized", numbers, I8, numbers.shape, _INT8)
-            zero = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
-            return self._dequantized(quantized, name, (scale, zero), axis=1)
+            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", rows, _INT8)), axis=1)
         quantized = self.stored(f"{name}.quantized", pairs(numbers), I8, numbers.shape, INT4)
         if not form.block:
-            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", (tensor.rows,))), axis=1)
-        blocks = block_scales(tensor, form)
+            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", rows, INT4)), axis=1)
+        blocks = integers.block_numbers
         whole = self.stored(f"{name}.block_numbers", blocks, I8, blocks.shape, UINT8)
-        zero = self._numbers(f"{name}.scale.zero", np.zeros(tensor.rows, np.uint8))
+        zero = self._zeros(f"{name}.scale.zero", rows, UINT8)
         scales = self._dequantized(whole, f"{name}.block_scales", (scale, zero), axis=1)
-        zeros = self._zeros(f"{name}.zero", blocks.shape)
+        zeros = self._zeros(f"{name}.zero", blocks.shape, INT4)
         return self._dequantized(quantized, name, (scales, zeros), axis=0, block_size=form.block)
 
-    def _zeros(self, name: str, shape: tuple[int, ...]) -> ir.Value:
-        tensor = ir.tensor(np.zeros(shape, np.int8), dtype=INT4, name=name)
-        return self._initializer(name, tensor, INT4, shape)
+    def _zeros(self, name: str, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
+        """Zero points beside the graph, the same bytes for all of a size: of blocks they are a 64th of the weights."""
+        nbytes = prod(shape) // (2 if dtype is INT4 else 1)
+        return self.stored(name, _zero_bytes(nbytes), I8, shape, dtype)
 
     def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
         """Numbers that are part of the graph; floats are quantized."""
@@ -150,9 +150,10 @@ class QdqGraph(Graph):
             return self._dequantized(quantized, name, pair)
         if transpose:
             return self.matrix(name, tensor, _EIGHT)
-        zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
-        scale = self.stored(f"{name}.scale", row_scales(tensor), F32, (tensor.rows,), FLOAT)
-        quantized = self.stored(f"{name}.quantized", row_numbers(tensor, _EIGHT), I8, shape or tensor.shape, _INT8)
+        integers = Integers(tensor, _EIGHT)
+        zeros = self._zeros(f"{name}.zero", (tensor.rows,), _INT8)
+        scale = self.stored(f"{name}.scale", integers.scales, F32, (tensor.rows,), FLOAT)
+        quantized = self.stored(f"{name}.quantized", integers.numbers, I8, shape or tensor.shape, _INT8)
         return self._dequantized(quantized, name, (scale, zeros), axis=0)
 
     def _quantized(self, value: ir.Value, name: str, pair: _Pair) -> ir.Value:
@@ -196,3 +197,8 @@ def _vector(tensor: Tensor) -> Tensor:
         return numbers.view(np.uint8)
 
     return replace(tensor, format=_I16, read=read, step=1)
+
+
+def _zero_bytes(count: int) -> Tensor:
+    """So many bytes of zero, (count,)."""
+    return Tensor(f"{count} zeros", (count,), I8, lambda start, stop: np.zeros((stop - start, count), np.uint8))
