@@ -1,11 +1,16 @@
 """What onnxruntime-genai reads beside a text graph: genai_config.json. Its tokenizer's files are Hugging Face's."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from converters.architectures.hyperparameters import Hyperparameters
+from converters.metadata.vocabulary import TokenType, Vocabulary
 
 _SEARCH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "do_sample")
+_PAD = re.compile(r"<\|?(?:finetune_right_)?pad(?:_id)?\|?>|\[PAD\]", re.IGNORECASE)
+_RESERVED = re.compile(r"<\|?(?:\w+_)?(?:reserved|unused)_?\w*\|?>", re.IGNORECASE)
+"""What tokens are called that no prompt has."""
 
 
 def config(
@@ -108,6 +113,31 @@ def pipeline(
         },
         "search": _search(generation, n_ctx, shares_cache=False),
     }
+
+
+def padding(vocabulary: Vocabulary, ends: Sequence[int]) -> int | None:
+    """The token for padding in a pipeline, which genai skips wherever a prompt has it: so one that no prompt has.
+
+    A pad, an unused or a reserved token; else one of ``ends``, which end an answer, that no chat template writes; else
+    the first of them. None if there is none.
+    """
+    template, tokens, special = "".join(vocabulary.chat_templates.values()), vocabulary.tokens, vocabulary.special
+    found = [index for index in _nobodys(vocabulary) if index not in (special.get("bos"), *ends)]
+    found += [index for index in ends if "eos_token" not in template or index != special.get("eos")]
+    unwritten = (index for index in found if index < len(tokens) and tokens[index] not in template)
+    return next(unwritten, next(iter(ends), None))
+
+
+def _nobodys(vocabulary: Vocabulary) -> Iterator[int]:
+    """Tokens that stand for nothing which is said, the likeliest first."""
+    numbered = list(enumerate(vocabulary.tokens))
+    if "pad" in vocabulary.special:
+        yield vocabulary.special["pad"]
+    yield from (index for index, text in numbered if _PAD.fullmatch(text))
+    yield from (index for index, kind in enumerate(vocabulary.types) if kind == TokenType.UNUSED)
+    yield from (index for index, text in numbered if _RESERVED.fullmatch(text))
+    if vocabulary.unknown is not None:
+        yield vocabulary.unknown
 
 
 def _search(generation: Mapping[str, Any], n_ctx: int, *, shares_cache: bool) -> dict[str, Any]:

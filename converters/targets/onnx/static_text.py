@@ -6,7 +6,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,8 @@ from converters.architectures.rope import attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.evidence import ranges_for
-from converters.folder_files import encoded, generation
+from converters.folder_files import encoded, end_ids, generation
+from converters.metadata import generation_config
 from converters.metadata.vocabulary import Vocabulary
 from converters.options import Options
 from converters.target import TowerFiles
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROMPT, TOKEN, INPUTS = "prompt.onnx", "token.onnx", "inputs.onnx"
-IDENTIFYING = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
-"""Of a text tower what :func:`quant.ranges.fingerprint` is made of."""
+_NORMS = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
 _GRAPHS: Mapping[str, type[StaticLlama]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), StaticLlama),
     "llama4": StaticLlama4,
 }
 """By ``Architecture.name``."""
 _BLOCK = 32
-_N_CTX, _WINDOW = 2048, 64
-_WINDOWS = range(8, 257)
+N_CTX = 2048
+"""Positions that graphs see unless another number is asked for, or the model has less."""
+_WINDOW, _WINDOWS = 64, range(8, 257)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     parts = [graph.part(name) for name, graph in graphs.items()]
     parts += [data.part(), inputs.part(INPUTS), inputs.data.part()]
     config = genai.pipeline(
-        *(hp, token_ids(checkpoint), checkpoint.generation),
+        *(hp, _token_ids(checkpoint), checkpoint.generation),
         window=static.window,
         n_ctx=static.n_ctx,
         stages={"inputs": INPUTS, "prompt": PROMPT, "token": TOKEN},
@@ -97,6 +98,13 @@ def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
     return TowerFiles(tuple(parts), {name: encoded(content, name, checkpoint) for name, content in files.items()})
+
+
+def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """As in other folders, but for the pad."""
+    vocabulary = checkpoint.vocabulary
+    pad = genai.padding(vocabulary, [*generation_config.end_ids(checkpoint.generation), *end_ids(vocabulary)])
+    return {**token_ids(checkpoint), **({} if pad is None else {"pad_token_id": pad})}
 
 
 def tower_of(checkpoint: Checkpoint) -> tuple[Hyperparameters, Mapping[str, Tensor]]:
@@ -138,8 +146,16 @@ def rotary_rates(hp: Hyperparameters, tensors: Mapping[str, Tensor]) -> "tuple[N
 
 
 def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """What tells this text tower from every other."""
-    return fingerprint(read_floats(tensors[name], 0, 1, check=False) for name in IDENTIFYING)
+    """What tells this text tower from every other: norms, and the first row of each matrix.
+
+    Who trains a model further often leaves its norms alone, or all matrices but a few.
+    """
+    matrices = sorted(name for name, tensor in tensors.items() if len(tensor.shape) > 1)
+    return fingerprint(_first_row(tensors[name]) for name in (*_NORMS, *matrices))
+
+
+def _first_row(tensor: Tensor) -> "NDArray[np.float32]":
+    return read_floats(tensor, 0, min(tensor.step, tensor.rows), check=False)[0]  # rows of a head come together
 
 
 def first_token(vocabulary: Vocabulary) -> int | None:
@@ -177,7 +193,7 @@ def _form(options: Options) -> RowForm:
 
 def _sizes(hp: Hyperparameters, options: Options) -> tuple[int, int]:
     """The window and the context."""
-    n_ctx = min(_N_CTX, hp.n_ctx) if options.n_ctx is None else options.n_ctx
+    n_ctx = min(N_CTX, hp.n_ctx) if options.n_ctx is None else options.n_ctx
     if not 0 < n_ctx <= hp.n_ctx:
         raise OptionError(
             f"--n-ctx {n_ctx:,}: the model was trained with {hp.n_ctx:,}", remedy=f"take one of 16 to {hp.n_ctx:,}"
