@@ -33,8 +33,8 @@ class ConvertOptions(TypedDict, total=False):
     """``onnx`` (None) or ``gguf``."""
     vision_quant: str | None
     """The vision tower's format: ``f16`` (None), ``int8``, ..."""
-    calibration: Sequence[str | os.PathLike[str]]
-    """Files that ``edge-llama calibrate`` measured, for what is made by ranges of values: ``a16w8`` and ``a16w4``."""
+    calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    """What ``edge-llama calibrate`` measured, in a file or several: by it ``a16w8`` and ``a16w4`` are made."""
     tensor_types: Mapping[str, str]
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
     block: int | None
