@@ -34,7 +34,7 @@ class ConvertOptions(TypedDict, total=False):
     vision_quant: str | None
     """The vision tower's format: ``f16`` (None), ``int8``, ..."""
     calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    """What ``edge-llama calibrate`` measured, in a file or several: by it ``a16w8`` and ``a16w4`` are made."""
+    """What ``edge-llama calibrate`` measured, in a file or several: ``a16w8`` and ``a16w4`` need it."""
     tensor_types: Mapping[str, str]
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
     block: int | None

@@ -106,16 +106,18 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 @pytest.fixture(scope="module")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chats(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What the small model is asked and answers, as its template renders it."""
-    path = tmp_path_factory.mktemp("texts") / "chats.txt"
-    path.write_text("".join(static_text.chats()))
-    return path
+    folder, found = tmp_path_factory.mktemp("texts"), []
+    for number, text in enumerate(static_text.chats()):
+        found.append(folder / f"{number}.txt")
+        found[-1].write_text(text)
+    return found
 
 
-def test_texts_make_a_text_tower_in_integers(cli: Cli, chats: Path, small_talk: Path, tmp_path: Path) -> None:
+def test_texts_make_a_text_tower_in_integers(cli: Cli, chats: list[Path], small_talk: Path, tmp_path: Path) -> None:
     ranges, folder = tmp_path / "ranges.json", tmp_path / "npu"
-    done = cli("calibrate", small_talk, chats, ranges)
+    done = cli("calibrate", small_talk, *chats, ranges)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "the tower lies there in float32 while it is measured" in done.stderr
     content = json.loads(ranges.read_text())
@@ -129,14 +131,14 @@ def test_texts_make_a_text_tower_in_integers(cli: Cli, chats: Path, small_talk: 
 
 
 def test_what_is_neither_text_nor_picture_is_refused_before_the_work(
-    called: Cli, chats: Path, small_talk: Path, tmp_path: Path
+    called: Cli, chats: list[Path], small_talk: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "chats.jsonl").write_text("{}\n")
     for arguments, told in (
         ([tmp_path / "chats.jsonl", tmp_path / "r.json"], "(.txt, .md, .rst, .text) and pictures are taken, no JSON"),
-        ([chats, chats.parent, tmp_path / "r.json"], "is a folder; texts"),
-        ([chats, tmp_path / "no" / "r.json"], f"cannot be written: {tmp_path / 'no'} is no folder; give another name"),
-        ([chats, tmp_path, "--force"], "cannot be written: it is a folder; give another name"),
+        ([*chats, chats[0].parent, tmp_path / "r.json"], "is a folder; texts"),
+        ([*chats, tmp_path / "no" / "r.json"], f"cannot be written: {tmp_path / 'no'} is no folder; give another name"),
+        ([*chats, tmp_path, "--force"], "cannot be written: it is a folder; give another name"),
     ):
         done = called("calibrate", small_talk, *arguments)
         assert done.returncode == 2, done.stderr
@@ -144,25 +146,25 @@ def test_what_is_neither_text_nor_picture_is_refused_before_the_work(
     assert [entry.name for entry in tmp_path.iterdir()] == ["chats.jsonl"]
 
 
-def test_what_is_read_is_never_replaced(called: Cli, chats: Path, tmp_path: Path) -> None:
+def test_what_is_read_is_never_replaced(called: Cli, chats: list[Path], tmp_path: Path) -> None:
     source = checkpoints.llama3(tmp_path / "source")
-    config, said = (source / "config.json").read_bytes(), chats.read_text()
+    config, said = (source / "config.json").read_bytes(), chats[0].read_text()
     for output, told in (
-        (chats, "output and input are the same"),
+        (chats[0], "output and input are the same"),
         (source, "output and input are the same"),
         (source / "config.json", "is one of the input's files"),
         (tmp_path, "the input lies in the output"),
     ):
-        done = called("calibrate", source, chats, output, "--force")
+        done = called("calibrate", source, *chats, output, "--force")
         assert done.returncode == 2, done.stderr
         assert told in done.stderr
     assert (source / "config.json").read_bytes() == config
-    assert chats.read_text() == said
+    assert chats[0].read_text() == said
 
 
-def test_a_package_that_is_missing_is_named(chats: Path, small_talk: Path, tmp_path: Path) -> None:
+def test_a_package_that_is_missing_is_named(chats: list[Path], small_talk: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['onnx_ir'] = None; from edge_llama.cli import main; main()"
-    arguments = map(str, ("calibrate", small_talk, chats, tmp_path / "ranges.json"))
+    arguments = map(str, ("calibrate", small_talk, *chats, tmp_path / "ranges.json"))
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert 'needs the package onnx-ir; pip install "edge-llama[convert]"' in done.stderr

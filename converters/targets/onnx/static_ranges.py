@@ -87,12 +87,7 @@ def measure_text(
         shape = Shape(WINDOW, max(2 * WINDOW, *map(len, contexts)), gives_all=True)
         graph = Graph("calibration", DataFile("calibration.data"))
         graph_of(checkpoint)(hp, tensors, graph, shape, RowForm(8), first, norm_is_one=False).write()
-        path = folder / "calibration.onnx"
-        try:
-            write_graph(graph, path)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=_ELSEWHERE) from error
-        watched = Watched(path, threads, fail=lambda told: _damaged(checkpoint, told))
+        watched = Watched(_written(graph, folder), threads, fail=lambda told: _damaged(checkpoint, told))
         reader = Reader(hp, tensors, shape, has_first=first is not None)
         windows = [window for rows in contexts for window in windows_of(rows)]
         for number, (rows, at) in enumerate(windows, 1):
@@ -127,6 +122,15 @@ def _folder(nbytes: int, tell: Callable[[str], object] | None) -> Iterator[Path]
         if tell:
             tell(f"{place}: the tower lies there in float32 while it is measured, {nbytes:,} bytes")
         yield Path(folder)
+
+
+def _written(graph: Graph, folder: Path) -> Path:
+    path = folder / "calibration.onnx"
+    try:
+        write_graph(graph, path)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=_ELSEWHERE) from error
+    return path
 
 
 def _with_caches(

@@ -155,7 +155,8 @@ def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _first_row(tensor: Tensor) -> "NDArray[np.float32]":
-    return read_floats(tensor, 0, min(tensor.step, tensor.rows), check=False)[0]  # rows of a head come together
+    row: NDArray[np.float32] = read_floats(tensor, 0, min(tensor.step, tensor.rows), check=False)[0]  # step: by heads
+    return row
 
 
 def first_token(vocabulary: Vocabulary) -> int | None:
