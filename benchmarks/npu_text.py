@@ -8,11 +8,12 @@ a16w4         in low-power blocks of 32 weights of 4 bits
 a16w4-rows    in 4 bits with one scale for each output (--portable)
 
 Ranges are measured on one half of the text of Python's own help pages, what is compared is of the other half: windows
-of 32 tokens behind position 0, in contexts of six. KL: of the answer's distribution from the float graph's, in nats,
-the mean over positions; top-1: how often the likeliest token is the same. Nothing is asserted.
+of 32 tokens behind position 0, in contexts of --context rows. KL: of the answer's distribution from the float graph's,
+in nats, the mean over positions; top-1: how often the likeliest token is the same. Nothing is asserted.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -33,11 +34,18 @@ from converters.targets.onnx.graph import DataFile, Graph
 from converters.targets.onnx.integer_weights import RowForm
 from converters.targets.onnx.qdq import QdqGraph
 from converters.targets.onnx.static_llama import Shape
-from converters.targets.onnx.static_ranges import WINDOW, WINDOWS, Reader, measure_text, windows_of, write_graph
+from converters.targets.onnx.static_ranges import (
+    WINDOW,
+    Reader,
+    Row,
+    contexts_of,
+    measure_text,
+    windows_of,
+    write_graph,
+)
 from converters.targets.onnx.static_text import graph_of, tower_of
 from quant.ranges import Ranges
 
-SHAPE = Shape(WINDOW, WINDOW * WINDOWS, gives_all=True)
 FORMS = {"a16w8": RowForm(8), "a16w4": RowForm(4, 32), "a16w4-rows": RowForm(4)}
 
 
@@ -58,6 +66,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=Path("smollm2"))
     parser.add_argument("--positions", type=int, default=1024)
     parser.add_argument("--calibration", type=int, default=2048, help="tokens")
+    parser.add_argument("--context", type=int, default=6 * WINDOW, help="rows, of which texts are read on and on")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     checkpoint = open_checkpoint(options.source)
@@ -68,23 +77,24 @@ def main() -> None:
     found = []
     for name in options.forms:
         say(name)
-        found.append(quality(name, checkpoint, held_out, options.positions, ranges, FORMS[name]))
+        found.append(quality(name, checkpoint, held_out, options, ranges))
     print(json.dumps([asdict(each) for each in found], indent=1) if options.json else table(found))
 
 
 def few(checkpoint: Checkpoint, texts: Sequence[str], tokens: int) -> list[str]:
-    """The first of ``texts`` that have so many tokens, in whole windows."""
+    """The first of ``texts`` that have so many tokens."""
     count = 0
     for number, text in enumerate(texts, 1):
-        count += WINDOW * sum(1 for _ in windows_of(checkpoint, [text]))
+        count += sum(map(len, contexts_of(checkpoint, [text], tokens)))
         if count >= tokens:
             return list(texts[:number])
     return list(texts)
 
 
 def quality(
-    name: str, checkpoint: Checkpoint, texts: Sequence[str], positions: int, ranges: Ranges, form: RowForm
+    name: str, checkpoint: Checkpoint, texts: Sequence[str], options: argparse.Namespace, ranges: Ranges
 ) -> Quality:
+    form, shape = FORMS[name], Shape(WINDOW, options.context, gives_all=True)
     hp, tensors = tower_of(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         floats = Graph("floats", DataFile("floats.data"))
@@ -92,12 +102,12 @@ def quality(
         logits = []
         for graph in (floats, integers):
             is_whole = graph is integers
-            graph_of(checkpoint)(hp, tensors, graph, SHAPE, form, ranges.first, norm_is_one=is_whole).write()
+            graph_of(checkpoint)(hp, tensors, graph, shape, form, ranges.first, norm_is_one=is_whole).write()
             path = Path(folder) / f"{'integers' if is_whole else 'floats'}.onnx"
             write_graph(graph, path)
             kept = 8 if is_whole else 0
-            reader = Reader(hp, tensors, SHAPE, has_first=ranges.first is not None, kept_bits=kept)
-            logits.append(answers(path, reader, checkpoint, texts, positions // WINDOW))
+            reader = Reader(hp, tensors, shape, has_first=ranges.first is not None, kept_bits=kept)
+            logits.append(answers(path, reader, contexts_of(checkpoint, texts, shape.context), options.positions))
         kls, same = [], []
         for exact, rounded in zip(*logits, strict=True):
             p, q = log_softmax(exact), log_softmax(rounded)
@@ -107,7 +117,7 @@ def quality(
 
 
 def answers(
-    path: Path, reader: Reader, checkpoint: Checkpoint, texts: Sequence[str], count: int
+    path: Path, reader: Reader, contexts: Sequence[Sequence[Row]], positions: int
 ) -> Iterator[NDArray[np.float32]]:
     """The logits of each window, float32 (32, vocabulary)."""
     options = onnxruntime.SessionOptions()
@@ -118,8 +128,9 @@ def answers(
     def run(inputs: Any, outputs: Sequence[str]) -> list[Any]:
         return list(session.run(list(outputs), dict(inputs)))
 
-    for _, (ids, is_start) in zip(range(count), windows_of(checkpoint, texts), strict=False):
-        yield reader.read(run, ids, is_start=is_start, also=["logits"])[0][0]
+    windows = (window for rows in contexts for window in windows_of(rows))
+    for ids, before in itertools.islice(windows, positions // WINDOW):
+        yield reader.read(run, ids, before, also=["logits"])[0][0]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -105,12 +105,11 @@ def plan(
     asked = Options(**options)
     checkpoint = open_checkpoint(Path(source))
     target, chosen = choose(Path(output), checkpoint, asked)
-    evidence = [Path(path) for path in chosen.calibration]
-    inputs = [checkpoint.path, *evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
+    inputs = [checkpoint.path, *chosen.evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
     checkpoint = with_template(checkpoint, chosen.chat_template)
-    files = (*checkpoint.files, *evidence)
+    files = (*checkpoint.files, *chosen.evidence)
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
     check_kernels(_quantized(layout.entries))
     if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):

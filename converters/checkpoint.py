@@ -48,6 +48,7 @@ class Tensor:
     ``read(start, stop)`` gives rows as bytes, uint8 ``(stop - start, row_bytes)``, of the tensor seen as
     ``(prod(shape[:-1]), shape[-1])``. Both bounds must be multiples of ``step`` (or the end). Any thread may call it.
     ``stored``: all that is read of files for it, whatever it has become since; nothing if it is computed.
+    ``requantized``: how quantized numbers are quantized again on the way, ``q8_0 to int8``; empty: they are not.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Tensor:
     read: Callable[[int, int], NDArray[np.uint8]] = field(repr=False)
     step: int = 1
     stored: frozenset[Stored] = frozenset()
+    requantized: str = ""
 
     @property
     def rows(self) -> int:

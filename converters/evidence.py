@@ -20,7 +20,7 @@ def needs_ranges(quant: str | None, kind: Kind) -> bool:
 
 def ranges_for(options: Options, kind: Kind, source: Path) -> Ranges:
     """The ranges of the tower of this kind among the files given. OptionError if there are none, or several."""
-    found = [ranges for path in options.calibration if (ranges := read_ranges(Path(path))).kind == kind]
+    found = [ranges for path in options.evidence if (ranges := read_ranges(path)).kind == kind]
     if len(found) == 1:
         return found[0]
     quant = options.quant if kind == "text" else options.vision_quant
@@ -37,8 +37,8 @@ def ranges_for(options: Options, kind: Kind, source: Path) -> Ranges:
 def check_needed(options: Options) -> None:
     """OptionError for a file that no tower is made by, or that can't be read."""
     quants: dict[Kind, str | None] = {"text": options.quant, "vision": options.vision_quant}
-    for path in options.calibration:
-        kind = read_ranges(Path(path)).kind
+    for path in options.evidence:
+        kind = read_ranges(path).kind
         if not needs_ranges(quants[kind], kind):
             forms = " and ".join(_FORMS[kind])
             raise OptionError(

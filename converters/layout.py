@@ -49,6 +49,14 @@ class Entry:
             self.format is self.tensor.format or is_exact(self.tensor.format, self.format)
         )
 
+    @property
+    def requantized(self) -> str:
+        """From which format to which it is quantized a second time; empty: it is not."""
+        source = self.tensor.format
+        if source.is_quantized and self.format.is_quantized and not self.is_exact:
+            return f"{source} to {self.kind}"
+        return self.tensor.requantized
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -109,11 +117,7 @@ class Layout:
     def warnings(self) -> tuple[str, ...]:
         """Rounding what was already rounded to another grid loses quality twice."""
         matrices = [entry for entry in self.entries if entry.is_first]
-        twice = Counter(
-            f"{entry.tensor.format} to {entry.kind}"
-            for entry in matrices
-            if entry.tensor.format.is_quantized and entry.format.is_quantized and not entry.is_exact
-        )
+        twice = Counter(entry.requantized for entry in matrices if entry.requantized)
         if not twice:
             return ()
         counts = ", ".join(f"{count} from {pair}" for pair, count in twice.most_common())

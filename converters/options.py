@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _FLAGS = {"tensor_types": "--tensor-type", "max_shard_bytes": "--max-shard-size"}
 
@@ -17,8 +18,8 @@ class Options:
     name). Of a checkpoint with two towers ``tower`` says which are written: ``text`` or ``vision``, to a ``.gguf`` file
     or a bundle, or ``all`` (None), to a bundle. The vision tower is written for ``vision_to``, ``onnx`` (None) or
     ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32``, for ``gguf`` ``bf16`` or ``q8_0``, for ONNX
-    ``int8``, ``int4`` or, for NPUs, ``a16w8``. What is made by ranges of values takes them from the files of
-    ``calibration``, which tell by themselves of which tower they are.
+    ``int8``, ``int4`` or, for NPUs, ``a16w8``. What is made by ranges of values takes them from the file or files
+    of ``calibration``, which tell by themselves of which tower they are.
     ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
@@ -26,7 +27,8 @@ class Options:
     For ONNX ``quant`` is ``int4`` (None), ``int8``, ``f16`` or ``f32``, where ``block`` weights (32, 64 or 128) share a
     scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone,
     and with ``embeddings`` the text tower's gives hidden states, too. For NPUs it is ``a16w8`` or ``a16w4``, made by
-    ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048).
+    ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048); keys and
+    values have ``kv_bits``, 8 (None) or 16; graphs with weights of more than ``max_shard_bytes`` (1.9 GB) are several.
     ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
@@ -35,7 +37,7 @@ class Options:
     tower: str | None = None
     vision_to: str | None = None
     vision_quant: str | None = None
-    calibration: Sequence[str | os.PathLike[str]] = ()
+    calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     block: int | None = None
     zero_points: bool = False
@@ -43,10 +45,18 @@ class Options:
     embeddings: bool = False
     n_ctx: int | None = None
     window: int | None = None
+    kv_bits: int | None = None
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
     allow_nonfinite: bool = False
+
+    @property
+    def evidence(self) -> tuple[Path, ...]:
+        """The files of ``calibration``."""
+        if isinstance(self.calibration, str | os.PathLike):
+            return (Path(self.calibration),)
+        return tuple(map(Path, self.calibration))
 
 
 def flag(name: str) -> str:

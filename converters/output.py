@@ -250,7 +250,7 @@ def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], files: Se
     """Nothing that is read, and nothing that was not asked for, may be replaced."""
     targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
     for target in targets:
-        _check_inputs(target, inputs, files)
+        check_inputs(target, inputs, files)
         if not target.exists():
             continue
         if target.is_dir() != layout.is_folder:
@@ -262,7 +262,8 @@ def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], files: Se
             _check_contents(target, layout)
 
 
-def _check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:
+def check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:
+    """OutputError if ``target`` is one of ``inputs``, a folder that one lies in, or there and one of ``files``."""
     resolved = target.resolve()
     for path in (path.resolve() for path in inputs):
         if resolved == path:

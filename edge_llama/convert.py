@@ -33,8 +33,8 @@ class ConvertOptions(TypedDict, total=False):
     """``onnx`` (None) or ``gguf``."""
     vision_quant: str | None
     """The vision tower's format: ``f16`` (None), ``int8``, ..."""
-    calibration: Sequence[str | os.PathLike[str]]
-    """Files that ``edge-llama calibrate`` measured, for what is made by ranges of values: ``a16w8`` and ``a16w4``."""
+    calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    """What ``edge-llama calibrate`` measured, in a file or several: ``a16w8`` and ``a16w4`` need it."""
     tensor_types: Mapping[str, str]
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
     block: int | None
@@ -49,8 +49,10 @@ class ConvertOptions(TypedDict, total=False):
     """ONNX for NPUs: the context, which is part of the graphs: 2,048 (None), or the model's own if that is less."""
     window: int | None
     """ONNX for NPUs: how many tokens of a prompt are read at once: 64 (None)."""
+    kv_bits: int | None
+    """ONNX for NPUs: the KV cache's, 8 (None) or 16, which onnxruntime-genai does not run."""
     max_shard_bytes: int | None
-    """GGUF: several files of at most so many bytes."""
+    """GGUF: several files of at most so many bytes. ONNX for NPUs: graphs with at most so many bytes of weights."""
     chat_template: str | os.PathLike[str] | None
     """A family such as ``llama3.1``, a Jinja file, or ``none``."""
     lora: str | os.PathLike[str] | None

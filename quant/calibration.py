@@ -1,13 +1,13 @@
 """Runs a tower's ONNX graph on samples, to see which numbers its values are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import ArtifactError
+from edge_llama.errors import ArtifactError, EngineError, InputError
 from quant.ranges import IDENTIFYING, Ranges, fingerprint
 
 if TYPE_CHECKING:
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 _ENDS = ("ReduceMin", "ReduceMax")
 _AGAIN = "convert the checkpoint again"
+Fail = Callable[[str], InputError]
+"""Makes the error about what is measured, of what is wrong with it."""
 
 
 def measured(path: Path, samples: Iterable[Mapping[str, NDArray[np.float32]]], *, threads: int) -> Ranges:
     """The least and the greatest number of every float value in the vision tower at ``path``, inputs included.
 
-    The graph runs as it is, on ``samples`` of its inputs. ArtifactError if ONNX Runtime refuses it, or a value is not
-    finite.
+    The graph runs as it is, on ``samples`` of its inputs. ArtifactError if it is none, or a value is not finite;
+    EngineError if ONNX Runtime refuses it or fails.
     """
     watched = Watched(path, threads)
     for sample in samples:
@@ -35,18 +37,25 @@ class Watched:
     It gives two numbers more for each value: so it takes no more memory than usual.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """ArtifactError if ONNX Runtime refuses the graph at ``path``."""
+    def __init__(self, path: Path, threads: int, fail: Fail | None = None) -> None:
+        """``fail`` makes the error of what is wrong with the graph at ``path``; None: ArtifactError, which names that.
+
+        EngineError if ONNX Runtime refuses it, or has not memory enough.
+        """
         import onnx_ir as ir  # noqa: PLC0415 - a third of a second
 
-        self._path = path
+        self._fail: Fail = fail or (lambda told: ArtifactError(f"{path}: {told}", remedy=_AGAIN))
         try:
             model = ir.load(path)
             self._initializers = model.graph.initializers
             self._names = _watch(model)
-            self._session = _session(path, ir.to_proto(model).SerializeToString(), threads)
-        except Exception as error:  # those of onnx_ir and of ONNX Runtime share no class but this
-            raise ArtifactError(f"{path}: can't be measured: {error}", remedy=_AGAIN) from error
+            content = ir.to_proto(model).SerializeToString()
+        except Exception as error:  # those of onnx_ir share no class but this
+            raise self._fail(f"can't be measured: {error}") from error
+        try:
+            self._session = _session(path, content, threads)
+        except Exception as error:  # nor do ONNX Runtime's
+            raise _failed(error) from error
         self._ends = [f"{name}.{end}" for end in _ENDS for name in self._names]
         self._low, self._high = np.full(len(self._names), np.inf), np.full(len(self._names), -np.inf)
         self.runs = 0
@@ -57,18 +66,24 @@ class Watched:
         for name in names:
             value = self._initializers.get(name)
             if value is None or value.const_value is None:
-                raise ArtifactError(f"{self._path}: can't be measured: it has no {name!r}", remedy=_AGAIN)
+                raise self._fail(f"can't be measured: it has no {name!r}")
             found.append(value.const_value.numpy())
         return found
 
     def run(self, sample: Mapping[str, NDArray[np.float32]], outputs: Sequence[str] = ()) -> list[NDArray[np.float32]]:
-        """Run it on inputs by their names; those of its own ``outputs``. ArtifactError if a value is not finite."""
-        found = self._session.run([*self._ends, *outputs], dict(sample))
+        """Run it on inputs by their names; those of its own ``outputs``.
+
+        The graph's own error (ArtifactError) if a value is not finite, EngineError if ONNX Runtime fails.
+        """
+        try:
+            found = self._session.run([*self._ends, *outputs], dict(sample))
+        except Exception as error:
+            raise _failed(error) from error
         ends = np.array(found[: len(self._ends)], np.float64).reshape(2, -1)
         finite = np.isfinite(ends).all(axis=0)
         if not finite.all():
             name = self._names[int(finite.argmin())]
-            raise ArtifactError(f"{self._path}: {name!r} is NaN or infinite", remedy=_AGAIN)
+            raise self._fail(f"{name!r} is NaN or infinite")
         self._low, self._high = np.minimum(self._low, ends[0]), np.maximum(self._high, ends[1])
         self.runs += 1
         return list(found[len(self._ends) :])
@@ -76,6 +91,11 @@ class Watched:
     def values(self) -> dict[str, tuple[float, float]]:
         """The ends of each value by its name."""
         return dict(zip(self._names, zip(self._low.tolist(), self._high.tolist(), strict=True), strict=True))
+
+
+def _failed(error: Exception) -> EngineError:
+    told = " ".join(str(error).split())[:500]
+    return EngineError(f"ONNX Runtime failed at measuring: {told}", remedy="if memory ran out, close what else has it")
 
 
 def _session(path: Path, model: bytes, threads: int) -> Any:

@@ -16,7 +16,7 @@ from edge_llama.errors import OptionError
 from edge_llama.files.json_fields import parse
 
 Kind = Literal["vision", "text"]
-_SCHEMAS: Mapping[str, Kind] = {"edge-llama ranges 1": "vision", "edge-llama text ranges 1": "text"}
+_SCHEMAS: Mapping[str, Kind] = {"edge-llama ranges 1": "vision", "edge-llama text ranges 2": "text"}
 _COUNTS: Mapping[Kind, str] = {"vision": "tiles", "text": "positions"}
 """What the samples are called that were looked at."""
 _MIDDLE, _MOST = 1 << 15, (1 << 16) - 1
@@ -129,9 +129,9 @@ class Ranges:
 
 
 def fingerprint(vectors: Iterable[NDArray[np.float32]]) -> str:
-    """What tells a tower from every other: its first and its last norm, which training moves with all the rest.
+    """What tells a tower from every other: 64 hexadecimal digits of ``vectors`` that training moves.
 
-    They are float32 in whatever form the matrices are. 64 hexadecimal digits.
+    Of a vision tower they are its first and its last norm, which are float32 in whatever form its matrices are.
     """
     digest = hashlib.sha256()
     for vector in vectors:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from edge_llama.errors import CheckpointError
-from edge_llama.files.formats import F32
+from edge_llama.files.formats import F32, Format
 from quant.kernels import NonFiniteError, recode
 
 Rows = Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]
@@ -54,8 +54,13 @@ def changed(tensor: Tensor, change: Rows) -> Tensor:
 
 def floats(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
     """Rows ``start`` to ``stop``, float32 ``(stop - start, columns)``; CheckpointError for NaN and infinity."""
+    return recoded(tensor, start, stop, F32).view(np.float32)
+
+
+def recoded(tensor: Tensor, start: int, stop: int, format_: Format) -> NDArray[np.uint8]:
+    """The same rows in ``format_``, uint8 ``(stop - start, row_bytes)``; CheckpointError likewise."""
     try:
-        return recode(tensor.read(start, stop), tensor.format, F32).view(np.float32)
+        return recode(tensor.read(start, stop), tensor.format, format_)
     except NonFiniteError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="it is damaged: download it again") from error
 

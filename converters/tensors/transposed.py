@@ -10,7 +10,7 @@ from edge_llama.files.formats import F32
 from quant.kernels import recode
 
 _STRIPE = 20 << 20  # bytes in memory at once; of Llama 4's experts 2,048 columns, in pieces of a page or more on disk
-_BLOCK = 128  # rows transposed at once: what they take stays in a core's cache
+_BLOCK = 128  # rows transposed at once, or as many as must be read: what they take stays in a core's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +67,9 @@ class _Transposed:
         rows, item = self.source.shape[-2], self.source.format.block_bytes
         number = np.dtype(f"u{item}")
         numbers = out.view(number)
-        for row in range(0, rows, _BLOCK):
-            end = min(row + _BLOCK, rows)
+        block = max(_BLOCK // self.source.step, 1) * self.source.step  # whole heads, where these are permuted
+        for row in range(0, rows, block):
+            end = min(row + block, rows)
             at = matrix * rows
             columns = (self.first + start) * item, (self.first + stop) * item
             stripe = self.source.stripe(at + row, at + end, *columns)

@@ -2,6 +2,7 @@
 
 import itertools
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from quant.ranges import Ranges
 
 _TEXTS = (".txt", ".md", ".rst", ".text")
-"""Files that are read as text; all others are pictures."""
+"""Files that are read as text; others are pictures."""
+_NEITHER = (".json", ".jsonl")
 _PURPOSES = ("ranges",)
 
 
@@ -69,21 +71,23 @@ def calibrate(
 
     Then: edge-llama convert Llama-3.2-1B-Instruct/ llama-npu/ --to onnx --quant a16w8 --calibration ranges.json
     """
+    from converters.targets.onnx import check_library  # noqa: PLC0415 - the runtime's verbs must not need this half
+
     if purpose not in _PURPOSES:
         raise OptionError(f"--for {purpose}: unknown", remedy=f"known: {', '.join(_PURPOSES)}")
     *samples, output = data
     samples += image or []
-    if not samples:
-        raise OptionError("nothing to measure with", remedy="name texts or pictures before the output")
+    _check_samples(samples)
+    _check_output(output, [Path(model), *samples], force=force)
+    check_library()
     texts = [path for path in samples if path.suffix.lower() in _TEXTS]
     pictures = [path for path in samples if path not in texts]
-    if output.exists() and not force:
-        raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
     threads = threads or cpu_threads()
     if texts:
-        found, what = _of_texts(model, texts, pictures, max_tiles, threads, quiet=quiet), "tokens"
+        checkpoint = _checkpoint(model, output)
+        found, what = _of_texts(checkpoint, texts, pictures, max_tiles, threads, quiet=quiet), "tokens"
     else:
-        found, what = _of_pictures(model, pictures, max_tiles, threads), "tiles"
+        found, what = _of_pictures(_float_tower(model, output), pictures, max_tiles, threads), "tiles"
     try:
         with new_file(output) as file:
             file.write(found.encode())
@@ -92,8 +96,45 @@ def calibrate(
     note(f"{output}: ranges of {len(found.values):,} values over {found.count:,} {what}", quiet=quiet)
 
 
+def _check_samples(samples: "Sequence[Path]") -> None:
+    """OptionError for what is neither text nor picture: found before minutes of work."""
+    if not samples:
+        raise OptionError("nothing to measure with", remedy="name texts or pictures before the output")
+    taken = f"texts ({', '.join(_TEXTS)}) and pictures are taken"
+    for path in samples:
+        if path.is_dir():
+            raise OptionError(f"{path}: is a folder; {taken}", remedy=f"name the files in it: {path / '*'}")
+        if path.suffix.lower() in _NEITHER:
+            raise OptionError(
+                f"{path}: {taken}, no JSON", remedy="write what chats say to a .txt file, as the chat template does"
+            )
+
+
+def _check_output(output: Path, inputs: "Sequence[Path]", *, force: bool) -> None:
+    """OutputError if it can't be written, or is one of ``inputs``."""
+    from converters.output import check_inputs  # noqa: PLC0415 - likewise
+
+    check_inputs(output, inputs, ())
+    if output.exists() and not force:
+        raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        what = "it is a folder" if output.is_dir() else f"{output.parent} is no folder"
+        raise OutputError(f"{output}: cannot be written: {what}", remedy="give another name")
+
+
+def _checkpoint(model: str, output: Path) -> "Checkpoint":
+    """The checkpoint; OutputError if ``output`` is one of its files."""
+    from converters.output import check_inputs  # noqa: PLC0415 - likewise
+    from converters.sources import open_checkpoint  # noqa: PLC0415
+
+    path = Path(model)
+    checkpoint = open_checkpoint(path if path.exists() else local_models.named(path) or path)
+    check_inputs(output, [checkpoint.path], checkpoint.files)
+    return checkpoint
+
+
 def _of_texts(
-    model: str,
+    checkpoint: "Checkpoint",
     texts: "Sequence[Path]",
     pictures: "Sequence[Path]",
     max_tiles: int | None,
@@ -102,11 +143,8 @@ def _of_texts(
     quiet: bool,
 ) -> "Ranges":
     """Of the text tower; pictures are seen by the vision tower, in float, and each is followed by one of the texts."""
-    from converters.sources import open_checkpoint  # noqa: PLC0415 - the runtime's verbs must not need this half
-    from converters.targets.onnx.static_ranges import Sample, encoder_of, measure_text  # noqa: PLC0415
+    from converters.targets.onnx.static_ranges import Sample, encoder_of, measure_text  # noqa: PLC0415 - likewise
 
-    path = Path(model)
-    checkpoint = open_checkpoint(path if path.exists() else local_models.named(path) or path)
     contents: list[Sample] = [_text(text) for text in texts]
     if pictures:
         encode = encoder_of(checkpoint)
@@ -114,7 +152,8 @@ def _of_texts(
         seen = _embedded(checkpoint, pictures, max_tiles, threads)
         contents += [[*rows, *ids[number % len(ids)]] for number, rows in enumerate(seen)]
     with progress("measuring", quiet=quiet, unit="tokens") as show:
-        return measure_text(checkpoint, contents, threads=threads, on_progress=show)
+        tell = partial(note, quiet=quiet)
+        return measure_text(checkpoint, contents, threads=threads, on_progress=show, tell=tell)
 
 
 def _embedded(
@@ -151,15 +190,18 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: is no UTF-8: {error}", remedy="save it as UTF-8") from error
 
 
-def _of_pictures(model: str, images: "Sequence[Path]", max_tiles: int | None, threads: int) -> "Ranges":
-    from quant.calibration import measured  # noqa: PLC0415
+def _of_pictures(tower: VisionArtifact, images: "Sequence[Path]", max_tiles: int | None, threads: int) -> "Ranges":
+    from quant.calibration import measured  # noqa: PLC0415 - likewise
 
-    tower = _float_tower(model)
     return measured(tower.path, _samples(tower, images, max_tiles), threads=threads)
 
 
-def _float_tower(model: str) -> VisionArtifact:
+def _float_tower(model: str, output: Path) -> VisionArtifact:
+    """The tower; OutputError if ``output`` is one of its files."""
+    from converters.output import check_inputs  # noqa: PLC0415 - likewise
+
     tower = read_vision(local_models.found(model))
+    check_inputs(output, [tower.path], tower.files)
     if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
         raise ArtifactError(
             f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",

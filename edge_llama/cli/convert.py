@@ -92,8 +92,13 @@ def convert(
     window: Annotated[
         int | None, typer.Option(help="a16w8 and a16w4: tokens of a prompt that are read at once. Default: 64.")
     ] = None,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(metavar="8|16", help="a16w8 and a16w4: the KV cache's; 16 not for onnxruntime-genai. Default: 8."),
+    ] = None,
     max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Write several files of at most this size, such as 2G.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Several files of at most this size, or a16w8's graphs, such as 2G."),
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -138,6 +143,7 @@ def convert(
         embeddings=embeddings,
         n_ctx=n_ctx,
         window=window,
+        kv_bits=kv_bits,
         max_shard_bytes=None if max_shard_size is None else options.size(max_shard_size, "--max-shard-size"),
         chat_template=chat_template,
         lora=lora,

@@ -28,6 +28,11 @@ _Value = tuple[str, tuple[int | None, ...]]
 """An input or output: the format of its numbers, and its sizes, of which None is any."""
 
 
+def handed_on(layer: int) -> str:
+    """What a graph takes that begins with ``layer``: embeddings, or what the layer before gave, as ours are called."""
+    return f"layers.{layer - 1}.mlp.residual" if layer else EMBEDS
+
+
 @dataclass(frozen=True, kw_only=True)
 class StaticArtifact(OnnxArtifact):
     """A text tower for NPUs; ``graph`` is the first of those that read a window of a prompt."""

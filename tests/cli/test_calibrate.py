@@ -1,4 +1,4 @@
-"""``edge-llama calibrate``, and what ``convert --ranges`` makes of its file."""
+"""``edge-llama calibrate`` on pictures and on texts, and what ``convert`` makes of its file."""
 
 import json
 import subprocess
@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
+import static_text
 from PIL import Image
 
 import converters
@@ -101,3 +103,68 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert "cannot be written: File too large" in done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["ranges.json"]
     assert path.read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What the small model is asked and answers, as its template renders it."""
+    folder, found = tmp_path_factory.mktemp("texts"), []
+    for number, text in enumerate(static_text.chats()):
+        found.append(folder / f"{number}.txt")
+        found[-1].write_text(text)
+    return found
+
+
+def test_texts_make_a_text_tower_in_integers(cli: Cli, chats: list[Path], small_talk: Path, tmp_path: Path) -> None:
+    ranges, folder = tmp_path / "ranges.json", tmp_path / "npu"
+    done = cli("calibrate", small_talk, *chats, ranges)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "the tower lies there in float32 while it is measured" in done.stderr
+    content = json.loads(ranges.read_text())
+    told = f"{ranges}: ranges of {len(content['values']):,} values over {content['positions']:,} tokens"
+    assert done.stderr.splitlines()[-1] == told
+    options = ("--to", "onnx", "--quant", "a16w8", "--calibration", ranges, "--n-ctx", 256, "--window", 32)
+    done = cli("convert", small_talk, folder, *options)
+    assert done.returncode == 0, done.stderr
+    done = cli("run", folder, "What is the capital of Japan?", "--temperature", 0, "--device", "cpu")
+    assert done.stdout == "The capital of Japan is Tokyo.\n", done.stderr
+
+
+def test_what_is_neither_text_nor_picture_is_refused_before_the_work(
+    called: Cli, chats: list[Path], small_talk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n")
+    for arguments, told in (
+        ([tmp_path / "chats.jsonl", tmp_path / "r.json"], "(.txt, .md, .rst, .text) and pictures are taken, no JSON"),
+        ([*chats, chats[0].parent, tmp_path / "r.json"], "is a folder; texts"),
+        ([*chats, tmp_path / "no" / "r.json"], f"cannot be written: {tmp_path / 'no'} is no folder; give another name"),
+        ([*chats, tmp_path, "--force"], "cannot be written: it is a folder; give another name"),
+    ):
+        done = called("calibrate", small_talk, *arguments)
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["chats.jsonl"]
+
+
+def test_what_is_read_is_never_replaced(called: Cli, chats: list[Path], tmp_path: Path) -> None:
+    source = checkpoints.llama3(tmp_path / "source")
+    config, said = (source / "config.json").read_bytes(), chats[0].read_text()
+    for output, told in (
+        (chats[0], "output and input are the same"),
+        (source, "output and input are the same"),
+        (source / "config.json", "is one of the input's files"),
+        (tmp_path, "the input lies in the output"),
+    ):
+        done = called("calibrate", source, *chats, output, "--force")
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
+    assert (source / "config.json").read_bytes() == config
+    assert chats[0].read_text() == said
+
+
+def test_a_package_that_is_missing_is_named(chats: list[Path], small_talk: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['onnx_ir'] = None; from edge_llama.cli import main; main()"
+    arguments = map(str, ("calibrate", small_talk, *chats, tmp_path / "ranges.json"))
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert 'needs the package onnx-ir; pip install "edge-llama[convert]"' in done.stderr

@@ -21,7 +21,7 @@ class OnnxTextWriter:
     quants, default_quant = (*onnx_recipe.RECIPES, *onnx_recipe.STATIC), onnx_recipe.DEFAULT
     options = (
         *("quant", "tensor_types", "block", "zero_points", "portable", "embeddings", "chat_template", "lora"),
-        *("calibration", "n_ctx", "window"),
+        *("calibration", "n_ctx", "window", "kv_bits", "max_shard_bytes"),
     )
 
     def check(self, options: Options) -> None:
@@ -31,7 +31,7 @@ class OnnxTextWriter:
         is_static = options.quant in onnx_recipe.STATIC
         # An adapter changes what was measured, and position 0 with it.
         static = ("tensor_types", "block", "zero_points", "embeddings", "lora", "allow_nonfinite")
-        for name in static if is_static else ("n_ctx", "window"):
+        for name in static if is_static else ("n_ctx", "window", "kv_bits", "max_shard_bytes"):
             value = getattr(options, name)
             if value is not None and value is not False and value != {}:  # 0 is given
                 forms = "" if is_static else f": it is for {' and '.join(onnx_recipe.STATIC)}"
@@ -42,7 +42,7 @@ class OnnxTextWriter:
 
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
         """The graph or graphs, their data, and what onnxruntime-genai reads beside them."""
-        _check_library()
+        check_library()
         if options.quant in onnx_recipe.STATIC:
             from converters.targets.onnx.static_text import static_files  # noqa: PLC0415
 
@@ -53,7 +53,7 @@ class OnnxTextWriter:
 
     def sizes(self, checkpoint: Checkpoint) -> Mapping[str, int]:
         """The folder's files for each recipe but those that need ranges."""
-        _check_library()
+        check_library()
         from converters.targets.onnx.text import text_sizes  # noqa: PLC0415
 
         return text_sizes(checkpoint, onnx_recipe.RECIPES)
@@ -71,7 +71,7 @@ class OnnxVisionWriter:
 
     def files(self, checkpoint: Checkpoint, options: Options) -> TowerFiles:
         """vision/model.onnx and its data."""
-        _check_library()
+        check_library()
         from converters.targets.onnx.vision import vision_parts  # noqa: PLC0415
 
         quant = options.vision_quant or self.default_quant
@@ -84,7 +84,7 @@ class OnnxVisionWriter:
         return {quant: self.files(checkpoint, Options(vision_quant=quant)).nbytes for quant in quants}
 
 
-def _check_library() -> None:
+def check_library() -> None:
     """OptionError without onnx-ir, which writes the graphs."""
     try:
         import onnx_ir  # noqa: F401, PLC0415

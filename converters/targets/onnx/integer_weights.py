@@ -5,12 +5,14 @@ a float32 scale of its output: the HTP multiplies by these in integers, where it
 every step, which takes four to five times as long.
 """
 
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converters.checkpoint import Tensor
+from converters.tensors.integers import floats
 from edge_llama.files.formats import F32, FORMATS
 from quant.kernels import recode
 from quant.ranges import LEAST
@@ -50,9 +52,102 @@ class RowForm:
         return RowForm(4) if self.block and matrix.columns % self.block else self
 
 
+class Integers:
+    """A matrix in ``form``, which it must be able to have: what is stored of it, computed while it is read.
+
+    What a row's numbers are worth is looked up once, however often and by how many threads it is asked for. What is
+    read raises CheckpointError for weights that are NaN or infinite.
+    """
+
+    def __init__(self, matrix: Tensor, form: RowForm) -> None:
+        self._matrix, self._form = matrix, form
+        self._lock = threading.Lock()
+        self._worth: NDArray[np.float32] | None = None
+
+    @property
+    def numbers(self) -> Tensor:
+        """Its weights in int8, whatever ``form.bits``: each row by its scale and its blocks'."""
+        matrix, form = self._matrix, self._form
+        twice = f"{matrix.format} to int{form.bits}" if matrix.format.is_quantized else ""
+        return replace(matrix, format=I8, read=_Numbers(matrix, form, self._worth_of_rows), requantized=twice)
+
+    @property
+    def scales(self) -> Tensor:
+        """What a number of each row is worth, or of its finest block a sixteenth of that: float32 (rows,)."""
+
+        def read(_start: int, _stop: int) -> "NDArray[np.uint8]":
+            return self._worth_of_rows().view(np.uint8)[None]
+
+        return Tensor(f"{self._matrix.name} scales", (self._matrix.rows,), F32, read)
+
+    @property
+    def block_numbers(self) -> Tensor:
+        """By which whole number, 1 to 16, a block's weights are larger than its row's scale: uint8 (blocks, rows)."""
+        matrix, form = self._matrix, self._form
+        n_blocks = matrix.columns // form.block
+
+        def read(start: int, stop: int) -> "NDArray[np.uint8]":
+            factors = in_chunks(matrix, lambda rows: _factors(rows, form, _scales(rows, form)))
+            by_block: NDArray[np.uint8] = np.ascontiguousarray(factors.T[start:stop]).astype(np.uint8)
+            return by_block
+
+        return Tensor(f"{matrix.name} block scales", (n_blocks, matrix.rows), I8, read, step=n_blocks)
+
+    def _worth_of_rows(self) -> "NDArray[np.float32]":
+        with self._lock:
+            if self._worth is None:
+                scales = in_chunks(self._matrix, lambda rows: _scales(rows, self._form))
+                self._worth = np.ascontiguousarray(scales, np.float32)
+            return self._worth
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Numbers:
+    """Rows of ``source`` in ``form``; ``worth`` gives what the numbers of each of all rows are worth, (rows,).
+
+    A stripe costs no more than its columns: a large matrix is transposed in many.
+    """
+
+    source: Tensor
+    form: RowForm
+    worth: "Callable[[], NDArray[np.float32]]"
+
+    def __call__(self, start: int, stop: int) -> "NDArray[np.uint8]":
+        return self.stripe(start, stop, 0, self.source.columns)
+
+    def stripe(self, start: int, stop: int, first: int, last: int) -> "NDArray[np.uint8]":
+        worth = self.worth()[start:stop]
+        block = self.form.block or 1
+        begin = first // block * block
+        rows = _columns(self.source, (start, stop), (begin, -(-last // block) * block))
+        if self.form.block:
+            steps_of_blocks = _factors(rows, self.form, worth) * worth[:, None]
+            numbers = np.rint(rows / np.repeat(steps_of_blocks, block, axis=1))
+        else:
+            numbers = np.rint(rows / worth[:, None])
+        whole: NDArray[np.int8] = numbers.clip(-self.form.most, self.form.most).astype(np.int8)
+        return whole.view(np.uint8)[:, first - begin : last - begin]
+
+
+def _columns(tensor: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> "NDArray[np.float32]":
+    """Some columns of some rows, each from the first to before the second; of blocks no more than they lie in.
+
+    Unchecked: all are finite, or what they are worth could not have been looked up.
+    """
+    (first, last), size, nbytes = columns, tensor.format.block_size, tensor.format.block_bytes
+    if columns == (0, tensor.columns):
+        return read_floats(tensor, *rows, check=False)
+    begin = first // size
+    raw = tensor.stripe(*rows, begin * nbytes, -(-last // size) * nbytes)
+    found = recode(np.ascontiguousarray(raw), tensor.format, F32, check=False).view(np.float32)
+    return found[:, first - begin * size : last - begin * size]
+
+
 def read_floats(tensor: Tensor, start: int, stop: int, *, check: bool = True) -> "NDArray[np.float32]":
-    """Rows ``start`` to ``stop``: (stop - start, columns); with ``check`` NonFiniteError for NaN and infinity."""
-    return recode(tensor.read(start, stop), tensor.format, F32, check=check).view(np.float32)
+    """Rows ``start`` to ``stop``: (stop - start, columns); with ``check`` CheckpointError for NaN and infinity."""
+    if check:
+        return floats(tensor, start, stop)
+    return recode(tensor.read(start, stop), tensor.format, F32, check=False).view(np.float32)
 
 
 def in_chunks(tensor: Tensor, of_rows: "Callable[[NDArray[np.float32]], NDArray[np.generic]]") -> "NDArray[np.generic]":
@@ -65,45 +160,6 @@ def in_chunks(tensor: Tensor, of_rows: "Callable[[NDArray[np.float32]], NDArray[
 def steps(largest: "NDArray[np.float32]", most: int) -> "NDArray[np.float32]":
     """What a number is worth, for numbers up to ``most``; 1 for what float32 can hardly tell from zeros."""
     return np.where(largest > LEAST, largest / np.float32(most), np.float32(1)).astype(np.float32)
-
-
-def row_scales(tensor: Tensor, form: RowForm = RowForm(8)) -> Tensor:
-    """What a number of each row is worth, or of its finest block a sixteenth of that: float32 (rows,)."""
-
-    def read(_start: int, _stop: int) -> "NDArray[np.uint8]":
-        return in_chunks(tensor, lambda rows: _scales(rows, form)).view(np.uint8)[None]
-
-    return Tensor(f"{tensor.name} scales", (tensor.rows,), F32, read)
-
-
-def block_scales(tensor: Tensor, form: RowForm) -> Tensor:
-    """Whole numbers of 1 to 16, by which a block's weights are larger than its row's scale: uint8 (blocks, rows)."""
-    n_blocks = tensor.columns // form.block
-
-    def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        factors = in_chunks(tensor, lambda rows: _factors(rows, form, _scales(rows, form)))
-        by_block: NDArray[np.uint8] = np.ascontiguousarray(factors.T[start:stop]).astype(np.uint8)
-        return by_block
-
-    return Tensor(f"{tensor.name} block scales", (n_blocks, tensor.rows), I8, read, step=n_blocks)
-
-
-def row_numbers(tensor: Tensor, form: RowForm) -> Tensor:
-    """A matrix in int8, whatever ``form.bits``: each row by its scale and its blocks'."""
-
-    def read(start: int, stop: int) -> "NDArray[np.uint8]":
-        rows = read_floats(tensor, start, stop)
-        worth = _scales(rows, form)
-        if form.block:
-            factors = _factors(rows, form, worth)
-            rows = rows.reshape(len(rows), -1, form.block) / (factors * worth[:, None])[:, :, None]
-            numbers = np.rint(rows).reshape(len(rows), -1)
-        else:
-            numbers = np.rint(rows / worth[:, None])
-        whole: NDArray[np.int8] = numbers.clip(-form.most, form.most).astype(np.int8)
-        return whole.view(np.uint8)
-
-    return replace(tensor, format=I8, read=read)
 
 
 def rounded(tensor: Tensor) -> Tensor:

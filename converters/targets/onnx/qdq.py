@@ -7,6 +7,7 @@ fuses each operator with the pairs around it; any other computes it in float, be
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,11 @@ from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import FLOAT, INT4, UINT8, DataFile, Graph
 from converters.targets.onnx.integer_weights import (
     I8,
+    Integers,
     RowForm,
-    block_scales,
     in_chunks,
     pairs,
     read_floats,
-    row_numbers,
-    row_scales,
     steps,
 )
 from converters.tensors.transposed import transposed
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 _INT8, _UINT16 = ir.DataType.INT8, ir.DataType.UINT16
 _I16 = FORMATS["i16"]
-_MIDDLE, _MIDDLE_OF_8 = 1 << 15, 1 << 7
+_MIDDLE = 1 << 15
 _EIGHT = RowForm(8)
 _MOVES = {"Reshape", "Transpose", "Slice", "Split", "ReduceMax"}
 """Operators whose output has the numbers of their input, in other places."""
@@ -48,9 +47,12 @@ class QdqGraph(Graph):
     A node's name is that of its output after quantizing and dequantizing, which other nodes read.
     """
 
-    def __init__(self, name: str, data: DataFile, ranges: Ranges, opset: int = 21) -> None:
+    def __init__(self, name: str, data: DataFile, ranges: Ranges, opset: int = 21, *, kept_bits: int = 8) -> None:
+        """``kept_bits``, 8 or 16: of what is handed from one run to the next."""
         super().__init__(name, data, opset)
         self._ranges = ranges
+        self._kept_type = UINT8 if kept_bits == 8 else _UINT16
+        self._kept_middle = 1 << (kept_bits - 1)
         self._pairs: dict[str, _Pair] = {}
         self._kept: dict[str, _Pair] = {}
         """Of values that are handed from one run to the next, by what they are called in ``ranges``."""
@@ -78,8 +80,8 @@ class QdqGraph(Graph):
         return first if all(other is first for other in others) else None
 
     def kept_input(self, name: str, shape: Sequence[int | str], of: str) -> ir.Value:
-        """What an earlier run gave by :meth:`kept_output`, in uint8 around 128."""
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(UINT8))
+        """What an earlier run gave by :meth:`kept_output`, in uint8 around 128, or uint16 around 32,768."""
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(self._kept_type))
         self._inputs.append(value)
         return self._dequantized(value, f"{name}.floats", self._pair_kept(of))
 
@@ -87,48 +89,51 @@ class QdqGraph(Graph):
         """Give ``value`` for a later run, and what it then is."""
         pair = self._pair_kept(of)
         (given,) = super().ops("QuantizeLinear", value, *pair, names=(name,))
-        given.shape, given.type = ir.Shape(shape), ir.TensorType(UINT8)
+        given.shape, given.type = ir.Shape(shape), ir.TensorType(self._kept_type)
         self._outputs.append(given)
         return self._dequantized(given, f"{name}.floats", pair)
 
     def kept_constant(self, name: str, values: "NDArray[np.float32]", of: str) -> ir.Value:
         """``values`` as if an earlier run had given them."""
         pair = self._pair_kept(of)
-        numbers = np.rint(values / np.float32(self._kept_scale(of))) + _MIDDLE_OF_8
-        return self._dequantized(self._numbers(f"{name}.quantized", numbers.clip(0, 255).astype(np.uint8)), name, pair)
+        numbers = np.rint(values / np.float32(self._kept_scale(of))) + self._kept_middle
+        numbers = numbers.clip(0, 2 * self._kept_middle - 1).astype(self._kept_type.numpy())
+        return self._dequantized(self._numbers(f"{name}.quantized", numbers), name, pair)
 
     def _pair_kept(self, of: str) -> _Pair:
         if of not in self._kept:
             scale = super().constant(f"{of}.kept.scale", self._kept_scale(of))
-            self._kept[of] = scale, self._numbers(f"{of}.kept.zero", np.uint8(_MIDDLE_OF_8))
+            middle = self._kept_type.numpy().type(self._kept_middle)
+            self._kept[of] = scale, self._numbers(f"{of}.kept.zero", middle)
         return self._kept[of]
 
     def _kept_scale(self, of: str) -> float:
         low, high = self._ranges.ends(of)
-        return float(steps(np.array(max(-low, high), np.float32), _MIDDLE_OF_8 - 1))
+        return float(steps(np.array(max(-low, high), np.float32), self._kept_middle - 1))
 
     def matrix(self, name: str, tensor: Tensor, form: RowForm) -> ir.Value:
         """A matrix of (outputs, inputs) as (inputs, outputs)."""
-        form = form.of(tensor)
-        numbers = transposed(row_numbers(tensor, form))
-        scale = self.stored(f"{name}.scale", row_scales(tensor, form), F32, (tensor.rows,), FLOAT)
+        form, rows = form.of(tensor), (tensor.rows,)
+        integers = Integers(tensor, form)
+        numbers = transposed(integers.numbers)
+        scale = self.stored(f"{name}.scale", integers.scales, F32, rows, FLOAT)
         if form.bits == 8:
             quantized = self.stored(f"{name}.quantized", numbers, I8, numbers.shape, _INT8)
-            zero = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
-            return self._dequantized(quantized, name, (scale, zero), axis=1)
+            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", rows, _INT8)), axis=1)
         quantized = self.stored(f"{name}.quantized", pairs(numbers), I8, numbers.shape, INT4)
         if not form.block:
-            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", (tensor.rows,))), axis=1)
-        blocks = block_scales(tensor, form)
+            return self._dequantized(quantized, name, (scale, self._zeros(f"{name}.zero", rows, INT4)), axis=1)
+        blocks = integers.block_numbers
         whole = self.stored(f"{name}.block_numbers", blocks, I8, blocks.shape, UINT8)
-        zero = self._numbers(f"{name}.scale.zero", np.zeros(tensor.rows, np.uint8))
+        zero = self._zeros(f"{name}.scale.zero", rows, UINT8)
         scales = self._dequantized(whole, f"{name}.block_scales", (scale, zero), axis=1)
-        zeros = self._zeros(f"{name}.zero", blocks.shape)
+        zeros = self._zeros(f"{name}.zero", blocks.shape, INT4)
         return self._dequantized(quantized, name, (scales, zeros), axis=0, block_size=form.block)
 
-    def _zeros(self, name: str, shape: tuple[int, ...]) -> ir.Value:
-        tensor = ir.tensor(np.zeros(shape, np.int8), dtype=INT4, name=name)
-        return self._initializer(name, tensor, INT4, shape)
+    def _zeros(self, name: str, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
+        """Zero points beside the graph, the same bytes for all of a size: of blocks they are a 64th of the weights."""
+        nbytes = prod(shape) // (2 if dtype is INT4 else 1)
+        return self.stored(name, _zero_bytes(nbytes), I8, shape, dtype)
 
     def constant(self, name: str, values: "NDArray[Any] | Sequence[int] | float") -> ir.Value:
         """Numbers that are part of the graph; floats are quantized."""
@@ -150,9 +155,10 @@ class QdqGraph(Graph):
             return self._dequantized(quantized, name, pair)
         if transpose:
             return self.matrix(name, tensor, _EIGHT)
-        zeros = self._numbers(f"{name}.zero", np.zeros(tensor.rows, np.int8))
-        scale = self.stored(f"{name}.scale", row_scales(tensor), F32, (tensor.rows,), FLOAT)
-        quantized = self.stored(f"{name}.quantized", row_numbers(tensor, _EIGHT), I8, shape or tensor.shape, _INT8)
+        integers = Integers(tensor, _EIGHT)
+        zeros = self._zeros(f"{name}.zero", (tensor.rows,), _INT8)
+        scale = self.stored(f"{name}.scale", integers.scales, F32, (tensor.rows,), FLOAT)
+        quantized = self.stored(f"{name}.quantized", integers.numbers, I8, shape or tensor.shape, _INT8)
         return self._dequantized(quantized, name, (scale, zeros), axis=0)
 
     def _quantized(self, value: ir.Value, name: str, pair: _Pair) -> ir.Value:
@@ -196,3 +202,8 @@ def _vector(tensor: Tensor) -> Tensor:
         return numbers.view(np.uint8)
 
     return replace(tensor, format=_I16, read=read, step=1)
+
+
+def _zero_bytes(count: int) -> Tensor:
+    """So many bytes of zero, (count,)."""
+    return Tensor(f"{count} zeros", (count,), I8, lambda start, stop: np.zeros((stop - start, count), np.uint8))

@@ -20,7 +20,7 @@ from converters.targets.onnx.graph import Graph
 from converters.targets.onnx.integer_weights import RowForm
 from converters.targets.onnx.standard import StandardOps
 from edge_llama.files.formats import F32
-from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN
+from edge_llama.files.onnx_static import COS, MASK, SIN, handed_on
 from quant.ranges import FirstPosition
 
 
@@ -39,17 +39,12 @@ class Shape:
         return self.context - self.rows
 
 
-def handed_on(layer: int) -> str:
-    """What a graph that begins with ``layer`` takes: embeddings, or what the layer before gave."""
-    return f"layers.{layer - 1}.mlp.residual" if layer else EMBEDS
-
-
 class StaticLlama:
     """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names.
 
     ``form`` is that of all matrices, but for the one that gives logits, which has 8 bits. ``norm_is_one``: RMS norms
     are an operator (opset 23), which OpenVINO has not; else they are taken apart. ``layers``: those that this graph
-    has, None for all; one that begins later takes what the graph before gives (:func:`handed_on`).
+    has, None for all; one that begins later takes what the graph before gives.
     """
 
     def __init__(

@@ -20,12 +20,17 @@ ROUTER = {".router.distance": (-2.0, 0.0), ".router.open": (-1.0, 1.0), ".router
 """Ends of values' names, and their ranges, which are known: what lies below is no expert's."""
 
 
-def check_context(checkpoint: Checkpoint, hp: Hyperparameters, n_ctx: int) -> None:
-    """CheckpointError for a context so long that queries depend on their places, or attention comes in chunks."""
+def longest_context(hp: Hyperparameters) -> int | None:
+    """Positions before queries depend on their places, or attention comes in chunks; None: neither is ever so."""
     limits = [hp.chunk_size if "chunked_attention" in hp.layer_types else None]
     limits += [int(hp.floor_scale) - 1 if hp.has_temperature else None]
-    most = min((limit for limit in limits if limit is not None), default=n_ctx)
-    if n_ctx > most:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def check_context(checkpoint: Checkpoint, hp: Hyperparameters, n_ctx: int) -> None:
+    """CheckpointError for a context beyond :func:`longest_context`."""
+    most = longest_context(hp)
+    if most is not None and n_ctx > most:
         raise CheckpointError(
             f"{checkpoint.path}: beyond {most:,} positions its attention is another, for which there is no graph in "
             f"integers, and the context is {n_ctx:,}",

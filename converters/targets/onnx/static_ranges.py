@@ -1,8 +1,14 @@
-"""The ranges of a text tower's values, measured on text: what its graph in integers is made by."""
+"""The ranges of a text tower's values, measured on text: what its graph in integers is made by.
+
+Texts are read as a model reads them, on and on in windows, up to as many positions as graphs have by default: how much
+attention adds up depends on how much is before a row, and how far RoPE rotates on its place.
+"""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +21,9 @@ from converters.targets.onnx.first_position import first_position
 from converters.targets.onnx.graph import DataFile, Graph
 from converters.targets.onnx.integer_weights import RowForm, read_floats
 from converters.targets.onnx.static_llama import Shape
-from converters.targets.onnx.static_llama4 import ROUTER
+from converters.targets.onnx.static_llama4 import ROUTER, longest_context
 from converters.targets.onnx.static_text import (
+    N_CTX,
     check_static,
     first_token,
     graph_of,
@@ -24,20 +31,22 @@ from converters.targets.onnx.static_text import (
     tower_fingerprint,
     tower_of,
 )
+from converters.tensors.integers import recoded
 from converters.tokenizers.source_encoders import JsonEncoder
 from converters.tokenizers.writer import write_files
-from edge_llama.errors import OptionError
+from edge_llama.errors import CheckpointError, InputError, OptionError, OutputError
 from edge_llama.files.onnx_static import COS, EMBEDS, HIDDEN, MASK, SIN
 from quant.calibration import Watched
-from quant.kernels import recode
-from quant.ranges import Ranges
+from quant.ranges import FirstPosition, Ranges
 
-WINDOW, WINDOWS = 32, 6
-"""Tokens of a run, and runs until the context begins anew: so far apart are most of the tokens that attend."""
+WINDOW = 32
+"""Tokens of a run."""
 _CHUNK = 1 << 22  # weights written at once
 _ROOM = 20.0
 """By how much a hidden score is below the least: e to the minus 20 is nothing to a softmax."""
 _LEAST_MASK = 60.0
+_ELSEWHERE = "make room, or name another folder in the environment's TMPDIR"
+_EMBEDDING = "model.embed_tokens.weight"
 
 Run = Callable[[Mapping[str, NDArray[Any]], Sequence[str]], Sequence[NDArray[Any]]]
 """Runs a graph on inputs by their names, and gives the outputs that are asked for."""
@@ -55,42 +64,87 @@ def measure_text(
     *,
     threads: int,
     on_progress: Callable[[int, int], object] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Ranges:
     """The ranges of the text tower's values over ``texts``, position 0 apart.
 
-    ``on_progress`` gets the tokens read so far, and how many there are.
+    ``on_progress`` gets the tokens read so far, and how many there are; ``tell`` gets a sentence about the files.
     It is computed in float32 by ONNX Runtime, from files that are gone afterwards. Raises CheckpointError for a
-    checkpoint that is not whole or of another form, OptionError for texts that fill no window of 32 tokens.
+    checkpoint that is not whole, damaged, or of another form, OptionError for texts of less than 32 tokens, OutputError
+    where the temporary folder has no room, EngineError if ONNX Runtime fails.
     """
     hp, tensors = tower_of(checkpoint)
     check_static(checkpoint, hp)
-    windows = list(windows_of(checkpoint, texts))
-    if not windows:
+    bos = first_token(checkpoint.vocabulary)
+    longest = min(N_CTX, hp.n_ctx, longest_context(hp) or N_CTX)
+    contexts = contexts_of(checkpoint, texts, max(longest - (bos is not None), WINDOW))
+    if not contexts:
         raise OptionError(
             f"the texts to calibrate with have fewer than {WINDOW} tokens", remedy="add more: a few pages at least"
         )
-    bos = first_token(checkpoint.vocabulary)
-    first = None if bos is None else first_position(hp, tensors, bos)
-    shape = Shape(WINDOW, WINDOW * WINDOWS, gives_all=True)
-    graph = Graph("calibration", DataFile("calibration.data"))
-    graph_of(checkpoint)(hp, tensors, graph, shape, RowForm(8), first, norm_is_one=False).write()
-    with tempfile.TemporaryDirectory(prefix="edge-llama-calibration-") as folder:
-        path = Path(folder) / "calibration.onnx"
-        write_graph(graph, path)
-        watched = Watched(path, threads)
+    with _folder(_float_bytes(hp, tensors), tell) as folder:
+        first = None if bos is None else first_position(hp, tensors, bos)
+        shape = Shape(WINDOW, max(2 * WINDOW, *map(len, contexts)), gives_all=True)
+        graph = Graph("calibration", DataFile("calibration.data"))
+        graph_of(checkpoint)(hp, tensors, graph, shape, RowForm(8), first, norm_is_one=False).write()
+        watched = Watched(_written(graph, folder), threads, fail=lambda told: _damaged(checkpoint, told))
         reader = Reader(hp, tensors, shape, has_first=first is not None)
-        for number, (ids, is_start) in enumerate(windows, 1):
-            reader.read(watched.run, ids, is_start=is_start)
+        windows = [window for rows in contexts for window in windows_of(rows)]
+        for number, (rows, at) in enumerate(windows, 1):
+            reader.read(watched.run, rows, at)
             if on_progress:
                 on_progress(number * WINDOW, len(windows) * WINDOW)
-        values = watched.values()
-    for layer in range(hp.n_layer):
+    values = _with_masks(_with_caches(watched.values(), hp.n_layer, first), hp.n_layer)
+    return Ranges(tower_fingerprint(tensors), sum(map(len, contexts)), values, "text", first)
+
+
+def _damaged(checkpoint: Checkpoint, told: str) -> InputError:
+    return CheckpointError(f"{checkpoint.path}: in float32, {told}", remedy="it is damaged: download it again")
+
+
+def _float_bytes(hp: Hyperparameters, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the matrices in float32, to within the little that is beside them; rows of the embedding come apart."""
+    stored = (tensor for name, tensor in tensors.items() if name != _EMBEDDING or hp.tied)
+    return sum(4 * tensor.rows * tensor.columns for tensor in stored)
+
+
+@contextmanager
+def _folder(nbytes: int, tell: Callable[[str], object] | None) -> Iterator[Path]:
+    """A folder for a while, with room for so many bytes: else OutputError."""
+    with tempfile.TemporaryDirectory(prefix="edge-llama-calibration-") as folder:
+        place = Path(folder).parent
+        free = shutil.disk_usage(place).free
+        if free < nbytes:
+            raise OutputError(
+                f"{place}: {free:,} bytes are free, but measuring needs {nbytes:,}: the tower in float32",
+                remedy=_ELSEWHERE,
+            )
+        if tell:
+            tell(f"{place}: the tower lies there in float32 while it is measured, {nbytes:,} bytes")
+        yield Path(folder)
+
+
+def _written(graph: Graph, folder: Path) -> Path:
+    path = folder / "calibration.onnx"
+    try:
+        write_graph(graph, path)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=_ELSEWHERE) from error
+    return path
+
+
+def _with_caches(
+    values: Mapping[str, tuple[float, float]], n_layer: int, first: FirstPosition | None
+) -> dict[str, tuple[float, float]]:
+    """``values`` with those of each layer's cache: as far to both sides, what is known of position 0 included."""
+    found = dict(values)
+    for layer in range(n_layer):
         for part in ("keys", "values"):
             largest = max(map(abs, values[f"layers.{layer}.attention.{part}.new"]))
             if first is not None:
                 largest = max(largest, first.largest(layer, part))
-            values[f"layers.{layer}.{part}"] = (-largest, largest)
-    return Ranges(tower_fingerprint(tensors), len(windows) * WINDOW, _with_masks(values, hp.n_layer), "text", first)
+            found[f"layers.{layer}.{part}"] = (-largest, largest)
+    return found
 
 
 def _with_masks(values: Mapping[str, tuple[float, float]], n_layer: int) -> dict[str, tuple[float, float]]:
@@ -108,16 +162,38 @@ def _with_masks(values: Mapping[str, tuple[float, float]], n_layer: int) -> dict
     return {**found, MASK: (-most, 0.0)}
 
 
-def windows_of(checkpoint: Checkpoint, texts: Iterable[Sample]) -> Iterator[tuple[Sequence[Row], bool]]:
-    """Windows of rows, and whether a context begins with it. Special tokens in texts are what they are in chats."""
-    encode = encoder_of(checkpoint)
-    bos = first_token(checkpoint.vocabulary)
+def contexts_of(checkpoint: Checkpoint, texts: Iterable[Sample], longest: int) -> list[list[Row]]:
+    """The rows of ``texts`` in contexts of a window to ``longest`` rows, without the token that begins each of them.
+
+    Special tokens in texts are what they are in chats. None is left out: what is shorter than a window is read with the
+    next text, at the end with the one before, and a context's rest with what was before it. Empty if all are too few.
+    """
+    encode, bos = encoder_of(checkpoint), first_token(checkpoint.vocabulary)
+    found: list[list[Row]] = []
     for text in texts:
-        rows: Sequence[Row] = encode(text) if isinstance(text, str) else text
+        given: Sequence[Row] = encode(text) if isinstance(text, str) else text
+        rows = list(given)
         if rows and isinstance(rows[0], int) and rows[0] == bos:
-            rows = rows[1:]
-        for at in range(0, len(rows) - WINDOW + 1, WINDOW):
-            yield rows[at : at + WINDOW], at % (WINDOW * WINDOWS) == 0
+            del rows[0]
+        if found and len(found[-1]) < WINDOW:
+            found[-1] += rows
+        else:
+            found.append(rows)
+    if len(found) > 1 and len(found[-1]) < WINDOW:
+        last = found.pop()
+        found[-1] += last
+    return [rows[at : at + longest] for rows in found for at in _starts(len(rows), longest)]
+
+
+def windows_of(rows: Sequence[Row]) -> Iterator[tuple[Sequence[Row], int]]:
+    """A context's windows, each with the number of rows before it; the last may begin within the one before."""
+    for at in _starts(len(rows), WINDOW):
+        yield rows[at : at + WINDOW], at
+
+
+def _starts(count: int, size: int) -> list[int]:
+    """Where pieces of ``size`` rows begin; the last one earlier, so that each has a window at least, which all have."""
+    return [min(at, count - WINDOW) for at in range(0, count, size)] if count >= WINDOW else []
 
 
 def encoder_of(checkpoint: Checkpoint) -> Callable[[str], list[int]]:
@@ -140,38 +216,40 @@ class Reader:
     ) -> None:
         """``kept_bits``: what a cache's numbers have, 8, or 0 for float32."""
         self._kept_bits = kept_bits
-        self._hp, self._table, self._shape, self._has_first = hp, tensors["model.embed_tokens.weight"], shape, has_first
+        self._hp, self._table, self._shape, self._has_first = hp, tensors[_EMBEDDING], shape, has_first
         self._rates, self._strength = rotary_rates(hp, tensors)
         parts = [(part, layer) for layer in range(hp.n_layer) for part in ("keys", "values")]
         self._pasts = [f"past_{part}_{layer}" for part, layer in parts]
         self._presents = [f"present_{part}_{layer}" for part, layer in parts]
-        self._length = 0
         self._kept: dict[str, NDArray[Any]] = {}
 
     def read(
-        self, run: Run, rows_given: Sequence[Row], *, is_start: bool, also: Sequence[str] = ()
+        self, run: Run, rows_given: Sequence[Row], before: int, *, also: Sequence[str] = ()
     ) -> Sequence[NDArray[Any]]:
-        """A window more, or the first of a context; what the graph gave of the outputs that are asked for ``also``."""
-        if is_start:
-            self._length, self._kept = 0, self._empty()
+        """A window whose context has so many rows ``before`` it, which were read; 0: it begins one.
+
+        Gives what the graph gave of the outputs that are asked for ``also``.
+        """
+        if not before:
+            self._kept = self._empty()
         rows, past = self._shape.rows, self._shape.past
-        at = np.arange(rows) + self._length + self._has_first
+        at = np.arange(rows) + before + self._has_first
         angles = (at[:, None] * self._rates)[None, None].astype(np.float32)
-        seen = np.ones((rows, int(self._has_first)), bool)
-        before = np.broadcast_to(np.arange(past) < self._length, (rows, past))
+        first = np.ones((rows, int(self._has_first)), bool)
+        earlier = np.broadcast_to(np.arange(past) < before, (rows, past))
         own = np.tri(rows, dtype=bool)
-        mask = np.where(np.hstack([seen, before, own]), 0, HIDDEN).astype(np.float32)[None, None]
+        mask = np.where(np.hstack([first, earlier, own]), 0, HIDDEN).astype(np.float32)[None, None]
         embeds = np.stack([self._embedding(row) for row in rows_given])[None]
         inputs = {EMBEDS: embeds, MASK: mask, COS: np.cos(angles) * self._strength}
         inputs |= {SIN: np.sin(angles) * self._strength, **self._kept}
         found = run(inputs, [*self._presents, *also])
-        if self._length + rows <= past:
-            for name, new in zip(self._pasts, found, strict=False):
-                axis = 3 if "keys" in name else 2
-                places = [slice(None)] * 4
-                places[axis] = slice(self._length, self._length + rows)
-                self._kept[name][tuple(places)] = new
-        self._length += rows
+        kept = min(rows, past - before)
+        columns = slice(before, before + kept)
+        for name, new in zip(self._pasts, found, strict=False):
+            if "keys" in name:  # whose positions are in the last dimension
+                self._kept[name][..., columns] = new[..., :kept]
+            else:
+                self._kept[name][..., columns, :] = new[..., :kept, :]
         return found[len(self._pasts) :]
 
     def _embedding(self, row: Row) -> NDArray[np.float32]:
@@ -185,7 +263,10 @@ class Reader:
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """The graph and its weights beside it, for a moment: nothing is hashed, synced or resumed."""
+    """The graph and its weights beside it, for a moment: nothing is hashed, synced or resumed.
+
+    CheckpointError for weights that are NaN or infinite.
+    """
     for part in (graph.part(path.name), graph.data.part()):
         with (path.parent / part.name).open("wb") as file:
             file.write(part.header)
@@ -193,6 +274,6 @@ def write_graph(graph: Graph, path: Path) -> None:
                 tensor = entry.tensor
                 step = max(_CHUNK // tensor.columns // tensor.step, 1) * tensor.step
                 for start in range(0, tensor.rows, step):
-                    rows = tensor.read(start, min(start + step, tensor.rows))
-                    file.write(recode(rows, tensor.format, entry.format).tobytes())
+                    stop = min(start + step, tensor.rows)
+                    file.write(recoded(tensor, start, stop, entry.format).tobytes())
                 file.write(bytes(part.stored_bytes(entry) - entry.nbytes))

@@ -1,12 +1,15 @@
 """A text tower for NPUs, in the layout of onnxruntime-genai's ``decoder-pipeline``: three graphs and their weights.
 
 ``inputs.onnx`` runs on the CPU: it turns ids into embeddings, places into cosines and sines, and says what is seen.
-``prompt.onnx`` reads a window of tokens, ``token.onnx`` one (:mod:`converters.targets.onnx.static_llama`).
+``prompt.onnx`` reads a window of tokens, ``token.onnx`` one (:mod:`converters.targets.onnx.static_llama`). Of a large
+tower both are several, by layers: ``prompt_1.onnx``, ``prompt_2.onnx``, ...
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +20,8 @@ from converters.architectures.rope import attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
 from converters.evidence import ranges_for
-from converters.folder_files import encoded, generation
+from converters.folder_files import encoded, end_ids, generation
+from converters.metadata import generation_config
 from converters.metadata.vocabulary import Vocabulary
 from converters.options import Options
 from converters.target import TowerFiles
@@ -39,17 +43,20 @@ from quant.ranges import Ranges, fingerprint
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PROMPT, TOKEN, INPUTS = "prompt.onnx", "token.onnx", "inputs.onnx"
-IDENTIFYING = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
-"""Of a text tower what :func:`quant.ranges.fingerprint` is made of."""
+INPUTS = "inputs.onnx"
+PART_BYTES = 1_900_000_000
+"""Weights that a graph has at most unless asked otherwise: what an NPU's engine compiles to is 2 GB at most."""
+_NORMS = ("model.layers.0.input_layernorm.weight", "model.norm.weight")
 _GRAPHS: Mapping[str, type[StaticLlama]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), StaticLlama),
     "llama4": StaticLlama4,
 }
 """By ``Architecture.name``."""
 _BLOCK = 32
-_N_CTX, _WINDOW = 2048, 64
-_WINDOWS = range(8, 257)
+N_CTX = 2048
+"""Positions that graphs see unless another number is asked for, or the model has less."""
+_WINDOW, _WINDOWS = 64, range(8, 257)
+_KV_BITS = (8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class _Static:
     form: RowForm
     window: int
     n_ctx: int
+    kv_bits: int
     is_portable: bool
 
 
@@ -75,21 +83,24 @@ def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
     check_static(checkpoint, hp)
     static = _Static(
         *(graph_of(checkpoint), hp, tensors, _ranges(checkpoint, hp, tensors, options)),
-        *(_form(options), *_sizes(hp, options)),
+        *(_form(options), *_sizes(hp, options), _kv_bits(options)),
         is_portable=options.portable,
     )
     if hp.layer_types:
         check_context(checkpoint, hp, static.n_ctx)
-    data = DataFile("decoder.onnx.data")
-    graphs = {name: _decoder(static, rows, name, data) for name, rows in ((PROMPT, static.window), (TOKEN, 1))}
-    inputs = _inputs(static)
-    parts = [graph.part(name) for name, graph in graphs.items()]
+    data, inputs = DataFile("decoder.onnx.data"), _inputs(static)
+    layers = _parts(static, options.max_shard_bytes or PART_BYTES)
+    named = [(part.prompt, part.layers, static.window) for part in layers]
+    named += [(part.token, part.layers, 1) for part in layers]
+    parts = [_decoder(static, which, rows, name, data).part(name) for name, which, rows in named]
     parts += [data.part(), inputs.part(INPUTS), inputs.data.part()]
     config = genai.pipeline(
-        *(hp, token_ids(checkpoint), checkpoint.generation),
+        *(hp, _token_ids(checkpoint), checkpoint.generation),
         window=static.window,
         n_ctx=static.n_ctx,
-        stages={"inputs": INPUTS, "prompt": PROMPT, "token": TOKEN},
+        kv_bits=static.kv_bits,
+        inputs=INPUTS,
+        parts=layers,
     )
     files = {
         "genai_config.json": config,
@@ -97,6 +108,13 @@ def static_files(checkpoint: Checkpoint, options: Options) -> TowerFiles:
         **write_files(checkpoint.vocabulary, checkpoint.path),
     }
     return TowerFiles(tuple(parts), {name: encoded(content, name, checkpoint) for name, content in files.items()})
+
+
+def _token_ids(checkpoint: Checkpoint) -> dict[str, Any]:
+    """As in other folders, but for the pad."""
+    vocabulary = checkpoint.vocabulary
+    pad = genai.padding(vocabulary, [*generation_config.end_ids(checkpoint.generation), *end_ids(vocabulary)])
+    return {**token_ids(checkpoint), **({} if pad is None else {"pad_token_id": pad})}
 
 
 def tower_of(checkpoint: Checkpoint) -> tuple[Hyperparameters, Mapping[str, Tensor]]:
@@ -138,8 +156,17 @@ def rotary_rates(hp: Hyperparameters, tensors: Mapping[str, Tensor]) -> "tuple[N
 
 
 def tower_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """What tells this text tower from every other."""
-    return fingerprint(read_floats(tensors[name], 0, 1, check=False) for name in IDENTIFYING)
+    """What tells this text tower from every other: norms, and the first row of each matrix.
+
+    Who trains a model further often leaves its norms alone, or all matrices but a few.
+    """
+    matrices = sorted(name for name, tensor in tensors.items() if len(tensor.shape) > 1)
+    return fingerprint(_first_row(tensors[name]) for name in (*_NORMS, *matrices))
+
+
+def _first_row(tensor: Tensor) -> "NDArray[np.float32]":
+    row: NDArray[np.float32] = read_floats(tensor, 0, min(tensor.step, tensor.rows), check=False)[0]  # step: by heads
+    return row
 
 
 def first_token(vocabulary: Vocabulary) -> int | None:
@@ -177,7 +204,7 @@ def _form(options: Options) -> RowForm:
 
 def _sizes(hp: Hyperparameters, options: Options) -> tuple[int, int]:
     """The window and the context."""
-    n_ctx = min(_N_CTX, hp.n_ctx) if options.n_ctx is None else options.n_ctx
+    n_ctx = min(N_CTX, hp.n_ctx) if options.n_ctx is None else options.n_ctx
     if not 0 < n_ctx <= hp.n_ctx:
         raise OptionError(
             f"--n-ctx {n_ctx:,}: the model was trained with {hp.n_ctx:,}", remedy=f"take one of 16 to {hp.n_ctx:,}"
@@ -192,11 +219,44 @@ def _sizes(hp: Hyperparameters, options: Options) -> tuple[int, int]:
     return window, n_ctx
 
 
-def _decoder(static: _Static, rows: int, name: str, data: DataFile) -> Graph:
+def _kv_bits(options: Options) -> int:
+    bits = _KV_BITS[0] if options.kv_bits is None else options.kv_bits
+    if bits not in _KV_BITS:
+        raise OptionError(f"--kv-bits {bits:,}: unknown", remedy=f"known: {' and '.join(map(str, _KV_BITS))}")
+    return bits
+
+
+def _parts(static: _Static, most: int) -> list[genai.Part]:
+    """The graphs' layers: as many together as have weights of at most ``most`` bytes, and at least one."""
+    hp, bits = static.hp, static.form.bits
+    sizes = [0] * hp.n_layer
+    for name, tensor in static.tensors.items():
+        if name.startswith("model.layers."):
+            sizes[int(name.split(".")[2])] += prod(tensor.shape) * bits // 8
+    sizes[-1] += hp.n_vocab * hp.n_embd  # what gives logits has 8 bits
+    starts, filled = [0], 0
+    for layer, size in enumerate(sizes):
+        if layer > starts[-1] and filled + size > most:
+            starts.append(layer)
+            filled = 0
+        filled += size
+    ranges = [range(start, stop) for start, stop in pairwise([*starts, hp.n_layer])]
+    numbers = [f"_{number}" for number in range(1, len(ranges) + 1)] if len(ranges) > 1 else [""]
+    return [
+        genai.Part(part, f"prompt{number}.onnx", f"token{number}.onnx")
+        for part, number in zip(ranges, numbers, strict=True)
+    ]
+
+
+def _decoder(static: _Static, layers: range, rows: int, name: str, data: DataFile) -> Graph:
     norm_is_one = not static.is_portable
-    graph = QdqGraph(name.removesuffix(".onnx"), data, static.ranges, opset=23 if norm_is_one else 21)
-    shape, first = Shape(rows, static.n_ctx), static.ranges.first
-    return static.graph(static.hp, static.tensors, graph, shape, static.form, first, norm_is_one=norm_is_one).write()
+    opset = 23 if norm_is_one else 21
+    graph = QdqGraph(name.removesuffix(".onnx"), data, static.ranges, opset, kept_bits=static.kv_bits)
+    return static.graph(
+        *(static.hp, static.tensors, graph, Shape(rows, static.n_ctx), static.form, static.ranges.first),
+        norm_is_one=norm_is_one,
+        layers=layers,
+    ).write()
 
 
 def _inputs(static: _Static) -> Graph:

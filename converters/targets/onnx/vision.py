@@ -15,7 +15,7 @@ from converters.checkpoint import Checkpoint, Tensor
 from converters.layout import Part
 from converters.targets.onnx.forms import VISION_FORMS
 from converters.targets.onnx.graph import DATA, FLOAT, INT8, MODEL, DataFile, Graph
-from converters.targets.onnx.integer_weights import RowForm, read_floats, row_numbers, row_scales
+from converters.targets.onnx.integer_weights import Integers, RowForm, read_floats
 from converters.targets.onnx.operator_set import OperatorSet
 from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.qdq import QdqGraph
@@ -211,9 +211,10 @@ class _Tower:
         """
         graph = self.graph
         numbers, scale, zero = self._rounded(x)
-        integers = transposed(row_numbers(matrix, RowForm(8)))
-        weight = graph.stored(f"{name}.weight", integers, _I8, integers.shape, INT8)
-        scales = graph.stored(f"{name}.scales", row_scales(matrix), F32, (matrix.rows,), FLOAT)
+        integers = Integers(matrix, RowForm(8))
+        stored = transposed(integers.numbers)
+        weight = graph.stored(f"{name}.weight", stored, _I8, stored.shape, INT8)
+        scales = graph.stored(f"{name}.scales", integers.scales, F32, (matrix.rows,), FLOAT)
         product = graph.op("MatMulInteger", numbers, weight, zero, name=f"{name}.integers")
         product = graph.op("Cast", product, name=f"{name}.floats", to=int(FLOAT))
         steps = graph.op("Mul", scale, scales, name=f"{name}.steps")
