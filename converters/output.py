@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from converters.layout import Entry, Layout, Part
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
+from edge_llama.files import compiled
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.manifest import NAME, StoredFile, read_manifest
 from edge_llama.host.atomic import replace_folder, sync_folder
@@ -276,7 +277,7 @@ def check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) ->
 
 def _check_contents(folder: Path, layout: Layout) -> None:
     """A folder is replaced as a whole: not if it holds what no conversion writes."""
-    written = {*layout.names, *_bundled(folder), *_USUAL_FILES}
+    written = {*layout.names, *_bundled(folder), *_compiled(folder), *_USUAL_FILES}
     written |= {parent.as_posix() for name in written for parent in PurePosixPath(name).parents}
     if foreign := _first_other(folder, "", written):
         raise OutputError(
@@ -293,6 +294,14 @@ def _first_other(folder: Path, prefix: str, names: Set[str]) -> str | None:
         if entry.is_dir() and (inner := _first_other(entry, f"{name}/", names)):
             return inner
     return None
+
+
+def _compiled(folder: Path) -> set[str]:
+    """What was compiled of the model in ``folder``: it goes with it."""
+    records = [file for file in (folder / compiled.FOLDER).glob(f"*/{compiled.NAME}")]
+    files = [file for record in records for file in record.parent.rglob("*")]
+    files += (folder / compiled.FOLDER).glob(".*.lock")
+    return {file.relative_to(folder).as_posix() for file in (*files, *(record.parent for record in records))}
 
 
 def _bundled(folder: Path) -> set[str]:

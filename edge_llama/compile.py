@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_llama.backends.local_models import found
-from edge_llama.backends.onnxruntime.compiler import compile_towers
-from edge_llama.backends.towers import read_towers
+from edge_llama.backends.onnxruntime.compiler import FOR_NPUS, compile_towers
+from edge_llama.backends.towers import read_bundle
+from edge_llama.errors import ArtifactError
 from edge_llama.model import path_of
 
 __all__ = ["Compilation", "compile_for"]
@@ -47,16 +48,18 @@ def compile_for(
     """Compile the towers for NPUs in the folder ``model`` for ``device``, into ``compiled`` within that folder.
 
     Opening the model there uses it, and compiles again what no longer fits. ``soc`` is another machine's chip, such as
-    ``SM8650`` (npu:qnn); its folder is copied there. ``share``: both graphs of a text tower have their weights in one
+    ``SM8650``, or its numbers as ``60:73`` (npu:qnn); its folder is copied there. ``share``: both graphs of a text tower have their weights in one
     file; for phones. ``provider_options``: ``KEY=VALUE`` texts. What is there and fits stays, unless ``force``.
     ``on_progress`` is told bytes of graphs and weights: done, and all.
 
     Raises ArtifactError, OptionError, OutputError or EngineError; what was there before is then as it was.
     """
-    bundle = read_towers(found(path_of(model)))
+    path = found(path_of(model))
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: a file, and what is compiled lies in the model's folder", remedy=FOR_NPUS)
     output, record = compile_towers(
-        bundle,
-        device,
+        read_bundle(path),
+        "npu:qnn" if soc and device == "npu" else device,  # only its chips have names
         soc=soc or "",
         options=tuple(provider_options),
         shares=share,
@@ -64,4 +67,4 @@ def compile_for(
         on_progress=on_progress,
     )
     nbytes = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
-    return Compilation(output, record.device, record.package, record.soc, tuple(record.sources), nbytes)
+    return Compilation(output, record.device, record.package, record.soc, record.towers, nbytes)

@@ -344,9 +344,6 @@ class Placement:
         }
         return cls(**given)
 
-
-ON_CPU = Placement(0, "the default")
-
     @property
     def where(self) -> str:
         """In words, without why."""

@@ -90,12 +90,12 @@ def begin() -> None:
         import resource  # noqa: PLC0415
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(_BEGAN, flush=True)  # noqa: T201 - the parent reads it
+    print(f"\n{_BEGAN}", flush=True)  # noqa: T201 - the parent reads it, behind whatever native code printed
 
 
 def end(said: str = "{}") -> None:
     """Tell the parent that this process survived, and what it found out: JSON."""
-    print(_SURVIVED + said, flush=True)  # noqa: T201
+    print(f"\n{_SURVIVED}{said}", flush=True)  # noqa: T201
 
 
 @dataclass(frozen=True, slots=True)

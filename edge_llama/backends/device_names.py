@@ -136,8 +136,8 @@ _INTEGERS = "ONNX models in integers: text and vision"
 # onnxruntime.ai/docs/execution-providers/QNN-ExecutionProvider; the library of onnxruntime-qnn 2.7.0 has each of them.
 _QNN_OPTIONS = (
     *("htp_performance_mode", "rpc_control_latency", "qnn_context_priority", "vtcm_mb", "device_id"),
-    *("htp_graph_finalization_optimization_mode", "soc_model", "htp_arch", "enable_htp_fp16_precision"),
-    *("enable_htp_shared_memory_allocator", "enable_htp_spill_fill_buffer", "extended_udma"),
+    *("htp_graph_finalization_optimization_mode", "enable_htp_fp16_precision", "extended_udma"),
+    *("enable_htp_shared_memory_allocator", "enable_htp_spill_fill_buffer"),
 )
 # .../OpenVINO-ExecutionProvider; what it computes in is in its load_config, which is ours.
 _OPENVINO_OPTIONS = ("num_streams", "model_priority", "enable_qdq_optimizer", "disable_dynamic_shapes")
@@ -288,26 +288,35 @@ def _one(text: str, whole: str) -> DeviceName:
     )
 
 
-def provider_options(device: str, texts: Sequence[str]) -> dict[str, str]:
-    """What ``KEY=VALUE`` texts tell the provider of ``device``. OptionError for a text or a key that it does not take."""
-    if not texts:
-        return {}
-    taken = next((kind.onnx.options for kind in parse(device).kinds if kind.onnx and kind.onnx.options), ())
-    found: dict[str, str] = {}
+def provider_options(texts: Sequence[str], *devices: str) -> list[dict[str, str]]:
+    """Which of ``KEY=VALUE`` texts are for the provider of each device: those with a key that it takes.
+
+    OptionError for another text, and for a key that none of them takes.
+    """
+    taken = [_options_of(device) for device in devices]
+    found: list[dict[str, str]] = [{} for _ in devices]
     for text in texts:
         key, is_there, value = text.partition("=")
         if not is_there or not key or not value:
-            raise OptionError(f"provider option {text:.100}: expected KEY=VALUE", remedy="htp_performance_mode=burst")
-        if key not in taken:
-            known = f"it takes {', '.join(taken)}" if taken else "npu:qnn and openvino have some"
-            raise OptionError(f"provider option {key:.100}: device {device} takes no such", remedy=known)
-        found[key] = value
+            raise OptionError(
+                f"provider option {text:.100}: expected KEY=VALUE", remedy="for example htp_performance_mode=burst"
+            )
+        if not any(key in options for options in taken):
+            known = ", ".join(dict.fromkeys(option for options in taken for option in options))
+            raise OptionError(
+                f"provider option {key:.100}: device {' or '.join(dict.fromkeys(devices))} takes no such",
+                remedy=f"known: {known}" if known else "npu:qnn and openvino have some: name the device",
+            )
+        for told, options in zip(found, taken, strict=True):
+            told |= {key: value} if key in options else {}
     return found
 
 
-def takes_options(device: str) -> bool:
-    """Whether people may tell the provider of ``device`` something."""
-    return any(kind.onnx and kind.onnx.options for kind in parse(device).kinds)
+def _options_of(device: str) -> tuple[str, ...]:
+    """Keys that people may tell the provider of ``device``; none where it may be another engine's."""
+    kinds = parse(device).kinds
+    known = [kind.onnx.options if kind.onnx and not kind.ggml else () for kind in kinds]
+    return tuple(option for options in known for option in options) if all(known) else ()
 
 
 def environment() -> dict[str, str]:

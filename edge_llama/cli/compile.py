@@ -9,7 +9,6 @@ import typer
 
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note, progress
-from edge_llama.compile import compile_for
 
 
 def compile(  # noqa: A001 - the verb's name
@@ -40,6 +39,8 @@ def compile(  # noqa: A001 - the verb's name
 
     Example: edge-llama compile llama-npu/ --device npu:qnn --soc SM8650
     """
+    from edge_llama.compile import compile_for  # noqa: PLC0415 - other verbs need none of it
+
     with progress("compiling", quiet=quiet or as_json) as show:
         done = compile_for(
             model,

@@ -11,6 +11,7 @@ import typer
 from edge_llama.cli.chat_session.conversations import completed
 from edge_llama.cli.terminal.console import native_output_to_stderr, note
 from edge_llama.errors import OptionError
+from edge_llama.files import compiled
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
@@ -127,7 +128,8 @@ def open_model(model: str | None, opening: OpenOptions, *, isolate: bool = False
     options = opening.copy()
     options.setdefault("tune", True)
     options.setdefault("max_running", 1)  # one person, one question at a time
-    if {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu"}:
+    was_compiled = model is not None and (Path(model) / compiled.NAME).exists()  # so auto is an NPU
+    if was_compiled or {opening.get("device"), opening.get("vision_device")} - {None, "auto", "cpu"}:
         native_output_to_stderr()
     opened = open(model, isolate=isolate, **options)
     if verbose:

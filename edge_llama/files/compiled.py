@@ -16,6 +16,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files.json_fields import Fields
 
 NAME, FOLDER = "compiled.json", "compiled"
+SETTINGS = "settings"
 _MAX_BYTES = 1 << 16
 _AGAIN = "compile again: edge-llama compile"
 
@@ -37,7 +38,12 @@ class Compiled:
     options: tuple[str, ...]
     """What the provider was told besides, ``KEY=VALUE`` each."""
     sources: Mapping[str, str]
-    """The identities of the towers that were compiled, by ``text`` and ``vision``."""
+    """What was compiled: the identities of the towers, ``text`` and ``vision``, and of the text's ``settings``."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """``text``, ``vision``."""
+        return tuple(name for name in self.sources if name != SETTINGS)
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -66,4 +72,4 @@ def read_compiled(folder: Path) -> Compiled | None:
 
 def folder_for(model: Path, device: str, soc: str = "") -> Path:
     """Where the towers in the folder ``model`` lie, compiled for ``device``."""
-    return model / FOLDER / "-".join(filter(None, (device.replace(":", "-"), soc.lower())))
+    return model / FOLDER / "-".join(filter(None, (device, soc.lower()))).replace(":", "-")

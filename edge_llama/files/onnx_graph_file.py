@@ -20,7 +20,7 @@ _AGAIN = "copy the whole bundle again, or convert again"
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_KIND, _NODE_ATTRIBUTE, _ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_TEXT = 4, 5, 1, 3, 4
-_CONTEXT = memoryview(b"EPContext")
+_CONTEXT = b"EPContext"
 """The kind of node that stands for what a provider compiled (onnxruntime.ai/docs/execution-providers/EP-Context-Design)."""
 _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_KIND, _TENSOR_SHAPE, _SHAPE_SIZE, _SIZE_NUMBER = 2, 1, 1, 2, 1, 1
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
@@ -107,7 +107,7 @@ def _read(path: Path, raw: memoryview) -> OnnxFile:
         [(_name(value), _type(value)) for value in _within(graph, number)] for number in (_GRAPH_INPUT, _GRAPH_OUTPUT)
     )
     found = [pair for value in _within(graph, _GRAPH_TENSOR) if (pair := _external(value))]
-    if bytes(_CONTEXT) in bytes(graph):
+    if _CONTEXT in bytes(graph):
         found += [pair for value in _within(graph, _GRAPH_NODE) if (pair := _context(path, value))]
     return OnnxFile(
         path,
@@ -186,8 +186,9 @@ def _context(path: Path, node: Field) -> tuple[TensorInfo, str] | None:
     if _within(node, _NODE_KIND) != [_CONTEXT]:
         return None
     found = [dict(_fields(value)) for value in _within(node, _NODE_ATTRIBUTE)]
-    attributes = {_text(each.get(_ATTRIBUTE_NAME, _CONTEXT)): each for each in found}
-    if attributes.get("embed_mode", {}).get(_ATTRIBUTE_NUMBER, 1) or "ep_cache_context" not in attributes:
+    attributes = {_text(each.get(_ATTRIBUTE_NAME, memoryview(b""))): each for each in found}
+    is_within = attributes.get("embed_mode", {_ATTRIBUTE_NUMBER: 1}).get(_ATTRIBUTE_NUMBER, 0)
+    if is_within or "ep_cache_context" not in attributes:
         return None
     name = _text(attributes["ep_cache_context"].get(_ATTRIBUTE_TEXT, 0))
     size = _beside(path, name).stat().st_size

@@ -58,11 +58,11 @@ def stages_named(config: Fields, folder: Path) -> Stages:
         if group is None:
             raise all_stages.fail(name, "is for neither prompts nor tokens")
         group.append(_file(stage, folder))
-    if len(inputs) != 1 or not prompts or not tokens:
+    if len(inputs) != 1 or not prompts or len(prompts) != len(tokens):
         raise decoder.fail(
             "pipeline",
             f"has {len(inputs)} stages for both, {len(prompts)} for prompts and {len(tokens)} for tokens, expected one, "
-            "and at least one of each",
+            "and as many for tokens as for prompts",
         )
     return Stages(inputs[0], tuple(prompts), tuple(tokens))
 

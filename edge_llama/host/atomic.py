@@ -7,7 +7,6 @@ atomic within one folder alone.
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,14 +42,14 @@ def new_file(path: Path, *, is_private: bool = False) -> Iterator[IO[bytes]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill: on leaving it takes the place of ``path``, which is deleted. OSError as above."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, suffix=PARTIAL))
+    partial, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}") for _ in range(2))
     try:
+        partial.mkdir()
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    except BaseException:
+        replace_folder(partial, path, aside)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def replace_folder(new: Path, path: Path, aside: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_llama.backends.base import AskedDevice, AskedSetting, CacheSize, Choice, Engine, Placement, TextTower
-from edge_llama.backends.device_names import provider_options, takes_options
+from edge_llama.backends.device_names import provider_options
 from edge_llama.backends.registry import engine_of
 from edge_llama.files.artifact import Artifact
 from edge_llama.files.formats import FORMATS
@@ -72,22 +72,15 @@ def asked_device(options: OpenOptions) -> AskedDevice:
         split_mode=options.get("split_mode"),
         tensor_split=tuple(options.get("tensor_split") or ()),
         cpu_moe=options.get("cpu_moe", False),
-        provider_options=told_to(options, options.get("device", "auto")),
+        provider_options=told_to(options)[0],
     )
 
 
-def told_to(options: OpenOptions, device: str) -> tuple[str, ...]:
-    """What the provider of a tower's ``device`` is told; OptionError if neither tower's takes what was given.
-
-    The towers may be on different devices: each is told what its own takes.
-    """
-    texts = tuple(options.get("provider_options") or ())
-    if not texts or takes_options(device):
-        return texts
-    devices = [options.get(name, "auto") for name in ("device", "vision_device")]
-    if not any(map(takes_options, devices)):
-        provider_options(devices[0], texts)
-    return ()
+def told_to(options: OpenOptions) -> tuple[tuple[str, ...], ...]:
+    """What the providers of the text tower's device and the vision tower's are told: each what it takes."""
+    texts = options.get("provider_options") or ()
+    told = provider_options(texts, options.get("device", "auto"), options.get("vision_device", "auto"))
+    return tuple(tuple(f"{key}={value}" for key, value in each.items()) for each in told)
 
 
 def _asked(options: OpenOptions) -> AskedSetting:

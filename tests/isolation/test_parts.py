@@ -12,7 +12,7 @@ import pytest
 
 from edge_llama import Alternative, ContextFullError, EngineError, Message, OptionError, TokenLogprobs, ToolCall
 from edge_llama.backends.base import Choice, Figure, Placement, Setting
-from edge_llama.errors import EdgeLlamaError, SessionError
+from edge_llama.errors import EdgeLlamaError, SessionError, error_from_json, error_to_json
 from edge_llama.generation import Diverged, Piece, Timings
 from edge_llama.isolation import frames, wire
 from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
@@ -83,9 +83,9 @@ def test_errors_keep_their_type_and_their_numbers() -> None:
         ContextFullError(5000, 512, is_bound=True),
         OptionError("top_k is x"),
     ):
-        other = wire.error_from_json(wire.error_to_json(error))
+        other = error_from_json(error_to_json(error))
         assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))
-    other = wire.error_from_json(wire.error_to_json(ZeroDivisionError("x / 0")))
+    other = error_from_json(error_to_json(ZeroDivisionError("x / 0")))
     assert (type(other), str(other)) == (
         EngineError,
         "the work in the model's process failed: ZeroDivisionError: x / 0",

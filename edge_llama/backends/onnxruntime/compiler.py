@@ -6,22 +6,28 @@ what it makes lies beside its model: :mod:`edge_llama.files.compiled`.
 """
 
 import json
+import logging
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from filelock import FileLock
+
 from edge_llama.backends import crash_probe
-from edge_llama.backends.base import ON_CPU, Placement, installed_version
+from edge_llama.backends.base import Placement, installed_version
 from edge_llama.backends.device_names import KINDS, provider_options
 from edge_llama.backends.onnxruntime.providers import OnnxDevice, resolve, runtime
 from edge_llama.backends.onnxruntime.session import open_session
 from edge_llama.backends.onnxruntime.snapdragon import chip
 from edge_llama.backends.registry import engine_for
+from edge_llama.backends.towers import read_bundle
 from edge_llama.errors import (
     ArtifactError,
     EngineError,
@@ -32,13 +38,15 @@ from edge_llama.errors import (
 )
 from edge_llama.files import manifest
 from edge_llama.files.artifact import Bundle, VisionArtifact
-from edge_llama.files.compiled import NAME, Compiled, folder_for, read_compiled
+from edge_llama.files.compiled import NAME, SETTINGS, Compiled, folder_for, read_compiled
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.onnx_graph_file import data_of
 from edge_llama.files.onnx_static import StaticArtifact, is_static, read_static
-from edge_llama.files.onnx_text import CONFIG, files_of
-from edge_llama.host.atomic import new_folder
+from edge_llama.files.onnx_text import CONFIG, files_of, text_file
+from edge_llama.host.atomic import PARTIAL, new_folder
 
+FOR_NPUS = "convert the checkpoint with --to onnx --quant a16w8 (--vision-quant a16w8), and compile that folder"
+_log = logging.getLogger(__name__)
 _INTEGERS = "a16w8"
 """The format of vision towers that NPUs run."""
 _QNN = "QNNExecutionProvider"
@@ -61,8 +69,8 @@ class _Towers:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Their identities."""
-        text = {"text": self.text.identity()} if self.text else {}
+        """What they are."""
+        text = {"text": self.text.identity(), SETTINGS: settings_of(self.text)} if self.text else {}
         return text | ({"vision": self.vision.identity} if self.vision else {})
 
     @property
@@ -97,23 +105,38 @@ def compile_towers(
     """
     there, towers = compiling(device), _towers(bundle)
     target = _target(soc, there, shares=shares)
+    provider_options(options, there.name)
     record = would_be(there, towers.sources, soc=soc, options=options, shares=shares)
     output = folder_for(bundle.path, there.name, record.soc)
-    if not is_forced and _is_as(output, record):
-        return output, record
-    told = {**target, **provider_options(there.name, options)}
-    texts = tuple(f"{key}={value}" for key, value in told.items())
-    placement = replace(ON_CPU, device=there.name, is_strict=True, provider_options=texts)
+    placement = Placement(0, "as asked", there.name, provider_options=(*target, *options))
     try:
-        with new_folder(output) as folder:
-            _compile(towers.groups, placement, folder, shares=shares, on_progress=on_progress)
-            _write(towers, there, record, folder)
+        with _alone(output):
+            if is_forced or not _is_there(output, record):
+                with new_folder(output) as folder:
+                    _compile(towers.groups, placement, folder, shares=shares, on_progress=on_progress)
+                    _write(towers, there, record, folder)
     except OSError as error:
         raise OutputError(
-            f"{output}: cannot be written: {error.strerror}",
+            f"{output}: cannot be written: {error.strerror or error}",
             remedy="make the model's folder writable, or copy the model to where there is room",
         ) from error
     return output, record
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Nobody else writes ``output`` meanwhile; what an earlier one left unfinished is removed."""
+    output.parent.mkdir(exist_ok=True)
+    with FileLock(output.with_name(f".{output.name}.lock")):
+        for left in output.parent.glob(f".{output.name}.*{PARTIAL}"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def settings_of(text: StaticArtifact) -> str:
+    """A hash of what lies beside the graphs, but for the tokenizer, which the identity has."""
+    graphs = {*text.files, text.tokenizer}
+    return sha256(b"".join(file.read_bytes() for file in files_of(text.path) if file not in graphs)).hexdigest()
 
 
 def compiles(device: str) -> bool:
@@ -144,7 +167,7 @@ def would_be(
     return Compiled(device.name, package(device), machine, name, shares, tuple(options), dict(sources))
 
 
-def _target(soc: str, device: OnnxDevice, *, shares: bool) -> Mapping[str, str]:
+def _target(soc: str, device: OnnxDevice, *, shares: bool) -> tuple[str, ...]:
     """How the provider is told the chip. OptionError for a name that it does not know, and for what can't be opened."""
     if soc and device.onnx.provider != _QNN:
         raise OptionError(f"--soc {soc:.100}: only Qualcomm's chips have names", remedy="leave it out")
@@ -154,22 +177,21 @@ def _target(soc: str, device: OnnxDevice, *, shares: bool) -> Mapping[str, str]:
             "opens them",
             remedy="name the phone's chip (--soc), or leave it out",
         )
-    return chip(soc).options if soc else {}
+    return tuple(f"{key}={value}" for key, value in chip(soc).options.items()) if soc else ()
 
 
 def _towers(bundle: Bundle) -> _Towers:
     """Those for NPUs in ``bundle``. ArtifactError if there are none, or if it is no folder, or compiled itself."""
-    remedy = "convert the checkpoint with --to onnx --quant a16w8 (--vision-quant a16w8), and compile that folder"
-    if not bundle.path.is_dir():
-        raise ArtifactError(f"{bundle.path}: a file; what is compiled lies in the model's folder", remedy=remedy)
     if (bundle.path / NAME).exists():
         raise ArtifactError(f"{bundle.path}: was compiled", remedy="compile the model that it was compiled of")
     text = read_static(bundle.text) if bundle.text and _is_for_npus(bundle.text) else None
     vision = bundle.vision
     if vision and (vision.engine != "onnxruntime" or vision.format != _INTEGERS):
+        if text:
+            _log.warning("%s: is in %s, which is not for NPUs: it is not compiled", vision.path, vision.format)
         vision = None
     if text is None and vision is None:
-        raise ArtifactError(f"{bundle.path}: holds no tower for NPUs", remedy=remedy)
+        raise ArtifactError(f"{bundle.path}: holds no tower for NPUs", remedy=FOR_NPUS)
     return _Towers(bundle, text, vision)
 
 
@@ -182,7 +204,7 @@ def _context(name: str) -> str:
     return f"{PurePosixPath(name).with_suffix('')}_ctx.onnx"
 
 
-def _is_as(folder: Path, record: Compiled) -> bool:
+def _is_there(folder: Path, record: Compiled) -> bool:
     """Whether what lies in ``folder`` is just what would be written, and whole."""
     try:
         return read_compiled(folder) == record and bool(manifest.read_manifest(folder))
@@ -215,12 +237,16 @@ def _compile(
 def _in_a_child(graphs: Sequence[tuple[str, str]], placement: Placement) -> None:
     """Have :func:`main` compile ``graphs``, for as long as it takes. Its errors; EngineError if the child dies."""
     about = f"{graphs[0][0]}: it can't be compiled for {placement.device}"
+    if not crash_probe.has_children():
+        raise EngineError(f"{about}: this program has no interpreter", remedy="compile by edge-llama's command line")
     try:
         outcome = crash_probe.run(__name__, json.dumps(graphs), json.dumps(placement.to_json()), seconds=None)
     except OSError as error:
         raise EngineError(f"{about}: no process can be started: {error}", remedy="close other programs") from error
     if outcome.said is None:
-        raise EngineError(f"{about}: the process that compiles it {outcome.how}", remedy="update the device's package")
+        is_killed = outcome.code == -9
+        remedy = "it may want for memory: close other programs" if is_killed else "update the device's package"
+        raise EngineError(f"{about}: the process that compiles it {outcome.how}", remedy=remedy)
     if "error" in outcome.said:
         raise error_from_json(outcome.said["error"])
 
@@ -247,7 +273,12 @@ def _compile_here(graphs: Sequence[tuple[str, str]], placement: Placement) -> No
             entries["ep.stop_share_ep_contexts"] = "1"
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
-        session, _ = open_session(Path(source), Path(source), placement, options)
+        session, nodes = open_session(Path(source), Path(source), placement, options)
+        if nodes and nodes.left:
+            raise OptionError(
+                f"{source}: {nodes.provider} does not run {len(nodes.left):,} of its nodes: {nodes.named}",
+                remedy=FOR_NPUS,
+            )
         if len(graphs) > 1:
             alive.append(session)
         if not Path(target).is_file():
@@ -255,18 +286,23 @@ def _compile_here(graphs: Sequence[tuple[str, str]], placement: Placement) -> No
 
 
 def _write(towers: _Towers, device: OnnxDevice, record: Compiled, folder: Path) -> None:
-    """What a bundle needs besides the graphs: the other files of the model, which are linked where the disk can."""
+    """What a bundle needs besides the graphs: the model's other files, of which weights are linked where that goes."""
+    weights = data_of((towers.text.inputs,)) if towers.text else ()
     for file in _kept(towers):
         target = folder / file.relative_to(towers.bundle.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
+        with suppress(OSError):
+            if file in weights:
+                os.link(file.resolve(), target)
+        if not target.exists():
             shutil.copyfile(file, target)
     if towers.text:
         (folder / CONFIG).write_bytes(_config(towers.text, device, record))
     (folder / NAME).write_bytes(record.encode())
     (folder / manifest.NAME).write_bytes(_manifest(towers, folder).encode())
+    if towers.text:  # it is read once before it is there for others
+        read_static(text_file(folder))
+    read_bundle(folder)
 
 
 def _kept(towers: _Towers) -> Iterator[Path]:
@@ -288,12 +324,17 @@ def _config(text: StaticArtifact, device: OnnxDevice, record: Compiled) -> bytes
     content = json.loads(json.dumps(text.config.content))
     name, needed = _GENAI[device.onnx.provider]
     hardware = {"device_type": device.onnx.hardware} if device.onnx.hardware else {}
-    told = {**needed, **hardware, **provider_options(device.name, record.options)}
+    (asked,) = provider_options(record.options, device.name)
     for entry in content["model"]["decoder"]["pipeline"]:
         for stage in entry.values():
             if stage["filename"] != text.inputs.path.name:
                 stage["filename"] = _context(stage["filename"])
-                stage.setdefault("session_options", {})["provider_options"] = [{name: told}]
+                options = stage.get("session_options")
+                providers = [{name: {**needed, **hardware, **asked}}]
+                stage["session_options"] = {
+                    **(options if isinstance(options, dict) else {}),
+                    "provider_options": providers,
+                }
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

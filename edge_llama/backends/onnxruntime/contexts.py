@@ -5,82 +5,108 @@ That is used where it fits, and compiled again where it doesn't: see :mod:`edge_
 
 import logging
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from edge_llama.backends.base import Placement
-from edge_llama.backends.onnxruntime.compiler import compile_towers, compiles, compiling, package, would_be
+from edge_llama.backends.base import Placement, TextTower, VisionTower
+from edge_llama.backends.onnxruntime.compiler import (
+    compile_towers,
+    compiles,
+    compiling,
+    package,
+    settings_of,
+    would_be,
+)
 from edge_llama.backends.towers import read_bundle
-from edge_llama.errors import ArtifactError, EdgeLlamaError
+from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.files.compiled import NAME, Compiled, folder_for, read_compiled
+from edge_llama.files.compiled import SETTINGS, Compiled, folder_for, read_compiled
 from edge_llama.files.manifest import bundle_of, read_manifest
 from edge_llama.files.onnx_static import StaticArtifact, read_static
 from edge_llama.files.onnx_text import text_file
 from edge_llama.files.onnx_vision import read_from_bundle
 
 _log = logging.getLogger(__name__)
+A = TypeVar("A")
+T = TypeVar("T", TextTower, VisionTower)
 
 
-def compiled_for(path: Path) -> str | None:
-    """The device for which the tower at ``path`` was compiled; None: for any. ArtifactError for a damaged record."""
-    record = _record_of(path)
+def compiled_for(folder: Path) -> str | None:
+    """The device for which the towers in ``folder`` were compiled; None: for any. ArtifactError for a damaged record."""
+    record = read_compiled(folder)
     return record.device if record else None
 
 
-def of_text(artifact: StaticArtifact, placement: Placement) -> StaticArtifact:
-    """The tower as it was compiled for the device where it goes, if that lies beside it; else ``artifact``."""
-    if record := _record_of(artifact.path):
-        _check_here(record, artifact.path)
-        return artifact
-    beside = _beside(artifact.path.parent, "text", artifact.identity(), placement)
-    return artifact if beside is None else read_static(text_file(beside))
+def open_text(artifact: StaticArtifact, placement: Placement, opened: Callable[[StaticArtifact], TextTower]) -> TextTower:
+    """What ``opened`` makes of the tower, as it was compiled for the device where it goes, if that lies beside it."""
+    folder = artifact.path.parent
+
+    def compiled() -> StaticArtifact | None:
+        wanted = {"text": artifact.identity(), SETTINGS: settings_of(artifact)}
+        beside = _beside(folder, wanted, placement)
+        return read_static(text_file(beside)) if beside else None
+
+    return _opened(artifact, folder, placement, compiled, opened)
 
 
-def of_vision(artifact: VisionArtifact, placement: Placement) -> VisionArtifact:
+def open_vision(
+    artifact: VisionArtifact, placement: Placement, opened: Callable[[VisionArtifact], VisionTower]
+) -> VisionTower:
     """The same of a vision tower."""
-    if record := _record_of(artifact.path):
-        _check_here(record, artifact.path)
-        return artifact
+    folder = bundle_of(artifact.path)
+
+    def compiled() -> VisionArtifact | None:
+        beside = _beside(folder, {"vision": artifact.identity}, placement)
+        found = read_manifest(beside).vision if beside else None
+        return read_from_bundle(beside / found.file) if beside and found else None
+
+    return _opened(artifact, folder, placement, compiled, opened)
+
+
+def _opened(
+    artifact: A, folder: Path, placement: Placement, compiled: Callable[[], A | None], opened: Callable[[A], T]
+) -> T:
+    """A tower of what was compiled of ``artifact``, if there is that; where it can't be opened it is told."""
+    if record := read_compiled(folder):
+        again = f"compile the model again: edge-llama compile MODEL --device {record.device} --force"
+        try:
+            _check_here(record, folder)
+            return opened(artifact)
+        except (ArtifactError, EngineError) as error:
+            raise type(error)(error.message, remedy=again) from error
     if not compiles(placement.device):
-        return artifact
-    beside = _beside(bundle_of(artifact.path), "vision", artifact.identity, placement)
-    found = read_manifest(beside).vision if beside else None
-    return read_from_bundle(beside / found.file) if beside and found else artifact
+        return opened(artifact)
+    try:
+        if (found := compiled()) is not None:
+            return opened(found)
+    except (EdgeLlamaError, OSError) as error:
+        beside = folder_for(folder, placement.device)
+        _log.warning("%s: is not used, the model's own graphs are: %s; compile again with --force", beside, error)
+    return opened(artifact)
 
 
-def _record_of(path: Path) -> Compiled | None:
-    """The record beside the tower at ``path``, or a folder above, where a bundle may have its vision tower deeper."""
-    return read_compiled(path.parent) or read_compiled(path.parent.parent)
-
-
-def _check_here(record: Compiled, path: Path) -> None:
+def _check_here(record: Compiled, folder: Path) -> None:
     """ArtifactError for what another version compiled, or for another kind of machine."""
     here = package(compiling(record.device))
-    again = f"compile the model again: edge-llama compile MODEL --device {record.device}"
     if record.package != here:
-        raise ArtifactError(f"{path}: was compiled by {record.package}, and here is {here}", remedy=again)
+        raise ArtifactError(f"{folder}: was compiled by {record.package:.100}, and here is {here}")
     if record.machine and record.machine != platform.machine():
-        raise ArtifactError(f"{path}: was compiled for {record.machine}, this is {platform.machine()}", remedy=again)
+        raise ArtifactError(f"{folder}: was compiled for {record.machine:.100}, this is {platform.machine()}")
 
 
-def _beside(folder: Path, tower: str, identity: str, placement: Placement) -> Path | None:
+def _beside(folder: Path, sources: dict[str, str], placement: Placement) -> Path | None:
     """The bundle in ``folder`` of what was compiled for this machine's device, compiled again if it doesn't fit.
 
-    None where nothing of the ``tower`` was compiled, or where that fails: it is told then, and the model itself opened.
+    ``sources`` are what it must have been compiled of. None where nothing of that was compiled.
     """
     beside = folder_for(folder, placement.device)
-    if not compiles(placement.device) or not (beside / NAME).exists():
+    record = read_compiled(beside)
+    if record is None or not sources.keys() <= record.sources.keys():
         return None
-    try:
-        record = read_compiled(beside)
-        if record is None or tower not in record.sources:
-            return None
-        wanted = would_be(compiling(placement.device), {**record.sources, tower: identity}, options=record.options)
-        if record != wanted:
-            _log.warning("%s: was compiled of other files or by another version: it is compiled again", beside)
-            compile_towers(read_bundle(folder), placement.device, options=record.options)
-        read_manifest(beside)  # it is whole
-    except EdgeLlamaError as error:
-        _log.warning("%s: is not used: %s", beside, error)
-        return None
+    wanted = would_be(compiling(placement.device), {**record.sources, **sources}, options=record.options)
+    if record != wanted:
+        _log.warning("%s: was compiled of other files or by another version: it is compiled again", beside)
+        compile_towers(read_bundle(folder), placement.device, options=record.options)
+    read_manifest(beside)  # it is whole
     return beside

@@ -1,10 +1,11 @@
 """ONNX Runtime as an engine: what is for it, and what is decided for its towers. Loads its package only to open one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import (
@@ -98,7 +99,7 @@ class OnnxRuntime:
         ``auto`` is the CPU, unless a GPU's provider is installed, its driver here, and the model measured faster there:
         a tower for NPUs is none for GPUs.
         """
-        placement = _placement(asked, artifact.path)
+        placement = _placement(asked, artifact.path.parent)
         is_tried = asked.name == "auto" and not isinstance(artifact, StaticArtifact) and crash_probe.has_children()
         kinds = DeviceName("gpu").kinds if is_tried else ()
         likely = (kind for kind in kinds if kind.onnx and kind.onnx.is_tried and kind.is_likely)
@@ -112,19 +113,19 @@ class OnnxRuntime:
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> TextTower:
         """Load the tower; graphs that may end the process meet a child first."""
-        tower: Callable[..., TextTower]
-        if isinstance(artifact, StaticArtifact):
-            from edge_llama.backends.onnxruntime import static  # noqa: PLC0415 - loads native code
-
-            artifact = contexts.of_text(artifact, placement)
-            static.require(artifact, placement)
-            tower = partial(static.StaticTower, artifact)
-        else:
+        options: Any = {"n_ctx": cache.n_ctx, "threads": threads, "n_batch": setting.n_batch, "placement": placement}
+        if not isinstance(artifact, StaticArtifact):
             from edge_llama.backends.onnxruntime import text  # noqa: PLC0415 - loads native code
 
             text.require(artifact, placement)
-            tower = partial(text.OnnxTower, artifact)
-        return tower(n_ctx=cache.n_ctx, threads=threads, n_batch=setting.n_batch, placement=placement)
+            return text.OnnxTower(artifact, **options)
+        from edge_llama.backends.onnxruntime import static  # noqa: PLC0415 - loads native code
+
+        def opened(found: StaticArtifact) -> TextTower:
+            static.require(found, placement)
+            return static.StaticTower(found, **options)
+
+        return contexts.open_text(artifact, placement, opened)
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""
@@ -156,25 +157,27 @@ class OnnxEncoders:
 
     def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
         """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
-        return _placement(asked, artifact.path)
+        return _placement(asked, bundle_of(artifact.path))
 
     def open(self, artifact: VisionArtifact, placement: Placement, *, threads: int) -> VisionTower:
         """Load the tower; a graph that may end the process meets a child first."""
         from edge_llama.backends.onnxruntime.vision import OnnxVision, require  # noqa: PLC0415 - loads native code
 
-        artifact = contexts.of_vision(artifact, placement)
-        require(artifact, placement)
-        return OnnxVision(artifact, threads=threads, placement=placement)
+        def opened(found: VisionArtifact) -> VisionTower:
+            require(found, placement)
+            return OnnxVision(found, threads=threads, placement=placement)
+
+        return contexts.open_vision(artifact, placement, opened)
 
 
-def _placement(asked: AskedDevice, path: Path) -> Placement:
-    """Where the tower at ``path`` goes; what was compiled has one device.
+def _placement(asked: AskedDevice, folder: Path) -> Placement:
+    """Where a tower in ``folder`` goes; what was compiled has one device.
 
     OptionError for a device that ONNX Runtime does not know, that is not installed, or for which it was not compiled.
     """
     asked.check_whole("ONNX Runtime")
     name, reason = asked.name, "as asked"
-    if (device := contexts.compiled_for(path)) and name == "auto":
+    if (device := contexts.compiled_for(folder)) and name == "auto":
         name, reason = device, "it was compiled for that"
     elif name == "auto":
         reason = "the default"
@@ -183,7 +186,7 @@ def _placement(asked: AskedDevice, path: Path) -> Placement:
     found = resolve(name).name
     if device not in (None, found):
         raise OptionError(
-            f"{path}: was compiled for {device}, and {found} can't run it",
+            f"{folder}: was compiled for {device}, and {found} can't run it",
             remedy="leave --device out, or open the model that it was compiled of",
         )
     return Placement(0, reason, found, is_strict=asked.is_strict, provider_options=asked.provider_options)

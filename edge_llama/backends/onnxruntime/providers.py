@@ -119,7 +119,8 @@ def add(device: OnnxDevice, options: Any, told: Sequence[str] = ()) -> list[tupl
     onnx = device.onnx
     module = _registered(onnx.provider, onnx.package, onnx.module) if onnx.package else None
     wanted = _OPTIONS[onnx.provider](onnx, module, options.intra_op_num_threads) if onnx.provider in _OPTIONS else {}
-    wanted |= provider_options(device.name, told)
+    (found_options,) = provider_options(told, device.name)
+    wanted |= found_options
     found = _devices(onnx)
     if not found and onnx.package:
         raise OptionError(

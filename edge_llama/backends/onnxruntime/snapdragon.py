@@ -4,10 +4,14 @@ The numbers are ``soc_model`` of Qualcomm's QnnTypes.h and the version of the He
 backends/qualcomm/serialization/qc_schema.py (commit 0e9182a, by Qualcomm), whose table these are.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edge_llama.errors import OptionError
+
+
+_NUMBERED = re.compile("([0-9]{1,4}):([0-9]{2,3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,15 @@ CHIPS = {
 
 
 def chip(name: str) -> Chip:
-    """The chip called ``name``, in capitals or not. OptionError with the known ones if it is none of them."""
-    found = CHIPS.get(name.upper())
-    if found is None:
-        raise OptionError(
-            f"--soc {name:.100}: unknown",
-            remedy=f"known: {', '.join(CHIPS)}; for another, --provider-option soc_model=N --provider-option htp_arch=N",
-        )
-    return found
+    """The chip called ``name``, in capitals or not, or numbered so: ``60:73`` is soc_model 60, Hexagon v73.
+
+    OptionError with the known ones for another.
+    """
+    if found := CHIPS.get(name.upper()):
+        return found
+    if numbers := _NUMBERED.fullmatch(name):
+        return Chip(name, *map(int, numbers.groups()))
+    raise OptionError(
+        f"--soc {name:.100}: unknown",
+        remedy=f"known: {', '.join(CHIPS)}; another by soc_model and Hexagon's version, as 60:73",
+    )

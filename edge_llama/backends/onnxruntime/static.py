@@ -83,7 +83,8 @@ class StaticTower(OneSequenceTower):
         def rows(called: str, graphs: Sequence[OnnxFile], count: int) -> StaticRows:
             opened = [_session(graph.path, placement, threads) for graph in graphs]
             placed[called] = ", ".join(nodes for _, nodes in opened if nodes)
-            between = [name for graph in graphs for name in graph.outputs]
+            own = {names.logits, *names.present}
+            between = [name for graph in graphs for name in graph.outputs if name not in own]
             for graph, (session, _) in zip(graphs, opened, strict=True):
                 _check_taken(graph.path, session, (EMBEDS, MASK, COS, SIN, *names.past, *between))
             return StaticRows(artifact, [session for session, _ in opened], count, self._logits)

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import edge_llama
 from edge_llama.backends.onnxruntime import compiler
 from edge_llama.backends.onnxruntime.snapdragon import CHIPS
 from edge_llama.backends.towers import read_towers, read_vision
-from edge_llama.compile import Compilation, compile_for
+from edge_llama.compile import compile_for
 from edge_llama.errors import ArtifactError, EdgeLlamaError, OptionError, OutputError
 from edge_llama.files.compiled import NAME, read_compiled
 from edge_llama.files.manifest import NAME as MANIFEST
@@ -65,7 +66,7 @@ def test_a_model_opens_by_what_was_compiled_beside_it(device: str, model: Path) 
     assert (before[1], text) == (SAID, SAID)
     assert "prompts: all 1 nodes on" in placement
     assert "tokens: all 1 nodes on" in placement
-    assert answer(model)[0] == "cpu (the default)"  # the graphs are as they were
+    assert answer(model)[0] == "CPU (the default)"  # the graphs are as they were
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -160,7 +161,9 @@ def test_for_a_phone_two_graphs_may_have_their_weights_in_one_file(model: Path) 
     (binary,) = shared.output.glob("*.bin")
     assert binary.stat().st_size < sum(sizes)
     assert read_binary(binary).graphs == 2
-    assert read_compiled(shared.output) and read_compiled(shared.output).shares
+    record = read_compiled(shared.output)
+    assert record
+    assert record.shares
     with refusal(OptionError, "--share: .* name the phone's chip .--soc."):
         compile_for(model, "npu:qnn", share=True)
 
@@ -223,8 +226,8 @@ def _no_record(folder: Path) -> None:
     [
         (_cut, "_qnn.bin' has .* bytes instead of"),
         (_missing, "_qnn.bin' is missing"),
-        (_cut_and_listed, "prompt_ctx.onnx"),
-        (_noise, "prompt_ctx.onnx"),
+        (_cut_and_listed, "prompt_ctx.onnx: .*; compile the model again: edge-llama compile MODEL --device npu:qnn"),
+        (_noise, "prompt_ctx.onnx: .*; compile the model again"),
         (_of_another_version, r"was compiled by onnxruntime-qnn 1.0.0, and here is .*; compile the model again"),
         (_of_another_machine, "was compiled for vax, this is .*; compile the model again"),
         (_no_record, "compiled.json: not valid JSON"),
@@ -239,8 +242,40 @@ def test_a_context_that_can_not_be_opened_is_a_typed_error(
         answer(alone, device="npu:qnn")
 
 
-def _as_file(model: Path) -> Compilation:
-    return compile_for(model / "prompt.onnx", "npu:qnn")
+@needs("qnn")
+@pytest.mark.parametrize("damage", [_cut, _cut_and_listed, _noise, _missing, _no_record])
+def test_beside_a_model_it_is_told_and_the_model_opens(
+    damage: Callable[[Path], None], model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(compile_for(model, "npu:qnn").output)
+    with caplog.at_level(logging.WARNING):
+        placement, text = answer(model, device="npu:qnn")
+    assert text == SAID
+    assert "all 1 nodes" not in placement
+    assert "is not used, the model's own graphs are: " in caplog.text
+
+
+@needs("qnn")
+def test_what_lies_beside_the_graphs_is_compiled_anew_when_it_changes(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    done = compile_for(model, "npu:qnn")
+    for file in (model / MANIFEST, done.output / MANIFEST):
+        file.unlink()
+    content = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**content, "odd": 1}))
+    with caplog.at_level(logging.WARNING):
+        assert "all 1 nodes" in answer(model, device="npu:qnn")[0]
+    assert "it is compiled again" in caplog.text
+    assert json.loads((done.output / "tokenizer_config.json").read_text())["odd"] == 1
+
+
+@needs("qnn")
+def test_two_at_once_write_one_after_the_other(model: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        outputs = {done.output for done in pool.map(lambda _: compile_for(model, "npu:qnn"), range(2))}
+    assert len(outputs) == 1
+    assert answer(outputs.pop())[1] == SAID
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], type[EdgeLlamaError], str]] = {
@@ -250,11 +285,16 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[EdgeLlamaError], str]] =
         OptionError,
         "device cpu: nothing is compiled for it; known: openvino:cpu",
     ),
+    "a chip by hand": (
+        lambda model: compile_for(model, "npu:qnn", provider_options=["soc_model=57"]),
+        OptionError,
+        "provider option soc_model: device npu:qnn takes no such",
+    ),
     "no device": (lambda model: compile_for(model, "toaster"), OptionError, "device toaster: unknown"),
     "no provider's option": (
         lambda model: compile_for(model, "npu:qnn", provider_options=["speed=9"]),
         OptionError,
-        "provider option speed: device npu:qnn takes no such; it takes htp_performance_mode",
+        "provider option speed: device npu:qnn takes no such; known: htp_performance_mode",
     ),
     "no option at all": (
         lambda model: compile_for(model, "npu:qnn", provider_options=["fast"]),
@@ -277,7 +317,7 @@ def test_what_can_not_be_compiled_is_told_and_nothing_is_written(name: str, mode
 def test_a_model_for_cpus_and_a_full_disk(
     small_talk: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with refusal(ArtifactError, "a file; what is compiled lies in the model's folder; convert the checkpoint with"):
+    with refusal(ArtifactError, "a file, and what is compiled lies in the model's folder; convert the checkpoint"):
         compile_for(small_talk, "npu:qnn")
     monkeypatch.setattr(compiler, "new_folder", _full)
     with refusal(OutputError, "cannot be written: No space left on device"):
@@ -289,5 +329,7 @@ def test_a_tower_is_told_what_its_own_device_takes(model: Path) -> None:
     placement, text = answer(model, device="npu:qnn", provider_options=["htp_performance_mode=burst"])
     assert text == SAID
     assert placement.startswith("npu:qnn")
-    with refusal(OptionError, "provider option htp_performance_mode: device cpu takes no such"):
+    with refusal(OptionError, "provider option htp_performance_mode: device cpu or auto takes no such; npu:qnn and"):
         answer(model, device="cpu", provider_options=["htp_performance_mode=burst"])
+    with edge_llama.open(model, n_ctx=256, device="npu:qnn", isolate=True, provider_options=["vtcm_mb=4"]) as opened:
+        assert opened.chat().send(ASKED, temperature=0, max_tokens=16).result().text == SAID

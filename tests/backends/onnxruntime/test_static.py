@@ -377,7 +377,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no stages": (without("model", "decoder", "pipeline"), r"model\.decoder\.pipeline is missing"),
     "stages of text": (decoder(pipeline="all"), r"pipeline is 'all', expected a list"),
     "a stage that is none": (decoder(pipeline=[3]), "pipeline has 3, expected objects with stages"),
-    "no stage of tokens": (without_token, "pipeline has 1 stages for both, 1 for prompts and 0 for tokens, expected one"),
+    "no stage of tokens": (without_token, "pipeline has 1 stages for both, 1 for prompts and 0 for tokens, expected one, "),
     "a stage for nothing": (
         stage("token", run_on_token_gen=False),
         r"pipeline\.token is for neither prompts nor tokens",
