@@ -27,8 +27,9 @@ class Options:
     For ONNX ``quant`` is ``int4`` (None), ``int8``, ``f16`` or ``f32``, where ``block`` weights (32, 64 or 128) share a
     scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone,
     and with ``embeddings`` the text tower's gives hidden states, too. For NPUs it is ``a16w8`` or ``a16w4``, made by
-    ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048); keys and
-    values have ``kv_bits``, 8 (None) or 16; graphs with weights of more than ``max_shard_bytes`` (1.9 GB) are several.
+    ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048).
+    Keys and values have ``kv_bits``, 8 (None) or 16; graphs with more than ``max_shard_bytes`` of weights (1.9 GB) are
+    several.
     ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 

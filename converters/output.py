@@ -298,7 +298,7 @@ def _first_other(folder: Path, prefix: str, names: Set[str]) -> str | None:
 
 def _compiled(folder: Path) -> set[str]:
     """What was compiled of the model in ``folder``: it goes with it."""
-    records = [file for file in (folder / compiled.FOLDER).glob(f"*/{compiled.NAME}")]
+    records = [*(folder / compiled.FOLDER).glob(f"*/{compiled.NAME}")]
     files = [file for record in records for file in record.parent.rglob("*")]
     files += (folder / compiled.FOLDER).glob(".*.lock")
     return {file.relative_to(folder).as_posix() for file in (*files, *(record.parent for record in records))}

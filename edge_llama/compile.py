@@ -48,9 +48,9 @@ def compile_for(
     """Compile the towers for NPUs in the folder ``model`` for ``device``, into ``compiled`` within that folder.
 
     Opening the model there uses it, and compiles again what no longer fits. ``soc`` is another machine's chip, such as
-    ``SM8650``, or its numbers as ``60:73`` (npu:qnn); its folder is copied there. ``share``: both graphs of a text tower have their weights in one
-    file; for phones. ``provider_options``: ``KEY=VALUE`` texts. What is there and fits stays, unless ``force``.
-    ``on_progress`` is told bytes of graphs and weights: done, and all.
+    ``SM8650``, or its numbers as ``60:73`` (npu:qnn), where it is then copied. ``share``: both graphs of a text
+    tower have their weights in one file; for phones. ``provider_options``: ``KEY=VALUE`` texts. What is there and fits
+    stays, unless ``force``. ``on_progress`` is told bytes of graphs and weights: done, and all.
 
     Raises ArtifactError, OptionError, OutputError or EngineError; what was there before is then as it was.
     """

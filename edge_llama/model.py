@@ -404,9 +404,7 @@ def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: Op
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
             remedy=f"convert the text model again, or open it without {vision.path}",
         )
-    asked = AskedDevice(
-        device, is_strict=options.get("strict_device", False), provider_options=told_to(options)[1]
-    )
+    asked = AskedDevice(device, is_strict=options.get("strict_device", False), provider_options=told_to(options)[1])
     return vision_engine_of(vision).place(vision, asked)
 
 

@@ -273,7 +273,7 @@ CHECKS = (
 
 def small(work: Path, form: str) -> Path:
     """The small Llama that chats: in ``a16w8`` or ``a16w4`` for NPUs, or else as ``int4``, ``int4 portable``, ..."""
-    folder, quant = work / form, form.split()[0]
+    folder, quant = work / form, form.split(maxsplit=1)[0]
     if not folder.exists() and quant in STATIC:
         in_integers(TALK, work, quant, n_ctx=N_CTX)
     elif not folder.exists():

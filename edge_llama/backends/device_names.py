@@ -193,17 +193,23 @@ KINDS = {
         ),
         DeviceKind(
             *("openvino:cpu", "OpenVINO's CPU", _LINUX_WINDOWS, _is_always),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "CPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True),
+            onnx=Onnx(
+                "OpenVINOExecutionProvider", *_OPENVINO, "CPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True
+            ),
             is_numbered=False,
         ),
         DeviceKind(
             *("openvino:gpu", "OpenVINO's GPU", _LINUX_WINDOWS, _has_intel),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "GPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True),
+            onnx=Onnx(
+                "OpenVINOExecutionProvider", *_OPENVINO, "GPU", _PORTABLE, options=_OPENVINO_OPTIONS, compiles=True
+            ),
             is_numbered=False,
         ),
         DeviceKind(
             *("npu:openvino", "Intel's NPU", _LINUX_WINDOWS, _has_intel_npu),
-            onnx=Onnx("OpenVINOExecutionProvider", *_OPENVINO, "NPU", _INTEGERS, options=_OPENVINO_OPTIONS, compiles=True),
+            onnx=Onnx(
+                "OpenVINOExecutionProvider", *_OPENVINO, "NPU", _INTEGERS, options=_OPENVINO_OPTIONS, compiles=True
+            ),
             is_numbered=False,
         ),
         DeviceKind(
@@ -308,7 +314,8 @@ def provider_options(texts: Sequence[str], *devices: str) -> list[dict[str, str]
                 remedy=f"known: {known}" if known else "npu:qnn and openvino have some: name the device",
             )
         for told, options in zip(found, taken, strict=True):
-            told |= {key: value} if key in options else {}
+            if key in options:
+                told[key] = value
     return found
 
 

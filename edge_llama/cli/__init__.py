@@ -22,7 +22,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _ORDER = (
-    *("chat", "run", "serve", "embed", "convert", "calibrate", "compile", "inspect", "verify", "models", "bench", "devices"),
+    *(
+        "chat",
+        "run",
+        "serve",
+        "embed",
+        "convert",
+        "calibrate",
+        "compile",
+        "inspect",
+        "verify",
+        "models",
+        "bench",
+        "devices",
+    ),
     "history",
 )
 """Of verbs in the help; others follow by their names."""

@@ -19,10 +19,12 @@ def compile(  # noqa: A001 - the verb's name
         str, typer.Option(metavar="npu:qnn|npu:openvino", help="What it is compiled for. Default: npu, the first here.")
     ] = "npu",
     soc: Annotated[
-        str | None, typer.Option(metavar="NAME", help="npu:qnn: the chip of a phone or another machine, such as SM8650.")
+        str | None,
+        typer.Option(metavar="NAME", help="npu:qnn: the chip of a phone or another machine, such as SM8650."),
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="For phones: the prompt's and the token's graph have their weights in common.")
+        bool,
+        typer.Option("--share", help="For phones: the prompt's and the token's graph have their weights in common."),
     ] = False,
     provider_option: Annotated[
         list[str] | None,

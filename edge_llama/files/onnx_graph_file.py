@@ -21,7 +21,7 @@ _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_TENSOR, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_KIND, _NODE_ATTRIBUTE, _ATTRIBUTE_NAME, _ATTRIBUTE_NUMBER, _ATTRIBUTE_TEXT = 4, 5, 1, 3, 4
 _CONTEXT = b"EPContext"
-"""The kind of node that stands for what a provider compiled (onnxruntime.ai/docs/execution-providers/EP-Context-Design)."""
+"""The kind of node that stands for what a provider compiled: onnxruntime.ai/docs/execution-providers, EP Context."""
 _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_KIND, _TENSOR_SHAPE, _SHAPE_SIZE, _SIZE_NUMBER = 2, 1, 1, 2, 1, 1
 _TENSOR_SIZE, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL = 1, 2, 8, 13
 _STORED = {1: "f32", 3: "i8", 5: "i16", 6: "i32", 7: "i64", 10: "f16", 11: "f64", 16: "bf16"}
@@ -183,7 +183,7 @@ def _external(message: Field) -> tuple[TensorInfo, str] | None:
 
 def _context(path: Path, node: Field) -> tuple[TensorInfo, str] | None:
     """What a device's engine compiled, where the node names a file of it: all its bytes as a tensor."""
-    if _within(node, _NODE_KIND) != [_CONTEXT]:
+    if not any(isinstance(kind, memoryview) and kind == _CONTEXT for kind in _within(node, _NODE_KIND)):
         return None
     found = [dict(_fields(value)) for value in _within(node, _NODE_ATTRIBUTE)]
     attributes = {_text(each.get(_ATTRIBUTE_NAME, memoryview(b""))): each for each in found}

@@ -61,8 +61,8 @@ def stages_named(config: Fields, folder: Path) -> Stages:
     if len(inputs) != 1 or not prompts or len(prompts) != len(tokens):
         raise decoder.fail(
             "pipeline",
-            f"has {len(inputs)} stages for both, {len(prompts)} for prompts and {len(tokens)} for tokens, expected one, "
-            "and as many for tokens as for prompts",
+            f"has {len(inputs)} stages for both, {len(prompts)} for prompts and {len(tokens)} for tokens, expected one "
+            "for both, and as many for tokens as for prompts",
         )
     return Stages(inputs[0], tuple(prompts), tuple(tokens))
 

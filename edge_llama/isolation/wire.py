@@ -1,11 +1,11 @@
 """How values of the API cross a pipe as JSON: messages, options, pieces, facts of an open model, errors."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from edge_llama.backends.base import Choice, Figure, Placement, Setting
-from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
+from edge_llama.errors import OptionError
 from edge_llama.generation import Diverged, Piece, Timings
 from edge_llama.media.images import Image
 from edge_llama.planning.memory import ContextSize

@@ -43,7 +43,10 @@ def test_a_model_is_compiled_and_run(cli: Cli, small: Path, tmp_path: Path) -> N
         (("--device", "cpu"), "device cpu: nothing is compiled for it"),
         (("--device", "npu:qnn", "--soc", "A17"), "--soc A17: unknown; known: SM8350"),
         (("--device", "npu:qnn", "--share"), "--share: graphs with weights in common are for phones"),
-        (("--device", "npu:qnn", "--provider-option", "turbo=1"), "provider option turbo: device npu:qnn takes no such"),
+        (
+            ("--device", "npu:qnn", "--provider-option", "turbo=1"),
+            "provider option turbo: device npu:qnn takes no such",
+        ),
     ],
 )
 def test_what_can_not_be_done_is_one_line(called: Cli, small: Path, options: tuple[str, ...], says: str) -> None:

@@ -80,7 +80,9 @@ def pipeline(
     shared = [EMBEDS, MASK, COS, SIN]
     ids_of = {name: name for name in ("input_ids", "attention_mask", "position_ids")}
     session = {"log_id": "onnxruntime-genai", "provider_options": []}
-    stages = {"inputs": {"filename": inputs, "inputs": list(ids_of), "outputs": shared, "session_options": session}}
+    stages: dict[str, dict[str, Any]] = {
+        "inputs": {"filename": inputs, "inputs": list(ids_of), "outputs": shared, "session_options": session}
+    }
     for kind, other in (("prompt", "token_gen"), ("token", "prompt")):
         for part in parts:
             file = part.prompt if kind == "prompt" else part.token

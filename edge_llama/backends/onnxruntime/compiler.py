@@ -220,7 +220,7 @@ def _compile(
     shares: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Write the graphs of all groups into ``folder``, each in a child of its own, or in one where they share weights."""
+    """Write the graphs of all groups into ``folder``, each in a child of its own, or one for those that share."""
     parts = groups if shares else [{name: files} for group in groups for name, files in group.items()]
     sizes = [sum(file.stat().st_size for files in part.values() for file in files) for part in parts]
     for number, part in enumerate(parts):

@@ -33,12 +33,14 @@ T = TypeVar("T", TextTower, VisionTower)
 
 
 def compiled_for(folder: Path) -> str | None:
-    """The device for which the towers in ``folder`` were compiled; None: for any. ArtifactError for a damaged record."""
+    """The device for which the towers in ``folder`` were compiled; None: any. ArtifactError for a damaged record."""
     record = read_compiled(folder)
     return record.device if record else None
 
 
-def open_text(artifact: StaticArtifact, placement: Placement, opened: Callable[[StaticArtifact], TextTower]) -> TextTower:
+def open_text(
+    artifact: StaticArtifact, placement: Placement, opened: Callable[[StaticArtifact], TextTower]
+) -> TextTower:
     """What ``opened`` makes of the tower, as it was compiled for the device where it goes, if that lies beside it."""
     folder = artifact.path.parent
 
@@ -102,7 +104,7 @@ def _beside(folder: Path, sources: dict[str, str], placement: Placement) -> Path
     """
     beside = folder_for(folder, placement.device)
     record = read_compiled(beside)
-    if record is None or not sources.keys() <= record.sources.keys():
+    if record is None or not sources.keys() & record.sources.keys():
         return None
     wanted = would_be(compiling(placement.device), {**record.sources, **sources}, options=record.options)
     if record != wanted:

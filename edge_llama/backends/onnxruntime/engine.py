@@ -22,7 +22,7 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx
+from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx, provider_options
 from edge_llama.backends.device_trial import Speed, faster, measured
 from edge_llama.backends.onnxruntime import contexts
 from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
@@ -155,7 +155,7 @@ class OnnxEncoders:
             return read_from_bundle(path)
         return read_onnx_vision(path, bundled.spec, bundled.name, bundled.format)
 
-    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:  # noqa: ARG002 - the Protocol's
+    def place(self, artifact: VisionArtifact, asked: AskedDevice) -> Placement:
         """The whole tower on one execution provider; what that takes is seen when the tower is opened."""
         return _placement(asked, bundle_of(artifact.path))
 
@@ -189,6 +189,7 @@ def _placement(asked: AskedDevice, folder: Path) -> Placement:
             f"{folder}: was compiled for {device}, and {found} can't run it",
             remedy="leave --device out, or open the model that it was compiled of",
         )
+    provider_options(asked.provider_options, found)
     return Placement(0, reason, found, is_strict=asked.is_strict, provider_options=asked.provider_options)
 
 

@@ -23,7 +23,6 @@ from edge_llama.backends.device_names import (
     Onnx,
     impossible,
     parse,
-    provider_options,
 )
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.host import user_cache
@@ -114,13 +113,12 @@ def add(device: OnnxDevice, options: Any, told: Sequence[str] = ()) -> list[tupl
 
     ``options`` are ONNX Runtime's SessionOptions, whose number of threads is the provider's too; the provider is
     ``told`` the ``KEY=VALUE`` texts besides. EngineError if a plugin can't be loaded, OptionError if it finds no device
-    or not so many, or is told what it does not know.
+    or not so many.
     """
     onnx = device.onnx
     module = _registered(onnx.provider, onnx.package, onnx.module) if onnx.package else None
     wanted = _OPTIONS[onnx.provider](onnx, module, options.intra_op_num_threads) if onnx.provider in _OPTIONS else {}
-    (found_options,) = provider_options(told, device.name)
-    wanted |= found_options
+    wanted |= dict(text.split("=", 1) for text in told)
     found = _devices(onnx)
     if not found and onnx.package:
         raise OptionError(

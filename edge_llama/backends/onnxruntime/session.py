@@ -121,24 +121,26 @@ def survived(
     ``files`` are those of the ``graphs``, one or more, and of their weights. A graph of whose bytes ``bundle`` has the
     hash is as our converter wrote it: only graphs are read for that, since wrong weights make wrong numbers, and
     nothing worse. Others, and all on a device that has a driver, run once in a child process, by ``main`` of
-    ``module``; that is remembered as ``kind``.
+    ``module``; that is remembered as ``kind``. All files are read for their hashes before that.
     """
-    device, told = placement.device, placement.provider_options
+    device = placement.device
     there = resolve(device)
-    try:
-        if (bundle / manifest.NAME).exists():
-            manifest.verify(bundle, only={file.relative_to(bundle).as_posix() for file in files[:graphs]})
-            if there.is_cpu:
-                return
-    except NotVerifiableError:  # another program wrote it
-        pass
     key: dict[str, Any] = {"file": identity, "engine": runtime().__version__, "device": device}
     if not there.is_cpu:
         package = there.onnx.package
         key |= {"plugin": package and f"{package} {installed_version(package)}", "environment": environment()}
-        # Of what a device compiled, samples tell too little: a driver may end the process at any of its bytes.
-        key |= {"told": list(told), "states": [file_state(file) for file in files]}
-    if not crash_probe.has_children() or user_cache.recall(kind, key) is not None:
+        # Samples tell too little of what a device compiled: its driver may take any bytes, and answer nonsense.
+        key |= {"told": placement.provider_options, "states": [file_state(file) for file in files]}
+    is_known = user_cache.recall(kind, key) is not None
+    try:
+        if (bundle / manifest.NAME).exists():
+            checked = files[:graphs] if there.is_cpu or is_known else files
+            manifest.verify(bundle, only={file.relative_to(bundle).as_posix() for file in checked})
+            if there.is_cpu:
+                return
+    except NotVerifiableError:  # another program wrote it
+        pass
+    if is_known or not crash_probe.has_children():
         return
     nbytes = sum(file.stat().st_size for file in files)
     tried = json.dumps(placement.to_json())

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from edge_llama.errors import OptionError
 
-
 _NUMBERED = re.compile("([0-9]{1,4}):([0-9]{2,3})")
 
 

@@ -96,7 +96,10 @@ class StaticTower(OneSequenceTower):
         self._within = int(artifact.begins is not None)
         self._known = np.ones((1, artifact.context), np.int32)
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": placement.device}
+        self.settings: Mapping[str, Any] = {
+            "engine": f"onnxruntime {runtime().__version__}",
+            "device": placement.device,
+        }
 
     @property
     def n_batch(self) -> int:
@@ -275,7 +278,9 @@ def main(path: str, placement: str) -> None:
     crash_probe.begin()
     try:
         artifact = read_static(Path(path))
-        tower = StaticTower(artifact, n_ctx=artifact.n_ctx_train, threads=1, placement=Placement.from_json(json.loads(placement)))
+        tower = StaticTower(
+            artifact, n_ctx=artifact.n_ctx_train, threads=1, placement=Placement.from_json(json.loads(placement))
+        )
         if artifact.begins is not None:
             tower.decode([Rows(0, [artifact.begins], needs_logits=False)])
         tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch))]

@@ -82,7 +82,10 @@ class OnnxTower(OneSequenceTower):
         self._bindings: dict[str, Any] = {}
         self._embedder: OnnxEmbedder | None = None
         give_back()
-        self.settings: Mapping[str, Any] = {"engine": f"onnxruntime {runtime().__version__}", "device": placement.device}
+        self.settings: Mapping[str, Any] = {
+            "engine": f"onnxruntime {runtime().__version__}",
+            "device": placement.device,
+        }
 
     @property
     def n_batch(self) -> int:
@@ -243,7 +246,12 @@ def main(path: str, placement: str) -> None:
     crash_probe.begin()
     try:
         artifact = read_onnx_text(Path(path))
-        tower = OnnxTower(artifact, n_ctx=min(64, artifact.n_ctx_train), threads=1, placement=Placement.from_json(json.loads(placement)))
+        tower = OnnxTower(
+            artifact,
+            n_ctx=min(64, artifact.n_ctx_train),
+            threads=1,
+            placement=Placement.from_json(json.loads(placement)),
+        )
         tokens = [token % artifact.n_vocab for token in range(min(_TRIAL_TOKENS, tower.n_batch, tower.n_ctx - 1))]
         tower.decode([Rows(0, tokens)])
         tower.decode([Rows(0, tokens[:1])])

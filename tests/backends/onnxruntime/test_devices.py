@@ -127,7 +127,9 @@ def portable(llama3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def opened(folder: Path, device: str = "cpu", **options: Any) -> Iterator[OneSequence]:
-    with closing(OnnxTower(text(folder), n_ctx=128, threads=1, n_batch=16, placement=Placement(0, "", device, **options))) as tower:
+    with closing(
+        OnnxTower(text(folder), n_ctx=128, threads=1, n_batch=16, placement=Placement(0, "", device, **options))
+    ) as tower:
         yield OneSequence(tower)
 
 

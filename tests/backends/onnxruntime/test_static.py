@@ -377,7 +377,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no stages": (without("model", "decoder", "pipeline"), r"model\.decoder\.pipeline is missing"),
     "stages of text": (decoder(pipeline="all"), r"pipeline is 'all', expected a list"),
     "a stage that is none": (decoder(pipeline=[3]), "pipeline has 3, expected objects with stages"),
-    "no stage of tokens": (without_token, "pipeline has 1 stages for both, 1 for prompts and 0 for tokens, expected one, "),
+    "no stage of tokens": (
+        without_token,
+        "pipeline has 1 stages for both, 1 for prompts and 0 for tokens, expected one",
+    ),
     "a stage for nothing": (
         stage("token", run_on_token_gen=False),
         r"pipeline\.token is for neither prompts nor tokens",
@@ -409,7 +412,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another width": (decoder(head_size=12), r"the output 'cos' as f32 .*expected f32 \[1, 1, \?, 6\]"),
     "other embeddings": (decoder(hidden_size=64), r"the output 'embeds' as f32 .*expected f32 \[1, \?, 64\]"),
     "another vocabulary": (model_field(vocab_size=99_999), r"the output 'logits' .*expected f32 \[1, 1, 99999\]"),
-    "a layer more": (decoder(num_hidden_layers=3), "no inputs 'past_keys_2' in prompt.onnx, which genai_config.json names"),
+    "a layer more": (
+        decoder(num_hidden_layers=3),
+        "no inputs 'past_keys_2' in prompt.onnx, which genai_config.json names",
+    ),
     "a layer less": (decoder(num_hidden_layers=1), "has the input 'past_keys_1', which this version does not know"),
     "names without a layer": (within("inputs", past_key_names="past"), "past_key_names is 'past', expected a name"),
     "other ids": (within("inputs", input_ids="ids"), "no input 'ids', which genai_config.json names"),
