@@ -4,6 +4,7 @@
     .venv/bin/python benchmarks/npu_text.py a16w8 --source DIR --positions 4096
 
 a16w8         matrices in 8 bits
+a16w8-kv16    the same with keys and values in 16 bits (--kv-bits 16)
 a16w4         in low-power blocks of 32 weights of 4 bits
 a16w4-rows    in 4 bits with one scale for each output (--portable)
 
@@ -46,7 +47,13 @@ from converters.targets.onnx.static_ranges import (
 from converters.targets.onnx.static_text import graph_of, tower_of
 from quant.ranges import Ranges
 
-FORMS = {"a16w8": RowForm(8), "a16w4": RowForm(4, 32), "a16w4-rows": RowForm(4)}
+FORMS = {
+    "a16w8": (RowForm(8), 8),
+    "a16w8-kv16": (RowForm(8), 16),
+    "a16w4": (RowForm(4, 32), 8),
+    "a16w4-rows": (RowForm(4), 8),
+}
+"""How matrices are stored, and how many bits keys and values have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +101,18 @@ def few(checkpoint: Checkpoint, texts: Sequence[str], tokens: int) -> list[str]:
 def quality(
     name: str, checkpoint: Checkpoint, texts: Sequence[str], options: argparse.Namespace, ranges: Ranges
 ) -> Quality:
-    form, shape = FORMS[name], Shape(WINDOW, options.context, gives_all=True)
+    (form, kept_bits), shape = FORMS[name], Shape(WINDOW, options.context, gives_all=True)
     hp, tensors = tower_of(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         floats = Graph("floats", DataFile("floats.data"))
-        integers = QdqGraph("integers", DataFile("integers.data"), ranges, opset=23)
+        integers = QdqGraph("integers", DataFile("integers.data"), ranges, opset=23, kept_bits=kept_bits)
         logits = []
         for graph in (floats, integers):
             is_whole = graph is integers
             graph_of(checkpoint)(hp, tensors, graph, shape, form, ranges.first, norm_is_one=is_whole).write()
             path = Path(folder) / f"{'integers' if is_whole else 'floats'}.onnx"
             write_graph(graph, path)
-            kept = 8 if is_whole else 0
+            kept = kept_bits if is_whole else 0
             reader = Reader(hp, tensors, shape, has_first=ranges.first is not None, kept_bits=kept)
             logits.append(answers(path, reader, contexts_of(checkpoint, texts, shape.context), options.positions))
         kls, same = [], []

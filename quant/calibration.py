@@ -57,8 +57,7 @@ class Watched:
         except Exception as error:  # nor do ONNX Runtime's
             raise _failed(error) from error
         self._ends = [f"{name}.{end}" for end in _ENDS for name in self._names]
-        self._low, self._high = np.full(len(self._names), np.inf), np.full(len(self._names), -np.inf)
-        self.runs = 0
+        self._found: list[NDArray[np.float32]] = []
 
     def vectors(self, names: Iterable[str]) -> list[NDArray[np.float32]]:
         """Initializers by their names. ArtifactError if there is no such."""
@@ -79,18 +78,26 @@ class Watched:
             found = self._session.run([*self._ends, *outputs], dict(sample))
         except Exception as error:
             raise _failed(error) from error
-        ends = np.array(found[: len(self._ends)], np.float64).reshape(2, -1)
+        ends = np.array(found[: len(self._ends)], np.float32).reshape(2, -1)
         finite = np.isfinite(ends).all(axis=0)
         if not finite.all():
             name = self._names[int(finite.argmin())]
             raise self._fail(f"{name!r} is NaN or infinite")
-        self._low, self._high = np.minimum(self._low, ends[0]), np.maximum(self._high, ends[1])
-        self.runs += 1
+        self._found.append(ends)
         return list(found[len(self._ends) :])
 
+    @property
+    def runs(self) -> int:
+        """How many there were."""
+        return len(self._found)
+
+    def by_run(self) -> dict[str, NDArray[np.float32]]:
+        """The ends of each value by its name, float32 (2, runs)."""
+        return dict(zip(self._names, np.stack(self._found, axis=-1).swapaxes(0, 1), strict=True))
+
     def values(self) -> dict[str, tuple[float, float]]:
-        """The ends of each value by its name."""
-        return dict(zip(self._names, zip(self._low.tolist(), self._high.tolist(), strict=True), strict=True))
+        """The ends of each value by its name, over all runs."""
+        return {name: (float(ends[0].min()), float(ends[1].max())) for name, ends in self.by_run().items()}
 
 
 def _failed(error: Exception) -> EngineError:

@@ -47,6 +47,13 @@ _ROOM = 20.0
 _LEAST_MASK = 60.0
 _ELSEWHERE = "make room, or name another folder in the environment's TMPDIR"
 _EMBEDDING = "model.embed_tokens.weight"
+_MAY_BE_CUT = {
+    **dict.fromkeys((".residual", ".root", ".mlp.gate", ".mlp.up", ".mlp.silu", ".mlp.gated", ".mlp.down"), 1),
+    **dict.fromkeys((".squares", ".mean", ".above_zero"), 2),
+}
+"""Values that one token may drive far beyond all others', by the ends of their names: 2 for those that are squares."""
+_USUAL, _RARE = 8, 1 / 50
+"""How many times as far as usual such a value goes before it is cut, in so few windows."""
 
 Run = Callable[[Mapping[str, NDArray[Any]], Sequence[str]], Sequence[NDArray[Any]]]
 """Runs a graph on inputs by their names, and gives the outputs that are asked for."""
@@ -94,7 +101,8 @@ def measure_text(
             reader.read(watched.run, rows, at)
             if on_progress:
                 on_progress(number * WINDOW, len(windows) * WINDOW)
-    values = _with_masks(_with_caches(watched.values(), hp.n_layer, first), hp.n_layer)
+    values = watched.values() if first is None else {**watched.values(), **_without_rare(watched.by_run())}
+    values = _with_masks(_with_caches(values, hp.n_layer, first), hp.n_layer)
     return Ranges(tower_fingerprint(tensors), sum(map(len, contexts)), values, "text", first)
 
 
@@ -131,6 +139,21 @@ def _written(graph: Graph, folder: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=_ELSEWHERE) from error
     return path
+
+
+def _without_rare(by_run: "Mapping[str, NDArray[np.float32]]") -> dict[str, tuple[float, float]]:
+    """The ends of values that a token here and there drives a hundred times as far as all others do, cut.
+
+    Position 0 does, which is apart, and some rare tokens do too: 16 bits that hold theirs round all others as coarsely.
+    """
+    found = {}
+    for name, ends in by_run.items():
+        power = next((power for end, power in _MAY_BE_CUT.items() if name.endswith(end)), 0)
+        reach = np.abs(ends).max(axis=0)
+        limit = _USUAL**power * float(np.quantile(reach, 0.9))
+        if power and 0 < (reach > limit).mean() <= _RARE:
+            found[name] = (max(float(ends[0].min()), -limit), min(float(ends[1].max()), limit))
+    return found
 
 
 def _with_caches(
@@ -214,7 +237,7 @@ class Reader:
         has_first: bool,
         kept_bits: int = 0,
     ) -> None:
-        """``kept_bits``: what a cache's numbers have, 8, or 0 for float32."""
+        """``kept_bits``: what a cache's numbers have, 8 or 16, or 0 for float32."""
         self._kept_bits = kept_bits
         self._hp, self._table, self._shape, self._has_first = hp, tensors[_EMBEDDING], shape, has_first
         self._rates, self._strength = rotary_rates(hp, tensors)
@@ -258,7 +281,8 @@ class Reader:
     def _empty(self) -> "dict[str, NDArray[Any]]":
         heads, width, past = self._hp.n_head_kv, self._hp.head_dim, self._shape.past
         shapes = {"keys": (heads, 1, width, past), "values": (heads, 1, past, width)}
-        dtype, zero = (np.uint8, 128) if self._kept_bits else (np.float32, 0)
+        dtype = {0: np.float32, 8: np.uint8, 16: np.uint16}[self._kept_bits]
+        zero = 1 << (self._kept_bits - 1) if self._kept_bits else 0
         return {name: np.full(shapes[name.split("_")[1]], zero, dtype) for name in self._pasts}
 
 
