@@ -10,14 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from edge_llama.backends.base import Placement, TextTower, VisionTower
-from edge_llama.backends.onnxruntime.compiler import (
-    compile_towers,
-    compiles,
-    compiling,
-    package,
-    settings_of,
-    would_be,
-)
+from edge_llama.backends.onnxruntime.compiled_bundle import settings_of
+from edge_llama.backends.onnxruntime.compiler import compile_towers, compiles, compiling, package, would_be
 from edge_llama.backends.towers import read_bundle
 from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
 from edge_llama.files.artifact import VisionArtifact
