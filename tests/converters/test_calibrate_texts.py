@@ -33,6 +33,7 @@ from converters.targets.onnx.static_ranges import (
     WINDOW,
     Reader,
     Sample,
+    _without_rare,
     contexts_of,
     measure_text,
     windows_of,
@@ -305,3 +306,21 @@ def test_stripes_need_not_be_blocks(name: str, form: RowForm, monkeypatch: pytes
     numbers = Integers(source, form).numbers
     assert np.array_equal(in_stripes(numbers, 7, monkeypatch), numbers.read(0, len(rows)).T)
     assert numbers.requantized == (f"q8_0 to int{form.bits}" if name == "q8_0" else "")
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([100.0] * 60 + [8000.0], 800.0),  # one token in one of 61
+        ([100.0] * 40 + [8000.0], 8000.0),  # no longer rare
+        ([100.0] * 60 + [700.0], 700.0),  # nor that far
+    ],
+)
+def test_what_a_rare_token_drives_far_beyond_all_others_is_cut(windows: list[float], expected: float) -> None:
+    """Of residuals, and of what is computed of them; all else is as it was measured."""
+    ends = np.array([[-1.0] * len(windows), windows], np.float32)
+    names = {"layers.3.mlp.residual": 1, "layers.3.norm1.squares": 2, "layers.3.attention.q": 0}
+    found = _without_rare({name: ends ** (power or 1) for name, power in names.items()})
+    assert found.keys() <= {"layers.3.mlp.residual", "layers.3.norm1.squares"}
+    assert found.get("layers.3.mlp.residual", (-1, max(windows)))[1] == pytest.approx(expected)
+    assert found.get("layers.3.norm1.squares", (1, max(windows) ** 2))[1] == pytest.approx(expected**2)

@@ -206,6 +206,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"quant": "int8", "calibration": [], "window": 32},
         "--window: not with --quant int8: it is for",
     ),
+    "a cache of 4 bits": ({"kv_bits": 4}, "--kv-bits 4: unknown; known: 8 and 16"),
+    "a cache of bits without": (
+        {"quant": "int8", "calibration": [], "kv_bits": 16},
+        "--kv-bits: not with --quant int8",
+    ),
+    "parts without": ({"quant": "int8", "calibration": [], "max_shard_bytes": 9}, "--max-shard-size: not with --quant"),
     "ranges that nobody needs": ({"quant": "int8"}, "has ranges of a text tower, which --quant a16w8 and a16w4 alone"),
 }
 

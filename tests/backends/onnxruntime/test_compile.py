@@ -336,6 +336,15 @@ def test_a_model_for_cpus_and_a_full_disk(small_talk: Path, model: Path, monkeyp
         compile_for(model, "npu:qnn")
 
 
+@needs("openvino")
+def test_operators_that_the_engine_has_not_are_named(static_folder: Path, tmp_path: Path) -> None:
+    """OpenVINO has no RMSNormalization, which --portable takes apart."""
+    model = Path(shutil.copytree(static_folder, tmp_path / "model"))
+    with refusal(OptionError, "OpenVINOExecutionProvider does not run .* of its nodes: .*norm.*; convert"):
+        compile_for(model, "openvino:cpu")
+    assert [entry.name for entry in (model / "compiled").iterdir()] == [".openvino-cpu.lock"]
+
+
 @needs("qnn")
 def test_a_tower_is_told_what_its_own_device_takes(model: Path) -> None:
     placement, text = answer(model, device="npu:qnn", provider_options=["htp_performance_mode=burst"])

@@ -35,6 +35,7 @@ def forms(small_talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("a16w4", "a16w4", {}),
         ("portable a16w8", "a16w8", {"portable": True}),
         ("portable a16w4", "a16w4", {"portable": True}),
+        ("a16w8 with a cache in 16 bits", "a16w8", {"kv_bits": 16}),
     ):
         (folder / name).mkdir()
         found[name] = text_in_integers(small_talk, folder / name, quant, **options)
@@ -49,6 +50,8 @@ def forms(small_talk: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         pytest.param("portable a16w8", "npu:qnn", marks=needs("qnn")),
         pytest.param("portable a16w8", "openvino:cpu", marks=needs("openvino")),
         pytest.param("portable a16w4", "openvino:cpu", marks=needs("openvino")),
+        pytest.param("a16w8 with a cache in 16 bits", "npu:qnn", marks=needs("qnn")),
+        ("a16w8 with a cache in 16 bits", "cpu"),
         ("a16w8", "cpu"),
         ("a16w4", "cpu"),
     ],
