@@ -299,8 +299,10 @@ def provider_options(texts: Sequence[str], *devices: str) -> list[dict[str, str]
 
     OptionError for another text, and for a key that none of them takes.
     """
-    taken = [_options_of(device) for device in devices]
     found: list[dict[str, str]] = [{} for _ in devices]
+    if not texts:  # engines from outside have devices of their own
+        return found
+    taken = [_options_of(device) for device in devices]
     for text in texts:
         key, is_there, value = text.partition("=")
         if not is_there or not key or not value:

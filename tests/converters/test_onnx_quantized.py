@@ -172,7 +172,7 @@ def test_the_plan_says_what_is_exact(packaged: Path, tmp_path: Path) -> None:
         ({"block": 48, "to": "onnx"}, ["48", "32, 64, 128"]),
         ({"quant": "f16", "zero_points": True, "to": "onnx"}, ["f16", "int4"]),
         ({"block": 64, "to": "gguf"}, ["--block", "ONNX"]),
-        ({"max_shard_bytes": 1000, "to": "onnx"}, ["--max-shard-size", "GGUF"]),
+        ({"max_shard_bytes": 1000, "to": "onnx"}, ["--max-shard-size", "a16w8"]),
         ({"tensor_types": {"attn_v": "q8_0"}, "to": "onnx"}, ["attn_v=q8_0", "int8"]),
     ],
     ids=str,

@@ -43,6 +43,20 @@ def model(small: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def once(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model, compiled for Qualcomm's emulator."""
+    folder = Path(shutil.copytree(small, tmp_path_factory.mktemp("once") / "model"))
+    compile_for(folder, "npu:qnn")
+    return folder
+
+
+@pytest.fixture
+def built(once: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(once, tmp_path / "built"))
+
+
+@pytest.fixture(scope="module")
 def sight(llama4_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vision tower in integers."""
     spec = VisionSpec(tile=56, max_tiles=16, tokens_per_tile=4, n_embd=64)
@@ -105,13 +119,13 @@ def test_a_vision_tower_is_compiled_too(device: str, sight: Path, tmp_path: Path
 
 @needs("qnn")
 def test_what_fits_stays_and_what_does_not_is_compiled_again(
-    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = compile_for(model, "npu:qnn").output / NAME
+    record = built / "compiled" / "npu-qnn" / NAME
     written = record.stat().st_mtime_ns
-    compile_for(model, "npu:qnn")
+    compile_for(built, "npu:qnn")
     assert record.stat().st_mtime_ns == written
-    compile_for(model, "npu:qnn", force=True)
+    compile_for(built, "npu:qnn", force=True)
     assert record.stat().st_mtime_ns != written
     content = json.loads(record.read_text())
     for change in (
@@ -121,14 +135,14 @@ def test_what_fits_stays_and_what_does_not_is_compiled_again(
     ):
         record.write_text(json.dumps({**content, **change}))
         with caplog.at_level(logging.WARNING):
-            assert answer(model, device="npu:qnn")[1] == SAID
+            assert answer(built, device="npu:qnn")[1] == SAID
         assert "it is compiled again" in caplog.text
         assert json.loads(record.read_text()) == content
         caplog.clear()
     record.write_text(json.dumps({**content, "package": "onnxruntime-qnn 1.0"}))
     monkeypatch.setattr(compiler, "new_folder", _full)
     with caplog.at_level(logging.WARNING):
-        placement, text = answer(model, device="npu:qnn")
+        placement, text = answer(built, device="npu:qnn")
     assert text == SAID
     assert "all 1 nodes" not in placement
     assert "is not used, the model's own graphs are: " in caplog.text
@@ -244,9 +258,9 @@ def _no_record(folder: Path) -> None:
     ],
 )
 def test_a_context_that_can_not_be_opened_is_a_typed_error(
-    damage: Callable[[Path], None], says: str, model: Path, tmp_path: Path
+    damage: Callable[[Path], None], says: str, once: Path, tmp_path: Path
 ) -> None:
-    alone = Path(shutil.copytree(compile_for(model, "npu:qnn").output, tmp_path / "alone"))
+    alone = Path(shutil.copytree(once / "compiled" / "npu-qnn", tmp_path / "alone"))
     damage(alone)
     with pytest.raises(EdgeLlamaError, match=says):
         answer(alone, device="npu:qnn")
@@ -255,11 +269,11 @@ def test_a_context_that_can_not_be_opened_is_a_typed_error(
 @needs("qnn")
 @pytest.mark.parametrize("damage", [_cut, _cut_and_zeroed, _noise, _missing, _no_record])
 def test_beside_a_model_it_is_told_and_the_model_opens(
-    damage: Callable[[Path], None], model: Path, caplog: pytest.LogCaptureFixture
+    damage: Callable[[Path], None], built: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damage(compile_for(model, "npu:qnn").output)
+    damage(built / "compiled" / "npu-qnn")
     with caplog.at_level(logging.WARNING):
-        placement, text = answer(model, device="npu:qnn")
+        placement, text = answer(built, device="npu:qnn")
     assert text == SAID
     assert "all 1 nodes" not in placement
     assert "is not used, the model's own graphs are: " in caplog.text
@@ -267,17 +281,17 @@ def test_beside_a_model_it_is_told_and_the_model_opens(
 
 @needs("qnn")
 def test_what_lies_beside_the_graphs_is_compiled_anew_when_it_changes(
-    model: Path, caplog: pytest.LogCaptureFixture
+    built: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    done = compile_for(model, "npu:qnn")
-    for file in (model / MANIFEST, done.output / MANIFEST):
+    output = built / "compiled" / "npu-qnn"
+    for file in (built / MANIFEST, output / MANIFEST):
         file.unlink()
-    content = json.loads((model / "tokenizer_config.json").read_text())
-    (model / "tokenizer_config.json").write_text(json.dumps({**content, "odd": 1}))
+    content = json.loads((built / "tokenizer_config.json").read_text())
+    (built / "tokenizer_config.json").write_text(json.dumps({**content, "odd": 1}))
     with caplog.at_level(logging.WARNING):
-        assert "all 1 nodes" in answer(model, device="npu:qnn")[0]
+        assert "all 1 nodes" in answer(built, device="npu:qnn")[0]
     assert "it is compiled again" in caplog.text
-    assert json.loads((done.output / "tokenizer_config.json").read_text())["odd"] == 1
+    assert json.loads((output / "tokenizer_config.json").read_text())["odd"] == 1
 
 
 @needs("qnn")
