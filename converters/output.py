@@ -24,7 +24,7 @@ from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
 from edge_llama.files import compiled
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.manifest import NAME, StoredFile, read_manifest
-from edge_llama.host.atomic import replace_folder, sync_folder
+from edge_llama.host.atomic import PARTIAL, replace_folder, sync_folder
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
@@ -297,11 +297,14 @@ def _first_other(folder: Path, prefix: str, names: Set[str]) -> str | None:
 
 
 def _compiled(folder: Path) -> set[str]:
-    """What was compiled of the model in ``folder``: it goes with it."""
-    records = [*(folder / compiled.FOLDER).glob(f"*/{compiled.NAME}")]
-    files = [file for record in records for file in record.parent.rglob("*")]
-    files += (folder / compiled.FOLDER).glob(".*.lock")
-    return {file.relative_to(folder).as_posix() for file in (*files, *(record.parent for record in records))}
+    """What was compiled of the model in ``folder``, and what a compilation that was killed left: it goes with it."""
+    inside = folder / compiled.FOLDER
+    bundles = [record.parent for record in inside.glob(f"*/{compiled.NAME}")]
+    found = {f"{bundle.name}/{name}" for bundle in bundles for name in _bundled(bundle)}
+    for left in inside.glob(".*"):
+        if left.suffix in (".lock", PARTIAL):
+            found |= {file.relative_to(inside).as_posix() for file in (left, *left.rglob("*"))}
+    return {compiled.FOLDER, *(f"{compiled.FOLDER}/{name}" for name in found)}
 
 
 def _bundled(folder: Path) -> set[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends.base import AskedDevice, Placement, TextTower
+from edge_llama.backends.device_names import check_provider_options
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
@@ -27,7 +28,7 @@ from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOpti
 from edge_llama.host import devices
 from edge_llama.media.images import Image
 from edge_llama.planning.options import OpenOptions, checked
-from edge_llama.planning.plan import plan_engine, told_to
+from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
 from edge_llama.prompts.model_template import template_of
@@ -61,6 +62,7 @@ class Model:
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
         plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
+        _check_told(given, plan.placement, self.vision_placement)
         self.context, self.choice = plan.context, plan.choice
         threads = given.get("threads")
         if plan.engine.has_fixed_threads:
@@ -404,8 +406,16 @@ def _place_vision(artifact: Artifact, vision: VisionArtifact | None, options: Op
             f"{artifact.path}: its graph takes no images: it has no input {IMAGE_FEATURES}",
             remedy=f"convert the text model again, or open it without {vision.path}",
         )
-    asked = AskedDevice(device, is_strict=options.get("strict_device", False), provider_options=told_to(options)[1])
+    told = tuple(options.get("provider_options") or ())
+    asked = AskedDevice(device, is_strict=options.get("strict_device", False), provider_options=told)
     return vision_engine_of(vision).place(vision, asked)
+
+
+def _check_told(options: OpenOptions, *placements: Placement | None) -> None:
+    """OptionError for an option of a provider that neither tower's takes."""
+    told = {text for placement in placements if placement for text in placement.provider_options}
+    left = [text for text in options.get("provider_options") or () if text not in told]
+    check_provider_options(left, *(placement.device for placement in placements if placement))
 
 
 def sees_no_images(artifact: Artifact) -> InputError:

@@ -37,8 +37,10 @@ class Watched:
     It gives two numbers more for each value: so it takes no more memory than usual.
     """
 
-    def __init__(self, path: Path, threads: int, fail: Fail | None = None) -> None:
+    def __init__(self, path: Path, threads: int, fail: Fail | None = None, *, keep: tuple[str, ...] = ()) -> None:
         """``fail`` makes the error of what is wrong with the graph at ``path``; None: ArtifactError, which names that.
+
+        ``keep``: of values whose names end so each run's ends are kept.
 
         EngineError if ONNX Runtime refuses it, or has not memory enough.
         """
@@ -57,7 +59,10 @@ class Watched:
         except Exception as error:  # nor do ONNX Runtime's
             raise _failed(error) from error
         self._ends = [f"{name}.{end}" for end in _ENDS for name in self._names]
-        self._found: list[NDArray[np.float32]] = []
+        self._low, self._high = np.full(len(self._names), np.inf), np.full(len(self._names), -np.inf)
+        self._kept = [at for at, name in enumerate(self._names) if name.endswith(keep)]
+        self._by_run: list[NDArray[np.float32]] = []
+        self.runs = 0
 
     def vectors(self, names: Iterable[str]) -> list[NDArray[np.float32]]:
         """Initializers by their names. ArtifactError if there is no such."""
@@ -78,26 +83,24 @@ class Watched:
             found = self._session.run([*self._ends, *outputs], dict(sample))
         except Exception as error:
             raise _failed(error) from error
-        ends = np.array(found[: len(self._ends)], np.float32).reshape(2, -1)
+        ends = np.array(found[: len(self._ends)], np.float64).reshape(2, -1)
         finite = np.isfinite(ends).all(axis=0)
         if not finite.all():
             name = self._names[int(finite.argmin())]
             raise self._fail(f"{name!r} is NaN or infinite")
-        self._found.append(ends)
+        self._low, self._high = np.minimum(self._low, ends[0]), np.maximum(self._high, ends[1])
+        self._by_run.append(ends[:, self._kept].astype(np.float32))
+        self.runs += 1
         return list(found[len(self._ends) :])
-
-    @property
-    def runs(self) -> int:
-        """How many there were."""
-        return len(self._found)
-
-    def by_run(self) -> dict[str, NDArray[np.float32]]:
-        """The ends of each value by its name, float32 (2, runs)."""
-        return dict(zip(self._names, np.stack(self._found, axis=-1).swapaxes(0, 1), strict=True))
 
     def values(self) -> dict[str, tuple[float, float]]:
         """The ends of each value by its name, over all runs."""
-        return {name: (float(ends[0].min()), float(ends[1].max())) for name, ends in self.by_run().items()}
+        return dict(zip(self._names, zip(self._low.tolist(), self._high.tolist(), strict=True), strict=True))
+
+    def by_run(self) -> dict[str, NDArray[np.float32]]:
+        """The ends of each value that is kept, by its name, float32 (2, runs)."""
+        names = [self._names[at] for at in self._kept]
+        return dict(zip(names, np.stack(self._by_run, axis=-1).swapaxes(0, 1), strict=True))
 
 
 def _failed(error: Exception) -> EngineError:

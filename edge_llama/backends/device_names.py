@@ -294,38 +294,25 @@ def _one(text: str, whole: str) -> DeviceName:
     )
 
 
-def provider_options(texts: Sequence[str], *devices: str) -> list[dict[str, str]]:
-    """Which of ``KEY=VALUE`` texts are for the provider of each device: those with a key that it takes.
+def provider_keys(device: str) -> tuple[str, ...]:
+    """What people may tell the provider of ``device``: keys of ``KEY=VALUE`` texts."""
+    return tuple(key for kind in parse(device).kinds if kind.onnx for key in kind.onnx.options)
 
-    OptionError for another text, and for a key that none of them takes.
-    """
-    found: list[dict[str, str]] = [{} for _ in devices]
-    if not texts:  # engines from outside have devices of their own
-        return found
-    taken = [_options_of(device) for device in devices]
+
+def check_provider_options(texts: Sequence[str], *devices: str) -> None:
+    """OptionError for what is no ``KEY=VALUE``, and for a key that the provider of none of these devices takes."""
     for text in texts:
         key, is_there, value = text.partition("=")
         if not is_there or not key or not value:
             raise OptionError(
                 f"provider option {text:.100}: expected KEY=VALUE", remedy="for example htp_performance_mode=burst"
             )
-        if not any(key in options for options in taken):
-            known = ", ".join(dict.fromkeys(option for options in taken for option in options))
+        known = dict.fromkeys(key for device in devices for key in provider_keys(device))
+        if key not in known:
             raise OptionError(
                 f"provider option {key:.100}: device {' or '.join(dict.fromkeys(devices))} takes no such",
-                remedy=f"known: {known}" if known else "npu:qnn and openvino have some: name the device",
+                remedy=f"known: {', '.join(known)}" if known else "npu:qnn and openvino have some: name the device",
             )
-        for told, options in zip(found, taken, strict=True):
-            if key in options:
-                told[key] = value
-    return found
-
-
-def _options_of(device: str) -> tuple[str, ...]:
-    """Keys that people may tell the provider of ``device``; none where it may be another engine's."""
-    kinds = parse(device).kinds
-    known = [kind.onnx.options if kind.onnx and not kind.ggml else () for kind in kinds]
-    return tuple(option for options in known for option in options) if all(known) else ()
 
 
 def environment() -> dict[str, str]:

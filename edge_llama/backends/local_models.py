@@ -18,7 +18,7 @@ from edge_llama.backends.registry import own_engines, registered, registrations
 from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
 from edge_llama.files.artifact import BUILT_IN, MODEL_VARIABLE, existing
 from edge_llama.files.checkpoint_folder import checkpoint_kind
-from edge_llama.files.compiled import NAME as COMPILED
+from edge_llama.files.compiled import FOLDER as COMPILED
 from edge_llama.files.manifest import NAME as MANIFEST
 
 FOLDERS_VARIABLE = "EDGE_LLAMA_MODELS"
@@ -177,7 +177,7 @@ def _below(root: Path, store: str, name: str = "", above: tuple[Path, ...] = ())
     if (root / MANIFEST).is_file() or any(model.kind == "checkpoint" for model in here):
         return
     for folder in _folders_in(root):
-        if not folder.name.startswith(".") and not any(folder.glob(f"*/{COMPILED}")):  # the same models again
+        if not folder.name.startswith(".") and folder.name != COMPILED:  # the same models again
             yield from _below(folder, store, f"{name}/{folder.name}" if name else folder.name, (*above, real))
 
 

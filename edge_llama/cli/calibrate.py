@@ -17,6 +17,8 @@ from edge_llama.cli import options
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import ArtifactError, InputError, OptionError, OutputError
 from edge_llama.files.artifact import VisionArtifact
+from edge_llama.files.manifest import NAME as MANIFEST
+from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
@@ -201,7 +203,7 @@ def _float_tower(model: str, output: Path) -> VisionArtifact:
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
     tower = read_vision(local_models.found(model))
-    check_inputs(output, [tower.path], tower.files)
+    check_inputs(output, [tower.path], [*tower.files, bundle_of(tower.path) / MANIFEST])
     if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
         raise ArtifactError(
             f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",

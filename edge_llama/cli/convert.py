@@ -94,11 +94,16 @@ def convert(
     ] = None,
     kv_bits: Annotated[
         int | None,
-        typer.Option(metavar="8|16", help="a16w8 and a16w4: the KV cache's; 16 not for onnxruntime-genai. Default: 8."),
+        typer.Option(
+            metavar="8|16", help="a16w8 and a16w4: the KV cache's bits; not 16 for onnxruntime-genai. Default: 8."
+        ),
     ] = None,
     max_shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Several files of at most this size, or a16w8's graphs, such as 2G."),
+        typer.Option(
+            metavar="SIZE",
+            help="Several files of at most this size, such as 2G; a16w8 and a16w4: weights of a graph. Default there: 1.9G.",
+        ),
     ] = None,
     chat_template: Annotated[
         str | None,

@@ -115,7 +115,7 @@ def read_static(path: Path) -> StaticArtifact:
         positions=positions,
         window=_window(decoder, prompt, context),
         context=context,
-        stored=_stored(prompt, names),
+        stored=_stored(prompts, names),
     )
     _check_inputs(artifact)
     _check_rows(artifact, artifact.prompts, artifact.window)
@@ -191,8 +191,9 @@ def _window(decoder: Fields, prompt: OnnxFile, context: int) -> int:
     return window
 
 
-def _stored(prompt: OnnxFile, names: Names) -> Format:
+def _stored(prompts: Sequence[OnnxFile], names: Names) -> Format:
     """How keys and values are stored, by the first of them."""
+    prompt = next(graph for graph in prompts if names.past[0] in graph.types)
     told = prompt.types[names.past[0]]
     stored = _STORED.get(told.format.name) if told.format else None
     if stored is None:

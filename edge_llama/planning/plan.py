@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_llama.backends.base import AskedDevice, AskedSetting, CacheSize, Choice, Engine, Placement, TextTower
-from edge_llama.backends.device_names import provider_options
 from edge_llama.backends.registry import engine_of
 from edge_llama.files.artifact import Artifact
 from edge_llama.files.formats import FORMATS
@@ -72,15 +71,8 @@ def asked_device(options: OpenOptions) -> AskedDevice:
         split_mode=options.get("split_mode"),
         tensor_split=tuple(options.get("tensor_split") or ()),
         cpu_moe=options.get("cpu_moe", False),
-        provider_options=told_to(options)[0],
+        provider_options=tuple(options.get("provider_options") or ()),
     )
-
-
-def told_to(options: OpenOptions) -> tuple[tuple[str, ...], ...]:
-    """What the providers of the text tower's device and the vision tower's are told: each what it takes."""
-    texts = options.get("provider_options") or ()
-    told = provider_options(texts, options.get("device", "auto"), options.get("vision_device", "auto"))
-    return tuple(tuple(f"{key}={value}" for key, value in each.items()) for each in told)
 
 
 def _asked(options: OpenOptions) -> AskedSetting:

@@ -20,6 +20,7 @@ from edge_llama.backends.base import AbortedError, VisionTower
 from edge_llama.errors import ArtifactError, ContextFullError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.host.memory import give_back
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import Grid, count_tokens, grid, tiles, token_plan
 
@@ -138,6 +139,7 @@ class ImageEncoder:
             self._keep((tile.image.digest, tile.grid, index), of_tile)
         if stop == tile.grid.count:
             self._pixels = None
+            give_back()  # a picture's tiles are tens of megabytes, and what comes after them would keep their place
         first: NDArray[np.float32] = embeddings[0]
         return first
 

@@ -94,14 +94,19 @@ def measure_text(
         shape = Shape(WINDOW, max(2 * WINDOW, *map(len, contexts)), gives_all=True)
         graph = Graph("calibration", DataFile("calibration.data"))
         graph_of(checkpoint)(hp, tensors, graph, shape, RowForm(8), first, norm_is_one=False).write()
-        watched = Watched(_written(graph, folder), threads, fail=lambda told: _damaged(checkpoint, told))
+        watched = Watched(
+            _written(graph, folder), threads, fail=lambda told: _damaged(checkpoint, told), keep=tuple(_MAY_BE_CUT)
+        )
         reader = Reader(hp, tensors, shape, has_first=first is not None)
         windows = [window for rows in contexts for window in windows_of(rows)]
         for number, (rows, at) in enumerate(windows, 1):
             reader.read(watched.run, rows, at)
             if on_progress:
                 on_progress(number * WINDOW, len(windows) * WINDOW)
-    values = watched.values() if first is None else {**watched.values(), **_without_rare(watched.by_run())}
+    values = watched.values()
+    has_pictures = any(not isinstance(row, int) for rows in contexts for row in rows)
+    if first is not None and not has_pictures:  # either would be what is rare
+        values |= _without_rare(watched.by_run())
     values = _with_masks(_with_caches(values, hp.n_layer, first), hp.n_layer)
     return Ranges(tower_fingerprint(tensors), sum(map(len, contexts)), values, "text", first)
 

@@ -228,11 +228,12 @@ def _kv_bits(options: Options) -> int:
 
 def _parts(static: _Static, most: int) -> list[genai.Part]:
     """The graphs' layers: as many together as have weights of at most ``most`` bytes, and at least one."""
-    hp, bits = static.hp, static.form.bits
+    hp = static.hp
     sizes = [0] * hp.n_layer
     for name, tensor in static.tensors.items():
         if name.startswith("model.layers."):
-            sizes[int(name.split(".")[2])] += prod(tensor.shape) * bits // 8
+            form, count = static.form.of(tensor), prod(tensor.shape)
+            sizes[int(name.split(".")[2])] += count * form.bits // 8 + (count // form.block if form.block else 0)
     sizes[-1] += hp.n_vocab * hp.n_embd  # what gives logits has 8 bits
     starts, filled = [0], 0
     for layer, size in enumerate(sizes):

@@ -10,7 +10,6 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from edge_llama.backends.device_names import provider_options
 from edge_llama.backends.onnxruntime.providers import OnnxDevice
 from edge_llama.backends.registry import engine_for
 from edge_llama.backends.towers import read_bundle
@@ -106,7 +105,7 @@ def _config(text: StaticArtifact, device: OnnxDevice, record: Compiled) -> bytes
     content = json.loads(json.dumps(text.config.content))
     name, needed = _GENAI[device.onnx.provider]
     hardware = {"device_type": device.onnx.hardware} if device.onnx.hardware else {}
-    (asked,) = provider_options(record.options, device.name)
+    asked = dict(text.split("=", 1) for text in record.options)
     for entry in content["model"]["decoder"]["pipeline"]:
         for stage in entry.values():
             if stage["filename"] != text.inputs.path.name:

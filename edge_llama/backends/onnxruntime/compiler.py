@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from edge_llama.backends import crash_probe
 from edge_llama.backends.base import Placement, installed_version
-from edge_llama.backends.device_names import KINDS, provider_options
+from edge_llama.backends.device_names import KINDS, check_provider_options
 from edge_llama.backends.onnxruntime.compiled_bundle import Group, Towers, write
 from edge_llama.backends.onnxruntime.providers import OnnxDevice, resolve, runtime
 from edge_llama.backends.onnxruntime.session import open_session
@@ -65,7 +65,7 @@ def compile_towers(
     """
     there, towers = compiling(device), _towers(bundle)
     target = _target(soc, there, shares=shares)
-    provider_options(options, there.name)
+    check_provider_options(options, there.name)
     record = would_be(there, towers.sources, soc=soc, options=options, shares=shares)
     output = folder_for(bundle.path, there.name, record.soc)
     placement = Placement(0, "as asked", there.name, provider_options=(*target, *options))

@@ -22,6 +22,8 @@ from edge_llama.files.onnx_text import text_file
 from edge_llama.files.onnx_vision import read_from_bundle
 
 _log = logging.getLogger(__name__)
+_EMULATED = ("x86_64", "amd64")
+"""Machines that have none of Qualcomm's chips."""
 A = TypeVar("A")
 T = TypeVar("T", TextTower, VisionTower)
 
@@ -65,12 +67,15 @@ def _opened(
 ) -> T:
     """A tower of what was compiled of ``artifact``, if there is that; where it can't be opened it is told."""
     if record := read_compiled(folder):
-        again = f"compile the model again: edge-llama compile MODEL --device {record.device} --force"
+        soc = f" --soc {record.soc}{' --share' if record.shares else ''}" if record.soc else ""
+        again = f"compile the model again: edge-llama compile MODEL --device {record.device}{soc} --force"
+        _check_here(record, folder, again)
         try:
-            _check_here(record, folder)
             return opened(artifact)
-        except (ArtifactError, EngineError) as error:
-            raise type(error)(error.message, remedy=again) from error
+        except ArtifactError as error:
+            raise ArtifactError(error.message, remedy=again) from error
+        except EngineError as error:
+            raise EngineError(error.message, remedy=f"{error.remedy}, or {again}" if error.remedy else again) from error
     if not compiles(placement.device):
         return opened(artifact)
     try:
@@ -82,13 +87,18 @@ def _opened(
     return opened(artifact)
 
 
-def _check_here(record: Compiled, folder: Path) -> None:
+def _check_here(record: Compiled, folder: Path, again: str) -> None:
     """ArtifactError for what another version compiled, or for another kind of machine."""
-    here = package(compiling(record.device))
+    here, machine = package(compiling(record.device)), platform.machine()
+    if record.soc and machine.lower() in _EMULATED:
+        raise ArtifactError(
+            f"{folder}: was compiled for {record.soc:.100}, this is {machine}",
+            remedy="copy it to a machine with that chip, or compile the model for this one: leave --soc out",
+        )
     if record.package != here:
-        raise ArtifactError(f"{folder}: was compiled by {record.package:.100}, and here is {here}")
-    if record.machine and record.machine != platform.machine():
-        raise ArtifactError(f"{folder}: was compiled for {record.machine:.100}, this is {platform.machine()}")
+        raise ArtifactError(f"{folder}: was compiled by {record.package:.100}, and here is {here}", remedy=again)
+    if record.machine and record.machine != machine:
+        raise ArtifactError(f"{folder}: was compiled for {record.machine:.100}, this is {machine}", remedy=again)
 
 
 def _beside(folder: Path, sources: dict[str, str], placement: Placement) -> Path | None:

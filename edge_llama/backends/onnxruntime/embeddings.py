@@ -13,9 +13,9 @@ from edge_llama.backends import embedding_room
 from edge_llama.backends.base import AbortedError
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
 from edge_llama.backends.onnxruntime.providers import why
-from edge_llama.backends.onnxruntime.session import give_back
 from edge_llama.errors import EngineError
 from edge_llama.files.onnx_text import HIDDEN_STATES, POSITIONS, OnnxArtifact
+from edge_llama.host.memory import give_back
 
 
 class OnnxEmbedder:

@@ -22,7 +22,7 @@ from edge_llama.backends.base import (
     VisionTower,
     installed_version,
 )
-from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx, provider_options
+from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx, provider_keys
 from edge_llama.backends.device_trial import Speed, faster, measured
 from edge_llama.backends.onnxruntime import contexts
 from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
@@ -189,8 +189,9 @@ def _placement(asked: AskedDevice, folder: Path) -> Placement:
             f"{folder}: was compiled for {device}, and {found} can't run it",
             remedy="leave --device out, or open the model that it was compiled of",
         )
-    provider_options(asked.provider_options, found)
-    return Placement(0, reason, found, is_strict=asked.is_strict, provider_options=asked.provider_options)
+    keys = provider_keys(found)
+    told = tuple(text for text in asked.provider_options if text.partition("=")[0] in keys)
+    return Placement(0, reason, found, is_strict=asked.is_strict, provider_options=told)
 
 
 def _measured(artifact: OnnxArtifact, asked: AskedDevice, placement: Placement) -> Speed | str:

@@ -1,10 +1,7 @@
 """Sessions of ONNX Runtime: a graph on a device, and which of its nodes the device took."""
 
-import ctypes
 import json
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,10 +150,3 @@ def fits(found: Sequence[Any], wanted: Sequence[int | None]) -> bool:
     return len(found) == len(wanted) and all(
         not isinstance(size, int) or want is None or size == want for size, want in zip(found, wanted, strict=True)
     )
-
-
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what lies below any living byte, half a megabyte to 50 of it."""
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)

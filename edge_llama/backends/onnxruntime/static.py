@@ -19,7 +19,7 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.base import ON_CPU, AbortedError, Placement, Rows, TextEmbedder, checked_embeddings
 from edge_llama.backends.onnxruntime.one_sequence import OneSequenceTower
 from edge_llama.backends.onnxruntime.providers import resolve, runtime, why
-from edge_llama.backends.onnxruntime.session import give_back, open_session, survived
+from edge_llama.backends.onnxruntime.session import open_session, survived
 from edge_llama.backends.onnxruntime.static_rows import (
     Cache,
     Inputs,
@@ -32,6 +32,7 @@ from edge_llama.errors import ArtifactError, EngineError, OptionError
 from edge_llama.files.onnx_graph_file import OnnxFile
 from edge_llama.files.onnx_static import COS, EMBEDS, MASK, SIN, StaticArtifact, read_static
 from edge_llama.files.onnx_text import HIDDEN_STATES
+from edge_llama.host.memory import give_back
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.sampling.sampler import LogitsRow
 

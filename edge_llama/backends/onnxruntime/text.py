@@ -20,9 +20,10 @@ from edge_llama.backends.onnxruntime.embeddings import OnnxEmbedder
 from edge_llama.backends.onnxruntime.kv_cache import new_cache
 from edge_llama.backends.onnxruntime.one_sequence import OneSequenceTower
 from edge_llama.backends.onnxruntime.providers import runtime, why
-from edge_llama.backends.onnxruntime.session import fits, give_back, open_session, survived
+from edge_llama.backends.onnxruntime.session import fits, open_session, survived
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.onnx_text import HIDDEN_STATES, IMAGE_FEATURES, POSITIONS, OnnxArtifact, read_onnx_text
+from edge_llama.host.memory import give_back
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.sampling.sampler import LogitsRow
 

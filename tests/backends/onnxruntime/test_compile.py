@@ -17,7 +17,7 @@ from refusals import refusal
 from static_text import in_integers as text_in_integers
 
 import edge_llama
-from edge_llama.backends.onnxruntime import compiler
+from edge_llama.backends.onnxruntime import compiler, session, vision
 from edge_llama.backends.onnxruntime.snapdragon import CHIPS
 from edge_llama.backends.towers import read_towers, read_vision
 from edge_llama.compile import compile_for
@@ -100,7 +100,9 @@ def test_what_was_compiled_is_a_model_of_its_own(device: str, model: Path, tmp_p
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_vision_tower_is_compiled_too(device: str, sight: Path, tmp_path: Path) -> None:
+def test_a_vision_tower_is_compiled_too(
+    device: str, sight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = Path(shutil.copytree(sight, tmp_path / "sight"))
     pixels = digits(read_vision(folder).spec, held_out=True, seed=2, count=2)
 
@@ -111,7 +113,12 @@ def test_a_vision_tower_is_compiled_too(device: str, sight: Path, tmp_path: Path
     expected = encoded(folder)
     done = compile_for(folder, device)
     assert done.towers == ("vision",)
+    tried: list[Path] = []
+    require = vision.require
+    monkeypatch.setattr(vision, "require", lambda tower, where: tried.append(tower.path) or require(tower, where))
     assert (encoded(folder) == expected).all()
+    assert tried == [done.output / "vision" / "model_ctx.onnx"]
+    assert "is not used" not in caplog.text
     for file in read_vision(folder).files:
         file.unlink()
     assert (encoded(done.output) == expected).all()
@@ -168,6 +175,8 @@ def test_for_a_phone_the_context_is_for_its_chip(model: Path) -> None:
         assert settings[stage]["filename"] == f"{stage}_ctx.onnx"
         assert settings[stage]["session_options"]["provider_options"] == [{"QNN": told}]
     assert not settings["inputs"]["session_options"]["provider_options"]
+    with refusal(ArtifactError, "was compiled for SM8650, this is .*; copy it to a machine with that chip, or"):
+        answer(done.output)
 
 
 @needs("qnn")
@@ -295,10 +304,15 @@ def test_what_lies_beside_the_graphs_is_compiled_anew_when_it_changes(
 
 
 @needs("qnn")
-def test_two_at_once_write_one_after_the_other(model: Path) -> None:
+def test_two_at_once_write_one_after_the_other(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second finds what the first wrote."""
+    compiled: list[object] = []
+    work = compiler._in_a_child
+    monkeypatch.setattr(compiler, "_in_a_child", lambda graphs, where: compiled.append(graphs) or work(graphs, where))
     with ThreadPoolExecutor(2) as pool:
         outputs = {done.output for done in pool.map(lambda _: compile_for(model, "npu:qnn"), range(2))}
     assert len(outputs) == 1
+    assert len(compiled) == 2
     assert answer(outputs.pop())[1] == SAID
 
 
@@ -360,11 +374,15 @@ def test_operators_that_the_engine_has_not_are_named(static_folder: Path, tmp_pa
 
 
 @needs("qnn")
-def test_a_tower_is_told_what_its_own_device_takes(model: Path) -> None:
+def test_a_tower_is_told_what_its_own_device_takes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    add = session.add
+    monkeypatch.setattr(session, "add", lambda there, options, texts: told.append(texts) or add(there, options, texts))
     placement, text = answer(model, device="npu:qnn", provider_options=["htp_performance_mode=burst"])
     assert text == SAID
     assert placement.startswith("npu:qnn")
-    with refusal(OptionError, "provider option htp_performance_mode: device cpu or auto takes no such; npu:qnn and"):
+    assert told == [("htp_performance_mode=burst",)] * 2
+    with refusal(OptionError, "provider option htp_performance_mode: device cpu takes no such; npu:qnn and"):
         answer(model, device="cpu", provider_options=["htp_performance_mode=burst"])
     with edge_llama.open(model, n_ctx=256, device="npu:qnn", isolate=True, provider_options=["vtcm_mb=4"]) as opened:
         assert opened.chat().send(ASKED, temperature=0, max_tokens=16).result().text == SAID
