@@ -203,12 +203,12 @@ def _float_tower(model: str, output: Path) -> VisionArtifact:
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
     tower = read_vision(local_models.found(model))
-    check_inputs(output, [tower.path], [*tower.files, bundle_of(tower.path) / MANIFEST])
     if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
         raise ArtifactError(
             f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",
             remedy="calibrate one in float: edge-llama convert CHECKPOINT FOLDER --tower vision --vision-quant f32",
         )
+    check_inputs(output, [tower.path], [*tower.files, bundle_of(tower.path) / MANIFEST])
     return tower
 
 

@@ -94,15 +94,13 @@ def convert(
     ] = None,
     kv_bits: Annotated[
         int | None,
-        typer.Option(
-            metavar="8|16", help="a16w8 and a16w4: the KV cache's bits; not 16 for onnxruntime-genai. Default: 8."
-        ),
+        typer.Option(metavar="8|16", help="a16w8 and a16w4: bits of the KV cache; genai takes 8. Default: 8."),
     ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Several files of at most this size, such as 2G; a16w8 and a16w4: weights of a graph. Default there: 1.9G.",
+            help="Several files of at most this size, such as 2G; for NPUs graphs. Default there: 1.9G.",
         ),
     ] = None,
     chat_template: Annotated[

@@ -260,7 +260,7 @@ def _no_record(folder: Path) -> None:
         (_missing, "_qnn.bin' is missing"),
         (_cut_and_zeroed, "_ctx_qnn.bin: is not as it was written; compile the model again: edge-llama compile MODEL"),
         (_noise, "_ctx_qnn.bin: is not as it was written; compile the model again"),
-        (_noise_without_hashes, "prompt_ctx.onnx: .*; compile the model again"),
+        (_noise_without_hashes, "prompt_ctx.onnx: .*, or compile the model again: edge-llama compile MODEL"),
         (_of_another_version, r"was compiled by onnxruntime-qnn 1.0.0, and here is .*; compile the model again"),
         (_of_another_machine, "was compiled for vax, this is .*; compile the model again"),
         (_no_record, "compiled.json: not valid JSON"),
