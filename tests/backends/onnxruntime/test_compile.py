@@ -16,7 +16,9 @@ from qnn_binary import read_binary
 from refusals import refusal
 from static_text import in_integers as text_in_integers
 
+import converters
 import edge_llama
+from edge_llama.backends.local_models import meant
 from edge_llama.backends.onnxruntime import compiler, session, vision
 from edge_llama.backends.onnxruntime.snapdragon import CHIPS
 from edge_llama.backends.towers import read_towers, read_vision
@@ -362,6 +364,26 @@ def test_a_model_for_cpus_and_a_full_disk(small_talk: Path, model: Path, monkeyp
     monkeypatch.setattr(compiler, "new_folder", _full)
     with refusal(OutputError, "cannot be written: No space left on device"):
         compile_for(model, "npu:qnn")
+
+
+@needs("qnn")
+def test_it_goes_with_its_model(small_talk: Path, built: Path) -> None:
+    """A model that is converted again takes it along, but nothing that a person put there."""
+    mine = built / "compiled" / "npu-qnn" / "notes.txt"
+    mine.write_text("mine")
+    again: dict[str, Any] = {"to": "onnx", "quant": "int8", "force": True}
+    with refusal(OutputError, "holds 'compiled/npu-qnn/notes.txt', which --force would delete"):
+        converters.convert(small_talk, built, **again)
+    mine.unlink()
+    converters.convert(small_talk, built, **again)
+    assert not (built / "compiled").exists()
+
+
+@needs("qnn")
+def test_it_is_no_model_more(built: Path) -> None:
+    """Where a folder without a manifest is searched for models."""
+    (built / MANIFEST).unlink()
+    assert [found.path for found in meant(built)] == [built]
 
 
 @needs("openvino")
