@@ -160,13 +160,9 @@ def llama4(work: Path) -> Found:
 def genai(form: str, work: Path) -> Found:
     """onnxruntime-genai's tokens, by its CPU and on the NPU, beside ours."""
     folder = small(work, form)
-    asked = prompts(folder)
-    expected = [tokens(walk) for walk in walks(folder, CPU, asked)]
-    job = {"folder": str(folder), "prompts": asked, "count": WRITTEN, "unused": unused(asked, expected)}
-    found = {provider: in_genai({**job, "provider": provider}) for provider in ("cpu", "qnn")}
-    same = {provider: sum(map(operator.eq, expected, theirs)) for provider, theirs in found.items()}
-    told = ", ".join(f"{provider}: {count} of {len(asked)} the same" for provider, count in same.items())
-    return Found(told, all(count == len(asked) for count in same.values()))
+    same, count = same_in_genai(folder, folder, "cpu", "qnn")
+    told = ", ".join(f"{provider}: {number} of {count} the same" for provider, number in same.items())
+    return Found(told, all(number == count for number in same.values()))
 
 
 def compiled(form: str, work: Path) -> Found:
@@ -181,20 +177,23 @@ def compiled(form: str, work: Path) -> Found:
 def genai_compiled(form: str, work: Path) -> Found:
     """What onnxruntime-genai makes of compiled graphs: stated, since neither is ours."""
     folder = small(work, form)
-    asked = prompts(folder)
-    expected = [tokens(walk) for walk in walks(folder, CPU, asked)]
-    job = {"folder": str(compile_for(folder, NPU).output), "prompts": asked, "count": WRITTEN, "provider": "qnn"}
+    given = compile_for(folder, NPU).output
     try:
-        found = in_genai({**job, "unused": unused(asked, expected)})
+        same, count = same_in_genai(folder, given, "qnn")
     except OSError as error:
         return Found(str(error), True)
-    return Found(f"{sum(map(operator.eq, expected, found))} of {len(asked)} the same", True)
+    return Found(f"{same['qnn']} of {count} the same", True)
 
 
-def unused(asked: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> int:
-    """A token that is in no prompt and no answer."""
+def same_in_genai(folder: Path, given: Path, *providers: str) -> tuple[dict[str, int], int]:
+    """By providers, how many of its answers on ``given`` are ours of ``folder`` on the CPU; and how many there are."""
+    asked = prompts(folder)
+    expected = [tokens(walk) for walk in walks(folder, CPU, asked)]
     used = set(itertools.chain(*asked, *expected))
-    return next(token for token in itertools.count() if token not in used)
+    unused = next(token for token in itertools.count() if token not in used)
+    job = {"folder": str(given), "prompts": asked, "count": WRITTEN, "unused": unused}
+    found = {provider: in_genai({**job, "provider": provider}) for provider in providers}
+    return {provider: sum(map(operator.eq, expected, theirs)) for provider, theirs in found.items()}, len(asked)
 
 
 def by_itself(work: Path) -> Found:

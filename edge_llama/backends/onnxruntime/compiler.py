@@ -135,7 +135,7 @@ def _target(soc: str, device: OnnxDevice, *, shares: bool) -> tuple[str, ...]:
 
 
 def _towers(bundle: Bundle) -> Towers:
-    """Those for NPUs in ``bundle``. ArtifactError if there are none, or if it is no folder, or compiled itself."""
+    """Those for NPUs in ``bundle``. ArtifactError if there are none, or if it was compiled itself."""
     if (bundle.path / NAME).exists():
         raise ArtifactError(f"{bundle.path}: was compiled", remedy="compile the model that it was compiled of")
     text = read_static(bundle.text) if bundle.text and _is_for_npus(bundle.text) else None

@@ -15,7 +15,7 @@ from edge_llama.backends.onnxruntime.compiler import compile_towers, compiles, c
 from edge_llama.backends.towers import read_bundle
 from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
 from edge_llama.files.artifact import VisionArtifact
-from edge_llama.files.compiled import SETTINGS, Compiled, folder_for, read_compiled
+from edge_llama.files.compiled import NAME, SETTINGS, Compiled, folder_for, read_compiled
 from edge_llama.files.manifest import bundle_of, read_manifest
 from edge_llama.files.onnx_static import StaticArtifact, read_static
 from edge_llama.files.onnx_text import text_file
@@ -76,13 +76,12 @@ def _opened(
             raise ArtifactError(error.message, remedy=again) from error
         except EngineError as error:
             raise EngineError(error.message, remedy=f"{error.remedy}, or {again}" if error.remedy else again) from error
-    if not compiles(placement.device):
-        return opened(artifact)
+    beside = folder_for(folder, placement.device)
     try:
-        if (found := compiled()) is not None:
+        is_there = compiles(placement.device) and (beside / NAME).exists()  # else nothing is hashed for it
+        if is_there and (found := compiled()) is not None:
             return opened(found)
     except (EdgeLlamaError, OSError) as error:
-        beside = folder_for(folder, placement.device)
         _log.warning("%s: is not used, the model's own graphs are: %s; compile again with --force", beside, error)
     return opened(artifact)
 
