@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from edge_llama.errors import OptionError
+from edge_llama.files.shape import TextShape
+from edge_llama.planning.fit import VisionShape
 
 if TYPE_CHECKING:
     from converters import Plan
 
-__all__ = ["Conversion", "ConversionPlan", "ConvertOptions", "PlannedTensor", "convert", "plan"]
+__all__ = ["Conversion", "ConversionPlan", "ConvertOptions", "PlannedTensor", "Shapes", "convert", "plan", "shapes"]
 
 
 class ConvertOptions(TypedDict, total=False):
@@ -139,6 +141,29 @@ def convert(
         source, output, force=force, threads=threads, on_progress=on_progress, encode_gguf=encode, **options
     )
     return Conversion(done.output, _described(done.plan), done.resumed_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a checkpoint would become: its text tower by recipe, and its vision tower if it has one."""
+
+    texts: Mapping[str, TextShape]
+    vision: VisionShape | None
+
+
+def shapes(source: str | os.PathLike[str], quants: Sequence[str] = ("q4_k_m",), vision_quant: str = "f16") -> Shapes:
+    """What the checkpoint at ``source`` would become by each of ``quants``; nothing is written and no weight is read.
+
+    ``source`` may be a config.json alone. CheckpointError if it is no checkpoint, OptionError for an unknown recipe.
+    """
+    with _installed():
+        from converters.shapes import sketch  # noqa: PLC0415
+    found = sketch(Path(source))
+    texts = {quant: found.text(quant) for quant in quants}
+    if (seen := found.vision(vision_quant)) is None:
+        return Shapes(texts, None)
+    nbytes, hp, spec = seen
+    return Shapes(texts, VisionShape(nbytes, spec, hp.n_embd, hp.n_head, hp.n_ff, hp.grid**2 + 1))
 
 
 @contextmanager

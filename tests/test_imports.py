@@ -43,7 +43,8 @@ edge_llama.model
 edge_llama.isolation
 edge_llama.opening
 edge_llama
-edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.server   edge_llama.llm_plugin
+edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.fit
+edge_llama.server   edge_llama.llm_plugin
 edge_llama.cli.terminal
 edge_llama.cli.chat_session
 edge_llama.cli

@@ -9,9 +9,11 @@ from refusals import refusal
 
 import converters
 import edge_llama
-from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.base import Setting
+from edge_llama.backends.registry import engine_of, open_artifact
 from edge_llama.errors import BusyError, DeadlineError, OptionError
 from edge_llama.planning.memory import context_size
+from edge_llama.planning.plan import needed
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 4}
 
@@ -55,7 +57,8 @@ def test_what_cannot_be_is_refused_before_a_weight_is_read(path: Path, options: 
 
 def test_cells_cost_what_they_take(path: Path) -> None:
     artifact = open_artifact(path)
-    one, many = (context_size(artifact, 256, artifact.kv_format, 10**9, cells) for cells in (None, 1024))
+    need = needed(engine_of(artifact), artifact.shape, Setting(), max_running=8)
+    one, many = (context_size(artifact, 256, need, 10**9, kv_cells=cells) for cells in (None, 1024))
     assert (one.n_cells, many.n_cells, many.n_ctx) == (256, 1024, 256)
     assert many.bytes == 4 * one.bytes
     assert "KV cache of 1,024 cells for all conversations" in str(many)

@@ -169,17 +169,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
     """Every tensor by its name in the checkpoint, without ``vision_model.``, in its order, checked for shape."""
-    sizes = VisionSizes(
-        n_embd=hp.n_embd,
-        n_ff=hp.n_ff,
-        patch=hp.patch_size,
-        positions=hp.grid**2 + 1,
-        shuffled=hp.n_embd * hp.scale**2,
-        n_adapter=hp.n_adapter,
-        n_text=hp.n_text,
-    )
-    shapes = {name: sizes.shape(gguf_name(name)) for name in _names(hp.n_layer)}
-    found = {name: checkpoint.tensor(name, shape) for name, shape in shapes.items()}
+    found = {name: checkpoint.tensor(name, shape) for name, shape in shapes(hp).items()}
     ours = [name for name in checkpoint.tensors if name.startswith((MODEL, "multi_modal_projector."))]
     if left := sorted(set(ours) - found.keys()):
         raise CheckpointError(
@@ -189,8 +179,22 @@ def tensors(checkpoint: Checkpoint, hp: Hyperparameters) -> dict[str, Tensor]:
     return {name.removeprefix(MODEL): found[name] for name in ours}
 
 
+def shapes(hp: Hyperparameters) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by its name in the checkpoint."""
+    sizes = VisionSizes(
+        n_embd=hp.n_embd,
+        n_ff=hp.n_ff,
+        patch=hp.patch_size,
+        positions=hp.grid**2 + 1,
+        shuffled=hp.n_embd * hp.scale**2,
+        n_adapter=hp.n_adapter,
+        n_text=hp.n_text,
+    )
+    return {name: sizes.shape(gguf_name(name)) for name in _names(hp.n_layer)}
+
+
 def _names(n_layer: int) -> Iterator[str]:
-    """Every tensor under Hugging Face's name."""
+    """Every tensor of a tower of so many layers, under Hugging Face's name."""
     yield from (MODEL + name for name in _BEFORE)
     for layer in range(n_layer):
         yield from (f"{MODEL}model.layers.{layer}.{part}.{kind}" for part in _LAYER for kind in ("weight", "bias"))

@@ -78,6 +78,12 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
     )
 
 
+def planned_entries(checkpoint: Checkpoint, quant: str) -> tuple[Entry, ...]:
+    """The tensors of a GGUF file by the recipe ``quant``, without its metadata. CheckpointError as above."""
+    architecture = for_config(checkpoint)
+    return _entries(checkpoint, architecture, architecture.weights(checkpoint), recipe.RECIPES[quant])
+
+
 def _entries(
     checkpoint: Checkpoint,
     architecture: Architecture,

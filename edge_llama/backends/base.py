@@ -9,8 +9,10 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.estimates import Need, Pace
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import Artifact, VisionArtifact
+from edge_llama.files.shape import TextShape
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.host.devices import Device
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -217,10 +219,13 @@ class Setting:
     kv_format: str = "f16"
     n_batch: int = 512
     """Tokens of a prompt that are computed together."""
+    is_mapped: bool = False
+    """Weights stay in their file, whose pages the system reads when they are needed and drops when memory is short."""
 
     def __str__(self) -> str:
+        mapped = ", weights mapped" if self.is_mapped else ""
         flash = {True: "flash attention on, ", False: "flash attention off, ", None: ""}[self.flash_attention]
-        return f"{flash}KV {self.kv_format}, batch {self.n_batch}"
+        return f"{flash}KV {self.kv_format}, batch {self.n_batch}{mapped}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +450,19 @@ class Engine(Protocol[A]):
         """Where the tower and ``cache_bytes`` of KV cache go, by what was ``asked``.
 
         OptionError for a device that this engine does not know or that can't hold it, EngineError for one that fails.
+        """
+
+    def need(self, shape: TextShape, setting: Setting, cache: CacheSize, *, is_reserved: bool = False) -> Need:
+        """What a text tower of this shape takes when its cache is full. Loads nothing.
+
+        ``is_reserved``: on a device, which gives at once all that may ever be needed; the CPU's memory is taken as it
+        is written.
+        """
+
+    def pace(self, shape: TextShape, setting: Setting, threads: int) -> Pace | None:
+        """How fast a text tower of this shape is on the CPU of this machine; None if that can't be told beforehand.
+
+        It is measured once in a few seconds, and remembered. EngineError if the engine does not work here.
         """
 
     def open(self, artifact: A, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int) -> TextTower:

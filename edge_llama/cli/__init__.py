@@ -31,6 +31,7 @@ _ORDER = (
         "calibrate",
         "compile",
         "inspect",
+        "fit",
         "verify",
         "models",
         "bench",

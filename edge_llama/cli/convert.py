@@ -14,8 +14,10 @@ import typer
 
 from edge_llama.backends import local_models
 from edge_llama.cli import options
+from edge_llama.cli.fit import fitting_quant, told
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError
+from edge_llama.files.gguf import SUFFIX
 
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
     "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
@@ -35,7 +37,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help=f"{_RECIPES}. Default: q4_k_m. "
+            help=f"{_RECIPES}, or fit: the most bits that this machine holds. Default: q4_k_m. "
             "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32.",
         ),
     ] = None,
@@ -132,6 +134,9 @@ def convert(
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
     source = source if source.exists() else local_models.named(source) or source
+    if quant == "fit":
+        quant = fitting_quant(source)
+        note(f"quant: {quant}, the recipe of the most bits that fits the memory that is free here", quiet=quiet)
     asked = options.given(
         quant=quant,
         to=to,
@@ -165,6 +170,15 @@ def convert(
     _report(done, time.perf_counter() - started, as_json, quiet)
     if profile:
         note(f"profile: {done.times}")
+
+
+def _unfit(plan: "Plan") -> str:
+    """Why a GGUF text tower of this plan would not run here; "" if it would."""
+    from converters.shapes import Sketch  # noqa: PLC0415
+
+    if not any(part.name.endswith(SUFFIX) for part in plan.layout.parts) or plan.options.quant is None:
+        return ""
+    return told(Sketch(plan.checkpoint).text(plan.options.quant), None)
 
 
 def _tensor_types(options: list[str]) -> dict[str, str]:
@@ -287,6 +301,8 @@ def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> N
 
 def _tell(plan: "Plan", quiet: bool) -> None:
     """What was chosen for the user, and what they should know."""
+    if not quiet and (problem := _unfit(plan)):
+        note(f"warning: {problem}")
     for warning in plan.warnings:
         note(f"warning: {warning}", quiet=quiet)
     for topic, text in plan.checkpoint.notes.items():

@@ -19,6 +19,7 @@ from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Header, TensorInfo
 from edge_llama.files.identity import identity_of
 from edge_llama.files.manifest import Manifest
+from edge_llama.files.shape import Stored, TextShape
 from edge_llama.files.vision_spec import VisionSpec
 
 BUILT_IN = "smollm2"
@@ -117,6 +118,10 @@ class Artifact(Protocol):
     @property
     def n_weights(self) -> int | None:
         """How many numbers the tensors hold; None where several are packed into one."""
+
+    @property
+    def shape(self) -> TextShape:
+        """What memory and speed depend on."""
 
     @property
     def takes_embeddings(self) -> bool:
@@ -241,7 +246,7 @@ def vision_identity(spec: VisionSpec, *files: tuple[Path, int, Sequence[TensorIn
     return hashlib.sha256(f"{spec.to_json()} {identity_of(files)}".encode()).hexdigest()
 
 
-def main_format(tensors: Sequence[TensorInfo]) -> str:
+def main_format(tensors: Sequence[Stored]) -> str:
     """The format of most bytes."""
     counts: Counter[str] = Counter()
     for tensor in tensors:

@@ -16,6 +16,7 @@ from edge_llama.files.gguf_warnings import quality_warnings
 from edge_llama.files.identity import identity_of
 from edge_llama.files.integrity import verify
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
+from edge_llama.files.shape import TextShape
 from edge_llama.files.text_artifact import TextArtifact
 
 END_TOKENS = "edge_llama.eos_token_ids"
@@ -61,6 +62,38 @@ class GGUFArtifact(TextArtifact):
     def files(self) -> tuple[Path, ...]:
         """The files, the first of them first."""
         return tuple(header.path for header in self.headers)
+
+    @property
+    def shape(self) -> TextShape:
+        """By the metadata: what is given by layer counts as the layer has it that has the most."""
+        prefix = self.architecture
+
+        def most(key: str, default: int = 0) -> int:
+            return max(numbers(self.header, f"{prefix}.{key}"), default=0) or default
+
+        n_embd, n_head = most("embedding_length"), most("attention.head_count", 1)
+        n_used, merges = most("expert_used_count"), self.header.fields.get("tokenizer.ggml.merges")
+        n_expert_ff = n_used * most("expert_feed_forward_length", most("feed_forward_length"))
+        return TextShape(
+            name=self.name,
+            engine=self.engine,
+            tensors=self.tensors,
+            weight_bytes=self.weight_bytes,
+            n_layer=self.n_layer,
+            n_ctx_train=self.n_ctx_train,
+            n_embd=n_embd,
+            n_head=n_head,
+            n_head_kv=most("attention.head_count_kv", n_head),
+            head_dim=most("attention.key_length", n_embd // n_head),
+            n_ff=max(most("feed_forward_length"), n_expert_ff),
+            n_vocab=self.n_vocab,
+            kv_values_per_token=self.kv_values_per_token,
+            n_merges=len(merges.data) if merges else 0,
+            n_expert=most("expert_count"),
+            n_expert_used=n_used,
+            has_windows=prefix == "llama4" or most("attention.sliding_window") > 0,
+            has_output=any(tensor.name == "output.weight" for tensor in self.tensors),
+        )
 
     @property
     def is_encoder(self) -> bool:

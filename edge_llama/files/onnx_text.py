@@ -20,6 +20,7 @@ from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import read_manifest
 from edge_llama.files.onnx_graph_file import OnnxFile, data_of, read_onnx
 from edge_llama.files.onnx_stages import files_named, is_staged
+from edge_llama.files.shape import TextShape
 from edge_llama.files.text_artifact import TextArtifact
 
 CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
@@ -33,6 +34,7 @@ POSITIONS = "position_ids"
 _AGAIN = "copy the whole folder again, or convert again"
 _MAX_BYTES = 1 << 24  # settings with 2,000 tokens described one by one take half a megabyte
 _MOST = {"layers": 10_000, "heads": 10_000, "width": 1 << 20, "vocabulary": 1 << 24, "context": 2**31 - 1}
+_USUAL_FF = 4
 _OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -105,6 +107,26 @@ class OnnxArtifact(TextArtifact):
     def n_weights(self) -> int | None:
         """None: several weights are packed into a number."""
         return None
+
+    @property
+    def shape(self) -> TextShape:
+        """By genai_config.json, which does not tell how wide the feed-forward part is: as wide as most are."""
+        decoder = self.config.within("model").within("decoder")
+        return TextShape(
+            name=self.name,
+            engine=self.engine,
+            tensors=self.tensors,
+            weight_bytes=self.weight_bytes,
+            n_layer=self.n_layer,
+            n_ctx_train=self.n_ctx_train,
+            n_embd=self.n_embd,
+            n_head=decoder.get("num_attention_heads", int, self.n_kv_heads),
+            n_head_kv=self.n_kv_heads,
+            head_dim=self.head_dim,
+            n_ff=_USUAL_FF * self.n_embd,
+            n_vocab=self.n_vocab,
+            kv_values_per_token=self.kv_values_per_token,
+        )
 
     @property
     def takes_embeddings(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.formats import F16, Format
 from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.shape import TextShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,11 @@ class TextArtifact(ABC):
     def n_weights(self) -> int | None:
         """How many numbers the tensors hold; None where several are packed into one."""
         return sum(prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    @abstractmethod
+    def shape(self) -> TextShape:
+        """What memory and speed depend on."""
 
     @property
     def takes_embeddings(self) -> bool:

@@ -1,28 +1,32 @@
-"""Will it fit: arithmetic over the model's sizes and this machine's memory."""
+"""Will it fit: how much context a model gets in the memory that there is."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from edge_llama.backends.estimates import Need
 from edge_llama.errors import OptionError
 from edge_llama.files.artifact import Artifact
-from edge_llama.files.formats import Format
 
 DEFAULT_LIMIT = 16384  # a day's chat; more costs memory that most never use
 _STEP = 256  # llama.cpp pads the cache to this
-WORK_BYTES = 256 << 20  # compute buffers, logits and the process itself
 _WHAT_FITS = "what fits"
+
+Needed = Callable[[int, int], Need]
+"""What a model takes with a context of so many tokens, and so many cells for all conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextSize:
     """A conversation may have ``n_ctx`` positions; ``reason`` says why this many.
 
-    All share ``n_cells`` positions of KV cache, which take ``bytes``.
+    All share ``n_cells`` positions of KV cache, which take ``bytes``; ``needed`` bytes is all that the model takes.
     """
 
     n_ctx: int
     bytes: int
     reason: str
     n_cells: int
+    needed: int
 
     @property
     def is_cut(self) -> bool:
@@ -35,71 +39,105 @@ class ContextSize:
 
 
 def context_size(
-    artifact: Artifact, requested: int | None, kv_format: Format, available: int, kv_cells: int | None = None
+    artifact: Artifact,
+    requested: int | None,
+    needed: Needed,
+    available: int,
+    *,
+    kv_cells: int | None = None,
+    is_forced: bool = False,
 ) -> ContextSize:
     """The context to open: ``requested`` if it fits, else as much as is useful and fits in ``available`` bytes.
 
     The KV cache has ``kv_cells`` positions, if so many are asked for, else as many as a conversation may have. Raises
-    OptionError if what was requested is no size, exceeds what the model was trained for, or does not fit: with the
-    numbers and the largest that does.
+    OptionError if what was requested is no size, exceeds what the model was trained for, or does not fit, unless it
+    ``is_forced``: with the numbers and the largest that does.
     """
-    size = _context_size(artifact, requested, kv_format, available)
-    return size if kv_cells is None else _with_cells(size, kv_cells, available - artifact.weight_bytes - WORK_BYTES)
+    room = _Room(artifact, needed, available, kv_cells, is_forced)
+    return room.chosen() if requested is None else room.asked(requested)
 
 
-def _with_cells(size: ContextSize, kv_cells: int, room: int) -> ContextSize:
-    """OptionError if the cells don't hold one whole conversation, or take more than ``room`` bytes."""
-    if kv_cells < size.n_ctx:
-        raise OptionError(
-            f"kv_cells is {kv_cells:,}, less than the {size.n_ctx:,} tokens of context that a conversation may use",
-            remedy="give more, or a smaller n_ctx",
-        )
-    nbytes = size.bytes * kv_cells // size.n_ctx
-    if nbytes > room:
-        raise OptionError(
-            f"kv_cells {kv_cells:,} need {nbytes:,} bytes beside the model, {max(0, room):,} are available",
-            remedy=f"at most {max(0, room) * size.n_ctx // max(size.bytes, 1):,} fit",
-        )
-    return replace(size, n_cells=kv_cells, bytes=nbytes)
+@dataclass(frozen=True, slots=True)
+class _Room:
+    artifact: Artifact
+    needed: Needed
+    available: int
+    kv_cells: int | None
+    is_forced: bool
 
-
-def _context_size(artifact: Artifact, requested: int | None, kv_format: Format, available: int) -> ContextSize:
-    per_token = artifact.kv_values_per_token * kv_format.block_bytes // kv_format.block_size
-    room = available - artifact.weight_bytes - WORK_BYTES
-    largest = max(0, room // max(per_token, 1) // _STEP * _STEP)
-    trained = artifact.n_ctx_train
-    if requested is None:
+    def chosen(self) -> ContextSize:
+        """As much as is useful and fits."""
+        trained, least = self.artifact.n_ctx_train, min(_STEP, self.artifact.n_ctx_train)
         # Half of what is free: the rest is for others, and for the pages of the model's own file.
-        n_ctx, reason = min(
-            (trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (largest // 2, _WHAT_FITS)
-        )
-        if n_ctx < min(_STEP, trained):
+        room = self._largest(lambda n_ctx: self._need(n_ctx).beside_weights, max(0, self._beside_weights) // 2)
+        n_ctx, reason = min((trained, "all it was trained for"), (DEFAULT_LIMIT, "the default"), (room, _WHAT_FITS))
+        if n_ctx < least and not self.is_forced:
+            need = self._need(least)
             raise OptionError(
-                f"{artifact.path}: not enough memory: the model takes {artifact.weight_bytes:,} bytes, "
-                f"{available:,} are available",
-                remedy="close other programs, or use a smaller model",
+                f"{self.artifact.path}: not enough memory: the model takes {self.artifact.weight_bytes:,} bytes and "
+                f"with {least:,} tokens of context {need.nbytes:,}, {self.available:,} are available",
+                remedy=f"close other programs, use a smaller model{self._or_mapped}, or run it anyway (--force-fit)",
             )
-        return ContextSize(n_ctx, n_ctx * per_token, reason, n_ctx)
-    if isinstance(requested, bool) or not isinstance(requested, int) or not 1 < requested <= trained:
-        raise OptionError(
-            f"n_ctx is {requested!r}, expected a whole number from 2 to {trained:,}, what the model was trained for"
-        )
-    if requested > largest:
-        raise OptionError(
-            f"n_ctx {requested:,} needs {requested * per_token:,} bytes beside the model's {artifact.weight_bytes:,}, "
-            f"{available:,} are available",
-            remedy=f"at most {min(largest, trained):,} fit",
-        )
-    return ContextSize(requested, requested * per_token, "as asked", requested)
+        return self._size(max(n_ctx, least), reason)
+
+    def asked(self, n_ctx: int) -> ContextSize:
+        """What was requested."""
+        trained = self.artifact.n_ctx_train
+        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 < n_ctx <= trained:
+            raise OptionError(
+                f"n_ctx is {n_ctx!r}, expected a whole number from 2 to {trained:,}, what the model was trained for"
+            )
+        if self._need(n_ctx).nbytes > self.available and not self.is_forced:
+            largest = self._largest(lambda size: self._need(size).nbytes, self.available)
+            beside = self._need(n_ctx).beside_weights
+            raise OptionError(
+                f"n_ctx {n_ctx:,} needs {beside:,} bytes beside the model's {self.artifact.weight_bytes:,}, "
+                f"{self.available:,} are available",
+                remedy=f"at most {largest:,} fit" if largest else "use a smaller model, or --force-fit",
+            )
+        return self._size(n_ctx, "as asked")
+
+    def _size(self, n_ctx: int, reason: str) -> ContextSize:
+        """With its cells. OptionError if they don't hold one whole conversation, or don't fit."""
+        cells = n_ctx if self.kv_cells is None else self.kv_cells
+        need = self.needed(n_ctx, cells)
+        if cells < n_ctx:
+            raise OptionError(
+                f"kv_cells is {cells:,}, less than the {n_ctx:,} tokens of context that a conversation may use",
+                remedy="give more, or a smaller n_ctx",
+            )
+        if self.kv_cells is not None and need.nbytes > self.available and not self.is_forced:
+            largest = most(n_ctx, cells, lambda count: self.needed(n_ctx, count).nbytes <= self.available)
+            raise OptionError(
+                f"kv_cells {cells:,} need {need.beside_weights:,} bytes beside the model, "
+                f"{max(0, self._beside_weights):,} are available",
+                remedy=f"at most {largest:,} fit",
+            )
+        return ContextSize(n_ctx, need.kv_cache, reason, cells, need.nbytes)
+
+    @property
+    def _or_mapped(self) -> str:
+        return ", map it (--mmap)" if self.artifact.shape.n_expert else ""
+
+    @property
+    def _beside_weights(self) -> int:
+        return self.available - self.artifact.weight_bytes
+
+    def _need(self, n_ctx: int) -> Need:
+        return self.needed(n_ctx, n_ctx)
+
+    def _largest(self, nbytes: Callable[[int], int], room: int) -> int:
+        """The largest context, of whole steps, that takes at most ``room``; 0 if none does."""
+        steps = most(0, self.artifact.n_ctx_train // _STEP, lambda count: nbytes(_STEP * count) <= room)
+        return self.artifact.n_ctx_train if nbytes(self.artifact.n_ctx_train) <= room else _STEP * steps
 
 
-def fits_beside(artifact: Artifact, requested: int | None, available: int, other: int) -> bool:
-    """Whether a model gets as much context in ``available`` bytes as with ``other`` more, which another model takes.
-
-    OptionError if it does not fit even with those.
-    """
-    alone = context_size(artifact, requested, artifact.kv_format, available + other)
-    try:
-        return context_size(artifact, requested, artifact.kv_format, available) == alone
-    except OptionError:
-        return False
+def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from ``low`` to ``high`` that ``fits``, as do all below it; ``low`` if none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -284,6 +284,29 @@ class OpenOptions(TypedDict, total=False):
     kv_cells: Annotated[int | None, Option(_whole(2, 2**31 - 1))]
     """Positions of KV cache that all conversations share; what they have in common counts once. None: ``n_ctx``. Each
     may use all of ``n_ctx``: what does not fit waits, or is moved to memory and back."""
+    mmap: Annotated[
+        bool,
+        Option(
+            _flag,
+            text=OptionText(
+                help="Leave a GGUF file's weights on the disk and read them as they are needed: for experts "
+                "that memory does not hold. Change the file meanwhile, and the process ends.",
+                kind=bool,
+            ),
+        ),
+    ]
+    """Leave a GGUF file's weights where they are and map them, so that memory need not hold what a token does not need:
+    experts. What memory lacks is read from the disk again for every token. A file that is cut short or overwritten
+    meanwhile ends the process, so this is best done with ``isolate``."""
+    force_fit: Annotated[
+        bool,
+        Option(
+            _flag,
+            text=OptionText(help="Open the model although it does not fit the memory by our arithmetic.", kind=bool),
+        ),
+    ]
+    """Open the model although it does not fit the memory by our arithmetic: the system may then end the process, or
+    write pages out and become slow."""
     deterministic: Annotated[bool, Option(_flag)]
     """Answers that are the same, byte for byte, whatever else the model is asked: requests are served one after the
     other, and only whole batches of a prompt are reused, as they were prefilled."""

@@ -12,22 +12,29 @@ from edge_llama.errors import OptionError
 from edge_llama.host import devices
 from edge_llama.isolation.remote import IsolatedModel
 from edge_llama.model import Model, vision_of
-from edge_llama.planning.memory import WORK_BYTES, ContextSize
+from edge_llama.planning.memory import ContextSize
 from edge_llama.planning.options import OpenOptions
 from edge_llama.planning.plan import plan_context
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model takes: ``weight_bytes`` of all its towers, its KV cache, and what the engine works with."""
+    """What a model takes: its text tower with the context that it gets, and its vision tower's weights."""
 
-    weight_bytes: int
+    text_bytes: int
+    """Of the text tower's weights."""
     context: ContextSize
+    vision_bytes: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all towers."""
+        return self.text_bytes + self.vision_bytes
 
     @property
     def nbytes(self) -> int:
         """All of it."""
-        return self.weight_bytes + self.context.bytes + WORK_BYTES
+        return self.context.needed + self.vision_bytes
 
 
 def needed(
@@ -48,7 +55,7 @@ def needed(
 
     def need(available: int) -> Need:
         context = plan_context(artifact, options, max(0, available - vision_bytes))
-        return Need(artifact.weight_bytes + vision_bytes, context)
+        return Need(artifact.weight_bytes, context, vision_bytes)
 
     free = devices.available_memory() + sum(_own_bytes(model, need) for model, need in leaving)
     own = [_own_bytes(model, need) for model, need in loaded]

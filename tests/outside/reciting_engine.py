@@ -27,9 +27,11 @@ from edge_llama.backends.base import (
     TextEmbedder,
     TowerKind,
 )
+from edge_llama.backends.estimates import Need, Pace
 from edge_llama.errors import ArtifactError, EngineError, NotVerifiableError, OptionError
 from edge_llama.files.artifact import Row
 from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.shape import TextShape
 from edge_llama.files.text_artifact import TextArtifact
 from edge_llama.sampling.numpy_sampler import NumpySampler
 from edge_llama.sampling.params import SamplingParams
@@ -56,6 +58,24 @@ class ReciteArtifact(TextArtifact):
     @property
     def files(self) -> tuple[Path, ...]:
         return (self.path,)
+
+    @property
+    def shape(self) -> TextShape:
+        return TextShape(
+            name=self.name,
+            engine=self.engine,
+            tensors=(),
+            weight_bytes=len(self.text),
+            n_layer=1,
+            n_ctx_train=self.n_ctx_train,
+            n_embd=1,
+            n_head=1,
+            n_head_kv=1,
+            head_dim=1,
+            n_ff=1,
+            n_vocab=self.n_vocab,
+            kv_values_per_token=1,
+        )
 
     def identity(self) -> str:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
@@ -216,6 +236,12 @@ class Reciting:
         if asked.name not in ("auto", "cpu", "stage"):
             raise OptionError(f"device {asked.name}: not for reciting", remedy="known: cpu, stage")
         return Placement(0, "where it was told", "cpu" if asked.name == "auto" else asked.name)
+
+    def need(self, shape: TextShape, setting: Setting, cache: CacheSize, *, is_reserved: bool = False) -> Need:
+        return Need(shape.weight_bytes, shape.kv_values_per_token * cache.n_cells, 0, 0, 1 << 20)
+
+    def pace(self, shape: TextShape, setting: Setting, threads: int) -> Pace | None:
+        return Pace(1e-4, 0.0, 1e-4)
 
     def open(
         self, artifact: ReciteArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int

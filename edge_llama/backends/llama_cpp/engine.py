@@ -20,8 +20,10 @@ from edge_llama.backends.base import (
     installed_version,
 )
 from edge_llama.backends.device_trial import Speed, measured
+from edge_llama.backends.estimates import Need, Pace
 from edge_llama.backends.llama_cpp import build_probe, gpus, settings
 from edge_llama.backends.llama_cpp.cpu_kernels import cpu_kernels
+from edge_llama.backends.llama_cpp.need import need
 from edge_llama.errors import EngineError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.gguf import gguf_files, is_gguf, is_named_gguf, read_header
@@ -29,6 +31,7 @@ from edge_llama.files.gguf_parts import LATER_PART, parts
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.files.mmproj import read_mmproj
+from edge_llama.files.shape import TextShape
 from edge_llama.host import devices
 from edge_llama.host.devices import Device
 
@@ -82,6 +85,16 @@ class LlamaCpp:
         is_tried = crash_probe.has_children() and not artifact.is_encoder
         return gpus.place(asked, found, sizes, partial(_measured, artifact, found, asked) if is_tried else None)
 
+    def need(self, shape: TextShape, setting: Setting, cache: CacheSize, *, is_reserved: bool = False) -> Need:
+        """See :func:`edge_llama.backends.llama_cpp.need.need`."""
+        return need(shape, setting, cache, is_reserved=is_reserved)
+
+    def pace(self, shape: TextShape, setting: Setting, threads: int) -> Pace | None:
+        """See :func:`edge_llama.backends.llama_cpp.stand_in.pace`."""
+        from edge_llama.backends.llama_cpp import stand_in  # noqa: PLC0415 - loads native code
+
+        return stand_in.pace(shape, setting, threads)
+
     def open(
         self, artifact: GGUFArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int
     ) -> TextTower:
@@ -94,6 +107,7 @@ class LlamaCpp:
             "kv_format": setting.kv_format,
             "n_batch": setting.n_batch,
             "placement": placement.to_json(),
+            **({"is_mapped": True} if setting.is_mapped else {}),
         }
         first_run.require(artifact, options)
         return LlamaCppTower(
@@ -104,6 +118,7 @@ class LlamaCpp:
             kv_format=setting.kv_format,
             n_batch=setting.n_batch,
             placement=placement,
+            is_mapped=setting.is_mapped,
             embeds=partial(first_run.embeds, artifact, options),
         )
 

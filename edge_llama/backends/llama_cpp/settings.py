@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_llama.backends.base import Choice, Figure, Setting
 from edge_llama.errors import OptionError
+from edge_llama.files.formats import FORMATS
 from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.files.identity import header_sha256
 from edge_llama.host import devices, user_cache
@@ -41,6 +42,11 @@ def choose(
     if kv_format == "q8_0":
         if flash_attention is False:
             raise OptionError("a KV cache in q8_0 needs flash attention", remedy="turn it on (--flash-attn on)")
+        if artifact.shape.head_dim % FORMATS[kv_format].block_size:
+            raise OptionError(
+                f"a KV cache in q8_0 has blocks of 32 values, {artifact.path} has heads of {artifact.shape.head_dim}",
+                remedy="take f16 (--kv f16)",
+            )
         flash_attention = True
     asked = {"flash_attention": flash_attention, "kv_format": kv_format, "n_batch": n_batch}
     given = {name: value for name, value in asked.items() if value is not None}

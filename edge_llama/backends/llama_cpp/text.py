@@ -118,9 +118,10 @@ class LlamaCppTower:
         kv_format: str,
         n_batch: int = 512,
         placement: Placement = ON_CPU,
+        is_mapped: bool = False,
         embeds: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Load the weights and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
+        """Load the weights, or map them, and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
 
         ``embeds`` is asked whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp
         refuses the file, EngineError if the cache can't be allocated, and for a strict ``placement`` that is not kept.
@@ -129,7 +130,8 @@ class LlamaCppTower:
         options = lib.llama_model_default_params()
         # Read, not mapped: a mapped file that is cut short or overwritten while it is open ends the process (SIGBUS).
         # That the weights fit the memory was checked when the context's size was chosen.
-        options.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        options.load_mode = lib.LLAMA_LOAD_MODE_MMAP if is_mapped else lib.LLAMA_LOAD_MODE_NONE
+        options.use_extra_bufts = not is_mapped  # weights in another order would be copies in memory
         options.kv_overrides = overrides(lib, artifact.header)
         self._kept = offload.apply(placement, options, lib)
         with offload.assignments() as layers:

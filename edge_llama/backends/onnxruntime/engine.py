@@ -24,7 +24,9 @@ from edge_llama.backends.base import (
 )
 from edge_llama.backends.device_names import GROUPS, KINDS, DeviceName, Onnx, provider_keys
 from edge_llama.backends.device_trial import Speed, faster, measured
+from edge_llama.backends.estimates import Need, Pace
 from edge_llama.backends.onnxruntime import contexts
+from edge_llama.backends.onnxruntime.need import need
 from edge_llama.backends.onnxruntime.providers import is_installed, resolve, runtime
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.artifact import VisionArtifact
@@ -33,6 +35,7 @@ from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_static import StaticArtifact, is_static, read_static
 from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_file, read_onnx_text, text_file
 from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
+from edge_llama.files.shape import TextShape
 from edge_llama.host.devices import Device
 
 
@@ -108,6 +111,21 @@ class OnnxRuntime:
             return placement
         there = replace(placement, device=gpu, reason="its provider is installed")
         return faster(there, partial(_measured, artifact, asked))
+
+    def need(
+        self,
+        shape: TextShape,
+        setting: Setting,
+        cache: CacheSize,
+        *,
+        is_reserved: bool = False,  # noqa: ARG002 - the Protocol's
+    ) -> Need:
+        """See :func:`edge_llama.backends.onnxruntime.need.need`."""
+        return need(shape, setting, cache)
+
+    def pace(self, shape: TextShape, setting: Setting, threads: int) -> Pace | None:  # noqa: ARG002
+        """None: a graph is its own, and no other stands for it."""
+        return None
 
     def open(
         self, artifact: OnnxArtifact, *, cache: CacheSize, setting: Setting, placement: Placement, threads: int

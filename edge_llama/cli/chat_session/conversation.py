@@ -15,8 +15,8 @@ from edge_llama.files.artifact import Artifact
 from edge_llama.generation import Answer, Generation
 from edge_llama.host import devices
 from edge_llama.model import Model
-from edge_llama.planning.memory import fits_beside
 from edge_llama.planning.options import OpenOptions
+from edge_llama.planning.plan import fits_beside
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import check_biases
@@ -150,8 +150,8 @@ class Conversation:
 
     def _fits_beside(self, artifact: Artifact) -> bool:
         """Whether memory holds both models. OptionError if it does not even hold ``artifact`` alone."""
-        mine = self.model.context.bytes + self.model.artifact.weight_bytes
-        return fits_beside(artifact, self._opening.get("n_ctx"), devices.available_memory(), mine)
+        mine = self.model.context.needed
+        return fits_beside(artifact, _for_another(self._opening, artifact), devices.available_memory(), mine)
 
     def _move(self, model: Model) -> None:
         """Go on with ``model``; it is closed if it can't."""
