@@ -114,6 +114,6 @@ def test_of_experts_that_are_mapped_only_the_active_ones_must_fit(llama4_digits:
     cache = CacheSize.of_one(256)
     whole = engine.need(artifact.shape, setting, cache)
     mapped = engine.need(artifact.shape, replace(setting, is_mapped=True), cache)
-    assert whole.weights == artifact.weight_bytes
+    assert whole.weights >= artifact.weight_bytes  # AMX's layout takes more
     assert mapped.weights == artifact.shape.active_bytes < whole.weights
     assert mapped.beside_weights == whole.beside_weights

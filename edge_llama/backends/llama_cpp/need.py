@@ -6,10 +6,14 @@ where the last row's alone are wanted. The constants were measured (``benchmarks
 measured side by side).
 """
 
+from functools import cache
+
 from edge_llama.backends.base import CacheSize, Setting
 from edge_llama.backends.estimates import Need
+from edge_llama.backends.llama_cpp import build_probe
+from edge_llama.errors import EngineError
 from edge_llama.files.formats import FORMATS
-from edge_llama.files.shape import TextShape, nearest_multiple
+from edge_llama.files.shape import TextShape, is_embedding, nearest_multiple
 
 _CELLS = 256
 """The cache's length is a multiple of this."""
@@ -19,6 +23,8 @@ _TOKEN_BYTES, _MERGE_BYTES = 330, 250
 """Of a token and of a merge: in llama.cpp's tables, and in the header that we keep."""
 _ENGINE_BYTES = 8 << 20
 _FLOAT, _HALF = 4, 2
+_PACKED = {"q4_0": 0, "q4_1": 0, "q8_0": 4, "q4_k": 4, "q5_k": 4, "q6_k": 0, "iq4_xs": 2}
+"""Bytes that AMX's layout adds to a block, of the formats that have one."""
 
 
 def need(shape: TextShape, setting: Setting, cache: CacheSize, *, is_reserved: bool = False) -> Need:
@@ -27,13 +33,36 @@ def need(shape: TextShape, setting: Setting, cache: CacheSize, *, is_reserved: b
     kv_format = FORMATS[setting.kv_format]
     kv_cache = shape.kv_values_per_token * cells * kv_format.block_bytes // kv_format.block_size
     return Need(
-        # Of what is mapped only that need be there which every token meets.
-        weights=shape.active_bytes if setting.is_mapped else shape.weight_bytes,
+        weights=_weights(shape, setting, packs_for_amx()),
         kv_cache=kv_cache + cells * _CELL_BYTES,
         compute=_compute(shape, setting, cells, setting.n_batch if is_reserved else cache.n_sequences + 1),
         vocabulary=shape.n_vocab * _TOKEN_BYTES + shape.n_merges * _MERGE_BYTES,
         engine=_ENGINE_BYTES,
     )
+
+
+@cache
+def packs_for_amx() -> bool:
+    """Whether the installed build keeps matrices as AMX takes them; without an engine that works here none does."""
+    try:
+        return "AMX_INT8 = 1" in build_probe.verdict().system_info
+    except EngineError:
+        return False
+
+
+def _weights(shape: TextShape, setting: Setting, is_packed: bool) -> int:
+    """With what AMX's layout adds to matrices (mmq.cpp: get_row_size), and with the head's own copy of embeddings.
+
+    Of what is mapped only that need be there which every token meets, and nothing is packed.
+    """
+    if setting.is_mapped:
+        return shape.active_bytes
+    if not is_packed:
+        return shape.weight_bytes
+    matrices = [t for t in shape.tensors if len(t.shape) == 2 and not is_embedding(t.name) and t.format.name in _PACKED]
+    heads = [t for t in shape.tensors if is_embedding(t.name) and t.format.name in _PACKED and not shape.has_output]
+    added = sum(t.nbytes // t.format.block_bytes * _PACKED[t.format.name] for t in (*matrices, *heads))
+    return shape.weight_bytes + added + sum(head.nbytes for head in heads)
 
 
 def _compute(shape: TextShape, setting: Setting, cells: int, n_logits: int) -> int:
