@@ -31,6 +31,7 @@ from edge_llama.files.mmproj import ARCHITECTURE as MMPROJ
 from edge_llama.files.mmproj import read_mmproj
 from edge_llama.host import devices
 from edge_llama.host.devices import Device
+from edge_llama.prompts.tokenizer import Tokenizer
 
 _RUNS = "GGUF files"
 
@@ -106,6 +107,12 @@ class LlamaCpp:
             placement=placement,
             embeds=partial(first_run.embeds, artifact, options),
         )
+
+    def vocabulary(self, artifact: GGUFArtifact) -> Tokenizer:
+        """llama.cpp's tokenizer, without the weights."""
+        from edge_llama.backends.llama_cpp.vocabulary import open_vocabulary  # noqa: PLC0415 - for remote models
+
+        return open_vocabulary(artifact)
 
     def state(self, *, again: bool) -> EngineState:
         """As a child process found it."""
