@@ -23,7 +23,7 @@ class Sampled:
     """What is new of an answer whose tokens are sampled elsewhere."""
 
     tokens: tuple[int, ...] = ()
-    """Ids, end tokens among them where they are told."""
+    """Ids, at last the end token where it is told: nothing follows such."""
     text: str | None = None
     """Where not every token's id is told: the text of what is new, and ``tokens`` has those that are known, the last
     one at its end. None: the ids say all."""

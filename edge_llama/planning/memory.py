@@ -16,7 +16,7 @@ _WHAT_FITS = "what fits"
 class ContextSize:
     """A conversation may have ``n_ctx`` positions; ``reason`` says why this many.
 
-    All share ``n_cells`` positions of KV cache, which take ``bytes``.
+    All share ``n_cells`` positions of KV cache, which take ``bytes``: none where a server has the cache.
     """
 
     n_ctx: int
@@ -31,7 +31,8 @@ class ContextSize:
 
     def __str__(self) -> str:
         cells = f" of {self.n_cells:,} cells for all conversations" if self.n_cells != self.n_ctx else ""
-        return f"{self.n_ctx:,} tokens of context ({self.reason}), KV cache{cells} {self.bytes / 1e6:,.0f} MB"
+        cache = f", KV cache{cells} {self.bytes / 1e6:,.0f} MB" if self.n_cells else ""
+        return f"{self.n_ctx:,} tokens of context ({self.reason}){cache}"
 
 
 def context_size(

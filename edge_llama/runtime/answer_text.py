@@ -1,6 +1,7 @@
 """Tokens become pieces for the caller, wherever they were chosen: text, thoughts, tool calls, and why it ended."""
 
 import codecs
+from collections.abc import Sequence
 
 from edge_llama.prompts.thinking import Split, ThinkingParser
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -67,19 +68,25 @@ class AnswerText:
             return reason
         return "length" if timings.generated_tokens == self._max_tokens or room <= 0 else None
 
-    def take_text(self, text: str, token: int | None) -> FinishReason | None:
-        """The same where whoever chose the tokens tells their text, and of several only the last, or none."""
+    def take_text(self, text: str, tokens: Sequence[int]) -> FinishReason | None:
+        """The same where whoever chose the tokens tells their text, and only of some which they are.
+
+        The last of ``tokens`` is the last of ``text``.
+        """
         self.begins_answer = False
-        if token is None:
-            return self._add(None, text.encode("utf-8", "replace"))
-        if text and self._is_tag(token):
-            if reason := self._add(None, text.encode("utf-8", "replace")):
+        data = text.encode("utf-8", "replace")
+        if not tokens:
+            return self._add(None, data)
+        if data and self._is_tag(tokens[-1]):
+            if reason := self._add(None, data):
                 return reason
-            text = ""
-        if self._tokenizer.is_end(token):
-            return self._end
-        self._pending.append(token)
-        return self._add(token, text.encode("utf-8", "replace"))
+            data = b""
+        is_end = self._tokenizer.is_end(tokens[-1])
+        known = tokens[:-1] if is_end else tokens
+        self.progress.timings.generated_tokens += len(known)
+        self._pending += known
+        reason = self._add(tokens[-1], data) if data or not is_end else None
+        return reason or (self._end if is_end else None)
 
     def conclude(self, reason: FinishReason) -> None:
         """The answer ends. What was held back is what it is: a mark of a character, a tag, a stop string or a call."""

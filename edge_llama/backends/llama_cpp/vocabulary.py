@@ -10,7 +10,6 @@ from edge_llama.backends import crash_probe
 from edge_llama.backends.llama_cpp import build_probe, first_run
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EdgeLlamaError
-from edge_llama.files.gguf import Header
 from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from edge_llama.host import user_cache
 
@@ -49,8 +48,7 @@ def _require(artifact: GGUFArtifact) -> None:
     """ArtifactError if llama.cpp would end the process on this vocabulary."""
     if first_run.is_known(artifact) or not crash_probe.has_children():
         return
-    header: Header = artifact.header
-    key = {"file": first_run.identity_of_header(header), "engine": build_probe.build()}
+    key = {"file": first_run.identity_of_header(artifact.header), "engine": build_probe.build()}
     if user_cache.recall(_KIND, key) is None and first_run.PROBE.run(__name__, artifact.path) is not None:
         user_cache.remember(_KIND, key, {"survived": True})
 

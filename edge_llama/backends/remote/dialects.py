@@ -195,7 +195,7 @@ class LlamaServer(Dialect):
     most_bias = 1e4
 
     def own_fields(self, asked: Asked) -> dict[str, Any]:
-        """Its own names; ``verbose`` adds the token's id to each event, ``response_fields`` keeps the last one small."""
+        """Its own names; ``verbose`` adds a token's id to each event, ``response_fields`` keeps the last one small."""
         params = asked.params
         penalties = params if params.is_penalizing else SamplingParams()
         fields: dict[str, Any] = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_llama.backends.remote.client import Client, RefusedError
-from edge_llama.backends.remote.values import WrongReplyError, a_list, a_text, a_token, an_object
+from edge_llama.backends.remote.values import WrongReplyError, a_list, a_token, an_object
 from edge_llama.errors import OptionError, RemoteError
 from edge_llama.prompts.tokenizer import Tokenizer
 

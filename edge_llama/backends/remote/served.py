@@ -53,6 +53,7 @@ class ServedModel:
         self._client = client
         self._dialect = dialect
         self._n_vocab = vocabulary.n_vocab
+        self._is_end = vocabulary.is_end
         self._ends = [token for token in vocabulary.control_tokens.values() if vocabulary.is_end(token)]
 
     def check(self, params: SamplingParams) -> None:
@@ -68,19 +69,25 @@ class ServedModel:
         async with aclosing(events):
             async for said in events:
                 new = _understood(self._client, partial(self._sampled, said, params.logprobs))
-                if new.end:
+                if new.end or (new.tokens and self._is_end(new.tokens[-1])):
                     yield await self._with_usage(new, events)
                     return
                 yield new
         raise self._client.error("the answer broke off", remedy="see whether the server died")
 
     async def _with_usage(self, last: Sampled, events: AsyncIterator[Any]) -> Sampled:
-        """The end of an answer with what is told after it, if that comes soon: the answer is whole without."""
+        """The end of an answer with what is told after it, if that comes soon: the answer is whole without.
+
+        A server that takes our end token for none goes on: it is not listened to.
+        """
         with suppress(TimeoutError, RemoteError, WrongReplyError):
             async with asyncio.timeout(_SECONDS_FOR_USAGE):
                 async for said in events:
-                    last = replace(last, usage=self._sampled(said, None).usage or last.usage)
-        return last
+                    new = self._sampled(said, None)
+                    if new.tokens and new.end is None:
+                        break
+                    last = replace(last, usage=new.usage or last.usage)
+        return last if last.end else replace(last, end="stop")
 
     async def close(self) -> None:
         """Give up all connections."""
