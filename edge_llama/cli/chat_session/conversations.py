@@ -53,8 +53,8 @@ class Kept:
         Of one on a server, what it is called there.
         """
         if url := server_url(model or (self._wanted.model_path if self._wanted else None)):
-            is_same = self._wanted is not None and self._wanted.model_path == url
-            return {"remote_model": self._wanted.model} if self._wanted and is_same else {}
+            wanted = self._wanted
+            return {"remote_model": wanted.model} if wanted and wanted.model_path == url else {}
         is_same = self._wanted and (model is None or str(locate(model).resolve()) == self._wanted.model_path)
         if self._wanted and self._history and is_same:
             with suppress(SessionError):  # told when it is loaded
