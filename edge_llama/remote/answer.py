@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from edge_llama.backends.token_stream import Sampled, TokenStream, Usage
@@ -66,6 +66,7 @@ class RemoteAnswer:
         self._deadline = deadline
         self._since = time.perf_counter()
         self._has_begun = False
+        self._is_cancelled: Callable[[], bool] = lambda: False
 
     def _check_thoughts(self, stream: TokenStream, params: SamplingParams) -> None:
         """OptionError for what must be asked for anew within an answer, of a server that doesn't tell all tokens."""
@@ -78,8 +79,12 @@ class RemoteAnswer:
                 remedy="leave it out",
             )
 
-    async def run(self) -> None:
-        """Bring the answer to its end, whatever comes."""
+    async def run(self, is_cancelled: Callable[[], bool]) -> None:
+        """Bring the answer to its end, whatever comes.
+
+        ``is_cancelled`` is asked after each part: where several came at once nothing else tells in between.
+        """
+        self._is_cancelled = is_cancelled
         try:
             async with asyncio.timeout(self._seconds_left()):
                 reason = await self._answered()
@@ -119,6 +124,8 @@ class RemoteAnswer:
                 self._begin()
                 reason = self._take(sampled)
                 self.progress.send()
+                if self._is_cancelled():
+                    await asyncio.Event().wait()  # until it is told
                 if reason or self._must_ask_anew:
                     return reason
         raise EngineError("the server's answer has no end")

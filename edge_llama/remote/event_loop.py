@@ -22,6 +22,7 @@ class Job:
         """Used in the loop's thread alone."""
         self.is_cancelled = False
         """Whether it was told to stop."""
+        self._was_told = False
 
     def cancel(self) -> None:
         """Stop it, if it is not over."""
@@ -29,7 +30,8 @@ class Job:
         self._loop.later(self._cancel)
 
     def _cancel(self) -> None:
-        if self.task:
+        if self.task and not self._was_told:  # a second time would interrupt the closing of its connection
+            self._was_told = True
             self.task.cancel()
 
     def check_process(self) -> None:
@@ -58,8 +60,8 @@ class EventLoop:
             future.cancel()
             raise
 
-    def begin(self, work: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> Job:
-        """Have the coroutine that ``work`` gives run; ``ended`` is called after it, also if it never began.
+    def begin(self, work: Callable[[Job], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> Job:
+        """Have the coroutine that ``work`` gives for its job run; ``ended`` is called after it, also if it never began.
 
         Both are called in the loop's thread. EngineError if it was closed.
         """
@@ -68,7 +70,7 @@ class EventLoop:
         job = Job(self)
 
         def begin() -> None:
-            job.task = self._loop.create_task(work())
+            job.task = self._loop.create_task(work(job))
             job.task.add_done_callback(lambda _task: ended())
 
         self.later(begin)

@@ -31,7 +31,7 @@ from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools
 from edge_llama.remote.answer import RemoteAnswer
 from edge_llama.remote.artifact import RemoteArtifact, described
-from edge_llama.remote.event_loop import EventLoop
+from edge_llama.remote.event_loop import EventLoop, Job
 from edge_llama.remote.vocabulary import OpenVocabulary, open_vocabulary
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.embeddings import PoolingChoice
@@ -178,15 +178,15 @@ class _Counts:
         self._prompt_tokens = 0
         self._generated_tokens = 0
 
-    def counted(self, answer: RemoteAnswer) -> Callable[[], Coroutine[Any, Any, None]]:
+    def counted(self, answer: RemoteAnswer) -> Callable[[Job], Coroutine[Any, Any, None]]:
         """What brings the answer to its end, and counts it."""
 
-        async def run() -> None:
+        async def run(job: Job) -> None:
             now = time.perf_counter()
             self._since = self._since if self._running else now
             self._running += 1
             try:
-                await answer.run()
+                await answer.run(lambda: job.is_cancelled)
             finally:
                 self._running -= 1
                 self._seconds += 0.0 if self._running else time.perf_counter() - self._since
