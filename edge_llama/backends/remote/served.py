@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from edge_llama.backends.base import first_of
 from edge_llama.backends.remote.client import Client
@@ -66,20 +66,25 @@ class ServedModel:
         """What follows; the last has an end, and the usage that the server tells of after it."""
         asked = Asked(self.model, prompt, params, max_tokens, has_form, self._ends)
         events = self._client.events(f"{self.url}/completions", self._dialect.fields(asked))
+        count = 0
         async with aclosing(events):
             async for said in events:
                 new = _understood(self._client, partial(self._sampled, said, params.logprobs))
-                if new.end or (new.tokens and self._is_end(new.tokens[-1])):
-                    yield await self._with_usage(new, events)
+                count += len(new.tokens)
+                if end := new.end or self._own_end(new, count >= max_tokens):
+                    yield await self._with_usage(replace(new, end=end), events)
                     return
                 yield new
         raise self._client.error("the answer broke off", remedy="see whether the server died")
 
-    async def _with_usage(self, last: Sampled, events: AsyncIterator[Any]) -> Sampled:
-        """The end of an answer with what is told after it, if that comes soon: the answer is whole without.
+    def _own_end(self, new: Sampled, is_full: bool) -> Literal["stop", "length"] | None:
+        """Where the server must end, though it has not said so yet; one that goes on is not listened to."""
+        if new.tokens and self._is_end(new.tokens[-1]):
+            return "stop"
+        return "length" if is_full else None
 
-        A server that takes our end token for none goes on: it is not listened to.
-        """
+    async def _with_usage(self, last: Sampled, events: AsyncIterator[Any]) -> Sampled:
+        """The end of an answer with what is told after it, if that comes soon: the answer is whole without."""
         with suppress(TimeoutError, RemoteError, WrongReplyError):
             async with asyncio.timeout(_SECONDS_FOR_USAGE):
                 async for said in events:
@@ -87,7 +92,7 @@ class ServedModel:
                     if new.tokens and new.end is None:
                         break
                     last = replace(last, usage=new.usage or last.usage)
-        return last if last.end else replace(last, end="stop")
+        return last
 
     async def close(self) -> None:
         """Give up all connections."""
