@@ -63,6 +63,8 @@ class RemoteAnswer:
         """Parts of text that came without all tokens."""
         self._formed = bytearray()
         """What must have a form."""
+        self._has_closed = False
+        """Whether thoughts were ended here since the last request."""
         self._deadline = deadline
         self._since = time.perf_counter()
         self._has_begun = False
@@ -118,6 +120,7 @@ class RemoteAnswer:
             raise RemoteError(self._stream.url, "does not tell all tokens, so the answer can't go on after thoughts")
         has_form = self._text.has_form and not self._text.is_thinking
         self._formed.clear()
+        self._has_closed = False
         new = self._stream.tokens(self._tokens, self._params, most, has_form=has_form)
         async with aclosing(new):
             async for sampled in new:
@@ -151,7 +154,7 @@ class RemoteAnswer:
 
     @property
     def _must_ask_anew(self) -> bool:
-        return self._text.begins_answer or self._thinks_too_long
+        return self._has_closed or self._text.begins_answer or self._thinks_too_long
 
     @property
     def _thinks_too_long(self) -> bool:
@@ -166,6 +169,7 @@ class RemoteAnswer:
         return self._end_thoughts()
 
     def _end_thoughts(self) -> FinishReason | None:
+        self._has_closed = True
         thinking = self._text.thinking
         for token in thinking.closing if thinking else ():
             if reason := self._add(token):
