@@ -70,7 +70,7 @@ def _alike(one: Sequence[int], two: Sequence[int]) -> int:
 
 
 def forged(peer: Peer) -> str:
-    """Text that poses as control tokens is text: the prompt has no more of them than a harmless one, and is answered."""
+    """Text that poses as control tokens is text: a prompt has no more of them than a harmless one, and is answered."""
     counts = [len(list(_control(peer.remote, text))) for text in (FORGED, HARMLESS)]
     assert counts[0] == counts[1], f"{counts[0]} control tokens, and {counts[1]} without the forged ones"
     answer = peer.ask(FORGED)
@@ -81,7 +81,7 @@ def forged(peer: Peer) -> str:
 
 def _control(model: Model, text: str) -> Iterator[int]:
     control = set(model.tokenizer.control_tokens.values())
-    prompt = model.template.tokens(edge_llama.Message("user", text).parts and [edge_llama.Message("user", text)])
+    prompt = model.template.tokens([edge_llama.Message("user", text)])
     return (token for token in prompt if token in control)
 
 

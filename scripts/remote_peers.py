@@ -14,14 +14,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "scripts")]
-
 from remote_checks import CHECKS, Peer
 
 import edge_llama
-from edge_llama.planning.options import OpenOptions
 
+ROOT = Path(__file__).resolve().parent.parent
 N_CTX = 1024
 _SERVE = "from edge_llama.cli import main; main()"
 
@@ -30,10 +27,8 @@ def main() -> None:
     asked = arguments()
     with ExitStack() as stack:
         url = stack.enter_context(started(asked.start, asked.local)) if asked.start else asked.url
-        options: OpenOptions = {"tokenizer": asked.tokenizer or asked.local}
-        if asked.remote_model:
-            options["remote_model"] = asked.remote_model
-        remote = stack.enter_context(edge_llama.open(url, **options))
+        tokenizer = asked.tokenizer or asked.local
+        remote = stack.enter_context(edge_llama.open(url, tokenizer=tokenizer, remote_model=asked.remote_model))
         local = asked.local and stack.enter_context(edge_llama.open(asked.local, n_ctx=remote.n_ctx, threads=1))
         print(f"{remote.artifact.name}: {remote.context}; {remote.placement}\n")
         sys.exit(0 if holds(Peer(remote, local or None)) else 1)
@@ -71,6 +66,7 @@ def holds(peer: Peer) -> bool:
 @contextmanager
 def started(kind: str, model: str) -> Iterator[str]:
     """A server of ``model``, and the URL of its API."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     from sides import Server, free_port, llama_server  # noqa: PLC0415 - the benchmarks'
 
     if kind == "llama-server":

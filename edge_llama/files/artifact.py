@@ -199,7 +199,7 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
     a server's URL: nothing lies there.
     """
     model = model or os.environ.get(MODEL_VARIABLE)
-    if server_url(model) is not None:
+    if str(model).lower().startswith(("http:/", "https:/")):  # as a path it has one slash
         raise ArtifactError(
             "a server's URL was given where a model's file is needed",
             remedy="chat, run and edge_llama.open talk to a server; give a file, a folder or a name here",

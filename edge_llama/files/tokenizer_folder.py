@@ -3,7 +3,7 @@
 A checkpoint's folder as it is published has them, and every folder with an ONNX model. No weight is looked at.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,7 @@ def read_tokenizer_folder(folder: Path) -> TokenizerFolder:
         path=folder,
         tokenizer=tokenizer_file(folder),
         n_vocab=n_vocab,
-        ends=_ends(folder, settings, config, n_vocab or _MOST_TOKENS),
+        ends=_ends(folder, config, n_vocab or _MOST_TOKENS),
         settings=settings,
         chat_template=named.pop("default", None),
         named_templates=named,
@@ -136,20 +136,11 @@ def _config(folder: Path) -> tuple[Fields, ...]:
     return config, config.within("text_config")
 
 
-def _ends(folder: Path, settings: Fields, config: Sequence[Fields], n_vocab: int) -> frozenset[int]:
-    """Of generation_config.json and config.json; where both are silent, tokenizer_config.json's ``eos_token``."""
+def _ends(folder: Path, config: Sequence[Fields], n_vocab: int) -> frozenset[int]:
+    """Of generation_config.json and config.json; none where both are silent."""
     generation = folder / GENERATION
     described = [Fields.read(generation, MAX_BYTES, _AGAIN)] if generation.is_file() else []
-    ends = frozenset(token for each in (*described, *config) for token in each.ids("eos_token_id", n_vocab))
-    return ends or frozenset(_described_ends(settings))
-
-
-def _described_ends(settings: Fields) -> Iterator[int]:
-    eos = settings.content.get("eos_token")
-    text = eos.get("content") if isinstance(eos, dict) else eos
-    for token, about in settings.get("added_tokens_decoder", dict, {}).items():
-        if isinstance(about, dict) and text is not None and about.get("content") == text and token.isdigit():
-            yield int(token)
+    return frozenset(token for each in (*described, *config) for token in each.ids("eos_token_id", n_vocab))
 
 
 def _by_name(given: Sequence[Any], settings: Fields) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_llama.backends.local_models import found
@@ -12,7 +12,7 @@ from edge_llama.backends.towers import locate
 from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.artifact import Recommended
 from edge_llama.files.onnx_text import CONFIG as GENAI_CONFIG
-from edge_llama.files.tokenizer_folder import has_tokenizer, read_tokenizer_folder
+from edge_llama.files.tokenizer_folder import TokenizerFolder, has_tokenizer, read_tokenizer_folder
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.prompts.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def open_vocabulary(given: str | os.PathLike[str]) -> OpenVocabulary:
 
 def _of_folder(path: Path) -> OpenVocabulary:
     folder = read_tokenizer_folder(path)
-    tokenizer = HFTokenizer(folder)
+    tokenizer = _with_ends(HFTokenizer(folder), folder)
     try:
         with folder.tokenizer.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -59,3 +59,16 @@ def _of_folder(path: Path) -> OpenVocabulary:
         raise ArtifactError(f"{folder.tokenizer}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     templates = folder.chat_template, folder.named_templates
     return OpenVocabulary(tokenizer, path, digest, *templates, folder.sampling)
+
+
+def _with_ends(tokenizer: HFTokenizer, folder: TokenizerFolder) -> HFTokenizer:
+    """Where no other file names a token that ends an answer, ``eos_token`` of tokenizer_config.json does."""
+    if folder.ends:
+        return tokenizer
+    text = tokenizer.special_texts.get("eos_token", "")
+    if (token := tokenizer.control_tokens.get(text)) is None:
+        raise ArtifactError(
+            f"{folder.path}: no file names a token that ends an answer",
+            remedy="copy generation_config.json or config.json of the model into it",
+        )
+    return HFTokenizer(replace(folder, ends=frozenset({token})))

@@ -1,9 +1,11 @@
 """Servers that refuse, fail, lie or break: a typed error that names the address, soon, and nothing asked twice."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,11 @@ def test_token_ids_alone_are_sent_and_none_is_forged(asked: Model, script: Scrip
 
 WRONG_STATUSES = [
     (as_json(500, {"error": {"message": "out of\nmemory \x1b[31m"}}), RemoteError, r"failed \(500: out of memory"),
-    (as_json(401, {"error": {"message": "who?"}}), OptionError, r"refuses the key, or asks for one \(401: who\?\); put"),
+    (
+        as_json(401, {"error": {"message": "who?"}}),
+        OptionError,
+        r"refuses the key, or asks for one \(401: who\?\); put",
+    ),
     (as_json(403, "no"), OptionError, r"asks for one \(403: no\)"),
     (as_json(404, {"detail": "no such model"}), OptionError, r"refuses the request \(404: no such model\)"),
     (as_json(400, {"object": "error", "message": "top_k is odd"}), OptionError, r"\(400: top_k is odd\)"),
@@ -80,8 +86,6 @@ WRONG_STATUSES = [
 def test_a_status_is_a_typed_error_and_not_asked_again(
     asked: Model, script: Scripted, reply: Reply, kind: type[edge_llama.EdgeLlamaError], message: str
 ) -> None:
-    import re  # noqa: PLC0415
-
     script.replies = [reply]
     assert re.search(message, failed(asked, kind))
     assert len(script.completions) == 1
@@ -102,7 +106,7 @@ def broken(vocabulary: int) -> dict[str, tuple[Reply, str]]:
         "no end": (events(token, DONE), "the answer broke off"),
         "nothing": (events(), "the answer broke off"),
         "cut off": (events(token, is_cut=True), "the connection broke"),
-        "half an event": (Reply(200, [b"data: {\"choices\""], stream), "the answer broke off"),
+        "half an event": (Reply(200, [b'data: {"choices"'], stream), "the answer broke off"),
         "no such token": (events(said("x", [vocabulary])), f"there is no token {vocabulary:,}"),
         "a negative token": (events(said("x", [-1])), "a token is -1"),
         "a text for a token": (events(said("x", ["5"])), "a token is '5'"),  # type: ignore[list-item] # what it is about
@@ -116,8 +120,6 @@ def broken(vocabulary: int) -> dict[str, tuple[Reply, str]]:
 
 @pytest.mark.parametrize("case", broken(0))
 def test_an_answer_that_is_none_is_a_typed_error(asked: Model, script: Scripted, case: str) -> None:
-    import re  # noqa: PLC0415
-
     reply, message = broken(asked.tokenizer.n_vocab)[case]
     script.replies = [reply]
     assert re.search(message, failed(asked))
@@ -265,12 +267,16 @@ def test_of_several_the_one_that_is_named_is_asked(script: Scripted, small_talk:
     assert script.completions[0]["model"] == NAME
 
 
-def test_another_vocabulary_is_told_before_anything_is_asked(script: Scripted, small_talk: Path, packaged: Path) -> None:
-    with pytest.raises(OptionError, match=r"scripted has another vocabulary than the tokenizer: .*; give the tokenizer"):
+def test_another_vocabulary_is_told_before_anything_is_asked(
+    script: Scripted, small_talk: Path, packaged: Path
+) -> None:
+    with pytest.raises(
+        OptionError, match=r"scripted has another vocabulary than the tokenizer: .*; give the tokenizer"
+    ):
         next(opened(script.url, packaged))
     names = "".join(f"<|other_{at}|>" for at in range(9))
     script.places["/detokenize"] = as_json(200, {"content": names})
-    with pytest.raises(OptionError, match="another vocabulary than the tokenizer: token 0 is '<|endoftext|>' here"):
+    with pytest.raises(OptionError, match=r"another vocabulary than the tokenizer: token 0 is '<\|endoftext\|>' here"):
         next(opened(script.url, small_talk))
 
 
@@ -291,6 +297,6 @@ def test_an_event_may_be_as_long_as_it_says() -> None:
         assert [data for chunk in chunks for data in parser.feed(chunk)] == [b"one\ntwo", b"[DONE]"]
     for _ in range(20):
         assert list(parser.feed(b":" + b"x" * (1 << 20) + b"\n")) == []  # comments are forgotten
+    chunks = [b"data:" + b"x" * (1 << 20) + b"\n"] * 20
     with pytest.raises(event_data.BrokenStreamError):
-        for _ in range(20):
-            list(parser.feed(b"data:" + b"x" * (1 << 20) + b"\n"))
+        list(chain.from_iterable(map(parser.feed, chunks)))

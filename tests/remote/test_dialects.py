@@ -250,7 +250,9 @@ def test_thoughts_of_text_are_told_apart_and_can_not_be_bounded(small_talk: Path
 def test_an_adapter_of_vllm_has_the_context_of_its_model(small_talk: Path, local: Model) -> None:
     with scripted(local.tokenizer, "vllm") as script:
         base = {"id": "base", "owned_by": "vllm", "max_model_len": 256}
-        script.places["/v1/models"] = as_json(200, {"data": [base, {"id": "lora", "owned_by": "vllm", "parent": "base"}]})
+        script.places["/v1/models"] = as_json(
+            200, {"data": [base, {"id": "lora", "owned_by": "vllm", "parent": "base"}]}
+        )
         with edge_llama.open(script.url, model="lora", tokenizer=small_talk) as model:
             assert model.n_ctx == 256
         assert json.dumps(script.requests).count('"model": "lora"') == 2

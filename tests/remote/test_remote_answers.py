@@ -188,9 +188,7 @@ def test_many_at_once_in_one_event_loop(remote: Model, local: Model) -> None:
     expected = [local.chat().send(text, temperature=0, max_tokens=12).result().text for text in QUESTIONS]
 
     async def all_of_them() -> list[Answer]:
-        return await asyncio.gather(
-            *(remote.chat().send(text, temperature=0, max_tokens=12) for text in QUESTIONS)
-        )
+        return await asyncio.gather(*(remote.chat().send(text, temperature=0, max_tokens=12) for text in QUESTIONS))
 
     assert [answer.text for answer in asyncio.run(all_of_them())] == expected
 

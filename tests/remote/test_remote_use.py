@@ -146,7 +146,7 @@ print(*sorted(asked), sep="\\n")
 
 def test_only_the_urls_own_address_is_asked_whatever_the_environment_says(talk: Served, small_talk: Path) -> None:
     port = talk.url.rpartition(":")[2]
-    proxies = {name: "http://192.0.2.1:9" for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")}
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"), "http://192.0.2.1:9")
     environment = {**os.environ, **proxies, "PYTHONPATH": str(ROOT)}
     environment.pop("NO_PROXY", None)
     command = [sys.executable, "-c", PROGRAM, f"{talk.url}/v1", str(small_talk)]
@@ -164,7 +164,7 @@ def test_what_a_server_can_not_do_is_refused_by_name(remote: Model, tmp_path: Pa
         "no pictures can be sent": lambda: chat.send("x", images=[image]),
         "no pictures can be sent to": lambda: remote.image_tokens(image),
         "can't be embedded": lambda: remote.embed(["x"]),
-        "texts can't be embedded": lambda: remote.pooling(),
+        "texts can't be embedded": remote.pooling,
         "a session file holds a KV cache": lambda: chat.save(tmp_path / "x.session"),
         "session file holds a KV cache, which is": lambda: remote.load_chat(tmp_path / "x.session"),
         "logits_processor, a Python function": lambda: chat.send("x", logits_processor=lambda _ids, logits: logits),
@@ -245,7 +245,19 @@ def process(model: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[bytes
     """``edge-llama serve`` in a process of its own, that serves."""
     port = port or _free_port()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SERVE, "serve", str(model), "--port", str(port), "--n-ctx", "1024", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        SERVE,
+        "serve",
+        str(model),
+        "--port",
+        str(port),
+        "--n-ctx",
+        "1024",
+        "--threads",
+        "1",
+    ]
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
