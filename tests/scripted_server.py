@@ -1,11 +1,13 @@
 """A real HTTP server that lists a model as vLLM, llama-server or ours would, and answers as a test tells it to."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -75,13 +77,19 @@ class Scripted:
 
 
 @contextmanager
-def scripted(tokenizer: Tokenizer, kind: str = "edge-llama") -> Iterator[Scripted]:
-    """Serve until the end of the block, with ``tokenizer``'s vocabulary."""
+def scripted(
+    tokenizer: Tokenizer, kind: str = "edge-llama", certificate: tuple[Path, Path] | None = None
+) -> Iterator[Scripted]:
+    """Serve until the end of the block, with ``tokenizer``'s vocabulary; by https with a certificate and its key."""
     script = Scripted()
     script.places["/v1/models"] = as_json(200, {"object": "list", "data": [{"id": NAME, **LISTS[kind]}]})
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(script, tokenizer, is_vllm=kind == "vllm"))
     server.daemon_threads = True
-    script.url = f"http://127.0.0.1:{server.server_port}/v1"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    script.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

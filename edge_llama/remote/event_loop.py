@@ -108,6 +108,7 @@ class EventLoop:
         try:
             self._loop.run_until_complete(self._main())
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())  # it looks up names
         finally:
             self._loop.close()
 

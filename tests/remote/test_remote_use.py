@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import httpx
 import psutil
 import pytest
 from forks import IN_THE_FORK
-from scripted_server import DONE, Scripted, as_json, events, said
+from scripted_server import DONE, Scripted, as_json, events, said, scripted
 from serving import Served
 from talk import ANSWER, QUESTION, STORY, TEMPLATE, talking
 
@@ -128,6 +129,25 @@ def test_a_key_that_goes_unencrypted_into_a_network_is_told(caplog: pytest.LogCa
         asyncio.run(client.Client(parsed(url), KEY).close())
         assert caplog.text.count("unencrypted") == count
         assert KEY not in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl's program")
+def test_a_certificate_is_checked(
+    small_talk: Path, local: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, issued = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(issued)]
+    subject = ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, *subject], check=True, capture_output=True)
+    with scripted(local.tokenizer, certificate=(issued, key)) as script:
+        with pytest.raises(RemoteError, match=r"its certificate is not trusted: .*; name the file .* in SSL_CERT_FILE"):
+            edge_llama.open(script.url, tokenizer=small_talk)
+        assert script.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(issued))
+        script.replies = [events(said("x", [5]), said("", [], "stop"), DONE)]
+        with edge_llama.open(script.url, tokenizer=small_talk, chat_template=TEMPLATE) as model:
+            assert model.chat().send(QUESTION).result().tokens == (5,)
+            assert model.location == script.url
 
 
 PROGRAM = """

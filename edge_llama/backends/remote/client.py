@@ -142,8 +142,9 @@ class Client:
         try:
             response = await self._http.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            is_final = _is_of_certificate(error)
-            return None if is_final else delay, self._unreachable(error)
+            if _is_of_certificate(error):
+                return None, self._distrusted(error)
+            return delay, self._unreachable(error)
         except httpx.TransportError as error:  # a connection that was kept from before may have been given up there
             is_first = delay == _DELAYS[0] and not isinstance(error, httpx.TimeoutException)
             return delay if is_first else None, self._broken(error)
@@ -189,6 +190,12 @@ class Client:
     def _unreachable(self, error: Exception) -> RemoteError:
         why = str(error) or "no answer"
         return self.error(f"can't be reached: {why[:_SHOWN]}", remedy="see to it that the server runs at this address")
+
+    def _distrusted(self, error: Exception) -> RemoteError:
+        return self.error(
+            f"its certificate is not trusted: {str(error)[:_SHOWN]}",
+            remedy="name the file of the authority that issued it in SSL_CERT_FILE, if you trust that",
+        )
 
     def _broken(self, error: httpx.TransportError) -> RemoteError:
         if isinstance(error, httpx.ReadTimeout):
