@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,13 +223,13 @@ class Model:
 
     def _raw_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """Those of a prompt without a template. OptionError for none, and for ids that the model has not."""
-        if isinstance(prompt, str):
-            check_text(prompt, "the prompt")
-            bos = self.tokenizer.bos
-            check_length(prompt, self.tokenizer, self.n_ctx)
-            tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
-        else:
+        if are_tokens(prompt):
             tokens = [check_whole("a token of the prompt", token, 0, self.tokenizer.n_vocab - 1) for token in prompt]
+        else:
+            check_text(prompt, "the prompt")
+            text, bos = str(prompt), self.tokenizer.bos
+            check_length(text, self.tokenizer, self.n_ctx)
+            tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(text)
         if not tokens:
             raise OptionError("the prompt is empty", remedy="give some text to continue")
         return tokens
@@ -446,6 +446,11 @@ def sees_no_images(artifact: Artifact) -> InputError:
         f"{artifact.path}: the model sees no images: it has no vision tower",
         remedy="open a model that has one, or give one: vision= (--vision FILE)",
     )
+
+
+def are_tokens(prompt: object) -> TypeGuard[Sequence[int]]:
+    """Whether a prompt is no text but a sequence, which must be of token ids."""
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
 
 
 def path_of(model: object) -> str | None:

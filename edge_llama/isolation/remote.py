@@ -27,7 +27,7 @@ from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
 from edge_llama.isolation.worker import Worker
 from edge_llama.media.images import Image  # noqa: TC001 - as everywhere here
-from edge_llama.model import Model, path_of, sees_no_images, vision_of
+from edge_llama.model import Model, are_tokens, path_of, sees_no_images, vision_of
 from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.prompts.messages import Message, as_json, check_messages, check_text
 from edge_llama.prompts.model_template import template_of
@@ -83,9 +83,9 @@ class IsolatedModel(Model):
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[RequestOptions]) -> Generation:
         """See :meth:`edge_llama.Model.generate`."""
-        if isinstance(prompt, str):
+        if not are_tokens(prompt):
             check_text(prompt, "the prompt")
-        given = prompt if isinstance(prompt, str) else list(prompt)
+        given = list(prompt) if are_tokens(prompt) else prompt
         return self._worker.begin("generate", options, prompt=given, keep_alive=self)
 
     def answer(

@@ -116,7 +116,7 @@ class RemoteAnswer:
         """One request; why the answer ends, or None if another must go on."""
         if (most := self._most()) <= 0:
             return "length"
-        if self._generated and not self._is_told_whole:
+        if self._has_begun and not self._is_told_whole:
             raise RemoteError(self._stream.url, "does not tell all tokens, so the answer can't go on after thoughts")
         has_form = self._text.has_form and not self._text.is_thinking
         self._formed.clear()

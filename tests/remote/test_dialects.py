@@ -225,6 +225,12 @@ def test_a_server_that_tells_no_ids_is_believed_its_text(small_talk: Path, local
         script.replies = [events(said("<|im_end|>yes"), said(" 🦙"), said("", reason="stop"), DONE)]
         answer = model.chat().send("Hello!").result()
         assert (answer.text, answer.tokens, answer.finish_reason) == ("<|im_end|>yes 🦙", (), "stop")
+        script.replies = [events(said("thoughts</think>yes"), said("", reason="stop"), DONE)]
+        with edge_llama.open(script.url, tokenizer=small_talk, chat_template=THINKING) as thinker:
+            assert thinker.chat().send("Hello!").result().thinking == "thoughts"
+            script.replies = [events(*(said(f" thought {at}") for at in range(20)), DONE)]
+            with pytest.raises(edge_llama.RemoteError, match="does not tell all tokens"):
+                thinker.chat().send("Hello!", thinking_budget=3).result()
         flood = events(*(said("x") for _ in range(600)), DONE)
         script.replies = [flood]
         with pytest.raises(edge_llama.RemoteError, match="more than the context holds"):

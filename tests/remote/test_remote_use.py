@@ -131,6 +131,17 @@ def test_a_key_that_goes_unencrypted_into_a_network_is_told(caplog: pytest.LogCa
         assert KEY not in caplog.text
 
 
+def test_one_connection_serves_one_answer_after_the_other(remote: Model, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "httpcore")
+    for _ in range(5):
+        assert remote.chat().send(QUESTION, temperature=0).result().text == ANSWER
+        assert len(remote.chat().send(STORY, temperature=0, max_tokens=8).result().tokens) == 8
+    assert caplog.text.count("connect_tcp.started") <= 1
+    for _ in range(5):
+        remote.chat().send(STORY, temperature=0).cancel()
+    assert remote.chat().send(QUESTION, temperature=0).result().text == ANSWER
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl's program")
 def test_a_certificate_is_checked(
     small_talk: Path, local: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

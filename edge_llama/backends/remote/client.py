@@ -9,13 +9,13 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from importlib.metadata import version
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 import httpx
 
+from edge_llama.backends.base import installed_version
 from edge_llama.backends.remote.address import KEY_VARIABLE, Address
 from edge_llama.backends.remote.event_data import BrokenStreamError, EventParser
 from edge_llama.errors import EdgeLlamaError, OptionError, RemoteError, printable
@@ -25,9 +25,11 @@ _DELAYS = (0.25, 1.0, 3.0)
 """Seconds before each try after the first."""
 _LONGEST_WAIT = 20.0
 """Seconds that a server may ask for before the next try."""
-_CONNECT, _WRITE = 10.0, 60.0
+_CONNECT, _WRITE, _LOOK = 10.0, 60.0, 60.0
 SILENCE = 600.0
-"""Seconds without a byte, after which a server is taken for dead: long prompts are read in silence."""
+"""Seconds without a byte, after which a server is taken for dead: long prompts are read, and models loaded, in silence.
+
+What is only looked up has less: :data:`_LOOK`."""
 _LONGEST_BODY = 8 << 20
 _LONGEST_ERROR = 64 << 10
 _SHOWN = 300
@@ -37,6 +39,7 @@ _REFUSED = (400, 404, 405, 413, 422)
 _ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """A machine that vanished is noticed within a minute, where the system can be told so."""
 _DONE = b"[DONE]"
+_SECONDS_FOR_REST = 1.0
 
 
 class RefusedError(OptionError):
@@ -58,7 +61,7 @@ class Client:
             raise OptionError(f"{address}: {error}", remedy="as http://127.0.0.1:8000/v1") from error
         self.address = address
         self._key = key
-        headers = {"User-Agent": f"edge-llama/{version('edge-llama')}", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": f"edge-llama/{installed_version('edge-llama')}", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
             if not address.is_encrypted and not address.is_here:
@@ -70,10 +73,7 @@ class Client:
             limits=limits,
             socket_options=_socket_options(),
         )
-        timeout = httpx.Timeout(connect=_CONNECT, read=SILENCE, write=_WRITE, pool=None)
-        self._http = httpx.AsyncClient(
-            headers=headers, transport=transport, timeout=timeout, trust_env=False, follow_redirects=False
-        )
+        self._http = httpx.AsyncClient(headers=headers, transport=transport, trust_env=False, follow_redirects=False)
 
     async def close(self) -> None:
         """Give up all connections."""
@@ -102,6 +102,7 @@ class Client:
                 async for chunk in chunks:
                     for data in parser.feed(chunk):
                         if data == _DONE:
+                            await _rest(chunks)
                             return
                         yield self._parsed(data)
         except BrokenStreamError as error:
@@ -138,7 +139,8 @@ class Client:
     ) -> tuple[float | None, httpx.Response | EdgeLlamaError]:
         """A response of status 200; or what went wrong, and after how many seconds another try is worth it, if any."""
         headers = {} if content is None else {"Content-Type": "application/json"}
-        request = self._http.build_request(method, url, content=content, headers=headers)
+        timeout = httpx.Timeout(connect=_CONNECT, read=SILENCE if content else _LOOK, write=_WRITE, pool=None)
+        request = self._http.build_request(method, url, content=content, headers=headers, timeout=timeout)
         try:
             response = await self._http.send(request, stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -199,7 +201,7 @@ class Client:
 
     def _broken(self, error: httpx.TransportError) -> RemoteError:
         if isinstance(error, httpx.ReadTimeout):
-            return self.error(f"was silent for {SILENCE:.0f} s", remedy="see whether the server still works")
+            return self.error("was silent for too long", remedy="see whether the server still works")
         why = str(error) or type(error).__name__
         return self.error(f"the connection broke: {why[:_SHOWN]}", remedy="see whether the server died")
 
@@ -240,6 +242,14 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+async def _rest(chunks: AsyncIterator[bytes]) -> None:
+    """The end of a stream, if it comes at once: then its connection serves the next request."""
+    with suppress(TimeoutError, RemoteError):
+        async with asyncio.timeout(_SECONDS_FOR_REST):
+            async for _ in chunks:
+                pass
 
 
 def _said(body: bytes) -> str:
