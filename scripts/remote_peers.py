@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A model on a server, asked as `edge_llama.open(URL)` asks it: what holds of this server, as a table.
 
-usage: .venv/bin/python scripts/remote_peers.py URL --tokenizer FOLDER|FILE [--remote-model NAME] [--local MODEL]
+usage: .venv/bin/python scripts/remote_peers.py URL --tokenizer FOLDER|FILE [--remote-model NAME] [--local MODEL [--kv f32]]
        .venv/bin/python scripts/remote_peers.py --start llama-server|edge-llama --local MODEL.gguf
 
 --local is the same model here, to compare answers and log-probabilities with. --start runs a server of it: llama.cpp's,
@@ -29,7 +29,8 @@ def main() -> None:
         url = stack.enter_context(started(asked.start, asked.local)) if asked.start else asked.url
         tokenizer = asked.tokenizer or asked.local
         remote = stack.enter_context(edge_llama.open(url, tokenizer=tokenizer, remote_model=asked.remote_model))
-        local = asked.local and stack.enter_context(edge_llama.open(asked.local, n_ctx=remote.n_ctx, threads=1))
+        exact = {"n_ctx": remote.n_ctx, "threads": 1, "kv_format": asked.kv}
+        local = asked.local and stack.enter_context(edge_llama.open(asked.local, **exact))
         print(f"{remote.artifact.name}: {remote.context}; {remote.placement}\n")
         sys.exit(0 if holds(Peer(remote, local or None)) else 1)
 
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer")
     parser.add_argument("--remote-model")
     parser.add_argument("--local")
+    parser.add_argument("--kv", help="the KV cache's format here: f32 beside a server that computes in float32")
     parser.add_argument("--start", choices=["llama-server", "edge-llama"])
     asked = parser.parse_args()
     if bool(asked.url) == bool(asked.start) or not (asked.tokenizer or asked.local):
