@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A model on a server, asked as `edge_llama.open(URL)` asks it: what holds of this server, as a table.
 
-usage: .venv/bin/python scripts/remote_peers.py URL --tokenizer FOLDER|FILE [--remote-model NAME] [--local MODEL [--kv f32]]
+usage: .venv/bin/python scripts/remote_peers.py URL --tokenizer FOLDER|FILE [--local MODEL] [--kv f32]
        .venv/bin/python scripts/remote_peers.py --start llama-server|edge-llama --local MODEL.gguf
 
 --local is the same model here, to compare answers and log-probabilities with. --start runs a server of it: llama.cpp's,
