@@ -4,7 +4,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from edge_llama.errors import EngineError
@@ -27,9 +26,10 @@ class Job:
     def cancel(self) -> None:
         """Stop it, if it is not over."""
         self.is_cancelled = True
-        self._loop.later(self._cancel)
+        self._loop.later(self.stop)
 
-    def _cancel(self) -> None:
+    def stop(self) -> None:
+        """The same in the loop's thread."""
         if self.task and not self._was_told:  # a second time would interrupt the closing of its connection
             self._was_told = True
             self.task.cancel()
@@ -48,6 +48,8 @@ class EventLoop:
         self._end = asyncio.Event()
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._is_closed = False
+        self._unended: dict[Job, Callable[[], None]] = {}
+        """What ends the jobs that have not ended: whoever waits for one is told, whatever comes."""
         self._thread = threading.Thread(target=self._run, name="edge-llama-remote", daemon=True)
         self._thread.start()
 
@@ -65,22 +67,34 @@ class EventLoop:
 
         Both are called in the loop's thread. EngineError if it was closed.
         """
-        if self._is_closed:
-            raise EngineError("the model is closed", remedy="open it again")
         job = Job(self)
 
-        def begin() -> None:
-            job.task = self._loop.create_task(work(job))
-            job.task.add_done_callback(lambda _task: ended())
+        def end(_task: object = None) -> None:
+            self._unended.pop(job, None)
+            ended()
 
-        self.later(begin)
+        def begin() -> None:
+            if self._is_closed:
+                end()
+                return
+            job.task = self._loop.create_task(work(job))
+            job.task.add_done_callback(end)
+
+        self._unended[job] = end
+        if self._is_closed or not self.later(begin):
+            self._unended.pop(job, None)
+            raise EngineError("the model is closed", remedy="open it again")
         return job
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Have ``work`` called in the loop's thread, in the order of these calls; not at all once it was closed."""
-        if os.getpid() == self._pid:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(work)
+    def later(self, work: Callable[[], None]) -> bool:
+        """Have ``work`` called in the loop's thread, in the order of these calls; False once that has ended."""
+        if os.getpid() != self._pid:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            return False
+        return True
 
     def check_process(self) -> None:
         """EngineError in a fork of the process that opened the model: threads are not copied."""
@@ -111,12 +125,14 @@ class EventLoop:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())  # it looks up names
         finally:
             self._loop.close()
+            for end in list(self._unended.values()):  # what came too late to begin
+                end()
 
     async def _main(self) -> None:
         await self._end.wait()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        jobs = list(self._unended)
+        for job in jobs:  # each ends what tasks it has of its own
+            job.stop()
+        await asyncio.gather(*(job.task for job in jobs if job.task), return_exceptions=True)
         for closer in self._closers:
             await closer()
