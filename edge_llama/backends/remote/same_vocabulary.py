@@ -45,16 +45,26 @@ class _NotAskedError(Exception):
 
 
 async def _check_text(client: Client, model: str, is_vllm: bool, vocabulary: Tokenizer) -> None:
-    """Its ids of a text must stand for that text here, however it was cut."""
-    body = {"prompt": _TEXT, "add_special_tokens": False} if is_vllm else {"content": _TEXT, "add_special": False}
+    """Its ids of a text must stand for what ours stand for, however it was cut."""
+    text, own = _probe(vocabulary)
+    body = {"prompt": text, "add_special_tokens": False} if is_vllm else {"content": text, "add_special": False}
     said = await _asked(client, "tokenize", {"model": model, **body})
     ids = _ids(said, vocabulary)
     if ids is None:
         raise _other(client, model, "it makes ids of a text that the tokenizer does not have")
-    meant = b"".join(map(vocabulary.piece, ids)).decode("utf-8", "replace")
-    if meant.removeprefix(" ") != _TEXT:
-        at = next((at for at, (one, other) in enumerate(zip(meant, _TEXT, strict=False)) if one != other), 0)
-        raise _other(client, model, f"its ids of {_TEXT[at : at + 12]!r} stand for {meant[at : at + 12]!r} here")
+    meant, ours = (b"".join(map(vocabulary.piece, each)).decode("utf-8", "replace").lstrip(" ") for each in (ids, own))
+    if meant != ours:
+        at = next((at for at, (one, other) in enumerate(zip(meant, ours, strict=False)) if one != other), 0)
+        raise _other(client, model, f"its ids of {ours[at : at + 12]!r} stand for {meant[at : at + 12]!r} here")
+
+
+def _probe(vocabulary: Tokenizer) -> tuple[str, Sequence[int]]:
+    """A text and its ids; of a vocabulary that can't express all of it the part in ASCII."""
+    try:
+        return _TEXT, vocabulary.encode(_TEXT)
+    except OptionError:
+        text = _TEXT.encode("ascii", "ignore").decode()
+        return text, vocabulary.encode(text)
 
 
 async def _check_control(client: Client, model: str, is_vllm: bool, vocabulary: Tokenizer) -> None:
