@@ -25,6 +25,7 @@ from edge_llama.errors import (
     NotVerifiableError,
     OptionError,
     OutputError,
+    RemoteError,
     SessionError,
     TemplateError,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Piece",
     "Pooling",
     "PoolingChoice",
+    "RemoteError",
     "RequestOptions",
     "SamplingOptions",
     "SamplingParams",

@@ -4,7 +4,8 @@
     ├── EngineError                   the engine failed at work that should have succeeded
     │   ├── BusyError                 more requests wait than may; carries the numbers
     │   ├── DeadlineError             a request was not done by its deadline
-    │   └── EngineDiedError           the model's own process ended: how, and its last words
+    │   ├── EngineDiedError           the model's own process ended: how, and its last words
+    │   └── RemoteError               a server that runs the model can't be reached, broke off, or answered wrongly
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── OptionError               an argument or option outside its range
@@ -89,6 +90,18 @@ class EngineDiedError(EngineError):
         )
         self.cause = cause
         self.stderr = stderr
+
+
+class RemoteError(EngineError):
+    """A server that runs a model elsewhere failed: ``url`` is its address, ``status`` what it said, as HTTP numbers it.
+
+    ``status`` is None where it said nothing: it can't be reached, or the connection broke.
+    """
+
+    def __init__(self, url: str, problem: str, *, status: int | None = None, remedy: str = "") -> None:
+        super().__init__(f"{url}: {problem}", remedy=remedy)
+        self.url = url
+        self.status = status
 
 
 class NotVerifiableError(EdgeLlamaError):

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import suppress
 from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.thinking import ThinkingParser
@@ -61,6 +61,18 @@ class AnswerOptions(RequestOptions, total=False):
     tool_choice: ToolChoice | None
     parallel_tool_calls: bool
     template_variables: Mapping[str, Any] | None
+
+
+class AnswerParts(TypedDict, total=False):
+    """What an answer is generated with beside its prompt and sampling: see :func:`generate`."""
+
+    thinking: ThinkingParser | None
+    parser: ToolCallParser | None
+    calls: CallGrammar | None
+    on_finish: Callable[[Answer], None] | None
+    owner: CacheOwner | None
+    image_embeddings: ImageEmbeddings | None
+    deadline: float | None
 
 
 class Work(Protocol):

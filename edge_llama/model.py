@@ -6,11 +6,12 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,10 @@ from edge_llama.chat import Chat, ChatOptions, Sessions
 from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact
 from edge_llama.files.onnx_text import IMAGE_FEATURES
-from edge_llama.generation import Answer, AnswerOptions, Generation, RequestOptions, generate
+from edge_llama.generation import Answer, AnswerOptions, AnswerParts, Generation, RequestOptions, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
-from edge_llama.planning.options import OpenOptions, checked
+from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message, check_messages, check_text, images_of
@@ -43,7 +44,7 @@ from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_roo
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler
 from edge_llama.runtime.stats import Stats
 from edge_llama.runtime.thread_pacer import Pace
-from edge_llama.sampling.params import SamplingParams, recommended
+from edge_llama.sampling.params import SamplingParams, check_whole, recommended
 
 _log = logging.getLogger("edge_llama")
 
@@ -56,6 +57,7 @@ class Model:
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
         given = checked(options)
+        check_place(given, is_remote=False)
         self.artifact = artifact = open_artifact(locate(path_of(model)))
         vision = vision_of(model, given)
         self._template = template_of(artifact, given.get("chat_template"))
@@ -119,6 +121,11 @@ class Model:
     def n_ctx(self) -> int:
         """Tokens that a prompt and its answer may take together."""
         return self.context.n_ctx
+
+    @property
+    def location(self) -> str:
+        """Where it lies: the file's whole path, or a server's URL."""
+        return str(self.artifact.path.resolve())
 
     def _opened_disk(self, tower: TextTower, encoder: ImageEncoder | None, given: OpenOptions) -> DiskCache | None:
         """Where ``cache_dir`` says; None if it says nothing."""
@@ -190,24 +197,42 @@ class Model:
         chat.messages = list(messages)
         return chat
 
-    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[RequestOptions]) -> Generation:
         """Continue ``prompt`` as it stands, without a chat template; ``options`` are :class:`RequestOptions`.
+
+        Token ids are taken as they are, control tokens among them: nothing is put before them.
 
         Raises OptionError, ContextFullError or BusyError at once.
         """
-        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
-        with self._engine.preparing():
+        with self._preparing():
             self._check_writes()
-            check_text(prompt, "the prompt")
-            bos = self.tokenizer.bos
-            check_length(prompt, self.tokenizer, self.n_ctx)
-            tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(prompt)
-            if not tokens:
-                raise OptionError("the prompt is empty", remedy="give some text to continue")
+            tokens = self._raw_tokens(prompt)
             deadline = _deadline(options)
             sampling = self.sampling(options)
             check_room(len(tokens), self.n_ctx, (), None)
-            return generate(self._engine, tokens, sampling, keep_alive=self, deadline=deadline)
+            return self._begun(tokens, sampling, deadline=deadline)
+
+    def _preparing(self) -> AbstractContextManager[None]:
+        """Around what leads to an answer."""
+        self._engine.check_process()  # before the tokenizer's lock, which a thread that is not here may hold
+        return self._engine.preparing()
+
+    def _begun(self, tokens: Sequence[int], sampling: SamplingParams, **parts: Unpack[AnswerParts]) -> Generation:
+        """The answer to a prompt of these tokens."""
+        return generate(self._engine, tokens, sampling, keep_alive=self, **parts)
+
+    def _raw_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """Those of a prompt without a template. OptionError for none, and for ids that the model has not."""
+        if are_tokens(prompt):
+            tokens = [check_whole("a token of the prompt", token, 0, self.tokenizer.n_vocab - 1) for token in prompt]
+        else:
+            check_text(prompt, "the prompt")
+            text, bos = str(prompt), self.tokenizer.bos
+            check_length(text, self.tokenizer, self.n_ctx)
+            tokens = ([] if bos is None else [bos]) + self.tokenizer.encode(text)
+        if not tokens:
+            raise OptionError("the prompt is empty", remedy="give some text to continue")
+        return tokens
 
     def embed(self, texts: Sequence[str], pooling: Pooling | None = None) -> NDArray[np.float32]:
         """One vector of unit length for each text, float32 ``(n, n_embd)``, in their order.
@@ -247,8 +272,7 @@ class Model:
         ``options`` are :class:`edge_llama.AnswerOptions`: SamplingParams' fields, tools, and a template's variables.
         ``owner`` is whose KV cache this goes on from.
         """
-        self._engine.check_process()
-        with self._engine.preparing():
+        with self._preparing():
             self._check_writes()
             tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
             tool_format, tool_choice = options.pop("tool_format", None), options.pop("tool_choice", None)
@@ -271,15 +295,13 @@ class Model:
             is_parsed = (names or tool_format) and tool_choice != NONE
             parser = self.template.call_parser(names, tool_format, is_single=is_single) if is_parsed else None
             deadline = _deadline(options)
-            return generate(
-                self._engine,
+            return self._begun(
                 tokens,
                 self.sampling(options),
                 thinking=self.template.thinking_parser(tokens, has_tools=bool(tools.told)),
                 parser=parser,
                 calls=calls,
                 on_finish=on_finish,
-                keep_alive=self,
                 owner=owner,
                 image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
                 deadline=deadline,
@@ -424,6 +446,11 @@ def sees_no_images(artifact: Artifact) -> InputError:
         f"{artifact.path}: the model sees no images: it has no vision tower",
         remedy="open a model that has one, or give one: vision= (--vision FILE)",
     )
+
+
+def are_tokens(prompt: object) -> TypeGuard[Sequence[int]]:
+    """Whether a prompt is no text but a sequence, which must be of token ids."""
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
 
 
 def path_of(model: object) -> str | None:

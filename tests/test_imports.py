@@ -34,13 +34,13 @@ edge_llama.media
 edge_llama.prompts
 edge_llama.sampling
 edge_llama.backends
-edge_llama.backends.llama_cpp   edge_llama.backends.onnxruntime
+edge_llama.backends.llama_cpp   edge_llama.backends.onnxruntime   edge_llama.backends.remote
 edge_llama.planning
 edge_llama.runtime
 edge_llama.generation
 edge_llama.chat
 edge_llama.model
-edge_llama.isolation
+edge_llama.isolation   edge_llama.remote
 edge_llama.opening
 edge_llama
 edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.fit
@@ -148,6 +148,7 @@ def test_importing_edge_llama_loads_nothing_heavy_and_no_native_engine() -> None
         "converters",
         "quant",
         "asyncio",
+        "httpx",
         "llguidance",
         "PIL",
         "av",

@@ -472,6 +472,12 @@ class Engine(Protocol[A]):
         ``n_sequences``.
         """
 
+    def vocabulary(self, artifact: A) -> Tokenizer:
+        """The tower's vocabulary at work, without its weights: for a model that runs elsewhere.
+
+        ArtifactError if the engine refuses it, EngineError if it does not work here.
+        """
+
     def state(self, *, again: bool) -> EngineState:
         """Whether it works on this machine; what is remembered of that is found out ``again``."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.backends.base import Engine, VisionEngine
+from edge_llama.backends.token_stream import RemoteEngine
 from edge_llama.errors import EngineError
 from edge_llama.files.artifact import Artifact, VisionArtifact
 
@@ -24,6 +25,8 @@ _OWN = (
     "edge_llama.backends.llama_cpp.engine",
     "edge_llama.backends.onnxruntime.engine",
 )
+_REMOTE = "edge_llama.backends.remote.engine"
+"""The one whose models have no files here: see :class:`edge_llama.backends.token_stream.RemoteEngine`."""
 
 
 @cache
@@ -55,6 +58,12 @@ def engines() -> Iterator[Engine[Any]]:
     """Every engine, our own first: others are asked only about what those don't know."""
     yield from own_engines()
     yield from map(registered, registrations())
+
+
+def remote_engine() -> RemoteEngine:
+    """The engine for models that a server runs."""
+    engine: RemoteEngine = import_module(_REMOTE).ENGINE
+    return engine
 
 
 def engine_named(name: str) -> Engine[Any] | None:

@@ -21,14 +21,15 @@ EXAMPLE = "What is the capital of Japan?"
 
 
 @options.with_sampling
-@options.with_opening()
+@options.with_opening(also_remote=True)
 def chat(
     *,
     params: dict[str, Any],
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A .gguf file, a folder with a model, or smollm2. Default: $EDGE_LLAMA_MODEL, else smollm2."
+            help="A .gguf file, a folder with a model, smollm2, or a server's URL. Default: $EDGE_LLAMA_MODEL, else "
+            "smollm2."
         ),
     ] = None,
     system: options.System = None,
@@ -52,10 +53,12 @@ def chat(
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
 
     With pictures: edge-llama chat llama4-scout/ --max-tiles 4
+
+    With a model on a server: edge-llama chat http://127.0.0.1:8000/v1 --tokenizer llama-3.2-1b/
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
     conversation = Conversation(
-        partial(options.open_model, isolate=isolate, verbose=verbose),
+        partial(options.open_model, isolate=isolate, verbose=verbose, also_remote=True),
         kept.model(model),
         params,
         kept,

@@ -12,6 +12,7 @@ from edge_llama.cli.chat_session.conversations import completed
 from edge_llama.cli.terminal.console import native_output_to_stderr, note
 from edge_llama.errors import OptionError
 from edge_llama.files import compiled
+from edge_llama.files.artifact import existing, server_url
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
@@ -77,17 +78,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 
 
-def with_opening(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_opening(*names: str, also_remote: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options of ``open`` in place of its parameter ``opening``, which gets those that were given.
 
-    ``names``: only these; else all that are for the command line.
+    ``names``: only these; else all that are for the command line, those for models on a server if ``also_remote``.
     """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         options = {
             name: (option, option.text)
             for name, option in described().items()
-            if option.text and (not names or name in names)
+            if option.text and (name in names or (not names and (also_remote or option.where != "remote")))
         }
         own = list(signature(verb).parameters.values())
         at = next(at for at, parameter in enumerate(own) if parameter.name == "opening")
@@ -123,8 +124,22 @@ def _with_parameters(verb: Callable[..., None], parameters: Sequence[Parameter])
     return verb
 
 
-def open_model(model: str | None, opening: OpenOptions, *, isolate: bool = False, verbose: bool = False) -> Model:
-    """Open the model with the common options; settings that are not given are measured once and remembered."""
+def open_model(
+    model: str | None,
+    opening: OpenOptions,
+    *,
+    isolate: bool = False,
+    verbose: bool = False,
+    also_remote: bool = False,
+) -> Model:
+    """Open the model with the common options; settings that are not given are measured once and remembered.
+
+    Without ``also_remote`` a server's URL is refused, as by all verbs that work on files.
+    """
+    if also_remote and server_url(model):
+        return _open_remote(model, opening, isolate=isolate, verbose=verbose)
+    if server_url(model):
+        existing(model)  # says what is given here instead
     options = opening.copy()
     options.setdefault("tune", True)
     options.setdefault("max_running", 1)  # one person, one question at a time
@@ -135,6 +150,17 @@ def open_model(model: str | None, opening: OpenOptions, *, isolate: bool = False
     if verbose:
         seen = f"; vision: {opened.vision_placement}" if opened.vision_placement else ""
         note(f"{opened.choice}; {_threads(opening.get('threads'), opened.threads)}; {opened.placement}{seen}")
+    return opened
+
+
+def _open_remote(model: str | None, opening: OpenOptions, *, isolate: bool, verbose: bool) -> Model:
+    """Nothing is measured or kept here for it."""
+    options = opening.copy()
+    options.pop("cache_dir", None)  # the chat's own, for whichever model
+    options.pop("cache_tagged_only", None)
+    opened = open(model, isolate=isolate, **options)
+    if verbose:
+        note(str(opened.placement))
     return opened
 
 

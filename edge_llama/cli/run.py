@@ -18,7 +18,7 @@ from edge_llama.prompts.tokenizer import Tokenizer
 
 
 @options.with_sampling
-@options.with_opening()
+@options.with_opening(also_remote=True)
 def run(
     *,
     params: dict[str, Any],
@@ -52,6 +52,8 @@ def run(
     Example: edge-llama run llama-3.2-1b-q4_k_m.gguf "Why is the sky blue?" --max-tokens 200
 
     With a picture: edge-llama run llama4-scout/ "What is this?" --image photo.jpg
+
+    On a server: edge-llama run http://127.0.0.1:8000/v1 "Hello" --tokenizer llama-3.2-1b/
     """
     if len(words) > 2:
         raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
@@ -59,7 +61,7 @@ def run(
     if raw:
         _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
     prompt = _read_stdin() if words[-1] == "-" else words[-1]
-    with options.open_model(model_name, opening, isolate=isolate, verbose=verbose) as model:
+    with options.open_model(model_name, opening, isolate=isolate, verbose=verbose, also_remote=True) as model:
         described = _read_tools(tools) if tools else None
         if raw:
             generation = model.generate(prompt, **params)

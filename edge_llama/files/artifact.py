@@ -200,9 +200,15 @@ class Bundle:
 def existing(model: str | os.PathLike[str] | None = None) -> Path:
     """The file or folder that ``model`` means: a path, or the name ``smollm2``.
 
-    None means ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model.
+    None means ``$EDGE_LLAMA_MODEL``, else what ``make chat`` converted, else the packaged model. ArtifactError also for
+    a server's URL: nothing lies there.
     """
     model = model or os.environ.get(MODEL_VARIABLE)
+    if str(model).lower().startswith(("http:/", "https:/")):  # as a path it has one slash
+        raise ArtifactError(
+            "a server's URL was given where a model's file is needed",
+            remedy="chat, run and edge_llama.open talk to a server; give a file, a folder or a name here",
+        )
     if model is None or (str(model) == BUILT_IN and not Path(BUILT_IN).exists()):
         return _built_in()
     try:
@@ -215,6 +221,16 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
             remedy=f"give a .gguf file, {BUILT_IN!r} for the built-in model, or a name that edge-llama models shows",
         )
     return path
+
+
+def server_url(model: object = None) -> str | None:
+    """``model``, if it is a server's address and no file: ``http://`` or ``https://`` and what follows, unchecked.
+
+    None means ``$EDGE_LLAMA_MODEL``.
+    """
+    given = model or os.environ.get(MODEL_VARIABLE)
+    is_url = isinstance(given, str) and given.lower().startswith(("http://", "https://"))
+    return str(given) if is_url else None
 
 
 def converted_path() -> Path:

@@ -15,27 +15,35 @@ from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.formats import F32, Format
 from edge_llama.files.gguf import TensorInfo
 from edge_llama.files.identity import identity_of
-from edge_llama.files.json_fields import Fields, read_bytes
+from edge_llama.files.json_fields import Fields
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import read_manifest
 from edge_llama.files.onnx_graph_file import OnnxFile, data_of, read_onnx
 from edge_llama.files.onnx_stages import files_named, is_staged
 from edge_llama.files.shape import TextShape
 from edge_llama.files.text_artifact import TextArtifact
+from edge_llama.files.tokenizer_folder import (
+    GENERATION,
+    MAX_BYTES,
+    SETTINGS,
+    TEMPLATE,
+    TOKENIZERS,
+    chat_templates,
+    more_templates,
+    published_sampling,
+    sampling_of,
+    tokenizer_file,
+)
 
-CONFIG, SETTINGS, GENERATION = "genai_config.json", "tokenizer_config.json", "generation_config.json"
-TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+CONFIG = "genai_config.json"
 IMAGE_FEATURES = "image_features"
 """The input, an initializer that may be left out, whose rows stand where ``input_ids`` are negative: float32."""
 HIDDEN_STATES = "hidden_states"
 """The output, which a graph may lack, of all positions after the last norm: float32 ``(batch, sequence, n_embd)``."""
 POSITIONS = "position_ids"
 _AGAIN = "copy the whole folder again, or convert again"
-_MAX_BYTES = 1 << 24  # settings with 2,000 tokens described one by one take half a megabyte
 _MOST = {"layers": 10_000, "heads": 10_000, "width": 1 << 20, "vocabulary": 1 << 24, "context": 2**31 - 1}
 _USUAL_FF = 4
-_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +212,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     config = genai_config(folder)
     graphs = list(map(read_onnx, files_named(config, folder) if is_staged(config) else (path,)))
     beside = [folder / name for name in (CONFIG, SETTINGS, *TOKENIZERS, GENERATION, TEMPLATE)]
-    there = (file for file in (*beside, *_more_templates(folder)) if file.exists())
+    there = (file for file in (*beside, *more_templates(folder)) if file.exists())
     return (*(graph.path for graph in graphs), *data_of(graphs), *there)
 
 
@@ -230,10 +238,10 @@ def read_onnx_text(path: Path) -> OnnxArtifact:
 def described(path: Path) -> Described:
     """What lies beside the graph at ``path``: its shape, its tokenizer and how it is asked. ArtifactError as above."""
     folder = path.parent
-    config, settings = genai_config(folder), Fields.read(folder / SETTINGS, _MAX_BYTES, _AGAIN)
+    config, settings = genai_config(folder), Fields.read(folder / SETTINGS, MAX_BYTES, _AGAIN)
     model = config.within("model")
     decoder, n_vocab = model.within("decoder"), model.count("vocab_size", _MOST["vocabulary"])
-    templates = _templates(folder, settings)
+    templates = chat_templates(folder, settings)
     return Described(
         path=path,
         name=_name(folder),
@@ -248,7 +256,7 @@ def described(path: Path) -> Described:
         n_kv_heads=decoder.count("num_key_value_heads", _MOST["heads"]),
         head_dim=decoder.count("head_size", _MOST["width"]),
         ends=frozenset(model.ids("eos_token_id", n_vocab)),
-        tokenizer=_tokenizer(folder),
+        tokenizer=tokenizer_file(folder),
         settings=settings,
         config=config,
     )
@@ -256,7 +264,7 @@ def described(path: Path) -> Described:
 
 def genai_config(folder: Path) -> Fields:
     """The genai_config.json in ``folder``. ArtifactError if it can't be read or is no object."""
-    return Fields.read(folder / CONFIG, _MAX_BYTES, _AGAIN)
+    return Fields.read(folder / CONFIG, MAX_BYTES, _AGAIN)
 
 
 def names_of(config: Fields, n_layer: int) -> Names:
@@ -304,54 +312,9 @@ def _graph(path: Path, names: Names) -> OnnxFile:
     return graph
 
 
-def _tokenizer(folder: Path) -> Path:
-    found = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
-    if found is None:
-        raise ArtifactError(f"{folder}: holds no {' and no '.join(TOKENIZERS)}", remedy=_AGAIN)
-    return found
-
-
-def _templates(folder: Path, settings: Fields) -> dict[str, str]:
-    """Chat templates by name: of files of their own, else of tokenizer_config.json, as transformers has it.
-
-    Empty ones are none.
-    """
-    named: dict[str, Any] = {file.stem: _text(file) for file in _more_templates(folder)}
-    if (folder / TEMPLATE).is_file():
-        named["default"] = _text(folder / TEMPLATE)
-    if not named:
-        given = settings.content.get("chat_template")
-        named = _by_name(given, settings) if isinstance(given, list) else {} if given is None else {"default": given}
-    for text in named.values():
-        if not isinstance(text, str):
-            raise settings.fail("chat_template", f"is {text!r:.100}, expected a text or a list of named ones")
-    return {name: text for name, text in named.items() if text}
-
-
-def _by_name(given: Sequence[Any], settings: Fields) -> dict[str, Any]:
-    for entry in given:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise settings.fail("chat_template", f"has {entry!r:.100}, expected an object with name and template")
-    return {entry["name"]: entry.get("template") for entry in given}
-
-
-def _more_templates(folder: Path) -> list[Path]:
-    return sorted((folder / TEMPLATES).glob("*.jinja"))
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path, _MAX_BYTES, _AGAIN).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path}: is not UTF-8: {error}", remedy=_AGAIN) from error
-
-
 def _sampling(folder: Path, config: Fields) -> tuple[Recommended, ...]:
     """The publisher's settings: of generation_config.json, else of genai_config.json where it means to draw."""
     if (folder / GENERATION).is_file():
-        name, where = GENERATION, Fields.read(folder / GENERATION, _MAX_BYTES, _AGAIN).content
-    else:
-        search = config.within("search")
-        name, where = f"{CONFIG}: search", search.content if search.get("do_sample", bool, False) else {}
-    options = [option for option in _OPTIONS if where.get(option) is not None]
-    return tuple(Recommended(option, f"{name}: {option}", where[option]) for option in options)
+        return published_sampling(folder)
+    search = config.within("search")
+    return sampling_of(f"{CONFIG}: search", search.content) if search.get("do_sample", bool, False) else ()

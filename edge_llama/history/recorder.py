@@ -100,8 +100,7 @@ class Recording:
 
     def _store(self, model: Model, chat: Chat, messages: list[Message]) -> None:
         said = self.conversation.messages if self.conversation else ()
-        artifact = model.artifact
-        about = _About(model=artifact.name, model_path=str(artifact.path.resolve()), identity=model.identity)
+        about = _About(model=model.artifact.name, model_path=model.location, identity=model.identity)
         is_shortened = chat.shortened is not self._shortened
         head, start, kept = _aligned(said, messages, is_shortened=is_shortened)
         if self.conversation is None or (kept == 0 and not is_shortened):

@@ -27,8 +27,8 @@ from edge_llama.isolation import wire
 from edge_llama.isolation.tokenizer import RemoteTokenizer
 from edge_llama.isolation.worker import Worker
 from edge_llama.media.images import Image  # noqa: TC001 - as everywhere here
-from edge_llama.model import Model, path_of, sees_no_images, vision_of
-from edge_llama.planning.options import OpenOptions, checked
+from edge_llama.model import Model, are_tokens, path_of, sees_no_images, vision_of
+from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.prompts.messages import Message, as_json, check_messages, check_text
 from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tools import Tool, Tools, tools_of
@@ -44,6 +44,7 @@ class IsolatedModel(Model):
     def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[OpenOptions]) -> None:
         """See :func:`edge_llama.open`."""
         given = checked(options)
+        check_place(given, is_remote=False)
         path = found(path_of(model))
         self._worker = Worker(str(path.absolute()), _absolute(given))
         try:
@@ -80,10 +81,12 @@ class IsolatedModel(Model):
             raise sees_no_images(self.artifact)
         return self._images
 
-    def generate(self, prompt: str, **options: Unpack[RequestOptions]) -> Generation:
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[RequestOptions]) -> Generation:
         """See :meth:`edge_llama.Model.generate`."""
-        check_text(prompt, "the prompt")
-        return self._worker.begin("generate", options, prompt=prompt, keep_alive=self)
+        if not are_tokens(prompt):
+            check_text(prompt, "the prompt")
+        given = list(prompt) if are_tokens(prompt) else prompt
+        return self._worker.begin("generate", options, prompt=given, keep_alive=self)
 
     def answer(
         self,

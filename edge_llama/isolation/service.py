@@ -90,7 +90,7 @@ class Service:
         for owner in owners:
             self._owners.pop(owner, None)
 
-    def _generate(self, prompt: str, options: Mapping[str, Any], table: Sequence[int] | None) -> Begun:
+    def _generate(self, prompt: str | Sequence[int], options: Mapping[str, Any], table: Sequence[int] | None) -> Begun:
         generation = self._model.generate(prompt, **wire.options_from_json(options))
         return Begun(generation, self._table(table))
 

@@ -19,7 +19,8 @@ Needed = Callable[[int, int], Need]
 class ContextSize:
     """A conversation may have ``n_ctx`` positions; ``reason`` says why this many.
 
-    All share ``n_cells`` positions of KV cache, which take ``bytes``; ``needed`` bytes is all that the model takes.
+    All share ``n_cells`` positions of KV cache, which take ``bytes``; ``needed`` is all that the model takes. Both are 0
+    where a server has it.
     """
 
     n_ctx: int
@@ -35,7 +36,8 @@ class ContextSize:
 
     def __str__(self) -> str:
         cells = f" of {self.n_cells:,} cells for all conversations" if self.n_cells != self.n_ctx else ""
-        return f"{self.n_ctx:,} tokens of context ({self.reason}), KV cache{cells} {self.bytes / 1e6:,.0f} MB"
+        cache = f", KV cache{cells} {self.bytes / 1e6:,.0f} MB" if self.n_cells else ""
+        return f"{self.n_ctx:,} tokens of context ({self.reason}){cache}"
 
 
 def context_size(

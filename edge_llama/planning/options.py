@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
 from edge_llama.errors import OptionError
 from edge_llama.prompts.messages import check_text
@@ -35,6 +35,8 @@ class Option:
     """Without dashes; the option's own name if empty."""
     is_saved: bool = False
     """Saved with a session: opened otherwise, the model would have to prefill it again."""
+    where: Literal["here", "remote", "both"] = "here"
+    """Which models have it: those that run here, those that a server runs, or both."""
 
 
 def _whole(least: int, most: int) -> Callable[[str, Any], int]:
@@ -116,10 +118,11 @@ class OpenOptions(TypedDict, total=False):
             _whole(2, 2**31 - 1),
             text=OptionText(help="Tokens of context. Default: what is useful and fits the memory.", kind=int),
             is_saved=True,
+            where="both",
         ),
     ]
     """Tokens of context. None: what the model was trained for, as far as it is useful and fits the memory
-    (``Model.context`` says)."""
+    (``Model.context`` says); of one on a server, what that says."""
     threads: Annotated[
         int | None,
         Option(
@@ -273,6 +276,7 @@ class OpenOptions(TypedDict, total=False):
                 is_file=True,
                 is_inline=is_name,
             ),
+            where="both",
         ),
     ]
     """Jinja text in place of the model's own chat template, or the name of another that it has (``tool_use``)."""
@@ -341,6 +345,42 @@ class OpenOptions(TypedDict, total=False):
         ),
     ]
     """Images are cut into so many tiles at most; None: as many as the model knows."""
+    tokenizer: Annotated[
+        str | os.PathLike[str] | None,
+        Option(
+            text=OptionText(
+                help="For a model on a server: its tokenizer and chat template, of the checkpoint's folder, a .gguf "
+                "file of the same model, or a name that models shows.",
+                metavar="FOLDER|FILE",
+                kind=Path,
+            ),
+            where="remote",
+        ),
+    ]
+    """For a model that a server runs: its tokenizer and chat template, which work here. A folder with tokenizer.json or
+    tokenizer.model, as its checkpoint has it, or what can be opened of the same model: its weights are not read."""
+    remote_model: Annotated[
+        str | None,
+        Option(
+            _text,
+            text=OptionText(help="For a model on a server: its name there. Default: the only one.", metavar="NAME"),
+            where="remote",
+        ),
+    ]
+    """The name of the model on the server. None: the only one that it has."""
+    api_key_variable: Annotated[
+        str | None,
+        Option(
+            _text,
+            text=OptionText(
+                help="For a model on a server: the environment variable that holds its key. Default: "
+                "EDGE_LLAMA_REMOTE_API_KEY, if that is set.",
+                metavar="VARIABLE",
+            ),
+            where="remote",
+        ),
+    ]
+    """The environment variable that holds the key for the server. None: ``EDGE_LLAMA_REMOTE_API_KEY``, if it is set."""
 
 
 @cache
@@ -364,3 +404,18 @@ def checked(options: Mapping[str, Any]) -> OpenOptions:
         raise TypeError(f"open() got an unexpected keyword argument {unknown[0]!r}")
     found = {name: known[name].check(name, value) for name, value in options.items() if value is not None}
     return cast("OpenOptions", found)
+
+
+def check_place(options: OpenOptions, *, is_remote: bool) -> None:
+    """OptionError for an option that models which run here, or on a server, do not have."""
+    other: Literal["here", "remote"] = "here" if is_remote else "remote"
+    for name in options:
+        if described()[name].where == other:
+            whose = "models that run here" if is_remote else "a model that a server runs"
+            raise OptionError(f"{name} is for {whose}", remedy="leave it out, or open another model")
+
+
+def options_here(options: OpenOptions) -> OpenOptions:
+    """Those that models which run here have."""
+    known = described()
+    return cast("OpenOptions", {name: value for name, value in options.items() if known[name].where != "remote"})

@@ -13,8 +13,8 @@ from typing import Any
 
 from edge_llama.errors import ArtifactError, EngineError
 from edge_llama.files.byte_letters import byte_letters
-from edge_llama.files.onnx_text import OnnxArtifact
 from edge_llama.files.text_rules import PLAIN, UNICODE_FORMS, SpacePrefix, TextRules, cut_words
+from edge_llama.files.tokenizer_folder import TokenizerFiles
 from edge_llama.prompts.control_tokens import (
     BYTE,
     BYTE_LEVEL,
@@ -51,19 +51,19 @@ class _Loaded:
 class HFTokenizer(Vocabulary):
     """The vocabulary in a folder. A :class:`edge_llama.prompts.tokenizer.Tokenizer`; any thread may use it."""
 
-    def __init__(self, artifact: OnnxArtifact) -> None:
+    def __init__(self, files: TokenizerFiles) -> None:
         """Raises ArtifactError for a tokenizer that is damaged, of an unknown kind, or larger than the model's.
 
         EngineError if its library is not installed.
         """
-        read = _from_json if artifact.tokenizer.suffix == ".json" else _from_sentencepiece
-        loaded = read(artifact.tokenizer, artifact.n_vocab)
+        read = _from_json if files.tokenizer.suffix == ".json" else _from_sentencepiece
+        loaded = read(files.tokenizer, files.n_vocab)
         super().__init__(loaded.kind, loaded.texts, loaded.types, loaded.rules)
-        self.n_vocab = artifact.n_vocab
-        self._ends = artifact.ends
-        self._settings = artifact.settings
+        self.n_vocab = len(loaded.texts)
+        self._ends = files.ends
+        self._settings = files.settings
         self._encode = loaded.encode
-        self.bos = self._wanted(loaded.begins) if artifact.begins is None else artifact.begins
+        self.bos = self._wanted(loaded.begins) if files.begins is None else files.begins
         """The token that begins a raw prompt, or None where the model wants none."""
         self.frame = ([] if self.bos is None else [self.bos], loaded.ends)
         """The tokens that the model wants before and after a text that stands alone, to embed it."""
@@ -120,7 +120,7 @@ class HFTokenizer(Vocabulary):
 _BYTES = {letter: bytes((byte,)) for byte, letter in enumerate(byte_letters())}
 
 
-def _from_json(path: Path, n_vocab: int) -> _Loaded:
+def _from_json(path: Path, n_vocab: int | None) -> _Loaded:
     tokenizer = _tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -197,14 +197,16 @@ def _described(part: Any) -> Iterator[dict[str, Any]]:
         yield from described.get(parts, [])
 
 
-def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:
+def _words(path: Path, tokenizer: Any, n_vocab: int | None, *, is_sentencepiece: bool) -> tuple[list[str], list[int]]:
     """Text and type of every id below ``n_vocab``; ArtifactError for ids that the model has not."""
-    texts, types = [""] * n_vocab, [UNUSED] * n_vocab
     bytes_ = {f"<0x{byte:02X}>" for byte in range(256)} if is_sentencepiece else set()
     words = tokenizer.get_vocab(with_added_tokens=False)
     added = tokenizer.get_added_tokens_decoder()
-    if (most := max((*words.values(), *added), default=0)) >= n_vocab:
+    most = max((*words.values(), *added), default=0)
+    n_vocab = most + 1 if n_vocab is None else n_vocab
+    if most >= n_vocab:
         raise ArtifactError(f"{path}: has a token {most:,}, the model knows 0 to {n_vocab - 1:,}", remedy=_AGAIN)
+    texts, types = [""] * n_vocab, [UNUSED] * n_vocab
     for text, token in words.items():
         texts[token], types[token] = text, BYTE if text in bytes_ else NORMAL
     for text in (text for step in _described(tokenizer.pre_tokenizer) for text in cut_words(step)):
@@ -216,7 +218,7 @@ def _words(path: Path, tokenizer: Any, n_vocab: int, *, is_sentencepiece: bool) 
     return texts, types
 
 
-def _from_sentencepiece(path: Path, n_vocab: int) -> _Loaded:
+def _from_sentencepiece(path: Path, n_vocab: int | None) -> _Loaded:
     try:
         from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - loads native code
     except (ImportError, OSError) as error:
@@ -227,6 +229,7 @@ def _from_sentencepiece(path: Path, n_vocab: int) -> _Loaded:
         pieces: Any = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise ArtifactError(f"{path}: sentencepiece refuses it: {str(error)[:300]}", remedy=_AGAIN) from error
+    n_vocab = len(pieces) if n_vocab is None else n_vocab
     if len(pieces) > n_vocab:
         raise ArtifactError(f"{path}: has {len(pieces):,} tokens, the model {n_vocab:,}", remedy=_AGAIN)
     kinds = (

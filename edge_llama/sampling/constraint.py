@@ -149,6 +149,15 @@ def constraint(params: SamplingParams, tokenizer: Tokenizer, calls: CallGrammar 
     return _for_model(grammar, what, tokenizer)
 
 
+def check_form(params: SamplingParams) -> bool:
+    """Whether ``params`` ask for a form. OptionError as :func:`constraint` raises it, without a model's vocabulary."""
+    found = _grammar(params)
+    if found is None:
+        return False
+    _walked(*found)
+    return True
+
+
 def _for_model(grammar: str, what: str, tokenizer: Tokenizer) -> Constraint:
     counts = [int(count) for count in _REPEATS.findall(grammar)]
     matcher = _matcher(_vocabulary(tokenizer), grammar, what)

@@ -20,15 +20,25 @@ SEEDS = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """A text that is given by its tokens, which are taken as they are."""
+
+    ids: tuple[int, ...]
+
+
+Text = str | Tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """What is asked of a model: an answer to a conversation, or the continuation of a text."""
 
-    prompt: tuple[Message, ...] | str
+    prompt: tuple[Message, ...] | Text
     options: Mapping[str, Any] = field(default_factory=dict)
     """:class:`edge_llama.AnswerOptions`, for a text :class:`edge_llama.RequestOptions`."""
     choices: int = 1
     """How many answers, each with a seed of its own."""
-    others: tuple[str, ...] = ()
+    others: tuple[Text, ...] = ()
     """Texts that are continued besides, each as often; what continues them comes after, text by text."""
 
     @property
@@ -42,6 +52,8 @@ class Ask:
         if options.get("seed") is not None:
             options["seed"] = (options["seed"] + number % self.choices) % SEEDS
         prompt = self.others[number // self.choices - 1] if number >= self.choices else self.prompt
+        if isinstance(prompt, Tokens):
+            return model.generate(prompt.ids, **options)
         if isinstance(prompt, str):
             return model.generate(prompt, **options)
         return model.answer(prompt, **options)

@@ -76,6 +76,9 @@ def test_answers_are_equal(name: str, plain: Model, isolated: Model) -> None:
 def test_raw_prompts_and_their_pieces_are_equal(plain: Model, isolated: Model) -> None:
     options: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "logprobs": 1}
     assert list(isolated.generate("Once upon", **options)) == list(plain.generate("Once upon", **options))
+    ids = [plain.tokenizer.control_tokens["<|eot_id|>"], *plain.tokenizer.encode("Once upon")]
+    assert list(isolated.generate(ids, **options)) == list(plain.generate(ids, **options))
+    assert isolated.location == plain.location
 
 
 def test_tools_are_called_here(plain: Model, isolated: Model) -> None:
@@ -213,6 +216,8 @@ REFUSED: dict[str, Callable[[Model], object]] = {
     "an empty one": lambda model: model.answer([Message("user", "word " * 4000)]),
     "no message": lambda model: model.answer(["x"]),  # type: ignore[list-item]
     "a surrogate": lambda model: model.generate("\ud800"),
+    "a token that there is none of": lambda model: model.generate([1 << 30]),
+    "no tokens": lambda model: model.generate([]),
     "a tool format": lambda model: model.answer([Message("user", "x")], tool_format="morse"),
     "images": lambda model: model.chat().send("x", images=[np.zeros((8, 8, 3), np.uint8)]),
     "a count": lambda model: model.count_tokens([Message("user", "word " * 30_000)], n_ctx=100),
@@ -355,6 +360,7 @@ def test_every_public_call_of_a_model_is_done_by_the_child_or_needs_no_engine() 
         "embed",
         "image_tokens",
         "load_chat",
+        "location",
         "n_ctx",
         "pooling",
         "resume_chat",

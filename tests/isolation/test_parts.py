@@ -107,7 +107,7 @@ def test_pieces_bring_the_timings_up_to_date() -> None:
 def test_facts_are_the_same_objects() -> None:
     figure = Figure(Setting(None, "f16", 64), 512, 0.1, 0.2)
     facts = wire.Facts(
-        ContextSize(512, 1000, "as asked", 2048),
+        ContextSize(512, 1000, "as asked", 2048, 5000),
         Choice(Setting(), "measured", (figure,)),
         Placement(2, "fits"),
         None,

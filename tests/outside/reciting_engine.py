@@ -248,6 +248,9 @@ class Reciting:
     ) -> RecitingTower:
         return RecitingTower(artifact, cache, setting.n_batch)
 
+    def vocabulary(self, artifact: ReciteArtifact) -> Bytes:
+        return Bytes()
+
     def state(self, *, again: bool) -> EngineState:
         return EngineState("Reciting", "texts to recite", "1")
 

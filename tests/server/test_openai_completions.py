@@ -143,3 +143,43 @@ def test_an_empty_prompt_is_told_of(talk: Served) -> None:
 
 def test_a_form_holds_for_completions_too(talk: Served) -> None:
     assert completed(talk, regex=" is (Bonn|Rome)")["choices"][0]["text"] in (" is Bonn", " is Rome")
+
+
+def test_token_ids_are_taken_as_they_are_where_that_is_asked_for(talk: Served) -> None:
+    tokenizer, control = talk.model.tokenizer, talk.model.tokenizer.control_tokens
+    start, end = control["<|im_start|>"], control["<|im_end|>"]
+    asked = [start, *tokenizer.encode("user\nWhat is the capital of Japan?"), end, *tokenizer.encode("\n")]
+    prompt = [*asked, start, *tokenizer.encode("assistant\n")]
+    whole = {"stop": None, "max_tokens": 20, "allow_control_tokens": True, "return_token_ids": True}
+    body = completed(talk, prompt=prompt, **whole)
+    (choice,) = body["choices"]
+    assert choice["text"] == "The capital of Japan is Tokyo."
+    assert choice["token_ids"] == tokenizer.encode(choice["text"])
+    assert body["usage"]["prompt_tokens"] == len(prompt)
+    chunks = streamed(talk, prompt=prompt, **whole)
+    told = [token for chunk in chunks for each in chunk["choices"] for token in each["token_ids"]]
+    assert (texts(chunks), told) == (choice["text"], choice["token_ids"])
+    assert len(completed(talk, prompt=[prompt, prompt], n=2, **whole)["choices"]) == 4
+    for wrong in (PROMPT, [PROMPT], [tokenizer.n_vocab], [[5], [tokenizer.n_vocab]]):
+        assert completed(talk, prompt=wrong, status=400, allow_control_tokens=True)["error"]["param"] in (
+            "prompt",
+            "prompt.1",
+        )
+    assert completed(talk, prompt=prompt, echo=True, status=400, **whole)["error"]["param"] == "echo"
+    assert completed(talk, prompt=[5] * 600, status=400, **whole)["error"]["code"] == "context_length_exceeded"
+    assert "token_ids" not in completed(talk)["choices"][0]
+
+
+def test_log_probabilities_may_name_tokens_by_their_ids(talk: Served) -> None:
+    plain = completed(talk, logprobs=2, max_tokens=6)["choices"][0]["logprobs"]
+    fields = {"return_tokens_as_token_ids": True, "return_token_ids": True}
+    (choice,) = completed(talk, logprobs=2, max_tokens=6, **fields)["choices"]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{token}" for token in choice["token_ids"]]
+    assert choice["logprobs"]["token_logprobs"] == plain["token_logprobs"]
+    assert all(name.startswith("token_id:") for top in choice["logprobs"]["top_logprobs"] for name in top)
+
+
+def test_a_schema_holds_for_completions(talk: Served) -> None:
+    schema = {"type": "object", "properties": {"x": {"const": 5}}, "required": ["x"], "additionalProperties": False}
+    assert json.loads(completed(talk, json_schema=schema, stop=None, max_tokens=40)["choices"][0]["text"]) == {"x": 5}
+    assert "json_schema" in completed(talk, json_schema={"type": "x"}, status=400)["error"]["message"]

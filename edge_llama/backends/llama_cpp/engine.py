@@ -34,6 +34,7 @@ from edge_llama.files.mmproj import read_mmproj
 from edge_llama.files.shape import TextShape
 from edge_llama.host import devices
 from edge_llama.host.devices import Device
+from edge_llama.prompts.tokenizer import Tokenizer
 
 _RUNS = "GGUF files"
 
@@ -121,6 +122,12 @@ class LlamaCpp:
             is_mapped=setting.is_mapped,
             embeds=partial(first_run.embeds, artifact, options),
         )
+
+    def vocabulary(self, artifact: GGUFArtifact) -> Tokenizer:
+        """llama.cpp's tokenizer, without the weights."""
+        from edge_llama.backends.llama_cpp.vocabulary import open_vocabulary  # noqa: PLC0415 - for remote models
+
+        return open_vocabulary(artifact)
 
     def state(self, *, again: bool) -> EngineState:
         """As a child process found it."""

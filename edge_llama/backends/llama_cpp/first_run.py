@@ -54,12 +54,12 @@ def _finding(artifact: GGUFArtifact, settings: Mapping[str, Any], wanted: str) -
 
     None where no child is needed, or can't be had.
     """
-    if _is_known(artifact):
+    if is_known(artifact):
         return None
     if not crash_probe.has_children():
         _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
         return None
-    files = [_identity(header) for header in artifact.headers]
+    files = [identity_of_header(header) for header in artifact.headers]
     key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}
     device = settings["placement"]["device"] if settings["placement"]["devices"] else ""
     if device:
@@ -74,13 +74,14 @@ def _finding(artifact: GGUFArtifact, settings: Mapping[str, Any], wanted: str) -
     return finding
 
 
-def _is_known(artifact: GGUFArtifact) -> bool:
+def is_known(artifact: GGUFArtifact) -> bool:
     """Whether our checks cover the file: a Llama that we wrote, with a vocabulary whose ways we know."""
     vocabulary = artifact.header.get("tokenizer.ggml.model", str, "")
     return artifact.architecture == "llama" and vocabulary in ("llama", "gpt2") and ROOT in artifact.header.fields
 
 
-def _identity(header: Header) -> list[Any]:
+def identity_of_header(header: Header) -> list[Any]:
+    """Which file it is of, untouched: what a verdict is remembered by."""
     status = header.path.stat()
     return [status.st_dev, status.st_ino, *file_state(header.path), header_sha256(header)]
 

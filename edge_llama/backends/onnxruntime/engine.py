@@ -37,6 +37,7 @@ from edge_llama.files.onnx_text import CONFIG, OnnxArtifact, files_of, is_text_f
 from edge_llama.files.onnx_vision import read_from_bundle, read_onnx_vision
 from edge_llama.files.shape import TextShape
 from edge_llama.host.devices import Device
+from edge_llama.prompts.tokenizer import Tokenizer
 
 
 class OnnxRuntime:
@@ -144,6 +145,12 @@ class OnnxRuntime:
             return static.StaticTower(found, **options)
 
         return contexts.open_text(artifact, placement, opened)
+
+    def vocabulary(self, artifact: OnnxArtifact) -> Tokenizer:
+        """That of the folder's files."""
+        from edge_llama.prompts.hf_tokenizer import HFTokenizer  # noqa: PLC0415 - for remote models
+
+        return HFTokenizer(artifact)
 
     def state(self, *, again: bool) -> EngineState:  # noqa: ARG002 - nothing is remembered
         """Its version and providers."""

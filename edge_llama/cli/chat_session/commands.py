@@ -10,7 +10,7 @@ from edge_llama.cli.chat_session.pictures import CLIPS, unquoted
 from edge_llama.cli.terminal.clipboard import copy
 from edge_llama.cli.terminal.console import QUOTES, note, speed
 from edge_llama.errors import OptionError
-from edge_llama.files.artifact import BUILT_IN
+from edge_llama.files.artifact import BUILT_IN, server_url
 from edge_llama.media.images import Image
 
 PATH = "a path"
@@ -189,7 +189,7 @@ def _model(conversation: Conversation, argument: str) -> None:
     if argument:
         conversation.change_model(argument)
     model = conversation.model
-    note(f"{model.artifact.name} ({model.artifact.path}): {model.context}")
+    note(f"{model.artifact.name} ({server_url(model.location) or model.artifact.path}): {model.context}")
     if argument and conversation.chat.messages:
         note(f"it reads the {len(conversation.chat.messages):,} messages so far with the next one")
 

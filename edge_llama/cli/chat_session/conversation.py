@@ -15,7 +15,7 @@ from edge_llama.files.artifact import Artifact
 from edge_llama.generation import Answer, Generation
 from edge_llama.host import devices
 from edge_llama.model import Model
-from edge_llama.planning.options import OpenOptions
+from edge_llama.planning.options import OpenOptions, options_here
 from edge_llama.planning.plan import fits_beside
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
 from edge_llama.sampling.constraint import constraint
@@ -184,7 +184,7 @@ def _for_another(opening: OpenOptions, artifact: Artifact) -> OpenOptions:
 
     A model without a template of its own gets the one that was given.
     """
-    options = opening.copy()
+    options = options_here(opening)
     options.pop("vision", None)
     if artifact.chat_template:
         options.pop("chat_template", None)

@@ -12,6 +12,7 @@ from edge_llama.chat import Chat, ChatOptions
 from edge_llama.cli.terminal.console import note
 from edge_llama.cli.terminal.optional_values import LAST
 from edge_llama.errors import EdgeLlamaError, HistoryError, SessionError
+from edge_llama.files.artifact import server_url
 from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder
 from edge_llama.model import Model
@@ -37,8 +38,8 @@ class Kept:
 
     def model(self, model: str | None) -> str | None:
         """The model to open: the one that was given, else that of the conversation. HistoryError if it is gone."""
-        if model or not self._wanted:
-            return model
+        if model or not self._wanted or server_url(self._wanted.model_path):
+            return model or (self._wanted.model_path if self._wanted else None)
         if not Path(self._wanted.model_path).is_file():
             raise HistoryError(
                 f"{self._wanted.id} was with {self._wanted.model}, which is gone: {self._wanted.model_path}",
@@ -47,7 +48,13 @@ class Kept:
         return self._wanted.model_path
 
     def settings(self, model: str | None) -> OpenOptions:
-        """The options that made the conversation's KV cache, if it goes on with the same model."""
+        """The options that made the conversation's KV cache, if it goes on with the same model.
+
+        Of one on a server, what it is called there.
+        """
+        if url := server_url(model or (self._wanted.model_path if self._wanted else None)):
+            wanted = self._wanted
+            return {"remote_model": wanted.model} if wanted and wanted.model_path == url else {}
         is_same = self._wanted and (model is None or str(locate(model).resolve()) == self._wanted.model_path)
         if self._wanted and self._history and is_same:
             with suppress(SessionError):  # told when it is loaded

@@ -41,6 +41,12 @@ class CompletionFields(SamplingFields):
         description="A text, a list of texts, or token ids of one text or several, which must be those that the model "
         "makes of their text (see `/tokenize`). The token that the model wants at the beginning is put there."
     )
+    allow_control_tokens: bool | None = Field(
+        None,
+        description="An extension: the ids of `prompt` are taken as they are, control tokens among them, and nothing "
+        "is put before them. For clients that render the chat template themselves, as edge-llama does with a model on "
+        "a server; not together with `echo`.",
+    )
     max_tokens: int | None = Field(None, ge=1, description="Tokens of the answer at most; 16 unless it is given.")
     n: int | None = Field(None, ge=1, description="Answers to each prompt; 16 at most, of all prompts together.")
     stream: bool | None = Field(None, description="Server-sent events as the answer comes.")
@@ -48,6 +54,15 @@ class CompletionFields(SamplingFields):
     echo: bool | None = Field(None, description="The prompt stands before its answer; not together with `logprobs`.")
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Log-probabilities of the tokens, and so many of the likeliest at each place."
+    )
+    json_schema: dict[str, Any] | None = Field(
+        None, description="An extension, as llama-server has it: the answer is JSON that fits this schema."
+    )
+    return_token_ids: bool | None = Field(
+        None, description="An extension, as vLLM has it: a choice has `token_ids`, in a stream those of what is new."
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="An extension, as vLLM has it: log-probabilities name tokens `token_id:N`."
     )
     best_of: Annotated[Any, Refused("each answer is given: use n", allowed=(1,))] = None
     suffix: Annotated[Any, Refused("the models here continue text, they don't fill in", allowed=("",))] = None

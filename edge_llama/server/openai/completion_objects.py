@@ -11,7 +11,10 @@ from edge_llama.server.openai.objects import Usage
 class CompletionLogprobs(Said):
     """The tokens of a choice, in parallel lists."""
 
-    tokens: list[str] = Field(description="Their texts; `bytes:\\xe2\\x80` where one is a part of a character.")
+    tokens: list[str] = Field(
+        description="Their texts; `bytes:\\xe2\\x80` where one is a part of a character. `token_id:N`, if "
+        "`return_tokens_as_token_ids` asks for it."
+    )
     token_logprobs: list[float] = Field(description="Natural, by the model itself, before any sampling option.")
     top_logprobs: list[dict[str, float]] | None = Field(description="The likeliest tokens at each place.")
     text_offset: list[int] = Field(description="Characters of the answer before each token.")
@@ -24,6 +27,7 @@ class CompletionChoice(Said):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None = Field(description="Null in a stream, but for the last one.")
+    token_ids: list[int] | None = Field(None, description="An extension: if `return_token_ids` asks for them.")
 
 
 class Completion(Said):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from edge_llama.errors import ContextFullError
 from edge_llama.prompts.tokenizer import Tokenizer
+from edge_llama.server.asking import Tokens
 from edge_llama.server.failures import ApiError
 from edge_llama.server.token_ids import check_ids
 
@@ -20,6 +21,18 @@ def texts_of(
     if ids:
         return [text_of(ids, field, tokenizer, n_ctx)]
     return texts or [text_of(each, f"{field}.{at}", tokenizer, n_ctx) for at, each in enumerate(lists)]
+
+
+def tokens_of(given: str | list[str] | list[int] | list[list[int]], field: str, tokenizer: Tokenizer) -> list[Tokens]:
+    """One text or several by their ids, as they are. ApiError for what is none."""
+    lists = [each for each in given if isinstance(each, list)]
+    ids = [each for each in given if isinstance(each, int)]
+    found = [ids] if ids else lists
+    if isinstance(given, str) or len(found) != (1 if ids else len(given)):
+        raise ApiError(400, f"{field}: allow_control_tokens is for token ids: a text has none", param=field)
+    for at, each in enumerate(found):
+        check_ids(each, field if ids else f"{field}.{at}", tokenizer)
+    return [Tokens(tuple(each)) for each in found]
 
 
 def text_of(ids: Sequence[int], field: str, tokenizer: Tokenizer, n_ctx: int) -> str:

@@ -20,6 +20,7 @@ class ModelFacts(Said):
 
     loaded: bool
     n_ctx: int | None = Field(description="Tokens that a prompt and its answer may take together; null: not loaded.")
+    max_tokens: int | None = Field(description="That an answer may have at most; null: what the context holds.")
     device: str | None = Field(description="Where it runs; null: not loaded.")
     vision: bool | None = Field(description="Whether it sees images; null: not loaded.")
     embeds_only: bool | None = Field(description="Whether it embeds texts and writes none; null: not loaded.")
@@ -69,6 +70,7 @@ def _model(server: Server, entry: Entry, name: str) -> dict[str, Any]:
     facts = {
         "loaded": loaded is not None,
         "n_ctx": loaded and loaded.n_ctx,
+        "max_tokens": server.settings.limits.max_tokens,
         "device": loaded and loaded.placement.device,
         "vision": loaded and loaded.vision is not None,
         "embeds_only": loaded and loaded.artifact.is_encoder,

@@ -14,15 +14,18 @@ class TokenTexts:
 
     _tokenizer: Tokenizer
     _control: dict[int, str]
+    _as_ids: bool = False
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "TokenTexts":
-        """Those of a model. It may take a while: call it in a thread."""
+    def of(cls, tokenizer: Tokenizer, *, as_ids: bool = False) -> "TokenTexts":
+        """Those of a model; ``as_ids``: ``token_id:N``, as vLLM writes it. It may take a while: call it in a thread."""
         tokenizer.piece(0)  # another process's vocabulary comes over whole, with the first piece of it
-        return cls(tokenizer, {token: text for text, token in tokenizer.control_tokens.items()})
+        return cls(tokenizer, {token: text for text, token in tokenizer.control_tokens.items()}, as_ids)
 
     def text(self, token: int) -> str:
         """As text; a part of a character by its bytes, as OpenAI wrote it."""
+        if self._as_ids:
+            return f"token_id:{token}"
         if token in self._control:
             return self._control[token]
         data = self._tokenizer.piece(token)
