@@ -33,7 +33,7 @@ __all__ = [
     "recode_arrays",
 ]
 
-_INTEGERS = (FORMATS["i8"], FORMATS["i16"])  # always finite
+_INTEGERS = (FORMATS["i8"], FORMATS["i16"], FORMATS["i64"])  # always finite
 _SLAB = 1 << 18  # weights recoded at once: 1 MB as float32, about a core's second-level cache
 _HALF_MAX = 65504.0
 """Scales are float16 and no larger than the weights they scale: up to this no format overflows."""
@@ -97,12 +97,12 @@ def recode_arrays(
         raw = np.ascontiguousarray(raw)
         if check and not is_finite(raw, source):
             raise NonFiniteError(_count_nonfinite(raw, source))
-        return nbits.repacked(raw, source)
+        return nbits.repacked(raw, source, target.grid.scales)
     slabs = []
     for _, rows, largest in _slabs(raw, source, check=check):
         kernel = partial(quantize if np.isfinite(largest) else _quantize_nonfinite, importance=importance)
         arrays = nbits.quantize(rows, target.grid, kernel, is_transposed=target.is_transposed)
-        if check and largest > _HALF_MAX and not np.isfinite(arrays["scales"].view(np.float32)).all():
+        if check and largest > _HALF_MAX / 2 and not nbits.is_held(arrays, target.grid):
             raise _too_large(largest, target)
         slabs.append(arrays)
     return {part: np.concatenate([arrays[part] for arrays in slabs]) for part in slabs[0]}
