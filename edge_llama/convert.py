@@ -24,8 +24,7 @@ class ConvertOptions(TypedDict, total=False):
     """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same."""
 
     quant: str | None
-    """The recipe: ``q4_k_m`` (None), ``q8_0``, ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None), ``f16``,
-    ``f32``, ``w4a16``."""
+    """The recipe: ``q4_k_m`` (None), ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None), ``w4a16``."""
     to: str | None
     """``gguf``, ``onnx`` or ``safetensors``; None: by the output's name."""
     tower: str | None
@@ -57,7 +56,7 @@ class ConvertOptions(TypedDict, total=False):
     kv_bits: int | None
     """ONNX for NPUs: the KV cache's, 8 (None) or 16, which onnxruntime-genai does not run."""
     max_shard_bytes: int | None
-    """GGUF, safetensors: several files of at most so many bytes. ONNX for NPUs: graphs with at most so many of weights."""
+    """GGUF, safetensors: several files of at most so many bytes. ONNX for NPUs: graphs of at most so many."""
     chat_template: str | os.PathLike[str] | None
     """A family such as ``llama3.1``, a Jinja file, or ``none``."""
     lora: str | os.PathLike[str] | None

@@ -1,9 +1,9 @@
 """Scales of groups by the squared error that they leave, for grids whose scales are stored in 16 bits.
 
-A group of weights becomes numbers from -8 to 7 times its scale. Whatever rounds the scale is done before the numbers are
-chosen: an engine computes with the scale that is stored. Of several scales, each of them and what least squares make of
-its numbers, that with the smallest error is taken; the first is the one of a plain rounding, so the error is never
-larger than that one's.
+A group of weights becomes numbers from -8 to 7 times its scale. The scale is rounded before the numbers are chosen,
+since an engine computes with the one that is stored. Several are tried, and what least squares make of the numbers of
+each; that with the smallest error is taken. The first is the one of a plain rounding: no error is larger than that
+one's.
 
 All sums run over a group's weights in their order, so that a machine's SIMD width changes no bit.
 """
@@ -26,10 +26,10 @@ Floats = NDArray[np.float32]
 
 
 def fitted(groups: Floats, scales: Format) -> tuple[Floats, NDArray[np.uint8]]:
-    """For ``groups``, float32 ``(n, size)``: their scales ``(n,)``, numbers of ``scales``, and ``number + 8``, (n, size).
+    """The scales ``(n,)`` of ``groups``, float32 ``(n, size)``, and their numbers plus 8, uint8 ``(n, size)``.
 
-    ``scales``: float16 or bfloat16. A scale that is too large for float16 is infinite. A group of zeros, or of what is
-    next to nothing, has the scale 1.
+    ``scales``: float16 or bfloat16, in which the scales are exact. One that is too large for float16 is infinite. A
+    group of zeros, or of what is next to nothing, has the scale 1.
     """
     with np.errstate(all="ignore"):
         columns = np.ascontiguousarray(groups.T)  # a whole row of a group's first weights, of its second ones, ...
@@ -48,7 +48,8 @@ def _best(columns: Floats, scales: Format) -> Floats:
         _numbers(columns, scale, numbers)
         along = np.multiply(numbers, columns, out=products).sum(axis=0)
         square = np.square(numbers, out=products).sum(axis=0)
-        for tried in (scale, _stored(along / square, scales)):
+        refined = np.where(square > 0, along / square, scale)
+        for tried in (scale, _stored(refined, scales)):
             # The squared error, but for the sum of the weights' own squares.
             error = tried * (tried * square - 2 * along)
             is_better = error < least

@@ -17,20 +17,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from device_inputs import ROOT
 from safetensors.numpy import load_file, save_file
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks"), str(ROOT / "scripts")]
+from edge_llama.convert import convert
+
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.append(str(ROOT / "benchmarks"))
 
 from fleet_servers import Node, environment_of, free_port, leftovers_removed, run_child
 from packed_folders import write_plain
-
-from edge_llama.convert import convert
 
 PROMPTS = (
     "Once upon a time",
@@ -79,29 +80,29 @@ class Models:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    @cache  # noqa: B019 - it lives as long as the program
+    @cached_property
     def plain(self) -> Path:
         """The built-in model in bf16."""
         convert("smollm2", self._folder / "plain", to="safetensors")
         return self._folder / "plain"
 
-    @cache  # noqa: B019
+    @cached_property
     def packed(self) -> Path:
         """The same in 4 bits with scales in float16."""
-        return self._packed(self.plain(), "packed")
+        return self._packed(self.plain, "packed")
 
-    @cache  # noqa: B019
+    @cached_property
     def padded(self) -> Path:
         """The same function with three query heads and a KV head more, of zeros: two processes can share them."""
-        return self._packed(with_zero_heads(self.plain(), self._folder / "padded"), "padded packed")
+        return self._packed(with_zero_heads(self.plain, self._folder / "padded"), "padded packed")
 
-    @cache  # noqa: B019
+    @cached_property
     def expected(self) -> list[Text]:
-        """transformers on the weights that the packed numbers say, in float32: greedy, one token after the other."""
+        """By transformers on the weights that the packed numbers say, in float32: greedy, one token after the other."""
         import torch  # noqa: PLC0415 - slow
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
-        folder = write_plain(self.packed(), self._folder / "dequantized", torch.float32)
+        folder = write_plain(self.packed, self._folder / "dequantized", torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         return [continued(model, tokenizer(prompt)["input_ids"]) for prompt in PROMPTS]
@@ -147,8 +148,8 @@ def with_zero_heads(source: Path, output: Path) -> Path:
 
 def teacher_forcing(models: Models) -> Found:
     """The tokens of the reference, each given the ones before it."""
-    expected = models.expected()
-    job = {"model": models.packed(), "dtype": "float16", "texts": [text.ids + text.written for text in expected]}
+    expected = models.expected
+    job = {"model": models.packed, "dtype": "float16", "texts": [text.ids + text.written for text in expected]}
     told = run_child(environment_of(), Path(__file__).with_name("fleet_child.py"), job)
     pairs = [
         (logprob, rank, wanted)
@@ -162,14 +163,14 @@ def teacher_forcing(models: Models) -> Found:
 
 def parallel(models: Models) -> Found:
     """One program whose two processes share the heads."""
-    with serving([Node(models.padded(), free_port(), "--tensor-parallel-size", "2", processes=2)]) as node:
-        return same_tokens(node, models.expected(), WRITTEN)
+    with serving([Node(models.padded, free_port(), "--tensor-parallel-size", "2", processes=2)]) as node:
+        return same_tokens(node, models.expected, WRITTEN)
 
 
 def two_nodes(models: Models) -> Found:
     """Two programs that share the heads, as two machines would."""
-    with serving(nodes_of(models.padded())) as node:
-        return same_tokens(node, models.expected()[:2], 8)
+    with serving(nodes_of(models.padded)) as node:
+        return same_tokens(node, models.expected[:2], 8)
 
 
 def nodes_of(model: Path) -> list[Node]:

@@ -21,8 +21,10 @@ def main() -> None:
     asked = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
     given = [{"prompt_token_ids": ids} for ids in job["texts"]]
     found = engine.generate(given, asked, use_tqdm=False)
-    told = [[_of(place, token) for place, token in zip(each.prompt_logprobs[1:], ids[1:], strict=True)]
-            for each, ids in zip(found, job["texts"], strict=True)]
+    told = [
+        [_of(place, token) for place, token in zip(each.prompt_logprobs[1:], ids[1:], strict=True)]
+        for each, ids in zip(found, job["texts"], strict=True)
+    ]
     Path(job["output"]).write_text(json.dumps(told), "utf-8")
 
 

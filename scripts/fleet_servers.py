@@ -24,7 +24,7 @@ BROKEN = ("torchvision", "torchaudio", "torchcodec")
 """What pip may bring beside it, compiled for CUDA: transformers imports them and fails."""
 _START = 600
 """Seconds that a server may take until it answers, and an answer may take."""
-_SHARED = Path("/dev/shm")  # noqa: S108 - where vLLM's processes share memory
+_SHARED = Path("/dev/shm")  # where vLLM's processes share memory
 _METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
 
 
@@ -44,7 +44,7 @@ def environment_of() -> Path:
 
 
 def settings(cores: str) -> dict[str, str]:
-    """Variables of vLLM's processes: little memory, these cores, nothing but this machine. ``1|2`` are two processes'."""
+    """Variables of vLLM's processes: little memory, nothing but this machine, and ``cores``: ``1|2`` are two's."""
     own = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GB; or it takes 92 % of memory
         "VLLM_CPU_OMP_THREADS_BIND": cores,
@@ -110,6 +110,7 @@ class Node:
 
     @property
     def has_ended(self) -> bool:
+        """Whether it is not running."""
         return self._process is None or self._process.poll() is not None
 
     def last_words(self) -> str:
@@ -170,12 +171,22 @@ def leftovers_removed() -> Iterator[None]:
     try:
         yield
     finally:
+        in_use = _mapped()
         for left in _segments() - before:
-            with suppress(OSError):
-                left.unlink()
+            if str(left) not in in_use:
+                left.unlink(missing_ok=True)
 
 
 def _segments() -> set[Path]:
     """Shared memory of this user under the names that vLLM and Python give it."""
     names = ("psm_*", "vllm_*", "torch_*", "sem.mp-*")
     return {file for name in names for file in _SHARED.glob(name) if file.stat().st_uid == os.getuid()}
+
+
+def _mapped() -> str:
+    """The maps of all processes that can be seen: what stands there is in use."""
+    found = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            found.append(maps.read_text("utf-8", "replace"))
+    return "".join(found)

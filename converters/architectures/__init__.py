@@ -23,7 +23,17 @@ from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
-__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "ServingTensors", "Weight", "for_config", "for_gguf", "for_meta", "notes"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "MetaFamily",
+    "ServingTensors",
+    "Weight",
+    "for_config",
+    "for_gguf",
+    "for_meta",
+    "notes",
+]
 
 
 class Architecture(Protocol):

@@ -54,7 +54,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def _check_packed(folder: Path, config: Mapping[str, Any]) -> None:
-    """CheckpointError for weights that compressed-tensors packed: their files hold no numbers that can be read as such."""
+    """CheckpointError for weights that compressed-tensors quantized: what their files hold is no weight by itself."""
     told = config.get("quantization_config")
     if isinstance(told, dict) and told.get("quant_method") == "compressed-tensors":
         raise CheckpointError(

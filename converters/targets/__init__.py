@@ -42,7 +42,9 @@ def _check_foreign(options: Options) -> None:
     for name, folder in FOLDERS.items():
         for option in folder.own_options if options.to != name else ():
             if getattr(options, option) is not None:
-                raise OptionError(f"{flag(option)}: is for --to {name} alone", remedy=f"add --to {name}, or leave it out")
+                raise OptionError(
+                    f"{flag(option)}: is for --to {name} alone", remedy=f"add --to {name}, or leave it out"
+                )
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:

@@ -43,7 +43,7 @@ class View(Protocol):
         """The tower's tensor as a folder has it; parts of the same name stand side by side there."""
 
     def apart(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
-        """The same where each matrix is a linear layer of its own, experts' too, as programs have them that quantize."""
+        """The same where each matrix is a linear layer of its own, experts' too, as programs that quantize have it."""
 
     def to_tower(self, tensor: Tensor) -> Tensor:
         """As it is computed with."""

@@ -80,13 +80,15 @@ def convert(
     group: Annotated[
         int | None,
         typer.Option(
-            metavar="32|64|128", help="w4a16: so many weights share a scale. Default: the largest that divides all rows."
+            metavar="32|64|128",
+            help="w4a16: so many weights share a scale. Default: the largest that divides all rows.",
         ),
     ] = None,
     scale_dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="bf16|f16", help="w4a16: the dtype of scales, and of all that isn't quantized. Default: the source's."
+            metavar="bf16|f16",
+            help="w4a16: the dtype of scales, and of all that isn't quantized. Default: the source's.",
         ),
     ] = None,
     zero_points: Annotated[

@@ -21,10 +21,12 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from packed_folders import config_of, dequantized, exact, layers_of, tensors_of, write_plain
 from refusals import refusal
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.quantizers.base import SequentialLlama4TextExperts
 
 import converters
+from converters.sources import open_checkpoint
+from converters.targets.safetensors import SAFETENSORS
 from edge_llama import CheckpointError, OptionError
 from edge_llama.files import checksums
 from edge_llama.files.formats import FORMATS
@@ -38,7 +40,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "llama 4, Scout": llama4.scout,
     "llama 4, Maverick": lambda folder: llama4.maverick(folder, num_local_experts=4, use_qk_norm=True),
     "llama 4, text": llama4.text_only,
-    **{name: make for name, make in families.FAMILIES.items()},
+    **families.FAMILIES,
 }
 KEPT = {"llama 4, Scout": 4, "llama 4, Maverick": 4, "llama 4, text": 4}
 """Layers of attention that stay as they are, in each layer."""
@@ -126,8 +128,8 @@ def with_linears(folder: Path) -> Any:
     model = auto.from_config(config, dtype=dtype)
     for module in list(model.modules()):
         if type(module).__name__ == "Llama4TextMoe":
-            module.experts = SequentialLlama4TextExperts(text)
-    model.to(dtype).load_state_dict(dequantized(folder))
+            module.experts = SequentialLlama4TextExperts(text).to(dtype)
+    model.load_state_dict(dequantized(folder))
     return model.eval()
 
 
@@ -157,8 +159,8 @@ def test_rounding_is_nearer_than_the_observers(source: tuple[str, Path], tmp_pat
 def _linears(checkpoint: Path) -> dict[str, torch.Tensor]:
     """A checkpoint's linear layers in float32, experts' apart."""
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors_of(checkpoint).items():
-        tensor = tensor.float()
+    for name, stored in tensors_of(checkpoint).items():
+        tensor = stored.float()
         if name.endswith("experts.gate_up_proj"):
             for kind, half in zip(("gate_proj", "up_proj"), tensor.chunk(2, -1), strict=True):
                 found |= {f"{name.rpartition('.')[0]}.{at}.{kind}": expert.T for at, expert in enumerate(half)}
@@ -193,10 +195,11 @@ def test_what_config_json_says(llama3: Path, tmp_path: Path) -> None:
 
 def test_all_else_goes_along(llama4_scout: Path, tmp_path: Path) -> None:
     out = packed(llama4_scout, tmp_path / "out")
-    copied = ("chat_template.jinja", "preprocessor_config.json", "processor_config.json", "generation_config.json")
-    assert {file.name for file in out.iterdir()} >= {*copied, "tokenizer.json", "tokenizer_config.json", "SHA256SUMS"}
-    for name in copied[:3]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
         assert (out / name).read_bytes() == (llama4_scout / name).read_bytes()
+    templates = [AutoTokenizer.from_pretrained(folder).chat_template for folder in (llama4_scout, out)]
+    assert templates[0] == templates[1]
+    assert {"generation_config.json", "tokenizer.json", checksums.NAME} <= {file.name for file in out.iterdir()}
     source, found = (tensors_of(folder) for folder in (llama4_scout, out))
     assert {name for name in found if name.startswith(("vision_model", "multi_modal"))}
     for name in ("vision_model.model.layers.0.self_attn.q_proj.weight", "language_model.lm_head.weight"):
@@ -322,7 +325,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "--group 32",
     ),
     "a dtype that there is not": ({"scale_dtype": "f32"}, "--scale-dtype f32: unknown", "known: bf16, f16"),
-    "a group of another format": ({"quant": "bf16", "group": 64}, "--group: is for --quant w4a16 alone", "leave it out"),
+    "a group of another format": (
+        {"quant": "bf16", "group": 64},
+        "--group: is for --quant w4a16 alone",
+        "leave it out",
+    ),
     "a dtype of another format": (
         *({"quant": "f16", "scale_dtype": "f16"}, "--scale-dtype: is for --quant w4a16 alone", "leave it out"),
     ),
@@ -351,9 +358,6 @@ def test_rows_that_no_group_divides_are_refused_and_not_offered(tmp_path: Path) 
     source = checkpoints.llama2(tmp_path / "source", shape=ODD)
     with refusal(OptionError, "--quant w4a16: tensor .* columns, no multiple of 32", "--quant bf16"):
         converters.plan(source, tmp_path / "out", to="safetensors", quant="w4a16")
-    from converters.targets.safetensors import SAFETENSORS  # noqa: PLC0415
-    from converters.sources import open_checkpoint  # noqa: PLC0415
-
     assert list(SAFETENSORS.sizes(open_checkpoint(source))) == ["f32", "f16", "bf16"]
 
 

@@ -20,7 +20,9 @@ def stored(scale: NDArray[np.float32], scales: Format) -> NDArray[np.float32]:
     return widen(narrow(np.ascontiguousarray(scale[None], np.float32), scales), scales)[0]
 
 
-def errors(groups: NDArray[np.float32], scale: NDArray[np.float32], numbers: NDArray[np.float32]) -> NDArray[np.float64]:
+def errors(
+    groups: NDArray[np.float32], scale: NDArray[np.float32], numbers: NDArray[np.float32]
+) -> NDArray[np.float64]:
     """The squared error of each group."""
     off = numbers.astype(np.float64) * scale[:, None].astype(np.float64) - groups
     return np.square(off).sum(axis=1)

@@ -27,7 +27,8 @@ def parts(units: Sequence[Unit], max_bytes: int | None) -> tuple[Part, ...]:
     names = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
     files = [_placed(group) for group in groups]
     return tuple(
-        Part(name, _header(entries), entries) for name, entries in zip(names if files[1:] else [SINGLE], files, strict=True)
+        Part(name, _header(entries), entries)
+        for name, entries in zip(names if files[1:] else [SINGLE], files, strict=True)
     )
 
 

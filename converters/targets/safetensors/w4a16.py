@@ -1,9 +1,10 @@
 """W4A16: linear layers in 4 bits with a scale for each group, as compressed-tensors, transformers and vLLM read them.
 
-Source: ``compressors/pack_quantized`` and ``quantization/quant_config.py`` of github.com/vllm-project/compressed-tensors,
-of the version that ``VERSION`` names. A layer's ``weight`` becomes ``weight_packed``, eight numbers plus 8 in a word of
-32 bits, the first lowest; ``weight_scale``; and ``weight_shape``. All else is stored in the scales' dtype, which is that
-of the activations: an engine casts scales to the dtype that it serves in, and numbers were chosen by scales as stored.
+Source: ``compressors/pack_quantized`` and ``quantization/quant_config.py`` of compressed-tensors, of the version that
+``VERSION`` names (github.com/vllm-project/compressed-tensors). A layer's ``weight`` becomes ``weight_packed``, eight
+numbers plus 8 in a word of 32 bits, the first lowest; ``weight_scale``; and ``weight_shape``. All else is stored in the
+scales' dtype, which is that of the activations: an engine casts scales to the dtype that it serves in, and numbers were
+chosen by scales as stored.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -16,8 +17,8 @@ from converters.architectures import Architecture, ServingTensors
 from converters.checkpoint import Tensor
 from converters.layout import Entry
 from converters.options import Options
-from converters.tensors.constant import constant
 from converters.targets.safetensors.shards import Unit
+from converters.tensors.constant import constant
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import F16, FORMATS, Format
 from quant.nbits import BLOCKS, Grid
@@ -42,7 +43,7 @@ class Scheme:
         return Grid(4, self.group, scales=self.scales)
 
     def config(self, kept_modules: Collection[str]) -> dict[str, Any]:
-        """config.json's ``quantization_config``; ``kept_modules`` match names of linear layers that stay as they are."""
+        """config.json's ``quantization_config``; ``kept_modules`` match names of linear layers that are not packed."""
         weights = {
             "num_bits": 4,
             "type": "int",
