@@ -100,8 +100,9 @@ class Models:
     def expected(self) -> list[Text]:
         """By transformers on the weights that the packed numbers say, in float32: greedy, one token after the other."""
         import torch  # noqa: PLC0415 - slow
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+        from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # noqa: PLC0415
 
+        logging.disable_progress_bar()
         folder = write_plain(self.packed, self._folder / "dequantized", torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -116,13 +117,15 @@ def continued(model: Any, ids: list[int]) -> Text:
     """The greedy continuation, through ends of text."""
     import torch  # noqa: PLC0415
 
-    text, logprobs = list(ids), []
+    written, logprobs, given, cache = list[int](), list[float](), ids, None
     with torch.no_grad():
         for _ in range(WRITTEN):
-            row = model(torch.tensor([text])).logits[0, -1].log_softmax(-1)
-            text.append(int(row.argmax()))
-            logprobs.append(float(row[text[-1]]))
-    return Text(ids, text[len(ids) :], logprobs)
+            found = model(torch.tensor([given]), past_key_values=cache, use_cache=True)
+            row, cache = found.logits[0, -1].log_softmax(-1), found.past_key_values
+            written.append(int(row.argmax()))
+            logprobs.append(float(row[written[-1]]))
+            given = written[-1:]
+    return Text(ids, written, logprobs)
 
 
 def with_zero_heads(source: Path, output: Path) -> Path:

