@@ -21,9 +21,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 from device_inputs import ROOT
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from edge_llama.convert import convert
 
@@ -99,9 +100,6 @@ class Models:
     @cached_property
     def expected(self) -> list[Text]:
         """By transformers on the weights that the packed numbers say, in float32: greedy, one token after the other."""
-        import torch  # noqa: PLC0415 - slow
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging  # noqa: PLC0415
-
         logging.disable_progress_bar()
         folder = write_plain(self.packed, self._folder / "dequantized", torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -115,8 +113,6 @@ class Models:
 
 def continued(model: Any, ids: list[int]) -> Text:
     """The greedy continuation, through ends of text."""
-    import torch  # noqa: PLC0415
-
     written, logprobs, given, cache = list[int](), list[float](), ids, None
     with torch.no_grad():
         for _ in range(WRITTEN):
@@ -134,11 +130,10 @@ def with_zero_heads(source: Path, output: Path) -> Path:
     tensors = load_file(output / "model.safetensors")
     for name, weights in tensors.items():
         if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-            more = np.zeros((len(weights) // 3, weights.shape[1]), weights.dtype)
-            tensors[name] = np.concatenate([weights, more])
+            tensors[name] = torch.cat([weights, weights.new_zeros(len(weights) // 3, weights.shape[1])])
         elif name.endswith("o_proj.weight"):
-            more = np.zeros((len(weights), weights.shape[1] // 3), weights.dtype)
-            tensors[name] = np.ascontiguousarray(np.concatenate([weights, more], axis=1))
+            more = weights.new_zeros(len(weights), weights.shape[1] // 3)
+            tensors[name] = torch.cat([weights, more], dim=1).contiguous()
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((output / "config.json").read_text("utf-8"))
     heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
