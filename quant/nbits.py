@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.files.formats import F16, F32, FORMATS, Format
-from quant.fitting import fitted
+from quant.fitting import Fit, fitted
 from quant.floats import floats_are_finite, narrow, widen
 
 BLOCKS = (32, 64, 128)
@@ -74,6 +74,11 @@ class Grid:
     def parts(self) -> tuple[str, ...]:
         """The arrays that a matrix becomes."""
         return ("numbers", "scales", *["zero_points"] * self.has_zero_points, *["offsets"] * self.has_offsets)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether scales are chosen by the error that they leave."""
+        return self.scales is not F32
 
     def bits_of(self, part: str) -> int:
         """Bits that a block takes in an array."""
@@ -138,8 +143,10 @@ def repacked(raw: NDArray[np.uint8], source: Format, scales: Format = F32) -> Ar
     return {part: array.reshape(len(raw), -1) for part, array in arrays.items()}
 
 
-def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_transposed: bool = False) -> Arrays:
-    """Finite rows ``(n_rows, columns)`` in ``grid``; ``kernel`` quantizes to one of ggml's formats.
+def quantize(
+    rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, fit: Fit = fitted, is_transposed: bool = False
+) -> Arrays:
+    """Finite rows ``(n_rows, columns)`` in ``grid``; ``kernel`` quantizes to ggml's formats, ``fit`` fits scales.
 
     ``is_transposed``: see :class:`ArrayFormat`.
     """
@@ -147,8 +154,8 @@ def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_tran
         return _transposed(rows, grid, kernel)
     if (source := kernel_format(grid)) is not None:
         return repacked(kernel(rows, source), source)
-    if grid.scales is not F32:
-        return _fitted(rows, grid)
+    if grid.is_fitted:
+        return _fitted(rows, grid, fit)
     blocks = rows.reshape(len(rows), -1, grid.block)
     scales, zero_points = _asymmetric(blocks, grid) if grid.has_zero_points else _symmetric(blocks, grid)
     numbers = (_divided(blocks, scales) + zero_points[..., None]).clip(0, 2**grid.bits - 1)
@@ -159,10 +166,10 @@ def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_tran
     }
 
 
-def _fitted(rows: NDArray[np.float32], grid: Grid) -> Arrays:
-    scales, numbers = fitted(rows.reshape(-1, grid.block), grid.scales)
+def _fitted(rows: NDArray[np.float32], grid: Grid, fit: Fit) -> Arrays:
+    scales, octets = fit(rows.reshape(-1, grid.block), grid.scales)
     return {
-        "numbers": _paired(numbers.reshape(len(rows), -1)),
+        "numbers": octets.reshape(len(rows), -1),
         "scales": narrow(scales.reshape(len(rows), -1), grid.scales),
     }
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ BROKEN = ("torchvision", "torchaudio", "torchcodec")
 _START = 900
 """Seconds that a server may take until it answers, and an answer may take."""
 _SHARED = Path("/dev/shm")  # where vLLM's processes share memory
+_ERROR = re.compile(r"\w+(Error|Exception): ")
 _METADATA = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
 
 
@@ -114,9 +116,11 @@ class Node:
         return self._process is None or self._process.poll() is not None
 
     def last_words(self) -> str:
-        """The end of what it printed."""
+        """What it printed of errors, the first ones, which are of who failed first; else the end."""
         self._log.seek(0)
-        return self._log.read()[-800:].decode("utf-8", "replace")
+        lines = self._log.read().decode("utf-8", "replace").splitlines()
+        errors = [line for line in lines if _ERROR.search(line)]
+        return " ".join(errors[:3] or lines[-5:])[:800]
 
     def completed(self, ids: Sequence[int], count: int) -> list[int]:
         """The greedy tokens after ``ids``, through ends of text."""
