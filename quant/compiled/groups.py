@@ -60,16 +60,12 @@ def sums(z, size):
     for s in range(S):
         z[ALONG + s] = ZERO
         z[SQUARE + s] = ZERO
-    for start in range(0, size, 8):  # eight weights for each store of the sums
+    for i in range(size):  # not several weights at once: LLVM makes no SIMD of that here
         for s in range(S):
-            scale, along, square = z[SCALE + s], z[ALONG + s], z[SQUARE + s]
-            for i in range(8):
-                v = z[(start + i) * S + s]
-                q = number(v, scale)
-                along += q * v
-                square += q * q
-            z[ALONG + s] = along
-            z[SQUARE + s] = square
+            v = z[i * S + s]
+            q = number(v, z[SCALE + s])
+            z[ALONG + s] += q * v
+            z[SQUARE + s] += q * q
 
 
 @jit
