@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-arm64 test-arm64-all kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -68,6 +68,10 @@ test-vulkan: $(ENV)/.installed-dev
 # Text towers in integers on what stands in for NPUs, and in onnxruntime-genai, which gets an environment of its own.
 test-npu: $(ENV)/.installed-dev
 	$(BIN)/python scripts/npu.py $(ARGS)
+
+# What is handed to a serving engine, by vLLM on the CPU in an environment of its own (PyPI).
+test-fleet: $(ENV)/.installed-dev
+	$(BIN)/python scripts/fleet.py $(ARGS)
 
 # ARM64 beside x86-64: the same bytes, the same texts. As root; the first time Debian's ARM64 is set up, for qemu.
 test-arm64: $(ENV)/.installed-dev

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from converters.checkpoint import Stored, Tensor
-from edge_llama.files.formats import Format
+from edge_llama.files.formats import FORMATS, Format
 from edge_llama.files.manifest import StoredFile
 from quant.nbits import ArrayFormat, is_exact
 
@@ -39,8 +39,10 @@ class Entry:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is not a further array (scales, zero points) of a matrix, which is read again for it."""
-        return not isinstance(self.format, ArrayFormat) or self.format.part == "numbers"
+        """Whether it is not a further array (scales, zero points, its shape) of a matrix."""
+        if isinstance(self.format, ArrayFormat):
+            return self.format.part == "numbers"
+        return self.format is not FORMATS["i64"]  # no weights are stored so
 
     @property
     def is_exact(self) -> bool:

@@ -30,6 +30,10 @@ class Options:
     ranges too: two graphs of fixed shapes, which read ``window`` tokens (64) or one, and see ``n_ctx`` (2,048).
     Keys and values have ``kv_bits``, 8 (None) or 16; graphs with more than ``max_shard_bytes`` of weights (1.9 GB) are
     several.
+    For safetensors it is ``bf16`` (None), ``f16``, ``f32`` or ``w4a16``: linear layers in 4 bits, of which ``group``
+    weights (32, 64 or 128; None: the largest that divides all rows) share a scale in ``scale_dtype``, ``bf16`` or
+    ``f16`` (None: by the source), which all else is stored in. A folder with more than ``max_shard_bytes`` of tensors
+    has several files of them, and an index.
     ``allow_nonfinite`` goes on where weights are NaN or infinite, or too large for their format.
     """
 
@@ -41,6 +45,8 @@ class Options:
     calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()
     tensor_types: Mapping[str, str] = field(default_factory=dict)
     block: int | None = None
+    group: int | None = None
+    scale_dtype: str | None = None
     zero_points: bool = False
     portable: bool = False
     embeddings: bool = False

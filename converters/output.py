@@ -28,8 +28,9 @@ from edge_llama.host.atomic import PARTIAL, replace_folder, sync_folder
 
 _USUAL_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"),
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "model.safetensors.index.json"),
 }
+_SHARDS = "model-*-of-*.safetensors"
 
 
 def partial_folder(output: Path) -> Path:
@@ -278,6 +279,7 @@ def check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) ->
 def _check_contents(folder: Path, layout: Layout) -> None:
     """A folder is replaced as a whole: not if it holds what no conversion writes."""
     written = {*layout.names, *_bundled(folder), *_compiled(folder), *_USUAL_FILES}
+    written |= {shard.name for shard in folder.glob(_SHARDS)}
     written |= {parent.as_posix() for name in written for parent in PurePosixPath(name).parents}
     if foreign := _first_other(folder, "", written):
         raise OutputError(

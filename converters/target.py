@@ -38,6 +38,10 @@ class Target(Protocol):
 class FolderTarget(Target, Sized, Protocol):
     """A target that writes all of a checkpoint into a folder, whatever that is called."""
 
+    @property
+    def own_options(self) -> Collection[str]:
+        """The fields of :class:`Options` that no other target heeds."""
+
 
 @dataclass(frozen=True, slots=True)
 class TowerFiles:

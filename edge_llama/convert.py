@@ -26,7 +26,7 @@ class ConvertOptions(TypedDict, total=False):
     """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same."""
 
     quant: str | None
-    """The recipe: ``q4_k_m`` (None), ``q8_0``, ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None)."""
+    """The recipe: ``q4_k_m`` (None), ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None), ``w4a16``."""
     to: str | None
     """``gguf``, ``onnx`` or ``safetensors``; None: by the output's name."""
     tower: str | None
@@ -41,6 +41,10 @@ class ConvertOptions(TypedDict, total=False):
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
     block: int | None
     """ONNX: so many weights share a scale: 32 (None), 64 or 128."""
+    group: int | None
+    """``w4a16``: so many weights share a scale: 32, 64 or 128; None: the largest that divides all rows."""
+    scale_dtype: str | None
+    """``w4a16``: the dtype of scales and of all that isn't quantized: ``bf16`` or ``f16``; None: by the source."""
     zero_points: bool
     """ONNX: int4 and int8 with zero points."""
     portable: bool
@@ -54,7 +58,7 @@ class ConvertOptions(TypedDict, total=False):
     kv_bits: int | None
     """ONNX for NPUs: the KV cache's, 8 (None) or 16, which onnxruntime-genai does not run."""
     max_shard_bytes: int | None
-    """GGUF: several files of at most so many bytes. ONNX for NPUs: graphs with at most so many bytes of weights."""
+    """GGUF, safetensors: several files of at most so many bytes. ONNX for NPUs: graphs of at most so many."""
     chat_template: str | os.PathLike[str] | None
     """A family such as ``llama3.1``, a Jinja file, or ``none``."""
     lora: str | os.PathLike[str] | None

@@ -17,23 +17,27 @@ from numpy.typing import NDArray
 from edge_llama.files.formats import BF16, F16, FORMATS, Format
 from quant import compiled, nbits
 from quant.dequantize import dequantize, is_finite
+from quant.fitting import compiled_fit, fitted
 from quant.floats import FLOATS, narrow
 from quant.reference import ggml
 from quant.reference.vectors import require_ggml
 
 if TYPE_CHECKING:
     from quant.compiled import Kernel, RowTools
+    from quant.fitting import Fit
 
 __all__ = [
     "NonFiniteError",
+    "fit_is_loaded",
     "is_loaded",
     "load",
+    "load_fit",
     "quantize",
     "recode",
     "recode_arrays",
 ]
 
-_INTEGERS = (FORMATS["i8"], FORMATS["i16"])  # always finite
+_INTEGERS = (FORMATS["i8"], FORMATS["i16"], FORMATS["i64"])  # always finite
 _SLAB = 1 << 18  # weights recoded at once: 1 MB as float32, about a core's second-level cache
 _HALF_MAX = 65504.0
 """Scales are float16 and no larger than the weights they scale: up to this no format overflows."""
@@ -42,6 +46,8 @@ _loaded: "dict[tuple[str, bool], Kernel | None]" = {}
 """By format and whether there is importance; None where ggml's kernel has to do."""
 _rows: "list[RowTools]" = []
 """The compiled ways to widen rows: one, or none before a kernel was loaded."""
+_fits: "list[Fit | None]" = []
+"""What fits groups' scales, compiled: None where numpy has to do; nothing before it was loaded."""
 _loading = threading.Lock()
 
 
@@ -97,12 +103,14 @@ def recode_arrays(
         raw = np.ascontiguousarray(raw)
         if check and not is_finite(raw, source):
             raise NonFiniteError(_count_nonfinite(raw, source))
-        return nbits.repacked(raw, source)
+        return nbits.repacked(raw, source, target.grid.scales)
     slabs = []
     for _, rows, largest in _slabs(raw, source, check=check):
-        kernel = partial(quantize if np.isfinite(largest) else _quantize_nonfinite, importance=importance)
-        arrays = nbits.quantize(rows, target.grid, kernel, is_transposed=target.is_transposed)
-        if check and largest > _HALF_MAX and not np.isfinite(arrays["scales"].view(np.float32)).all():
+        is_sane = bool(np.isfinite(largest))
+        kernel = partial(quantize if is_sane else _quantize_nonfinite, importance=importance)
+        fit = _fits[0] if is_sane and _fits and _fits[0] else fitted
+        arrays = nbits.quantize(rows, target.grid, kernel, fit=fit, is_transposed=target.is_transposed)
+        if check and largest > _HALF_MAX / 2 and not nbits.is_held(arrays, target.grid):
             raise _too_large(largest, target)
         slabs.append(arrays)
     return {part: np.concatenate([arrays[part] for arrays in slabs]) for part in slabs[0]}
@@ -166,6 +174,19 @@ def load(format_: Format, *, has_importance: bool = False) -> bool:
         if not _rows:
             _rows.append(compiled.load_rows())
     return _loaded[key] is not None
+
+
+def load_fit() -> bool:
+    """Have groups' scales fitted by compiled code from now on; whether that gives numpy's bytes here."""
+    with _loading:
+        if not _fits:
+            _fits.append(compiled_fit())
+    return _fits[0] is not None
+
+
+def fit_is_loaded() -> bool:
+    """Whether :func:`load_fit` was called, whatever came of it."""
+    return bool(_fits)
 
 
 def is_loaded(format_: Format) -> bool:

@@ -42,6 +42,7 @@ class _Cost(NamedTuple):
 
 
 _COSTS = {
+    compiled.GROUPS: _Cost(30e6, 4.0),  # numpy's, for which ggml has no kernel
     "q8_0": _Cost(240e6, 2.0),
     "iq4_nl": _Cost(4.5e6, 5.0),
     "iq4_xs": _Cost(4.5e6, 5.0),
@@ -141,11 +142,12 @@ def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
     chosen, needed = choice(), _quantized(work)
     check_kernels(work)
     if chosen == "compiled" or (chosen == "auto" and not _ggml_will_do(needed)):
-        _load_all(needed)
+        has_groups = any(_kernel_of(format_) == compiled.GROUPS for format_ in work)
+        _load_all(needed, with_groups=chosen == "compiled" and has_groups)
     seconds = {
-        format_.name: weights / _COSTS[format_.name].ggml_rate / threads
+        name: weights / _COSTS[name].ggml_rate / threads
         for format_, weights in work.items()
-        if format_.name in _COSTS and not kernels.is_loaded(format_)
+        if (name := _kernel_of(format_)) in _COSTS and not _is_loaded(name)
     }
     if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _LOADING:
         yield
@@ -157,6 +159,22 @@ def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
         loader.close()
 
 
+def _kernel_of(format_: Format) -> str:
+    """The name of the compiled kernel that makes ``format_`` faster, if it is one of ``_COSTS``."""
+    if isinstance(format_, nbits.ArrayFormat) and format_.grid.is_fitted and format_.part == "numbers":
+        return compiled.GROUPS
+    return format_.name
+
+
+def _is_loaded(name: str) -> bool:
+    return kernels.fit_is_loaded() if name == compiled.GROUPS else kernels.is_loaded(FORMATS[name])
+
+
+def _load(name: str) -> bool:
+    """Whether the kernel gives the bytes that it should."""
+    return kernels.load_fit() if name == compiled.GROUPS else kernels.load(FORMATS[name])
+
+
 def _ggml_will_do(needed: Collection[Format]) -> bool:
     """Whether ggml's kernels can begin: they give the expected bytes, or there are no others (which was checked)."""
     if not compiled.is_available():
@@ -164,8 +182,10 @@ def _ggml_will_do(needed: Collection[Format]) -> bool:
     return all(ggml_is_canonical(format_) for format_ in needed)
 
 
-def _load_all(needed: Collection[Format]) -> None:
+def _load_all(needed: Collection[Format], *, with_groups: bool) -> None:
     try:
+        if with_groups:
+            kernels.load_fit()
         for format_ in needed:
             if not kernels.load(format_):
                 require_ggml(f"the compiled kernel of {format_} gives other bytes than it should here", format_)
@@ -201,7 +221,7 @@ class _Loader:
 
         for name in self._names:
             if verdict(name) is not None or (self._may_compile and self._compile(name)):
-                kernels.load(FORMATS[name])
+                _load(name)
             if self._is_closed.is_set():
                 return
 

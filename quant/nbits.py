@@ -4,19 +4,25 @@ A row is cut into blocks; a weight is ``(number - zero point) * scale`` of its b
 byte, the first in the low half, or 8; scales are float32. Without zero points of its own a block has 8 or 128.
 What ggml stores as Q4_0 and Q8_0 are the same numbers in another order: they are carried over bit for bit, and blocks
 of 32 without zero points are quantized by these formats' kernels.
+
+Compressed-tensors' ``pack-quantized`` weights are the same, read as 32-bit words, but for scales of 16 bits, which
+:mod:`quant.fitting` chooses.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.files.formats import FORMATS, Format
+from edge_llama.files.formats import F16, F32, FORMATS, Format
+from quant.fitting import Fit, fitted
+from quant.floats import floats_are_finite, narrow, widen
 
 BLOCKS = (32, 64, 128)
 _Q4_0, _Q4_1, _Q8_0 = FORMATS["q4_0"], FORMATS["q4_1"], FORMATS["q8_0"]
 _LOW, _HALF = np.uint8(15), np.uint8(4)
+_HALF_MAX = 65504.0
 _GGML = {4: _Q4_0, 8: _Q8_0}
 
 Quantize = Callable[[NDArray[np.float32], Format], NDArray[np.uint8]]
@@ -48,27 +54,36 @@ class Grid:
     ``has_offsets``: to each weight its block's offset is added. So Q4_1 is held, where a weight is ``number * scale +
     minimum``: the offset is the value of number 8. Numbers are counted from there since rounded activations are
     multiplied with them: from 0, as Q4_1 counts, the KL divergence of SmolLM2 was four times as large.
+    ``scales``: how these are stored; those of 16 bits are of 4-bit numbers without zero points, and are fitted.
     """
 
     bits: int
     block: int = 32
     has_zero_points: bool = False
     has_offsets: bool = False
+    scales: Format = F32
 
     @property
     def name(self) -> str:
-        """``int4``, and what differs from the usual: ``int4 by 128 with zeros``."""
+        """``int4``, and what differs from the usual: ``int4 by 128 with zeros``, ``int4 by 128, bf16 scales``."""
         block = "" if self.block == 32 else f" by {self.block}"
-        return f"int{self.bits}{block}{' with zeros' * self.has_zero_points}{' with offsets' * self.has_offsets}"
+        more = f"{' with zeros' * self.has_zero_points}{' with offsets' * self.has_offsets}"
+        return f"int{self.bits}{block}{more}{'' if self.scales is F32 else f', {self.scales} scales'}"
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The arrays that a matrix becomes."""
         return ("numbers", "scales", *["zero_points"] * self.has_zero_points, *["offsets"] * self.has_offsets)
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether scales are chosen by the error that they leave."""
+        return self.scales is not F32
+
     def bits_of(self, part: str) -> int:
         """Bits that a block takes in an array."""
-        return {"numbers": self.bits * self.block, "zero_points": self.bits}.get(part, 32)
+        sizes = {"numbers": self.bits * self.block, "zero_points": self.bits, "scales": 8 * self.scales.block_bytes}
+        return sizes.get(part, 32)
 
     def array(self, part: str, *, is_transposed: bool = False) -> ArrayFormat:
         """The format of an array."""
@@ -87,8 +102,10 @@ def exact_grid(source: Format) -> Grid | None:
 
 
 def is_exact(source: Format, target: Format) -> bool:
-    """Whether weights in ``source`` keep their values in ``target``."""
-    return isinstance(target, ArrayFormat) and not target.is_transposed and exact_grid(source) == target.grid
+    """Whether weights in ``source`` keep their values in ``target``: ggml's scales are float16."""
+    if not isinstance(target, ArrayFormat) or target.is_transposed or target.grid.scales not in (F32, F16):
+        return False
+    return exact_grid(source) == replace(target.grid, scales=F32)
 
 
 def kernel_format(grid: Grid) -> Format | None:
@@ -101,11 +118,18 @@ Arrays = dict[str, NDArray[np.uint8]]
 """By part, each ``(n_rows, row_bytes)`` bytes."""
 
 
-def repacked(raw: NDArray[np.uint8], source: Format) -> Arrays:
-    """Rows in ggml's ``source`` as the same weights in :func:`exact_grid`."""
+def is_held(arrays: Arrays, grid: Grid) -> bool:
+    """Whether what ``arrays`` say is finite: scales, and in float16 also the largest number's weight."""
+    if grid.scales is not F16:
+        return floats_are_finite(arrays["scales"], grid.scales)
+    return bool((np.abs(widen(arrays["scales"], F16)) <= _HALF_MAX / 2 ** (grid.bits - 1)).all())
+
+
+def repacked(raw: NDArray[np.uint8], source: Format, scales: Format = F32) -> Arrays:
+    """Rows in ggml's ``source`` as the same weights in :func:`exact_grid`, with ``scales`` in float32 or float16."""
     blocks = raw.reshape(-1, source.block_bytes)
     heads = blocks[:, : 4 if source is _Q4_1 else 2].copy().view(np.float16).astype(np.float32)
-    arrays = {"scales": np.ascontiguousarray(heads[:, :1]).view(np.uint8)}
+    arrays = {"scales": blocks[:, :2].copy() if scales is F16 else np.ascontiguousarray(heads[:, :1]).view(np.uint8)}
     if source is _Q4_1:
         arrays["offsets"] = (heads[:, 1:] + 8 * heads[:, :1]).view(np.uint8)
     if source is _Q8_0:
@@ -119,8 +143,10 @@ def repacked(raw: NDArray[np.uint8], source: Format) -> Arrays:
     return {part: array.reshape(len(raw), -1) for part, array in arrays.items()}
 
 
-def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_transposed: bool = False) -> Arrays:
-    """Finite rows ``(n_rows, columns)`` in ``grid``; ``kernel`` quantizes to one of ggml's formats.
+def quantize(
+    rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, fit: Fit = fitted, is_transposed: bool = False
+) -> Arrays:
+    """Finite rows ``(n_rows, columns)`` in ``grid``; ``kernel`` quantizes to ggml's formats, ``fit`` fits scales.
 
     ``is_transposed``: see :class:`ArrayFormat`.
     """
@@ -128,6 +154,8 @@ def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_tran
         return _transposed(rows, grid, kernel)
     if (source := kernel_format(grid)) is not None:
         return repacked(kernel(rows, source), source)
+    if grid.is_fitted:
+        return _fitted(rows, grid, fit)
     blocks = rows.reshape(len(rows), -1, grid.block)
     scales, zero_points = _asymmetric(blocks, grid) if grid.has_zero_points else _symmetric(blocks, grid)
     numbers = (_divided(blocks, scales) + zero_points[..., None]).clip(0, 2**grid.bits - 1)
@@ -135,6 +163,14 @@ def quantize(rows: NDArray[np.float32], grid: Grid, kernel: Quantize, *, is_tran
         "numbers": _packed(numbers.reshape(len(rows), -1), grid.bits),
         "scales": scales.view(np.uint8).reshape(len(rows), -1),
         **({"zero_points": _packed(zero_points, grid.bits)} if grid.has_zero_points else {}),
+    }
+
+
+def _fitted(rows: NDArray[np.float32], grid: Grid, fit: Fit) -> Arrays:
+    scales, octets = fit(rows.reshape(-1, grid.block), grid.scales)
+    return {
+        "numbers": octets.reshape(len(rows), -1),
+        "scales": narrow(scales.reshape(len(rows), -1), grid.scales),
     }
 
 

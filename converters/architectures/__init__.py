@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from converters.architectures.family import Weight
+from converters.architectures.family import ServingTensors, Weight
 from converters.architectures.gemma3 import GEMMA3
 from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.llama import LLAMA
@@ -23,7 +23,17 @@ from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from quant.recipe import Model
 
-__all__ = ["ARCHITECTURES", "Architecture", "MetaFamily", "Weight", "for_config", "for_gguf", "for_meta", "notes"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "MetaFamily",
+    "ServingTensors",
+    "Weight",
+    "for_config",
+    "for_gguf",
+    "for_meta",
+    "notes",
+]
 
 
 class Architecture(Protocol):
@@ -44,6 +54,18 @@ class Architecture(Protocol):
     @property
     def tells_space_prefix(self) -> bool:
         """Whether metadata of a byte-level vocabulary has ``add_space_prefix``, which is without effect there."""
+
+    @property
+    def called(self) -> str:
+        """As errors call it."""
+
+    @property
+    def kept_modules(self) -> tuple[str, ...]:
+        """Regular expressions of linear layers' names that :meth:`serving_tensors` doesn't have as such."""
+
+    @property
+    def overflows_float16(self) -> bool:
+        """Whether activations are too large for float16."""
 
     def claims(self, header: Header) -> bool:
         """Whether a GGUF file is of this family."""
@@ -69,6 +91,9 @@ class Architecture(Protocol):
 
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """A Hugging Face folder's tensors; CheckpointError if the checkpoint isn't whole or no folder expresses it."""
+
+    def serving_tensors(self, checkpoint: Checkpoint) -> ServingTensors:
+        """The same for programs that quantize linear layers, which these are apart; CheckpointError likewise."""
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata, and from tensors that hold settings."""

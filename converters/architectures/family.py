@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from converters.tensors.joined import joined
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, Value
 from edge_llama.files.json_fields import Fields
-from quant.recipe import Model
+from quant.recipe import ROLES, Model
 
 HEAD = "lm_head.weight"
+LINEARS = frozenset(ROLES) - {"token_embd", "output"}
+"""Roles of matrices that are linear layers within the layers."""
 MAX_LAYERS = 1 << 12
 """Lists are made of a number in a file: it must be one that a model may have."""
 _IGNORED = r"rope\.freqs$|\.rotary_emb\.inv_freq$"  # recomputed by every runtime
@@ -46,6 +48,13 @@ class Weight:
     tensor: Tensor
     role: str
     layer: int
+
+
+class ServingTensors(NamedTuple):
+    """A folder's tensors by name: matrices that are linear layers, each of its own, and all others."""
+
+    linears: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,9 @@ class Family:
     may stand before names of the text tower's tensors in place of ``model.``, ``others`` matches those of other
     towers. ``from_gguf`` gives what the table can't say of config.json. ``has_experts`` tells two families apart
     that GGUF calls the same. ``tells_space_prefix``: as llama.cpp's converter for this family.
+    ``kept_roles`` are of linear layers that engines don't take quantized, ``kept_modules`` match the names of all that
+    aren't quantized, the head's excepted (regular expressions, from the beginning of a name). ``overflows_float16``:
+    the activations do.
     """
 
     name: str
@@ -117,6 +129,9 @@ class Family:
     from_gguf: Callable[[Header], Mapping[str, Any]] = _unsaid
     has_experts: bool | None = None
     tells_space_prefix: bool = True
+    kept_roles: frozenset[str] = frozenset()
+    kept_modules: tuple[str, ...] = ()
+    overflows_float16: bool = False
 
     def claims(self, header: Header) -> bool:
         """Whether a GGUF file is of this family."""
@@ -233,6 +248,20 @@ class Family:
             found[ROPE_FREQS] = checkpoint.tensor(ROPE_FREQS, (hp.head_dim // 2,))
         return found
 
+    def serving_tensors(self, checkpoint: Checkpoint) -> ServingTensors:
+        """A folder's tensors for programs that quantize linear layers; CheckpointError as :meth:`folder_tensors`."""
+        folder, published = self.folder_tensors(checkpoint), self._take(checkpoint).published
+        linears, taken = list[Tensor](), set[str]()
+        for place, tensor in self._canonical(checkpoint, self.hyperparameters(checkpoint)).items():
+            if place.spec.role in LINEARS - self.kept_roles:
+                where = (place.prefix, place.spec.hf, tensor)
+                linears += place.spec.view.apart(*where)
+                taken.update(published(part.name) for part in place.spec.view.store(*where))
+        return ServingTensors(
+            {(name := published(linear.name)): linear.renamed(name) for linear in linears},
+            {name: tensor for name, tensor in folder.items() if name not in taken},
+        )
+
     def folder_tensors(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """All of the checkpoint's; CheckpointError unless the text tower is whole and config.json can express it."""
         hp = self.hyperparameters(checkpoint)
@@ -303,16 +332,17 @@ class _Take:
         self._head = next((head for head in (f"{self._tower.removesuffix('model.')}{HEAD}",) if head in names), HEAD)
         self.used: set[str] = set()
 
-    def _published(self, name: str) -> str:
+    def published(self, name: str) -> str:
+        """What the checkpoint calls the tensor ``name``."""
         if name == HEAD:
             return self._head
         return self._tower + name.removeprefix("model.") if name.startswith("model.") else name
 
     def has(self, name: str) -> bool:
-        return self._published(name) in self._checkpoint.tensors
+        return self.published(name) in self._checkpoint.tensors
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        name = self._published(name)
+        name = self.published(name)
         self.used.add(name)
         return self._checkpoint.tensor(name, shape)
 

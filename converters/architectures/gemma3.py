@@ -68,4 +68,6 @@ GEMMA3 = Family(
     towers=("language_model.model.", "model.language_model."),
     others=r"^(model\.)?(vision_tower|multi_modal_projector)\.",
     from_gguf=fields.from_gguf,
+    kept_modules=(r".*vision_tower\.", r".*multi_modal_projector\."),
+    overflows_float16=True,
 )

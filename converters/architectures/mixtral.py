@@ -58,4 +58,5 @@ MIXTRAL = Family(
     ),
     derived=everywhere,
     limits={"gguf": (NO_WINDOW,)},
+    kept_modules=(r".*\.gate$",),
 )

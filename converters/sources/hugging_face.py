@@ -30,6 +30,7 @@ def open_folder(folder: Path) -> Checkpoint:
             f"{folder}: config.json is missing", remedy="give the folder of a Hugging Face checkpoint"
         )
     config = read_json(config_path)
+    _check_packed(folder, config)
     text = text_config(config)
     tensors, weights, of_weights = read_weights(folder, config)
     _check_vocab_size(folder, text, tensors)
@@ -50,6 +51,17 @@ def open_folder(folder: Path) -> Checkpoint:
         notes=of_weights | _dtype_note(config, tensors) | dict(vocabulary.notes) | told | _card_note(provenance),
         provenance=provenance,
     )
+
+
+def _check_packed(folder: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError for weights that compressed-tensors quantized: what their files hold is no weight by itself."""
+    told = config.get("quantization_config")
+    if isinstance(told, dict) and told.get("quant_method") == "compressed-tensors":
+        raise CheckpointError(
+            f"{folder}: config.json: quantization_config: these weights are quantized by compressed-tensors, "
+            f"as {told.get('format')!r:.100}",
+            remedy="give the checkpoint that they were quantized from",
+        )
 
 
 def _files(folder: Path, weights: Sequence[Path]) -> tuple[Path, ...]:

@@ -31,9 +31,20 @@ def choose(output: Path, checkpoint: Checkpoint, options: Options) -> tuple[Targ
             raise OptionError(f"{flag(name)} {value}: unknown", remedy=f"known: {', '.join(values)}")
     written = _towers(checkpoint, options.tower)
     target = _target(output, checkpoint, options, written)
+    _check_foreign(options)
     chosen = target.chosen(options, written)
     check_needed(chosen)
     return target, chosen
+
+
+def _check_foreign(options: Options) -> None:
+    """OptionError for one that only another folder's target heeds."""
+    for name, folder in FOLDERS.items():
+        for option in folder.own_options if options.to != name else ():
+            if getattr(options, option) is not None:
+                raise OptionError(
+                    f"{flag(option)}: is for --to {name} alone", remedy=f"add --to {name}, or leave it out"
+                )
 
 
 def has_vision(checkpoint: Checkpoint) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
-from edge_llama.files.formats import F32
+from edge_llama.files.formats import F32, FORMATS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +19,7 @@ class _Constant:
         return self.rows[start:stop]
 
 
-def constant(name: str, values: NDArray[np.float32]) -> Tensor:
+def constant(name: str, values: NDArray[np.float32] | NDArray[np.int64]) -> Tensor:
     """The vector ``values``."""
-    return Tensor(name, values.shape, F32, _Constant(values.view(np.uint8).reshape(1, -1)))
+    format_ = F32 if values.dtype == np.float32 else FORMATS["i64"]
+    return Tensor(name, values.shape, format_, _Constant(values.view(np.uint8).reshape(1, -1)))

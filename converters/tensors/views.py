@@ -42,6 +42,9 @@ class View(Protocol):
     def store(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
         """The tower's tensor as a folder has it; parts of the same name stand side by side there."""
 
+    def apart(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """The same where each matrix is a linear layer of its own, experts' too, as programs that quantize have it."""
+
     def to_tower(self, tensor: Tensor) -> Tensor:
         """As it is computed with."""
 
@@ -63,6 +66,10 @@ class Plain:
     def store(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
         """Under its name."""
         yield tensor.renamed(prefix + name)
+
+    def apart(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """As a folder has it."""
+        return self.store(prefix, name, tensor)
 
     def to_tower(self, tensor: Tensor) -> Tensor:
         """As it is."""
@@ -147,6 +154,12 @@ class Transposed(Plain):
     def store(self, prefix: str, _name: str, tensor: Tensor) -> Iterator[Tensor]:
         """A row for each input, in floats: blocks can't be transposed."""
         yield transposed(floats(tensor)).renamed(prefix + self.source)
+
+    def apart(self, prefix: str, name: str, tensor: Tensor) -> Iterator[Tensor]:
+        """A matrix for each expert, whose number stands before the last word: ``experts.3.up_proj.weight``."""
+        experts, kind, weight = name.rsplit(".", 2)
+        for expert in range(tensor.shape[0]):
+            yield matrix(tensor, expert).renamed(f"{prefix}{experts}.{expert}.{kind}.{weight}")
 
 
 PLAIN, ROTARY, FROM_ZERO = Plain(), Rotary(), FromZero()

@@ -38,7 +38,8 @@ def convert(
         typer.Option(
             metavar="RECIPE",
             help=f"{_RECIPES}, or fit: the most bits that this machine holds. Default: q4_k_m. "
-            "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32.",
+            "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32, "
+            "w4a16.",
         ),
     ] = None,
     tensor_type: Annotated[
@@ -77,6 +78,20 @@ def convert(
     block: Annotated[
         int | None,
         typer.Option(metavar="32|64|128", help="ONNX: so many weights of int4 and int8 share a scale. Default: 32."),
+    ] = None,
+    group: Annotated[
+        int | None,
+        typer.Option(
+            metavar="32|64|128",
+            help="w4a16: so many weights share a scale. Default: the largest that divides all rows.",
+        ),
+    ] = None,
+    scale_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="bf16|f16",
+            help="w4a16: the dtype of scales, and of all that isn't quantized. Default: the source's.",
+        ),
     ] = None,
     zero_points: Annotated[
         bool, typer.Option("--zero-points", help="ONNX: int4 and int8 with zero points, nearer to the weights.")
@@ -128,6 +143,7 @@ def convert(
     """Convert a full-precision checkpoint in one streaming pass; the output appears complete or not at all.
 
     Example: edge-llama convert ~/models/Llama-3.2-1B-Instruct llama-3.2-1b-q4_k_m.gguf
+    For vLLM: edge-llama convert ~/models/Llama-3.3-70B-Instruct llama-w4a16 --to safetensors --quant w4a16
     """
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
@@ -146,6 +162,8 @@ def convert(
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
         block=block,
+        group=group,
+        scale_dtype=scale_dtype,
         zero_points=zero_points,
         portable=portable,
         embeddings=embeddings,

@@ -19,8 +19,8 @@ Needed = Callable[[int, int], Need]
 class ContextSize:
     """A conversation may have ``n_ctx`` positions; ``reason`` says why this many.
 
-    All share ``n_cells`` positions of KV cache, which take ``bytes``; ``needed`` is what the model takes in all. Both are
-    0 where a server has it.
+    All share ``n_cells`` positions of KV cache, which take ``bytes``; ``needed`` is what the model takes in all.
+    Both are 0 where a server has it.
     """
 
     n_ctx: int

@@ -93,6 +93,31 @@ def verdicts() -> Verdicts:
     return Verdicts(*(tuple(name for name in NAMES if cache.verdict(name) is wanted) for wanted in (True, False)))
 
 
+GROUPS = "groups"
+"""The name of what :func:`load_groups` loads."""
+
+
+def load_groups() -> Callable[..., None]:
+    """:func:`quant.compiled.groups.fit_groups`, compiled if need be; who takes it compares its bytes first."""
+    from quant.compiled.cache import locked  # noqa: PLC0415
+
+    groups: Any = import_module("quant.compiled.groups")
+    ones, octets = np.ones(32, np.float32), np.empty(16, np.uint8)
+    with locked(GROUPS):
+        groups.fit_groups(ones, 32, ones[0], ones[:1], True, np.empty(1, np.float32), octets)
+    function: Callable[..., None] = groups.fit_groups
+    return function
+
+
+def noted(name: str, *, is_right: bool) -> bool:
+    """``is_right``, noted for the next process: whether a kernel gave the bytes that it should."""
+    from quant.compiled import cache  # noqa: PLC0415
+
+    with cache.locked(name):
+        cache.note(name, is_right)
+    return is_right
+
+
 class RowTools(NamedTuple):
     """Functions of :mod:`quant.compiled.rows`."""
 
