@@ -36,7 +36,8 @@ QUESTION = {"role": "user", "content": "Hello!"}
 EXTENSIONS: dict[type[Fields], set[str]] = {
     ours.ChatFields: {"top_k", "min_p", "repetition_penalty", "regex", "grammar", "thinking_budget"}
     | {"chat_template_kwargs"},
-    CompletionFields: {"top_k", "min_p", "repetition_penalty", "regex", "grammar"},
+    CompletionFields: {"top_k", "min_p", "repetition_penalty", "regex", "grammar", "json_schema"}
+    | {"allow_control_tokens", "return_token_ids", "return_tokens_as_token_ids"},
     ours.AssistantMessage: {"reasoning_content", "annotations"},
     ours.ToolMessage: {"name"},
     ours.TextPart: {"cache_control"},

@@ -64,6 +64,7 @@ def test_what_is_known_of_a_model_that_is_loaded(two: Served) -> None:
     assert facts["small_talk"] == {
         "loaded": True,
         "n_ctx": 256,
+        "max_tokens": None,
         "device": "cpu",
         "vision": False,
         "embeds_only": False,
