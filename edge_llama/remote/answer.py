@@ -180,7 +180,8 @@ class RemoteAnswer:
         """Put aside for the caller what is new; why the answer ends, if it does."""
         reason = self._take_text(sampled) if sampled.text is not None else self._take_tokens(sampled)
         self._count(sampled.usage, is_whole=sampled.text is None)
-        if reason is None and not self._must_ask_anew and sampled.end:
+        is_whole_form = reason == "length" and sampled.end == "stop"  # nothing can follow its last token
+        if (is_whole_form or reason is None) and not self._must_ask_anew and sampled.end:
             return self._ended(sampled.end)
         return reason
 

@@ -106,6 +106,9 @@ def test_forms_are_enforced_there(remote: Model, local: Model) -> None:
     answer = compared(remote, local, QUESTION, json_schema=WEATHER)
     assert json.loads(answer.text) == {"city": "Tokyo"}
     assert compared(remote, local, QUESTION, regex="(Oslo|Bern)").text in ("Oslo", "Bern")
+    tokens = compared(remote, local, QUESTION, regex="Oslo").tokens
+    assert compared(remote, local, QUESTION, regex="Oslo", max_tokens=len(tokens)).finish_reason == "stop"
+    assert compared(remote, local, QUESTION, regex="Oslo", max_tokens=len(tokens) - 1).finish_reason == "length"
     assert compared(remote, local, QUESTION, grammar='start: "yes" | "no"').text in ("yes", "no")
 
 

@@ -91,7 +91,8 @@ class ServedModel:
                     new = self._sampled(said, None)
                     if new.tokens and new.end is None:
                         break
-                    last = replace(last, usage=new.usage or last.usage)
+                    end = new.end if new.end and last.end == "length" else last.end  # it knows what its form allows
+                    last = replace(last, end=end, usage=new.usage or last.usage)
         return last
 
     async def close(self) -> None:
