@@ -37,7 +37,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help=f"{_RECIPES}, or fit: the most bits that this machine holds. Default: q4_k_m. "
+            help=f"fit (the most bits that this machine holds), or {_RECIPES}. Default: q4_k_m. "
             "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32, "
             "w4a16.",
         ),

@@ -88,7 +88,7 @@ class GGUFArtifact(TextArtifact):
             n_ff=max(most("feed_forward_length"), n_expert_ff),
             n_vocab=self.n_vocab,
             kv_values_per_token=self.kv_values_per_token,
-            n_merges=len(merges.data) if merges else 0,
+            n_merges=len(merges.data) if merges and merges.item is not None else 0,
             n_expert=most("expert_count"),
             n_expert_used=n_used,
             has_windows=prefix == "llama4" or most("attention.sliding_window") > 0,

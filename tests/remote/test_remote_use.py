@@ -316,8 +316,10 @@ def _serves(url: str) -> bool:
 
 def _kill(running: subprocess.Popen[bytes]) -> None:
     """With its model's process."""
-    for each in (*psutil.Process(running.pid).children(recursive=True), running) if running.poll() is None else ():
-        each.send_signal(signal.SIGKILL)
+    if running.poll() is None:
+        children = psutil.Process(running.pid).children(recursive=True)
+        for each in (running, *children):  # it first: else it tells of their deaths
+            each.send_signal(signal.SIGKILL)
     running.wait(SECONDS)
 
 
