@@ -201,9 +201,8 @@ def test_a_model_that_can_not_fit_at_all_leaves_the_old_one_open(
     conversation: Conversation, packaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = conversation.model
-    monkeypatch.setattr(
-        devices, "available_memory", lambda: -(old.context.needed // 2)
-    )  # others have that of ours, too
+    taken = old.context.needed  # by others, nearly all of what ours would leave
+    monkeypatch.setattr(devices, "available_memory", lambda: 50_000_000 - taken)
     with pytest.raises(OptionError, match="not enough memory"):
         conversation.change_model(str(packaged))
     assert conversation.model is old
