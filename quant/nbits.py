@@ -65,10 +65,10 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """``int4``, and what differs from the usual: ``int4 by 128 with zeros``, ``int4 by 128, bf16 scales``."""
+        """``int4``, and what differs from the usual: ``int4 by 128 with zeros``, ``int4 with f16 scales``."""
         block = "" if self.block == 32 else f" by {self.block}"
         more = f"{' with zeros' * self.has_zero_points}{' with offsets' * self.has_offsets}"
-        return f"int{self.bits}{block}{more}{'' if self.scales is F32 else f', {self.scales} scales'}"
+        return f"int{self.bits}{block}{more}{f' with {self.scales} scales' * self.is_fitted}"
 
     @property
     def parts(self) -> tuple[str, ...]:

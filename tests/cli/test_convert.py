@@ -15,6 +15,7 @@ from terminals import EDGE_LLAMA, Terminal
 from quant.recipe import RECIPES
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+PACKED = ("--to", "safetensors", "--quant", "w4a16")
 
 
 def test_it_converts_and_says_what_it_did(cli: Cli, llama3: Path, tmp_path: Path) -> None:
@@ -71,6 +72,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(called: Cli, llama3: Path,
     assert sum(tensor["bytes"] for tensor in plan["tensors"]) <= plan["output_bytes"]
 
 
+def test_a_dry_run_shows_what_a_matrix_becomes(called: Cli, llama3: Path, tmp_path: Path) -> None:
+    arguments = (llama3, tmp_path / "out", *PACKED, "--scale-dtype", "f16", "--max-shard-size", "200K")
+    plan = json.loads(called("convert", *arguments, "--dry-run", "--json").stdout)
+    layer = "model.layers.0.self_attn.q_proj.weight_"
+    found = {each["name"].removeprefix(layer): each for each in plan["tensors"] if each["name"].startswith(layer)}
+    assert {part: each["bytes"] for part, each in found.items()} == {"packed": 8192, "scale": 1024, "shape": 16}
+    assert found["packed"]["to"] == "int4 with f16 scales: numbers"
+    assert len({each["file"] for each in found.values()}) == 1 < len({each["file"] for each in plan["tensors"]})
+    done = called("convert", *arguments)
+    assert "; 29 tensors: 21 int4 with f16 scales, 8 f16" in done.stderr
+    assert sum(file.stat().st_size for file in (tmp_path / "out").iterdir()) == plan["output_bytes"]
+
+
 def test_help_lists_every_recipe(called: Cli) -> None:
     words = called("convert", "--help").stdout.replace(".", " ").split()
     assert [word for word in words if word in RECIPES][: len(RECIPES)] == list(RECIPES)
@@ -116,6 +130,10 @@ def test_bad_requests_are_one_line_and_exit_code_2(called: Cli, llama3: Path, tm
         ((llama3, tmp_path / "x.gguf", *("--tensor-type", "attn_v=q8_0") * 2), "give each role once"),
         ((llama3, tmp_path / "x", "--to", "safetensors", "--tensor-type", "attn_v=q8_0"), "not for safetensors"),
         ((llama3, tmp_path / "x.gguf", "--to", "onnx"), "give a folder"),
+        ((llama3, tmp_path / "x.gguf", "--group", "64"), "add --to safetensors"),
+        ((llama3, tmp_path / "x", *PACKED, "--group", "48"), "known: 32, 64, 128"),
+        ((llama3, tmp_path / "x", *PACKED, "--group", "128"), "; --group 32"),
+        ((llama3, tmp_path / "x", *PACKED, "--scale-dtype", "f32"), "known: bf16, f16"),
         ((tmp_path / "none", tmp_path / "x.gguf"), "no such file"),
         ((llama3.parent, tmp_path / "x.gguf"), "config.json is missing"),
         ((existing, tmp_path / "x.gguf"), "not a GGUF file"),

@@ -105,7 +105,7 @@ def test_weights_that_float16_cannot_hold_are_named() -> None:
     rows[1, 5:7] = 65500, -65500
     f16, bf16 = (Grid(4, 64, scales=scales).array("numbers") for scales in (F16, BF16))
     recode_arrays(rows.view(np.uint8), F32, bf16)
-    with pytest.raises(ValueError, match="a weight of 65500 is too large for int4 by 64, f16 scales"):
+    with pytest.raises(ValueError, match="a weight of 65500 is too large for int4 by 64 with f16 scales"):
         recode_arrays(rows.view(np.uint8), F32, f16)
 
 

@@ -1,9 +1,9 @@
 """A Hugging Face folder: config.json, model.safetensors, tokenizer files, generation_config.json, and SHA256SUMS."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from converters.architectures import Architecture, for_config
+from converters.architectures import for_config
 from converters.architectures.llama4_vision import PREPROCESSORS
 from converters.checkpoint import Checkpoint
 from converters.folder_files import encoded, generation, special_ids
@@ -70,17 +70,12 @@ SAFETENSORS = Safetensors()
 
 
 def _laid_out(checkpoint: Checkpoint, options: Options, small: Mapping[str, bytes]) -> Layout:
-    architecture, quant = for_config(checkpoint), options.quant or _DEFAULT_QUANT
-    if quant == w4a16.NAME:
-        units, dtype, quantized = _packed(checkpoint, architecture, options)
-    else:
-        tensors = architecture.folder_tensors(checkpoint)
-        units = {name: (Entry(tensor, FORMATS[quant]),) for name, tensor in tensors.items()}
-        dtype, quantized = quant, {}
-    parts = shards.parts([units[name] for name in sorted(units)], options.max_shard_bytes)
+    is_packed = options.quant == w4a16.NAME
+    stored = _packed(checkpoint, options) if is_packed else _plain(checkpoint, options.quant or _DEFAULT_QUANT)
+    parts = shards.parts([stored.units[name] for name in sorted(stored.units)], options.max_shard_bytes)
     generated = generation(checkpoint)
     configs = {
-        "config.json": _config(checkpoint, generated, _DTYPES[dtype]) | quantized,
+        "config.json": {**_config(checkpoint, generated, _DTYPES[stored.dtype]), **stored.told},
         "generation_config.json": generated,
         **shards.index(parts),
     }
@@ -88,14 +83,25 @@ def _laid_out(checkpoint: Checkpoint, options: Options, small: Mapping[str, byte
     return Layout(parts, {**written, **small, **checkpoint.provenance.notices}, is_folder=True, closing=_closing)
 
 
-def _packed(
-    checkpoint: Checkpoint, architecture: Architecture, options: Options
-) -> tuple[dict[str, shards.Unit], str, dict[str, Any]]:
-    """What is stored by name, the dtype of what isn't quantized, and what config.json says besides."""
+class _Stored(NamedTuple):
+    """What is stored, by the name of the source's tensor, the dtype of floats, and what config.json says of it."""
+
+    units: Mapping[str, shards.Unit]
+    dtype: str
+    told: Mapping[str, Any]
+
+
+def _plain(checkpoint: Checkpoint, quant: str) -> _Stored:
+    tensors = for_config(checkpoint).folder_tensors(checkpoint)
+    return _Stored({name: (Entry(tensor, FORMATS[quant]),) for name, tensor in tensors.items()}, quant, {})
+
+
+def _packed(checkpoint: Checkpoint, options: Options) -> _Stored:
+    architecture = for_config(checkpoint)
     tensors = architecture.serving_tensors(checkpoint)
     scheme = w4a16.choose(tensors, architecture, options)
-    config = {"quantization_config": scheme.config(architecture.kept_modules)}
-    return dict(w4a16.units(tensors, scheme)), scheme.scales.name, config
+    told = {"quantization_config": scheme.config(architecture.kept_modules)}
+    return _Stored(dict(w4a16.units(tensors, scheme)), scheme.scales.name, told)
 
 
 def _small_files(checkpoint: Checkpoint) -> dict[str, bytes]:
