@@ -176,11 +176,11 @@ class PromptCache:
     def tidy(self) -> bool:
         """While nothing is running, do a part of what makes the next steps fast; False if nothing is left to do.
 
-        What is idle is copied out, where no other copy has to leave for it, but for the last that was used: it is
-        likely to go on. The cells of each that stays are brought together: attention takes all up to the last that is
-        used, and to copy them out takes less.
+        What is idle is copied out, in place of what was used before it if need be, but for the last that was used: it
+        is likely to go on. The cells of each that stays are brought together: attention takes all up to the last that
+        is used, and to copy them out takes less.
         """
-        if self.is_crowded() and self.copies.has_room(self._bytes(self._oldest_idle())):
+        if self.is_crowded() and self.copies.may_have(self._bytes(self._oldest_idle())):
             self.relieve()
             return True
         for held in self._held:

@@ -47,8 +47,9 @@ _TOGETHER = 0.03
 cores that decode: through the server 0.7 ms of a token's 14."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
-_RELIEF = 0.02
-"""Seconds that a step may take for copying out what is idle; one sequence is copied in any case."""
+_RELIEF, _RELIEF_BEFORE = 0.02, 0.4
+"""Seconds that a step may take for copying out what is idle; one sequence is copied in any case. The second where nobody
+is being answered: whoever begins then would get cells beyond the idle ones, and attend over all of those to its end."""
 _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
@@ -291,14 +292,17 @@ class Scheduler:
     def _relieve(self) -> bool:
         """Copy out what is idle and slows the others; whether some of it is still there.
 
-        One sequence in a step, or more if that takes no time and no other copy has to leave.
+        One sequence in a step, or more if that takes no time and no other copy has to leave, or if nobody waits for a
+        second token.
         """
         prompt_tokens = sum(len(running.todo) for running in self._running if not running.is_decoding)
-        latest = time.monotonic() + _RELIEF
+        is_quiet = not self._answered()
+        latest = time.monotonic() + (_RELIEF_BEFORE if is_quiet else _RELIEF)
         may_relieve = True
         while (is_crowded := self.cache.is_crowded(prompt_tokens)) and may_relieve:
             self._deliver()
-            may_relieve = self.cache.relieve() and time.monotonic() < latest
+            has_room = self.cache.relieve()
+            may_relieve = (has_room or is_quiet) and time.monotonic() < latest
         return is_crowded
 
     def _may_tidy(self) -> bool:

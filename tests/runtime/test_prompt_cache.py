@@ -300,7 +300,7 @@ def test_before_a_long_prompt_few_idle_cells_are_copied_out_where_there_is_room(
     assert not cached.cache.is_crowded(1000)
 
 
-def test_at_rest_what_would_have_other_copies_leave_stays_and_its_cells_are_brought_together() -> None:
+def test_at_rest_what_is_idle_takes_the_place_of_copies_that_were_used_before_it() -> None:
     cached = Cached()
     cached.use([*SYSTEM, 5])
     cached.move_out()
@@ -310,12 +310,12 @@ def test_at_rest_what_would_have_other_copies_leave_stays_and_its_cells_are_brou
             cached.append(each.held, [token])
     for each in running:
         cached.end(each.held)
-    cached.room = cached.cache.copies.nbytes
-    assert cached.room >= cached.cache._bytes(running[0].held)
-    tokens = [held.tokens for held in cached.cache._held]
+    cached.room = 2 * cached.cache._bytes(running[0].held)
     while cached.cache.tidy():
         cached.check()
-    assert [held.tokens for held in cached.cache._held] == tokens, "all are there, as recently used as they were"
+    assert [held.tokens[0] for held in cached.cache._held] == [3], "the last that was used stays"
+    assert [cached.cache.known(ids([number, *range(3, 300)])) for number in (1, 2, 3)] == [298] * 3
+    assert cached.cache.known(ids([*SYSTEM, 5])) < len(SYSTEM), "what was used before them is gone"
     for held in cached.cache._held:
         cells = [cell for cell, _ in cached.tower.sequences[held.number]]
         assert max(cells) - min(cells) == len(cells) - 1
