@@ -48,8 +48,8 @@ cores that decode: through the server 0.7 ms of a token's 14."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
 _RELIEF, _RELIEF_BEFORE = 0.02, 0.4
-"""Seconds that a step may take for copying out what is idle; one sequence is copied in any case. The second where nobody
-is being answered: whoever begins then would get cells beyond the idle ones, and attend over all of those to its end."""
+"""Seconds that a step may take for copying out what is idle; one sequence is copied in any case. The second where
+nobody is being answered: who begins then would get cells beyond the idle ones, and attend over all of them."""
 _WORTH_ABORTING = 32
 """Rows of a cancelled request, from which on the decode is stopped and done again without them."""
 
