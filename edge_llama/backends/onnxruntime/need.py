@@ -1,7 +1,8 @@
 """What ONNX Runtime takes of the memory for a text tower, by arithmetic.
 
 Weights are mapped as the processor's kernels want them (:mod:`edge_llama.backends.onnxruntime.prepacked`), and so count
-as long as the memory suffices. Its attention holds no products of all queries with all keys. The constants were measured (``benchmarks/memory.py``).
+as long as the memory suffices. Attention holds no products of all queries with all keys at once. The constants were
+measured (``benchmarks/memory.py``).
 """
 
 from edge_llama.backends.base import CacheSize, Setting
