@@ -44,6 +44,10 @@ def _picture(name: str, each: Fit) -> list[str]:
     verdict = f"fits, {mb(each.remaining)} remain" if each.fits else f"does not fit, {mb(-each.remaining)} are lacking"
     lines.append(f"  {'together':<16}{mb(each.needed):>12}  {_bar(each.needed / whole)} {verdict}")
     lines += [f"  {term:<16}{mb(nbytes):>12}  in the host's memory" for term, nbytes in each.host_terms.items()]
+    if each.prompt_cache:
+        lines.append(
+            f"  {'prompt cache':<16}{mb(each.prompt_cache):>12}  may be taken beside, for conversations that are idle"
+        )
     lines.append(
         f"context {each.n_ctx:,} tokens; at most {each.largest_n_ctx:,} fit ({each.shape.n_ctx_train:,} trained)"
     )

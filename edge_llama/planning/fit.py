@@ -93,6 +93,11 @@ class Fit:
         return self.machine.memory - self.needed
 
     @property
+    def prompt_cache(self) -> int:
+        """Bytes that copies of what was prefilled may take beside: as much as the KV cache, half of what is left."""
+        return min(self.terms["KV cache"], max(0, self.remaining) // 2)
+
+    @property
     def from_disk(self) -> int:
         """Bytes that a token would have to read from the disk, on average, if the weights were mapped.
 
@@ -121,6 +126,7 @@ class Fit:
             "terms": dict(self.terms),
             "host_terms": dict(self.host_terms),
             "needed": self.needed,
+            "prompt_cache": self.prompt_cache,
             "remaining": self.remaining,
             "fits": self.fits,
             "largest_n_ctx": self.largest_n_ctx,

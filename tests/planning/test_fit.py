@@ -238,6 +238,7 @@ def test_the_command_line_tells_people_and_programs(packaged: Path, tmp_path: Pa
     plan = data["plans"]["q4_k_m"]
     assert plan["needed"] == sum(plan["terms"].values())
     assert plan["fits"] is True
+    assert 0 < plan["prompt_cache"] <= min(plan["terms"]["KV cache"], plan["remaining"])
     fleet = json.loads(run(str(tmp_path / "config.json"), "--fleet", "--users", "8", "--json").stdout)
     assert fleet["gpus"] == 1
     assert fleet["command"][:2] == ["vllm", "serve"]
