@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edge_llama.errors import OptionError
-from edge_llama.files.shape import Stored, TextShape, is_embedding
+from edge_llama.files.shape import Stored, TextShape
 
 UTILIZATION = 0.9
 _WORK_BYTES = 3 * 10**9
@@ -22,6 +22,7 @@ _MOST = 64
 _HALF = 2
 QUANTS = ("w4a16", "bf16", "f16")
 DTYPES = {"bf16": "bfloat16", "f16": "float16"}
+_ATTENTION = ("attn_q.", "attn_k.", "attn_v.", "attn_output.")
 _LINEAR = ("attn_q.", "attn_k.", "attn_v.", "attn_output.", "ffn_gate.", "ffn_up.", "ffn_down.", "_shexp.", "_exps.")
 
 
@@ -79,7 +80,8 @@ def plan_fleet(shape: TextShape, vision_bytes: int, asked: FleetAsked, model: st
     divide into, and for a model that does not fit :data:`_MOST` GPUs.
     """
     _check(shape, asked)
-    weights = vision_bytes + sum(_stored(tensor, asked) for tensor in shape.tensors)
+    quantized = _quantized(shape, asked)
+    weights = vision_bytes + sum(_stored(tensor, asked, tensor in quantized) for tensor in shape.tensors)
     kv_cache = asked.users * asked.n_ctx * shape.kv_values_per_token * _HALF
     room = int(asked.gpu_bytes * UTILIZATION) - _WORK_BYTES
     for tensor, pipeline in _shares(shape, asked):
@@ -114,7 +116,7 @@ def _check(shape: TextShape, asked: FleetAsked) -> None:
         )
     if asked.quant != "w4a16":
         return
-    odd = next((tensor for tensor in shape.tensors if is_linear(tensor.name) and tensor.shape[-1] % asked.group), None)
+    odd = next((tensor for tensor in _quantized(shape, asked) if tensor.shape[-1] % asked.group), None)
     if odd is not None:
         fitting = [size for size in (128, 64, 32) if size < asked.group and odd.shape[-1] % size == 0]
         raise OptionError(
@@ -123,17 +125,24 @@ def _check(shape: TextShape, asked: FleetAsked) -> None:
         )
 
 
-def is_linear(name: str) -> bool:
-    """Whether a tensor of this GGUF name is a matrix that w4a16 quantizes."""
-    return name.startswith("blk.") and name.endswith(".weight") and any(role in name for role in _LINEAR)
+def _quantized(shape: TextShape, asked: FleetAsked) -> Sequence[Stored]:
+    """The matrices that w4a16 quantizes, as the converter has it: linear layers, of a Llama 4 not those of attention."""
+    if asked.quant != "w4a16":
+        return ()
+    is_llama4 = any("_shexp." in tensor.name for tensor in shape.tensors)
+    return [tensor for tensor in shape.tensors if _is_linear(tensor.name, with_attention=not is_llama4)]
 
 
-def _stored(tensor: Stored, asked: FleetAsked) -> int:
+def _is_linear(name: str, *, with_attention: bool = True) -> bool:
+    """Whether a tensor of this GGUF name is a linear layer's matrix."""
+    roles = _LINEAR if with_attention else [role for role in _LINEAR if role not in _ATTENTION]
+    return name.startswith("blk.") and name.endswith(".weight") and any(role in name for role in roles)
+
+
+def _stored(tensor: Stored, asked: FleetAsked, is_quantized: bool) -> int:
     """Bytes of a tensor as vLLM holds it."""
     count = tensor.nbytes * tensor.format.block_size // tensor.format.block_bytes
-    if asked.quant == "w4a16" and is_linear(tensor.name):
-        return count // 2 + count // asked.group * _HALF
-    return count * _HALF
+    return count // 2 + count // asked.group * _HALF if is_quantized else count * _HALF
 
 
 def _shares(shape: TextShape, asked: FleetAsked) -> Iterator[tuple[int, int]]:
@@ -148,7 +157,7 @@ def _divides(shape: TextShape, size: int, asked: FleetAsked) -> bool:
     """Whether heads, KV heads and groups can be shared out among so many GPUs."""
     if shape.n_head % size or shape.n_head_kv % size:
         return False
-    matrices = [t for t in shape.tensors if is_linear(t.name) and not is_embedding(t.name)]
+    matrices = [t for t in shape.tensors if _is_linear(t.name)]
     group = asked.group if asked.quant == "w4a16" else 1
     rows = all(t.shape[-2] % size == 0 for t in matrices)
     return rows and all(t.shape[-1] % (size * group) == 0 for t in matrices if _is_cut_by_columns(t.name))

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import llama4
 import pytest
 import sparse_llama4
 from ggufs import rewritten
 from refusals import refusal
 
 from edge_llama.backends.registry import open_artifact
-from edge_llama.convert import shapes
+from edge_llama.convert import convert, shapes
 from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.files.gguf import u32
 from edge_llama.files.shape import TextShape
@@ -297,3 +298,14 @@ def test_a_conversion_tells_that_its_output_will_not_fit_here(tmp_path: Path) ->
     command = [EDGE_LLAMA, "convert", str(folder), str(tmp_path / "scout.gguf"), "--quant", "q8_0", "--dry-run"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert re.search(r"warning: it needs 11\d,\d+,\d+,\d+ bytes to run with .* free here", told.stderr)
+
+
+@pytest.mark.parametrize("family", ["llama3", "llama4"])
+def test_the_weights_of_a_fleet_are_those_that_are_written(family: str, llama3: Path, tmp_path: Path) -> None:
+    source = llama3 if family == "llama3" else llama4.text_only(tmp_path / "llama4", dtype="BF16")
+    done = convert(source, tmp_path / "packed", to="safetensors", quant="w4a16", group=32)
+    written = sum(file.stat().st_size for file in done.output.glob("*.safetensors"))
+    shape = shapes(source, ("bf16",)).texts["bf16"]
+    planned = plan_fleet(shape, 0, FleetAsked(users=1, n_ctx=64, group=32), "model").weight_bytes
+    headers = 400 * 3 * len(shape.tensors) * max(1, shape.n_expert)
+    assert planned - 0.01 * planned < written < planned + headers
