@@ -126,7 +126,7 @@ def _check(shape: TextShape, asked: FleetAsked) -> None:
 
 
 def _quantized(shape: TextShape, asked: FleetAsked) -> Sequence[Stored]:
-    """The matrices that w4a16 quantizes, as the converter has it: linear layers, of a Llama 4 not those of attention."""
+    """The matrices that w4a16 quantizes, as the converter has it: linear layers, but not a Llama 4's attention."""
     if asked.quant != "w4a16":
         return ()
     is_llama4 = any("_shexp." in tensor.name for tensor in shape.tensors)
