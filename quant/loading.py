@@ -161,8 +161,9 @@ def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
 
 def _kernel_of(format_: Format) -> str:
     """The name of the compiled kernel that makes ``format_`` faster, if it is one of ``_COSTS``."""
-    is_fitted = isinstance(format_, nbits.ArrayFormat) and format_.grid.is_fitted
-    return compiled.GROUPS if is_fitted and format_.part == "numbers" else format_.name
+    if isinstance(format_, nbits.ArrayFormat) and format_.grid.is_fitted and format_.part == "numbers":
+        return compiled.GROUPS
+    return format_.name
 
 
 def _is_loaded(name: str) -> bool:
