@@ -64,31 +64,22 @@ def converted_by_llama_cpp(checkpoint: Path, output: Path, outtype: str, pre: st
 @cache
 def program(name: str) -> Path:
     """A program of llama.cpp (``llama-bench``, ``llama-server``, ...), built once from the same source."""
-    source, build = unpacked(version(ENGINE)), CACHE / f"llama-programs-{version(ENGINE)}{'-amx' * has_amx()}"
+    source, build = unpacked(version(ENGINE)), CACHE / f"llama-programs-{version(ENGINE)}"
     built = build / "bin" / name
     if not built.is_file():
         environment = dict(os.environ)
         if platform.machine().lower() in ("x86_64", "amd64"):  # runs wherever scripts/install.py's do
-            flags = "-fno-dse -fno-tree-dse" if has_amx() else "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-            environment["CFLAGS"] = environment["CXXFLAGS"] = flags
+            environment["CFLAGS"] = environment["CXXFLAGS"] = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
         off = ["LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP"]
         off += ["LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI"]  # the server's page would be downloaded
-        options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
-        options += [f"-D{option}=OFF" for option in off]
+        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+        flags += [f"-D{option}=OFF" for option in off]
         for command in (
-            ["cmake", "-S", source, "-B", build, *options],
+            ["cmake", "-S", source, "-B", build, *flags],
             ["nice", "cmake", "--build", build, "--target", name, "--parallel", "2"],
         ):
             subprocess.run(list(map(str, command)), env=environment, stdout=sys.stderr, check=True)
     return built
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the installed engine was built with AMX: peers are built as it is."""
-    import llama_cpp  # noqa: PLC0415 - loads native code
-
-    return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
 
 
 def program_environment() -> dict[str, str]:

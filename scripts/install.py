@@ -27,10 +27,7 @@ from engine_source import ENGINE, ROOT, cache_folder, fetch
 # gcc fuses products and sums unasked where the processor can, as every ARM64: that rounds once instead of twice, and
 # the same checkpoint would give other quantized bytes on other processors.
 NO_FUSING = "-ffp-contract=off"
-# GCC before 11.5, 12.4 and 13.3 takes what is stored into AMX's tile configuration for dead (its bug 114098), so that
-# llama.cpp loads one of zeros and dies of the next instruction; kept stores cost nothing that can be measured.
-KEEP_STORES = "-fno-dse -fno-tree-dse"
-# What else a machine may have that announces AMX.
+# Some virtual machines announce AMX and fault on its first instruction.
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PROOF = """
 import sys
@@ -102,8 +99,7 @@ def variants(machine: str = platform.machine(), system: str = os.name) -> Sequen
     if system == "nt":  # another compiler: MSVC fuses nothing unasked since 17.0 (its /fp:contract)
         return (Variant("natively", ""),)
     if machine.lower() in ("x86_64", "amd64"):
-        native = f"{NO_FUSING} {KEEP_STORES}" if has_amx() and is_gcc() else NO_FUSING
-        return (Variant("natively", native), Variant("without AMX", f"{NO_FUSING} {NO_AMX}"))
+        return (Variant("natively", NO_FUSING), Variant("without AMX", f"{NO_FUSING} {NO_AMX}"))
     return (Variant("natively", NO_FUSING),)
 
 
@@ -169,21 +165,6 @@ class CachedWheel:
 def with_flags(environment: Mapping[str, str], flags: str) -> dict[str, str]:
     added = {name: f"{environment.get(name, '')} {flags}".strip() for name in ("CFLAGS", "CXXFLAGS")} if flags else {}
     return {**environment, **added}
-
-
-def has_amx() -> bool:
-    """Whether the processor announces AMX."""
-    return any("amx_tile" in line.split() for line in processor())
-
-
-def is_gcc() -> bool:
-    """Whether C++ is compiled by GCC: others don't know its flags."""
-    try:
-        compiler = os.environ.get("CXX", "c++").split()
-        told = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return "Free Software Foundation" in told.stdout
 
 
 def processor() -> list[str]:

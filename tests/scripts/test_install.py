@@ -1,7 +1,6 @@
 """Which build of llama.cpp is installed, and what is built: with a package in its place that is built in a second."""
 
 import os
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 import install
 import pytest
 from engine_source import cache_folder
-from install import KEEP_STORES, NO_AMX, NO_FUSING, CachedWheel, Variant, first_that_works, variants
+from install import NO_AMX, NO_FUSING, CachedWheel, Variant, first_that_works, variants
 
 from edge_llama.backends.llama_cpp.build_probe import rebuild_remedy
 
@@ -97,47 +96,7 @@ def test_another_processor_is_another_wheel(wheels: Wheels, monkeypatch: pytest.
     assert {wheel.folder for wheel in before}.isdisjoint(wheel.folder for wheel in wheels())
 
 
-@pytest.mark.parametrize(
-    ("features", "compiler", "added"),
-    [
-        ("avx2 amx_tile", "g++ (Free Software Foundation)", f" {KEEP_STORES}"),
-        ("avx2 amx_tile", "clang version 19", ""),
-        ("avx2", "g++ (Free Software Foundation)", ""),
-    ],
-)
-def test_where_amx_is_announced_gcc_keeps_what_is_stored_into_its_tiles(
-    features: str, compiler: str, added: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = tmp_path / "c++"
-    told.write_text(f"#!/bin/sh\necho '{compiler}'\n")
-    told.chmod(0o700)
-    monkeypatch.setenv("CXX", str(told))
-    monkeypatch.setattr(install, "processor", lambda: ["x86_64", "some name", features])
-    native, last = variants("x86_64", "posix")
-    assert native.flags == NO_FUSING + added
-    assert last.flags == f"{NO_FUSING} {NO_AMX}"
-
-
-@pytest.mark.skipif(not install.is_gcc(), reason="another compiler, or none")
-def test_gcc_does_keep_them(tmp_path: Path) -> None:
-    """Sizes of tiles that are stored before LDTILECFG are in what GCC writes; some versions drop them otherwise."""
-    source = tmp_path / "tiles.cpp"
-    source.write_text(
-        "#include <immintrin.h>\n"
-        "struct Tiles { unsigned char palette, row, unused[14];"
-        " unsigned short columns[16]; unsigned char rows[16]; };\n"
-        "void load() { alignas(64) Tiles tiles = {}; tiles.palette = 1; tiles.columns[2] = 4711;"
-        " _tile_loadconfig(&tiles); }\n"
-    )
-    command = [*os.environ.get("CXX", "c++").split(), "-O3", "-mamx-tile", *KEEP_STORES.split(), "-S", "-o", "-"]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("this GCC knows no AMX")
-    assert "4711" in done.stdout
-
-
-def test_the_variants_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "has_amx", lambda: False)
+def test_the_variants_of_a_machine() -> None:
     assert [variant.flags for variant in variants("x86_64", "posix")] == [NO_FUSING, f"{NO_FUSING} {NO_AMX}"]
     assert [variant.flags for variant in variants("AMD64", "nt")] == [""]
     assert [variant.flags for variant in variants("aarch64", "posix")] == [NO_FUSING]
