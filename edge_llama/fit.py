@@ -1,8 +1,8 @@
 """Will it fit, and how fast: asked from a program, of a file that the runtime opens or of shapes.
 
-from edge_llama.fit import fit
+from edge_llama.fit import Asked, fit
 
-print(fit("llama-3.2-1b-q4_k_m.gguf", n_ctx=8192).needed)
+print(fit("llama-3.2-1b-q4_k_m.gguf", asked=Asked(n_ctx=8192)).needed)
 """
 
 import os

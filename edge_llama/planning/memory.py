@@ -123,7 +123,8 @@ class _Room:
 
     @property
     def _beside_weights(self) -> int:
-        return self.available - self.artifact.weight_bytes
+        """What the weights leave, as far as they must be there: of mapped ones not all."""
+        return self.available - self._need(min(_STEP, self.artifact.n_ctx_train)).weights
 
     def _need(self, n_ctx: int) -> Need:
         return self.needed(n_ctx, n_ctx)

@@ -17,7 +17,7 @@ from edge_llama.files.formats import F16, F32, Format
 from edge_llama.files.gguf import encode_header, read_header, u32
 from edge_llama.host import devices
 from edge_llama.planning.memory import ContextSize, context_size
-from edge_llama.planning.plan import needed
+from edge_llama.planning.plan import needed, plan_context
 
 GIB = 1 << 30
 CELL_BYTES = 150
@@ -117,3 +117,5 @@ def test_of_experts_that_are_mapped_only_the_active_ones_must_fit(llama4_digits:
     assert whole.weights >= artifact.weight_bytes  # AMX's layout takes more
     assert mapped.weights == artifact.shape.active_bytes < whole.weights
     assert mapped.beside_weights == whole.beside_weights
+    available = mapped.weights + 2 * mapped.beside_weights
+    assert plan_context(artifact, {"mmap": True, "max_running": 1}, available).n_ctx == 256

@@ -302,8 +302,8 @@ def test_what_does_not_fit_even_alone_is_refused_with_the_numbers(folder: Path, 
 def test_a_context_that_is_not_asked_for_is_what_the_memory_holds(folder: Path) -> None:
     """Of what the weights leave it may take a half."""
     artifact = open_artifact(folder / "a.gguf")
-    beside = engine_of(artifact).need(artifact.shape, Setting(), cache_size(1024, 1024, MAX_RUNNING)).beside_weights
-    pool = Pool([str(folder)], {"threads": 1}, isolate=False, memory=artifact.weight_bytes + 2 * beside)
+    need = engine_of(artifact).need(artifact.shape, Setting(), cache_size(1024, 1024, MAX_RUNNING))
+    pool = Pool([str(folder)], {"threads": 1}, isolate=False, memory=need.weights + 2 * need.beside_weights)
 
     async def use() -> int:
         async with pool.lease("a") as lease:
