@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from converters.architectures import ARCHITECTURES, for_config, llama4_vision
-from converters.architectures.family import Family
+from converters.architectures import for_config, llama4_vision
 from converters.architectures.hyperparameters import Hyperparameters
-from converters.checkpoint import Checkpoint, read_json
+from converters.checkpoint import Checkpoint
 from converters.sources import open_checkpoint
 from converters.sources.config_alone import open_config
 from converters.targets import has_vision
 from converters.targets.gguf import planned_entries
-from edge_llama.errors import CheckpointError, OptionError
+from edge_llama.errors import OptionError
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.shape import PlannedTensor, TextShape
 from edge_llama.files.vision_spec import VisionSpec
@@ -87,7 +86,7 @@ def sketch(source: Path) -> Sketch:
     """
     if (config := _config_alone(source)) is None:
         return Sketch(open_checkpoint(source))
-    return Sketch(open_config(config, _family(config)))
+    return Sketch(open_config(config))
 
 
 def _config_alone(source: Path) -> Path | None:
@@ -97,13 +96,3 @@ def _config_alone(source: Path) -> Path | None:
         return None
     has_weights = source.is_dir() and any(source.glob("*.safetensors*"))
     return None if has_weights else config
-
-
-def _family(config: Path) -> Family:
-    """The family that the config names. CheckpointError lists those supported."""
-    named = read_json(config).get("architectures") or [None]
-    for architecture in ARCHITECTURES:
-        if isinstance(architecture, Family) and isinstance(named, list) and named[0] in architecture.config_names:
-            return architecture
-    supported = ", ".join(name for architecture in ARCHITECTURES for name in architecture.config_names)
-    raise CheckpointError(f"{config}: architecture {named!r:.100} is not supported", remedy=f"supported: {supported}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from converters.architectures.family import ServingTensors, Weight
+from converters.architectures.family import Family, ServingTensors, Weight
 from converters.architectures.gemma3 import GEMMA3
 from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.llama import LLAMA
@@ -32,6 +32,7 @@ __all__ = [
     "for_config",
     "for_gguf",
     "for_meta",
+    "named_by",
     "notes",
 ]
 
@@ -104,19 +105,22 @@ class Architecture(Protocol):
         """GGUF's tensors under Hugging Face's names and in its order of rows."""
 
 
-ARCHITECTURES: tuple[Architecture, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA3, LLAMA4)
+ARCHITECTURES: tuple[Family, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, SMOLLM3, GEMMA3, LLAMA4)
 
 
 def for_config(checkpoint: Checkpoint) -> Architecture:
     """The architecture that the checkpoint's config names; CheckpointError lists those supported."""
-    named = checkpoint.config.get("architectures") or [None]
+    return named_by(checkpoint.config, checkpoint.path)
+
+
+def named_by(config: Mapping[str, Any], path: Path) -> Family:
+    """The architecture that a config.json's content names; ``path`` is what an error is about."""
+    named = config.get("architectures") or [None]
     for architecture in ARCHITECTURES:
         if isinstance(named, list) and named[0] in architecture.config_names:
             return architecture
     supported = ", ".join(name for architecture in ARCHITECTURES for name in architecture.config_names)
-    raise CheckpointError(
-        f"{checkpoint.path}: architecture {named!r:.100} is not supported", remedy=f"supported: {supported}"
-    )
+    raise CheckpointError(f"{path}: architecture {named!r:.100} is not supported", remedy=f"supported: {supported}")
 
 
 def for_gguf(header: Header) -> Architecture:

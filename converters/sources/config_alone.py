@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.architectures import llama4_vision
-from converters.architectures.family import MAX_LAYERS, Family
+from converters.architectures import llama4_vision, named_by
+from converters.architectures.family import MAX_LAYERS
 from converters.checkpoint import Checkpoint, Tensor, read_json, text_config
 from converters.metadata.vocabulary import Vocabulary
 from edge_llama.errors import CheckpointError
@@ -18,13 +18,13 @@ _LARGEST = 1 << 50
 """Weights that no model has: what a config.json of absurd sizes would make."""
 
 
-def open_config(path: Path, family: Family) -> Checkpoint:
-    """The checkpoint of ``family`` that the config.json at ``path`` describes, in bf16.
+def open_config(path: Path) -> Checkpoint:
+    """The checkpoint that the config.json at ``path`` describes, in bf16.
 
     CheckpointError for what is missing or wrong in it, and for sizes that no model has.
     """
     config = read_json(path)
-    folder = path.parent
+    folder, family = path.parent, named_by(config, path)
     hp = family.read(config, folder, has_head=not text_config(config).get("tie_word_embeddings", False))
     shapes = {place.hf: place.spec.sizes(hp) for place in family.places(hp)}
     shapes |= _vision(config, folder)
