@@ -42,9 +42,9 @@ _log = logging.getLogger(__name__)
 MAX_QUEUED = 64
 _WORTH_WAITING = 32
 """Tokens that another request is prefilling, from which on it is better to wait for them than to prefill them too."""
-_TOGETHER = 0.03
+_TOGETHER = 0.05
 """Seconds of answers that reach their callers at once. Nobody sees so little, and to wake callers for each token costs
-cores that decode: through the server 0.7 ms of a token's 14."""
+cores that decode: through the server 0.9 ms of a token's 20, and as much again while llama.cpp's other thread waits."""
 _REST = 0.2
 """Seconds without a request, after which what is idle in the cache is copied out: it comes back at once otherwise."""
 _RELIEF, _RELIEF_BEFORE = 0.02, 0.4
@@ -92,9 +92,11 @@ class Scheduler:
         self._calls: deque[Call] = deque()
         self._running: list[Running] = []  # the first that came first
         self._undelivered: dict[Request, None] = {}
-        """Requests with pieces for their callers, who are woken where they disturb least: when a decode begins."""
+        """Requests with pieces for their callers, who are woken where they disturb least: between two decodes."""
         self._last_delivered = 0.0
         """When that was, in seconds of the monotonic clock."""
+        self._decode_seconds = 0.0
+        """That the last decode took."""
         self._counts = Counts()
         # Reentrant: the garbage collector or a signal's handler may cancel or close while this thread is within.
         # What is done under it therefore holds if such a call comes between any two steps.
@@ -471,6 +473,9 @@ class Scheduler:
         finally:
             self._current = {}  # a cancel() that has just seen it is undone before the next decode
         self._decoded(batch, watch)
+        if self._is_due(_TOGETHER):
+            self._deliver()
+            time.sleep(0)  # whoever tells a caller does so now, while a core is idle, not beside the next decode
         answers = iter(logits)
         self._advance([(running, next(answers)) for running, rows in batch if rows.needs_logits])
 
@@ -495,6 +500,7 @@ class Scheduler:
 
     def _decoded(self, batch: Batch, watch: Stopwatch) -> None:
         seconds, cpu_seconds = watch.elapsed()
+        self._decode_seconds = seconds
         answers = prompts = 0
         for running, rows in batch:
             count = len(rows.tokens)
@@ -529,9 +535,12 @@ class Scheduler:
                 self._end(running, row.values.copy())
 
     def _must_deliver(self, batch: Batch) -> bool:
-        """Whether callers would otherwise wait for longer than anybody sees: a step with a prompt takes its time."""
-        is_short = all(len(rows.tokens) == 1 for _, rows in batch)
-        return not is_short or time.monotonic() - self._last_delivered >= _TOGETHER
+        """Whether callers would wait too long if told after the decode: one with a prompt, or of a slow model."""
+        is_short = self._decode_seconds < _TOGETHER and all(len(rows.tokens) == 1 for _, rows in batch)
+        return not is_short or self._is_due(2 * _TOGETHER)
+
+    def _is_due(self, seconds: float) -> bool:
+        return bool(self._undelivered) and time.monotonic() - self._last_delivered >= seconds
 
     def _deliver(self) -> None:
         if not self._undelivered:
