@@ -13,6 +13,7 @@ from edge_llama.cli import options
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
+from edge_llama.host.regular_files import text_of
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.tokenizer import Tokenizer
 
@@ -107,7 +108,7 @@ def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
 def _read_tools(path: Path) -> list[dict[str, Any]]:
     where = f"--tools {path}"
     try:
-        tools = json.loads(path.read_text("utf-8-sig"))
+        tools = json.loads(text_of(path, "utf-8-sig", may_be_piped=True))
     except OSError as error:
         raise OptionError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
