@@ -22,7 +22,7 @@
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 UNREADABLE = "see to its permissions, or get it again"

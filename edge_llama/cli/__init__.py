@@ -78,7 +78,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     _prepare_streams()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name=app.info.name))  # by `python -m` and a frozen program, too
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except EdgeLlamaError as error:

@@ -44,7 +44,7 @@ def content_of(path: Path) -> bytes:
 
 
 def text_of(path: Path, encoding: str, errors: str = "strict", *, may_be_piped: bool = False) -> str:
-    """A regular file's text, its line ends as ``\\n``. OSError as :func:`opened`, UnicodeDecodeError.
+    """A regular file's text, with Unix line ends. OSError as :func:`opened`, UnicodeDecodeError.
 
     ``may_be_piped``: what is open already is read too, as a shell's ``<(command)`` gives it: it has a writer.
     """
@@ -54,7 +54,7 @@ def text_of(path: Path, encoding: str, errors: str = "strict", *, may_be_piped: 
 
 
 def why_no_file(path: Path) -> str:
-    """What is at ``path`` that is neither a file nor a folder: ``a FIFO, not a file``; "" for these, and for nothing."""
+    """What is at ``path`` and neither a file nor a folder: ``a FIFO, not a file``; "" for these, and for nothing."""
     try:
         return _kind(os.stat(path).st_mode)  # noqa: PTH116
     except OSError:
