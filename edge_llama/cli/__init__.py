@@ -36,6 +36,7 @@ _ORDER = (
         "models",
         "bench",
         "devices",
+        "doctor",
     ),
     "history",
 )

@@ -227,6 +227,11 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
     return path
 
 
+def has_default() -> bool:
+    """Whether :func:`existing` means a model where none is named: by the variable, or the built-in one."""
+    return bool(os.environ.get(MODEL_VARIABLE)) or converted_path().is_file() or packaged_path() is not None
+
+
 def server_url(model: object = None) -> str | None:
     """``model``, if it is a server's address and no file: ``http://`` or ``https://`` and what follows, unchecked.
 

@@ -55,7 +55,7 @@ def the_engine() -> Any:
 
 
 def _close_at_exit() -> None:
-    """Importing llama-cpp-python opens /dev/null twice, for its class ``Llama``, and leaves it so: a ResourceWarning."""
+    """llama-cpp-python opens /dev/null twice when it is imported, for its class ``Llama``, and leaves it open."""
     package = sys.modules.get("llama_cpp._utils")
     for name in ("outnull_file", "errnull_file"):
         if (file := getattr(package, name, None)) is not None:
