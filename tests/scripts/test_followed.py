@@ -105,9 +105,8 @@ def test_a_command_that_fails_shows_its_last_lines_and_its_log(tmp_path: Path) -
 
 @pytest.mark.skipif(os.name == "nt", reason="a pseudo-terminal")
 def test_on_a_terminal_it_is_one_line_that_is_cleared() -> None:
-    program = (
-        f"import sys; from followed import *; sys.exit(follow([sys.executable, '-c', {BUILD!r}], Progress('building')))"
-    )
+    call = f"follow([sys.executable, '-c', {BUILD!r}], Progress('building'))"
+    program = f"import sys; from followed import Progress, follow; sys.exit({call})"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
     running = pexpect.spawn(sys.executable, ["-c", program], env=env, encoding="utf-8", dimensions=(20, 30))
     written = running.read()
