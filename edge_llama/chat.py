@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol, SupportsIndex, Unpack
 
-from edge_llama.errors import CopyError, EdgeLlamaError, EngineError, OptionError
+from edge_llama.errors import CopyError, EdgeLlamaError, EngineError, OptionError, check_known
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
 from edge_llama.media.images import Image, ImageSource, open_images
 from edge_llama.prompts.context_overflow import (
@@ -33,7 +33,7 @@ from edge_llama.prompts.tool_choice import AUTO
 from edge_llama.prompts.tools import Tool, Tools, tools_of
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEncoder, check_room
-from edge_llama.sampling.params import SamplingParams, check_known, check_whole
+from edge_llama.sampling.params import SamplingParams, check_whole
 
 _log = logging.getLogger(__name__)
 

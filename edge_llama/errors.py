@@ -22,7 +22,7 @@
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 UNREADABLE = "see to its permissions, or get it again"
@@ -143,6 +143,15 @@ class UnknownOptionError(OptionError, TypeError):
             remedy=f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}",
         )
         self.name = name
+
+
+def check_known(options: Iterable[str], known: Collection[str], where: str, besides: Iterable[str] = ()) -> None:
+    """UnknownOptionError for a name in ``options`` that ``where`` does not know; the first of several, by their names.
+
+    ``besides``: what ``where`` takes by parameters of its own, which may be meant.
+    """
+    if unknown := sorted(name for name in options if name not in known):
+        raise UnknownOptionError(unknown[0], where, {*known, *besides})
 
 
 class CopyError(InputError, TypeError):

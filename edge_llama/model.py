@@ -22,7 +22,7 @@ from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions, Sessions
-from edge_llama.errors import ArtifactError, CopyError, InputError, OptionError
+from edge_llama.errors import ArtifactError, CopyError, InputError, OptionError, check_known
 from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, AnswerParts, Generation, RequestOptions, generate
@@ -44,7 +44,7 @@ from edge_llama.runtime.encoders import ImageEmbeddings, ImageEncoder, check_roo
 from edge_llama.runtime.scheduler import MAX_QUEUED, Scheduler
 from edge_llama.runtime.stats import Stats
 from edge_llama.runtime.thread_pacer import Pace
-from edge_llama.sampling.params import SamplingParams, check_known, check_whole, recommended
+from edge_llama.sampling.params import SamplingParams, check_whole, recommended
 
 _log = logging.getLogger("edge_llama")
 

@@ -9,7 +9,7 @@ import pytest
 from terminals import EDGE_LLAMA
 
 import edge_llama
-from edge_llama import Model, SamplingParams, UnknownOptionError
+from edge_llama import Model, SamplingParams, UnknownOptionError, convert
 
 INSIDE = ("__init__", "Params.", "OptionText", "OpenOptions", "unexpected keyword")
 
@@ -57,6 +57,14 @@ def test_of_open(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UnknownOptionError) as caught:
         edge_llama.open(None, **options)
     check(caught.value, said)
+
+
+def test_of_convert(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"qaunt": "q8_0"}
+    for call in (convert.convert, convert.plan):
+        with pytest.raises(UnknownOptionError) as caught:
+            call("smollm2", tmp_path / "out.gguf", **options)
+        check(caught.value, f"{call.__name__} has no option 'qaunt'; did you mean quant?")
 
 
 def test_of_sampling_params() -> None:

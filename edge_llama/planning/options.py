@@ -12,10 +12,10 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, check_known
 from edge_llama.prompts.messages import check_text
 from edge_llama.sampling.option_text import OptionText, is_name, parse_on_or_off
-from edge_llama.sampling.params import check_known, check_whole
+from edge_llama.sampling.params import check_whole
 
 SPLIT_MODES = ("layer", "row", "tensor")
 """How several GPUs share a model: by layers, or every matrix among all (llama.cpp's ways)."""

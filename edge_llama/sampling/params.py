@@ -1,7 +1,7 @@
 """How the next token is chosen: the options of one answer."""
 
 import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, TypeAlias, TypedDict, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import OptionError, UnknownOptionError
+from edge_llama.errors import OptionError, check_known
 from edge_llama.files.artifact import Recommended
 from edge_llama.prompts.messages import check_text
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -162,15 +162,6 @@ def _or_none(check: _Check) -> _Check:
 def _option(check: _Check, text: OptionText | None = None) -> dict[str, Any]:
     """A field's metadata: what it takes, and how people write it, if they may."""
     return {"check": check, "text": text}
-
-
-def check_known(options: Iterable[str], known: Collection[str], where: str, besides: Iterable[str] = ()) -> None:
-    """UnknownOptionError for a name in ``options`` that ``where`` does not know; the first of several, by their names.
-
-    ``besides``: what ``where`` takes by parameters of its own, which may be meant.
-    """
-    if unknown := sorted(name for name in options if name not in known):
-        raise UnknownOptionError(unknown[0], where, {*known, *besides})
 
 
 def _names_the_nearest(kind: type[_T]) -> type[_T]:
