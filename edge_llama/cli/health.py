@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from edge_llama.backends.base import EngineState
 from edge_llama.errors import EdgeLlamaError
@@ -32,11 +33,12 @@ class _SkippedError(Exception):
 
 def checks(engines: Sequence[EngineState]) -> Iterator[tuple[str, Callable[[], Check]]]:
     """Each check's name and what makes it, the fast ones first; ``engines`` as they were just found."""
-    tried: list[tuple[str, Callable[[], str]]] = [("the cache folder can be written", _writes_cache)]
-    tried += [(f"{engine.name} works here", lambda engine=engine: _of_engine(engine)) for engine in engines]  # type: ignore[misc] # the loop's engine
-    tried.append(("the built-in model answers a token", _answers))
-    for name, work in tried:
-        yield name, lambda name=name, work=work: _timed(name, work)  # type: ignore[misc]
+    tried: list[tuple[str, Callable[[], str]]] = [
+        ("the cache folder can be written", _writes_cache),
+        *((f"{engine.name} works here", partial(_of_engine, engine)) for engine in engines),
+        ("the built-in model answers a token", _answers),
+    ]
+    return ((name, partial(_timed, name, work)) for name, work in tried)
 
 
 def _timed(name: str, work: Callable[[], str]) -> Check:

@@ -6,8 +6,11 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+import psutil
 
 _VARIABLES = (
     "EDGE_LLAMA_CACHE",
@@ -20,6 +23,11 @@ _VARIABLES = (
 )
 """Whose values are places of the user's own choice: their names stand for them."""
 _NO_NAMES = ("localhost", "")
+_USER = "USER"
+_END = r"(?![\w-]|\.\w)"
+"""After a place or a name: not in the middle of another, nor before a suffix; a full stop may follow."""
+_END_OF_HOST = r"(?![\w-])"
+"""A domain may follow."""
 
 
 def anonymous(text: str) -> str:
@@ -28,9 +36,9 @@ def anonymous(text: str) -> str:
     The user's name becomes USER and the machine's HOST wherever they stand alone: as a word, or a part of a path.
     """
     for place, name in _places(tuple(os.environ.get(variable, "") for variable in _VARIABLES)).items():
-        text = re.sub(rf"{re.escape(place)}(?![\w.-])", lambda _, name=name: name, text)  # type: ignore[misc] # as re.sub wants
+        text = re.sub(f"{re.escape(place)}{_END}", name, text)
     for own, name in _names():
-        text = re.sub(rf"(?<![\w.-]){re.escape(own)}(?![\w.-])", name, text, flags=re.IGNORECASE)
+        text = re.sub(rf"(?<![\w.-]){re.escape(own)}{_END if name == _USER else _END_OF_HOST}", name, text, flags=re.I)
     return text
 
 
@@ -56,10 +64,15 @@ def _real(place: str) -> str:
 
 @cache
 def _names() -> tuple[tuple[str, str], ...]:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a number that nobody has
-        user = ""
     host = platform.node()
-    found = ((user, "USER"), (host, "HOST"), (host.partition(".")[0], "HOST"))
-    return tuple((own, name) for own, name in found if own.lower() not in _NO_NAMES)
+    found = [(name, _USER) for name in _users()] + [(host, "HOST"), (host.partition(".")[0], "HOST")]
+    return tuple((own, name) for own, name in dict.fromkeys(found) if own.lower() not in _NO_NAMES)
+
+
+def _users() -> Iterator[str]:
+    """What this person is called: by the environment, by the system, and before sudo."""
+    with suppress(OSError, KeyError, ImportError):  # a number that nobody has
+        yield getpass.getuser()
+    with suppress(psutil.Error, KeyError):
+        yield psutil.Process().username().rpartition("\\")[2]  # behind a domain
+    yield os.environ.get("SUDO_USER", "")

@@ -125,11 +125,13 @@ def test_what_is_fast_comes_first(environment: dict[str, str]) -> None:
     [
         ("{home}/x.gguf: no such file", "~/x.gguf: no such file"),
         ("{home}less/x", "{home}less/x"),
-        ("at {home}.", "at {home}."),
+        ("at {home}.", "at ~."),
+        ("{home}.old", "{home}.old"),
         ("/mnt/{user}/x", "/mnt/USER/x"),
         ("asked {user}: no", "asked USER: no"),
         ("{user}land and x-{user}", "{user}land and x-{user}"),
         ("http://{host}:80/", "http://HOST:80/"),
+        ("{host}.navy, {host}.lan", "HOST, HOST.lan"),
         ("{prefix}/lib", "PREFIX/lib"),
     ],
 )
