@@ -35,7 +35,7 @@ def steps_in(line: str) -> tuple[int, int] | None:
 def doing_in(line: str) -> str:
     """What pip says in a line that it begins: ``Collecting numpy``; else ''."""
     found = _PIP.match(line)
-    return found[1].rstrip()[:60] if found else ""
+    return found[1].rstrip()[:70] if found else ""
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """A model, chat or answer that is pickled or copied says what to do instead; errors come whole out of a pickle."""
 
 import copy
-import multiprocessing
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,28 @@ def test_they_say_what_to_do_instead(small_talk: Path, how: str, isolate: bool) 
         assert pickle.loads(pickle.dumps((answer, chat.messages))) == (answer, chat.messages)
 
 
-def test_a_pool_of_processes_says_it_too(small_talk: Path) -> None:
-    with edge_llama.open(small_talk, n_ctx=128) as model:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            told = pool.submit(len, model).exception(timeout=60)  # type: ignore[arg-type]
-    assert isinstance(told, edge_llama.CopyError)
+POOL = """
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import edge_llama
+
+if __name__ == "__main__":
+    with edge_llama.open(sys.argv[1], n_ctx=128) as model:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            print(repr(pool.submit(len, model).exception(timeout=60)))
+"""
+
+
+def test_a_pool_of_processes_says_it_too(small_talk: Path, tmp_path: Path) -> None:
+    program = tmp_path / "pool.py"  # a process of its own, which takes the pool's helpers with it
+    program.write_text(POOL)
+    done = subprocess.run(
+        [sys.executable, program, small_talk], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.startswith('CopyError("'), done.stderr
+    assert "can't be pickled or copied" in done.stdout
 
 
 @pytest.mark.parametrize(

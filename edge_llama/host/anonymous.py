@@ -31,7 +31,7 @@ _END_OF_HOST = r"(?![\w-])"
 
 
 def anonymous(text: str) -> str:
-    """``text`` with the home folder as ``~``, Python's as ``PREFIX``, places that variables name as ``$NAME``.
+    """``text`` with the home folder as ``~``, Python's as ``PREFIX``, a place on its path as ``SITE``, what a variable names as ``$NAME``.
 
     The user's name becomes USER and the machine's HOST wherever they stand alone: as a word, or a part of a path.
     """
@@ -44,9 +44,9 @@ def anonymous(text: str) -> str:
 
 @cache
 def _places(values: tuple[str, ...]) -> Mapping[str, str]:
-    """What each of them is called, the longest first: what lies within another has its own name."""
+    """What each place is called, the longest first: what lies within another has its own name."""
     named = {value: f"${name}" for value, name in zip(values, _VARIABLES, strict=True) if Path(value).is_absolute()}
-    found = {**dict(_homes()), sys.prefix: "PREFIX", **named}
+    found = {**dict.fromkeys(filter(os.path.isabs, sys.path), "SITE"), **dict(_homes()), sys.prefix: "PREFIX", **named}
     both = {form: name for place, name in found.items() for form in (place, _real(place))}
     return {place: both[place] for place in sorted(both, key=len, reverse=True) if len(place) > len("C:\\")}
 
