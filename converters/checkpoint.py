@@ -15,6 +15,7 @@ from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Value
 from edge_llama.files.json_fields import Fields, parse_object
+from edge_llama.host.regular_files import content_of
 
 TEMPLATE_NOTE = "chat template"
 """The topic of a checkpoint's note on where its chat template is from."""
@@ -138,7 +139,7 @@ def config_fields(config: Mapping[str, Any], path: Path, file: str = "config.jso
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; CheckpointError names the file and the place."""
     try:
-        raw = path.read_bytes()
+        raw = content_of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return parse_object(path, raw, "download it again", error=CheckpointError, is_strict=False)

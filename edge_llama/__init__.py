@@ -16,6 +16,7 @@ from edge_llama.errors import (
     BusyError,
     CheckpointError,
     ContextFullError,
+    CopyError,
     DeadlineError,
     EdgeLlamaError,
     EngineDiedError,
@@ -28,6 +29,7 @@ from edge_llama.errors import (
     RemoteError,
     SessionError,
     TemplateError,
+    UnknownOptionError,
 )
 from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
@@ -53,6 +55,7 @@ __all__ = [
     "ChatOptions",
     "CheckpointError",
     "ContextFullError",
+    "CopyError",
     "DeadlineError",
     "Diverged",
     "EdgeLlamaError",
@@ -83,6 +86,7 @@ __all__ = [
     "Timings",
     "TokenLogprobs",
     "ToolCall",
+    "UnknownOptionError",
     "open",
     "session_settings",
 ]

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, Unpack
+from typing import Any, NoReturn, Protocol, SupportsIndex, Unpack
 
-from edge_llama.errors import EdgeLlamaError, EngineError, OptionError
+from edge_llama.errors import CopyError, EdgeLlamaError, EngineError, OptionError, check_known
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
 from edge_llama.media.images import Image, ImageSource, open_images
 from edge_llama.prompts.context_overflow import (
@@ -146,6 +146,7 @@ class Chat:
         **options: Unpack[AnswerOptions],
     ) -> None:
         """See :meth:`edge_llama.Model.chat`."""
+        _check_options(options, "chat", Chat.__init__)
         self.when_full = check_when_full(when_full)
         self.reread_reason: str | None = None
         """Why a loaded conversation is prefilled again, with the first message; None if it is not."""
@@ -201,6 +202,7 @@ class Chat:
         If it leaves too little of the context for an answer, the conversation is shortened first as ``when_full``
         says, which is told; summarising takes its time before this returns. ContextFullError if it can't fit.
         """
+        _check_options(options, "send", Chat.send)
         self._end_last()
         question = self._question(text, open_images(images), video, options)
         with self._lock:
@@ -208,6 +210,7 @@ class Chat:
 
     def retry(self, **options: Unpack[AnswerOptions]) -> Generation:
         """Answer the last user message or tool results again, in place of the last answer."""
+        _check_options(options, "retry", Chat.retry)
         self._end_last()
         with self._lock:
             messages = up_to_last_question(self.messages)
@@ -283,6 +286,7 @@ class Chat:
 
         OptionError if a call has no result yet, or the last message is the model's own.
         """
+        _check_options(options, "answer", Chat.answer)
         self._end_last()
         with self._lock:
             if waiting := self.open_calls:
@@ -299,6 +303,7 @@ class Chat:
         A ``tool_choice`` is for the first answer: those to results are the model's own, or it would call for ever.
         """
         rounds = check_whole("max_rounds", max_rounds, 0, 1000)
+        _check_options(options, "run_tools", Chat.run_tools)
         options["tools"] = tools = tools_of(options.get("tools", self.options["tools"]))
         answer = self.send(text, **options).result()
         while answer.tool_calls and rounds:
@@ -331,6 +336,13 @@ class Chat:
         exchange = self._exchange
         if exchange and (generation := exchange.generation()):
             generation.cancel()
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        """CopyError, from pickle and copy: its KV cache is in the model's memory."""
+        raise CopyError(
+            "a Chat can't be pickled or copied",
+            remedy="fork() is a second one, save() a file for another process; chat.messages can be pickled",
+        )
 
     def _question(
         self, text: str, images: Sequence[Image], video: str | os.PathLike[str] | None, options: AnswerOptions
@@ -442,3 +454,8 @@ class Chat:
             if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
                 before = [*self.messages, exchange.question]
             self.messages = [*before, said]
+
+
+def _check_options(options: Mapping[str, Any], where: str, method: Callable[..., Any]) -> None:
+    """UnknownOptionError for one that no answer has; ``method`` has keywords of its own, which may be meant."""
+    check_known(options, AnswerOptions.__optional_keys__, where, getattr(method, "__kwdefaults__", None) or ())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, check_known
 from edge_llama.files.shape import TextShape
 from edge_llama.planning.fit import VisionShape
 
@@ -111,6 +111,7 @@ def plan(
     source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[ConvertOptions]
 ) -> ConversionPlan:
     """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts."""
+    check_known(options, ConvertOptions.__optional_keys__, "plan")
     with _installed():
         from converters import plan as planned  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for those who convert
@@ -137,6 +138,7 @@ def convert(
     also where a package of the extra ``convert`` is missing and needed. Stopped in another way (Ctrl-C, an exception of
     ``on_progress``), it leaves a folder ``.OUTPUT.partial``, and the same call goes on from there.
     """
+    check_known(options, ConvertOptions.__optional_keys__, "convert", besides=("force", "threads", "on_progress"))
     with _installed():
         from converters import convert as converted  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for those who convert

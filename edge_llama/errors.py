@@ -8,7 +8,9 @@
     │   └── RemoteError               a server that runs the model can't be reached, broke off, or answered wrongly
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
+        ├── CopyError (TypeError)     a Model, Chat or Generation was pickled or copied
         ├── OptionError               an argument or option outside its range
+        │   └── UnknownOptionError (TypeError)   there is no such option; names the nearest
         ├── CheckpointError           a source checkpoint that can't be converted
         ├── ArtifactError             a model file that can't be opened
         ├── OutputError               an output that can't be written
@@ -20,7 +22,7 @@
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 UNREADABLE = "see to its permissions, or get it again"
@@ -37,10 +39,20 @@ class EdgeLlamaError(Exception):
         self.message = message
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as it is, whatever it is built from: it comes whole out of a pool's process."""
+        return _rebuilt, (type(self), self.args, dict(vars(self)))
+
     def __str__(self) -> str:
         """One line, whatever the parts contain."""
         text = f"{self.message}; {self.remedy}" if self.remedy else self.message
         return printable(" ".join(text.split()))
+
+
+def _rebuilt(kind: type[EdgeLlamaError], args: tuple[Any, ...], fields: Mapping[str, Any]) -> EdgeLlamaError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
 
 
 def printable(text: str) -> str:
@@ -116,6 +128,37 @@ class InputError(EdgeLlamaError, ValueError):
 
 class OptionError(InputError):
     """An argument or option is outside its range."""
+
+
+class UnknownOptionError(OptionError, TypeError):
+    """There is no such option: ``name``; the message names the nearest that there is. Also Python's TypeError."""
+
+    def __init__(self, name: str, where: str, known: Iterable[str]) -> None:
+        from difflib import get_close_matches  # noqa: PLC0415 - for those who mistype
+
+        names = sorted(known)
+        near = get_close_matches(name, names, n=1)
+        super().__init__(
+            f"{where} has no option {name!r:.100}",
+            remedy=f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}",
+        )
+        self.name = name
+
+
+def check_known(options: Iterable[str], known: Collection[str], where: str, besides: Iterable[str] = ()) -> None:
+    """UnknownOptionError for a name in ``options`` that ``where`` does not know; the first of several, by their names.
+
+    ``besides``: what ``where`` takes by parameters of its own, which may be meant.
+    """
+    if unknown := sorted(name for name in options if name not in known):
+        raise UnknownOptionError(unknown[0], where, {*known, *besides})
+
+
+class CopyError(InputError, TypeError):
+    """A Model, Chat or Generation was pickled or copied, which hold a process's memory and threads.
+
+    Also the TypeError that Python raises for what can't be pickled.
+    """
 
 
 class CheckpointError(InputError):

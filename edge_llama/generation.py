@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from contextlib import suppress
 from queue import Empty
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict
 
-from edge_llama.errors import EdgeLlamaError
+from edge_llama.errors import CopyError, EdgeLlamaError
 from edge_llama.prompts.thinking import ThinkingParser
 from edge_llama.prompts.tool_choice import ToolChoice
 from edge_llama.prompts.tool_grammar import CallGrammar
@@ -266,6 +266,13 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
     def is_cancelled(self) -> bool:
         """Whether the work was told to stop."""
         return self._work.is_cancelled
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        """CopyError, from pickle and copy: the answer is being generated in this process."""
+        raise CopyError(
+            "a Generation can't be pickled or copied",
+            remedy="threads and tasks share it; what can be is its answer: generation.result()",
+        )
 
     def __enter__(self) -> "Generation":
         return self

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeGuard, Unpack
+from typing import Any, NoReturn, SupportsIndex, TypeGuard, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact, vision_engine_of
 from edge_llama.backends.towers import locate, read_bundle, read_vision
 from edge_llama.chat import Chat, ChatOptions, Sessions
-from edge_llama.errors import ArtifactError, InputError, OptionError
+from edge_llama.errors import ArtifactError, CopyError, InputError, OptionError, check_known
 from edge_llama.files.artifact import Artifact, Pooling, VisionArtifact
 from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, AnswerParts, Generation, RequestOptions, generate
@@ -204,6 +204,7 @@ class Model:
 
         Raises OptionError, ContextFullError or BusyError at once.
         """
+        check_known(options, RequestOptions.__optional_keys__, "generate")
         with self._preparing():
             self._check_writes()
             tokens = self._raw_tokens(prompt)
@@ -272,6 +273,7 @@ class Model:
         ``options`` are :class:`edge_llama.AnswerOptions`: SamplingParams' fields, tools, and a template's variables.
         ``owner`` is whose KV cache this goes on from.
         """
+        check_known(options, AnswerOptions.__optional_keys__, "answer")
         with self._preparing():
             self._check_writes()
             tools, variables = tools_of(options.pop("tools", None)), options.pop("template_variables", None) or {}
@@ -372,6 +374,13 @@ class Model:
     def close(self) -> None:
         """Cancel what is running and free the memory. May be called twice."""
         self._finalizer()
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> NoReturn:
+        """CopyError, from pickle and copy: a model is memory and threads of this process."""
+        raise CopyError(
+            f"{self.artifact.name}: a Model can't be pickled or copied",
+            remedy="threads and tasks share it; another process opens it for itself (edge_llama.open, from the path)",
+        )
 
     def __enter__(self) -> "Model":
         return self

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError
 from edge_llama.files.json_fields import parse
+from edge_llama.host.regular_files import opened
 
 Kind = Literal["vision", "text"]
 _SCHEMAS: Mapping[str, Kind] = {"edge-llama ranges 1": "vision", "edge-llama text ranges 2": "text"}
@@ -142,7 +143,7 @@ def fingerprint(vectors: Iterable[NDArray[np.float32]]) -> str:
 def read_ranges(path: Path) -> Ranges:
     """The ranges in the file ``path``; OptionError names what is malformed, or not finite."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             raw = file.read(_MAX_BYTES)
     except OSError as error:
         raise OptionError(f"--calibration {path}: cannot be read: {error.strerror}", remedy=_AGAIN) from error

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 import tomllib
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine_source import ENGINE, ROOT, cache_folder, fetch
+from followed import Progress, clock, follow
 
 # gcc fuses products and sums unasked where the processor can, as every ARM64: that rounds once instead of twice, and
 # the same checkpoint would give other quantized bytes on other processors.
@@ -38,6 +40,9 @@ try:
 except EngineError as error:
     sys.exit(error.message)  # the remedy is what happens next
 """
+USUAL = ("a minute", "several minutes: PyTorch is among it")
+"""How long it takes to install the extras that people use, and those of tests; as the network is."""
+COMPILING = "3 to 7 minutes on two cores"
 # What else a compiler and CMake take from the environment.
 BUILD_VARIABLES = (
     "CC",
@@ -70,8 +75,7 @@ def main() -> None:
         venv.create(folder, with_pip=True, clear=True)
     wanted = requirement()
     if has(python, wanted):
-        print(f"installing edge-llama[{extras}]", flush=True)
-        pip(python, "install", "-e", f"{ROOT}[{extras}]")
+        install(python, extras)
         if not fault(python):
             print("llama.cpp works on this processor", flush=True)
             return
@@ -79,13 +83,19 @@ def main() -> None:
 
     def try_out(wheel: Path) -> str:
         pip(python, "install", "--force-reinstall", "--no-deps", str(wheel))
-        print(f"installing edge-llama[{extras}]", flush=True)
-        pip(python, "install", "-e", f"{ROOT}[{extras}]")
+        install(python, extras)
         return fault(python)
 
+    print("what follows is done once for this folder; later starts take a second", flush=True)
     source = fetch(python, wanted)
     chosen = first_that_works([CachedWheel(python, source, variant) for variant in variants()], try_out)
     print(f"llama.cpp works on this processor: built {chosen.variant.name}", flush=True)
+
+
+def install(python: Path, extras: str) -> None:
+    """edge-llama from here, and what it needs."""
+    print(f"installing edge-llama[{extras}] and what it needs: {USUAL[extras == 'dev']}", flush=True)
+    pip(python, "install", "-e", f"{ROOT}[{extras}]", label="installing")
 
 
 def requirement() -> str:
@@ -144,14 +154,17 @@ class CachedWheel:
         """The wheel, built now if it isn't there; complete or not there at all."""
         if kept := sorted(self.folder.glob("*.whl")):
             return kept[0]
-        print(f"compiling llama.cpp {self.variant.name}, once on this machine: 3 to 7 minutes", flush=True)
+        print(f"compiling llama.cpp {self.variant.name}, once on this machine: {COMPILING}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "key.json").write_text(json.dumps(self._key, indent=1), "utf-8")
         environment = with_flags(os.environ, self.variant.flags)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             # pip's own cache is asked by the source's name alone: it would give a wheel of other flags.
-            pip(self._python, "wheel", "--no-deps", "--no-cache-dir", "-w", folder, str(self._source), env=environment)
+            arguments = ("--no-deps", "--no-cache-dir", "-w", folder, str(self._source))
+            log = self.folder / "build.log"
+            pip(self._python, "wheel", "-v", *arguments, label="compiling", usual=COMPILING, env=environment, log=log)
             (built,) = Path(folder).iterdir()
+            log.unlink(missing_ok=True)
             return built.replace(self.folder / built.name)
 
     def reject(self, wrong: str) -> None:
@@ -198,10 +211,23 @@ def has(python: Path, wanted: str) -> bool:
     )
 
 
-def pip(python: Path, verb: str, *arguments: str, env: Mapping[str, str] | None = None) -> None:
-    command = [str(python), "-m", "pip", verb, "--quiet", "--disable-pip-version-check", *arguments]
-    if code := subprocess.run(command, env=env, check=False).returncode:
+def pip(
+    python: Path,
+    verb: str,
+    *arguments: str,
+    label: str = "",
+    usual: str = "",
+    env: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> None:
+    """Have pip do its work, and tell how far it is; silently without a ``label``."""
+    command = [str(python), "-m", "pip", verb, "--disable-pip-version-check", *arguments]
+    began = time.monotonic()
+    code = follow(command, Progress(label or verb, usual), env=env, log=log)
+    if code:
         sys.exit(f"pip failed with {code}; the messages above say why")
+    if label:
+        print(f"{label}: done in {clock(time.monotonic() - began)}", flush=True)
 
 
 def fault(python: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.gguf import Value, ValueType, array, string, u32
+from edge_llama.host.regular_files import content_of, text_of
 
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
 _NOTICE = re.compile(r"(LICEN[CS]E|USE_POLICY|NOTICE)(\.(txt|md))?", re.IGNORECASE)
@@ -33,7 +34,7 @@ def read_provenance(folder: Path) -> Provenance:
     """What ``folder`` says of the model's origin; a model card that can't be read is a problem to tell, no error."""
     try:
         card, problem = _card(folder / _CARD)
-        notices = {path.name: path.read_bytes() for path in _notices(folder)}
+        notices = {path.name: content_of(path) for path in _notices(folder)}
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     return Provenance(_fields(card), notices, problem)
@@ -56,7 +57,7 @@ def _card(path: Path) -> tuple[Mapping[str, Any], str]:
     """The card's metadata, and why there is none although there is a card."""
     if not path.is_file() or path.stat().st_size > _MAX_BYTES:
         return {}, ""
-    match = _FRONT_MATTER.match(path.read_text("utf-8", "replace"))
+    match = _FRONT_MATTER.match(text_of(path, "utf-8", "replace"))
     if match is None:
         return {}, ""
     try:

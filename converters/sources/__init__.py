@@ -12,6 +12,7 @@ from edge_llama.files.artifact import BUILT_IN, packaged_path
 from edge_llama.files.checkpoint_folder import ADAPTER
 from edge_llama.files.gguf import is_gguf
 from edge_llama.files.identity import file_state
+from edge_llama.host.regular_files import content_of, why_no_file
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
@@ -31,7 +32,7 @@ def open_checkpoint(source: Path) -> Checkpoint:
         return gguf.open_file(source)
     if not source.exists():
         raise CheckpointError(f"{source}: no such file or folder", remedy="give a folder or a .gguf file")
-    raise CheckpointError(f"{source}: not a checkpoint", remedy=_instead_of(source))
+    raise CheckpointError(f"{source}: {why_no_file(source) or 'not a checkpoint'}", remedy=_instead_of(source))
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -51,7 +52,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _check_templates(files: Iterable[Path]) -> None:
     """CheckpointError for a template that is none: any text would be one to those who read it."""
     for file in (file for file in files if file.suffix == ".jinja" and file.is_file()):
-        start = file.read_bytes()[:512]
+        start = content_of(file)[:512]
         if problem := impostor(file, start, file.stat().st_size):
             raise problem
         if b"\0" in start:

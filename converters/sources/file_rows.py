@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from converters.checkpoint import Stored, Tensor
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
+from edge_llama.host.regular_files import opened
 
 
 def tensor_in(
@@ -49,7 +50,7 @@ class FileRows:
         pitch = self.pitch or self.row_bytes
         at = self.offset + start * pitch + first
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with opened(self.path, buffering=0) as file:
                 for row in rows:
                     file.seek(at)
                     if file.readinto(row.data) != last - first:

@@ -26,6 +26,7 @@ from converters.tokenizers.reader import read_sentencepiece
 from converters.tokenizers.tiktoken_ranks import is_ranks, read_ranks
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import FORMATS
+from edge_llama.host.regular_files import content_of
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _TOKENIZER = "tokenizer.model"
@@ -196,7 +197,7 @@ def _tokenizer(folder: Path) -> tuple[Path, bytes]:
             if path.stat().st_size > _MAX_TOKENIZER:
                 raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes, at most {_MAX_TOKENIZER:,} are read")
             try:
-                return path, path.read_bytes()
+                return path, content_of(path)
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     raise CheckpointError(f"{folder}: tokenizer.model is missing", remedy="download it too")

@@ -15,6 +15,7 @@ from converters.checkpoint import Tensor
 from converters.sources.file_rows import tensor_in
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import BF16, F16, F32, Format
+from edge_llama.host.regular_files import opened
 
 DTYPES: dict[str, Format] = {"F32": F32, "F16": F16, "BF16": BF16}
 _MAX_HEADER = 100_000_000  # the reference implementation's own limit
@@ -36,7 +37,7 @@ def read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with opened(path) as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(_MAX_HEADER, size - 8):

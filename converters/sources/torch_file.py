@@ -20,6 +20,7 @@ from converters.sources.safetensors import DTYPES, impostor
 from converters.sources.torch_pickle import PickleError, Storage, View, read_pickle
 from edge_llama.errors import UNREADABLE, CheckpointError
 from edge_llama.files.formats import Format
+from edge_llama.host.regular_files import opened
 
 _MAX_PICKLE = 1 << 20  # that of Llama 3.1 405B takes 0.2 MB
 _MAX_MEMBERS = 100_000
@@ -45,7 +46,7 @@ def read_file(
     Raises CheckpointError naming file and tensor.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             directory = _directory(path, file)
             prefix = _prefix(path, directory)
             _check_byte_order(path, file, directory.get(f"{prefix}/byteorder"))
@@ -59,7 +60,7 @@ def read_file(
 def read_views(path: Path) -> dict[str, View]:
     """What the file at ``path`` says of its tensors, unchecked. CheckpointError if torch.save did not write it."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             directory = _directory(path, file)
             return _views(path, file, directory[f"{_prefix(path, directory)}/data.pkl"], None)
     except OSError as error:

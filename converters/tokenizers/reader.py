@@ -36,6 +36,7 @@ from converters.tokenizers.vocab_and_merges import MERGES, VOCAB, read_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.byte_letters import byte_letters
 from edge_llama.files.text_rules import SpacePrefix, TextRules
+from edge_llama.host.regular_files import content_of, opened
 
 _SPACE_LETTER = byte_letters()[ord(" ")]
 _PLACEHOLDER = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<unused\d*>")  # Gemma's, mostly
@@ -109,7 +110,7 @@ def _read(folder: Path, config: Mapping[str, Any], n_vocab: int) -> Vocabulary:
 def _has_ranks(path: Path) -> bool:
     """Whether a tokenizer.model is tiktoken's, which may lie beside a tokenizer.json that says the same and more."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return is_ranks(file.read(4096))
     except OSError:
         return False  # who reads all of it will say so
@@ -197,7 +198,7 @@ def _pieces(path: Path, n_vocab: int, *, legacy: bool) -> tuple["_Table", Any, S
             f"{path}: reading it needs the package sentencepiece", remedy='pip install "edge-llama[convert]"'
         ) from error
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         if not content:  # sentencepiece takes it for no argument at all
             raise RuntimeError("empty")
         pieces = SentencePieceProcessor(model_proto=content)

@@ -20,6 +20,7 @@ from converters.tokenizers.tiktoken_ranks import is_ranks
 from converters.tokenizers.vocab_and_merges import VOCAB, tokenizer_of_pair
 from edge_llama.errors import CheckpointError
 from edge_llama.files.text_rules import SpacePrefix
+from edge_llama.host.regular_files import content_of
 
 
 class Encoder(Protocol):
@@ -38,7 +39,7 @@ def source_encoder(vocabulary: Vocabulary) -> Encoder | None:
     if path is None or path.suffix not in (".json", ".model"):
         return None
     try:
-        content = path.read_bytes()
+        content = content_of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if path.name == VOCAB:

@@ -7,6 +7,7 @@ from typing import Any
 from converters.facts import CHAT_TEMPLATE, TEMPLATE_FILES, find, notes
 from converters.tokenizers.structure import PROCESSOR, read_checked
 from edge_llama.errors import CheckpointError
+from edge_llama.host.regular_files import text_of
 
 _FILE, _OF_PROCESSORS = "chat_template.jinja", ("processor_config.json", "chat_template.json")
 
@@ -56,7 +57,7 @@ def _by_name(given: Any) -> dict[str, str]:
 
 def _template(path: Path) -> str:
     try:
-        text = path.read_text("utf-8-sig")  # a mark of the byte order is none of the prompt
+        text = text_of(path, "utf-8-sig")  # a mark of the byte order is none of the prompt
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", remedy="download it again") from error
     if not text.strip():

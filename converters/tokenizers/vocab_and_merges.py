@@ -12,6 +12,7 @@ from converters.checkpoint import read_json
 from converters.tokenizers.pre_tokenizers import BY_NAME
 from converters.tokenizers.special_tokens import own_class
 from edge_llama.errors import CheckpointError
+from edge_llama.host.regular_files import text_of
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 _STEPS: Mapping[str, tuple[str, Sequence[str]]] = {
@@ -69,7 +70,7 @@ def _words(path: Path) -> dict[str, int]:
 def _pairs(path: Path) -> list[str]:
     """A line a merge, after one that begins with ``#version``."""
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = text_of(path, "utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}", remedy="download it again") from error
     pairs = []

@@ -11,6 +11,7 @@ from converters.checkpoint import TEMPLATE_NOTE, Checkpoint
 from converters.metadata.vocabulary import Vocabulary, to_gguf
 from edge_llama.errors import CheckpointError, OptionError
 from edge_llama.files.gguf import Value
+from edge_llama.host.regular_files import text_of
 
 _MAX_FILE = 1 << 20
 _OF_TRAINING = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
@@ -95,6 +96,6 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_FILE:
             raise OptionError(f"{where}: {path.stat().st_size:,} bytes, at most {_MAX_FILE:,} are read")
-        return path.read_text("utf-8-sig")
+        return text_of(path, "utf-8-sig", may_be_piped=True)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{where}: cannot be read: {error}", remedy="give a Jinja file in UTF-8") from error

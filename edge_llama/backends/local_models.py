@@ -20,6 +20,7 @@ from edge_llama.files.artifact import BUILT_IN, MODEL_VARIABLE, existing
 from edge_llama.files.checkpoint_folder import checkpoint_kind
 from edge_llama.files.compiled import FOLDER as COMPILED
 from edge_llama.files.manifest import NAME as MANIFEST
+from edge_llama.host.regular_files import content_of, text_of
 
 FOLDERS_VARIABLE = "EDGE_LLAMA_MODELS"
 _DEEPEST = 5
@@ -258,7 +259,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_MANIFEST:
             return {}
-        content = json.loads(path.read_bytes())
+        content = json.loads(content_of(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -271,7 +272,7 @@ def _objects(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _first_line(path: Path) -> str:
     try:
-        return path.read_text("utf-8", "replace").strip()
+        return text_of(path, "utf-8", "replace").strip()
     except OSError:
         return ""
 

@@ -5,9 +5,8 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from pkgutil import iter_modules
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -36,6 +35,7 @@ _ORDER = (
         "models",
         "bench",
         "devices",
+        "doctor",
     ),
     "history",
 )
@@ -78,7 +78,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     _prepare_streams()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False, prog_name=app.info.name))  # by `python -m` and a frozen program, too
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except EdgeLlamaError as error:
@@ -91,12 +91,17 @@ def main() -> None:
 
 def _prepare_streams() -> None:
     """Streams that were closed become empty ones; characters that the terminal's encoding lacks become escapes."""
-    sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
-    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stdin = sys.stdin or _nothing(os.O_RDONLY, "r")
+    sys.stdout = sys.stdout or _nothing(os.O_WRONLY, "w")
+    sys.stderr = sys.stderr or _nothing(os.O_WRONLY, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _nothing(flags: int, mode: str) -> TextIO:
+    """An empty stream, for as long as the process lives: as Python's own it is not closed at the end."""
+    return cast("TextIO", open(os.open(os.devnull, flags), mode, encoding="utf-8", closefd=False))
 
 
 def _fail(message: str, exit_code: int) -> None:

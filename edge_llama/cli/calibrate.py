@@ -22,6 +22,7 @@ from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
+from edge_llama.host.regular_files import text_of
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import grid, tiles, token_plan
 
@@ -185,7 +186,7 @@ def _embedded(
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return text_of(path, "utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}", remedy="name a file of text") from error
     except UnicodeDecodeError as error:

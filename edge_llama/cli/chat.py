@@ -12,6 +12,7 @@ from edge_llama.cli import options
 from edge_llama.cli.chat_session import commands
 from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.local_choice import picked
 from edge_llama.cli.chat_session.pictures import dropped
 from edge_llama.cli.terminal.console import messages_of_stdin, note, speed
 from edge_llama.errors import EdgeLlamaError
@@ -57,6 +58,8 @@ def chat(
     With a model on a server: edge-llama chat http://127.0.0.1:8000/v1 --tokenizer llama-3.2-1b/
     """
     kept = Kept(continue_, off=no_history, quiet=quiet)
+    if kept.model(model) is None:
+        model = picked()
     conversation = Conversation(
         partial(options.open_model, isolate=isolate, verbose=verbose, also_remote=True),
         kept.model(model),

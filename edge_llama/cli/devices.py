@@ -36,14 +36,16 @@ def devices(
     """
     found = engines(again=check)
     if as_json:
-        print(json.dumps(_described(found), ensure_ascii=False))  # noqa: T201
+        print(json.dumps(described(found), ensure_ascii=False))  # noqa: T201
     else:
-        print("\n".join(printable(line) for line in _lines(found)))  # noqa: T201
+        lines = [*machine_lines(), *engine_lines(found)]
+        print("\n".join(printable(line) for line in lines))  # noqa: T201
     if found[0].problem:
         raise typer.Exit(1)
 
 
-def _described(found: list[EngineState]) -> dict[str, Any]:
+def described(found: list[EngineState]) -> dict[str, Any]:
+    """What :func:`devices` prints, for programs."""
     return {
         "cpu": {**asdict(machine.cpu()), "threads": machine.cpu_threads(), "free_threads": machine.free_threads()},
         "memory": {"total": psutil.virtual_memory().total, "available": machine.available_memory()},
@@ -59,16 +61,20 @@ def _engine(engine: EngineState) -> dict[str, Any]:
     return {name: value for name, value in asdict(engine).items() if name != "missing"}
 
 
-def _lines(found: list[EngineState]) -> list[str]:
+def machine_lines() -> list[str]:
+    """Processor and memory, for people."""
     cpu, memory = machine.cpu(), psutil.virtual_memory().total
     features = " ".join(feature for feature in cpu.features if feature in _USEFUL)
-    lines = [
+    return [
         f"CPU      {cpu.name} ({cpu.machine}), {machine.cpu_threads()} cores for us, {machine.free_threads()} free now",
         f"         {features or 'features unknown'}",
         f"memory   {memory / 1e9:.1f} GB, {machine.available_memory() / 1e9:.1f} GB available",
     ]
-    for engine in found:
-        lines += _engine_lines(engine)
+
+
+def engine_lines(found: list[EngineState]) -> list[str]:
+    """Engines and their devices, what would be used and what is missing, for people."""
+    lines = [line for engine in found for line in _engine_lines(engine)]
     lines.append(f"used     {_used(found[0])}")
     lines.append(f"kernels  {_kernels()}")
     lines += [f"missing  {line}" for line in _missing(found)]

@@ -11,8 +11,10 @@ import typer
 
 from edge_llama.cli import options
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
+from edge_llama.cli.terminal.standard_input import before_prompt, context_of_stdin, prompt_of_stdin
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
+from edge_llama.host.regular_files import text_of
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.tokenizer import Tokenizer
 
@@ -22,7 +24,12 @@ from edge_llama.prompts.tokenizer import Tokenizer
 def run(
     *,
     params: dict[str, Any],
-    words: Annotated[list[str], typer.Argument(metavar="[MODEL] PROMPT", help="The prompt, or - for stdin.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] PROMPT", help="The prompt; what is piped in stands before it. - takes it from stdin."
+        ),
+    ],
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without a chat template.")
     ] = False,
@@ -53,6 +60,8 @@ def run(
 
     With a picture: edge-llama run llama4-scout/ "What is this?" --image photo.jpg
 
+    About a text: cat notes.txt | edge-llama run "Summarise this in one sentence."
+
     On a server: edge-llama run http://127.0.0.1:8000/v1 "Hello" --tokenizer llama-3.2-1b/
     """
     if len(words) > 2:
@@ -60,7 +69,7 @@ def run(
     model_name = words[0] if len(words) == 2 else None
     if raw:
         _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
-    prompt = _read_stdin() if words[-1] == "-" else words[-1]
+    prompt = _prompt(words[-1], raw=raw, quiet=quiet)
     with options.open_model(model_name, opening, isolate=isolate, verbose=verbose, also_remote=True) as model:
         described = _read_tools(tools) if tools else None
         if raw:
@@ -86,6 +95,13 @@ def run(
             note(speed(answer.timings), quiet=quiet)
 
 
+def _prompt(word: str, *, raw: bool, quiet: bool) -> str:
+    """The prompt, which ``-`` has come from stdin; else what is piped in stands before it."""
+    if word == "-":
+        return prompt_of_stdin()
+    return before_prompt(context_of_stdin(quiet=quiet), word, raw=raw)
+
+
 def _check_raw(options: Mapping[str, object]) -> None:
     """OptionError if one was given that a prompt without a template has no place for."""
     for option, value in options.items():
@@ -107,7 +123,7 @@ def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
 def _read_tools(path: Path) -> list[dict[str, Any]]:
     where = f"--tools {path}"
     try:
-        tools = json.loads(path.read_text("utf-8-sig"))
+        tools = json.loads(text_of(path, "utf-8-sig", may_be_piped=True))
     except OSError as error:
         raise OptionError(f"{where}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -115,14 +131,3 @@ def _read_tools(path: Path) -> list[dict[str, Any]]:
     if not isinstance(tools, list):
         raise OptionError(f"{where}: is {type(tools).__name__}, expected a list of functions' JSON schemas")
     return tools
-
-
-def _read_stdin() -> str:
-    data = sys.stdin.buffer.read()
-    try:
-        text = data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"stdin: byte {error.start:,} (0x{data[error.start]:02x}) is not UTF-8") from error
-    if not text.strip():
-        raise OptionError("stdin: the prompt is empty", remedy="pipe some text in")
-    return text

@@ -21,6 +21,7 @@ from edge_llama.files.identity import identity_of
 from edge_llama.files.manifest import Manifest
 from edge_llama.files.shape import Stored, TextShape
 from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.host.regular_files import why_no_file
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
@@ -216,11 +217,19 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
     except RuntimeError as error:  # ~nobody
         raise ArtifactError(f"{model}: its owner's home is not known", remedy="give the whole path") from error
     if not path.exists():
+        what = "a link that leads nowhere" if path.is_symlink() else "no such file or folder"
         raise ArtifactError(
-            f"{path}: no such file or folder",
+            f"{path}: {what}",
             remedy=f"give a .gguf file, {BUILT_IN!r} for the built-in model, or a name that edge-llama models shows",
         )
+    if kind := why_no_file(path):
+        raise ArtifactError(f"{path}: {kind}", remedy="give a model's file or folder: none is read from a pipe")
     return path
+
+
+def has_default() -> bool:
+    """Whether :func:`existing` means a model where none is named: by the variable, or the built-in one."""
+    return bool(os.environ.get(MODEL_VARIABLE)) or converted_path().is_file() or packaged_path() is not None
 
 
 def server_url(model: object = None) -> str | None:

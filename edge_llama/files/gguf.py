@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.formats import BY_GGML_ID, Format
+from edge_llama.host.regular_files import opened
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
@@ -152,7 +153,7 @@ def is_named_gguf(name: str) -> bool:
 def is_gguf(path: Path) -> bool:
     """Whether the file at ``path`` is GGUF by its name, or by its first bytes: caches call files by their hashes."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return is_named_gguf(path.name) or file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
@@ -169,7 +170,7 @@ def read_header(path: Path) -> Header:
     Raises ArtifactError, naming file and field, for whatever is not well-formed: see ``tests/files/test_gguf.py``.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return _Parser(path, file.read(1 << 24), path.stat().st_size).header()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
@@ -197,7 +198,7 @@ class _Parser:
                 "the file is cut short: download or convert it again",
             )
         if end > len(self.data):
-            with self.path.open("rb") as file:
+            with opened(self.path) as file:
                 self.data = file.read(max(end, 2 * len(self.data)))
         piece = self.data[self.at : end]
         self.at = end

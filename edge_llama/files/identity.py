@@ -19,6 +19,7 @@ from typing import IO
 
 from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.gguf import Header, TensorInfo
+from edge_llama.host.regular_files import opened
 
 _READ = 1 << 22
 _SAMPLES, _SAMPLE = 256, 4096
@@ -35,7 +36,7 @@ def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
     digest = hashlib.sha256()
     for path, start, tensors in files:
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 size = file.seek(0, os.SEEK_END)
                 digest.update(hash_of(file, 0, start) + size.to_bytes(8, "little"))
                 for tensor in tensors:
@@ -49,7 +50,7 @@ def identity_of(files: Iterable[tuple[Path, int, Sequence[TensorInfo]]]) -> str:
 
 def header_sha256(header: Header) -> str:
     """The SHA-256 of the file's metadata and tensor table, 64 hexadecimal digits. OSError if it can't be read."""
-    with header.path.open("rb") as file:
+    with opened(header.path) as file:
         return hash_of(file, 0, header.data_offset).hex()
 
 
@@ -57,7 +58,7 @@ def sampled_sha256(path: Path) -> str:
     """A hash of a file's size and of 256 pieces all over it, 64 hexadecimal digits. OSError if it can't be read."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    with opened(path) as file:
         for piece in range(_SAMPLES):
             file.seek(max(0, size - _SAMPLE) * piece // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE))
@@ -76,7 +77,7 @@ def sha256_of(path: Path, on_progress: Callable[[int], None] | None = None) -> s
     ArtifactError if it can't be read.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             return hash_of(file, 0, None, on_progress).hex()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error

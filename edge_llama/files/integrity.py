@@ -16,6 +16,7 @@ from edge_llama.errors import UNREADABLE, ArtifactError, NotVerifiableError
 from edge_llama.files.formats import Format
 from edge_llama.files.gguf import Header, Value, ValueType, array, encode_header, string
 from edge_llama.files.identity import hash_of
+from edge_llama.host.regular_files import opened
 
 ROOT = "edge_llama.sha256"
 TENSORS = "edge_llama.tensor_sha256"
@@ -59,7 +60,7 @@ def verify(header: Header, on_progress: Callable[[int], None] | None = None) -> 
             remedy="convert the original checkpoint with edge-llama to have them",
         )
     try:
-        with header.path.open("rb") as file:
+        with opened(header.path) as file:
             _check_root(header, file)
             _check_tensors(header, file, on_progress)
     except OSError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import ArtifactError, InputError
+from edge_llama.host.regular_files import opened
 
 _KINDS: Mapping[type, str] = {
     str: "a text",
@@ -24,7 +25,7 @@ _KINDS: Mapping[type, str] = {
 def read_bytes(path: Path, most: int, remedy: str) -> bytes:
     """A file's content, of at most ``most`` bytes. ArtifactError if it can't be read or is larger."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             raw = file.read(most + 1)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=remedy) from error

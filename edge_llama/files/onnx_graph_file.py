@@ -14,6 +14,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files.formats import FORMATS, Format
 from edge_llama.files.gguf import TensorInfo
 from edge_llama.files.protobuf import Field, WireError, fields, packed
+from edge_llama.host.regular_files import opened
 
 _MAX_BYTES = 1 << 26  # weights lie beside the graph: a large one is a few hundred kilobytes
 _AGAIN = "copy the whole bundle again, or convert again"
@@ -77,7 +78,7 @@ def read_onnx(path: Path) -> OnnxFile:
     ArtifactError names what is malformed.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             raw = file.read(_MAX_BYTES + 1)
         if len(raw) > _MAX_BYTES:
             raise ValueError(f"is larger than {_MAX_BYTES:,} bytes, where the graph without weights is expected")

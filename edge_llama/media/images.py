@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from edge_llama.errors import InputError, OptionError
+from edge_llama.host.regular_files import content_of, why_no_file
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -81,7 +82,7 @@ class Image:
             return source
         if isinstance(source, str | os.PathLike):
             path = regular_file(source, MAX_BYTES)
-            return _from_data(path.read_bytes(), str(path))
+            return _from_data(content_of(path), str(path))
         return _from_data(source if isinstance(source, bytes) else _png(source), "image")
 
     @classmethod
@@ -134,7 +135,8 @@ def regular_file(source: "str | os.PathLike[str]", max_bytes: int | None = None)
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{name}: {reason}", remedy="give the path of a file that can be read") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{name}: a folder or a device", remedy="give the path of a file that can be read")
+        kind = why_no_file(Path(name)) or "a folder, not a file"
+        raise InputError(f"{name}: {kind}", remedy="give the path of a file that can be read")
     if max_bytes is not None and status.st_size > max_bytes:
         raise InputError(f"{name}: {status.st_size:,} bytes, at most {max_bytes:,} are read", remedy="scale it down")
     return Path(name)

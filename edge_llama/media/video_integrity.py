@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edge_llama.errors import InputError
+from edge_llama.host.regular_files import opened
 
 _BOXES = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 _MOST_BOXES = 100_000
@@ -12,7 +13,7 @@ _MOST_BOXES = 100_000
 
 def check_whole(path: Path) -> None:
     """InputError if the file is shorter than its container says (MP4, MOV, WebM, MKV, AVI; others don't say)."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         declared = _declared(file, size)
     if declared > size:

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast, get_type_hints
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, check_known
 from edge_llama.prompts.messages import check_text
 from edge_llama.sampling.option_text import OptionText, is_name, parse_on_or_off
 from edge_llama.sampling.params import check_whole
@@ -398,10 +398,9 @@ SAVED = tuple(name for name, option in described().items() if option.is_saved)
 
 
 def checked(options: Mapping[str, Any]) -> OpenOptions:
-    """The options that were given and are not None, each checked. Raises OptionError, TypeError for an unknown one."""
+    """The options that were given and are not None, each checked. OptionError, UnknownOptionError for none of them."""
     known = described()
-    if unknown := sorted(set(options) - set(known)):
-        raise TypeError(f"open() got an unexpected keyword argument {unknown[0]!r}")
+    check_known(options, known, "open", besides=("isolate", "model"))
     found = {name: known[name].check(name, value) for name, value in options.items() if value is not None}
     return cast("OpenOptions", found)
 

@@ -13,6 +13,7 @@ from edge_llama.errors import UNREADABLE, ArtifactError
 from edge_llama.files.artifact import Recommended
 from edge_llama.files.onnx_text import CONFIG as GENAI_CONFIG
 from edge_llama.files.tokenizer_folder import TokenizerFolder, has_tokenizer, read_tokenizer_folder
+from edge_llama.host.regular_files import opened
 from edge_llama.prompts.hf_tokenizer import HFTokenizer
 from edge_llama.prompts.tokenizer import Tokenizer
 
@@ -53,7 +54,7 @@ def _of_folder(path: Path) -> OpenVocabulary:
     folder = read_tokenizer_folder(path)
     tokenizer = _with_ends(HFTokenizer(folder), folder)
     try:
-        with folder.tokenizer.open("rb") as file:
+        with opened(folder.tokenizer) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"{folder.tokenizer}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error

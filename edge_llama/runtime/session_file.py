@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from edge_llama.errors import OptionError, OutputError, SessionError
 from edge_llama.host.atomic import PARTIAL, new_file
+from edge_llama.host.regular_files import opened
 from edge_llama.prompts.messages import Message
 
 MAGIC = b"edgelses"
@@ -108,7 +109,7 @@ def write(path: Path, saved: SavedChat) -> None:
 def read(path: Path) -> SavedChat:
     """Read and check the file. SessionError if it is no session, damaged, or of a newer version."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             prefix = file.read(_PREFIX.size)
             size = os.fstat(file.fileno()).st_size
             header_bytes = _check_prefix(path, prefix, size)
@@ -127,7 +128,7 @@ def read(path: Path) -> SavedChat:
 def peek(path: Path) -> Peek:
     """The file's header as it is, unchecked. SessionError if it is no session, or can't be understood."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             header_bytes = _check_prefix(path, file.read(_PREFIX.size), os.fstat(file.fileno()).st_size)
             fields = json.loads(file.read(header_bytes))
         return Peek(str(fields["identity"]), dict(fields["settings"]), _ids(fields["tokens"] or []))
@@ -204,7 +205,7 @@ def _ids(tokens: object) -> NDArray[np.int32]:
 
 def _check_place(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             is_session = file.read(len(MAGIC)) == MAGIC
     except FileNotFoundError:
         return

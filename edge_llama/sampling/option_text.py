@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import OptionError
+from edge_llama.host.regular_files import text_of
 
 _SCHEMA_WORDS = ("true", "false")
 
@@ -70,7 +71,7 @@ class OptionText:
 def read_text(path: Path, where: str) -> str:
     """The text of a file, UTF-8 with or without a byte order mark; OptionError if it can't be read."""
     try:
-        return path.read_text("utf-8-sig")
+        return text_of(path, "utf-8-sig", may_be_piped=True)
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{where} {path}: cannot be read: {error}") from error
 

@@ -3,12 +3,13 @@
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias, TypedDict
+from functools import wraps
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, check_known
 from edge_llama.files.artifact import Recommended
 from edge_llama.prompts.messages import check_text
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -21,6 +22,7 @@ from edge_llama.sampling.option_text import (
     split_stops,
 )
 
+_T = TypeVar("_T")
 _MAX_SEED = 2**32 - 2  # llama.cpp takes the next one for "draw a seed"
 _MAX_INT = 2**31 - 1
 _MAX_BIAS = 1e4  # more would leave no digits of the logit in float32
@@ -162,6 +164,20 @@ def _option(check: _Check, text: OptionText | None = None) -> dict[str, Any]:
     return {"check": check, "text": text}
 
 
+def _names_the_nearest(kind: type[_T]) -> type[_T]:
+    """A dataclass that tells of an unknown field as our options do, in place of Python's words about ``__init__``."""
+    plain = kind.__init__
+
+    @wraps(plain)
+    def checked(self: _T, *args: Any, **options: Any) -> None:
+        check_known(options, kind.__slots__, kind.__name__)  # type: ignore[attr-defined] # it is one with slots
+        plain(self, *args, **options)
+
+    kind.__init__ = checked  # type: ignore[assignment]
+    return kind
+
+
+@_names_the_nearest
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Choices for one answer, applied in llama.cpp's order: logit_bias, penalties, top_k, top_p, min_p, temperature.
@@ -335,11 +351,7 @@ class SamplingParams:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SamplingParams":
         """The params of these options. OptionError also for one that is unknown."""
-        try:
-            return cls(**options)
-        except TypeError as error:
-            known = ", ".join(cls.__slots__)
-            raise OptionError(f"unknown option: {error}", remedy=f"known: {known}") from error
+        return cls(**options)
 
     @property
     def is_penalizing(self) -> bool:

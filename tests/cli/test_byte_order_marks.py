@@ -8,8 +8,9 @@ import pytest
 
 import edge_llama
 from converters.transforms.chat_templates import _read
-from edge_llama.cli.run import _read_stdin, _read_tools
+from edge_llama.cli.run import _read_tools
 from edge_llama.cli.terminal.console import messages_of_stdin
+from edge_llama.cli.terminal.standard_input import context_of_stdin, prompt_of_stdin
 from edge_llama.planning.options import checked, described
 from edge_llama.sampling.params import OPTION_TEXTS
 
@@ -43,10 +44,11 @@ def test_on_stdin(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
     def pipe(text: str) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
-    pipe(f"{mark}One {MARK}two\n")
-    assert _read_stdin() == f"One {MARK}two\n"
+    for read in (prompt_of_stdin, context_of_stdin):
+        pipe(f"{mark}One {MARK}two\n")
+        assert read() == f"One {MARK}two\n"
     pipe(f"{mark}One\n{MARK}two\n")
     assert list(messages_of_stdin()) == ["One", f"{MARK}two"]
     pipe(mark)
     with pytest.raises(edge_llama.OptionError, match="the prompt is empty"):
-        _read_stdin()
+        prompt_of_stdin()

@@ -125,3 +125,24 @@ def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPat
 def test_what_an_environment_fulfils() -> None:
     assert install.has(Path(sys.executable), install.requirement())
     assert not install.has(Path(sys.executable), "llama-cpp-python>=99")
+
+
+def test_a_build_tells_what_it_does_and_leaves_no_log(wheels: Wheels, capfd: pytest.CaptureFixture[str]) -> None:
+    wheel = wheels()[0].wheel()
+    first, last = capfd.readouterr().out.splitlines()
+    assert first == "compiling llama.cpp natively, once on this machine: 3 to 7 minutes on two cores"
+    assert last.startswith("compiling: done in 0:")
+    assert not (wheel.parent / "build.log").exists()
+
+
+def test_a_build_that_fails_shows_why_and_keeps_its_log(
+    wheels: Wheels, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUILDS", "/no/such/folder/builds")
+    (wheel, _) = wheels()
+    with pytest.raises(SystemExit, match="pip failed with 1"):
+        wheel.wheel()
+    told = capfd.readouterr().out
+    assert "FileNotFoundError" in told
+    assert str(wheel.folder / "build.log") in told
+    assert "FileNotFoundError" in (wheel.folder / "build.log").read_text("utf-8")

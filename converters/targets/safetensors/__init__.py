@@ -16,6 +16,7 @@ from edge_llama.errors import UNREADABLE, CheckpointError, OptionError
 from edge_llama.files import checksums
 from edge_llama.files.formats import FORMATS
 from edge_llama.files.manifest import StoredFile
+from edge_llama.host.regular_files import content_of
 
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _QUANTS = (*_DTYPES, w4a16.NAME)
@@ -114,7 +115,7 @@ def _preprocessors(checkpoint: Checkpoint) -> dict[str, bytes]:
     """How pictures become pixels, as the source says it: an engine of fleets doesn't load two towers without."""
     found = [path for path in checkpoint.files if path.name in PREPROCESSORS and path.is_file()]
     try:
-        return {path.name: path.read_bytes() for path in found}
+        return {path.name: content_of(path) for path in found}
     except OSError as error:
         raise CheckpointError(
             f"{checkpoint.path}: {error.filename} cannot be read: {error.strerror}", remedy=UNREADABLE

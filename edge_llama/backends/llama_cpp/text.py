@@ -3,6 +3,7 @@
 The high-level ``Llama`` class is not used: it detokenizes everything again for each token, and can't be stopped.
 """
 
+import atexit
 import ctypes
 import logging
 import os
@@ -47,9 +48,18 @@ def the_engine() -> Any:
         import llama_cpp  # noqa: PLC0415 - loads native code, only when a model is opened
     except (ImportError, RuntimeError, OSError) as error:
         raise EngineError(f"llama-cpp-python cannot be loaded: {error}", remedy="reinstall it") from error
+    _close_at_exit()
     llama_cpp.llama_log_set(_NATIVE_LOG, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     return llama_cpp
+
+
+def _close_at_exit() -> None:
+    """llama-cpp-python opens /dev/null twice when it is imported, for its class ``Llama``, and leaves it open."""
+    package = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if (file := getattr(package, name, None)) is not None:
+            atexit.register(file.close)
 
 
 def available_devices() -> list[Device]:

@@ -20,6 +20,7 @@ from edge_llama.files.identity import sha256_of
 from edge_llama.files.onnx_graph_file import data_of
 from edge_llama.files.onnx_static import StaticArtifact, read_static
 from edge_llama.files.onnx_text import CONFIG, files_of, text_file
+from edge_llama.host.regular_files import content_of
 
 _GENAI: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "QNNExecutionProvider": ("QNN", {"backend_type": "htp"}),
@@ -58,7 +59,7 @@ class Towers:
 def settings_of(text: StaticArtifact) -> str:
     """A hash of what lies beside the graphs, but for the tokenizer, which the identity has."""
     graphs = {*text.files, text.tokenizer}
-    return sha256(b"".join(file.read_bytes() for file in files_of(text.path) if file not in graphs)).hexdigest()
+    return sha256(b"".join(content_of(file) for file in files_of(text.path) if file not in graphs)).hexdigest()
 
 
 def _context(name: str) -> str:

@@ -25,7 +25,8 @@ def native_output_to_stderr() -> None:
     except (OSError, ValueError):  # one of them was closed
         return
     encoding, errors = getattr(sys.stdout, "encoding", None), getattr(sys.stdout, "errors", None)
-    sys.stdout = os.fdopen(kept, "w", encoding=encoding, errors=errors, buffering=1 if os.isatty(kept) else -1)
+    buffering = 1 if os.isatty(kept) else -1
+    sys.stdout = os.fdopen(kept, "w", buffering, encoding, errors, closefd=False)  # as Python's own
 
 
 class Output(Protocol):
