@@ -22,6 +22,7 @@ from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
+from edge_llama.host.windows import why_no_file
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import grid, tiles, token_plan
 
@@ -117,6 +118,8 @@ def _check_output(output: Path, inputs: "Sequence[Path]", *, force: bool) -> Non
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
     check_inputs(output, inputs, ())
+    if why := why_no_file(output):
+        raise OutputError(f"{output}: {why}", remedy="give another name")
     if output.exists() and not force:
         raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
     if output.is_dir() or not output.absolute().parent.is_dir():

@@ -21,6 +21,7 @@ from edge_llama.files.identity import identity_of
 from edge_llama.files.manifest import Manifest
 from edge_llama.files.shape import Stored, TextShape
 from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.host.windows import why_no_file
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
@@ -217,7 +218,7 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
         raise ArtifactError(f"{model}: its owner's home is not known", remedy="give the whole path") from error
     if not path.exists():
         raise ArtifactError(
-            f"{path}: no such file or folder",
+            f"{path}: {why_no_file(path) or 'no such file or folder'}",
             remedy=f"give a .gguf file, {BUILT_IN!r} for the built-in model, or a name that edge-llama models shows",
         )
     return path
