@@ -49,10 +49,9 @@ def copy(text: str) -> str:
     for tool in () if is_far else _TOOLS:
         if tool.is_here and _took([*tool.command], text.encode(tool.encoding)):
             return f"the clipboard ({tool.command[0]})"
-    if os.environ.get("TMUX") and (tmux := shutil.which("tmux")):
-        # tmux takes no OSC 52 from programs by default, but gives what is in its buffer to the terminal by it.
-        if _took([tmux, "load-buffer", "-w", "-"], text.encode()):
-            return "tmux's buffer, and the terminal's clipboard if it takes OSC 52"
+    # tmux takes no OSC 52 from programs by default, but gives what is in its buffer to the terminal by it.
+    if os.environ.get("TMUX") and _took(["tmux", "load-buffer", "-w", "-"], text.encode()):
+        return "tmux's buffer, and the terminal's clipboard if it takes OSC 52"
     if not sys.stdout.isatty():
         raise OptionError("there is no terminal whose clipboard could be used")
     sys.stdout.write(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07")
@@ -61,7 +60,7 @@ def copy(text: str) -> str:
 
 
 def _took(command: list[str], data: bytes) -> bool:
-    """Whether the program took it. Its output is no pipe: xclip and wl-copy go on in the background, and keep it open."""
+    """Whether the program took it. Its output is no pipe, which xclip and wl-copy would keep open in the background."""
     nowhere = subprocess.DEVNULL
     try:
         done = subprocess.run(command, input=data, stdout=nowhere, stderr=nowhere, check=False, timeout=_SECONDS)  # noqa: S603
