@@ -110,16 +110,13 @@ def resolve(system: System, python: str, wanted: Iterable[Requirement]) -> Resol
         changed = merged(asked, waiting)
         print(f"{system.name}: {len(asked)} packages, {len(changed)} to look up", file=sys.stderr, flush=True)
         reports = look_up(system, python, [asked[name] for name in changed if name not in found.lacking], found)
+        reports |= {name: installed(name) for name in changed if name in found.lacking}
         waiting = [
             each
-            for name, lines in (
-                *reports.items(),
-                *((name, installed(name)) for name in changed if name in found.lacking),
-            )
+            for name, lines in reports.items()
             for each in map(Requirement, lines)
-            if applies(each, environment, asked[name].extras)
+            if applies(each, environment, asked[name].extras) and is_new(each, asked)
         ]
-        waiting = [each for each in waiting if is_new(each, asked)]
     return found
 
 
