@@ -24,7 +24,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     def write(name: str, *, code: int = 0) -> Path:
         kept = tmp_path / f"{name}.kept"
         script = tmp_path / name
-        script.write_text(f"#!/bin/sh\necho \"$@\" > '{kept}.options'\ncat > '{kept}'\nsleep 30 &\nexit {code}\n")
+        script.write_text(f"#!/bin/sh\necho \"$@\" > '{kept}.options'\ncat > '{kept}'\nsleep 3 &\nexit {code}\n")
         script.chmod(0o755)
         return kept
 
