@@ -4,6 +4,7 @@ Nothing here was run on Windows: tests on Linux impose the same rules (tests/win
 """
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -75,11 +76,12 @@ def why_no_name(name: str) -> str:
 
 
 def _takes_long_paths() -> bool:
-    try:
-        import winreg  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415 - only Windows has it
+    if sys.platform != "win32":
+        return False
+    import winreg  # noqa: PLC0415 - only Windows has it
 
-        place = r"SYSTEM\CurrentControlSet\Control\FileSystem"
-        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:  # type: ignore[attr-defined,unused-ignore]
-            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])  # type: ignore[attr-defined,unused-ignore]
-    except (ImportError, OSError):
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+    except OSError:
         return False
