@@ -93,7 +93,7 @@ def _edit(conversation: Conversation, _argument: str) -> None:
     elif text == last.last_text.rstrip("\n"):
         note("the text is unchanged: nothing is sent")
     else:
-        note("\n".join(f"> {line}" for line in text.split("\n")))
+        note(f"You: {text}" if conversation.is_plain else "\n".join(f"> {line}" for line in text.split("\n")))
         conversation.edit(text)
 
 
