@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills lint clean
+.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills wheels lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -80,6 +80,10 @@ test-arm64: $(ENV)/.installed-dev
 # The suite's small checkpoints by every recipe, too.
 test-arm64-all: $(ENV)/.installed-dev
 	$(BIN)/python scripts/arm64.py --all $(ARGS)
+
+# What Windows, macOS and Linux on ARM64 get as wheels: asks the package index, downloads little.
+wheels: $(ENV)/.installed-dev
+	@$(BIN)/python scripts/wheels.py $(ARGS)
 
 # A model's own process is killed at a hundred random moments, with callers in every phase.
 kills: $(ENV)/.installed-dev

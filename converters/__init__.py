@@ -33,6 +33,7 @@ from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError, EngineError
 from edge_llama.files.formats import Format
+from edge_llama.host.devices import logical_cores
 from quant.kernels import NonFiniteError, recode, recode_arrays
 from quant.loading import check_kernels, loading_kernels
 from quant.nbits import ArrayFormat
@@ -140,7 +141,7 @@ def convert(
         total, begun = sum(counts), len(counts) - len(partial.remaining)
         done, shares = sum(counts[:begun]), deque(counts[begun:])
         check = not work.options.allow_nonfinite
-        threads = min(threads or _cpu_count(), _MAX_THREADS)
+        threads = min(threads or logical_cores(), _MAX_THREADS)
         times = Times(threads)
         with loading_kernels(_quantized(partial.remaining), threads):
             for entry, data, stop in _recoded(partial.remaining, threads, check, times):
@@ -221,8 +222,3 @@ def _recode(
         raise
     except ValueError as error:
         raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
-
-
-def _cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

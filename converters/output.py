@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ from edge_llama.errors import ArtifactError, EdgeLlamaError, OutputError
 from edge_llama.files import compiled
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.manifest import NAME, StoredFile, read_manifest
+from edge_llama.host import windows
 from edge_llama.host.atomic import PARTIAL, replace_folder, sync_folder
 
 _USUAL_FILES = {
@@ -68,18 +69,38 @@ def partial_output(
             partial.seal()
         _check_names(output, layout, inputs, files, force)  # once more: somebody may have put a file there meanwhile
         _publish(folder, output, layout)
-        shutil.rmtree(folder)
+        _remove(folder, lock)
     except EdgeLlamaError:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, lock)
         raise
+    except windows.FileInUseError as error:
+        raise OutputError(
+            f"{error.filename}: {error.strerror}",
+            remedy="run the same again then: what was converted is kept, and only takes its place",
+        ) from error
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, lock)
         raise OutputError(
             f"{output}: writing failed: {error.strerror}; it needs {layout.output_bytes:,} bytes",
             remedy="make room; nothing was left behind",
         ) from error
     finally:
         lock.release()
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    """Remove what is unfinished, and the lock last: on Windows it can't be while it is held, elsewhere it must be."""
+    for entry in folder.iterdir():
+        with suppress(OSError):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry != Path(lock.lock_file):
+                entry.unlink()
+    if windows.IS_WINDOWS:
+        lock.release()
+    with suppress(OSError):  # somebody else may have it by now
+        Path(lock.lock_file).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class PartialOutput:
@@ -244,13 +265,14 @@ def _publish(folder: Path, output: Path, layout: Layout) -> None:
         replace_folder(complete, output, folder / "replaced")
     else:
         for part in reversed(layout.parts):
-            (complete / part.name).replace(output.parent / part.name)
+            windows.move(complete / part.name, output.parent / part.name)
     sync_folder(output.parent)
 
 
 def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], files: Sequence[Path], force: bool) -> None:
     """Nothing that is read, and nothing that was not asked for, may be replaced."""
     targets = [output] if layout.is_folder else [output.parent / part.name for part in layout.parts]
+    _check_portable(output, layout, targets)
     for target in targets:
         check_inputs(target, inputs, files)
         if not target.exists():
@@ -264,16 +286,36 @@ def _check_names(output: Path, layout: Layout, inputs: Sequence[Path], files: Se
             _check_contents(target, layout)
 
 
+def _check_portable(output: Path, layout: Layout, targets: Sequence[Path]) -> None:
+    """On Windows names must be files', and nowhere may two files of a folder differ by case alone: it can be moved."""
+    written = [partial_folder(output) / "output" / name for name in layout.names]
+    for target in targets:
+        if why := windows.why_impossible(target, *written):
+            raise OutputError(f"{target}: {why}", remedy="give another name")
+    seen: dict[str, str] = {}
+    for name in layout.names:
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            raise OutputError(
+                f"{output}: would hold {other!r} and {name!r}, which are one file on Windows and macOS",
+                remedy="rename one of them in the source",
+            )
+
+
 def check_inputs(target: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:
     """OutputError if ``target`` is one of ``inputs``, a folder that one lies in, or there and one of ``files``."""
     resolved = target.resolve()
     for path in (path.resolve() for path in inputs):
-        if resolved == path:
+        if resolved == path or _is_other_case(resolved, path):
             raise OutputError(f"{target}: output and input are the same", remedy="give another name")
         if resolved in path.parents:
             raise OutputError(f"{target}: the input lies in the output: {path}", remedy="give another name")
     if resolved.exists() and resolved in (file.resolve() for file in files):
         raise OutputError(f"{target}: is one of the input's files", remedy="give another name")
+
+
+def _is_other_case(target: Path, path: Path) -> bool:
+    """Whether both are one file, whose name is written otherwise: where a file system sees no case."""
+    return str(target).casefold() == str(path).casefold() and target.exists() and target.samefile(path)
 
 
 def _check_contents(folder: Path, layout: Layout) -> None:

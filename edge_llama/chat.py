@@ -122,12 +122,13 @@ class ChatOptions(AnswerOptions, total=False):
 
 @dataclass(eq=False, slots=True)
 class _Exchange:
-    """An answer that is being generated, and what it answers.
+    """An answer that is being generated, what it answers, and the message in whose place that comes: often itself.
 
     The chat holds the generation weakly: who drops it has left, and nothing refers to itself in a circle.
     """
 
     question: Message
+    replaced: Message
     generation: "weakref.ref[Generation]"
     taken: list[Piece]
     is_settled: bool = False
@@ -217,6 +218,20 @@ class Chat:
             if not messages:
                 raise OptionError("there is nothing to answer again", remedy="send a message first")
             return self._answer(messages, options)
+
+    def edit(self, text: str, **options: Unpack[AnswerOptions]) -> Generation:
+        """Say ``text`` in place of the last user message's, and get another answer in place of all that followed it.
+
+        Images and whatever else that message holds stay. Until the answer joins, the conversation is as it was; so it
+        remains after an error. OptionError if there is no user message.
+        """
+        self._end_last()
+        with self._lock:
+            at = max((at for at, message in enumerate(self.messages) if message.role == "user"), default=None)
+            if at is None:
+                raise OptionError("there is no message to edit", remedy="send one first")
+            old = self.messages[at]
+            return self._answer([*self.messages[:at], old.with_last_text(text)], options, replaced=old)
 
     def fork(self) -> "Chat":
         """A second chat that goes on from here. Neither prefills again what was said so far."""
@@ -360,7 +375,9 @@ class Chat:
         _log.info("%s: %s frames of %.1f seconds are shown", os.fsdecode(video), len(frames), clip.duration)
         return Message("user", [*images, *clips.as_parts(frames), text])
 
-    def _answer(self, messages: Sequence[Message], options: AnswerOptions) -> Generation:
+    def _answer(
+        self, messages: Sequence[Message], options: AnswerOptions, *, replaced: Message | None = None
+    ) -> Generation:
         self._check_idle()  # again, under the lock: another thread may have been faster
         options = {**self.options, **options}
         messages = self._with_room(messages, options)
@@ -370,7 +387,8 @@ class Chat:
             self._settle(exchange, said, is_whole=answer.finish_reason != "cancelled")
 
         generation = self._model.answer(messages, on_finish=settle, owner=self.cache_owner, **options)
-        self._exchange = exchange = _Exchange(messages[-1], weakref.ref(generation), generation.taken)
+        question = messages[-1]
+        self._exchange = exchange = _Exchange(question, replaced or question, weakref.ref(generation), generation.taken)
         return generation
 
     def _with_room(self, messages: Sequence[Message], options: AnswerOptions) -> Sequence[Message]:
@@ -450,10 +468,9 @@ class Chat:
             exchange.is_settled = True
             if not said.content and not said.tool_calls and not said.thinking and not is_whole:
                 return
-            before = up_to_last_question(self.messages)
-            if not before or before[-1] is not exchange.question:  # that of retry and answer is there already
-                before = [*self.messages, exchange.question]
-            self.messages = [*before, said]
+            places = [at for at, message in enumerate(self.messages) if message is exchange.replaced]
+            before = self.messages[: places[-1]] if places else self.messages  # a new one is not there yet
+            self.messages = [*before, exchange.question, said]
 
 
 def _check_options(options: Mapping[str, Any], where: str, method: Callable[..., Any]) -> None:

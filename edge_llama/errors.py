@@ -25,6 +25,8 @@ A message says what, where and the value; ``remedy`` says what to do about it.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+_JOINING = "\u200c\u200d\u3000"
+"""Not printable by Python's letter, and harmless: what joins letters and emoji, and the space of CJK text."""
 UNREADABLE = "see to its permissions, or get it again"
 """The remedy for a file that is there and can't be read."""
 
@@ -59,7 +61,10 @@ def printable(text: str) -> str:
     """``text`` without what could command a terminal or can't be printed: such characters become escapes."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return "".join(
+        char if char.isprintable() or char in _JOINING else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
 
 
 class EngineError(EdgeLlamaError):

@@ -196,3 +196,49 @@ def test_messages_may_come_from_a_generator(model: edge_llama.Model) -> None:
     expected = model.answer(messages, temperature=0, max_tokens=2).result().timings.prompt_tokens
     answer = model.answer(iter(messages), temperature=0, max_tokens=2).result()  # type: ignore[arg-type]
     assert answer.timings.prompt_tokens == expected
+
+
+def test_an_edited_message_and_its_answer_replace_the_last_exchange(model: edge_llama.Model) -> None:
+    chat = model.chat(system="Answer briefly.")
+    chat.send("Hello!", temperature=0, max_tokens=4).result()
+    chat.send("What is the capital of Italy?", temperature=0).result()
+    before = list(chat.messages)
+    answer = chat.edit(CAPITAL, temperature=0).result()
+    assert "Tokyo" in answer.text
+    assert chat.messages == [*before[:3], Message("user", CAPITAL), Message("assistant", answer.text)]
+    assert answer.timings.cached_tokens > 20, "what stands before is not read again"
+
+
+def test_an_edit_that_fails_or_never_begins_leaves_the_conversation(converted: Path) -> None:
+    with edge_llama.open(converted, n_ctx=128) as small:
+        chat = small.chat()
+        with pytest.raises(edge_llama.OptionError, match="there is no message to edit"):
+            chat.edit("Hi")
+        chat.send("Hi", temperature=0, max_tokens=4).result()
+        before = list(chat.messages)
+        with pytest.raises(edge_llama.ContextFullError):
+            chat.edit("word " * 500)
+        chat.edit("Hello").close()
+        assert chat.messages == before or chat.messages[0].content == "Hello"
+        with pytest.raises(edge_llama.OptionError, match="lone surrogate"):
+            chat.edit("\ud800")
+
+
+def test_an_edit_of_a_shortened_conversation_keeps_what_was_left(converted: Path) -> None:
+    with edge_llama.open(converted, n_ctx=256) as small:
+        chat = small.chat(when_full="drop-oldest", temperature=0, max_tokens=8)
+        for number in range(3):
+            chat.send(f"{number} " + "word " * 40).result()
+        chat.edit("Hello " * 60).result()
+        assert chat.shortened
+        assert chat.messages[-2].content == "Hello " * 60
+        assert [message.role for message in chat.messages[-2:]] == ["user", "assistant"]
+        assert not any(message.content.startswith("2 word") for message in chat.messages)
+
+
+def test_images_of_an_edited_message_stay() -> None:
+    image = edge_llama.Image.open(Path(__file__).parent.parent / "docs" / "digits.png")
+    message = Message("user", ["before ", image, "What is this?"])
+    assert message.last_text == "What is this?"
+    assert message.with_last_text("And?") == Message("user", ["before ", image, "And?"])
+    assert Message("user", "one text").with_last_text("another") == Message("user", "another")

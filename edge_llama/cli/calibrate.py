@@ -23,6 +23,7 @@ from edge_llama.files.onnx_vision import VISION_INPUT
 from edge_llama.host.atomic import new_file
 from edge_llama.host.devices import cpu_threads
 from edge_llama.host.regular_files import text_of
+from edge_llama.host.windows import why_impossible
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import grid, tiles, token_plan
 
@@ -118,6 +119,8 @@ def _check_output(output: Path, inputs: "Sequence[Path]", *, force: bool) -> Non
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
     check_inputs(output, inputs, ())
+    if why := why_impossible(output):
+        raise OutputError(f"{output}: {why}", remedy="give another name")
     if output.exists() and not force:
         raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
     if output.is_dir() or not output.absolute().parent.is_dir():

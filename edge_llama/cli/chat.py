@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -14,11 +14,22 @@ from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.local_choice import picked
 from edge_llama.cli.chat_session.pictures import dropped
-from edge_llama.cli.terminal.console import messages_of_stdin, note, speed
+from edge_llama.cli.terminal.console import messages_of_stdin, note, speak_plainly, speed
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.planning.options import OpenOptions
 
+PLAIN_VARIABLE = "EDGE_LLAMA_PLAIN"
 EXAMPLE = "What is the capital of Japan?"
+
+
+class LineReader(Protocol):
+    """Where messages and commands come from."""
+
+    def read(self, used: int, n_ctx: int) -> tuple[str, bool]:
+        """The next text, and whether it was in quotes; ``used`` tokens of ``n_ctx`` are taken.
+
+        Raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C.
+        """
 
 
 @options.with_sampling
@@ -38,7 +49,14 @@ def chat(
     when_full: options.WhenFull = "error",
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are written, without styles.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            "--plain",
+            envvar=PLAIN_VARIABLE,
+            help="For screen readers: answers as they are written, nothing drawn or styled, who speaks in words.",
+        ),
+    ] = False,
     isolate: options.Isolate = False,
     hide_thinking: options.HideThinking = False,
     verbose: options.Verbose = False,
@@ -57,6 +75,8 @@ def chat(
 
     With a model on a server: edge-llama chat http://127.0.0.1:8000/v1 --tokenizer llama-3.2-1b/
     """
+    if plain:
+        speak_plainly(tell_speakers=sys.stdin.isatty())
     kept = Kept(continue_, off=no_history, quiet=quiet)
     if kept.model(model) is None:
         model = picked()
@@ -96,9 +116,7 @@ def _answer_all(conversation: Conversation, messages: Iterator[str], *, quiet: b
 
 def _talk(conversation: Conversation) -> None:
     """Read, answer, repeat, until /exit or Ctrl-D."""
-    from edge_llama.cli.chat_session.line_editor import LineEditor  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
-
-    editor = LineEditor(commands.COMMANDS)
+    editor = _editor(is_plain=conversation.is_plain)
     while not conversation.is_over:
         try:
             text, is_quoted = editor.read(conversation.used, conversation.model.n_ctx)
@@ -108,6 +126,16 @@ def _talk(conversation: Conversation) -> None:
             return
         if text:
             _handle(conversation, text, is_quoted=is_quoted)
+
+
+def _editor(*, is_plain: bool) -> LineReader:
+    if is_plain:
+        from edge_llama.cli.chat_session.plain_lines import PlainLines  # noqa: PLC0415
+
+        return PlainLines(commands.COMMANDS)
+    from edge_llama.cli.chat_session.line_editor import LineEditor  # noqa: PLC0415 - prompt_toolkit costs 100 ms, paid by people only
+
+    return LineEditor(commands.COMMANDS)
 
 
 def _handle(conversation: Conversation, text: str, *, is_quoted: bool) -> None:

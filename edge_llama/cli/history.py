@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,14 +13,15 @@ import typer
 from edge_llama.cli import options
 from edge_llama.cli.chat_session.conversations import completed
 from edge_llama.cli.terminal.console import note
-from edge_llama.errors import HistoryError, OptionError, printable
+from edge_llama.cli.terminal.escapes import harmless
+from edge_llama.errors import HistoryError, OptionError
+from edge_llama.history import export as exporting
 from edge_llama.history.search import Found
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, Entry, History, folder
-from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message
 
 VERBS = typer.Typer(
-    help="Conversations of `chat`, kept on this machine: list, show, search, delete.",
+    help="Conversations of `chat`, kept on this machine: list, show, export, search, delete.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -54,6 +56,21 @@ def show(conversation_id: Id, as_json: options.Json = False) -> None:
         _print_json(_described(conversation))
     else:
         _print("\n".join(_transcript(conversation)))
+
+
+@VERBS.command()
+def export(
+    conversation_id: Id,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.md for people, FILE.json for programs.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write what was said to a file: Markdown, or a JSON list of messages as OpenAI's interface has them.
+
+    Example: edge-llama history export k7mp talk.md
+    """
+    conversation = _history().read(conversation_id)
+    exporting.export(conversation.all_messages, file, force=force)
+    note(f"exported: {file}, {_count(len(conversation.messages), 'message')}, {file.stat().st_size:,} bytes")
 
 
 @VERBS.command()
@@ -145,26 +162,25 @@ def _transcript(conversation: Conversation) -> Iterable[str]:
 
 def _turn(message: Message) -> Iterable[str]:
     if message.role == "user":
-        yield "\n> " + "".join(map(_shown, message.parts))
+        yield "\n> " + "".join(map(exporting.shown, message.parts))
     elif message.role == "tool":
         yield f"{message.name or 'tool'}: {message.content}"
     elif message.content:
         yield message.content
     for call in message.tool_calls:
-        yield json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-
-
-def _shown(part: str | Image) -> str:
-    return part if isinstance(part, str) else f"[image of {part.width:,} x {part.height:,} pixels] "
+        yield exporting.called(call)
 
 
 def _print_table(rows: list[tuple[Entry, str]]) -> None:
     cells = [
         (entry.id, _when(entry.updated), entry.model, _count(entry.n_messages, "message"), text) for entry, text in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    from rich.cells import cell_len  # noqa: PLC0415 - names may be in letters that take two cells
+
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
-        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+        _print("  ".join(padded).rstrip())
 
 
 def _excerpt(hit: Found) -> str:
@@ -173,7 +189,7 @@ def _excerpt(hit: Found) -> str:
 
 def _print(text: str) -> None:
     """What was said may hold what a terminal would obey."""
-    print("\n".join(map(printable, text.split("\n"))))  # noqa: T201
+    print(harmless(text))  # noqa: T201
 
 
 def _print_json(data: Any) -> None:

@@ -22,6 +22,7 @@ from edge_llama.files.manifest import Manifest
 from edge_llama.files.shape import Stored, TextShape
 from edge_llama.files.vision_spec import VisionSpec
 from edge_llama.host.regular_files import why_no_file
+from edge_llama.host.windows import why_impossible
 
 BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
@@ -217,7 +218,7 @@ def existing(model: str | os.PathLike[str] | None = None) -> Path:
     except RuntimeError as error:  # ~nobody
         raise ArtifactError(f"{model}: its owner's home is not known", remedy="give the whole path") from error
     if not path.exists():
-        what = "a link that leads nowhere" if path.is_symlink() else "no such file or folder"
+        what = "a link that leads nowhere" if path.is_symlink() else why_impossible(path) or "no such file or folder"
         raise ArtifactError(
             f"{path}: {what}",
             remedy=f"give a .gguf file, {BUILT_IN!r} for the built-in model, or a name that edge-llama models shows",

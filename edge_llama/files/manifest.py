@@ -16,6 +16,7 @@ from edge_llama.errors import ArtifactError, NotVerifiableError
 from edge_llama.files.identity import sha256_of
 from edge_llama.files.json_fields import Fields, parse_object, read_bytes
 from edge_llama.files.vision_spec import VisionSpec
+from edge_llama.host.windows import why_no_name
 
 NAME = "edge-llama.json"
 SCHEMA = 1
@@ -183,7 +184,13 @@ class _Reader:
         )
 
     def _files(self) -> dict[str, StoredFile]:
-        return {name: self._file(name, entry) for name, entry in self.fields.get("files", dict).items()}
+        found = {name: self._file(name, entry) for name, entry in self.fields.get("files", dict).items()}
+        seen: dict[str, str] = {}
+        for name in found:
+            if (other := seen.setdefault(name.casefold(), name)) != name:
+                called = f"files: {name[:200]!r}"
+                raise self.fields.fail(called, f"and {other[:200]!r} are one file on Windows and macOS")
+        return found
 
     def _file(self, name: str, entry: Any) -> StoredFile:
         called = f"files: {name[:200]!r}"
@@ -201,7 +208,7 @@ class _Reader:
     def _found(self, name: str, called: str) -> int:
         """The size of the file ``name``, which must lie in the bundle's folder."""
         fail = self.fields.fail
-        plain = name.isprintable() and not set(name) & set('\\:*?"<>|')  # what Windows reads otherwise
+        plain = name.isprintable() and not any(map(why_no_name, name.split("/")))
         if not plain or str(PurePosixPath(name)) != name or set(name.split("/")) & {"", ".", ".."}:
             raise fail(called, "is no path inside the bundle")
         folder, target = self.path.parent.resolve(), self.path.parent / name

@@ -17,6 +17,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from edge_llama.errors import HistoryError
+from edge_llama.host.windows import move
 
 VERSION = 1
 _WAIT = 5.0  # seconds that another process may hold the lock
@@ -206,8 +207,15 @@ class Database:
             aside = self.path.with_name(self.path.name + ending)
             for name in ("-wal", "-shm", ""):
                 part = self.path.with_name(self.path.name + name)
-                with suppress(FileNotFoundError):
-                    part.replace(part.with_name(part.name + ending))
+                try:
+                    move(part, part.with_name(part.name + ending))
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise HistoryError(
+                        f"{self.path}: damaged ({problem}), and can't be set aside: {error.strerror or error}",
+                        remedy=_ELSEWHERE,
+                    ) from error
             self.times_set_aside += 1
         self._tell(f"the history was damaged ({problem}): it is set aside as {aside}, and a new one begun")
 

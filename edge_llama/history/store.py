@@ -66,8 +66,16 @@ class Conversation:
     @property
     def context(self) -> list[Message]:
         """What the model goes on from."""
-        first = [] if self.system is None else [Message("system", self.system)]
-        return [*first, *self.head, *self.messages[self.replaced :]]
+        return [*self._first, *self.head, *self.messages[self.replaced :]]
+
+    @property
+    def all_messages(self) -> list[Message]:
+        """All that was said, with the system message before it."""
+        return [*self._first, *self.messages]
+
+    @property
+    def _first(self) -> list[Message]:
+        return [] if self.system is None else [Message("system", self.system)]
 
 
 def folder() -> Path | None:

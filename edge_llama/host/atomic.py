@@ -4,6 +4,7 @@ A new file grows under a hidden name beside the one that it will replace, ``.NAM
 atomic within one folder alone.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from edge_llama.host.windows import move, why_impossible
 
 PARTIAL = ".partial"
 """How the names of unfinished files and folders end."""
@@ -21,16 +24,17 @@ def new_file(path: Path, *, is_private: bool = False) -> Iterator[IO[bytes]]:
     """The file to write: on leaving it is synced to the disk and takes the place of ``path``.
 
     Left by an exception, nothing of it remains and ``path`` is as before. ``is_private``: nobody but its owner may
-    read it. OSError if it can't be written.
+    read it. OSError if it can't be written, whose ``strerror`` says what to do where Windows' rules are the reason.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    _check_name(path, partial)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
     try:
         with os.fdopen(os.open(partial, flags, 0o600 if is_private else 0o666), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        move(partial, path)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
@@ -41,8 +45,9 @@ def new_file(path: Path, *, is_private: bool = False) -> Iterator[IO[bytes]]:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill: on leaving it takes the place of ``path``, which is deleted. OSError as above."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}") for _ in range(2))
+    _check_name(path, partial)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.mkdir()
         yield partial
@@ -55,13 +60,18 @@ def new_folder(path: Path) -> Iterator[Path]:
 def replace_folder(new: Path, path: Path, aside: Path) -> None:
     """Rename ``new`` to ``path``; what is there is moved ``aside``, and back again if the rename fails (OSError)."""
     if path.is_dir():
-        path.replace(aside)
+        move(path, aside)
     try:
-        new.replace(path)
+        move(new, path)
     except OSError:
         if aside.is_dir():
-            aside.replace(path)
+            move(aside, path)
         raise
+
+
+def _check_name(path: Path, partial: Path) -> None:
+    if why := why_impossible(path, partial.absolute()):
+        raise OSError(errno.EINVAL, why, str(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -66,8 +66,13 @@ def _told() -> tuple[str, tuple[str, ...]]:
 
 def cpu_threads() -> int:
     """Physical cores that this process may use: more threads than those only wait for each other."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = logical_cores()
     return max(1, min(allowed, _physical_cores() or allowed))
+
+
+def logical_cores() -> int:
+    """Cores that this process may use, each thread of one for itself."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

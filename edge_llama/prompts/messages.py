@@ -4,6 +4,7 @@ import json
 import secrets
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -121,6 +122,22 @@ class Message:
             parts += [self.content[at:place], image]
             at = place
         return tuple(part for part in (*parts, self.content[at:]) if part != "")
+
+    @property
+    def last_text(self) -> str:
+        """The text after the last image."""
+        return self.content[self._last_text_at :]
+
+    def with_last_text(self, text: str) -> "Message":
+        """The message with another text after its last image. OptionError for what is no text."""
+        check_text(text, f"the {self.role} message")
+        other = copy(self)
+        object.__setattr__(other, "content", self.content[: self._last_text_at] + text)
+        return other
+
+    @property
+    def _last_text_at(self) -> int:
+        return self.images[-1][0] if self.images else 0
 
     def _checked_calls(self) -> tuple[ToolCall, ...]:
         calls: object = self.tool_calls

@@ -8,13 +8,13 @@ import ctypes
 import sys
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError
 from edge_llama.files.formats import F32, Format
+from edge_llama.host.llama_library import library_folder
 
 _LIBRARIES = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
@@ -46,10 +46,10 @@ def require(need: str) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    spec = find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
+    folder = library_folder()
+    if folder is None:
         raise EngineError("llama-cpp-python is not installed", remedy="pip install llama-cpp-python")
-    path = Path(spec.origin).parent / "lib" / _LIBRARIES.get(sys.platform, "libggml-base.so")
+    path = folder / _LIBRARIES.get(sys.platform, "libggml-base.so")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

@@ -19,7 +19,8 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def environment(small_talk: Path) -> dict[str, str]:
     """A plain environment in which a small model is the default, which answers what is asked here."""
-    return {**os.environ, "EDGE_LLAMA_MODEL": str(small_talk), "NO_COLOR": "1", "COLUMNS": "120"}
+    screenless = {"DISPLAY": "", "WAYLAND_DISPLAY": ""}  # /copy is for the terminal
+    return {**os.environ, **screenless, "EDGE_LLAMA_MODEL": str(small_talk), "NO_COLOR": "1", "COLUMNS": "120"}
 
 
 @pytest.fixture

@@ -87,12 +87,22 @@ class Terminal:
         code = self._child.ptyproc.wait()
         return -int(self._child.ptyproc.signalstatus) if code is None else int(code)
 
-    def exit_code(self) -> int | None:
-        """Wait for the program's end."""
+    def exit_code(self, *, keep: bool = False) -> int | None:
+        """Wait for the program's end; ``keep`` the terminal open."""
         while self._draw():
             pass
-        self._child.close()
+        if keep:
+            self._child.wait()
+        else:
+            self._child.close()
         return self._child.exitstatus
+
+    def is_cooked(self) -> bool:
+        """Whether the terminal echoes what is typed, and gives it line by line, as shells expect it."""
+        import termios  # noqa: PLC0415 - POSIX's, as pseudo-terminals are
+
+        wanted = termios.ECHO | termios.ICANON | termios.ISIG
+        return termios.tcgetattr(self._child.child_fd)[3] & wanted == wanted
 
     def close(self) -> None:
         self._child.kill(signal.SIGKILL)

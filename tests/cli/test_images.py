@@ -174,7 +174,8 @@ def test_a_path_after_a_command_may_be_dropped_too(halves: list[Path]) -> None:
     five = halves[0]
     for written in (str(five), f"'{five}'", str(five).replace(" ", "\\ "), f"file://{urllib.parse.quote(str(five))}"):
         assert unquoted(written) == str(five)
-    for other in ("", "'nowhere.png'", "~/a b.png", "-", "x" * 5000, "a\0b"):
+    assert unquoted("'not there yet.png'") == "not there yet.png"
+    for other in ("", "~/a b.png", "-", "x" * 5000, "a\0b"):
         assert unquoted(other) == other
 
 

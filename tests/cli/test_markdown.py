@@ -182,3 +182,36 @@ def test_wide_characters_count_their_cells() -> None:
     pyte.Stream(screen).feed(rendered([text]).replace("\n", "\r\n"))
     assert "".join(line.rstrip() for line in screen.display).replace(" ", "") == text
     assert [line.rstrip() for line in screen.display][4] != ""
+
+
+WIDE = """| 料理 | Price | 注 |
+|---|---:|---|
+| 寿司 🍣 | 1,200 | ❤️ good |
+| ラーメン | 900 | ⚠️ **hot** |
+| 家族 👨‍👩‍👧 | 4,000 | for all |
+| 旗 🇯🇵 🇰🇷 | 10 | 👍🏽 yes |
+| plain | 7 | end |
+"""
+
+
+@pytest.mark.parametrize("width", [40, 200], indirect=True)
+def test_columns_stand_below_each_other_whatever_a_terminal_takes_an_emoji_for(width: int) -> None:
+    """The emulated one joins no emoji and knows no variants: it takes six cells where we count two, and one for two."""
+    screen = pyte.Screen(width, 20)
+    pyte.Stream(screen).feed(rendered([WIDE]).replace("\n", "\r\n"))
+    rows = [[screen.buffer[y][x].data for x in range(width)] for y in (0, *range(2, 7))]
+    assert [row for row in screen.display[7:] if row.strip()] == []
+    notes = {row.index(first) for row, first in zip(rows, ("注", "❤️", "⚠️", "f", "👍", "e"), strict=True)}
+    prices = {max(x for x, cell in enumerate(row[: min(notes)]) if cell.strip()) for row in rows}
+    assert (len(notes), len(prices)) == (1, 1)
+    for emoji in ("🍣", "👨", "👩", "👧", "👍", "🏽"):
+        assert emoji in "".join(map("".join, rows)), "nothing is overwritten"
+
+
+@given(st.text(st.sampled_from("ab 猫🦙\u200d\ufe0f❤👍🏽🇯🇵|*"), max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_no_letter_of_a_table_is_lost_for_the_sake_of_its_columns(cell: str) -> None:
+    shown = rendered([f"| x | y |\n|---|---|\n| {cell} | end |\n"])
+    for char in "ab猫🦙\u200d❤👍🏽🇯🇵":
+        assert shown.count(char) == cell.count(char)
+    assert "\ufdd0" not in shown

@@ -42,19 +42,13 @@ def test_colours_are_used_where_they_are_wanted(terminal: Callable[..., Terminal
     assert "\x1b[1;36mcode\x1b[0m" in chat.written
 
 
-@pytest.mark.parametrize(("options", "env"), [(("--plain",), {}), ((), {"TERM": "dumb"})], ids=["--plain", "dumb"])
-def test_plain_shows_what_the_model_writes(
-    terminal: Callable[..., Terminal], options: tuple[str, ...], env: dict[str, str]
-) -> None:
-    chat = started(terminal, "--regex", MARKDOWN, *options, **env)
+def test_a_dumb_terminal_gets_what_the_model_writes(terminal: Callable[..., Terminal]) -> None:
+    chat = started(terminal, "--regex", MARKDOWN, TERM="dumb")
     assert chat.ask("Go.") == "# Title\n\n- **one** item\n\n`code` ends\n>"
 
 
-@pytest.mark.parametrize("options", [(), ("--plain",)], ids=["rendered", "plain"])
-def test_escape_sequences_of_the_model_are_shown_not_obeyed(
-    terminal: Callable[..., Terminal], options: tuple[str, ...]
-) -> None:
-    chat = started(terminal, "--regex", r"red \x1b\[31m and \x1b\]0;title\x07 end", *options)
+def test_escape_sequences_of_the_model_are_shown_not_obeyed(terminal: Callable[..., Terminal]) -> None:
+    chat = started(terminal, "--regex", r"red \x1b\[31m and \x1b\]0;title\x07 end")
     assert chat.ask("Go.") == r"red \x1b[31m and \x1b]0;title\x07 end" + "\n>"
 
 

@@ -97,6 +97,8 @@ BAD: dict[str, tuple[Callable[[Content], object], str]] = {
     "a path of Windows": (with_file("vision\\model.onnx"), "is no path inside the bundle"),
     "a drive of Windows": (with_file("C:model.onnx"), "is no path inside the bundle"),
     "an empty path": (with_file(""), "is no path inside the bundle"),
+    "a device of Windows": (with_file("vision/aux.onnx"), "is no path inside the bundle"),
+    "a name that ends in a point": (with_file("model."), "is no path inside the bundle"),
     "a path with a line break": (with_file("a\nb"), "is no path inside the bundle"),
     "a path with NUL": (with_file("a\0b"), "is no path inside the bundle"),
     "a path that is not Unicode": (with_file("\ud800"), "is no path inside the bundle"),
@@ -116,6 +118,15 @@ BAD: dict[str, tuple[Callable[[Content], object], str]] = {
     "two means": (changed("images", "mean", to=[0.5, 0.5]), "mean is"),
     "generation that is a list": (changed("generation", to=[]), "generation is .*expected an object"),
 }
+
+
+def test_names_that_differ_by_case_alone_are_refused(copy: Path) -> None:
+    found = content(copy)
+    found["files"]["TEXT.gguf"] = found["files"]["text.gguf"]
+    (copy / "TEXT.gguf").write_bytes((copy / "text.gguf").read_bytes())
+    (copy / NAME).write_text(json.dumps(found), "utf-8")
+    with refusal(ArtifactError, "and 'text.gguf' are one file on Windows and macOS", copy / NAME):
+        read_bundle(copy)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -28,6 +28,7 @@ from edge_llama.backends.llama_cpp import offload
 from edge_llama.backends.llama_cpp.tiny_models import VOCABULARY, tiny_model
 from edge_llama.errors import EngineError
 from edge_llama.host import devices, user_cache
+from edge_llama.host.llama_library import VARIABLE, library_folder
 
 _log = logging.getLogger(__name__)
 _KIND = "engine-health"
@@ -63,12 +64,12 @@ class Verdict:
 
 def build() -> dict[str, Any] | None:
     """What tells one installed llama.cpp from another, without loading it; None if there is none."""
-    spec = find_spec("llama_cpp")
-    if spec is None or not spec.origin:
+    spec, folder = find_spec("llama_cpp"), library_folder()
+    if spec is None or not spec.origin or folder is None:
         return None
-    package = Path(spec.origin).parent
-    files = [Path(spec.origin), *sorted((package / "lib").glob("*"))]
-    return {"package": str(package), "files": [(file.name, *_stamp(file)) for file in files]}
+    files = [Path(spec.origin), *sorted(file for file in folder.glob("*") if file.is_file())]
+    found = {"package": str(Path(spec.origin).parent), "files": [(file.name, *_stamp(file)) for file in files]}
+    return found if VARIABLE not in os.environ else {**found, "libraries": str(folder.absolute())}
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -9,8 +9,10 @@ from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.pictures import CLIPS, unquoted
 from edge_llama.cli.terminal.clipboard import copy
 from edge_llama.cli.terminal.console import QUOTES, note, speed
+from edge_llama.cli.terminal.editor import edited
 from edge_llama.errors import OptionError
 from edge_llama.files.artifact import BUILT_IN, server_url
+from edge_llama.history.export import export
 from edge_llama.media.images import Image
 
 PATH = "a path"
@@ -21,7 +23,7 @@ _Values = Callable[[str], Iterable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``run(conversation, argument)`` does it.
+    """``run(conversation, argument)`` does it; ``usage`` begins with its name, or its names with commas between.
 
     ``values("")`` are what the argument may begin with, ``values(first word)`` what may follow that.
     """
@@ -32,13 +34,13 @@ class Command:
     values: _Values
 
     @property
-    def name(self) -> str:
-        """With its slash."""
-        return self.usage.split()[0]
+    def names(self) -> tuple[str, ...]:
+        """With their slashes, the usual one first."""
+        return tuple(word.rstrip(",") for word in self.usage.split() if word.startswith("/"))
 
 
 COMMANDS: dict[str, Command] = {}
-"""In the order in which they are defined here."""
+"""By all their names, in the order in which they are defined here."""
 
 
 def run(conversation: Conversation, line: str) -> None:
@@ -54,7 +56,7 @@ def run(conversation: Conversation, line: str) -> None:
 def _command(usage: str, help_: str, values: _Values = lambda _before: ()) -> Callable[[_Run], _Run]:
     def add(function: _Run) -> _Run:
         command = Command(usage, help_, function, values)
-        COMMANDS[command.name] = command
+        COMMANDS.update(dict.fromkeys(command.names, command))
         return function
 
     return add
@@ -66,19 +68,33 @@ def _paths(before: str) -> Iterable[str]:
 
 def _setting_values(before: str) -> Iterable[str]:
     if not before:
-        return settings.NAMES
+        return (*settings.NAMES, "system")
     return (PATH,) if before in settings.FILES else ()
 
 
-@_command("/help", "show this")
+@_command("/help, /?", "show this")
 def _help(_conversation: Conversation, _argument: str) -> None:
-    note("\n".join(f"{command.usage:22} {command.help}" for command in COMMANDS.values()))
+    note("\n".join(f"{command.usage:22} {command.help}" for command in dict.fromkeys(COMMANDS.values())))
     note(f"{QUOTES:22} before and after a message of several lines")
 
 
-@_command("/retry", "answer the last message again")
+@_command("/retry, /regenerate", "answer the last message again")
 def _retry(conversation: Conversation, _argument: str) -> None:
     conversation.retry()
+
+
+@_command("/edit", "change the last message in $VISUAL or $EDITOR, and have that answered in its place")
+def _edit(conversation: Conversation, _argument: str) -> None:
+    if (last := conversation.last_message) is None:
+        raise OptionError("there is no message to edit", remedy="send one first")
+    text = edited(last.last_text)
+    if not text.strip():
+        note("the text is empty: nothing is sent")
+    elif text == last.last_text.rstrip("\n"):
+        note("the text is unchanged: nothing is sent")
+    else:
+        note(f"You: {text}" if conversation.is_plain else "\n".join(f"> {line}" for line in text.split("\n")))
+        conversation.edit(text)
 
 
 @_command("/undo [N]", "take back the last message and its answer, or the last N")
@@ -110,13 +126,16 @@ def _compact(conversation: Conversation, _argument: str) -> None:
 @_command("/system [TEXT]", "set the system message, show it, or remove it (/system -)")
 def _system(conversation: Conversation, argument: str) -> None:
     if argument:
-        conversation.chat.system = None if argument == "-" else argument
+        conversation.chat.system = None if argument == "-" else _without_quotes(argument)
     note(f"system message: {conversation.chat.system or 'none (the model may have its own)'}")
 
 
 @_command("/set [NAME [VALUE]]", "a sampling setting: set it, show it, show all; - takes its default", _setting_values)
 def _set(conversation: Conversation, argument: str) -> None:
-    name, _, text = argument.partition(" ")
+    name, _, text = argument.removeprefix("parameter ").lstrip().partition(" ")  # as ollama has it
+    if name == "system":
+        _system(conversation, text.strip())
+        return
     if not name:
         note(settings.table(conversation.model.sampling(conversation.params), conversation.params))
         return
@@ -132,12 +151,12 @@ def _image(conversation: Conversation, argument: str) -> None:
         conversation.shown.clear()
         note("the next message shows nothing")
     else:
-        _show_image(conversation, _file(unquoted(argument), "/image"))
+        _show_image(conversation, _file(argument, "/image"))
 
 
 @_command("/video PATH", "show a clip with the next message: frames of it, with their times", _paths)
 def _video(conversation: Conversation, argument: str) -> None:
-    _show_clip(conversation, _file(unquoted(argument), "/video"))
+    _show_clip(conversation, _file(argument, "/video"))
 
 
 def show(conversation: Conversation, path: Path) -> None:
@@ -180,6 +199,17 @@ def _load(conversation: Conversation, argument: str) -> None:
         note(f"it is read again with the next message: {chat.reread_reason}")
 
 
+@_command(
+    "/export FILE.md|.json", "write what was said to a file, for people or programs; --force replaces one", _paths
+)
+def _export(conversation: Conversation, argument: str) -> None:
+    name = argument.removesuffix("--force").rstrip()
+    path = _file(name, "/export")
+    messages = conversation.all_said
+    export(messages, path, force=name != argument)
+    note(f"exported: {path}, {len(messages):,} messages, {path.stat().st_size:,} bytes")
+
+
 def _models(before: str) -> Iterable[str]:
     return () if before else (PATH, BUILT_IN)
 
@@ -187,7 +217,7 @@ def _models(before: str) -> Iterable[str]:
 @_command("/model [PATH]", "go on with another model, or show this one", _models)
 def _model(conversation: Conversation, argument: str) -> None:
     if argument:
-        conversation.change_model(argument)
+        conversation.change_model(unquoted(argument))
     model = conversation.model
     note(f"{model.artifact.name} ({server_url(model.location) or model.artifact.path}): {model.context}")
     if argument and conversation.chat.messages:
@@ -205,7 +235,7 @@ def _copy(conversation: Conversation, _argument: str) -> None:
 @_command("/context", "how full the context is")
 def _context(conversation: Conversation, _argument: str) -> None:
     used = conversation.model.count_tokens(conversation.chat.messages)
-    note(gauge(used, conversation.model.n_ctx))
+    note(gauge(used, conversation.model.n_ctx, is_drawn=not conversation.is_plain))
 
 
 @_command("/speed", "the speed of the last answer")
@@ -213,21 +243,35 @@ def _speed(conversation: Conversation, _argument: str) -> None:
     note(speed(conversation.last.timings) if conversation.last else "there is no answer yet")
 
 
-@_command("/exit", "leave (so does Ctrl-D)")
+@_command("/exit, /quit, /bye", "leave (so does Ctrl-D)")
 def _exit(conversation: Conversation, _argument: str) -> None:
     conversation.is_over = True
 
 
-def gauge(used: int, n_ctx: int) -> str:
+NEARLY_FULL = 0.75
+"""From this share of the context on, the gauge is shown unasked."""
+
+
+def gauge(used: int, n_ctx: int, *, is_drawn: bool = True) -> str:
     """How full the context is, in few characters."""
     filled = min(10, round(10 * used / n_ctx))
-    return f"context: [{'#' * filled}{'.' * (10 - filled)}] {used / n_ctx:.0%}, {used:,} of {n_ctx:,} tokens"
+    bar = f"[{'#' * filled}{'.' * (10 - filled)}] " if is_drawn else ""
+    return f"context: {bar}{used / n_ctx:.0%}, {used:,} of {n_ctx:,} tokens"
+
+
+def _without_quotes(text: str) -> str:
+    """A text of several lines, or as other programs want it."""
+    for mark in (QUOTES, '"'):
+        inner = text.removeprefix(mark).removesuffix(mark)
+        if len(text) - len(inner) == 2 * len(mark) and mark not in inner:
+            return inner.strip("\n")
+    return text
 
 
 def _file(argument: str, command: str) -> Path:
     if not argument:
         raise OptionError(f"{command}: which file?", remedy=f"{command} FILE")
     try:
-        return Path(argument).expanduser()
+        return Path(unquoted(argument)).expanduser()
     except RuntimeError as error:  # ~nobody
         raise OptionError(f"{command} {argument}: its owner's home is not known") from error

@@ -18,6 +18,7 @@ from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions, options_here
 from edge_llama.planning.plan import fits_beside
 from edge_llama.prompts.context_overflow import Shortened, WhenFull
+from edge_llama.prompts.messages import Message
 from edge_llama.sampling.constraint import constraint
 from edge_llama.sampling.params import check_biases
 
@@ -54,7 +55,8 @@ class Conversation:
         """What goes before the next message's text."""
         self._opening = opening
         self._when_full = when_full
-        self._is_plain = plain
+        self.is_plain = plain
+        """Whether answers are shown as they are written, and nothing is drawn."""
         self._hides_thinking = hide_thinking
         self._open = open_model
         self._kept = kept
@@ -79,6 +81,16 @@ class Conversation:
         """Have what is new in the conversation remembered."""
         self._kept.keep(self.model, self.chat)
 
+    @property
+    def last_message(self) -> Message | None:
+        """The last one of the user."""
+        return next((message for message in reversed(self.chat.messages) if message.role == "user"), None)
+
+    @property
+    def all_said(self) -> list[Message]:
+        """All messages: see :meth:`Kept.all_said`."""
+        return self._kept.all_said(self.model, self.chat)
+
     def send(self, text: str) -> None:
         """Say ``text`` and show the answer. What waits to be shown goes with it; an error leaves it waiting."""
         generation = self.chat.send(text, images=self.shown.images, video=self.shown.clip, **self.params)
@@ -91,13 +103,17 @@ class Conversation:
         """Answer the last message again."""
         self.show(self.chat.retry(**self.params))
 
+    def edit(self, text: str) -> None:
+        """Say ``text`` in place of the last message's, and show the answer."""
+        self.show(self.chat.edit(text, **self.params))
+
     def show(self, generation: Generation) -> None:
         """Show an answer as it comes, and why it ended if the model did not end it.
 
         Ctrl-C ends the answer and is passed on.
         """
         try:
-            stream(generation, output(plain=self._is_plain), hide_thinking=self._hides_thinking)
+            stream(generation, output(plain=self.is_plain), hide_thinking=self._hides_thinking)
         except KeyboardInterrupt:
             if generation.is_finished:
                 self._take(generation.result())

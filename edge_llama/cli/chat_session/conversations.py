@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +18,7 @@ from edge_llama.history.recorder import Recording
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, History, folder
 from edge_llama.model import Model
 from edge_llama.planning.options import OpenOptions
+from edge_llama.prompts.messages import Message
 from edge_llama.runtime.chat_sessions import session_settings
 
 
@@ -96,6 +98,14 @@ class Kept:
         if self._recording:
             with self._told_once():
                 self._recording.keep(model, chat)
+
+    def all_said(self, model: Model, chat: Chat) -> list[Message]:
+        """All messages, also those that a summary replaced; without a history those that the model has before it."""
+        self.keep(model, chat)
+        kept = self._recording.conversation if self._recording else None
+        if kept and all(one is other or one == other for one, other in zip_longest(kept.context, chat.messages)):
+            return kept.all_messages
+        return list(chat.messages)
 
     def _leave(self) -> None:
         if self._recording and self._at:

@@ -4,17 +4,15 @@ from collections.abc import Iterable, Mapping
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from edge_llama.cli.chat_session.commands import PATH, Command, gauge
-from edge_llama.cli.terminal.console import is_unfinished, unquoted
-
-_NEARLY_FULL = 0.75
-"""From this share of the context on, the gauge is shown below what is typed."""
+from edge_llama.cli.chat_session.commands import NEARLY_FULL, Command, gauge
+from edge_llama.cli.chat_session.completion import candidates
+from edge_llama.cli.terminal.console import goes_on, unquoted
 
 
 class LineEditor:
@@ -26,8 +24,9 @@ class LineEditor:
             completer=_Completer(commands),
             complete_while_typing=False,
             complete_style=CompleteStyle.READLINE_LIKE,  # no menu, which would keep eight lines free
-            multiline=Condition(lambda: is_unfinished(get_app().current_buffer.text)),
+            multiline=Condition(lambda: goes_on(get_app().current_buffer.text)),
             prompt_continuation="  ",
+            enable_open_in_editor=True,  # Ctrl-X Ctrl-E, as in shells
             style=Style.from_dict({"bottom-toolbar": "noreverse"}),
         )
 
@@ -36,34 +35,15 @@ class LineEditor:
 
         Raises EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C.
         """
-        self._prompt.bottom_toolbar = gauge(used, n_ctx) if used >= _NEARLY_FULL * n_ctx else None
+        self._prompt.bottom_toolbar = gauge(used, n_ctx) if used >= NEARLY_FULL * n_ctx else None
         return unquoted(self._prompt.prompt())
 
 
 class _Completer(Completer):
-    """Names of commands, what may follow them, and paths."""
-
     def __init__(self, commands: Mapping[str, Command]) -> None:
         self._commands = commands
-        self._paths = PathCompleter(expanduser=True)
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """For the last word before the cursor, where that belongs to a command."""
-        name, space, rest = document.text_before_cursor.partition(" ")
-        if not name.startswith("/"):
-            return
-        if not space:
-            yield from _beginning_with(name, self._commands)
-        elif command := self._commands.get(name):
-            values = list(command.values(""))
-            first, space, last = rest.partition(" ")
-            word = rest
-            if space and PATH not in values:  # a path may have spaces itself
-                values, word = list(command.values(first)), last
-            yield from _beginning_with(word, [value for value in values if value != PATH])
-            if PATH in values:
-                yield from self._paths.get_completions(Document(word), complete_event)
-
-
-def _beginning_with(word: str, values: Iterable[str]) -> Iterable[Completion]:
-    return (Completion(value, start_position=-len(word)) for value in values if value.startswith(word))
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002 - prompt_toolkit's
+        """For what stands before the cursor."""
+        for found in candidates(document.text_before_cursor, self._commands):
+            yield Completion(found.text, start_position=-found.replaced, display=found.shown)

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from edge_llama.media.images import Image
 
@@ -43,10 +44,14 @@ def dropped(line: str) -> tuple[list[Path], str]:
 
 
 def unquoted(argument: str) -> str:
-    """A command's path as it was typed or, if only that is a file, without what a terminal adds to a dropped path."""
+    """A command's path as it was typed or, if only that is there, without what a terminal adds to a dropped path.
+
+    A name in quotes that is not there yet is what they surround.
+    """
     match = _DROPPED.fullmatch(argument)
     readings = (argument, *_readings(match)) if match else (argument,)
-    return next((text for text in readings if _is_file(Path(text))), argument)
+    new = match[1] or match[2] or argument if match else argument
+    return next((text for text in readings if _is_there(text)), new)
 
 
 def _path(match: re.Match[str]) -> Path | None:
@@ -63,11 +68,18 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # as above; nobody's home
+        return False
+
+
 def _readings(match: re.Match[str]) -> Iterator[str]:
     quoted, bare = match[1] or match[2], match[3]
     text = quoted or bare
     if text.startswith("file://"):
-        yield unquote(urlsplit(text).path)
+        yield url2pathname(urlsplit(text).path)
     yield text
     if bare:
         yield re.sub(r"\\(.)", r"\1", bare)

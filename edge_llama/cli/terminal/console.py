@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Protocol
 
 from edge_llama.cli.terminal.escapes import harmless
+from edge_llama.cli.terminal.modes import unechoed
 from edge_llama.errors import OptionError, printable
 from edge_llama.generation import Answer, Generation, Timings
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -27,6 +29,29 @@ def native_output_to_stderr() -> None:
     encoding, errors = getattr(sys.stdout, "encoding", None), getattr(sys.stdout, "errors", None)
     buffering = 1 if os.isatty(kept) else -1
     sys.stdout = os.fdopen(kept, "w", buffering, encoding, errors, closefd=False)  # as Python's own
+
+
+@dataclass(slots=True)
+class _Look:
+    """How this process speaks to people: ``is_plain`` without styles, ``tells_speakers`` naming who speaks in words."""
+
+    is_plain: bool = False
+    tells_speakers: bool = False
+
+
+_LOOK = _Look()
+
+
+def speak_plainly(*, tell_speakers: bool) -> None:
+    """From here on nothing has styles or is drawn again; ``tell_speakers``: who speaks is said, for screen readers."""
+    _LOOK.is_plain, _LOOK.tells_speakers = True, tell_speakers
+
+
+def tell_speaker(name: str) -> None:
+    """Say on stderr who speaks, if that is wanted and a terminal."""
+    if _LOOK.tells_speakers and sys.stderr.isatty():
+        sys.stderr.write(f"{name}: ")
+        sys.stderr.flush()
 
 
 class Output(Protocol):
@@ -92,6 +117,8 @@ class Thoughts:
     def feed(self, text: str) -> None:
         """Show a part of them at once."""
         if text and self._are_shown:
+            if not self._is_open:
+                tell_speaker("Thinking")
             self._is_open = True
             sys.stderr.write(f"\x1b[2m{harmless(text)}\x1b[0m" if self._is_dimmed else harmless(text))
             sys.stderr.flush()
@@ -114,12 +141,16 @@ def stream(generation: Generation, to: Output, *, hide_thinking: bool = False) -
     Ctrl-C stops the answer. What was made of it until then is shown, then KeyboardInterrupt is raised.
     """
     thoughts = Thoughts(are_hidden=hide_thinking)
-    with _unechoed(), _ctrl_c_stops(generation):
+    has_begun = False
+    with unechoed(), _ctrl_c_stops(generation):
         try:
             for piece in generation:
                 thoughts.feed(piece.thinking)
                 if piece.text or piece.tool_calls:
                     thoughts.finish()
+                    if not has_begun:
+                        tell_speaker("Assistant")
+                    has_begun = True
                 to.feed(piece.text)
                 for call in piece.tool_calls:
                     to.line(json.dumps(asdict(call), ensure_ascii=False))
@@ -154,25 +185,6 @@ def _ctrl_c_stops(generation: Generation) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _unechoed() -> Iterator[None]:
-    """What is typed meanwhile, Ctrl-C's ^C too, does not get into the answer; the next prompt reads it."""
-    if sys.platform == "win32" or not sys.stdin.isatty():
-        yield
-        return
-    import termios  # noqa: PLC0415 - there is none on Windows
-
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = termios.tcgetattr(terminal)
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
-
-
 def note(text: str, *, quiet: bool = False) -> None:
     """A notice for people, on stderr, dim on a terminal."""
     if not quiet:
@@ -182,6 +194,8 @@ def note(text: str, *, quiet: bool = False) -> None:
 
 
 def _has_colour() -> bool:
+    if _LOOK.is_plain:
+        return False
     from rich.console import Console  # noqa: PLC0415 - costs 30 ms and decides as rich does: NO_COLOR, TERM, terminal
 
     return Console(stderr=True).color_system is not None
@@ -233,6 +247,14 @@ def is_unfinished(text: str) -> bool:
     return text.lstrip().startswith(QUOTES) and text.count(QUOTES) == 1
 
 
+_BEGINS_QUOTED = re.compile(rf"/\w+\s+(?:\w+\s+)?{QUOTES}")
+
+
+def goes_on(text: str) -> bool:
+    """Whether a message, or what a command is given, was begun by quotes and has no closing ones yet."""
+    return is_unfinished(text) or bool(_BEGINS_QUOTED.match(text) and text.count(QUOTES) == 1)
+
+
 def unquoted(text: str) -> tuple[str, bool]:
     """A message without blanks and quotes around it, and whether there were quotes."""
     text = text.strip()
@@ -274,7 +296,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 @contextmanager
 def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
     """A bar with how much is done and the time left on stderr, if that is a terminal; ``unit`` says of what."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or _LOOK.is_plain or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console  # noqa: PLC0415

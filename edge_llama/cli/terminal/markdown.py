@@ -19,6 +19,7 @@ from rich.text import Text
 
 from edge_llama.cli.terminal.escapes import harmless
 from edge_llama.cli.terminal.page import Page, may_break, width_of
+from edge_llama.cli.terminal.pinned import pinned, with_room
 
 _UNDECIDED = re.compile(r"[\s>]*(?:[-*_=+#`~\s]*|\d{1,9}[.)]?\s*)")
 """Beginnings of lines that may become several things."""
@@ -164,7 +165,10 @@ class Markdown:
         width = width_of(self._console)
         table = _table(rows)
         if table and len(table.columns) * _LEAST_COLUMN <= width:
-            self._console.print(table, width=width)
+            with self._console.capture() as drawn:
+                self._console.print(table, width=width)
+            self._console.file.write(pinned(drawn.get(), width))
+            self._console.file.flush()
         else:
             for row in rows:
                 self._page.raw(Text(row))
@@ -246,7 +250,7 @@ def _table(rows: Sequence[str]) -> Table | None:
     bodies = [token for token in tokens if token.type == "tr_open"]
     if not heads or len(bodies) != len(rows) - 1 or any(_count(row) > len(heads) for row in rows):
         return None
-    cells = [_styled(token.children or []) for token in tokens if token.type == "inline"]
+    cells = [with_room(_styled(token.children or [])) for token in tokens if token.type == "inline"]
     columns = [
         Column(header=cell, justify=_alignment(head), overflow="fold") for cell, head in zip(cells, heads, strict=False)
     ]
