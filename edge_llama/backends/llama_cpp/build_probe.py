@@ -67,7 +67,8 @@ def build() -> dict[str, Any] | None:
     if spec is None or not spec.origin:
         return None
     package = Path(spec.origin).parent
-    files = [Path(spec.origin), *sorted((package / "lib").glob("*"))]
+    # In a frozen program no module has a file of its own.
+    files = [file for file in (Path(spec.origin), *sorted((package / "lib").glob("*"))) if file.is_file()]
     return {"package": str(package), "files": [(file.name, *_stamp(file)) for file in files]}
 
 
@@ -80,10 +81,10 @@ def _stamp(file: Path) -> tuple[int, int]:
 def require() -> None:
     """EngineError unless the engine is known to work here; once in a process.
 
-    In a frozen application there is no interpreter to run a child with: its maker is trusted.
+    Where no child can be started (a frozen application without a helper), its maker is trusted.
     """
     if not crash_probe.has_children():
-        _log.debug("the engine is not checked: this process has no interpreter for a child")
+        _log.debug("the engine is not checked: this process can start no child")
         return
     verdict()
 
