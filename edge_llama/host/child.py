@@ -65,6 +65,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, _GENERATION: str(_generation() + 1), **more}
 
 
+def environment_of_others() -> dict[str, str]:
+    """What a program that is not ours inherits: of a frozen one not where its own libraries lie."""
+    found = dict(os.environ)
+    for name in ("LD_LIBRARY_PATH", "LIBPATH"):  # PyInstaller keeps what was there before under another name
+        before = found.pop(f"{name}_ORIG", None)
+        if before is not None:
+            found[name] = before
+        elif getattr(sys, "frozen", False):
+            found.pop(name, None)
+    return found
+
+
 def main() -> NoReturn:
     """The child: do what the command line says, and end. The whole of a helper is a call of this."""
     if sys.argv[1:2] != [RESERVED] or len(sys.argv) < 5:

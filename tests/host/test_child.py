@@ -127,3 +127,13 @@ def test_the_hook_for_pyinstaller_says_what_is_looked_for(module: Path) -> None:
 def test_a_helper_that_a_person_starts_says_what_it_is() -> None:
     done = subprocess.run([sys.executable, child.__file__], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "this program is started by edge-llama\n")
+
+
+def test_other_programs_get_their_own_libraries(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/the/program")
+    monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", "/of/the/system")
+    assert child.environment_of_others()["LD_LIBRARY_PATH"] == "/of/the/system"
+    monkeypatch.delenv("LD_LIBRARY_PATH_ORIG")
+    assert "LD_LIBRARY_PATH" not in child.environment_of_others()
+    monkeypatch.setattr(sys, "frozen", False)
+    assert child.environment_of_others()["LD_LIBRARY_PATH"] == "/of/the/program"

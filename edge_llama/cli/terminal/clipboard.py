@@ -7,13 +7,20 @@ import subprocess
 import sys
 
 from edge_llama.errors import OptionError
+from edge_llama.host.child import environment_of_others
 
 
 def copy(text: str) -> str:
     """Put ``text`` there; where it went, for people. OptionError if there is no terminal."""
     if os.environ.get("TMUX") and (tmux := shutil.which("tmux")):
         # tmux takes no OSC 52 from programs by default, but gives what is in its buffer to the terminal by it.
-        done = subprocess.run([tmux, "load-buffer", "-w", "-"], input=text.encode(), capture_output=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            [tmux, "load-buffer", "-w", "-"],
+            input=text.encode(),
+            capture_output=True,
+            check=False,
+            env=environment_of_others(),
+        )
         if done.returncode == 0:
             return "tmux's buffer, and the terminal's clipboard if it takes OSC 52"
     if not sys.stdout.isatty():
