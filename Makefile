@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills wheels lint clean
+.PHONY: chat test test-page test-desktop test-frozen test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills wheels lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -48,6 +48,18 @@ test-page: $(ENV)/.installed-page $(MODEL)
 $(ENV)/.installed-page: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
 	@$(PYTHON) scripts/install.py $(ENV) page-tests
 	@touch $@
+
+# The desktop example in Qt's event loop, without a screen.
+test-desktop: $(ENV)/.installed-desktop $(MODEL)
+	$(BIN)/python -m pytest $(or $(ARGS),tests/examples/test_desktop.py)
+
+$(ENV)/.installed-desktop: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
+	@$(PYTHON) scripts/install.py $(ENV) desktop
+	@touch $@
+
+# edge-llama and the desktop example, frozen by PyInstaller in an environment of its own, and run without Python (PyPI).
+test-frozen: $(ENV)/.installed-dev
+	$(BIN)/python scripts/frozen.py $(ARGS)
 
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.
 test-soak: $(ENV)/.installed-dev $(MODEL)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, SupportsIndex, TypeGuard, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends import load_progress
 from edge_llama.backends.base import AskedDevice, Placement, TextTower
 from edge_llama.backends.device_names import check_provider_options
 from edge_llama.backends.local_models import found
@@ -71,7 +72,8 @@ class Model:
             threads = threads or devices.cpu_threads()
         self.threads = threads
         """How many threads every token takes; None: as many as are free then."""
-        tower = plan.open(threads or devices.cpu_threads())
+        with load_progress.told_to(given.get("on_progress")):
+            tower = plan.open(threads or devices.cpu_threads())
         self.placement = replace(plan.placement, found=tower.placed)
         self.tokenizer = tower.tokenizer
         try:

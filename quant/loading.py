@@ -13,7 +13,6 @@ format is refused.
 import logging
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.files.formats import FORMATS, Format
+from edge_llama.host import child
 from edge_llama.host.user_cache import CACHE_VARIABLE
 from quant import compiled, kernels, nbits
 from quant.reference import ggml
@@ -204,7 +204,7 @@ class _Loader:
     def __init__(self, names: list[str], seconds: float) -> None:
         self._names = names
         is_worth_it = seconds >= sum(_COSTS[name].compiling for name in names)
-        self._may_compile = is_worth_it and not getattr(sys, "frozen", False)
+        self._may_compile = is_worth_it and child.is_available()
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
         self._thread.start()
@@ -227,19 +227,25 @@ class _Loader:
 
     def _compile(self, name: str) -> bool:
         """Whether the compiler came to its end before the work did."""
-        command = [sys.executable, "-m", "quant.compiled", name]
+        command = child.command("quant.compiled.__main__", name, watch="pipe")
         null = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)  # noqa: S603 - our own module
-        try:
-            while process.poll() is None:
-                if self._is_closed.wait(0.05):
-                    return False
-            if process.returncode:
-                _log.warning("the kernel of %s could not be compiled: python -m quant.compiled %s says why", name, name)
-            return process.returncode == 0
-        finally:
-            process.kill()
-            process.wait()
+        with subprocess.Popen(  # noqa: S603 - our own code
+            command,
+            stdin=subprocess.PIPE,
+            stdout=null,
+            stderr=null,
+            env=child.environment(),
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        ) as process:
+            try:
+                while process.poll() is None:
+                    if self._is_closed.wait(0.05):
+                        return False
+            finally:
+                process.kill()
+        if process.returncode:
+            _log.warning("the kernel of %s could not be compiled: python -m quant.compiled %s says why", name, name)
+        return process.returncode == 0
 
     def close(self) -> None:
         """Stop what is not finished."""

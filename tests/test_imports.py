@@ -47,7 +47,7 @@ edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.fit
 edge_llama.server   edge_llama.llm_plugin
 edge_llama.cli.terminal
 edge_llama.cli.chat_session
-edge_llama.cli
+edge_llama.cli   edge_llama.__pyinstaller
 edge_llama.__main__
 """
 """The rooms, the lowest first: each imports only rooms above it in this list. Rooms in one line don't know each other,

@@ -15,19 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import ArtifactError, EdgeLlamaError, EngineError
+from edge_llama.host import child
 
 _log = logging.getLogger(__name__)
-_CHILD = """
-import json, os, sys, threading
-def watch():
-    os.read(0, 1)
-    os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
-sys.path[:] = json.loads(sys.argv[1])
-from importlib import import_module
-import_module(sys.argv[2]).main(*sys.argv[3:])
-"""
-"""It ends with its parent, whose end closes the pipe that it reads; so do its own children."""
 _BEGAN, _SURVIVED = "began", "survived "
 _SECONDS, _BYTES_PER_SECOND = 120, 10e6  # half a second and a gigabyte a second when quiet
 _COMPILING = 5
@@ -52,8 +42,8 @@ class Outcome:
 
 
 def has_children() -> bool:
-    """Whether this process has an interpreter to run a child with: a frozen application has none."""
-    return not getattr(sys, "frozen", False) and bool(sys.executable)
+    """Whether this process can start a child: see :mod:`edge_llama.host.child`."""
+    return child.is_available()
 
 
 def run(module: str, *arguments: str, seconds: float | None = _SECONDS) -> Outcome:
@@ -64,15 +54,15 @@ def run(module: str, *arguments: str, seconds: float | None = _SECONDS) -> Outco
     """
     read_end, write_end = os.pipe()
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, this module
-            [sys.executable, "-c", _CHILD, json.dumps(sys.path), module, *arguments],
+        done = subprocess.run(  # noqa: S603 - our own code
+            child.command(module, *arguments, watch="pipe"),
             stdin=read_end,
             capture_output=True,
             text=True,
             errors="replace",
             check=False,
             timeout=seconds,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "3000"},
+            env=child.environment(GGML_NO_BACKTRACE="1", GOMP_SPINCOUNT="3000"),
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     finally:

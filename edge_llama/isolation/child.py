@@ -1,4 +1,4 @@
-"""The process of a model that is open with ``isolate=True``: what ``main`` of the helper calls.
+"""The process of a model that is open with ``isolate=True``: what :mod:`edge_llama.host.child` calls in it.
 
 Its stdin and stdout are pipes to the parent (:mod:`edge_llama.isolation.frames`); it ends when its parent does. The
 first frame says what to open. Whatever native code prints goes to stderr.
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -27,12 +27,12 @@ _GLANCE = 0.25
 """Seconds between two looks at whether the parent lives, where a fork of it keeps the pipe open."""
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
     """Serve the parent until it ends or says so. It does not return."""
     incoming, outgoing = _take_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which tells what it means
     _leave_no_core()
-    _Server(incoming, outgoing, _shared(sys.argv[1:])).serve()
+    _Server(incoming, outgoing, _shared(arguments)).serve()
 
 
 def _take_pipes() -> tuple[int, int]:
@@ -45,7 +45,7 @@ def _take_pipes() -> tuple[int, int]:
     return incoming, outgoing
 
 
-def _shared(arguments: list[str]) -> int:
+def _shared(arguments: Sequence[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "--shared":
         sys.exit("this program is started by edge-llama: edge_llama.open(..., isolate=True)")
     number = int(arguments[1])
@@ -114,13 +114,17 @@ class _Server:
     def _open(self, fields: Mapping[str, Any]) -> None:
         _log_to_parent(self._tell, fields["log_level"])
         opening = fields["open"]
+        options = {**opening["options"], "on_progress": self._loaded if fields["tells"] else None}
         try:
-            with Model(opening["model"], **opening["options"]) as model:
+            with Model(opening["model"], **options) as model:
                 self._service = Service(model, self._shared)
                 self._tell({"opened": self._service.facts.to_json()})
                 self._is_closing.wait()
         except BaseException as error:  # the parent waits for this
             self._tell({"failed": error_to_json(error)})
+
+    def _loaded(self, fraction: float) -> None:
+        self._tell({"loaded": fraction})
 
     def _tell(self, fields: Mapping[str, Any], blob: bytes = b"") -> None:
         self._told.put(frames.frame(fields, blob))

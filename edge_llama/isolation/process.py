@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+from edge_llama.backends.load_progress import Listener
 from edge_llama.errors import EdgeLlamaError, EngineDiedError, EngineError, error_from_json
 from edge_llama.generation import Piece, Progress
 from edge_llama.isolation import frames, launch, wire
@@ -55,8 +56,9 @@ class Asked:
 class Child:
     """A child process. Any thread may use it."""
 
-    def __init__(self, opening: Mapping[str, Any]) -> None:
+    def __init__(self, opening: Mapping[str, Any], on_progress: Listener | None = None) -> None:
         """``opening``: the path of the model and the options to open it with. EngineError if none can be started."""
+        self._on_progress = on_progress
         self.shared = SharedFile()
         try:
             self._process = launch.start(self.shared.descriptor)
@@ -74,7 +76,7 @@ class Child:
         self._tail = b""
         self._ended = threading.Event()
         level = logging.getLogger("edge_llama").getEffectiveLevel()
-        self._outgoing.put(frames.frame({"open": opening, "log_level": level}))
+        self._outgoing.put(frames.frame({"open": opening, "log_level": level, "tells": on_progress is not None}))
         self._threads = [
             threading.Thread(target=work, name="edge-llama-child", daemon=True)
             for work in (self._write, self._keep_tail, self._read)
@@ -176,10 +178,21 @@ class Child:
         elif "log" in fields:
             name, level, text = fields["log"]
             logging.getLogger(name).log(level, "%s", text)
+        elif "loaded" in fields:
+            self._tell(fields["loaded"])
         elif "opened" in fields:
             self._asked.pop(0).reply.set_result((fields["opened"], b""))
         else:
             self._asked.pop(0).fail(error_from_json(fields["failed"]))
+
+    def _tell(self, fraction: float) -> None:
+        """What the listener raises ends the opening."""
+        assert self._on_progress  # noqa: S101 - else the child doesn't tell
+        try:
+            self._on_progress(fraction)
+        except BaseException as error:
+            self._asked.pop(0).reply.set_exception(error)
+            self._kill()
 
     def _take_reply(self, fields: dict[str, Any], blob: bytes) -> None:
         number = fields["reply"]

@@ -46,7 +46,8 @@ class IsolatedModel(Model):
         given = checked(options)
         check_place(given, is_remote=False)
         path = found(path_of(model))
-        self._worker = Worker(str(path.absolute()), _absolute(given))
+        on_progress = given.pop("on_progress", None)
+        self._worker = Worker(str(path.absolute()), _absolute(given), on_progress)
         try:
             self._describe(path, given)
         except BaseException:

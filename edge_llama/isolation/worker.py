@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from edge_llama.backends.load_progress import Listener
 from edge_llama.errors import EngineError, OptionError
 from edge_llama.generation import Answer, Generation, Progress, Timings
 from edge_llama.isolation import wire
@@ -38,8 +39,11 @@ class _RemoteWork:
 class Worker:
     """Calls for a model in a process of its own. Any thread may use it."""
 
-    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
-        """``model``: an absolute path; ``options``: those of ``open``. The child begins to open it at once."""
+    def __init__(self, model: str, options: Mapping[str, Any], on_progress: Listener | None = None) -> None:
+        """``model``: an absolute path; ``options``: those of ``open``. The child begins to open it at once.
+
+        ``on_progress`` hears of this opening, and of none of a later child.
+        """
         self._opening: dict[str, Any] = {"model": model, "options": dict(options)}
         self._pid = os.getpid()
         # Reentrant: the garbage collector may close the model that a thread within has just dropped.
@@ -50,7 +54,7 @@ class Worker:
         self._count = itertools.count()
         self._gone: deque[int] = deque()
         """Numbers of owners that are no more, which the child is yet to be told."""
-        self._child = Child(self._opening)
+        self._child = Child(self._opening, on_progress)
 
     def opened(self) -> wire.Facts:
         """Wait for the model; what was decided. From then on every child opens it with that much context."""

@@ -49,6 +49,12 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
+def _function(name: str, value: Any) -> Callable[..., object]:
+    if not callable(value):
+        raise OptionError(f"{name} is {value!r:.100}, expected a function")
+    return cast("Callable[..., object]", value)
+
+
 def _text(name: str, value: Any) -> str:
     check_text(value, name)
     return cast("str", value)
@@ -261,6 +267,10 @@ class OpenOptions(TypedDict, total=False):
         ),
     ]
     """Where the vision tower runs, as ``device``; auto is the cpu, and a device takes all of it."""
+    on_progress: Annotated[Callable[[float], object] | None, Option(_function)]
+    """Called with the part of a GGUF file's weights that is loaded, 0 to 1, while ``open`` works; by ``isolate`` from a
+    thread of its own. What it raises ends the opening, and comes from ``open``. A trial run in a child, which a file of
+    another program has the first time, comes before that; ONNX Runtime does not tell how far it is."""
     tune: bool
     """Have a measurement choose batch, flash attention and the KV cache's format where they are None: half a second
     once for a model file, then remembered in the user's cache folder (``Model.choice`` says). Without it nothing

@@ -4,8 +4,14 @@ import sys
 
 from quant.compiled import GROUPS, load, load_groups, load_rows
 
-if __name__ == "__main__":
+
+def main(*arguments: str) -> None:
+    """Compile what ``arguments`` name: formats, or groups; a child of :mod:`quant.loading` too."""
+    has_importance = "--importance" in arguments
     load_rows()
-    has_importance = "--importance" in sys.argv
-    for name in sys.argv[1 + has_importance :]:
+    for name in arguments[has_importance:]:
         load_groups() if name == GROUPS else load(name, has_importance=has_importance)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -20,7 +20,7 @@ from isolated import OPTIONS
 
 import edge_llama
 from edge_llama import EngineDiedError, EngineError, Message, Model
-from edge_llama.isolation.launch import WORKER_VARIABLE
+from edge_llama.host.child import HELPER_VARIABLE
 from edge_llama.isolation.remote import IsolatedModel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL, process groups and forks")
@@ -299,20 +299,20 @@ def test_a_bad_file_is_refused_as_ever_and_leaves_no_process(tiny: Path, tmp_pat
 
 
 def test_a_helper_that_is_none_is_told(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(WORKER_VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setenv(HELPER_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(EngineError, match=r"no process for the model can be started: .*none No such file"):
         edge_llama.open(tiny, isolate=True)
     helper = tmp_path / "helper"
     helper.write_text("#!/bin/sh\necho one >&2\necho the last word >&2\nexit 3\n")
     helper.chmod(0o755)
-    monkeypatch.setenv(WORKER_VARIABLE, str(helper))
+    monkeypatch.setenv(HELPER_VARIABLE, str(helper))
     with pytest.raises(EngineDiedError, match="exit code 3: the last word") as caught:
         edge_llama.open(tiny, isolate=True)
     assert caught.value.stderr == "one\nthe last word\n"
     helper.write_text("#!/bin/sh\necho this is no frame\nsleep 60\n")
     with pytest.raises(EngineDiedError, match="what it sends is not understood"):
         edge_llama.open(tiny, isolate=True)
-    monkeypatch.delenv(WORKER_VARIABLE)
+    monkeypatch.delenv(HELPER_VARIABLE)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(EngineError, match="edge-llama-worker: no such file, and a frozen program has no interpreter"):
+    with pytest.raises(EngineError, match="edge-llama-helper: no such file, and a frozen program has no interpreter"):
         edge_llama.open(tiny, isolate=True)

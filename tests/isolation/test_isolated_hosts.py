@@ -13,7 +13,7 @@ from terminals import EDGE_LLAMA
 import converters
 import edge_llama
 from edge_llama import EngineDiedError
-from edge_llama.isolation.launch import WORKER_VARIABLE
+from edge_llama.host.child import HELPER_VARIABLE, RESERVED
 
 SECONDS = 60
 OUTSIDE = Path(__file__).resolve().parent.parent / "outside"
@@ -53,13 +53,14 @@ def test_a_helper_takes_the_interpreters_place(tiny: Path, tmp_path: Path, monke
     paths = os.pathsep.join(path for path in sys.path if path)
     helper.write_text(
         f'#!/bin/sh\necho "$@" > "{tmp_path}/seen"\nexport PYTHONPATH="{paths}"\n'
-        f'exec "{sys.executable}" -c "from edge_llama.isolation.child import main; main()" "$@"\n'
+        f'exec "{sys.executable}" -c "from edge_llama.host.child import main; main()" "$@"\n'
     )
     helper.chmod(0o755)
-    monkeypatch.setenv(WORKER_VARIABLE, str(helper))
+    monkeypatch.setenv(HELPER_VARIABLE, str(helper))
     with edge_llama.open(tiny, isolate=True, n_ctx=256) as model:
         assert len(model.generate("x", regex=".{200}", max_tokens=3).result().tokens) == 3
-    assert (tmp_path / "seen").read_text().split()[0] == "--shared"
+    seen = (tmp_path / "seen").read_text().split()
+    assert seen[:3] == [RESERVED, "parent", "edge_llama.isolation.child"]  # an empty word between them
     done = subprocess.run([helper], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n"), "started by edge-llama" in done.stderr) == (1, 0, True)
 

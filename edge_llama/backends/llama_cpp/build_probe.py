@@ -67,7 +67,8 @@ def build() -> dict[str, Any] | None:
     spec, folder = find_spec("llama_cpp"), library_folder()
     if spec is None or not spec.origin or folder is None:
         return None
-    files = [Path(spec.origin), *sorted(file for file in folder.glob("*") if file.is_file())]
+    # In a frozen program no module has a file of its own.
+    files = [file for file in (Path(spec.origin), *sorted(folder.glob("*"))) if file.is_file()]
     found = {"package": str(Path(spec.origin).parent), "files": [(file.name, *_stamp(file)) for file in files]}
     return found if VARIABLE not in os.environ else {**found, "libraries": str(folder.absolute())}
 
@@ -81,10 +82,10 @@ def _stamp(file: Path) -> tuple[int, int]:
 def require() -> None:
     """EngineError unless the engine is known to work here; once in a process.
 
-    In a frozen application there is no interpreter to run a child with: its maker is trusted.
+    Where no child can be started (a frozen application without a helper), its maker is trusted.
     """
     if not crash_probe.has_children():
-        _log.debug("the engine is not checked: this process has no interpreter for a child")
+        _log.debug("the engine is not checked: this process can start no child")
         return
     verdict()
 

@@ -57,7 +57,7 @@ def _finding(artifact: GGUFArtifact, settings: Mapping[str, Any], wanted: str) -
     if is_known(artifact):
         return None
     if not crash_probe.has_children():
-        _log.info("%s: not tried out: this process has no interpreter for a child", artifact.path)
+        _log.info("%s: not tried out: this process can start no child", artifact.path)
         return None
     files = [identity_of_header(header) for header in artifact.headers]
     key = {"files": files, "settings": dict(settings), "engine": build_probe.build()}

@@ -23,6 +23,7 @@ from edge_llama.backends.llama_cpp import build_probe, offload
 from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
 from edge_llama.backends.llama_cpp.embeddings import LlamaCppEmbedder
+from edge_llama.backends.llama_cpp.loading import Loading
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
@@ -144,8 +145,10 @@ class LlamaCppTower:
         options.use_extra_bufts = not is_mapped  # weights in another order would be copies in memory
         options.kv_overrides = overrides(lib, artifact.header)
         self._kept = offload.apply(placement, options, lib)
+        loading = Loading(lib, options)
         with offload.assignments() as layers:
             self._model: Any = lib.llama_model_load_from_file(os.fsencode(artifact.path), options)
+        loading.check()
         if not self._model and placement.devices:
             raise EngineError(f"{artifact.path}: llama.cpp cannot load it on {placement.device}{_why()}", remedy=_THERE)
         if not self._model:

@@ -45,7 +45,7 @@ def _asked(vocabulary: bytes, asked: str) -> crash_probe.Outcome | str:
     if build_probe.build() is None:
         return "llama-cpp-python is not installed"
     if not crash_probe.has_children():
-        return "this process has no interpreter for a child"
+        return "this process can start no child"
     try:
         with tempfile.TemporaryDirectory() as folder:
             files = Path(folder) / "vocabulary.gguf", Path(folder) / "asked.json"

@@ -187,7 +187,9 @@ def _in_a_child(graphs: Sequence[tuple[str, str]], placement: Placement) -> None
     """Have :func:`main` compile ``graphs``, for as long as it takes. Its errors; EngineError if the child dies."""
     about = f"{graphs[0][0]}: it can't be compiled for {placement.device}"
     if not crash_probe.has_children():
-        raise EngineError(f"{about}: this program has no interpreter", remedy="compile by edge-llama's command line")
+        raise EngineError(
+            f"{about}: this program can start no child process", remedy="compile by edge-llama's command line"
+        )
     try:
         outcome = crash_probe.run(__name__, json.dumps(graphs), json.dumps(placement.to_json()), seconds=None)
     except OSError as error:

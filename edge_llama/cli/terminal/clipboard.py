@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from edge_llama.errors import OptionError
+from edge_llama.host.child import environment_of_others
 
 _SECONDS = 5
 """A clipboard's program that takes longer waits for a display that does not answer."""
@@ -63,7 +64,15 @@ def _took(command: list[str], data: bytes) -> bool:
     """Whether the program took it. Its output is no pipe, which xclip and wl-copy would keep open in the background."""
     nowhere = subprocess.DEVNULL
     try:
-        done = subprocess.run(command, input=data, stdout=nowhere, stderr=nowhere, check=False, timeout=_SECONDS)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command,
+            input=data,
+            stdout=nowhere,
+            stderr=nowhere,
+            check=False,
+            timeout=_SECONDS,
+            env=environment_of_others(),
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0

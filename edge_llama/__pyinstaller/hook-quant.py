@@ -1,0 +1,5 @@
+"""The number formats: kernels are imported by their names."""
+
+from PyInstaller.utils.hooks import collect_submodules
+
+hiddenimports = collect_submodules("quant")
