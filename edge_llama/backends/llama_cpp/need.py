@@ -23,7 +23,8 @@ _TOKEN_BYTES, _MERGE_BYTES = 330, 250
 """Of a token and of a merge: in llama.cpp's tables, and in the header that we keep."""
 _ENGINE_BYTES = 8 << 20
 _KEPT = 32 << 20
-"""Of what kernels worked with before the context grew glibc keeps a block up to this (its largest mmap threshold)."""
+"""Of what kernels worked with before the context grew glibc keeps a block as large as others that were freed before,
+while the model was loaded, and no larger than this (its largest mmap threshold)."""
 _FLOAT, _HALF = 4, 2
 _PACKED = {"q4_0": 0, "q4_1": 0, "q8_0": 4, "q4_k": 4, "q5_k": 4, "q6_k": 0, "iq4_xs": 2}
 """Bytes that AMX's layout adds to a block, of the formats that have one."""
@@ -88,7 +89,7 @@ def _attention(shape: TextShape, setting: Setting, rows: int, cells: int) -> int
     if setting.kv_format == "f32":
         return states + scores * _FLOAT
     converted = scores * _HALF  # for the product with values
-    return states + scores * _FLOAT + converted + min(_KEPT, converted * (cells - _CELLS) // cells)
+    return states + scores * _FLOAT + converted + min(_KEPT, shape.weight_bytes, converted * (cells - _CELLS) // cells)
 
 
 def _feed_forward(shape: TextShape, rows: int) -> int:
