@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills lint clean
+.PHONY: chat test docs test-page test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -47,6 +47,14 @@ test-page: $(ENV)/.installed-page $(MODEL)
 
 $(ENV)/.installed-page: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
 	@$(PYTHON) scripts/install.py $(ENV) page-tests
+	@touch $@
+
+# The pages as a site with the API reference, in site/; a broken link or a page that no index names fails.
+docs: $(ENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+$(ENV)/.installed-docs: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
+	@$(PYTHON) scripts/install.py $(ENV) docs
 	@touch $@
 
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.

@@ -50,7 +50,21 @@ _log = logging.getLogger("edge_llama")
 
 
 class Model:
-    """A model file, loaded. Threads and tasks may share it; many are served at once."""
+    """A model file, loaded. Threads and tasks may share it; many are served at once.
+
+    Examples:
+        >>> with edge_llama.open() as model:  # what `edge_llama.open` gives
+        ...     print(model.generate("The capital of Japan is", temperature=0, max_tokens=20).result().text)
+        ...     print(model.embed(["one text", "another"]).shape)  # (n, n_embd)
+        ...     question = [edge_llama.Message("user", "Say 5.")]
+        ...     print(model.count_tokens(question) < model.n_ctx, model.answer(question, temperature=0).result().text)
+         Tokyo.
+        (2, 128)
+        True 5
+        >>> model.generate("Once")  # closed
+        Traceback (most recent call last):
+        edge_llama.errors.EngineError: ...
+    """
 
     _has_told_pooling = False
 
