@@ -68,7 +68,7 @@ class Block:
             return
         lines = self.code.splitlines()
         begins = [at for at, line in enumerate(lines) if line.startswith("$ ")]
-        for at, end in zip(begins, [*begins[1:], len(lines)], strict=True):
+        for at, end in zip(begins, [*begins[1:], len(lines)], strict=False):  # none: two lists of 0 and 1
             yield Command(self.line + at, lines[at][2:], "\n".join(lines[at + 1 : end]))
 
 

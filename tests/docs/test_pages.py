@@ -79,7 +79,7 @@ FILES: dict[str, dict[str, str]] = {
     "docs/structured.md": {"person.json": "person"},
 }
 """What a page tells of as of a file that is there, and the fixture that has it, or stands in for it."""
-MODELS = {"docs/tools.md": "tool_llama"}
+MODELS = {"docs/tools.md": "tool_llama", "docs/cookbook/tools.md": "tool_llama"}
 """Pages on which a model is open, without saying so."""
 SERVED_AS = {"docs/server.md": "smollm2.gguf", "docs/remote.md": "smollm2-q4_k_m.gguf"}
 

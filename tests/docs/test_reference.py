@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -49,7 +50,7 @@ def sources() -> Iterator[Path]:
 def below(source: Path, name: str) -> str:
     """The docstring of a module's variable: the text in the line after it."""
     body = ast.parse(source.read_text("utf-8")).body
-    for node, after in zip(body, body[1:], strict=False):
+    for node, after in pairwise(body):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         is_it = any(isinstance(target, ast.Name) and target.id == name for target in targets)
         if is_it and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
