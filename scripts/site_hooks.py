@@ -46,6 +46,7 @@ def navigation(index: str) -> list[Any]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
+    _sources.clear()  # of the build before, where `mkdocs serve` builds again
     todo = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
     while todo:
         source = todo.pop()

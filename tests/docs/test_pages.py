@@ -1,6 +1,5 @@
 """All code of the README and of docs/ is run, page for page and in order, or says why not."""
 
-import asyncio
 import io
 import json
 import re
@@ -18,12 +17,27 @@ from serving import serve
 import edge_llama
 from edge_llama.server.pool import Pool
 
-SERVED = {"docs/server.md": "127.0.0.1:8080", "docs/remote.md": "127.0.0.1:8000"}
-"""Pages on which a server was started, and where it listens there: the test's has another port."""
+FILES = {
+    "docs/python.md": {"smollm2-q4_k_m.gguf": "converted"},
+    "docs/run.md": {"smollm2-q4_k_m.gguf": "converted"},
+    "docs/fit.md": {"config.json": "config"},
+    "docs/embeddings.md": {"bge-small-en-v1.5-f16.gguf": "bert", "sentences.txt": "sentences"},
+    "docs/tools.md": {"model.gguf": "tool_llama", "tools.json": "described_tools"},
+    "docs/structured.md": {"person.json": "person"},
+}
+"""What a page tells of as of a file that is there, and the fixture that has it, or stands in for it."""
+MODELS = {"docs/tools.md": "tool_llama", "docs/cookbook/tools.md": "tool_llama", "docs/reference/README.md": ""}
+"""Pages on which a model is open without being named, or stays open."""
+SERVED = {
+    "docs/server.md": ("127.0.0.1:8080", "smollm2.gguf"),
+    "docs/remote.md": ("127.0.0.1:8000", "smollm2-q4_k_m.gguf"),
+}
+"""Pages on which a server was started: where it listens there (the test's has another port), and its model's file."""
 CODE = [page for page in PAGES if any(block.language in RUN for block in blocks(page))]
 _MEASURED = re.compile(r"\d[\d,.]*(?= (?:s|ms|MB/s|tokens/s)\b)")
 """Numbers that another machine, or another run, has otherwise."""
 _SECONDS = 240
+Rewrite = Callable[[str], str]
 
 
 @pytest.mark.parametrize("page", CODE, ids=name_of)
@@ -31,57 +45,54 @@ def test_code_of_a_page_is_run(
     page: Path, request: pytest.FixtureRequest, clone: Path, around: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGE_LLAMA_MODEL", around["EDGE_LLAMA_MODEL"])
-    with prepared(name_of(page), request) as (names, replaced):
-        printed: str | None = None
+    names: dict[str, Any] = {"__name__": "page", "edge_llama": edge_llama}
+    with prepared(name_of(page), names, request) as rewrite:
+        printed = None
         for block in blocks(page):
-            if block.language == "text" and printed is not None and block.why("output varies") is None:
+            if block.language == "text" and printed is not None:
                 check_printed(block.code, printed, f"{name_of(page)}:{block.line}")
             printed = None
             if block.language not in RUN or block.why("not run") is not None:
                 continue
             if block.language == "python":
-                printed = run_python(block, replaced(block.code), names)
+                printed = run_python(block, rewrite(block.code), names)
             else:
                 for command in block.commands():
-                    run_command(block, command, replaced(command.text), around)
-
-
-Prepared = tuple[dict[str, Any], Callable[[str], str]]
+                    run_command(block, command, rewrite(command.text), around)
 
 
 @contextmanager
-def prepared(page: str, request: pytest.FixtureRequest) -> Iterator[Prepared]:
-    """What the page stands on: its files, names that its Python has already, and addresses that are others here."""
+def prepared(page: str, names: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Rewrite]:
+    """Have what the page stands on: its files, ``model`` among its names, its server; what its code becomes here."""
+    for name, fixture in FILES.get(page, {}).items():
+        request.getfixturevalue("put")(name, request.getfixturevalue(fixture))
     with ExitStack() as stack:
-        names: dict[str, Any] = {"edge_llama": edge_llama, "asyncio": asyncio}
-        address = SERVED.get(page)
-        files = FILES.get(page, {})
-        for name, fixture in files.items():
-            request.getfixturevalue("put")(name, request.getfixturevalue(fixture))
-        if opened := MODELS.get(page):
-            names["model"] = stack.enter_context(edge_llama.open(request.getfixturevalue(opened)))
-        url = ""
-        if address:
-            path = request.getfixturevalue("converted")
-            link = Path.cwd() / "served" / SERVED_AS[page]
-            link.parent.mkdir()
-            link.symlink_to(path)
-            served = stack.enter_context(serve(Pool([str(link)], {"n_ctx": 2048}, isolate=False)))
-            url = served.url.removeprefix("http://")
-        yield names, lambda text: text.replace(address, url) if address else text
+        if fixture := MODELS.get(page, ""):
+            names["model"] = stack.enter_context(edge_llama.open(request.getfixturevalue(fixture)))
+        if page not in SERVED:
+            yield lambda text: text
+        else:
+            address, file = SERVED[page]
+            url = stack.enter_context(serving(file, request.getfixturevalue("converted")))
+            yield lambda text: text.replace(address, url)
+        if page in MODELS:
+            names["model"].close()
 
 
-FILES: dict[str, dict[str, str]] = {
-    "docs/python.md": {"smollm2-q4_k_m.gguf": "converted"},
-    "docs/run.md": {"smollm2-q4_k_m.gguf": "converted"},
-    "docs/embeddings.md": {"bge-small-en-v1.5-f16.gguf": "bert", "sentences.txt": "sentences"},
-    "docs/tools.md": {"model.gguf": "tool_llama", "tools.json": "described_tools"},
-    "docs/structured.md": {"person.json": "person"},
-}
-"""What a page tells of as of a file that is there, and the fixture that has it, or stands in for it."""
-MODELS = {"docs/tools.md": "tool_llama", "docs/cookbook/tools.md": "tool_llama"}
-"""Pages on which a model is open, without saying so."""
-SERVED_AS = {"docs/server.md": "smollm2.gguf", "docs/remote.md": "smollm2-q4_k_m.gguf"}
+@contextmanager
+def serving(file: str, model: Path) -> Iterator[str]:
+    """A server with the model, under the name that its file has on a page; its host and port."""
+    link = Path.cwd() / "served" / file
+    link.parent.mkdir()
+    link.symlink_to(model)
+    with serve(Pool([str(link)], {"n_ctx": 2048}, isolate=False)) as served:
+        yield served.url.removeprefix("http://")
+
+
+@pytest.fixture
+def config() -> Path:
+    """The config.json of Llama 3.1 8B."""
+    return ROOT / "tests" / "data" / "configs" / "llama-3.1-8b.json"
 
 
 @pytest.fixture
@@ -124,6 +135,7 @@ def run_python(block: Block, code: str, names: dict[str, Any]) -> str:
 
 
 def run_command(block: Block, command: Command, text: str, around: dict[str, str]) -> None:
+    """Run a line of a console, unless it says that it isn't; it fails, and prints, as the page has it."""
     if block.why("not run", command.text) is not None:
         return
     where = f"{name_of(block.page)}:{command.line}"
@@ -139,12 +151,12 @@ def run_command(block: Block, command: Command, text: str, around: dict[str, str
     )
     is_refused = command.printed.rpartition("\n")[2].startswith("edge-llama: ")
     assert (done.returncode != 0) == is_refused, f"{where}: {text}\n{done.stdout}"
-    if block.language == "console" and block.why("output varies", command.text) is None:
+    if command.printed and block.why("output varies", command.text) is None:  # a page may leave it out
         check_printed(command.printed, done.stdout, where)
 
 
 def check_printed(expected: str, printed: str, where: str) -> None:
-    """The same but for what is measured; ``…`` stands for anything, ``[...]`` too."""
+    """The same but for what is measured; ``…`` and ``...`` stand for anything."""
     wanted, got = (_MEASURED.sub("#", _trimmed(text)) for text in (expected, printed))
     pattern = ".*".join(re.escape(part) for part in re.split(r"…|\.\.\.", wanted))
     assert re.fullmatch(pattern, got, re.DOTALL), f"{where}: prints\n{printed}\nwhere the page has\n{expected}"
@@ -157,8 +169,7 @@ def _trimmed(text: str) -> str:
 def test_what_is_not_run_says_why() -> None:
     """Code in other languages, and consoles in which someone types: no command line stands there."""
     found = [(page, block) for page in PAGES for block in blocks(page) if block.why("not run") is None]
-    unsaid = [f"{name_of(page)}:{block.line}" for page, block in found if is_other(block)]
-    assert unsaid == []
+    assert [f"{name_of(page)}:{block.line}" for page, block in found if is_other(block)] == []
 
 
 def is_other(block: Block) -> bool:
