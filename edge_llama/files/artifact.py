@@ -30,7 +30,7 @@ Pooling = Literal["mean", "last", "cls"]
 
 Examples:
     >>> means, lasts = (model.embed(["one text"], pooling=pooling) for pooling in ("mean", "last"))
-    >>> (means == lasts).all()
+    >>> bool((means == lasts).all())
     False
 """
 

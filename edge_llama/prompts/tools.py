@@ -20,6 +20,11 @@ message tells of it, so that what was there before stays in the KV cache.
 
 Examples:
     >>> def weather(city: str) -> str:
+    ...     '''Tell the weather.
+    ...
+    ...     Args:
+    ...         city: Where
+    ...     '''
     ...     return f"22 degrees in {city}"
     >>> described = {"name": "time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
     >>> tools = model.chat(tools=[weather, described]).options["tools"]

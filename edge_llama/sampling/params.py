@@ -204,6 +204,8 @@ class SamplingParams:
     Examples:
         >>> edge_llama.SamplingParams(temperature=0.8, top_p=0.95, seed=1).top_k
         40
+        >>> model.sampling({"max_tokens": 20}).max_tokens  # on top of what the model's publisher recommends
+        20
         >>> edge_llama.SamplingParams(top_p=2)
         Traceback (most recent call last):
         edge_llama.errors.OptionError: top_p is 2, expected ...

@@ -84,13 +84,24 @@ def test_names_lead_to_where_they_are_defined() -> None:
         assert re.search(rf"^(class |def )?{name.rpartition('.')[2]}\b", text, re.MULTILINE), (name, link)
 
 
-@pytest.mark.parametrize("kind", [edge_llama.Model, edge_llama.Chat, edge_llama.Generation, edge_llama.Image])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(edge_llama.Model, edge_llama.Chat, edge_llama.Generation),
+        *(edge_llama.Image, edge_llama.Message, edge_llama.ToolCall),
+    ],
+)
 def test_every_method_is_in_some_example(kind: type) -> None:
     """Of a docstring, or of a page."""
-    methods = [name for name, _ in inspect.getmembers(kind, inspect.isroutine) if not name.startswith("_")]
+    methods = [name for name, _ in inspect.getmembers(kind, is_method) if not name.startswith("_")]
     code = examples()
     missing = [name for name in methods if f".{name}(" not in code and f"{kind.__name__}.{name}" not in FOR_FRONT_ENDS]
     assert missing == []
+
+
+def is_method(thing: object) -> bool:
+    """Of a class, class methods among them."""
+    return inspect.isfunction(thing) or inspect.ismethod(thing)
 
 
 def examples() -> str:
