@@ -117,11 +117,12 @@ class ChatOptions(AnswerOptions, total=False):
 
     Examples:
         >>> told = []
-        >>> chat = model.chat(when_full="drop-oldest", on_shortened=told.append, temperature=0, max_tokens=20)
-        >>> while not told:
-        ...     answer = chat.send("What is the capital of Japan?").result()
-        >>> told[0].dropped > 0
-        True
+        >>> with edge_llama.open(n_ctx=256) as model:
+        ...     chat = model.chat(when_full="drop-oldest", on_shortened=told.append, temperature=0, max_tokens=20)
+        ...     while not told:
+        ...         answer = chat.send("What is the capital of Japan?").result()
+        >>> told[0].dropped > 0, told[0].n_ctx
+        (True, 256)
     """
 
     when_full: WhenFull

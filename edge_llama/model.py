@@ -73,13 +73,17 @@ class Model:
         given = checked(options)
         check_place(given, is_remote=False)
         self.artifact = artifact = open_artifact(locate(path_of(model)))
+        """What its file says: ``name``, ``architecture``, ``engine``, ``n_vocab``, ..."""
         vision = vision_of(model, given)
         self._template = template_of(artifact, given.get("chat_template"))
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
         plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
         _check_told(given, plan.placement, self.vision_placement)
-        self.context, self.choice = plan.context, plan.choice
+        self.context = plan.context
+        """How much context it has, why, and the bytes of its KV cache; as text for people."""
+        self.choice = plan.choice
+        """The engine's settings (batch, flash attention, the KV cache's format), and why; as text for people."""
         threads = given.get("threads")
         if plan.engine.has_fixed_threads:
             threads = threads or devices.cpu_threads()
@@ -87,11 +91,14 @@ class Model:
         """How many threads every token takes; None: as many as are free then."""
         tower = plan.open(threads or devices.cpu_threads())
         self.placement = replace(plan.placement, found=tower.placed)
+        """Where the text tower runs, and why; as text for people."""
         self.tokenizer = tower.tokenizer
+        """``encode`` a text to ids, ``piece`` an id to bytes; ``n_vocab``."""
         try:
             _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
             self.identity = artifact.identity()
+            """A hash that tells its file from others."""
             self._disk = self._opened_disk(tower, encoder, given)
         except BaseException:
             tower.close()

@@ -110,7 +110,9 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 
 
 def reference(name: str) -> str:
-    """A link to a name's docstring, if it has one in the site; the last parts of the name as code."""
-    shown = html.escape(".".join(part for part in name.split(".")[-2:] if part not in {"edge_llama", "edge_llama.py"}))
+    """A link to a name's docstring, if it has one in the site; the name from its class on, as code."""
+    parts = name.split(".")
+    begin = next((at for at, part in enumerate(parts) if part[:1].isupper()), len(parts) - 1)  # a class, or the last
+    shown = html.escape(".".join(parts[begin:]))
     whole = name if name.startswith("edge_llama") else f"edge_llama.{name}"
     return f'<autoref identifier="{html.escape(whole)}" optional><code>{shown}</code></autoref>'

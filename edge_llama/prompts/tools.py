@@ -31,7 +31,7 @@ Examples:
     >>> sorted(tools.names)
     ['time', 'weather']
     >>> tools.schemas[0]["function"]["parameters"]["properties"]
-    {'city': {'type': 'string'}}
+    {'city': {'type': 'string', 'description': 'Where'}}
 """
 DEFERRED = "defer_loading"
 

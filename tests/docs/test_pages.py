@@ -120,7 +120,7 @@ def person(tmp_path: Path) -> Path:
 def described_tools(tmp_path: Path) -> Path:
     path = tmp_path / "tools.json"
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
-    path.write_text(json.dumps([{"name": "weather", "parameters": parameters}]))
+    path.write_text(json.dumps([{"type": "function", "function": {"name": "weather", "parameters": parameters}}]))
     return path
 
 
