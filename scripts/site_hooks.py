@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COPIES = "repository"
 """The folder of the site where files lie that docs/ has not."""
 LANGUAGES = {".py": "python", ".json": "json", ".sh": "sh", ".toml": "toml"}
+GIVEN = {"edge_llama.Chat", "edge_llama.Generation", "edge_llama.Model"}
+"""Classes whose objects calls give: how they are constructed is nobody's business."""
+_AS_GIVEN = "    options:\n      merge_init_into_class: false\n"
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 _NAME = re.compile(r"^\| \[`(edge_llama[\w.]*)`\]\([^)]*\)", re.MULTILINE)
 _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>([^<]+)</code>")
@@ -91,7 +94,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if source.startswith("docs/reference/"):
         names = _NAME.findall(markdown)
         markdown = _NAME.sub(r"| [`\1`][\1]", markdown)
-        markdown += "".join(f"\n::: {name}\n" for name in names)
+        markdown += "".join(f"\n::: {name}\n{_AS_GIVEN * (name in GIVEN)}" for name in names)
     if source.endswith(".md"):
         markdown = _LINK.sub(lambda found: found[1] + in_site(found[2], source, place) + found[3], markdown)
     return markdown
