@@ -8,7 +8,7 @@ SHARE := $(ENV)/share/edge-llama
 CHECKPOINT := $(SHARE)/smollm2
 MODEL := $(SHARE)/smollm2-q4_k_m.gguf
 
-.PHONY: chat test test-page test-desktop test-frozen test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills wheels lint clean
+.PHONY: chat test docs test-page test-desktop test-frozen test-soak test-server-soak test-agents test-vulkan test-npu test-fleet test-arm64 test-arm64-all kills wheels lint clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
@@ -60,6 +60,14 @@ $(ENV)/.installed-desktop: pyproject.toml scripts/install.py | $(ENV)/.installed
 # edge-llama and the desktop example, frozen by PyInstaller in an environment of its own, and run without Python (PyPI).
 test-frozen: $(ENV)/.installed-dev
 	$(BIN)/python scripts/frozen.py $(ARGS)
+
+# The pages as a site with the API reference, in site/; a broken link or a page that no index names fails.
+docs: $(ENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
+$(ENV)/.installed-docs: pyproject.toml scripts/install.py | $(ENV)/.installed-dev
+	@$(PYTHON) scripts/install.py $(ENV) docs
+	@touch $@
 
 # Twelve minutes of callers that come and leave at random, beside none of the other tests.
 test-soak: $(ENV)/.installed-dev $(MODEL)

@@ -32,13 +32,23 @@ from edge_llama.errors import (
     UnknownOptionError,
 )
 from edge_llama.files.artifact import Pooling
-from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
-from edge_llama.media.images import Image
+from edge_llama.generation import (
+    Answer,
+    AnswerOptions,
+    Diverged,
+    FinishReason,
+    Generation,
+    Piece,
+    RequestOptions,
+    Timings,
+)
+from edge_llama.media.images import Image, ImageSource
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.prompts.tools import Tool
 from edge_llama.runtime.chat_sessions import session_settings
 from edge_llama.runtime.embeddings import PoolingChoice
 from edge_llama.runtime.stats import Stats
@@ -61,9 +71,11 @@ __all__ = [
     "EdgeLlamaError",
     "EngineDiedError",
     "EngineError",
+    "FinishReason",
     "Generation",
     "HistoryError",
     "Image",
+    "ImageSource",
     "InputError",
     "LogitsProcessor",
     "Message",
@@ -85,6 +97,7 @@ __all__ = [
     "TemplateError",
     "Timings",
     "TokenLogprobs",
+    "Tool",
     "ToolCall",
     "UnknownOptionError",
     "open",

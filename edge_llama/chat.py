@@ -114,6 +114,15 @@ class ChatOptions(AnswerOptions, total=False):
     ``when_full`` says what happens when a message leaves no room for an answer: ``error`` refuses it once it does not
     fit at all, ``drop-oldest`` leaves out the oldest exchanges, ``compact`` has the model summarise them; never the
     system message. ``on_shortened`` is called with what was done, which ``Chat.shortened`` keeps.
+
+    Examples:
+        >>> told = []
+        >>> with edge_llama.open(n_ctx=256) as model:
+        ...     chat = model.chat(when_full="drop-oldest", on_shortened=told.append, temperature=0, max_tokens=20)
+        ...     while not told:
+        ...         answer = chat.send("What is the capital of Japan?").result()
+        >>> told[0].dropped > 0, told[0].n_ctx
+        (True, 256)
     """
 
     when_full: WhenFull
@@ -135,7 +144,28 @@ class _Exchange:
 
 
 class Chat:
-    """Messages so far. What was prefilled once is not prefilled again, while there is memory to keep its KV cache."""
+    """Messages so far. What was prefilled once is not prefilled again, while there is memory to keep its KV cache.
+
+    Examples:
+        >>> chat = model.chat(system="Answer briefly.", temperature=0)
+        >>> for piece in chat.send("What is the capital of Japan?"):
+        ...     print(piece.text, end="")
+        The capital of Japan is Tokyo.
+        >>> chat.send("And of Egypt?").result().text
+        'The capital of Egypt is Cairo.'
+        >>> other = chat.fork()  # goes on from here by itself; nothing is prefilled again
+        >>> other.rewind()  # takes the last exchange back
+        >>> [message.role for message in other.messages], len(chat.messages)
+        (['system', 'user', 'assistant'], 5)
+        >>> other.retry(seed=1).result().text == chat.messages[2].content
+        True
+        >>> chat.save("capitals.session")
+        >>> model.load_chat("capitals.session").messages == chat.messages
+        True
+        >>> chat.clear()
+        >>> chat.system
+        'Answer briefly.'
+    """
 
     def __init__(
         self,

@@ -21,7 +21,16 @@ __all__ = ["Compilation", "compile_for"]
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """What was compiled: the ``output`` is a folder that opens as a model on its ``device`` alone."""
+    """What was compiled: the ``output`` is a folder that opens as a model on its ``device`` alone.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from edge_llama.compile import Compilation
+        >>> folder = Path("llama-npu/compiled/npu-qnn")
+        >>> done = Compilation(folder, "npu:qnn", "onnxruntime-qnn 2.7.0", "SM8650", ("text",), 700_000_000)
+        >>> done.output.name, done.towers
+        ('npu-qnn', ('text',))
+    """
 
     output: Path
     device: str
@@ -53,6 +62,12 @@ def compile_for(
     stays, unless ``force``. ``on_progress`` is told bytes of graphs and weights: done, and all.
 
     Raises ArtifactError, OptionError, OutputError or EngineError; what was there before is then as it was.
+
+    Examples:
+        >>> from edge_llama.compile import compile_for
+        >>> compile_for("small.gguf", "npu:qnn")  # a file has no towers for NPUs
+        Traceback (most recent call last):
+        edge_llama.errors.ArtifactError: ...small.gguf: a file, and what is compiled lies in the model's folder; ...
     """
     path = found(path_of(model))
     if not path.is_dir():

@@ -23,7 +23,14 @@ __all__ = ["Conversion", "ConversionPlan", "ConvertOptions", "PlannedTensor", "S
 
 
 class ConvertOptions(TypedDict, total=False):
-    """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same."""
+    """What may be asked for, as ``edge-llama convert`` has it; None and what is left out mean the same.
+
+    Examples:
+        >>> from edge_llama.convert import ConvertOptions, plan
+        >>> options: ConvertOptions = {"quant": "q8_0", "tensor_types": {"attn_v": "f16"}}
+        >>> {tensor.format for tensor in plan("smollm2", "smollm2.gguf", **options).tensors} == {"q8_0", "f16", "f32"}
+        True
+    """
 
     quant: str | None
     """The recipe: ``q4_k_m`` (None), ...; for ONNX ``int4`` (None), ...; for safetensors ``bf16`` (None), ``w4a16``."""
@@ -69,7 +76,13 @@ class ConvertOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the output: its file, its shape, how the source stores it and how it will be stored, in bytes."""
+    """A tensor of the output: its file, its shape, how the source stores it and how it will be stored, in bytes.
+
+    Examples:
+        >>> from edge_llama.convert import plan
+        >>> plan("smollm2", "smollm2.gguf", quant="q8_0").tensors[0]
+        PlannedTensor(file='smollm2.gguf', name='...', shape=(...), source_format='...', format='...', nbytes=...)
+    """
 
     file: str
     name: str
@@ -84,6 +97,12 @@ class ConversionPlan:
     """What a conversion will do. ``quant`` and ``vision_quant`` are as asked, or as chosen; None: no such tower.
 
     ``notes`` tell by topic what the source left open, ``warnings`` what a person should know before using the output.
+
+    Examples:
+        >>> from edge_llama.convert import plan
+        >>> found = plan("smollm2", "smollm2.gguf", quant="q8_0")
+        >>> found.output_bytes > sum(tensor.nbytes for tensor in found.tensors)  # a header, a vocabulary
+        True
     """
 
     source_bytes: int
@@ -100,6 +119,12 @@ class Conversion:
     """What was done: ``output`` is the file to open, or the folder.
 
     ``resumed_bytes`` of it had been left by an earlier run that was stopped.
+
+    Examples:
+        >>> from edge_llama.convert import convert
+        >>> done = convert("tests/data/llama4_digits", "digits", quant="q8_0")
+        >>> done.output.name, done.plan.quant, done.plan.vision_quant, done.resumed_bytes
+        ('digits', 'q8_0', 'f16', 0)
     """
 
     output: Path
@@ -110,7 +135,16 @@ class Conversion:
 def plan(
     source: str | os.PathLike[str], output: str | os.PathLike[str], **options: Unpack[ConvertOptions]
 ) -> ConversionPlan:
-    """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts."""
+    """What :func:`convert` would do; nothing is written and no weight is read. It raises the same before it starts.
+
+    Examples:
+        >>> from edge_llama.convert import plan
+        >>> plan("smollm2", "smollm2-q4_k_m.gguf").quant
+        'q4_k_m'
+        >>> plan("smollm2", "smollm2.gguf", quant="q9")
+        Traceback (most recent call last):
+        edge_llama.errors.OptionError: ...
+    """
     check_known(options, ConvertOptions.__optional_keys__, "plan")
     with _installed():
         from converters import plan as planned  # noqa: PLC0415
@@ -137,6 +171,13 @@ def convert(
     Raises CheckpointError, OptionError or OutputError; then no output exists and nothing is left behind. An OptionError
     also where a package of the extra ``convert`` is missing and needed. Stopped in another way (Ctrl-C, an exception of
     ``on_progress``), it leaves a folder ``.OUTPUT.partial``, and the same call goes on from there.
+
+    Examples:
+        >>> from edge_llama.convert import convert
+        >>> done = convert("smollm2", "smollm2-q4_k_m.gguf", quant="q4_k_m")
+        >>> with edge_llama.open(done.output) as small:
+        ...     print(small.chat(temperature=0).send("What is the capital of Japan?").result().text)
+        The capital of Japan is Tokyo.
     """
     check_known(options, ConvertOptions.__optional_keys__, "convert", besides=("force", "threads", "on_progress"))
     with _installed():
@@ -151,7 +192,13 @@ def convert(
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """What a checkpoint would become: its text tower by recipe, and its vision tower if it has one."""
+    """What a checkpoint would become: its text tower by recipe, and its vision tower if it has one.
+
+    Examples:
+        >>> from edge_llama.convert import shapes
+        >>> shapes("tests/data/configs/llama-4-scout.json").vision is not None
+        True
+    """
 
     texts: Mapping[str, TextShape]
     vision: VisionShape | None
@@ -161,6 +208,12 @@ def shapes(source: str | os.PathLike[str], quants: Sequence[str] = ("q4_k_m",), 
     """What the checkpoint at ``source`` would become by each of ``quants``; nothing is written and no weight is read.
 
     ``source`` may be a config.json alone. CheckpointError if it is no checkpoint, OptionError for an unknown recipe.
+
+    Examples:
+        >>> from edge_llama.convert import shapes
+        >>> texts = shapes("tests/data/configs/llama-3.2-1b.json", ["q4_k_m", "q8_0"]).texts
+        >>> texts["q4_k_m"].weight_bytes < texts["q8_0"].weight_bytes
+        True
     """
     with _installed():
         from converters.shapes import sketch  # noqa: PLC0415

@@ -32,7 +32,15 @@ UNREADABLE = "see to its permissions, or get it again"
 
 
 class EdgeLlamaError(Exception):
-    """The root: catch this to catch everything that edge-llama raises on purpose."""
+    """The root: catch this to catch everything that edge-llama raises on purpose.
+
+    Examples:
+        >>> try:
+        ...     edge_llama.open("docs/README.md")
+        ... except edge_llama.EdgeLlamaError as error:
+        ...     print(error.exit_code, error.remedy != "")
+        2 True
+    """
 
     exit_code = 1
 
@@ -68,11 +76,26 @@ def printable(text: str) -> str:
 
 
 class EngineError(EdgeLlamaError):
-    """The engine failed at work that should have succeeded."""
+    """The engine failed at work that should have succeeded.
+
+    Examples:
+        >>> chat = model.chat()
+        >>> answer = chat.send("Tell a very long story.", max_tokens=200)
+        >>> chat.send("Hello!")  # a chat answers one message after the other
+        Traceback (most recent call last):
+        edge_llama.errors.EngineError: an answer is still being made; take it to its end, or close it
+        >>> answer.close()
+    """
 
 
 class BusyError(EngineError):
-    """More requests wait than may: ``queued`` of ``max_queued``, while ``running`` are being answered."""
+    """More requests wait than may: ``queued`` of ``max_queued``, while ``running`` are being answered.
+
+    Examples:
+        >>> error = edge_llama.BusyError(running=8, queued=64, max_queued=64)
+        >>> print(error)
+        the model is busy: 8 requests are running and 64 wait, at most 64 may; try again later, ...
+    """
 
     def __init__(self, running: int, queued: int, max_queued: int) -> None:
         super().__init__(
@@ -85,7 +108,13 @@ class BusyError(EngineError):
 
 
 class DeadlineError(EngineError):
-    """A request was not done by its deadline."""
+    """A request was not done by its deadline.
+
+    Examples:
+        >>> model.chat().send("Tell a very long story.", deadline=0.001).result()
+        Traceback (most recent call last):
+        edge_llama.errors.DeadlineError: the request was not done by its deadline; give it more time, or ask for less
+    """
 
     def __init__(self) -> None:
         super().__init__("the request was not done by its deadline", remedy="give it more time, or ask for less")
@@ -96,6 +125,11 @@ class EngineDiedError(EngineError):
 
     ``cause`` is the signal's name (``SIGKILL``) or what the process ended with (``exit code 1``); ``stderr`` are the
     last 4 KB that it wrote there.
+
+    Examples:
+        >>> error = edge_llama.EngineDiedError("SIGKILL", "")
+        >>> print(error)
+        the model's process died: SIGKILL; the next call starts another; ...
     """
 
     def __init__(self, cause: str, stderr: str) -> None:
@@ -113,6 +147,11 @@ class RemoteError(EngineError):
     """A server that runs a model elsewhere failed: ``url`` is its address, ``status`` what it said, as HTTP numbers it.
 
     ``status`` is None where it said nothing: it can't be reached, or the connection broke.
+
+    Examples:
+        >>> edge_llama.open("http://127.0.0.1:9/v1", tokenizer="smollm2")
+        Traceback (most recent call last):
+        edge_llama.errors.RemoteError: http://127.0.0.1:9...
     """
 
     def __init__(self, url: str, problem: str, *, status: int | None = None, remedy: str = "") -> None:
@@ -122,17 +161,36 @@ class RemoteError(EngineError):
 
 
 class NotVerifiableError(EdgeLlamaError):
-    """A model file is sound in structure but carries no hashes to verify its contents."""
+    """A model file is sound in structure but carries no hashes to verify its contents.
+
+    Examples:
+        ``edge-llama verify`` ends with it, as with a file of another program that carries no hashes.
+
+        >>> issubclass(edge_llama.NotVerifiableError, edge_llama.InputError)  # so its exit code is 1
+        False
+    """
 
 
 class InputError(EdgeLlamaError, ValueError):
-    """What the caller gave can't be used."""
+    """What the caller gave can't be used.
+
+    Examples:
+        >>> model.chat().send("What is in this picture?", images=["docs/digits.png"])
+        Traceback (most recent call last):
+        edge_llama.errors.InputError: ...: the model sees no images: it has no vision tower; open a model ...
+    """
 
     exit_code = 2
 
 
 class OptionError(InputError):
-    """An argument or option is outside its range."""
+    """An argument or option is outside its range.
+
+    Examples:
+        >>> model.generate("Once", temperature=-1)
+        Traceback (most recent call last):
+        edge_llama.errors.OptionError: temperature is -1, expected ...
+    """
 
 
 class UnknownOptionError(OptionError, TypeError):
@@ -167,27 +225,66 @@ class CopyError(InputError, TypeError):
 
 
 class CheckpointError(InputError):
-    """A source checkpoint can't be converted."""
+    """A source checkpoint can't be converted.
+
+    Examples:
+        >>> from edge_llama.convert import convert
+        >>> convert("docs", "docs.gguf")
+        Traceback (most recent call last):
+        edge_llama.errors.CheckpointError: docs: ...
+    """
 
 
 class ArtifactError(InputError):
-    """A model file can't be opened."""
+    """A model file can't be opened.
+
+    Examples:
+        >>> edge_llama.open("docs/README.md")
+        Traceback (most recent call last):
+        edge_llama.errors.ArtifactError: docs/README.md: ...
+    """
 
 
 class OutputError(InputError):
-    """An output can't be written."""
+    """An output can't be written.
+
+    Examples:
+        >>> model.chat().save("no/such/folder/chat.session")
+        Traceback (most recent call last):
+        edge_llama.errors.OutputError: no/such/folder/chat.session: ...
+    """
 
 
 class SessionError(InputError):
-    """A session file can't be used: damaged, of another model, of a newer version, or no session at all."""
+    """A session file can't be used: damaged, of another model, of a newer version, or no session at all.
+
+    Examples:
+        >>> model.load_chat("docs/README.md")
+        Traceback (most recent call last):
+        edge_llama.errors.SessionError: docs/README.md: ...
+    """
 
 
 class HistoryError(InputError):
-    """The history can't be used (locked, of a newer version, no folder for it), or has no such conversation."""
+    """The history can't be used (locked, of a newer version, no folder for it), or has no such conversation.
+
+    Examples:
+        ``edge-llama history show ID`` ends with it for a conversation that is not there.
+
+        >>> issubclass(edge_llama.HistoryError, edge_llama.InputError)  # so its exit code is 2
+        True
+    """
 
 
 class TemplateError(InputError):
-    """A chat template is missing, broken or unsafe."""
+    """A chat template is missing, broken or unsafe.
+
+    Examples:
+        >>> with edge_llama.open(chat_template="{% for message in %}") as broken:
+        ...     broken.chat()
+        Traceback (most recent call last):
+        edge_llama.errors.TemplateError: ...
+    """
 
 
 class ContextFullError(InputError):
@@ -195,6 +292,13 @@ class ContextFullError(InputError):
 
     ``is_bound`` says that it needs at least so many: the text is so long that they were not counted. ``text`` names
     what is no prompt but a text to embed, which no answer follows. ``maximum`` is what would have fitted.
+
+    Examples:
+        >>> try:
+        ...     model.generate("word " * 10_000)
+        ... except edge_llama.ContextFullError as error:
+        ...     print(error.needed > error.n_ctx, error.maximum == model.n_ctx - 1)
+        True True
     """
 
     def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "", text: str = "") -> None:

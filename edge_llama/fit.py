@@ -38,6 +38,11 @@ def fit(
 
     ``kv_format`` and ``flash_attention`` are as in :func:`edge_llama.open`. Raises ArtifactError and OptionError as
     that does, but not for want of memory.
+
+    Examples:
+        >>> from edge_llama.fit import Asked, fit
+        >>> fit("small.gguf", asked=Asked(n_ctx=256)).n_ctx
+        256
     """
     artifact, vision = open_artifact(locate(model)), vision_of(model, {})
     machine, asked = machine or this(), asked or Asked()
@@ -49,13 +54,30 @@ def fit(
 
 
 def fit_shape(shape: TextShape, vision: VisionShape | None, machine: Machine, asked: Asked) -> Fit:
-    """A model of these shapes on ``machine``, and how fast. OptionError for a context that it can't have."""
+    """A model of these shapes on ``machine``, and how fast. OptionError for a context that it can't have.
+
+    Examples:
+        >>> from edge_llama.convert import shapes
+        >>> from edge_llama.fit import Asked, Machine, fit_shape
+        >>> shape = shapes("tests/data/configs/llama-3.1-8b.json", ["q4_k_m"]).texts["q4_k_m"]
+        >>> laptop = Machine("laptop", memory=12 * 10**9, total=16 * 10**9, bandwidth=89.6e9, flops=1.5e12)
+        >>> fit_shape(shape, None, laptop, Asked(n_ctx=8192)).fits
+        True
+    """
     found = need_of(shape, vision, machine, asked)
     return replace(found, speed=_speed(shape, machine, asked.setting, found.n_ctx))
 
 
 def need_of(shape: TextShape, vision: VisionShape | None, machine: Machine, asked: Asked) -> Fit:
-    """The same without its speed, which may take seconds to measure."""
+    """The same without its speed, which may take seconds to measure.
+
+    Examples:
+        >>> from edge_llama.convert import shapes
+        >>> from edge_llama.fit import Asked, Machine, need_of
+        >>> shape = shapes("tests/data/configs/llama-3.3-70b.json", ["q4_k_m"]).texts["q4_k_m"]
+        >>> need_of(shape, None, Machine("laptop", 12 * 10**9, 16 * 10**9), Asked()).fits
+        False
+    """
     if asked.n_ctx is not None and not 1 < asked.n_ctx <= shape.n_ctx_train:
         raise OptionError(
             f"n_ctx is {asked.n_ctx:,}, the model was trained for {shape.n_ctx_train:,}",

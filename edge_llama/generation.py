@@ -38,7 +38,13 @@ __all__ = [
 
 
 class RequestOptions(SamplingOptions, total=False):
-    """The options of a generation: those of sampling, and ``deadline``: seconds until DeadlineError ends it."""
+    """The options of a generation: those of sampling, and ``deadline``: seconds until DeadlineError ends it.
+
+    Examples:
+        >>> options: edge_llama.RequestOptions = {"max_tokens": 4, "temperature": 0, "deadline": 60}
+        >>> model.generate("1 2 3 4", **options).result().finish_reason
+        'length'
+    """
 
     deadline: float | None
 
@@ -54,6 +60,12 @@ class AnswerOptions(RequestOptions, total=False):
     "function": {"name": ...}}``). Without ``parallel_tool_calls`` the answer ends after one call.
     ``template_variables`` are what the template asks for besides: ``date_string``, ``tools_in_user_message``,
     ``builtin_tools``, ...
+
+    Examples:
+        >>> def ask(text: str, **options: Unpack[edge_llama.AnswerOptions]) -> str:
+        ...     return model.chat().send(text, **options).result().text
+        >>> ask("Who are you?", temperature=0, max_tokens=20)
+        'I am SmolLM.'
     """
 
     tools: Iterable[Tool] | Tools | None
@@ -120,6 +132,25 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
     waiting, when the task that waits is cancelled, or when the object is no longer referenced.
 
     Threads and tasks may share it: each piece is given to one of them, :meth:`result` is the whole for all.
+
+    Examples:
+        >>> with model.chat(temperature=0).send("What is the capital of Japan?") as answer:
+        ...     first = next(answer)
+        ...     whole = answer.result()
+        >>> whole.text.startswith(first.text), answer.is_finished, answer.taken[0] == first
+        (True, True, True)
+        >>> story = model.chat().send("Tell a very long story.")
+        >>> story.cancel()
+        >>> story.result().finish_reason, story.is_cancelled
+        ('cancelled', True)
+
+        In an event loop:
+
+        >>> async def main():
+        ...     answer = model.chat(temperature=0).send("Say 5.")
+        ...     return [piece.text async for piece in answer], (await answer).text
+        >>> asyncio.run(main())[1]
+        '5'
     """
 
     def __init__(

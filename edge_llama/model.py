@@ -51,7 +51,21 @@ _log = logging.getLogger("edge_llama")
 
 
 class Model:
-    """A model file, loaded. Threads and tasks may share it; many are served at once."""
+    """A model file, loaded. Threads and tasks may share it; many are served at once.
+
+    Examples:
+        >>> with edge_llama.open() as model:  # what `edge_llama.open` gives
+        ...     print(model.generate("The capital of Japan is", temperature=0, max_tokens=20).result().text)
+        ...     print(model.embed(["one text", "another"]).shape)  # (n, n_embd)
+        ...     question = [edge_llama.Message("user", "Say 5.")]
+        ...     print(model.count_tokens(question) < model.n_ctx, model.answer(question, temperature=0).result().text)
+         Tokyo.
+        (2, 128)
+        True 5
+        >>> model.generate("Once")  # closed
+        Traceback (most recent call last):
+        edge_llama.errors.EngineError: ...
+    """
 
     _has_told_pooling = False
 
@@ -60,13 +74,17 @@ class Model:
         given = checked(options)
         check_place(given, is_remote=False)
         self.artifact = artifact = open_artifact(locate(path_of(model)))
+        """What its file says: ``name``, ``architecture``, ``engine``, ``n_vocab``, ..."""
         vision = vision_of(model, given)
         self._template = template_of(artifact, given.get("chat_template"))
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
         plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
         _check_told(given, plan.placement, self.vision_placement)
-        self.context, self.choice = plan.context, plan.choice
+        self.context = plan.context
+        """How much context it has, why, and the bytes of its KV cache; as text for people."""
+        self.choice = plan.choice
+        """The engine's settings (batch, flash attention, the KV cache's format), and why; as text for people."""
         threads = given.get("threads")
         if plan.engine.has_fixed_threads:
             threads = threads or devices.cpu_threads()
@@ -75,11 +93,14 @@ class Model:
         with load_progress.told_to(given.get("on_progress")):
             tower = plan.open(threads or devices.cpu_threads())
         self.placement = replace(plan.placement, found=tower.placed)
+        """Where the text tower runs, and why; as text for people."""
         self.tokenizer = tower.tokenizer
+        """``encode`` a text to ids, ``piece`` an id to bytes; ``n_vocab``."""
         try:
             _check_cells(tower, given.get("kv_cells"))
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
             self.identity = artifact.identity()
+            """A hash that tells its file from others."""
             self._disk = self._opened_disk(tower, encoder, given)
         except BaseException:
             tower.close()

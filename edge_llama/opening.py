@@ -32,6 +32,11 @@ def open(  # noqa: A001 - as in io.open; used as edge_llama.open
 
     Raises ArtifactError, OptionError or EngineError; the latter also if llama.cpp does not work on this processor,
     which a child process finds out once for each build of it. RemoteError for a server that does not answer.
+
+    Examples:
+        >>> with edge_llama.open(n_ctx=256) as model:  # or a path; None is the default model
+        ...     print(model.chat(temperature=0).send("What is the capital of Japan?").result().text)
+        The capital of Japan is Tokyo.
     """
     if source is None:
         source, model = model, None

@@ -12,7 +12,7 @@ BANNED = {"turned", "keeper", "keepers", "parking", "hastened", "grown", "pictur
 """Parts of identifiers; say rotated, transposed, permuted, cache owner, KV store: see ARCHITECTURE.md."""
 OTHERS = {"connection_made"}
 """Names that other packages call by: asyncio's protocols."""
-FOLDERS = ("edge_llama", "converters", "quant", "benchmarks", "scripts", "tests")
+FOLDERS = ("edge_llama", "converters", "quant", "benchmarks", "examples", "scripts", "tests")
 PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 

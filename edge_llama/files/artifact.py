@@ -28,7 +28,13 @@ BUILT_IN = "smollm2"
 MODEL_VARIABLE = "EDGE_LLAMA_MODEL"
 
 Pooling = Literal["mean", "last", "cls"]
-"""How the hidden states of a text's tokens become one vector: their mean, the last one, or the first one."""
+"""How the hidden states of a text's tokens become one vector: their mean, the last one, or the first one.
+
+Examples:
+    >>> means, lasts = (model.embed(["one text"], pooling=pooling) for pooling in ("mean", "last"))
+    >>> bool((means == lasts).all())
+    False
+"""
 
 Row = tuple[str, str, str]
 """A field of a file's metadata for people: its name, its type and its value."""

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[np.uint8] | PIL.Image.Image | Image"
+"""What :meth:`Image.open` takes: a path, encoded bytes, pixels (uint8, height x width x 3), a Pillow image, or one.
+
+Examples:
+    >>> [edge_llama.Image.open(source).width for source in ("docs/digits.png", np.zeros((4, 6, 3), np.uint8))]
+    [224, 6]
+"""
 
 MAX_BYTES = 256 << 20
 """The largest file that is read."""
@@ -62,6 +68,17 @@ class Image:
 
     ``width`` and ``height`` are the upright image's in pixels, ``digest`` is the SHA-256 of ``data`` in hex, and
     ``notes`` say what people should know (that it is animated). A value: safe to share between threads.
+
+    Examples:
+        >>> image = edge_llama.Image.open("docs/digits.png")
+        >>> image.width, image.height, image.pixels().shape, image.pixels().dtype
+        (224, 112, (112, 224, 3), dtype('uint8'))
+        >>> edge_llama.Image.open(image.pixels()).pixels().tobytes() == image.pixels().tobytes()
+        True
+        >>> edge_llama.Image.from_data_url(image.to_data_url()) == image
+        True
+        >>> image.to_pillow().mode
+        'RGB'
     """
 
     data: bytes = field(repr=False)

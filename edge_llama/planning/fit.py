@@ -24,7 +24,14 @@ _USUAL = Setting()
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """A vision tower without its weights."""
+    """A vision tower without its weights.
+
+    Examples:
+        >>> from edge_llama.convert import shapes
+        >>> vision = shapes("tests/data/configs/llama-4-scout.json").vision
+        >>> vision.image_tokens  # the most that one takes
+        2448
+    """
 
     weight_bytes: int
     spec: VisionSpec
@@ -47,7 +54,14 @@ class VisionShape:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the model shall do there."""
+    """What the model shall do there.
+
+    Examples:
+        >>> from edge_llama.fit import Asked, fit
+        >>> one, eight = (fit(asked=Asked(n_ctx=256, max_running=count)) for count in (1, 8))
+        >>> one.needed <= eight.needed
+        True
+    """
 
     n_ctx: int | None = None
     max_running: int = 1
@@ -57,7 +71,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Tokens per second: of a prompt, of an answer at its beginning, and at the end of the context."""
+    """Tokens per second: of a prompt, of an answer at its beginning, and at the end of the context.
+
+    Examples:
+        >>> from edge_llama.fit import fit
+        >>> speed = fit().speed
+        >>> speed.is_measured, speed.answer >= speed.answer_at_end
+        (True, True)
+    """
 
     prompt: float
     answer: float
@@ -68,7 +89,16 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A model on a machine. ``terms`` are bytes by what they are for; together ``needed``."""
+    """A model on a machine. ``terms`` are bytes by what they are for; together ``needed``.
+
+    Examples:
+        >>> from edge_llama.fit import fit
+        >>> found = fit()
+        >>> found.needed == sum(found.terms.values()), found.fits == (found.remaining >= 0)
+        (True, True)
+        >>> found.to_json()["machine"]
+        'here'
+    """
 
     shape: TextShape
     machine: Machine

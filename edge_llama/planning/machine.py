@@ -25,6 +25,12 @@ class Machine:
     """What a model gets: ``memory`` bytes, read with ``bandwidth`` bytes/s, multiplied with ``flops`` operations/s.
 
     0 where it is not known. ``device`` is where the model runs there: what people call it.
+
+    Examples:
+        >>> from edge_llama.fit import Machine, fit
+        >>> board = Machine("a board", memory=2 * 10**9, total=4 * 10**9, bandwidth=10e9, flops=50e9)
+        >>> fit(machine=board).speed.is_measured
+        False
     """
 
     name: str

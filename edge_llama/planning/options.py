@@ -116,7 +116,14 @@ def _template(name: str, value: Any) -> str:
 
 
 class OpenOptions(TypedDict, total=False):
-    """What :func:`edge_llama.open` may be told; what is left out or None is chosen for the model and the machine."""
+    """What :func:`edge_llama.open` may be told; what is left out or None is chosen for the model and the machine.
+
+    Examples:
+        >>> options: edge_llama.OpenOptions = {"n_ctx": 256, "threads": 1, "deterministic": True}
+        >>> with edge_llama.open(**options) as model:
+        ...     print(model.n_ctx, model.threads)
+        256 1
+    """
 
     n_ctx: Annotated[
         int | None,

@@ -29,6 +29,16 @@ class Shortened:
     """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
 
     ``images`` were in them: the model is shown these no more.
+
+    Examples:
+        >>> told = edge_llama.Shortened(summarized=0, dropped=8, tokens_before=261, tokens_after=115, n_ctx=256)
+        >>> print(told)
+        the oldest 8 messages are left out: 261 tokens become 115 of 256
+        >>> chat = model.chat(temperature=0, max_tokens=40)
+        >>> for question in ("What is the capital of Japan?", "And of Egypt?"):
+        ...     answer = chat.send(question).result()
+        >>> chat.compact().summarized  # all but the last exchange
+        2
     """
 
     summarized: int

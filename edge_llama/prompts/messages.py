@@ -28,6 +28,13 @@ class ToolCall:
 
     ``arguments`` is kept as a copy, tuples as lists. ``id`` tells calls apart; one is drawn if none is given.
     OptionError for a name or an id that is empty or no text, and arguments that JSON can't express.
+
+    Examples:
+        >>> call = edge_llama.ToolCall("weather", {"city": "Paris"}, id="call00001")
+        >>> call.to_json()["function"]
+        {'name': 'weather', 'arguments': '{"city": "Paris"}'}
+        >>> edge_llama.ToolCall.from_json(call.to_json()) == call
+        True
     """
 
     name: str
@@ -74,6 +81,16 @@ class Message:
     kept as all its text; ``images`` has each image with the number of characters of the text that stand before it.
     ``tool_call_id`` and ``name`` (of the tool) belong to a tool's answer, ``tool_calls`` to the assistant, as
     ``thinking``: what it thought before. Most chat templates leave that out of the next prompt.
+
+    Examples:
+        >>> image = edge_llama.Image.open("docs/digits.png")
+        >>> message = edge_llama.Message("user", ["Look: ", image, "Which digits are these?"])
+        >>> message.content, message.images[0][0], len(message.parts)
+        ('Look: Which digits are these?', 6, 3)
+        >>> edge_llama.Message.from_json({"role": "user", "content": "Hello!"})
+        Message(role='user', content='Hello!', ...)
+        >>> edge_llama.Message("assistant", "Hi.").to_json()
+        {'role': 'assistant', 'content': 'Hi.'}
     """
 
     role: Role

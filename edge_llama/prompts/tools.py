@@ -17,6 +17,21 @@ Tool = Mapping[str, Any] | Callable[..., Any]
 
 With ``"defer_loading": True`` beside these a tool may be called, but its description stands in no prompt's beginning: a
 message tells of it, so that what was there before stays in the KV cache.
+
+Examples:
+    >>> def weather(city: str) -> str:
+    ...     '''Tell the weather.
+    ...
+    ...     Args:
+    ...         city: Where
+    ...     '''
+    ...     return f"22 degrees in {city}"
+    >>> described = {"name": "time", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+    >>> tools = model.chat(tools=[weather, described]).options["tools"]
+    >>> sorted(tools.names)
+    ['time', 'weather']
+    >>> tools.schemas[0]["function"]["parameters"]["properties"]
+    {'city': {'type': 'string', 'description': 'Where'}}
 """
 DEFERRED = "defer_loading"
 

@@ -149,6 +149,11 @@ def session_settings(path: str | os.PathLike[str]) -> OpenOptions:
     """The settings that a saved chat was made with, to give to :func:`edge_llama.open`: only so is nothing read again.
 
     Raises SessionError if the file is damaged, no session or of a newer version.
+
+    Examples:
+        >>> model.chat().save("empty.session")
+        >>> edge_llama.session_settings("empty.session")["n_ctx"] == model.n_ctx
+        True
     """
     saved = session_file.read(session_file.checked_path(path)).settings
     return checked({key: saved[key] for key in SAVED if key in saved})

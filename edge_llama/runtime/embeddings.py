@@ -26,7 +26,14 @@ _CUT = "cut it into shorter ones, or open the model with a larger n_ctx (--n-ctx
 
 @dataclass(frozen=True, slots=True)
 class PoolingChoice:
-    """How hidden states are pooled, and why; ``is_known``: somebody said so."""
+    """How hidden states are pooled, and why; ``is_known``: somebody said so.
+
+    Examples:
+        >>> print(model.pooling())
+        mean (the default: the file names none)
+        >>> model.pooling("last").is_known
+        True
+    """
 
     name: Pooling
     reason: str

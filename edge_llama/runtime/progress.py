@@ -16,7 +16,12 @@ _log = logging.getLogger(__name__)
 FinishReason = Literal["stop", "tool_calls", "length", "cancelled"]
 """``stop``: the model ended, a stop string was reached, or nothing can follow by the schema, regex or grammar;
 ``tool_calls``: the same, and it wants tools to be called; ``length``: max_tokens or a full context, and an answer by a
-schema is not whole; or cancelled."""
+schema is not whole; or cancelled.
+
+Examples:
+    >>> model.generate("1 2 3 4", max_tokens=1).result().finish_reason
+    'length'
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,13 @@ class Piece:
     ``thinking`` is what the model thinks before it answers, between tags that are part of neither text.
     ``logprobs`` has an entry for each token, or none if they were not asked for.
     The last piece has a ``finish_reason`` and perhaps no text.
+
+    Examples:
+        >>> pieces = list(model.chat(temperature=0).send("What is the capital of Japan?"))
+        >>> "".join(piece.text for piece in pieces)
+        'The capital of Japan is Tokyo.'
+        >>> pieces[0].finish_reason, pieces[-1].finish_reason
+        (None, 'stop')
     """
 
     text: str
@@ -41,6 +53,14 @@ class Diverged:
     """Where a prompt left what was in the cache: at its token ``position``, which would have been ``cached``.
 
     Both are the text of the next few tokens; what stands for an image is empty.
+
+    Examples:
+        >>> chat = model.chat(system="Be brief.")
+        >>> _ = chat.send("Hello!").result()
+        >>> chat.system = "Be polite."
+        >>> timings = chat.send("Thanks!").result().timings
+        >>> timings.diverged.cached, timings.diverged.wanted
+        (' brief...', ' polite...')
     """
 
     position: int
@@ -50,7 +70,15 @@ class Diverged:
 
 @dataclass(slots=True)
 class Timings:
-    """What the work took: tokens, and seconds, in which the engine may have worked for others too."""
+    """What the work took: tokens, and seconds, in which the engine may have worked for others too.
+
+    Examples:
+        >>> timings = model.chat().send("Hello!", temperature=0).result().timings
+        >>> timings.prompt_tokens >= timings.cached_tokens
+        True
+        >>> timings.tokens_per_second > 0
+        True
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -86,6 +114,13 @@ class Answer:
 
     ``notes`` say why a part of ``text`` that looks like a tool call is none. ``stop_string`` is the one that was
     reached, if one ended the answer; it is not in ``text``.
+
+    Examples:
+        >>> answer = model.chat(temperature=0).send("What is the capital of Japan?").result()
+        >>> answer.text, answer.finish_reason
+        ('The capital of Japan is Tokyo.', 'stop')
+        >>> len(answer.tokens) == answer.timings.generated_tokens
+        True
     """
 
     text: str

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the engine is doing, and what it has done since it was opened."""
+    """What the engine is doing, and what it has done since it was opened.
+
+    Examples:
+        >>> stats = model.stats()
+        >>> stats.running, stats.queued, stats.used_cells <= stats.cells
+        (0, 0, True)
+    """
 
     running: int
     """Requests that are prefilled or answered."""

@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that could have come, and its log-probability (natural, at most 0)."""
+    """A token that could have come, and its log-probability (natural, at most 0).
+
+    Examples:
+        >>> answer = model.chat().send("What is the capital of Japan?", logprobs=2, max_tokens=1).result()
+        >>> best, second = answer.logprobs[0].top
+        >>> best.logprob >= second.logprob, best.token_id in answer.tokens
+        (True, True)
+    """
 
     token_id: int
     logprob: float
@@ -21,6 +28,13 @@ class TokenLogprobs:
     Both by the model's raw distribution, the log-softmax of its logits, before penalties, bias, temperature,
     top_k and the like, and before the mask of a schema or grammar. The token itself is among ``top`` only if it was
     one of the likeliest.
+
+    Examples:
+        >>> answer = model.chat().send("What is the capital of Japan?", logprobs=0, temperature=0).result()
+        >>> len(answer.logprobs) == len(answer.tokens)
+        True
+        >>> sum(entry.logprob for entry in answer.logprobs) < 0  # the answer's log-probability
+        True
     """
 
     token_id: int

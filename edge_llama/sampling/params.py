@@ -36,6 +36,14 @@ LogitsProcessor: TypeAlias = Callable[[Sequence[int], NDArray[np.float32]], NDAr
 ``token_ids`` are the prompt's (without the places of images) and the answer's so far; ``logits``, float32
 ``(n_vocab,)``, are a copy that may be changed and returned. Numbers up to 1e8 and ``-inf`` (never) may come back. It is
 called in the engine's thread; what it raises ends the answer as an OptionError.
+
+Examples:
+    >>> def no_tokyo(token_ids, logits):
+    ...     logits[model.tokenizer.encode(" Tokyo")[0]] = -np.inf
+    ...     return logits
+    >>> chat = model.chat(temperature=0, max_tokens=20)
+    >>> "Tokyo" in chat.send("What is the capital of Japan?", logits_processor=no_tokyo).result().text
+    False
 """
 
 _Check: TypeAlias = Callable[[str, Any], Any]
@@ -43,7 +51,13 @@ _Check: TypeAlias = Callable[[str, Any], Any]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of :class:`SamplingParams` as keyword arguments, each of which may be left out."""
+    """The fields of :class:`SamplingParams` as keyword arguments, each of which may be left out.
+
+    Examples:
+        >>> greedy: edge_llama.SamplingOptions = {"temperature": 0, "max_tokens": 20}
+        >>> model.chat(**greedy).send("Say 5.").result().text
+        '5'
+    """
 
     temperature: float
     top_k: int
@@ -202,6 +216,15 @@ class SamplingParams:
     :data:`LogitsProcessor`); kept as a tuple, None is none.
 
     Numbers may be numpy's; they are kept as Python's. OptionError for a value outside its range.
+
+    Examples:
+        >>> edge_llama.SamplingParams(temperature=0.8, top_p=0.95, seed=1).top_k
+        40
+        >>> model.sampling({"max_tokens": 20}).max_tokens  # on top of what the model's publisher recommends
+        20
+        >>> edge_llama.SamplingParams(top_p=2)
+        Traceback (most recent call last):
+        edge_llama.errors.OptionError: top_p is 2, expected ...
     """
 
     temperature: float = field(
