@@ -31,7 +31,9 @@ _END_OF_HOST = r"(?![\w-])"
 
 
 def anonymous(text: str) -> str:
-    """``text`` with the home folder as ``~``, Python's as ``PREFIX``, a place on its path as ``SITE``, what a variable names as ``$NAME``.
+    """``text`` with the home folder as ``~``, Python's as ``PREFIX``, places that variables name as ``$NAME``.
+
+    Other folders that Python imports from are ``SITE``.
 
     The user's name becomes USER and the machine's HOST wherever they stand alone: as a word, or a part of a path.
     """
