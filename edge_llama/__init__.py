@@ -17,6 +17,7 @@ from edge_llama.errors import (
     CheckpointError,
     ContextFullError,
     DeadlineError,
+    DocumentError,
     EdgeLlamaError,
     EngineDiedError,
     EngineError,
@@ -31,12 +32,15 @@ from edge_llama.errors import (
 )
 from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Answer, AnswerOptions, Diverged, Generation, Piece, RequestOptions, Timings
+from edge_llama.media.documents.document import Document
 from edge_llama.media.images import Image
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions
+from edge_llama.prompts.attached import AttachedDocument
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
+from edge_llama.retrieval.passages import Passage
 from edge_llama.runtime.chat_sessions import session_settings
 from edge_llama.runtime.embeddings import PoolingChoice
 from edge_llama.runtime.stats import Stats
@@ -48,6 +52,7 @@ __all__ = [
     "Answer",
     "AnswerOptions",
     "ArtifactError",
+    "AttachedDocument",
     "BusyError",
     "Chat",
     "ChatOptions",
@@ -55,6 +60,8 @@ __all__ = [
     "ContextFullError",
     "DeadlineError",
     "Diverged",
+    "Document",
+    "DocumentError",
     "EdgeLlamaError",
     "EngineDiedError",
     "EngineError",
@@ -69,6 +76,7 @@ __all__ = [
     "OpenOptions",
     "OptionError",
     "OutputError",
+    "Passage",
     "Piece",
     "Pooling",
     "PoolingChoice",

@@ -15,7 +15,6 @@ from edge_llama.cli.terminal.console import note
 from edge_llama.errors import HistoryError, OptionError, printable
 from edge_llama.history.search import Found
 from edge_llama.history.store import FOLDER_VARIABLE, OFF, Conversation, Entry, History, folder
-from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message
 
 VERBS = typer.Typer(
@@ -145,17 +144,13 @@ def _transcript(conversation: Conversation) -> Iterable[str]:
 
 def _turn(message: Message) -> Iterable[str]:
     if message.role == "user":
-        yield "\n> " + "".join(map(_shown, message.parts))
+        yield "\n> " + message.shown
     elif message.role == "tool":
         yield f"{message.name or 'tool'}: {message.content}"
     elif message.content:
         yield message.content
     for call in message.tool_calls:
         yield json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
-
-
-def _shown(part: str | Image) -> str:
-    return part if isinstance(part, str) else f"[image of {part.width:,} x {part.height:,} pixels] "
 
 
 def _print_table(rows: list[tuple[Entry, str]]) -> None:
