@@ -101,7 +101,7 @@ def _runs(blocks: list[_Block], size: int, overlap: int) -> Iterator[tuple[int, 
         yield first, end
         if end == len(blocks):
             return
-        first = end if blocks[end].heading else _back(blocks, first, end, overlap)
+        first = end if blocks[end].heading else _back(blocks, first, end, min(overlap, size - blocks[end].tokens))
 
 
 def _end(blocks: list[_Block], first: int, size: int) -> int:
@@ -118,7 +118,7 @@ def _end(blocks: list[_Block], first: int, size: int) -> int:
 
 
 def _back(blocks: list[_Block], first: int, end: int, overlap: int) -> int:
-    """Where the next passage begins: some blocks before the end of this one."""
+    """Where the next passage begins: some blocks before the end of this one, of so many tokens at most."""
     begin, tokens = end, 0
     while begin - 1 > first and tokens + blocks[begin - 1].tokens <= overlap and not blocks[begin - 1].heading:
         begin -= 1

@@ -46,7 +46,8 @@ def _decoded(data: bytes, name: str, declared: str | None) -> tuple[str, str]:
     if b"\0" in data:
         return _without_mark(data, name)
     if declared and not _is_utf8(data):
-        return _strictly(data, declared, f"{name}: it says of itself that it is {declared}"), f"encoding: {declared}"
+        text = _strictly(data, declared, f"{name}: it says of itself that it is {declared}")
+        return text, f"encoding: {_called(declared)}, as it says"
     try:
         return data.decode(), ""
     except UnicodeDecodeError as error:
@@ -68,7 +69,7 @@ def _strictly(data: bytes, encoding: str, where: str) -> str:
         raise DocumentError(
             f"{where}, but byte {error.start:,} (0x{data[error.start]:02x}) is not of it", remedy=_AS_TEXT
         ) from error
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         raise DocumentError(f"{where}, which is no encoding that is known", remedy=_AS_TEXT) from error
 
 
@@ -77,7 +78,7 @@ def _without_mark(data: bytes, name: str) -> tuple[str, str]:
     sample = data[: _SAMPLE & ~1]
     zeros = [sample[side::2].count(0) for side in (0, 1)]
     side, encoding = (1, "utf-16-le") if zeros[1] >= zeros[0] else (0, "utf-16-be")
-    if zeros[side] * 4 >= len(sample) // 2 and not zeros[1 - side] and len(data) % 2 == 0:
+    if zeros[side] * 5 >= len(sample) and not zeros[1 - side] and len(data) % 2 == 0:
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:

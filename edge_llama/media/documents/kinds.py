@@ -26,7 +26,7 @@ class Kind:
     name: str
     suffixes: frozenset[str]
     read: Callable[[bytes, str], Extracted]
-    is_one: Callable[[bytes], bool] = lambda _data: False
+    is_one: Callable[[bytes], bool] | None = None
     apart_from: int = _NEVER
     """Bytes from which on it is parsed in a process of its own."""
 
@@ -70,14 +70,14 @@ _OTHERS = (  # how data begins that is no document, what it is, what to give
 
 def kind_of(data: bytes, path: Path) -> Kind:
     """Which kind the file is. DocumentError for data that is known to be of none."""
-    if found := next((kind for kind in KINDS if kind.is_one(data)), None):
-        return found
+    if known := next((kind for kind in KINDS if kind.is_one and kind.is_one(data)), None):
+        return known
     for begins, what, remedy in _OTHERS:
         if re.match(begins, data, re.DOTALL):
             raise DocumentError(f"{path}: it is {what}, no document whose text is read", remedy=remedy)
     suffix = path.suffix.lower()
     found = next((kind for kind in KINDS if suffix in kind.suffixes), None)
-    if found and found.is_one is not Kind.__dataclass_fields__["is_one"].default:
+    if found and found.is_one:
         raise DocumentError(f"{path}: it is called {suffix}, but is no {found.name}", remedy="get it again")
     if found is None and not suffix and _is_html(data):
         return kind_named("HTML")

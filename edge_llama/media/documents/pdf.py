@@ -37,7 +37,7 @@ def read_pdf(data: bytes, name: str) -> Extracted:
     broken: list[int] = []
     size = 0
     for number in range(1, pages + 1):
-        text = _page_text(reader, number)
+        text = _page_text(reader, number, name)
         if text is None:
             broken.append(number)
         elif not text.strip():
@@ -54,17 +54,14 @@ def read_pdf(data: bytes, name: str) -> Extracted:
 def _opened(data: bytes, name: str) -> "PdfReader":
     try:
         from pypdf import PdfReader  # noqa: PLC0415 - an extra
-        from pypdf.errors import DependencyError  # noqa: PLC0415
     except ImportError as error:
         needs = f"{name}: reading a PDF needs the package pypdf"
         raise InputError(needs, remedy='pip install "edge-llama[documents]"') from error
     try:
         reader = PdfReader(io.BytesIO(data))
         is_locked = reader.is_encrypted and not reader.decrypt("")
-    except DependencyError as error:
-        raise DocumentError(
-            f"{name}: it is encrypted in a way that needs the package cryptography", remedy="pip install cryptography"
-        ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # "broken PDF files might cause other Exceptions": pypdf/errors.py
         raise _damaged(name, error) from error
     if is_locked:
@@ -75,6 +72,8 @@ def _opened(data: bytes, name: str) -> "PdfReader":
 def _page_count(reader: "PdfReader", name: str) -> int:
     try:
         count = len(reader.pages)
+    except MemoryError:
+        raise
     except Exception as error:  # as above
         raise _damaged(name, error) from error
     if count > MAX_PAGES:
@@ -82,12 +81,16 @@ def _page_count(reader: "PdfReader", name: str) -> int:
     return count
 
 
-def _page_text(reader: "PdfReader", number: int) -> str | None:
+def _page_text(reader: "PdfReader", number: int, name: str) -> str | None:
     """None if the page is damaged."""
     try:
         text: str = reader.pages[number - 1].extract_text()
         return text.encode("utf-8", "replace").decode()  # a font may map to half a character
-    except Exception:  # as above: the page is told as one that can't be read
+    except MemoryError:
+        raise
+    except Exception as error:  # as above: the page is told as one that can't be read
+        if _is_for_want_of_cryptography(error):
+            raise _damaged(name, error) from error
         return None
 
 
@@ -121,6 +124,12 @@ def runs(numbers: Sequence[int]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
+def _is_for_want_of_cryptography(error: Exception) -> bool:
+    return type(error).__name__ == "DependencyError"
+
+
 def _damaged(name: str, error: Exception) -> DocumentError:
+    if _is_for_want_of_cryptography(error):
+        return DocumentError(f"{name}: its encryption (AES) needs a package", remedy="pip install cryptography")
     why = str(error) or type(error).__name__
     return DocumentError(f"{name}: a damaged PDF: {why}", remedy="get it again, or print it to a new PDF")
