@@ -79,7 +79,7 @@ def test_the_cost_is_exact_in_other_vocabularies(
 ) -> None:
     import converters  # noqa: PLC0415
 
-    converters.convert(request.getfixturevalue(name), tmp_path / "model.gguf", quant="f32", chat_template="llama2")
+    converters.convert(request.getfixturevalue(name), tmp_path / "model.gguf", quant="f32")
     with edge_llama.open(tmp_path / "model.gguf", n_ctx=512) as model:
         chat, document = model.chat(), Document.open(story)
         both, one = (model.count_tokens([Message("user", parts)]) for parts in ([document, "Who?"], ["Who?"]))
