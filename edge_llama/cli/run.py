@@ -96,7 +96,7 @@ def run(
                 embedding_model=retrieval.embedder(documents),
                 **params,
             )
-            tell_passages(chat)
+            tell_passages(chat, documents)
             if video:
                 note(f"{video}: {chat.frames_shown:,} frames of it are shown", quiet=quiet)
         if not as_json:

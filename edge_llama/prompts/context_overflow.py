@@ -28,7 +28,7 @@ _Exchanges = list[list[Message]]
 class Shortened:
     """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
 
-    ``images`` were in them: the model is shown these no more.
+    ``images`` and ``documents`` were in them: the model is shown these no more.
     """
 
     summarized: int
@@ -37,6 +37,7 @@ class Shortened:
     tokens_after: int
     n_ctx: int
     images: int = 0
+    documents: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
@@ -45,7 +46,9 @@ class Shortened:
             for count, what in ((self.summarized, "are summarized"), (self.dropped, "are left out"))
             if count
         ]
-        unseen = f", with {self.images:,} images that the model sees no more" if self.images else ""
+        shown = ((self.images, "images"), (self.documents, "files"))
+        lost = " and ".join(f"{count:,} {what}" for count, what in shown if count)
+        unseen = f", with {lost} that the model sees no more" if lost else ""
         return (
             f"{' and '.join(done) or 'nothing could be left out'}{unseen}: {self.tokens_before:,} tokens become "
             f"{self.tokens_after:,} of {self.n_ctx:,}"
@@ -167,7 +170,9 @@ class Shortening:
 
     def _told(self, before: Sequence[Message], after: Sequence[Message], *, summarized: int, dropped: int) -> Shortened:
         images = len(images_of(before)) - len(images_of(after))
-        return Shortened(summarized, dropped, self._count(before), self._count(after), self.n_ctx, images)
+        documents = sum(len(message.documents) for message in before) - sum(len(message.documents) for message in after)
+        tokens = self._count(before), self._count(after)
+        return Shortened(summarized, dropped, *tokens, self.n_ctx, images, documents)
 
 
 def _flat(exchanges: _Exchanges) -> list[Message]:

@@ -42,12 +42,16 @@ class Passage:
     heading: str
     text: str = field(repr=False)
 
+    @property
+    def lines(self) -> str:
+        """``lines 12 to 30``, or ``line 12``."""
+        if self.last_line > self.first_line:
+            return f"lines {self.first_line:,} to {self.last_line:,}"
+        return f"line {self.first_line:,}"
+
     def __str__(self) -> str:
         """``notes.txt, lines 12 to 30``."""
-        lines = f"line {self.first_line:,}"
-        if self.last_line > self.first_line:
-            lines = f"lines {self.first_line:,} to {self.last_line:,}"
-        return f"{self.name}, {lines}"
+        return f"{self.name}, {self.lines}"
 
     @property
     def searched(self) -> str:

@@ -8,12 +8,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ranking = Literal["vectors", "words", "both"]
+from edge_llama.prompts.tokenizer import Tokenizer
+
 _K1, _B = 1.2, 0.75
 _RANK_OFFSET = 60
 _WORD = re.compile(r"\w+")
@@ -28,6 +29,10 @@ class Embedder(Protocol):
     @property
     def n_ctx(self) -> int:
         """Tokens that a text may have."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of a text."""
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """One vector of unit length for each text, float32 ``(n, n_embd)``."""

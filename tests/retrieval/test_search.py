@@ -34,6 +34,13 @@ class Embedder:
     n_ctx: int = 512
     asked: list[int] = field(default_factory=list)
 
+    @property
+    def tokenizer(self) -> "Embedder":
+        return self
+
+    def encode(self, text: str) -> list[str]:
+        return text.split()
+
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.asked.append(len(texts))
         return np.array([[1, 0] if "llama" in text or "camel" in text else [0, 1] for text in texts], np.float32)

@@ -97,7 +97,7 @@ class Conversation:
             embedding_model=self.retrieval.embedder(shown.documents),
             **self.params,
         )
-        tell_passages(self.chat)
+        tell_passages(self.chat, shown.documents)
         if self.shown.clip:
             note(f"[{self.shown.clip.name}: {self.chat.frames_shown:,} frames of it are shown]")
         self.shown.clear()

@@ -60,13 +60,14 @@ def tell_notes(document: Document) -> None:
         note(f"[{document.name}: {told}]")
 
 
-def tell_passages(chat: Chat) -> None:
-    """Which passages stand in the last message, if its documents don't stand there whole. Told also with --quiet."""
-    for at, passage in enumerate(chat.passages):
-        if at == 0 or chat.passages[at - 1].sha256 != passage.sha256:
-            own = [each for each in chat.passages if each.sha256 == passage.sha256]
-            lines = ", ".join(str(each).removeprefix(f"{each.name}, ") for each in own)
-            note(f"[{passage.name}: {len(own):,} of {passage.count:,} passages are used: {lines}]")
+def tell_passages(chat: Chat, documents: Sequence[Document]) -> None:
+    """Which passages of these stand in the last message, if they don't stand there whole. Told also with --quiet."""
+    for document in documents if chat.passages else ():
+        if own := [passage for passage in chat.passages if passage.sha256 == document.sha256]:
+            lines = ", ".join(passage.lines for passage in own)
+            note(f"[{document.name}: {len(own):,} of {own[0].count:,} passages are used: {lines}]")
+        else:
+            note(f"[{document.name}: none of its passages is used]")
 
 
 def attach(chat: Chat, waiting: list[Document], document: Document, *, is_searched: bool) -> None:
