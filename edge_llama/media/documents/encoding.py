@@ -7,6 +7,7 @@ asked of charset-normalizer, if it is installed. Else it is an error: a text of 
 
 import codecs
 import re
+import string
 
 from edge_llama.errors import DocumentError
 from edge_llama.media.documents.limits import Extracted
@@ -25,6 +26,8 @@ _FEW = 0.25
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 """What texts have next to none of. The escape character, backspace and form feeds are in logs and old files."""
 _UNDEFINED_IN_1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_HIGH = bytes(range(128, 256))
+_LETTERS = string.ascii_letters.encode()
 _AS_TEXT = "save it as UTF-8"
 
 
@@ -97,8 +100,9 @@ def _guessed(data: bytes, name: str, place: int) -> tuple[str, str]:
         raise DocumentError(
             f"{name}: is no text: {byte} is not UTF-8, and it is full of control codes", remedy=_AS_TEXT
         )
-    high = sum(byte > 127 for byte in data)
-    letters = len(re.findall(rb"[A-Za-z]", data))
+    if _is_mostly_utf8(data):
+        raise DocumentError(f"{name}: it is UTF-8, but {byte} is not", remedy="get it again, or save it as UTF-8")
+    high, letters = _count(data, _HIGH), _count(data, _LETTERS)
     few = high < _FEW * (high + letters) and not _UNDEFINED_IN_1252.search(data)
     encoding = _likeliest(data) if not few or high > 100 else None
     if encoding is None and few:
@@ -106,6 +110,18 @@ def _guessed(data: bytes, name: str, place: int) -> tuple[str, str]:
     if encoding is None:
         raise DocumentError(f"{name}: {byte} is not UTF-8, and which encoding it has can't be told", remedy=_AS_TEXT)
     return data.decode(encoding), f"encoding: {_called(encoding)}, assumed by its bytes"
+
+
+def _count(data: bytes, bytes_: bytes) -> int:
+    """How many of these bytes there are."""
+    return len(data) - len(data.translate(None, bytes_))
+
+
+def _is_mostly_utf8(data: bytes) -> bool:
+    """Whether more characters above ASCII are right than wrong: it is damaged, and of no other encoding."""
+    text = data.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    return len(text) - len(text.encode("ascii", "ignore")) - wrong > wrong
 
 
 def _likeliest(data: bytes) -> str | None:

@@ -78,6 +78,11 @@ def test_without_it_what_can_t_be_told_is_an_error(tmp_path: Path, monkeypatch: 
         opened(tmp_path / "a.txt", RUSSIAN.encode("cp1251"))
 
 
+def test_utf_8_with_a_wrong_byte_is_taken_for_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match=r"it is UTF-8, but byte \d+ \(0xff\) is not"):
+        opened(tmp_path / "a.txt", FRENCH.encode() + b"\xff\n")
+
+
 def test_ends_of_lines_are_line_feeds(tmp_path: Path) -> None:
     assert opened(tmp_path / "a.txt", b"a\r\nb\rc\n").text == "a\nb\nc\n"
 
