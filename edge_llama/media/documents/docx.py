@@ -19,7 +19,7 @@ _LEFT_OUT = re.compile(r"word/(?:header|footer|comments)\d*\.xml")
 _MAX_ENTRIES = 10_000
 _HEADING = re.compile(r"(?:heading|überschrift|titre|título)\s*([1-6])|(title)", re.IGNORECASE)
 _DAMAGED = "get it again, or save it once more"
-_UNSEEN = frozenset(("Fallback", "del", "moveFrom", "txbxContent"))
+_UNSEEN = frozenset(("Fallback", "del", "moveFrom"))
 """What stands there once more (Fallback), was deleted or moved away by a tracked change."""
 
 
@@ -90,7 +90,8 @@ class _Reader:
         self._hidden = 0
         self._cells = 0
         self._is_text = False
-        self._begins_cell = False
+        self._prefix = ""
+        """What stands before the first text of this paragraph."""
 
     def _refuse(self, *_declaration: object) -> None:
         raise DocumentError(f"{self._name}: {self._part} has a document type, which docx never has", remedy=_DAMAGED)
@@ -109,9 +110,9 @@ class _Reader:
         elif local == "tr":
             self._cells = 0
         elif local == "numPr":
-            self._put("- ")
+            self._prefix = self._prefix or "- "
         elif local == "pStyle" and (style := _HEADING.search(_value(attributes))):
-            self._put("#" * int(style[1] or 1) + " ")
+            self._prefix = "#" * int(style[1] or 1) + " "
 
     def _end(self, tag: str) -> None:
         local = tag.rpartition(" ")[2]
@@ -120,6 +121,7 @@ class _Reader:
         elif local == "t":
             self._is_text = False
         elif local == "p":
+            self._prefix = ""
             self._put(" " if self._cells else "\n\n")
         elif local == "tr":
             self._put("\n")
@@ -129,7 +131,8 @@ class _Reader:
 
     def _characters(self, data: str) -> None:
         if self._is_text and not self._hidden:
-            self._put(data)
+            self._put(self._prefix + data)
+            self._prefix = ""
 
     def _put(self, text: str) -> None:
         self._size += len(text)
