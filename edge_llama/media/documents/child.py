@@ -16,9 +16,8 @@ from edge_llama.errors import EdgeLlamaError, error_to_json
 from edge_llama.media.documents.kinds import kind_named
 
 
-def main() -> None:
-    """Arguments: the kind, the file's name for errors, seconds, bytes of memory."""
-    kind, name, seconds, memory = sys.argv[1:]
+def main(kind: str, name: str, seconds: str, memory: str) -> None:
+    """Parse a document of this kind, which errors call ``name``; within ``seconds``, and ``memory`` in bytes."""
     _bound(int(seconds), int(memory))
     logging.disable()  # a warning for each broken object would fill the parent's memory
     data = sys.stdin.buffer.read()

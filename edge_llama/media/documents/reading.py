@@ -20,7 +20,7 @@ _CODE = """
 import json, sys
 sys.path[:] = json.loads(sys.argv.pop(1))
 from edge_llama.media.documents.child import main
-main()
+main(*sys.argv[1:])
 """
 
 
