@@ -18,6 +18,7 @@ from edge_llama.errors import (
     ContextFullError,
     CopyError,
     DeadlineError,
+    DocumentError,
     EdgeLlamaError,
     EngineDiedError,
     EngineError,
@@ -42,13 +43,16 @@ from edge_llama.generation import (
     RequestOptions,
     Timings,
 )
+from edge_llama.media.documents.document import Document
 from edge_llama.media.images import Image, ImageSource
 from edge_llama.model import Model
 from edge_llama.opening import open  # noqa: A004 - the API's name
 from edge_llama.planning.options import OpenOptions
+from edge_llama.prompts.attached import AttachedDocument
 from edge_llama.prompts.context_overflow import Shortened
 from edge_llama.prompts.messages import Message, ToolCall
 from edge_llama.prompts.tools import Tool
+from edge_llama.retrieval.passages import Passage
 from edge_llama.runtime.chat_sessions import session_settings
 from edge_llama.runtime.embeddings import PoolingChoice
 from edge_llama.runtime.stats import Stats
@@ -60,6 +64,7 @@ __all__ = [
     "Answer",
     "AnswerOptions",
     "ArtifactError",
+    "AttachedDocument",
     "BusyError",
     "Chat",
     "ChatOptions",
@@ -68,6 +73,8 @@ __all__ = [
     "CopyError",
     "DeadlineError",
     "Diverged",
+    "Document",
+    "DocumentError",
     "EdgeLlamaError",
     "EngineDiedError",
     "EngineError",
@@ -84,6 +91,7 @@ __all__ = [
     "OpenOptions",
     "OptionError",
     "OutputError",
+    "Passage",
     "Piece",
     "Pooling",
     "PoolingChoice",

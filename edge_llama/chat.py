@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol, SupportsIndex, Unpack
 
-from edge_llama.errors import CopyError, EdgeLlamaError, EngineError, OptionError, check_known
+from edge_llama.errors import (
+    ContextFullError,
+    CopyError,
+    EdgeLlamaError,
+    EngineError,
+    OptionError,
+    check_known,
+)
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
+from edge_llama.media.documents.document import Document, DocumentSource, open_documents
 from edge_llama.media.images import Image, ImageSource, open_images
 from edge_llama.prompts.context_overflow import (
     Shortened,
@@ -29,8 +37,13 @@ from edge_llama.prompts.messages import (
     tool_result,
     up_to_last_question,
 )
+from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.prompts.tool_choice import AUTO
 from edge_llama.prompts.tools import Tool, Tools, tools_of
+from edge_llama.retrieval.attaching import Attaching
+from edge_llama.retrieval.passages import Passage
+from edge_llama.retrieval.ranking import Embedder
+from edge_llama.retrieval.search import PassageSearch
 from edge_llama.runtime.cache_entries import CacheOwner
 from edge_llama.runtime.encoders import ImageEncoder, check_room
 from edge_llama.sampling.params import SamplingParams, check_whole
@@ -73,6 +86,10 @@ class ChatModel(Protocol):
     @property
     def sessions(self) -> Sessions:
         """What the engine holds of the model's chats."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of texts."""
 
     def require_vision(self) -> ImageEncoder:
         """What embeds images; InputError if the model sees none."""
@@ -185,6 +202,9 @@ class Chat:
         """What was last done to make the conversation fit."""
         self.frames_shown = 0
         """Frames of the last video that were shown to the model."""
+        self.passages: tuple[Passage, ...] = ()
+        """The passages that stand in the last message for its files; none if these stand there whole."""
+        self._passage_search = PassageSearch()
         self._model = model
         self.options: AnswerOptions = {**options, "tools": tools_of(options.get("tools"))}
         """What :meth:`Model.answer` gets with each message, unless a message has its own."""
@@ -218,6 +238,9 @@ class Chat:
         *,
         images: Iterable[ImageSource] = (),
         video: str | os.PathLike[str] | None = None,
+        files: Iterable[DocumentSource] = (),
+        retrieve: bool = False,
+        embedding_model: Embedder | None = None,
         **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Say ``text`` and get the answer, streamed; ``options`` are those of :meth:`edge_llama.Model.answer`.
@@ -225,6 +248,12 @@ class Chat:
         ``images`` stand before the text, in order; after them frames of ``video`` with their times, two a second or as
         many as the context holds with room for an answer (``frames_shown`` says how many). InputError for what is none,
         or if the model sees no images.
+
+        The text of ``files`` stands before all that, each under its name; ContextFullError with its tokens and the room
+        that is left if they don't fit. With ``retrieve`` the passages nearest to ``text`` are then taken that leave
+        room for an answer (``passages`` says which): nearest by words, and with an ``embedding_model`` (any open model
+        that embeds) by its vectors too, which takes its time before this returns, once for each file. DocumentError
+        for a file whose text can't be had.
 
         The exchange joins ``messages`` when the answer ends. A cancelled answer stays as far as it came, one that
         was dropped as far as it was taken; if it had not begun, or an error ended it, the conversation is as it was
@@ -236,8 +265,20 @@ class Chat:
         _check_options(options, "send", Chat.send)
         self._end_last()
         question = self._question(text, open_images(images), video, options)
+        documents = open_documents(files)
+        question, passages = self._with_files(question, documents, options, is_searched=retrieve, by=embedding_model)
         with self._lock:
-            return self._answer([*self.messages, question], options)
+            generation = self._answer([*self.messages, question], options)
+            self.passages = passages
+            return generation
+
+    def file_tokens(self, files: Iterable[DocumentSource]) -> list[int]:
+        """What each file takes of the context before the next message, exactly.
+
+        ContextFullError if together they don't fit, DocumentError as :meth:`send`.
+        """
+        question, _ = self._with_files(Message("user", "?"), open_documents(files), {})
+        return [document.tokens or 0 for document in question.documents]
 
     def retry(self, **options: Unpack[AnswerOptions]) -> Generation:
         """Answer the last user message or tool results again, in place of the last answer."""
@@ -270,6 +311,7 @@ class Chat:
             self._check_idle()
             other = Chat(self._model, when_full=self.when_full, on_shortened=self._on_shortened, **self.options)
             other.messages = list(self.messages)
+            other._passage_search = self._passage_search
             self._model.sessions.share(self.cache_owner, other.cache_owner)
         return other
 
@@ -404,6 +446,37 @@ class Chat:
         self.frames_shown = len(frames)
         _log.info("%s: %s frames of %.1f seconds are shown", os.fsdecode(video), len(frames), clip.duration)
         return Message("user", [*images, *clips.as_parts(frames), text])
+
+    def _with_files(
+        self,
+        question: Message,
+        documents: Sequence[Document],
+        options: AnswerOptions,
+        *,
+        is_searched: bool = False,
+        by: Embedder | None = None,
+    ) -> tuple[Message, tuple[Passage, ...]]:
+        """The question with the documents before it, or with the passages that are given with it."""
+        if not documents:
+            return question, ()
+
+        def attached(before: Sequence[Message]) -> tuple[Message, tuple[Passage, ...]]:
+            attaching = Attaching(
+                self._model.n_ctx,
+                lambda asked: self._counter(options)([*before, asked], n_ctx=self._model.n_ctx),
+                lambda text: len(self._model.tokenizer.encode(text)),
+                SamplingParams(max_tokens={**self.options, **options}.get("max_tokens")).max_tokens,
+            )
+            if is_searched:
+                return attaching.retrieved(question, documents, self._passage_search, by)
+            return attaching.whole(question, documents), ()
+
+        try:
+            return attached(self.messages)
+        except ContextFullError:
+            if self.when_full == "error":
+                raise
+        return attached([message for message in self.messages if message.role == "system"])
 
     def _answer(
         self, messages: Sequence[Message], options: AnswerOptions, *, replaced: Message | None = None

@@ -15,9 +15,11 @@
         ├── ArtifactError             a model file that can't be opened
         ├── OutputError               an output that can't be written
         ├── SessionError              a session file that can't be used, or is of another model
+        ├── DocumentError             a document whose text can't be had: damaged, encrypted, too large, none in it
         ├── HistoryError              the history of conversations can't be used, or has no such conversation
         ├── TemplateError             a chat template that is missing, broken or unsafe
-        └── ContextFullError          a prompt longer than the context, or a text to embed; carries both numbers
+        └── ContextFullError          a prompt longer than the context, a text to embed, or files that don't fit;
+                                      carries both numbers
 
 A message says what, where and the value; ``remedy`` says what to do about it.
 """
@@ -265,6 +267,10 @@ class SessionError(InputError):
     """
 
 
+class DocumentError(InputError):
+    """A document's text can't be had: it is damaged, encrypted, too large, of another kind, or has no text."""
+
+
 class HistoryError(InputError):
     """The history can't be used (locked, of a newer version, no folder for it), or has no such conversation.
 
@@ -291,7 +297,8 @@ class ContextFullError(InputError):
     """A prompt does not fit: ``needed`` tokens where the context holds ``n_ctx``.
 
     ``is_bound`` says that it needs at least so many: the text is so long that they were not counted. ``text`` names
-    what is no prompt but a text to embed, which no answer follows. ``maximum`` is what would have fitted.
+    what is no prompt but a text to embed, which no answer follows; or, with ``room``, files that go into a prompt
+    which leaves them so many tokens. ``maximum`` is what would have fitted.
 
     Examples:
         >>> try:
@@ -301,16 +308,28 @@ class ContextFullError(InputError):
         True True
     """
 
-    def __init__(self, needed: int, n_ctx: int, *, is_bound: bool = False, remedy: str = "", text: str = "") -> None:
+    def __init__(
+        self,
+        needed: int,
+        n_ctx: int,
+        *,
+        is_bound: bool = False,
+        remedy: str = "",
+        text: str = "",
+        room: int | None = None,
+    ) -> None:
         count = f"at least {needed:,}" if is_bound else f"{needed:,}"
         kept = "" if text else " (one is kept for the answer)"
+        held = f"the context holds {n_ctx:,}{kept}"
+        if room is not None:
+            held = f"the context of {n_ctx:,} has room for {room:,}"
         super().__init__(
-            f"{text or 'the prompt'} needs {count} tokens but the context holds {n_ctx:,}{kept}",
+            f"{text or 'the prompt'} needs {count} tokens but {held}",
             remedy=remedy or "shorten it, start anew, or open the model with a larger n_ctx (--n-ctx)",
         )
         self.needed = needed
         self.n_ctx = n_ctx
-        self.maximum = n_ctx if text else n_ctx - 1
+        self.maximum = room if room is not None else n_ctx if text else n_ctx - 1
         self.is_bound = is_bound
 
 

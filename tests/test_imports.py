@@ -32,6 +32,7 @@ edge_llama.files
 | converters
 edge_llama.media
 edge_llama.prompts
+edge_llama.retrieval
 edge_llama.sampling
 edge_llama.backends
 edge_llama.backends.llama_cpp   edge_llama.backends.onnxruntime   edge_llama.backends.remote

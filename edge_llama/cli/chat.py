@@ -12,6 +12,7 @@ from edge_llama.cli import options
 from edge_llama.cli.chat_session import commands
 from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.documents import Retrieval
 from edge_llama.cli.chat_session.local_choice import picked
 from edge_llama.cli.chat_session.pictures import dropped
 from edge_llama.cli.terminal.console import messages_of_stdin, note, speak_plainly, speed
@@ -57,6 +58,8 @@ def chat(
             help="For screen readers: answers as they are written, nothing drawn or styled, who speaks in words.",
         ),
     ] = False,
+    retrieve: options.Retrieve = False,
+    embedding_model: options.EmbeddingModel = None,
     isolate: options.Isolate = False,
     hide_thinking: options.HideThinking = False,
     verbose: options.Verbose = False,
@@ -66,7 +69,8 @@ def chat(
 
     Without a terminal each line of stdin gets one answer; with an empty stdin an example question is answered.
     Three double quotes before and after a message let it have several lines.
-    A picture goes before the next message by /image PATH, or by being dropped into the terminal.
+    A picture goes before the next message by /image PATH, or by being dropped into the terminal; a document by /file
+    PATH.
     What is said is kept on this machine (edge-llama history); --continue goes on with it.
 
     Example: edge-llama chat llama-3.2-1b-q4_k_m.gguf --system "Answer briefly."
@@ -87,6 +91,7 @@ def chat(
         kept,
         opening={**opening, **kept.caching},
         saved=kept.settings(model),
+        retrieval=Retrieval(options.open_embedding_model, embedding_model, is_on=retrieve),
         system=system,
         when_full=options.when_full(when_full),
         plain=plain,

@@ -162,7 +162,7 @@ def _transcript(conversation: Conversation) -> Iterable[str]:
 
 def _turn(message: Message) -> Iterable[str]:
     if message.role == "user":
-        yield "\n> " + "".join(map(exporting.shown, message.parts))
+        yield "\n> " + message.shown
     elif message.role == "tool":
         yield f"{message.name or 'tool'}: {message.content}"
     elif message.content:

@@ -74,6 +74,16 @@ NoHistory = Annotated[bool, typer.Option("--no-history", help="Keep nothing of t
 HideThinking = Annotated[
     bool, typer.Option("--hide-thinking", help="Do not show on a terminal what the model thinks before it answers.")
 ]
+Retrieve = Annotated[
+    bool,
+    typer.Option("--retrieve", help="Where files don't fit, find the passages of them that belong to the message."),
+]
+EmbeddingModel = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding-model", metavar="MODEL", help="Find passages by this model's embeddings too, not by words alone."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 
@@ -150,6 +160,17 @@ def open_model(
     if verbose:
         seen = f"; vision: {opened.vision_placement}" if opened.vision_placement else ""
         note(f"{opened.choice}; {_threads(opening.get('threads'), opened.threads)}; {opened.placement}{seen}")
+    return opened
+
+
+def open_embedding_model(name: str) -> Model:
+    """The model that embeds passages of documents. InputError, before it is loaded for nothing, if it can't."""
+    opened = open_model(name, {"tune": False})
+    try:
+        opened.pooling()
+    except BaseException:
+        opened.close()
+        raise
     return opened
 
 

@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
+from edge_llama.cli.chat_session.documents import Retrieval, tell_cost, tell_passages
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.cli.terminal.standard_input import before_prompt, context_of_stdin, prompt_of_stdin
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
 from edge_llama.host.regular_files import text_of
+from edge_llama.media.documents.document import open_documents
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.tokenizer import Tokenizer
 
@@ -47,6 +49,15 @@ def run(
     video: Annotated[
         Path | None, typer.Option(metavar="CLIP", help="A clip before the prompt: frames of it, with their times.")
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A document before the prompt: text, code, CSV, HTML, PDF, docx. May be repeated: in this order.",
+        ),
+    ] = None,
+    retrieve: options.Retrieve = False,
+    embedding_model: options.EmbeddingModel = None,
     opening: OpenOptions,
     isolate: options.Isolate = False,
     hide_thinking: options.HideThinking = False,
@@ -62,28 +73,47 @@ def run(
 
     About a text: cat notes.txt | edge-llama run "Summarise this in one sentence."
 
+    About a document: edge-llama run "Who wrote this?" --file letter.pdf
+
     On a server: edge-llama run http://127.0.0.1:8000/v1 "Hello" --tokenizer llama-3.2-1b/
     """
     if len(words) > 2:
         raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
     model_name = words[0] if len(words) == 2 else None
     if raw:
-        _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video})
+        _check_raw({"--system": system, "--tools": tools, "--image": image, "--video": video, "--file": file})
+    _check_retrieval(retrieve=retrieve, embedding_model=embedding_model)
     prompt = _prompt(words[-1], raw=raw, quiet=quiet)
-    with options.open_model(model_name, opening, isolate=isolate, verbose=verbose, also_remote=True) as model:
+    documents = open_documents(file or ())
+    with (
+        options.open_model(model_name, opening, isolate=isolate, verbose=verbose, also_remote=True) as model,
+        Retrieval(options.open_embedding_model, embedding_model, is_on=retrieve) as retrieval,
+    ):
         described = _read_tools(tools) if tools else None
+        chat = None
         if raw:
             generation = model.generate(prompt, **params)
         else:
             chat = model.chat(system=system, tools=described)
-            generation = chat.send(prompt, images=image or (), video=video, **params)
+            tell_cost(chat, documents, quiet=quiet)
+            generation = chat.send(
+                prompt,
+                images=image or (),
+                video=video,
+                files=documents,
+                retrieve=retrieve,
+                embedding_model=retrieval.embedder(documents),
+                **params,
+            )
+            tell_passages(chat, documents)
             if video:
                 note(f"{video}: {chat.frames_shown:,} frames of it are shown", quiet=quiet)
         if not as_json:
             stream(generation, Plain(), hide_thinking=hide_thinking or quiet)
         answer = generation.result()
         if as_json:
-            print(json.dumps(_as_json(answer, model.tokenizer), ensure_ascii=False))  # noqa: T201
+            used = {"passages": [asdict(passage) for passage in chat.passages]} if chat and chat.passages else {}
+            print(json.dumps({**_as_json(answer, model.tokenizer), **used}, ensure_ascii=False))  # noqa: T201
         else:
             for line in logprob_lines(answer, model.tokenizer):
                 note(line)
@@ -107,6 +137,12 @@ def _check_raw(options: Mapping[str, object]) -> None:
     for option, value in options.items():
         if value is not None:
             raise OptionError(f"{option} has no place in a --raw prompt", remedy="leave one of them out")
+
+
+def _check_retrieval(*, retrieve: bool, embedding_model: str | None) -> None:
+    """OptionError for a model without anything to do."""
+    if embedding_model and not retrieve:
+        raise OptionError("--embedding-model finds passages of files", remedy="add --retrieve, or leave it out")
 
 
 def _as_json(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:

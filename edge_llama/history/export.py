@@ -7,7 +7,6 @@ from pathlib import Path
 
 from edge_llama.errors import OptionError, OutputError, printable
 from edge_llama.host.atomic import new_file
-from edge_llama.media.images import Image
 from edge_llama.prompts.messages import Message, ToolCall
 
 _HEADINGS = {"system": "System", "user": "You", "assistant": "Assistant", "tool": "Tool"}
@@ -17,8 +16,8 @@ def export(messages: Sequence[Message], path: Path, *, force: bool = False) -> N
     """Write ``messages`` to ``path`` as the ending of its name says; what is there is replaced only with ``force``.
 
     A ``.json`` file is a list that :meth:`Message.from_json` reads and chat APIs take, pictures as data URLs; Markdown
-    names pictures by their size. It appears whole or not at all. OptionError for another ending or no messages,
-    OutputError.
+    names pictures by their size and documents by their names. It appears whole or not at all. OptionError for another
+    ending or no messages, OutputError.
     """
     write = _FORMATS.get(path.suffix.lower())
     if write is None:
@@ -53,15 +52,10 @@ def _blocks(message: Message) -> Iterable[str]:
     yield f"## {_HEADINGS[message.role]}{name}"
     if message.thinking:
         yield "\n".join(f"> {line}".rstrip() for line in message.thinking.strip().split("\n"))
-    if content := "".join(map(shown, message.parts)).strip("\n"):
+    if content := message.shown.strip("\n"):
         yield _fenced(content) if message.role == "tool" else content
     for call in message.tool_calls:
         yield _fenced(called(call), "json")
-
-
-def shown(part: str | Image) -> str:
-    """A part of a message as text: a picture by its size."""
-    return part if isinstance(part, str) else f"[image of {part.width:,} x {part.height:,} pixels] "
 
 
 def called(call: ToolCall) -> str:

@@ -282,9 +282,10 @@ def _new_id(db: sqlite3.Connection) -> str:
 
 
 def _title(messages: Sequence[Message]) -> str:
-    """The first words of the first question."""
-    question = next((message.content for message in messages if message.role == "user"), "")
-    text = " ".join(question[: 20 * _TITLE].split())
+    """The first words of the first question, or which files it shows if it has none."""
+    question = next((message for message in messages if message.role == "user"), None)
+    said = (question.own_text.strip() or question.shown) if question else ""
+    text = " ".join(said[: 20 * _TITLE].split())
     if len(text) <= _TITLE:
         return text
     words = text[:_TITLE].rpartition(" ")[0]

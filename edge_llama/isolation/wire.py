@@ -9,6 +9,7 @@ from edge_llama.errors import OptionError
 from edge_llama.generation import Diverged, Piece, Timings
 from edge_llama.media.images import Image
 from edge_llama.planning.memory import ContextSize
+from edge_llama.prompts.attached import AttachedDocument
 from edge_llama.prompts.messages import Message, ToolCall, as_json
 from edge_llama.sampling.logprobs import TokenLogprobs
 from edge_llama.sampling.params import SamplingParams
@@ -77,6 +78,7 @@ def _message_to_json(message: Message, images: list[Image]) -> dict[str, Any]:
         "tool_call_id": message.tool_call_id,
         "name": message.name,
         "thinking": message.thinking,
+        "documents": [document.to_json() for document in message.documents],
     }
 
 
@@ -90,6 +92,7 @@ def messages_from_json(data: Iterable[Mapping[str, Any]], images: Sequence[Image
             each["tool_call_id"],
             each["name"],
             each["thinking"],
+            map(AttachedDocument.from_json, each["documents"]),
         )
         for each in data
     ]

@@ -28,7 +28,7 @@ _Exchanges = list[list[Message]]
 class Shortened:
     """A conversation was made shorter: how many messages a summary replaced, and how many were left out.
 
-    ``images`` were in them: the model is shown these no more.
+    ``images`` and ``documents`` were in them: the model is shown these no more.
 
     Examples:
         >>> told = edge_llama.Shortened(summarized=0, dropped=8, tokens_before=261, tokens_after=115, n_ctx=256)
@@ -47,6 +47,7 @@ class Shortened:
     tokens_after: int
     n_ctx: int
     images: int = 0
+    documents: int = 0
 
     def __str__(self) -> str:
         """One line for people."""
@@ -55,7 +56,9 @@ class Shortened:
             for count, what in ((self.summarized, "are summarized"), (self.dropped, "are left out"))
             if count
         ]
-        unseen = f", with {self.images:,} images that the model sees no more" if self.images else ""
+        shown = ((self.images, "images"), (self.documents, "files"))
+        lost = " and ".join(f"{count:,} {what}" for count, what in shown if count)
+        unseen = f", with {lost} that the model sees no more" if lost else ""
         return (
             f"{' and '.join(done) or 'nothing could be left out'}{unseen}: {self.tokens_before:,} tokens become "
             f"{self.tokens_after:,} of {self.n_ctx:,}"
@@ -177,7 +180,9 @@ class Shortening:
 
     def _told(self, before: Sequence[Message], after: Sequence[Message], *, summarized: int, dropped: int) -> Shortened:
         images = len(images_of(before)) - len(images_of(after))
-        return Shortened(summarized, dropped, self._count(before), self._count(after), self.n_ctx, images)
+        documents = sum(len(message.documents) for message in before) - sum(len(message.documents) for message in after)
+        tokens = self._count(before), self._count(after)
+        return Shortened(summarized, dropped, *tokens, self.n_ctx, images, documents)
 
 
 def _flat(exchanges: _Exchanges) -> list[Message]:

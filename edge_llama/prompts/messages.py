@@ -6,15 +6,19 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from edge_llama.errors import OptionError
+from edge_llama.media.documents.document import Document
 from edge_llama.media.images import Image
+from edge_llama.prompts.attached import AttachedDocument, FramedDocument, framed
 
 Role = Literal["system", "user", "assistant", "tool"]
 QUESTIONS = ("user", "tool")
 """The roles that the model answers."""
-_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"}
+Part: TypeAlias = str | Image | Document | FramedDocument
+"""What a message's content may be given as, in order."""
+_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content", "documents"}
 _ID_LETTERS = string.ascii_letters + string.digits
 
 
@@ -77,8 +81,9 @@ class ToolCall:
 class Message:
     """One turn: who speaks, and the text; the model's may have tool calls, a tool's says which one it answers.
 
-    ``content`` may be given as parts, texts and images in order: ``Message("user", [image, "What is this?"])``. It is
-    kept as all its text; ``images`` has each image with the number of characters of the text that stand before it.
+    ``content`` may be given as parts, texts, images and documents in order: ``Message("user", [image, "What is
+    this?"])``. It is kept as all its text; ``images`` has each image with the number of characters of the text that
+    stand before it, ``documents`` says where in the text a document stands, in its frame.
     ``tool_call_id`` and ``name`` (of the tool) belong to a tool's answer, ``tool_calls`` to the assistant, as
     ``thinking``: what it thought before. Most chat templates leave that out of the next prompt.
 
@@ -100,19 +105,22 @@ class Message:
     name: str | None = None
     images: tuple[tuple[int, Image], ...] = ()
     thinking: str = ""
+    documents: tuple[AttachedDocument, ...] = ()
 
     def __init__(
         self,
         role: Role,
-        content: str | Iterable[str | Image],
+        content: str | Iterable[Part],
         tool_calls: Iterable[ToolCall] = (),
         tool_call_id: str | None = None,
         name: str | None = None,
         thinking: str = "",
+        documents: Iterable[AttachedDocument] = (),
     ) -> None:
-        text, images = (content, ()) if isinstance(content, str) else _together(content, f"the {role} message")
+        text, images, own = (content, (), ()) if isinstance(content, str) else _together(content, f"the {role} message")
         given = {"role": role, "content": text, "images": images, "tool_call_id": tool_call_id, "name": name}
-        for attribute, value in {**given, "tool_calls": tool_calls, "thinking": thinking}.items():
+        attached = {"documents": own or tuple(documents)}
+        for attribute, value in {**given, "tool_calls": tool_calls, "thinking": thinking, **attached}.items():
             object.__setattr__(self, attribute, value)
         self._check()
 
@@ -124,11 +132,46 @@ class Message:
         if self.thinking and self.role != "assistant":
             raise OptionError(f"the {self.role} message has thinking", remedy="only the assistant's may")
         object.__setattr__(self, "tool_calls", self._checked_calls())
+        self._check_documents()
         for what in ("tool_call_id", "name"):
             if (value := getattr(self, what)) is not None:
                 check_text(value, what)
                 if self.role != "tool":
                     raise OptionError(f"the {self.role} message has {what}", remedy="that belongs to a tool's answer")
+
+    def _check_documents(self) -> None:
+        """OptionError unless each stands within the content, after the one before it."""
+        end = 0
+        for document in self.documents:
+            if not isinstance(document, AttachedDocument):
+                raise OptionError(f"documents has a {type(document).__name__}, expected AttachedDocument")
+            if document.place < end or document.end > len(self.content):
+                raise OptionError(
+                    f"document {document.name} stands at {document.place:,} to {document.end:,} of a content of "
+                    f"{len(self.content):,} characters, where it can't be"
+                )
+            end = document.end
+
+    @property
+    def own_text(self) -> str:
+        """The content without the documents in it."""
+        starts = [0, *(document.end for document in self.documents)]
+        ends = [*(document.place for document in self.documents), len(self.content)]
+        return "".join(self.content[start:end] for start, end in zip(starts, ends, strict=True))
+
+    @property
+    def shown(self) -> str:
+        """The content as people are shown it: documents and images named in brackets, where they stand."""
+        marks = [
+            (image_at, image_at, f"[image of {image.width:,} x {image.height:,} pixels]")
+            for image_at, image in self.images
+        ]
+        marks += [(document.place, document.end, str(document)) for document in self.documents]
+        shown, at = "", 0
+        for start, end, mark in sorted(marks, key=lambda each: each[0]):
+            shown += f"{self.content[at : max(at, start)]}{mark} "
+            at = max(at, end)
+        return shown + self.content[at:]
 
     @property
     def parts(self) -> tuple[str | Image, ...]:
@@ -142,11 +185,11 @@ class Message:
 
     @property
     def last_text(self) -> str:
-        """The text after the last image."""
+        """The text after the last image or document."""
         return self.content[self._last_text_at :]
 
     def with_last_text(self, text: str) -> "Message":
-        """The message with another text after its last image. OptionError for what is no text."""
+        """The message with another text after its last image or document. OptionError for what is no text."""
         check_text(text, f"the {self.role} message")
         other = copy(self)
         object.__setattr__(other, "content", self.content[: self._last_text_at] + text)
@@ -154,7 +197,8 @@ class Message:
 
     @property
     def _last_text_at(self) -> int:
-        return self.images[-1][0] if self.images else 0
+        ends = (*(place for place, _ in self.images), *(document.end for document in self.documents))
+        return max(ends, default=0)
 
     def _checked_calls(self) -> tuple[ToolCall, ...]:
         calls: object = self.tool_calls
@@ -174,6 +218,8 @@ class Message:
             data["content"] = list(map(_part_as_json, self.parts))
         if self.tool_calls:
             data["tool_calls"] = [call.to_json() for call in self.tool_calls]
+        if self.documents:
+            data["documents"] = [document.to_json() for document in self.documents]
         given = {"tool_call_id": self.tool_call_id, "name": self.name, "reasoning_content": self.thinking or None}
         return data | {key: value for key, value in given.items() if value is not None}
 
@@ -196,7 +242,12 @@ class Message:
             content = list(map(_part_from_json, content))
         content = "" if content is None and calls else content
         calls = tuple(map(ToolCall.from_json, calls or ()))
-        return cls(**fields, content=content, tool_calls=calls, thinking="" if thinking is None else thinking)
+        documents = fields.pop("documents", None) or ()
+        if not isinstance(documents, list | tuple):
+            raise OptionError(f"a message's documents is {type(documents).__name__}, expected a list")
+        places = map(AttachedDocument.from_json, documents)
+        thinking = "" if thinking is None else thinking
+        return cls(**fields, content=content, tool_calls=calls, thinking=thinking, documents=places)
 
 
 def _object(data: object, what: str, known: set[str]) -> Mapping[str, Any]:
@@ -207,19 +258,26 @@ def _object(data: object, what: str, known: set[str]) -> Mapping[str, Any]:
     return data
 
 
-def _together(parts: Iterable[str | Image], what: str) -> tuple[str, tuple[tuple[int, Image], ...]]:
-    """All text of the parts, and the images by their places in it."""
+def _together(
+    parts: Iterable[Part], what: str
+) -> tuple[str, tuple[tuple[int, Image], ...], tuple[AttachedDocument, ...]]:
+    """All text of the parts, the images by their places in it, and the documents that stand in it."""
     if not isinstance(parts, Iterable) or isinstance(parts, bytes | Mapping):
         raise OptionError(f"{what} is {type(parts).__name__}, expected text, or a list of texts and images")
     text = ""
     images: list[tuple[int, Image]] = []
+    documents: list[AttachedDocument] = []
     for part in parts:
-        if isinstance(part, Image):
+        if isinstance(part, Document | FramedDocument):
+            attached = framed(part) if isinstance(part, Document) else part
+            documents.append(attached.at(len(text)))
+            text += attached.text
+        elif isinstance(part, Image):
             images.append((len(text), part))
         else:
             check_text(part, f"a part of {what}")
             text += part
-    return text, tuple(images)
+    return text, tuple(images), tuple(documents)
 
 
 def _part_as_json(part: str | Image) -> dict[str, Any]:

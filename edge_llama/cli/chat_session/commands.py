@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edge_llama.cli.chat_session import settings
 from edge_llama.cli.chat_session.conversation import Conversation
+from edge_llama.cli.chat_session.documents import attach
 from edge_llama.cli.chat_session.pictures import CLIPS, unquoted
 from edge_llama.cli.terminal.clipboard import copy
 from edge_llama.cli.terminal.console import QUOTES, note, speed
@@ -13,6 +14,7 @@ from edge_llama.cli.terminal.editor import edited
 from edge_llama.errors import OptionError
 from edge_llama.files.artifact import BUILT_IN, server_url
 from edge_llama.history.export import export
+from edge_llama.media.documents.document import Document
 from edge_llama.media.images import Image
 
 PATH = "a path"
@@ -104,7 +106,7 @@ def _undo(conversation: Conversation, argument: str) -> None:
     before = conversation.chat.messages
     conversation.chat.rewind(int(argument or 1))
     conversation.used = 0
-    first = before[len(conversation.chat.messages)].content
+    first = before[len(conversation.chat.messages)].shown
     note(f"taken back: {settings.shown(first)}")
 
 
@@ -148,7 +150,7 @@ def _set(conversation: Conversation, argument: str) -> None:
 @_command("/image PATH", "show a picture with the next message; several in order; - shows none", _paths)
 def _image(conversation: Conversation, argument: str) -> None:
     if argument == "-":
-        conversation.shown.clear()
+        conversation.shown.clear_pictures()
         note("the next message shows nothing")
     else:
         _show_image(conversation, _file(argument, "/image"))
@@ -157,6 +159,29 @@ def _image(conversation: Conversation, argument: str) -> None:
 @_command("/video PATH", "show a clip with the next message: frames of it, with their times", _paths)
 def _video(conversation: Conversation, argument: str) -> None:
     _show_clip(conversation, _file(argument, "/video"))
+
+
+@_command("/file PATH", "put a document before the next message: text, code, CSV, HTML, PDF, docx; - puts none", _paths)
+def _document(conversation: Conversation, argument: str) -> None:
+    if argument == "-":
+        conversation.shown.documents = []
+        note("the next message has no files")
+        return
+    document = Document.open(_file(argument, "/file"))
+    attach(conversation.chat, conversation.shown.documents, document, is_searched=conversation.retrieval.is_on)
+
+
+@_command(
+    "/retrieve [on|off]",
+    "where files don't fit, find the passages that belong to the message",
+    lambda before: () if before else ("on", "off"),
+)
+def _retrieve(conversation: Conversation, argument: str) -> None:
+    if argument not in {"", "on", "off"}:
+        raise OptionError(f"/retrieve {argument}: expected on or off")
+    if argument:
+        conversation.retrieval.is_on = argument == "on"
+    note(f"retrieve: {'on' if conversation.retrieval.is_on else 'off'}")
 
 
 def show(conversation: Conversation, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
 from edge_llama.chat import Chat
 from edge_llama.cli.chat_session.conversations import Kept
+from edge_llama.cli.chat_session.documents import Retrieval, tell_passages
 from edge_llama.cli.chat_session.pictures import Shown
 from edge_llama.cli.terminal.console import ended, logprob_lines, note, output, stream
 from edge_llama.files.artifact import Artifact
@@ -35,6 +37,7 @@ class Conversation:
         *,
         opening: OpenOptions,
         saved: OpenOptions,
+        retrieval: Retrieval | None = None,
         system: str | None = None,
         when_full: WhenFull = "error",
         plain: bool = False,
@@ -42,7 +45,8 @@ class Conversation:
     ) -> None:
         """``open_model(name, options)`` opens a model by ``opening``, the first one also as it was ``saved`` with.
 
-        ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was.
+        ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was; ``retrieval``
+        finds passages of documents, and is closed with the conversation.
         Raises what opening a model raises, OptionError, or TemplateError.
         """
         self.params = params
@@ -53,6 +57,8 @@ class Conversation:
         self.is_over = False
         self.shown = Shown()
         """What goes before the next message's text."""
+        self.retrieval = retrieval or Retrieval(partial(open_model, opening={}), None, is_on=False)
+        """How passages of documents are found that don't fit."""
         self._opening = opening
         self._when_full = when_full
         self.is_plain = plain
@@ -93,7 +99,17 @@ class Conversation:
 
     def send(self, text: str) -> None:
         """Say ``text`` and show the answer. What waits to be shown goes with it; an error leaves it waiting."""
-        generation = self.chat.send(text, images=self.shown.images, video=self.shown.clip, **self.params)
+        shown = self.shown
+        generation = self.chat.send(
+            text,
+            images=shown.images,
+            video=shown.clip,
+            files=shown.documents,
+            retrieve=self.retrieval.is_on,
+            embedding_model=self.retrieval.embedder(shown.documents),
+            **self.params,
+        )
+        tell_passages(self.chat, shown.documents)
         if self.shown.clip:
             note(f"[{self.shown.clip.name}: {self.chat.frames_shown:,} frames of it are shown]")
         self.shown.clear()
@@ -185,6 +201,7 @@ class Conversation:
         try:
             self._leaving.close()
         finally:
+            self.retrieval.close()
             self.model.close()
 
 

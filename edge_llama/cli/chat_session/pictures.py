@@ -1,4 +1,4 @@
-"""What a person shows: pictures and clips that wait for the next message, and paths dropped into the terminal."""
+"""What a person shows: pictures, clips and documents that wait for the next message, and paths that were dropped."""
 
 import re
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from edge_llama.media.documents.document import Document
 from edge_llama.media.images import Image
 
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".ppm"))
@@ -17,16 +18,22 @@ _DROPPED = re.compile(r"""\s*(?:'([^']+)'|"([^"]+)"|((?:\\.|[^\s\\'"])+))(?=\s|\
 
 @dataclass(slots=True)
 class Shown:
-    """Pictures in the order in which they were shown, and at most one clip; they go before the next message's text."""
+    """Pictures and documents in the order in which they were shown, and at most one clip, for the next message."""
 
     images: list[Image] = field(default_factory=list)
     clip: Path | None = None
+    documents: list[Document] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.images) or self.clip is not None
+        return bool(self.images or self.documents) or self.clip is not None
 
     def clear(self) -> None:
         """Show nothing."""
+        self.clear_pictures()
+        self.documents = []
+
+    def clear_pictures(self) -> None:
+        """Show no picture and no clip."""
         self.images, self.clip = [], None
 
 
