@@ -7,7 +7,9 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.errors import EdgeLlamaError
+from edge_llama.planning.adapters import AskedAdapters
 from edge_llama.prompts.thinking import ThinkingParser
 from edge_llama.prompts.tool_choice import ToolChoice
 from edge_llama.prompts.tool_grammar import CallGrammar
@@ -38,9 +40,14 @@ __all__ = [
 
 
 class RequestOptions(SamplingOptions, total=False):
-    """The options of a generation: those of sampling, and ``deadline``: seconds until DeadlineError ends it."""
+    """The options of a generation: those of sampling, and two more.
+
+    ``deadline``: seconds until DeadlineError ends it. ``adapters``: which of those that the model was opened with are
+    added to it, names or weights by name (``{"legal": 0.5}``); None: the model alone answers.
+    """
 
     deadline: float | None
+    adapters: AskedAdapters | None
 
 
 class AnswerOptions(RequestOptions, total=False):
@@ -73,6 +80,7 @@ class AnswerParts(TypedDict, total=False):
     owner: CacheOwner | None
     image_embeddings: ImageEmbeddings | None
     deadline: float | None
+    adapters: AdapterSet
 
 
 class Work(Protocol):
@@ -293,6 +301,7 @@ def generate(
     owner: CacheOwner | None = None,
     image_embeddings: ImageEmbeddings | None = None,
     deadline: float | None = None,
+    adapters: AdapterSet = (),
 ) -> Generation:
     """An answer to ``prompt``: ``on_finish`` and ``keep_alive`` are :class:`Generation`'s, the others Answering's."""
     request = Answering(
@@ -305,6 +314,7 @@ def generate(
         owner=owner,
         image_embeddings=image_embeddings,
         deadline=deadline,
+        adapters=adapters,
     )
     work = _Requested(scheduler, request)
     return Generation(request.progress, work, on_finish=on_finish, keep_alive=keep_alive)

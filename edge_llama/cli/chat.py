@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.chat_session import commands
+from edge_llama.cli.chat_session import adapter_texts, commands
 from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.pictures import dropped
@@ -34,6 +34,7 @@ def chat(
     ] = None,
     system: options.System = None,
     opening: OpenOptions,
+    adapter: options.Adapter = None,
     when_full: options.WhenFull = "error",
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
@@ -56,6 +57,9 @@ def chat(
 
     With a model on a server: edge-llama chat http://127.0.0.1:8000/v1 --tokenizer llama-3.2-1b/
     """
+    files, weights = adapter_texts.parse(adapter)
+    if files:
+        opening = {**opening, "adapters": files}
     kept = Kept(continue_, off=no_history, quiet=quiet)
     conversation = Conversation(
         partial(options.open_model, isolate=isolate, verbose=verbose, also_remote=True),
@@ -68,6 +72,7 @@ def chat(
         when_full=options.when_full(when_full),
         plain=plain,
         hide_thinking=hide_thinking or quiet,
+        adapters=weights,
     )
     with closing(conversation):
         note(f"{conversation.model.artifact.name}: {conversation.model.context}", quiet=quiet)

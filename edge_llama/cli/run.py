@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
+from edge_llama.cli.chat_session import adapter_texts
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.errors import OptionError
 from edge_llama.generation import Answer
@@ -41,6 +42,7 @@ def run(
         Path | None, typer.Option(metavar="CLIP", help="A clip before the prompt: frames of it, with their times.")
     ] = None,
     opening: OpenOptions,
+    adapter: options.Adapter = None,
     isolate: options.Isolate = False,
     hide_thinking: options.HideThinking = False,
     as_json: options.Json = False,
@@ -53,8 +55,11 @@ def run(
 
     With a picture: edge-llama run llama4-scout/ "What is this?" --image photo.jpg
 
+    With an adapter: edge-llama run llama-3.2-1b-q8_0.gguf "What is a lien?" --adapter legal.gguf
+
     On a server: edge-llama run http://127.0.0.1:8000/v1 "Hello" --tokenizer llama-3.2-1b/
     """
+    opening, params = _with_adapters(adapter, opening, params)
     if len(words) > 2:
         raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
     model_name = words[0] if len(words) == 2 else None
@@ -84,6 +89,14 @@ def run(
             note(f"[{why}]")
         if sys.stderr.isatty():
             note(speed(answer.timings), quiet=quiet)
+
+
+def _with_adapters(
+    texts: list[str] | None, opening: OpenOptions, params: dict[str, Any]
+) -> tuple[OpenOptions, dict[str, Any]]:
+    """The options to open the model with, and those of the answer, which uses all adapters."""
+    files, weights = adapter_texts.parse(texts)
+    return ({**opening, "adapters": files}, {**params, "adapters": weights}) if files else (opening, params)
 
 
 def _check_raw(options: Mapping[str, object]) -> None:
