@@ -1,4 +1,4 @@
-"""Requests with other adapters take turns: an engine computes all rows of a decode with the same.
+"""Requests with different adapters take turns: an engine computes all rows of a decode with the same.
 
 Whose last token is longest ago comes next, and those with the same adapters go with it. A set keeps its turn for a
 moment, since the engine plans its graphs anew for another.
@@ -41,8 +41,7 @@ class AdapterTurns:
     def begin(self, batch: Batch) -> None:
         """Have the tower compute with the adapters of ``batch``. EngineError if it can't."""
         adapters = batch[0][0].request.adapters
-        if adapters == self._current:
-            return
         if self._tower:
             self._tower.use_adapters(adapters)
-        self._current, self._ends = adapters, time.monotonic() + _TURN
+        if adapters != self._current:
+            self._current, self._ends = adapters, time.monotonic() + _TURN

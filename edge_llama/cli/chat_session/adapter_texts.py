@@ -1,5 +1,6 @@
 """How a person writes adapters: ``--adapter [NAME=]FILE[@WEIGHT]`` and ``/adapter NAME[@WEIGHT]``."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def parse(texts: Sequence[str] | None) -> tuple[dict[str, str], dict[str, float]
         if not given or not name or any(each in name for each in _OF_PATHS):
             name, path = "", text
         path, weight = weighted(path)
-        name = name or Path(path).stem
+        name = name or Path(re.split(r"[\\/]", path)[-1]).stem
         if not path or not name or name in files:
             problem = f"two are called {name!r}" if name in files else "expected [NAME=]FILE[@WEIGHT]"
             raise OptionError(f"--adapter {text}: {problem}", remedy="for example --adapter legal=legal.gguf@0.5")
