@@ -133,7 +133,8 @@ def _adapter_plan(folder: Path, output: Path, asked: Options) -> Plan:
     layout = gguf_adapter.lay_out(adapter, output.name, chosen)
     check_kernels(_quantized(layout.entries))
     files = checkpoint.files
-    return Plan(checkpoint, layout, chosen, (folder, base), files, fingerprint(files), is_adapter=True)
+    inputs = (folder, adapter.base.checkpoint.path)
+    return Plan(checkpoint, layout, chosen, inputs, files, fingerprint(files), is_adapter=True)
 
 
 def convert(

@@ -1,5 +1,6 @@
 """Adapters on the command line: ``convert`` writes them, ``run`` and ``chat`` add them to a model."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -47,6 +48,19 @@ def test_convert_writes_an_adapter_and_says_what_it_leaves_out(called: Cli, fold
     assert re.search(r"(?m)^ *blk\.0\.attn_q\.weight\.lora_a +4 x 32 +f32 +q8_0 ", planned.stdout), planned.stdout
     refused = called("convert", tmp_path / "legal", tmp_path / "c.gguf", "--base", tmp_path / "none")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_verify_and_inspect_know_them(called: Cli, folder: Path, tmp_path: Path) -> None:
+    done = called("verify", folder / "legal.gguf")
+    assert (done.returncode, done.stderr) == (0, f"{folder / 'legal.gguf'}: intact, 28 tensors\n")
+    flipped = bytearray((folder / "legal.gguf").read_bytes())
+    flipped[-40] ^= 1
+    (tmp_path / "flipped.gguf").write_bytes(flipped)
+    assert called("verify", tmp_path / "flipped.gguf").returncode == 2
+    assert "legal: adapter for a llama model, alpha 64" in called("inspect", folder / "legal.gguf").stdout
+    found = json.loads(called("inspect", folder / "legal.gguf", "--json").stdout)
+    assert found["adapter"] == {"architecture": "llama", "alpha": 64.0}
+    assert len(found["tensors"]) == 28
 
 
 def test_run_adds_the_adapters_with_their_weights(called: Cli, folder: Path) -> None:
