@@ -13,9 +13,8 @@ import checkpoints
 import numpy as np
 import pytest
 from adapters import KINDS, numbers, trained
-from engines import last_logits, on_engine
+from engines import last_logits, logits_with
 from numpy.typing import NDArray
-from one_sequence import OneSequence
 from safetensors.numpy import load_file, save_file
 from suite import shared
 
@@ -66,16 +65,7 @@ def model(folder: Path) -> Iterator[Model]:
 
 
 def logits(model: Model, asked: Asked) -> NDArray[np.float32]:
-    """After TOKENS, computed anew with these adapters."""
-
-    def work(session: Any, tower: Any) -> NDArray[np.float32]:
-        tower.use_adapters(model.adapter_set(asked))
-        one = OneSequence(tower, session.cache._free[-1])
-        found = one.decode(TOKENS).values.copy()
-        one.cut(0)
-        return found
-
-    return on_engine(model, work)
+    return logits_with(model, TOKENS, asked)
 
 
 def answered(model: Model, asked: Asked, prompt: str = "Once upon a time", **options: Any) -> tuple[int, ...]:
