@@ -6,6 +6,7 @@ can't be expressed (whole modules, biases, tokens trained by themselves, DoRA) a
 it. Rows of B are in the order of the base's rows in GGUF. Sources: ``convert_lora_to_gguf.py``, ``llama-adapter.cpp``.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from quant.kernels import recode
 QUANTS = ("f32", "f16", "bf16", "q8_0")
 _OPTIONS = ("quant", "to", "base", "allow_nonfinite")
 _BASE_KEYS = "general.base_model."
+_PUBLISHED = re.compile(r"[\w.-]+/[\w.-]+")
+_CHUNK = 1 << 20  # weights compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,6 @@ def opened(folder: Path, base: Checkpoint) -> Adapter:
 def _inexpressible(adapter: Adapter) -> str:
     """What is no product of two matrices beside a weight of the text tower; "" if all is."""
     held, base = adapter.contents, adapter.base
-    if held.wholes:
-        return f"{next(iter(held.wholes))!r} was trained as a whole"
     kinds = {"magnitude": "by DoRA", "B.bias": "with a bias of B", "rows": "for single tokens"}
     places = for_config(base.checkpoint).places_in(base.checkpoint)
     for module, parts in held.parts.items():
@@ -116,7 +117,41 @@ def _inexpressible(adapter: Adapter) -> str:
             return f"{module!r} was trained, a matrix that is embedding and head of this base"
         if name not in places or len(places[name].spec.shape) != 2:
             return f"{module!r} was trained, no matrix of the text tower by itself"
+    for name in held.wholes:
+        if not _is_copy(adapter, name):
+            return f"{name!r} was trained as a whole"
+        if not _is_the_bases(adapter, name):
+            return f"{name!r} is another than the base's"
     return ""
+
+
+def _is_copy(adapter: Adapter, name: str) -> bool:
+    """Whether peft saved a tensor of the base beside its product: of embedding and head it does so by itself."""
+    module = name.removesuffix(".weight")
+    is_saved = adapter.config.saves(adapter.contents.root.of_trained(module))
+    return "A" in adapter.contents.parts.get(module, {}) and not is_saved
+
+
+def _is_the_bases(adapter: Adapter, name: str) -> bool:
+    """Whether a copy has the base's numbers, as far as these are at hand, and its shape."""
+    copy, own = adapter.contents.wholes[name], adapter.base.tensor(name)
+    if copy.shape != own.shape or not _has_numbers(adapter, own):
+        return copy.shape == own.shape
+    step = max(_CHUNK // own.columns // own.step, 1) * own.step
+    starts = range(0, own.rows, step)
+    return all(
+        np.array_equal(_floats(copy, start, stop), _floats(own, start, stop))
+        for start, stop in ((start, min(start + step, own.rows)) for start in starts)
+    )
+
+
+def _has_numbers(adapter: Adapter, tensor: Tensor) -> bool:
+    """Whether the base's own numbers are there: not of a config.json alone, nor where they were rounded since."""
+    return bool(adapter.base.checkpoint.vocabulary.tokens) and not tensor.format.is_quantized
+
+
+def _floats(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+    return recode(tensor.read(start, stop), tensor.format, F32, check=False).view(np.float32)
 
 
 def as_checkpoint(adapter: Adapter) -> Checkpoint:
@@ -129,21 +164,31 @@ def as_checkpoint(adapter: Adapter) -> Checkpoint:
         name=folder.resolve().name,
         files=(*base.checkpoint.files, *read),
         notes=unused_files(folder, read),
-        warnings=missing_biases(base, adapter.config, adapter.contents),
+        warnings=(*missing_biases(base, adapter.config, adapter.contents), *_unproved(adapter)),
     )
+
+
+def _unproved(adapter: Adapter) -> tuple[str, ...]:
+    """A warning where it was not seen that copies are the base's."""
+    copies = [name for name in adapter.contents.wholes if not _has_numbers(adapter, adapter.base.tensor(name))]
+    if not copies:
+        return ()
+    told = f"the adapter has a copy of {' and '.join(map(repr, copies))}, which is left out as the base's own"
+    return (f"{told}: give the full-precision base to have that compared",)
 
 
 def lay_out(adapter: Adapter, name: str, options: Options) -> Layout:
     """The file ``name``, as ``options`` that :func:`chosen` gave have it. CheckpointError for shapes that don't fit."""
     architecture = for_config(adapter.base.checkpoint)
     provenance = read_provenance(adapter.folder)
+    kept = {key: value for key, value in provenance.fields.items() if not key.startswith(_BASE_KEYS)}
     metadata = {
         "general.architecture": string(architecture.gguf_name),
         "general.type": string(KIND),
         TYPE_KEY: string(TYPE),
         "general.name": string(adapter.folder.resolve().name),
+        **kept,
         **_base_named(adapter.config),
-        **provenance.fields,
         ALPHA: f32(adapter.config.alpha),
         "general.quantization_version": u32(gguf.QUANTIZATION_VERSION),
     }
@@ -153,10 +198,17 @@ def lay_out(adapter: Adapter, name: str, options: Options) -> Layout:
 
 
 def _base_named(config: Config) -> dict[str, Value]:
-    """What it was trained beside, without the folders of whoever trained it."""
-    named = config.content.get("base_model_name_or_path")
-    last = named.replace("\\", "/").rstrip("/").rpartition("/")[2] if isinstance(named, str) else ""
-    return {f"{_BASE_KEYS}count": u32(1), f"{_BASE_KEYS}0.name": string(last)} if last else {}
+    """What it was trained beside: a published name, or a folder's own, without those that it lies in."""
+    given = config.content.get("base_model_name_or_path")
+    named = given.replace("\\", "/").rstrip("/") if isinstance(given, str) else ""
+    organization, _, name = named.rpartition("/")
+    if not name:
+        return {}
+    found = {f"{_BASE_KEYS}count": u32(1), f"{_BASE_KEYS}0.name": string(name)}
+    if _PUBLISHED.fullmatch(named):
+        found[f"{_BASE_KEYS}0.organization"] = string(organization)
+        found[f"{_BASE_KEYS}0.repo_url"] = string(f"https://huggingface.co/{named}")
+    return found
 
 
 def _format(tensor: Tensor, wanted: Format) -> tuple[Format, Format | None]:
