@@ -24,14 +24,15 @@ from converters.options import Options
 from converters.output import partial_folder, partial_output
 from converters.proof import TOPIC as TOKENIZER_NOTE
 from converters.proof import prove
+from converters.shapes import sketch
 from converters.sources import fingerprint, open_checkpoint
-from converters.targets import choose
+from converters.targets import choose, gguf_adapter
 from converters.tensors.pending_scales import PendingScales
 from converters.times import Times
 from converters.tokenizers.proof import GGUFEncoder
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
-from edge_llama.errors import CheckpointError, EngineError
+from edge_llama.errors import CheckpointError, EngineError, OptionError
 from edge_llama.files.formats import Format
 from edge_llama.host.devices import logical_cores
 from quant.kernels import NonFiniteError, recode, recode_arrays
@@ -61,6 +62,8 @@ class Plan:
     """Every file that is read, also those that would be if they were there."""
     source_state: str
     """Names, sizes and times of these files: a change while they are read is noticed by it."""
+    is_adapter: bool = False
+    """Whether an adapter alone is written, without its base."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -104,7 +107,11 @@ def plan(
     is none. Raises what :func:`convert` would raise before it starts.
     """
     asked = Options(**options)
+    if gguf_adapter.is_asked(Path(source), Path(output), asked):
+        return _adapter_plan(Path(source), Path(output), asked)
     checkpoint = open_checkpoint(Path(source))
+    if asked.base is not None:
+        raise OptionError("--base: is for adapters alone", remedy="leave it out")
     target, chosen = choose(Path(output), checkpoint, asked)
     inputs = [checkpoint.path, *chosen.evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
     if chosen.lora is not None:
@@ -116,6 +123,19 @@ def plan(
     if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):
         checkpoint = replace(checkpoint, notes={**checkpoint.notes, TOKENIZER_NOTE: proof})
     return Plan(checkpoint, layout, chosen, tuple(inputs), files, fingerprint(files))
+
+
+def _adapter_plan(folder: Path, output: Path, asked: Options) -> Plan:
+    """That of an adapter by itself, to be opened beside its base."""
+    chosen = gguf_adapter.chosen(asked, output)
+    base = gguf_adapter.base_of(folder, chosen)
+    adapter = gguf_adapter.opened(folder, sketch(base).checkpoint)
+    checkpoint = gguf_adapter.as_checkpoint(adapter)
+    layout = gguf_adapter.lay_out(adapter, output.name, chosen)
+    check_kernels(_quantized(layout.entries))
+    files = checkpoint.files
+    inputs = (folder, adapter.base.checkpoint.path)
+    return Plan(checkpoint, layout, chosen, inputs, files, fingerprint(files), is_adapter=True)
 
 
 def convert(

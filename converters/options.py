@@ -23,7 +23,8 @@ class Options:
     ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
     ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
-    what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way.
+    what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way; ``base`` is for a
+    source that is such a folder itself: the model that it was trained beside, or its config.json alone.
     For ONNX ``quant`` is ``int4`` (None), ``int8``, ``f16`` or ``f32``, where ``block`` weights (32, 64 or 128) share a
     scale, and with ``zero_points`` a zero point too; ``portable`` graphs have standard operators alone,
     and with ``embeddings`` the text tower's gives hidden states, too. For NPUs it is ``a16w8`` or ``a16w4``, made by
@@ -56,6 +57,7 @@ class Options:
     max_shard_bytes: int | None = None
     chat_template: str | os.PathLike[str] | None = None
     lora: str | os.PathLike[str] | None = None
+    base: str | os.PathLike[str] | None = None
     allow_nonfinite: bool = False
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol, SupportsIndex, Unpack
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.errors import (
     ContextFullError,
     CopyError,
@@ -20,6 +21,7 @@ from edge_llama.errors import (
 from edge_llama.generation import Answer, AnswerOptions, Generation, Piece
 from edge_llama.media.documents.document import Document, DocumentSource, open_documents
 from edge_llama.media.images import Image, ImageSource, open_images
+from edge_llama.planning.adapters import AskedAdapters
 from edge_llama.prompts.context_overflow import (
     Shortened,
     Shortening,
@@ -72,8 +74,13 @@ class Sessions(Protocol):
     def save(self, path: str | os.PathLike[str], messages: Sequence[Message], owner: CacheOwner) -> None:
         """Write ``messages`` and what is kept for ``owner`` to a session file."""
 
-    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
-        """The messages of a session file, whose cache is taken over for ``owner``; why it can't be, if so."""
+    def resume(
+        self, path: str | os.PathLike[str], owner: CacheOwner, adapters: AdapterSet = ()
+    ) -> tuple[tuple[Message, ...], str | None]:
+        """The messages of a session file, whose cache is taken over for ``owner``; why it can't be, if so.
+
+        ``owner`` goes on with ``adapters``.
+        """
 
 
 class ChatModel(Protocol):
@@ -111,6 +118,7 @@ class ChatModel(Protocol):
         *,
         tools: Iterable[Tool] | Tools | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
     ) -> int:
         """Have what is kept of a conversation in the engine: see :meth:`edge_llama.Model.prefetch`."""
 
@@ -413,7 +421,13 @@ class Chat:
         """Have what is kept of the conversation in the engine; whether that is all up to the last answer at least."""
         options, asked = self.options, up_to_last_question(self.messages)
         tools, variables = options["tools"], options.get("template_variables")
-        known = self._model.prefetch(self.messages, self.cache_owner, tools=tools, template_variables=variables)
+        known = self._model.prefetch(
+            self.messages,
+            self.cache_owner,
+            tools=tools,
+            template_variables=variables,
+            adapters=options.get("adapters"),
+        )
         return not asked or known >= self._counter({})(asked)
 
     def cancel(self) -> None:
@@ -515,7 +529,8 @@ class Chat:
         check_room(needed, n_ctx, images, self._model.require_vision() if images else None)
 
     def _shortening(self, options: AnswerOptions) -> Shortening:
-        return Shortening(self._model.n_ctx, self._counter(options), self._summarize)
+        summarize = partial(self._summarize, options.get("adapters"))
+        return Shortening(self._model.n_ctx, self._counter(options), summarize)
 
     def _counter(self, options: AnswerOptions) -> Callable[..., int]:
         """``count_tokens`` of the model with those options of the chat and of an answer that stand in its prompt."""
@@ -523,9 +538,14 @@ class Chat:
         variables = options.get("template_variables")
         return partial(self._model.count_tokens, tools=options["tools"], template_variables=variables)
 
-    def _summarize(self, messages: Sequence[Message], max_tokens: int) -> str:
+    def _summarize(self, adapters: AskedAdapters | None, messages: Sequence[Message], max_tokens: int) -> str:
         self._summary = summary = self._model.answer(
-            messages, owner=self.cache_owner, temperature=0, max_tokens=max_tokens, thinking_budget=0
+            messages,
+            owner=self.cache_owner,
+            adapters=adapters,
+            temperature=0,
+            max_tokens=max_tokens,
+            thinking_budget=0,
         )
         try:
             answer = summary.result()

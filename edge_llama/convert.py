@@ -70,6 +70,9 @@ class ConvertOptions(TypedDict, total=False):
     """A family such as ``llama3.1``, a Jinja file, or ``none``."""
     lora: str | os.PathLike[str] | None
     """The folder of an adapter that is merged on the way; its tokenizer and chat template are used."""
+    base: str | os.PathLike[str] | None
+    """For a source that is an adapter: the model that it was trained beside, a checkpoint or its config.json alone;
+    None: what the adapter names, if that lies on this machine."""
     allow_nonfinite: bool
     """Go on where weights are NaN, infinite or too large for their format."""
 
@@ -164,6 +167,7 @@ def convert(
 ) -> Conversion:
     """Convert the checkpoint at ``source`` (a folder, a .gguf file, ``smollm2``) into ``output`` in one streaming pass.
 
+    A source that is an adapter's folder becomes a GGUF adapter, to be opened beside its ``base``.
     ``options`` are those of ``edge-llama convert``, such as ``quant="q4_k_m"`` and ``to="onnx"``. An existing output is
     replaced only with ``force``. ``threads``: None for all cores. ``on_progress`` is told, on the caller's thread, the
     source bytes finished so far and how many there are.

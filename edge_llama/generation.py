@@ -7,7 +7,9 @@ from queue import Empty
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypedDict
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.errors import CopyError, EdgeLlamaError
+from edge_llama.planning.adapters import AskedAdapters
 from edge_llama.prompts.thinking import ThinkingParser
 from edge_llama.prompts.tool_choice import ToolChoice
 from edge_llama.prompts.tool_grammar import CallGrammar
@@ -38,7 +40,10 @@ __all__ = [
 
 
 class RequestOptions(SamplingOptions, total=False):
-    """The options of a generation: those of sampling, and ``deadline``: seconds until DeadlineError ends it.
+    """The options of a generation: those of sampling, and two more.
+
+    ``deadline``: seconds until DeadlineError ends it. ``adapters``: which of those that the model was opened with are
+    added to it, names or weights by name (``{"legal": 0.5}``); None: the model alone answers.
 
     Examples:
         >>> options: edge_llama.RequestOptions = {"max_tokens": 4, "temperature": 0, "deadline": 60}
@@ -47,6 +52,7 @@ class RequestOptions(SamplingOptions, total=False):
     """
 
     deadline: float | None
+    adapters: AskedAdapters | None
 
 
 class AnswerOptions(RequestOptions, total=False):
@@ -85,6 +91,7 @@ class AnswerParts(TypedDict, total=False):
     owner: CacheOwner | None
     image_embeddings: ImageEmbeddings | None
     deadline: float | None
+    adapters: AdapterSet
 
 
 class Work(Protocol):
@@ -331,6 +338,7 @@ def generate(
     owner: CacheOwner | None = None,
     image_embeddings: ImageEmbeddings | None = None,
     deadline: float | None = None,
+    adapters: AdapterSet = (),
 ) -> Generation:
     """An answer to ``prompt``: ``on_finish`` and ``keep_alive`` are :class:`Generation`'s, the others Answering's."""
     request = Answering(
@@ -343,6 +351,7 @@ def generate(
         owner=owner,
         image_embeddings=image_embeddings,
         deadline=deadline,
+        adapters=adapters,
     )
     work = _Requested(scheduler, request)
     return Generation(request.progress, work, on_finish=on_finish, keep_alive=keep_alive)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_llama.backends import load_progress
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import AskedDevice, Placement, TextTower
 from edge_llama.backends.device_names import check_provider_options
 from edge_llama.backends.local_models import found
@@ -29,6 +30,7 @@ from edge_llama.files.onnx_text import IMAGE_FEATURES
 from edge_llama.generation import Answer, AnswerOptions, AnswerParts, Generation, RequestOptions, generate
 from edge_llama.host import devices
 from edge_llama.media.images import Image
+from edge_llama.planning.adapters import Adapters, AskedAdapters, adapters_of, add_to, chosen, nbytes_of
 from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
@@ -79,7 +81,10 @@ class Model:
         self._template = template_of(artifact, given.get("chat_template"))
         self.vision_placement = _place_vision(artifact, vision, given)
         """Where the vision tower runs; None if the model has none."""
-        plan = plan_engine(artifact, given, other_bytes=vision.nbytes if vision else 0)
+        self.adapters: Adapters = adapters_of(artifact, given)
+        """Those that answers may ask for, by name."""
+        self._is_deterministic = given.get("deterministic", False)
+        plan = plan_engine(artifact, given, (vision.nbytes if vision else 0) + nbytes_of(self.adapters))
         _check_told(given, plan.placement, self.vision_placement)
         self.context = plan.context
         """How much context it has, why, and the bytes of its KV cache; as text for people."""
@@ -98,6 +103,7 @@ class Model:
         """``encode`` a text to ids, ``piece`` an id to bytes; ``n_vocab``."""
         try:
             _check_cells(tower, given.get("kv_cells"))
+            add_to(tower, self.adapters)
             encoder = self._encoder(vision, tower, given.get("max_tiles"))
             self.identity = artifact.identity()
             """A hash that tells its file from others."""
@@ -117,7 +123,7 @@ class Model:
             encoder,
             max_running=plan.max_running,
             max_queued=MAX_QUEUED if max_queued is None else max_queued,
-            is_deterministic=given.get("deterministic", False),
+            is_deterministic=self._is_deterministic,
             disk=self._disk,
         )
         self._embeddings = Embeddings(self._engine)
@@ -216,7 +222,8 @@ class Model:
     def resume_chat(self, path: str | os.PathLike[str], **options: Unpack[ChatOptions]) -> Chat:
         """:meth:`load_chat` for who tells by other means that the conversation will be read again."""
         chat = self.chat(**options)
-        messages, chat.reread_reason = self.sessions.resume(path, chat.cache_owner)
+        adapters = self.adapter_set(chat.options.get("adapters"))
+        messages, chat.reread_reason = self.sessions.resume(path, chat.cache_owner, adapters)
         chat.messages = list(messages)
         return chat
 
@@ -231,10 +238,10 @@ class Model:
         with self._preparing():
             self._check_writes()
             tokens = self._raw_tokens(prompt)
-            deadline = _deadline(options)
+            deadline, adapters = _deadline(options), self.adapter_set(options.pop("adapters", None))
             sampling = self.sampling(options)
             check_room(len(tokens), self.n_ctx, (), None)
-            return self._begun(tokens, sampling, deadline=deadline)
+            return self._begun(tokens, sampling, deadline=deadline, adapters=adapters)
 
     def _preparing(self) -> AbstractContextManager[None]:
         """Around what leads to an answer."""
@@ -319,7 +326,7 @@ class Model:
                 calls = call_grammar(called, style, control, is_single=is_one, may_answer=may_answer)
             is_parsed = (names or tool_format) and tool_choice != NONE
             parser = self.template.call_parser(names, tool_format, is_single=is_single) if is_parsed else None
-            deadline = _deadline(options)
+            deadline, adapters = _deadline(options), self.adapter_set(options.pop("adapters", None))
             return self._begun(
                 tokens,
                 self.sampling(options),
@@ -330,7 +337,12 @@ class Model:
                 owner=owner,
                 image_embeddings=ImageEmbeddings(encoder, tokens, images) if encoder else None,
                 deadline=deadline,
+                adapters=adapters,
             )
+
+    def adapter_set(self, asked: AskedAdapters | None) -> AdapterSet:
+        """What an answer's ``adapters`` mean. OptionError for one that is none of :attr:`adapters`, or its weight."""
+        return chosen(asked, self.adapters, is_deterministic=self._is_deterministic)
 
     def _check_writes(self) -> None:
         """InputError for an encoder: it has no next token."""
@@ -347,10 +359,28 @@ class Model:
         *,
         tools: Iterable[Tool] | Tools | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
     ) -> int:
         """Have what is kept of a conversation in the engine, for ``owner`` to go on from; how many tokens that is."""
         tokens = np.array(self._prompt(messages, tools_of(tools), template_variables or {}, None), np.int32)
-        return self._engine.call(lambda: self._engine.cache.prefetch(tokens, owner))
+        used = self.adapter_set(adapters)
+        return self._engine.call(lambda: self._engine.cache.prefetch(tokens, owner, used))
+
+    def tokens_to_prefill(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
+    ) -> int:
+        """How many tokens of the conversation would have to be prefilled for an answer with these ``adapters``.
+
+        What was prefilled with others, or with none, is of no use to it.
+        """
+        tokens = np.array(self._prompt(messages, tools_of(tools), template_variables or {}, None), np.int32)
+        used = self.adapter_set(adapters)
+        return len(tokens) - self._engine.call(lambda: self._engine.cache.known(tokens, used))
 
     def count_tokens(
         self,

@@ -21,6 +21,32 @@ from quant.kernels import recode
 WEIGHTS = "adapter_model.safetensors"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SMALL = checkpoints.Shape(hidden=32, ffn=48, layers=2, heads=2, kv_heads=1)
+KINDS: dict[str, dict[str, Any]] = {
+    "queries and values": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
+    "every linear layer": {"r": 4, "lora_alpha": 3, "target_modules": LINEAR},
+    "all-linear": {"r": 4, "lora_alpha": 3, "target_modules": "all-linear"},
+    "rsLoRA": {"r": 16, "lora_alpha": 8, "use_rslora": True, "target_modules": LINEAR},
+    "ranks and alphas by pattern": {
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": LINEAR,
+        "rank_pattern": {"layers.1.self_attn.q_proj": 3, "down_proj": 12},
+        "alpha_pattern": {r"layers\.[02]\.mlp\.up_proj": 5},
+    },
+    "some layers": {"r": 4, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 2]},
+    "one layer, by its pattern": {
+        "r": 4,
+        "target_modules": ["q_proj"],
+        "layers_to_transform": 1,
+        "layers_pattern": "layers",
+    },
+    "all but some": {"r": 4, "target_modules": LINEAR, "exclude_modules": ["layers.0.mlp.up_proj", "k_proj"]},
+    "a regular expression": {"r": 4, "target_modules": r".*\.[12]\.self_attn\.(q|o)_proj"},
+    "head and embedding": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "lm_head", "k_proj"]},
+    "whole modules": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    "a whole network inside": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
+}
+"""Of an untied Llama of three layers: what peft is asked to train."""
 _TRAINED = ("lora_", "modules_to_save", "trainable_tokens_delta")
 
 

@@ -1,6 +1,6 @@
 """Look into an open model from a test: its tower's logits, its session, in the thread that owns them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +95,22 @@ def last_logits(path: Path, tokens: Sequence[int], n_ctx: int = 512) -> Any:
 
     with edge_llama.open(path, n_ctx=n_ctx, kv_format="f32") as model:
         return on_engine(model, work)
+
+
+def logits_with(
+    model: edge_llama.Model, tokens: Sequence[int], adapters: Sequence[str] | Mapping[str, float] | None
+) -> NDArray[np.float32]:
+    """After ``tokens``, computed anew with adapters that the model was opened with."""
+
+    def work(session: Session, tower: TextTower) -> NDArray[np.float32]:
+        assert isinstance(tower, LlamaCppTower)
+        tower.use_adapters(model.adapter_set(adapters))
+        one = OneSequence(tower, session.cache._free[-1])
+        found = one.decode(tokens).values.copy()
+        one.cut(0)
+        return found
+
+    return on_engine(model, work)
 
 
 def greedy(path: Path, tokens: Sequence[int], count: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from converters.architectures.family import Family, ServingTensors, Weight
+from converters.architectures.family import Family, Place, ServingTensors, Weight
 from converters.architectures.gemma3 import GEMMA3
 from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.llama import LLAMA
@@ -27,6 +27,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "MetaFamily",
+    "Place",
     "ServingTensors",
     "Weight",
     "for_config",
@@ -95,6 +96,9 @@ class Architecture(Protocol):
 
     def serving_tensors(self, checkpoint: Checkpoint) -> ServingTensors:
         """The same for programs that quantize linear layers, which these are apart; CheckpointError likewise."""
+
+    def places_in(self, checkpoint: Checkpoint) -> Mapping[str, Place]:
+        """The rows of the table of tensors by the names that the checkpoint has for them."""
 
     def config_from_gguf(self, header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """A config.json's content from GGUF metadata, and from tensors that hold settings."""

@@ -184,6 +184,11 @@ class Family:
         for layer in range(hp.n_layer):
             yield from (Place(spec, layer) for spec in self.layer if spec.when(hp, layer))
 
+    def places_in(self, checkpoint: Checkpoint) -> Mapping[str, Place]:
+        """The table's rows by the names that the checkpoint has for them."""
+        published = self._take(checkpoint).published
+        return {published(place.hf): place for place in self.places(self.hyperparameters(checkpoint))}
+
     def _take(self, checkpoint: Checkpoint) -> "_Take":
         return _Take(checkpoint, self.towers)
 

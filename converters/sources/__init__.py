@@ -44,7 +44,8 @@ def _open_folder(folder: Path) -> Checkpoint:
         return meta.open_folder(folder)
     if (folder / ADAPTER).is_file():
         raise CheckpointError(
-            f"{folder}: this is an adapter, whose base has the weights", remedy=f"give the base, and --lora {folder}"
+            f"{folder}: this is an adapter, whose base has the weights",
+            remedy=f"give the base, and --lora {folder}; or for the adapter alone, --to gguf with a name in .gguf",
         )
     return hugging_face.open_folder(folder)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from edge_llama.cli import options
-from edge_llama.cli.chat_session import commands
+from edge_llama.cli.chat_session import adapter_texts, commands
 from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.documents import Retrieval
@@ -47,6 +47,7 @@ def chat(
     ] = None,
     system: options.System = None,
     opening: OpenOptions,
+    adapter: options.Adapter = None,
     when_full: options.WhenFull = "error",
     continue_: options.Continue = None,
     no_history: options.NoHistory = False,
@@ -81,6 +82,9 @@ def chat(
     """
     if plain:
         speak_plainly(tell_speakers=sys.stdin.isatty())
+    files, weights = adapter_texts.parse(adapter)
+    if files:
+        opening = {**opening, "adapters": files}
     kept = Kept(continue_, off=no_history, quiet=quiet)
     if kept.model(model) is None:
         model = picked()
@@ -96,6 +100,7 @@ def chat(
         when_full=options.when_full(when_full),
         plain=plain,
         hide_thinking=hide_thinking or quiet,
+        adapters=weights,
     )
     with closing(conversation):
         note(f"{conversation.model.artifact.name}: {conversation.model.context}", quiet=quiet)

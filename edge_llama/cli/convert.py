@@ -130,6 +130,14 @@ def convert(
     lora: Annotated[
         Path | None, typer.Option(metavar="PEFT_DIR", help="Merge the LoRA adapter in this folder on the way.")
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="Of an adapter's folder: the model that it was trained beside, or its config.json alone. Default: "
+            "what the adapter names, if it is on this machine.",
+        ),
+    ] = None,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where weights are NaN, infinite or too large.")
     ] = False,
@@ -144,6 +152,7 @@ def convert(
 
     Example: edge-llama convert ~/models/Llama-3.2-1B-Instruct llama-3.2-1b-q4_k_m.gguf
     For vLLM: edge-llama convert ~/models/Llama-3.3-70B-Instruct llama-w4a16 --to safetensors --quant w4a16
+    An adapter: edge-llama convert ~/adapters/legal legal.gguf --base ~/models/Llama-3.2-1B-Instruct
     """
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters import plan as make_plan  # noqa: PLC0415
@@ -173,6 +182,7 @@ def convert(
         max_shard_bytes=None if max_shard_size is None else options.size(max_shard_size, "--max-shard-size"),
         chat_template=chat_template,
         lora=lora,
+        base=base,
         allow_nonfinite=allow_nonfinite,
     )
     if dry_run:
@@ -194,7 +204,8 @@ def _unfit(plan: "Plan") -> str:
     """Why a GGUF text tower of this plan would not run here; "" if it would."""
     from converters.shapes import Sketch  # noqa: PLC0415
 
-    if not any(part.name.endswith(SUFFIX) for part in plan.layout.parts) or plan.options.quant is None:
+    is_text = any(part.name.endswith(SUFFIX) for part in plan.layout.parts) and not plan.is_adapter
+    if not is_text or plan.options.quant is None:
         return ""
     return told(Sketch(plan.checkpoint).text(plan.options.quant), None)
 

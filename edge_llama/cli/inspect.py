@@ -17,6 +17,7 @@ from edge_llama.errors import printable
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
 from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.gguf_adapter import AdapterFile, is_adapter, read_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +27,8 @@ _SHOWN = 72  # characters of a value that a table shows
 
 def inspect(
     model: Annotated[
-        str | None, typer.Argument(help="A .gguf file, a bundle, a vision tower, a checkpoint's folder, or smollm2.")
+        str | None,
+        typer.Argument(help="A .gguf file, a bundle, a vision tower, an adapter, a checkpoint's folder, or smollm2."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -38,6 +40,9 @@ def inspect(
     if checkpoint_at(path):
         _describe(path, as_json=as_json)
         return
+    if is_adapter(path):
+        _describe_adapter(read_adapter(path), as_json=as_json)
+        return
     found = read_towers(path)
     text = open_artifact(found.text) if found.text else None
     _print(_described(found, text)) if as_json else _show_towers(found, text, _console())
@@ -48,6 +53,26 @@ def _describe(folder: Path, *, as_json: bool) -> None:
 
     found = checkpoints.read(folder)
     _print(checkpoints.as_json(found, encode)) if as_json else checkpoints.show(found, _console(), encode)
+
+
+def _describe_adapter(adapter: AdapterFile, *, as_json: bool) -> None:
+    header = adapter.header
+    name = header.get("general.name", str, adapter.path.stem)
+    if not as_json:
+        title = f"{printable(name)}: adapter for a {printable(adapter.architecture)} model, alpha {adapter.alpha:g}"
+        _show(_console(), title, gguf_metadata.as_rows(header), header.tensors, _weights(header.tensors))
+        return
+    _print(
+        {
+            "path": str(adapter.path),
+            "name": name,
+            "adapter": {"architecture": adapter.architecture, "alpha": adapter.alpha},
+            "file_bytes": header.file_size,
+            "weight_bytes": adapter.nbytes,
+            "metadata": gguf_metadata.as_json(header),
+            "tensors": _tensors("", header.tensors),
+        }
+    )
 
 
 def _print(described: Mapping[str, Any]) -> None:

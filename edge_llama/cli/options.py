@@ -88,6 +88,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but results and errors.")]
 
 
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[NAME=]FILE[@WEIGHT]",
+        help="A LoRA adapter for a GGUF model, a .gguf file that convert wrote of one. May be repeated: all are added.",
+    ),
+]
+
+
 def with_opening(*names: str, also_remote: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb the options of ``open`` in place of its parameter ``opening``, which gets those that were given.
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_llama.cli import options
+from edge_llama.cli.chat_session import adapter_texts
 from edge_llama.cli.chat_session.documents import Retrieval, tell_cost, tell_passages
 from edge_llama.cli.terminal.console import Plain, ended, logprob_lines, note, speed, stream, token_text
 from edge_llama.cli.terminal.standard_input import before_prompt, context_of_stdin, prompt_of_stdin
@@ -59,6 +60,7 @@ def run(
     retrieve: options.Retrieve = False,
     embedding_model: options.EmbeddingModel = None,
     opening: OpenOptions,
+    adapter: options.Adapter = None,
     isolate: options.Isolate = False,
     hide_thinking: options.HideThinking = False,
     as_json: options.Json = False,
@@ -75,8 +77,11 @@ def run(
 
     About a document: edge-llama run "Who wrote this?" --file letter.pdf
 
+    With an adapter: edge-llama run llama-3.2-1b-q8_0.gguf "What is a lien?" --adapter legal.gguf
+
     On a server: edge-llama run http://127.0.0.1:8000/v1 "Hello" --tokenizer llama-3.2-1b/
     """
+    opening, params = _with_adapters(adapter, opening, params)
     if len(words) > 2:
         raise OptionError(f"{len(words)} arguments, expected [MODEL] PROMPT", remedy="put the prompt in quotes")
     model_name = words[0] if len(words) == 2 else None
@@ -130,6 +135,14 @@ def _prompt(word: str, *, raw: bool, quiet: bool) -> str:
     if word == "-":
         return prompt_of_stdin()
     return before_prompt(context_of_stdin(quiet=quiet), word, raw=raw)
+
+
+def _with_adapters(
+    texts: list[str] | None, opening: OpenOptions, params: dict[str, Any]
+) -> tuple[OpenOptions, dict[str, Any]]:
+    """The options to open the model with, and those of the answer, which uses all adapters."""
+    files, weights = adapter_texts.parse(texts)
+    return ({**opening, "adapters": files}, {**params, "adapters": weights}) if files else (opening, params)
 
 
 def _check_raw(options: Mapping[str, object]) -> None:

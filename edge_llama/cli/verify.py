@@ -17,6 +17,7 @@ from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import NotVerifiableError, OptionError, printable
 from edge_llama.files import checksums, manifest
 from edge_llama.files.artifact import Bundle
+from edge_llama.files.gguf_adapter import is_adapter, read_adapter
 from edge_llama.files.integrity import verify as verify_file
 
 Count = Callable[[int], None]
@@ -26,7 +27,9 @@ _LITTLE = 64  # tokens of context: nothing is answered
 def verify(
     model: Annotated[
         str | None,
-        typer.Argument(help="A .gguf file, a bundle, a vision tower, what --to safetensors wrote, or smollm2."),
+        typer.Argument(
+            help="A .gguf file, a bundle, a vision tower, an adapter, what --to safetensors wrote, or smollm2."
+        ),
     ] = None,
     template: Annotated[
         bool,
@@ -51,7 +54,10 @@ def verify(
     if reference is not None:
         raise OptionError(f"--reference {reference}: is for --template", remedy="add --template, or leave it out")
     path = found(model)
-    work = _of_folder(path) if checkpoint_at(path) else _of_towers(read_towers(path))
+    if is_adapter(path):
+        work = _of_adapter(path)
+    else:
+        work = _of_folder(path) if checkpoint_at(path) else _of_towers(read_towers(path))
     done = 0
     with progress(work.path.name, quiet=quiet) as show:
 
@@ -98,6 +104,11 @@ class _Work:
     check: Callable[[Count], object]
     n_tensors: int | None = None
     n_files: int | None = None
+
+
+def _of_adapter(path: Path) -> _Work:
+    adapter = read_adapter(path)
+    return _Work(path, adapter.nbytes, lambda count: verify_file(adapter.header, count), len(adapter.header.tensors))
 
 
 def _of_towers(towers: Bundle) -> _Work:

@@ -136,6 +136,10 @@ class Artifact(Protocol):
         """Whether images can be given to it."""
 
     @property
+    def takes_adapters(self) -> bool:
+        """Whether its engine can compute with adapters beside its weights."""
+
+    @property
     def is_encoder(self) -> bool:
         """Whether it embeds text and writes none."""
 

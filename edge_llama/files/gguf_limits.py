@@ -19,7 +19,7 @@ _MAX_LAYERS, _MAX_EXPERTS = 512, 1024
 _SCALINGS = ("none", "linear", "yarn", "longrope")
 _WITHOUT_TEXT = ("none", "no_vocab", "test")  # vocabularies that turn no text into tokens
 _WITHOUT_BYTES, _BYTE = ("bert", "rwkv", "plamo2"), 6
-_GRAPHS = ("llama", "llama4", "qwen2", "qwen3", "smollm3", "gemma3")
+GRAPHS = ("llama", "llama4", "qwen2", "qwen3", "smollm3", "gemma3")
 """Architectures of which it is known here what their graphs assert: those that the converter writes."""
 LLAMA4_NOPE_INTERVAL = 4
 """Every so many layers have no rotary embedding, which is built into llama.cpp."""
@@ -40,7 +40,7 @@ def check_model(headers: Sequence[Header]) -> None:
     if scaling not in _SCALINGS:
         raise _wrong(header, "rope.scaling.type", f"is {scaling[:100]!r}", f"known: {', '.join(_SCALINGS)}")
     _check_blocks(header, tensors)
-    if header.architecture in _GRAPHS:
+    if header.architecture in GRAPHS:
         _check_head_sizes(header)
         _check_formats(tensors, header)
     if header.architecture == "llama4":

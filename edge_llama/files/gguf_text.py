@@ -9,6 +9,7 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files import gguf_metadata, text_rules
 from edge_llama.files.artifact import Recommended, Row
 from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType
+from edge_llama.files.gguf_adapter import KIND as ADAPTER
 from edge_llama.files.gguf_encoders import ENCODERS, POOLINGS, check_encoder
 from edge_llama.files.gguf_limits import check_model, items, numbers
 from edge_llama.files.gguf_parts import read_parts
@@ -96,6 +97,11 @@ class GGUFArtifact(TextArtifact):
         )
 
     @property
+    def takes_adapters(self) -> bool:
+        """llama.cpp can, where something is written."""
+        return not self.is_encoder
+
+    @property
     def is_encoder(self) -> bool:
         """Whether llama.cpp keeps no cache for it: such a model embeds text."""
         return self.architecture in ENCODERS
@@ -148,6 +154,11 @@ def read_gguf_text(path: Path) -> GGUFArtifact:
     architecture = header.architecture
     if not architecture:
         raise ArtifactError(f"{path}: general.architecture is missing", remedy="this GGUF file holds no model")
+    if (kind := header.fields.get("general.type")) is not None and kind.item is None and kind.data == ADAPTER:
+        raise ArtifactError(
+            f"{path}: this is an adapter, which has no model in it",
+            remedy="open the model that it was trained beside, and this file by adapters= (--adapter)",
+        )
     if architecture == MMPROJ:
         raise ArtifactError(
             f"{path}: this is a vision tower (mmproj) alone", remedy="open the text model, and this file by --vision"

@@ -72,6 +72,11 @@ class TextArtifact(ABC):
         return True
 
     @property
+    def takes_adapters(self) -> bool:
+        """Whether its engine can compute with adapters beside its weights."""
+        return False
+
+    @property
     def is_encoder(self) -> bool:
         """Whether it embeds text and writes none."""
         return False

@@ -86,7 +86,7 @@ class Recording:
                 return None
         except EdgeLlamaError as error:  # as of images that the model, opened so, can't see
             return str(error)
-        older = "its KV cache is older than the last message; what both have is not"
+        older = "its KV cache is older than the last message, or of other adapters; what both have is not"
         return model.sessions.why_not_kept(conversation.id) or older
 
     def _tag(self, model: Model, chat: Chat) -> None:

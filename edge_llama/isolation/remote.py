@@ -15,6 +15,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet, set_to_json
 from edge_llama.backends.base import VisionTower
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact
@@ -28,6 +29,7 @@ from edge_llama.isolation.tokenizer import RemoteTokenizer
 from edge_llama.isolation.worker import Worker
 from edge_llama.media.images import Image  # noqa: TC001 - as everywhere here
 from edge_llama.model import Model, are_tokens, path_of, sees_no_images, vision_of
+from edge_llama.planning.adapters import AskedAdapters, adapters_of
 from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.prompts.messages import Message, as_json, check_messages, check_text
 from edge_llama.prompts.model_template import template_of
@@ -65,6 +67,8 @@ class IsolatedModel(Model):
         self.vision_placement, self.threads, self.identity = facts.vision_placement, facts.threads, facts.identity
         self.tokenizer = RemoteTokenizer(self._worker, self.artifact.n_vocab, facts)
         self._images = _image_ids(vision, facts, given.get("max_tiles"))
+        self.adapters = adapters_of(self.artifact, given)
+        self._is_deterministic = given.get("deterministic", False)
 
     @property
     def vision(self) -> VisionArtifact | None:
@@ -135,10 +139,25 @@ class IsolatedModel(Model):
         *,
         tools: Iterable[Tool] | Tools | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
     ) -> int:
         """See :meth:`edge_llama.Model.prefetch`."""
         given = _prompt(messages, tools, template_variables)
-        count: int = self._worker.call("prefetch", **given, owner=self._worker.owner(owner))
+        asked = as_json(adapters, "adapters")
+        count: int = self._worker.call("prefetch", **given, owner=self._worker.owner(owner), adapters=asked)
+        return count
+
+    def tokens_to_prefill(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
+    ) -> int:
+        """See :meth:`edge_llama.Model.tokens_to_prefill`."""
+        given = _prompt(messages, tools, template_variables)
+        count: int = self._worker.call("tokens_to_prefill", **given, adapters=as_json(adapters, "adapters"))
         return count
 
     def stats(self) -> Stats:
@@ -185,9 +204,11 @@ class _RemoteSessions:
         given = wire.messages_to_json(check_messages(messages), images)
         self._worker.call("save", images, path=target, messages=given, owner=self._worker.owner(owner))
 
-    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
-        source = checked_path(path).absolute()
-        found = self._worker.call("resume", path=source, owner=self._worker.owner(owner))
+    def resume(
+        self, path: str | os.PathLike[str], owner: CacheOwner, adapters: AdapterSet = ()
+    ) -> tuple[tuple[Message, ...], str | None]:
+        source, used = checked_path(path).absolute(), set_to_json(adapters)
+        found = self._worker.call("resume", path=source, owner=self._worker.owner(owner), adapters=used)
         return tuple(map(Message.from_json, found["messages"])), found["reason"]
 
 
@@ -208,7 +229,10 @@ def _absolute(options: OpenOptions) -> Mapping[str, Any]:
     """The options with paths that are good in every child, wherever the host's working directory is by then."""
     paths = {"vision": options.get("vision"), "cache_dir": options.get("cache_dir")}
     found = {name: Path(str(path_of(path))).absolute() for name, path in paths.items() if path is not None}
-    return {**options, **{name: str(path) for name, path in found.items()}}
+    given = options.get("adapters")
+    adapters = {name: str(Path(path).absolute()) for name, path in given.items()} if isinstance(given, Mapping) else {}
+    changed: dict[str, Any] = {name: str(path) for name, path in found.items()}
+    return {**options, **changed, **({"adapters": adapters} if adapters else {})}
 
 
 def _image_ids(vision: VisionArtifact | None, facts: wire.Facts, max_tiles: int | None) -> ImageEncoder | None:

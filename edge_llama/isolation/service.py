@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from edge_llama.backends.adapters import set_from_json
 from edge_llama.files.artifact import Pooling
 from edge_llama.generation import Generation
 from edge_llama.isolation import wire
@@ -11,6 +12,7 @@ from edge_llama.isolation.logprob_table import LogprobTable, table_bytes
 from edge_llama.isolation.shared_file import view
 from edge_llama.media.images import Image
 from edge_llama.model import Model
+from edge_llama.planning.adapters import AskedAdapters
 from edge_llama.prompts.tools import Tools
 from edge_llama.runtime.cache_entries import CacheOwner
 
@@ -61,6 +63,7 @@ class Service:
             "stats": lambda: asdict(model.stats()),
             "store": lambda owner: sessions.store(self._owner(owner)),
             "tag": lambda owner, conversation: sessions.tag(self._owner(owner), conversation),
+            "tokens_to_prefill": self._tokens_to_prefill,
             "vocabulary": self._vocabulary,
             "why_not_kept": sessions.why_not_kept,
         }
@@ -131,10 +134,28 @@ class Service:
         tools: Sequence[dict[str, Any]],
         template_variables: Mapping[str, Any],
         owner: Owner,
+        adapters: AskedAdapters | None,
     ) -> int:
         given = wire.messages_from_json(messages, self._images(images))
         return self._model.prefetch(
-            given, self._owner(owner), tools=Tools(tuple(tools)), template_variables=template_variables
+            given,
+            self._owner(owner),
+            tools=Tools(tuple(tools)),
+            template_variables=template_variables,
+            adapters=adapters,
+        )
+
+    def _tokens_to_prefill(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Sequence[Any]],
+        tools: Sequence[dict[str, Any]],
+        template_variables: Mapping[str, Any],
+        adapters: AskedAdapters | None,
+    ) -> int:
+        given = wire.messages_from_json(messages, self._images(images))
+        return self._model.tokens_to_prefill(
+            given, tools=Tools(tuple(tools)), template_variables=template_variables, adapters=adapters
         )
 
     def _vocabulary(self) -> Blob:
@@ -154,8 +175,8 @@ class Service:
         given = wire.messages_from_json(messages, self._images(images))
         self._model.sessions.save(path, given, self._owner(owner))
 
-    def _resume(self, path: str, owner: Owner) -> dict[str, Any]:
-        messages, reason = self._model.sessions.resume(path, self._owner(owner))
+    def _resume(self, path: str, owner: Owner, adapters: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        messages, reason = self._model.sessions.resume(path, self._owner(owner), set_from_json(adapters))
         return {"messages": [message.to_json() for message in messages], "reason": reason}
 
     def _owner(self, given: Owner) -> CacheOwner:

@@ -5,7 +5,7 @@ is up to who reads it from :class:`OpenOptions`.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import inf
@@ -113,6 +113,35 @@ def _template(name: str, value: Any) -> str:
     """Without the mark that some editors put before a file's text."""
     check_text(value, name)
     return cast("str", value).removeprefix("\ufeff")
+
+
+def _adapters(name: str, value: Any) -> dict[str, str]:
+    """Files by name; of a list each is called as its file is, without the ending."""
+    if isinstance(value, Mapping):
+        return {_adapter_name(name, called): _adapter_path(name, path) for called, path in value.items()}
+    if not isinstance(value, list | tuple):
+        raise OptionError(f"{name} is {value!r:.100}, expected files by name, or a list of files")
+    found: dict[str, str] = {}
+    for path in (_adapter_path(name, each) for each in value):
+        called = Path(path).stem
+        if called in found:
+            raise OptionError(f"{name}: two are called {called!r:.100}", remedy="give them names: {name: path}")
+        found[called] = path
+    return found
+
+
+def _adapter_name(name: str, called: Any) -> str:
+    check_text(called, name)
+    if not called:
+        raise OptionError(f"{name}: one has an empty name")
+    return cast("str", called)
+
+
+def _adapter_path(name: str, value: Any) -> str:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise OptionError(f"{name}: {value!r:.100} is no file's path as text")
+    return path
 
 
 class OpenOptions(TypedDict, total=False):
@@ -350,6 +379,11 @@ class OpenOptions(TypedDict, total=False):
         ),
     ]
     """The file of a vision tower (a bundle, its ``.onnx`` file, an mmproj ``.gguf``) in place of the model's own."""
+    adapters: Annotated[
+        Mapping[str, str | os.PathLike[str]] | Sequence[str | os.PathLike[str]] | None, Option(_adapters)
+    ]
+    """LoRA adapters in GGUF files, by the names that answers ask for them with; of a list each is called as its file
+    is, without the ending. The model alone answers who asks for none. An ONNX model takes none."""
     max_tiles: Annotated[
         int | None,
         Option(

@@ -16,6 +16,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import Choice, Placement, Setting
 from edge_llama.backends.registry import remote_engine
 from edge_llama.backends.token_stream import TokenStream
@@ -24,6 +25,7 @@ from edge_llama.errors import InputError, OptionError, SessionError
 from edge_llama.files.artifact import Pooling, VisionArtifact
 from edge_llama.generation import AnswerParts, Generation
 from edge_llama.model import Model, path_of
+from edge_llama.planning.adapters import AskedAdapters
 from edge_llama.planning.memory import ContextSize
 from edge_llama.planning.options import OpenOptions, check_place, checked
 from edge_llama.prompts.messages import Message
@@ -77,6 +79,8 @@ class RemoteModel(Model):
         self.placement = Placement(0, f"served by {stream.engine}", f"remote {stream.url}")
         self.vision_placement = None
         self.threads = None
+        self.adapters = {}
+        self._is_deterministic = False
         self._counts = _Counts()
 
     @property
@@ -113,9 +117,22 @@ class RemoteModel(Model):
         *,
         tools: Iterable[Tool] | Tools | None = None,  # noqa: ARG002
         template_variables: Mapping[str, Any] | None = None,  # noqa: ARG002
+        adapters: AskedAdapters | None = None,  # noqa: ARG002
     ) -> int:
         """0: what the server still holds of a conversation is not known."""
         return 0
+
+    def tokens_to_prefill(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Tool] | Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        adapters: AskedAdapters | None = None,
+    ) -> int:
+        """All of them, for all that is known here."""
+        self.adapter_set(adapters)
+        return self.count_tokens(messages, tools=tools, template_variables=template_variables)
 
     def stats(self) -> Stats:
         """What was asked of the server and came back. Cells, and who else waits there, are not known: 0."""
@@ -237,7 +254,12 @@ class _NoSessions:
         """SessionError: a session file holds a KV cache, which is on the server."""
         raise self._refusal(path)
 
-    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:  # noqa: ARG002
+    def resume(
+        self,
+        path: str | os.PathLike[str],
+        owner: CacheOwner,  # noqa: ARG002
+        adapters: AdapterSet = (),  # noqa: ARG002
+    ) -> tuple[tuple[Message, ...], str | None]:
         """SessionError as :meth:`save`."""
         raise self._refusal(path)
 

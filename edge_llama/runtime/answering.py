@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.prompts.thinking import ThinkingParser
@@ -36,6 +37,7 @@ class Answering(Request):
         owner: CacheOwner | None = None,
         image_embeddings: ImageEmbeddings | None = None,
         deadline: float | None = None,
+        adapters: AdapterSet = (),
     ) -> None:
         """OptionError for params that the vocabulary can't follow, or a schema, regex or grammar that can't be.
 
@@ -44,9 +46,8 @@ class Answering(Request):
         is nothing but such. ``image_embeddings`` has what the prompt's negative ids stand for. For the others see
         :class:`Request`.
         """
-        super().__init__(
-            prompt, owner=owner, embed=image_embeddings.embed if image_embeddings else None, deadline=deadline
-        )
+        embed = image_embeddings.embed if image_embeddings else None
+        super().__init__(prompt, owner=owner, embed=embed, deadline=deadline, adapters=adapters)
         check_biases(params, tower.tokenizer)
         self._constraint = constraint(params, tower.tokenizer, calls)
         self.progress = Progress(Timings(prompt_tokens=len(prompt)))

@@ -1,7 +1,8 @@
 """What goes into a decode: rows of requests that are being answered, and as much of prompts as there is room for."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from edge_llama.backends.base import Rows
@@ -25,6 +26,8 @@ class Running:
     embedded: Embedded | None = None
     """The embeddings of a tile, the last ``embedded_left`` of which are ``todo``'s first."""
     embedded_left: int = 0
+    since: float = field(default_factory=time.monotonic)
+    """When it began, or was last decoded, by time.monotonic."""
 
     @property
     def is_ready(self) -> bool:
@@ -56,6 +59,7 @@ class Running:
     def decoded(self, rows: Rows) -> None:
         """These rows are in the cache."""
         count = len(rows.tokens)
+        self.since = time.monotonic()
         self.todo = self.todo[count:]
         if rows.embeddings is not None:
             self.embedded_left -= count

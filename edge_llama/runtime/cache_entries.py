@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.runtime.disk_cache import Stored
 from edge_llama.runtime.radix_tree import shared_length
 from edge_llama.runtime.session_file import State
@@ -16,11 +17,13 @@ Tokens = NDArray[np.int32]
 class CacheOwner:
     """Whose a KV cache is: a chat, which goes on from where it was."""
 
-    __slots__ = ("__weakref__", "tag", "tokens")
+    __slots__ = ("__weakref__", "adapters", "tag", "tokens")
 
     def __init__(self) -> None:
         self.tokens: Tokens | None = None
         """What its last answer left in the cache, int32 ``(n,)``; None before."""
+        self.adapters: AdapterSet = ()
+        """What that was computed with."""
         self.tag = ""
         """The conversation's, under which it is kept on disk."""
 
@@ -30,6 +33,8 @@ class Held:
     """A sequence of the engine that holds something."""
 
     number: int
+    adapters: AdapterSet = ()
+    """What it was computed with."""
     tokens: list[int] = field(default_factory=list)
     logits: NDArray[np.float32] | None = None
     """Those of the last position, if they were kept."""

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.errors import EngineError, SessionError
 from edge_llama.files.artifact import Artifact
 from edge_llama.media.images import Image
@@ -39,7 +40,11 @@ class ChatSessions:
 
     def share(self, owner: CacheOwner, other: CacheOwner) -> None:
         """Keep for ``other`` what is kept for ``owner`` at this point of the engine's work."""
-        self._engine.call(lambda: setattr(other, "tokens", owner.tokens))
+
+        def share() -> None:
+            other.tokens, other.adapters = owner.tokens, owner.adapters
+
+        self._engine.call(share)
 
     def tag(self, owner: CacheOwner, conversation: str) -> None:
         """What the owner's answers leave is kept on disk as this conversation's."""
@@ -55,7 +60,7 @@ class ChatSessions:
 
         def new_state() -> State | None:
             state = cache.state(owner)
-            return None if state is None or cache.copies.is_stored(state.tokens, owner.tag) else state
+            return None if state is None or cache.copies.is_stored(state, state.tokens, owner.tag) else state
 
         if disk and (state := self._engine.call(new_state)):
             state.tag = owner.tag
@@ -96,17 +101,20 @@ class ChatSessions:
             )
         return saved
 
-    def resume(self, path: str | os.PathLike[str], owner: CacheOwner) -> tuple[tuple[Message, ...], str | None]:
+    def resume(
+        self, path: str | os.PathLike[str], owner: CacheOwner, adapters: AdapterSet = ()
+    ) -> tuple[tuple[Message, ...], str | None]:
         """The messages of a session file, whose cache the engine takes over for ``owner``; why it can't, if so.
 
         SessionError as :meth:`load` and :meth:`adopt` raise it.
         """
         saved = self.load(path)
-        return saved.messages, self.adopt(saved, owner)
+        return saved.messages, self.adopt(saved, owner, adapters)
 
-    def adopt(self, saved: SavedChat, owner: CacheOwner) -> str | None:
-        """Have the engine take over the cache of a saved chat for ``owner``; why it can't, if so.
+    def adopt(self, saved: SavedChat, owner: CacheOwner, adapters: AdapterSet = ()) -> str | None:
+        """Have the engine take over the cache of a saved chat for ``owner``, who goes on with these ``adapters``.
 
+        Why it can't, if so.
         SessionError for tokens that the model doesn't have.
         """
         state = saved.state
@@ -115,6 +123,8 @@ class ChatSessions:
         self._check_tokens(state)
         if reason := difference(saved.settings, needed_settings(self._engine.tower, self._artifact)):
             return reason
+        if state.adapters != adapters:
+            return f"its KV cache was computed {_with(state.adapters)}, the chat goes on {_with(adapters)}"
         n_ctx = self._engine.tower.n_ctx
         if len(state.tokens) > n_ctx:
             return f"its {len(state.tokens):,} tokens don't fit the context of {n_ctx:,}"
@@ -143,6 +153,12 @@ class ChatSessions:
         known = set(state.tokens[state.tokens < 0].tolist())
         count = sum(not known.issuperset(id_ for id_ in encoder.ids(image) if id_ < 0) for image in images)
         return f"{count:,} images were read by another vision tower, or in other tiles (max_tiles)" if count else None
+
+
+def _with(adapters: AdapterSet) -> str:
+    """Sets of adapters, for people."""
+    told = ", ".join(f"{use.identity[:12]} of weight {use.weight:g}" for use in adapters)
+    return f"with adapters ({told})" if adapters else "without adapters"
 
 
 def session_settings(path: str | os.PathLike[str]) -> OpenOptions:

@@ -2,23 +2,24 @@
 
 import logging
 from collections.abc import Callable, Sized
+from pathlib import Path  # noqa: TC003 - as everywhere here
 
 import numpy as np
 
-from edge_llama.runtime.cache_entries import Entry, Tokens
+from edge_llama.runtime.cache_entries import Held, Tokens
 from edge_llama.runtime.disk_cache import DiskCache, Loading, Stored
-from edge_llama.runtime.radix_tree import RadixTree
+from edge_llama.runtime.entry_trees import EntryTrees
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
 
 
 class Copies:
-    """Keeps them in the tree of all that was prefilled. Used by the engine's thread alone."""
+    """Keeps them in the trees of all that was prefilled. Used by the engine's thread alone."""
 
     def __init__(
         self,
-        tree: RadixTree[Entry],
+        tree: EntryTrees,
         room: Callable[[int], int],
         disk: DiskCache | None,
         has_sequence: Callable[[str], bool],
@@ -34,8 +35,10 @@ class Copies:
         self._room = room
         self._has_sequence = has_sequence
         self._loading: dict[Stored, Loading] = {}
+        self._files: dict[Path, Stored] = {}
+        """What each file has, as far as it is in the tree."""
         for stored in disk.entries() if disk else ():
-            tree.insert(stored.tokens, stored)
+            self._put_stored(stored)
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +47,7 @@ class Copies:
 
     def put(self, state: State) -> None:
         """Keep it in memory, where room was made, in place of those that it begins with."""
-        for shorter in self._tree.prefixes(state.tokens):
+        for shorter in self._tree.prefixes(state.tokens, state.adapters):
             if isinstance(shorter, State):
                 self.drop(shorter)
         self.states.append(state)
@@ -88,21 +91,24 @@ class Copies:
         if self.disk:
             self.disk.forget(tag)
 
-    def is_stored(self, tokens: Tokens, tag: str) -> bool:
-        """Whether the disk has all of these, as a conversation's if there is a ``tag``."""
-        whole = (entry for length, entry in self._tree.matches(tokens) if length == len(tokens))
+    def is_stored(self, known: Held | State, tokens: Tokens, tag: str) -> bool:
+        """Whether the disk has all tokens of what is ``known``, as a conversation's if there is a ``tag``."""
+        matches = self._tree.matches(tokens, known.adapters)
+        whole = (entry for length, entry in matches if length == len(tokens))
         return self.disk is not None and any(
             isinstance(entry, Stored) and entry.tag == (tag or entry.tag) and self.disk.has(entry) for entry in whole
         )
 
     def stored(self, stored: Stored) -> None:
         """It is on disk now, in place of what went before in its conversation."""
-        for shorter in self._tree.prefixes(stored.tokens):
+        for shorter in self._tree.prefixes(stored.tokens, stored.adapters):
             if isinstance(shorter, Stored) and shorter.tag == stored.tag:
-                self._tree.remove(shorter.tokens, shorter)
+                self._drop_stored(shorter)
                 if self.disk and shorter.path != stored.path:
                     self.disk.remove(shorter)
-        self._tree.insert(stored.tokens, stored)
+        if (before := self._files.get(stored.path)) is not None and before.adapters != stored.adapters:
+            self._drop_stored(before)  # the conversation went on with others, in the same file
+        self._put_stored(stored)
 
     def load(self, stored: Stored) -> None:
         """Have what is on disk in memory, if it is neither damaged nor gone."""
@@ -123,10 +129,20 @@ class Copies:
 
     def _loaded(self, stored: Stored, state: State | None) -> None:
         """Have it in memory, if it is not another one by now."""
-        if state is None or not np.array_equal(state.tokens, stored.tokens):
-            self._tree.remove(stored.tokens, stored)
+        is_same = state is not None and state.adapters == stored.adapters
+        if state is None or not is_same or not np.array_equal(state.tokens, stored.tokens):
+            self._drop_stored(stored)
         else:
             self.put(state)
+
+    def _put_stored(self, stored: Stored) -> None:
+        self._files[stored.path] = stored
+        self._tree.insert(stored.tokens, stored)
+
+    def _drop_stored(self, stored: Stored) -> None:
+        if self._files.get(stored.path) is stored:
+            del self._files[stored.path]
+        self._tree.remove(stored.tokens, stored)
 
     def _spill(self, state: State) -> None:
         """What the memory has no room for goes to disk, but not in place of a conversation's last."""
@@ -137,7 +153,7 @@ class Copies:
 
     def _is_wanted(self, state: State) -> bool:
         """Whether the disk lacks it, and it is a conversation's last or of none."""
-        if self.is_stored(state.tokens, state.tag):
+        if self.is_stored(state, state.tokens, state.tag):
             return False
         others = (each.tag for each in self.states if each is not state)
         return not state.tag or (not self._has_sequence(state.tag) and state.tag not in others)

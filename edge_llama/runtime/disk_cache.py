@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EdgeLlamaError, OptionError, OutputError, SessionError
 from edge_llama.files.artifact import Artifact
@@ -49,6 +50,8 @@ class Stored:
 
     path: Path
     tokens: NDArray[np.int32]
+    adapters: AdapterSet = ()
+    """What it was computed with."""
 
     @property
     def tag(self) -> str:
@@ -150,7 +153,7 @@ class DiskCache:
             self._make_room(limit)
         except OSError as error:
             raise OutputError(f"{path}: can't be kept: {error.strerror or error}") from error
-        return Stored(path, state.tokens)
+        return Stored(path, state.tokens, state.adapters)
 
     def keep(self, state: State) -> Stored | None:
         """:meth:`write` it; a failure is told in the log, once while all fail."""
@@ -175,7 +178,7 @@ class DiskCache:
             self._thread = threading.Thread(target=self._serve, name="edge-llama-disk", daemon=True)
             self._thread.start()
         self._jobs.put(state)
-        return Stored(path, state.tokens)
+        return Stored(path, state.tokens, state.adapters)
 
     def forget(self, tag: str) -> None:
         """Keep nothing of a conversation, also of what is being written."""
@@ -205,7 +208,7 @@ class DiskCache:
         return state.tag not in self._forgotten and bool(state.tag or self.keeps_untagged)
 
     def _path(self, state: State) -> Path:
-        key = repr((self._identity, sorted(self._needed.items()))).encode()
+        key = repr((self._identity, sorted(self._needed.items()), *state.adapters)).encode()
         name = state.tag or f"{UNTAGGED}{hashlib.sha256(state.tokens.tobytes() + key).hexdigest()[:16]}"
         return self._folder / f"{name}{SUFFIX}"
 
@@ -233,7 +236,7 @@ class DiskCache:
         except SessionError as error:
             reason = str(error)
         else:
-            stored.tokens = about.tokens
+            stored.tokens, stored.adapters = about.tokens, about.adapters
             if about.identity != self._identity:
                 reason = "its KV cache is another model's"
             elif len(about.tokens) > self._n_ctx:

@@ -1,11 +1,11 @@
 """What the engine has prefilled, for all requests, chats, sessions and forks: nothing is prefilled twice.
 
-One radix tree of token ids (images are ids too) leads to sequences of the engine's cache and to copies of such in
-memory. A request goes on from whichever begins as its prompt for the most tokens: it takes over a sequence that is
-idle, shares the cells of one that is in use, or loads a copy. What is idle slows the others, whose rows attend over all
-cells: it is copied out, one sequence at a time, between steps or while the engine rests. The least recently used copies
-go when room is short. To copy a sequence of the built-in model takes 5 to 80 us per token (the most where its cells lie
-scattered among those of others), to prefill it again some 4,000.
+A radix tree of token ids (images are ids too), one for each set of adapters, leads to sequences of the engine's cache
+and to copies of such in memory. A request goes on from whichever begins as its prompt for the most tokens: it takes
+over a sequence that is idle, shares the cells of one that is in use, or loads a copy. What is idle slows the others,
+whose rows attend over all cells: it is copied out, one sequence at a time, between steps or while the engine rests. The
+least recently used copies go when room is short. To copy a sequence of the built-in model takes 5 to 80 us per token
+(the most where its cells lie scattered among those of others), to prefill it again some 4,000.
 """
 
 import logging
@@ -15,14 +15,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import TextTower
 from edge_llama.errors import EngineError
 from edge_llama.runtime.cache_entries import Beginning, CacheOwner, Entry, Held, Tokens, divergence
 from edge_llama.runtime.cells import Cells
 from edge_llama.runtime.copies import Copies, tell_lost
 from edge_llama.runtime.disk_cache import DiskCache, Stored
+from edge_llama.runtime.entry_trees import EntryTrees
 from edge_llama.runtime.known_beginnings import KnownBeginnings
-from edge_llama.runtime.radix_tree import RadixTree
 from edge_llama.runtime.session_file import State
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class PromptCache:
         """
         self._tower = tower
         self._slice_size = slice_size
-        self._tree: RadixTree[Entry] = RadixTree()
+        self._tree = EntryTrees()
         self._known = KnownBeginnings(self._tree, slice_size, has_disk=disk is not None)
         self._free = list(range(tower.n_sequences))[::-1]
         self._cells = Cells(tower.n_sequences)
@@ -67,28 +68,30 @@ class PromptCache:
         """Cells that nothing takes."""
         return self._tower.n_cells - self._cells.used
 
-    def known(self, prompt: Tokens) -> int:
-        """How many tokens of the prompt are prefilled already, somewhere."""
-        return self._known.best(prompt)[0]
+    def known(self, prompt: Tokens, adapters: AdapterSet = ()) -> int:
+        """How many tokens of the prompt are prefilled already, somewhere, with these adapters."""
+        return self._known.best(prompt, adapters)[0]
 
-    def is_loading(self, prompt: Tokens, on_done: Callable[[], None]) -> bool:
+    def is_loading(self, prompt: Tokens, adapters: AdapterSet, on_done: Callable[[], None]) -> bool:
         """Whether what the prompt goes on from is being read from disk, as it is from now on; ``on_done`` says when.
 
         :meth:`begin` reads it otherwise, while the engine waits.
         """
-        while isinstance(found := self._known.best(prompt)[1], Stored):
+        while isinstance(found := self._known.best(prompt, adapters)[1], Stored):
             if self.copies.is_loading(found, on_done):
                 return True
         return False
 
-    def begin(self, prompt: Tokens, owner: CacheOwner | None = None) -> Beginning | None:
+    def begin(self, prompt: Tokens, owner: CacheOwner | None = None, adapters: AdapterSet = ()) -> Beginning | None:
         """A sequence that has as much of the prompt as is known; None while there are no cells for it.
+
+        What has any of it was computed with the same ``adapters``.
 
         If the whole prompt is there with its last logits, these are kept in the sequence; else a token is left.
         """
-        length, found = self._found(prompt)
+        length, found = self._found(prompt, adapters)
         diverged = divergence(prompt, length, found)
-        held = self._taken(length, found, owner)
+        held = self._taken(length, found, owner, adapters)
         if held is None:
             return None
         if not (length == len(prompt) == len(held.tokens) and held.logits is not None):
@@ -134,7 +137,7 @@ class PromptCache:
             return
         self._index(held, np.array(held.tokens, np.int32))
         if held.owner and (owner := held.owner()):
-            owner.tokens, held.tag = held.indexed, owner.tag
+            owner.tokens, owner.adapters, held.tag = held.indexed, held.adapters, owner.tag
 
     def suspend(self, held: Held) -> State:
         """Take a running sequence out of the engine, as a value that :meth:`resume` brings back."""
@@ -228,7 +231,7 @@ class PromptCache:
         """What is kept of the owner's last answer, perhaps with more after it."""
         if owner.tokens is None:
             return None
-        for length, entry in self._tree.matches(owner.tokens):
+        for length, entry in self._tree.matches(owner.tokens, owner.adapters):
             if length < len(owner.tokens):
                 return None
             if isinstance(entry, State):
@@ -261,7 +264,7 @@ class PromptCache:
         for held in self._held:
             if held.owner is not None and held.owner() is owner:
                 held.tag = tag
-        for entry in self._tree.prefixes(owner.tokens) if owner.tokens is not None else ():
+        for entry in self._tree.prefixes(owner.tokens, owner.adapters) if owner.tokens is not None else ():
             if isinstance(entry, State) and not entry.tag:
                 entry.tag = tag
 
@@ -271,9 +274,9 @@ class PromptCache:
             self._release(held)
         self.copies.forget(tag)
 
-    def prefetch(self, prompt: Tokens, owner: CacheOwner) -> int:
+    def prefetch(self, prompt: Tokens, owner: CacheOwner, adapters: AdapterSet = ()) -> int:
         """Have what is known of the prompt in a sequence, ready to go on; how many tokens that is."""
-        beginning = self.begin(prompt, owner)
+        beginning = self.begin(prompt, owner, adapters)
         if beginning is None:
             return 0
         self.end(beginning.held, beginning.held.logits)
@@ -304,7 +307,7 @@ class PromptCache:
             is_last = (
                 entry.tag not in tags if entry.tag else disk.keeps_untagged and not self._is_beginning(entry, tokens)
             )
-            if is_last and not self.copies.is_stored(tokens, entry.tag):
+            if is_last and not self.copies.is_stored(entry, tokens, entry.tag):
                 found.append(entry)
             tags.add(entry.tag)
         return found[::-1]
@@ -313,29 +316,29 @@ class PromptCache:
         """Whether something else has all its tokens, and more."""
         return any(
             length == len(tokens) < len(other.tokens)
-            for length, other in self._tree.matches(tokens)
+            for length, other in self._tree.matches(tokens, entry.adapters)
             if other is not entry
         )
 
-    def _found(self, prompt: Tokens) -> tuple[int, Entry | None]:
+    def _found(self, prompt: Tokens, adapters: AdapterSet) -> tuple[int, Entry | None]:
         """What to go on from: no copy that is too long for the cells, if they are enough for the prompt."""
-        length, found = self._known.best(prompt)
+        length, found = self._known.best(prompt, adapters)
         cells = self._cells_to_have()
         while isinstance(found, Stored) and len(found.tokens) <= cells:
             self.copies.load(found)
-            length, found = self._known.best(prompt)
+            length, found = self._known.best(prompt, adapters)
         if isinstance(found, State | Stored) and len(found.tokens) > cells >= len(prompt):
-            return self._known.longest(prompt, Held)
+            return self._known.longest(prompt, adapters, Held)
         return length, found
 
     def _cells_to_have(self) -> int:
         """How many there are if all that is idle leaves."""
         return self._tower.n_cells - self._cells.used_by({held.number for held in self._held if held.is_running})
 
-    def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None) -> Held | None:
+    def _taken(self, length: int, found: Entry | None, owner: CacheOwner | None, adapters: AdapterSet) -> Held | None:
         """A sequence whose first ``length`` tokens are those of what was found."""
         if found is None:
-            return self._new()
+            return self._new(adapters)
         if not isinstance(found, Held) and len(found.tokens) > self._cells_to_have():
             return None
         assert not isinstance(found, Stored)  # noqa: S101 - what there are cells for was loaded
@@ -343,7 +346,7 @@ class PromptCache:
             return self._loaded_again(found, length)
         if not found.is_running and (length == len(found.tokens) or _may_be_cut(found, length, owner)):
             return found
-        held = self._new(found)
+        held = self._new(adapters, found)
         if held:
             self._tower.share(found.number, held.number, length)
             self._cells.share(found.number, held.number, length)
@@ -356,14 +359,14 @@ class PromptCache:
             return found
         return held
 
-    def _new(self, found: Held | None = None) -> Held | None:
+    def _new(self, adapters: AdapterSet, found: Held | None = None) -> Held | None:
         """An empty sequence, for which an idle one may have to leave, but not the one that was ``found``."""
         if not self._free:
             idle = next((held for held in self._held if not held.is_running and held is not found), None)
             if idle is None:
                 return None
             self._move_out(idle)
-        held = Held(self._free.pop())
+        held = Held(self._free.pop(), adapters)
         self._held.append(held)
         return held
 
@@ -374,7 +377,7 @@ class PromptCache:
             held = self._loaded(state)
         except EngineError as error:
             _log.warning("a conversation that was kept can't be used, it is prefilled again: %s", error)
-            return self._new()
+            return self._new(state.adapters)
         if held is None or length < len(state.tokens):  # else the sequence has it all
             self.copies.keep(state)
         return held
@@ -384,7 +387,7 @@ class PromptCache:
 
         The beginning that another sequence has too is then shared with it.
         """
-        if not self.make_cells(len(state.tokens)) or (held := self._new()) is None:
+        if not self.make_cells(len(state.tokens)) or (held := self._new(state.adapters)) is None:
             return None
         try:
             self._tower.load(held.number, state.kv, len(state.tokens))
@@ -399,7 +402,7 @@ class PromptCache:
         return held
 
     def _share_beginning(self, held: Held, tokens: Tokens) -> None:
-        for length, entry in self._tree.matches(tokens):
+        for length, entry in self._tree.matches(tokens, held.adapters):
             if isinstance(entry, Held) and entry is not held:
                 common = min(length, len(entry.tokens))
                 self._tower.share(entry.number, held.number, common)
@@ -414,7 +417,8 @@ class PromptCache:
 
     def _worth_keeping(self, held: Held) -> State | None:
         """A copy of a sequence for memory or disk, if there is room and nothing else has as much."""
-        others = (entry for length, entry in self._tree.matches(held.indexed) if length == len(held.indexed))
+        matches = self._tree.matches(held.indexed, held.adapters)
+        others = (entry for length, entry in matches if length == len(held.indexed))
         if any(
             entry is not held and not isinstance(entry, Stored) and len(entry.tokens) >= len(held.tokens)
             for entry in others
@@ -440,7 +444,7 @@ class PromptCache:
 
     def _copy(self, held: Held) -> State:
         tokens = np.array(held.tokens, np.int32)
-        return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag)
+        return State(tokens, self._tower.save(held.number), held.logits, held.fixed, held.tag, held.adapters)
 
     def _release(self, held: Held) -> None:
         """The sequence is empty and free."""

@@ -43,6 +43,11 @@ class RadixTree(Generic[E]):
     def __init__(self) -> None:
         self._root: _Node[E] = _Node(np.empty(0, np.int32), None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no entries."""
+        return not self._root.children and not self._root.entries
+
     def insert(self, tokens: Tokens, entry: E) -> None:
         """Add an entry."""
         node, rest = self._root, tokens

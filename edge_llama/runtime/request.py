@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.errors import EdgeLlamaError, EngineError
 from edge_llama.runtime.cache_entries import CacheOwner, Divergence
 from edge_llama.sampling.sampler import LogitsRow
@@ -30,16 +31,19 @@ class Request(ABC):
         owner: CacheOwner | None = None,
         embed: Embed | None = None,
         deadline: float | None = None,
+        adapters: AdapterSet = (),
     ) -> None:
         """A negative id of ``prompt`` stands for an embedding, for which ``embed`` is asked.
 
-        For ``owner`` the cache is kept. At ``deadline``, by time.monotonic, an error ends the request.
+        For ``owner`` the cache is kept. At ``deadline``, by time.monotonic, an error ends the request. It is computed
+        with ``adapters``.
         """
         self.prompt = tuple(prompt)
         self.prompt_ids = np.array(self.prompt, np.int32)
         self.owner = owner
         self.embed = embed
         self.deadline = deadline
+        self.adapters = adapters
         self.samples_apart = False
         """Whether choosing a token takes so long that other threads should do it for others meanwhile."""
         self.is_cancelled = False

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge_llama.backends.base import AbortedError, TextTower
 from edge_llama.errors import BusyError, DeadlineError, EngineError
 from edge_llama.host import devices
+from edge_llama.runtime.adapter_turns import AdapterTurns
 from edge_llama.runtime.batch import Batch, Running, batches
 from edge_llama.runtime.disk_cache import DiskCache
 from edge_llama.runtime.encoder_thread import EncoderThread
@@ -85,6 +86,7 @@ class Scheduler:
         self._choose_threads = choose_threads
         self._pace = pace
         self._budget = StepBudget()
+        self._turns = AdapterTurns(tower)
         self._has_pictures_turn = False
         """Whether prompts of this step are parts of pictures, where there are both."""
         self._inbox = Inbox()
@@ -367,21 +369,22 @@ class Scheduler:
         ids = request.prompt_ids
         coming = 0
         for running in self._running:
-            if not running.is_decoding and not running.suspended:  # of one that must wait nobody waits
+            is_same = running.request.adapters == request.adapters
+            if is_same and not running.is_decoding and not running.suspended:  # of one that must wait nobody waits
                 shared = shared_length(running.request.prompt_ids, ids)
                 coming = max(coming, shared if shared > len(running.held.tokens) else 0)
-        if coming >= _WORTH_WAITING and coming - self.cache.known(ids) >= _WORTH_WAITING:
+        if coming >= _WORTH_WAITING and coming - self.cache.known(ids, request.adapters) >= _WORTH_WAITING:
             return False
-        return not self.cache.is_loading(ids, partial(self._inbox.put, NUDGE))
+        return not self.cache.is_loading(ids, request.adapters, partial(self._inbox.put, NUDGE))
 
     def _begin(self, request: Request) -> bool:
         """Give the request a sequence; False while there is no room for it."""
         if self._running:
             left = sum(len(running.todo) for running in self._running)
-            new = len(request.prompt) - self.cache.known(request.prompt_ids)
+            new = len(request.prompt) - self.cache.known(request.prompt_ids, request.adapters)
             if not self.cache.make_cells(left + new + 1 + len(self._running)):
                 return False
-        beginning = self.cache.begin(request.prompt_ids, request.owner)
+        beginning = self.cache.begin(request.prompt_ids, request.owner, request.adapters)
         if beginning is None:
             return False
         self._queue.take(request)
@@ -430,11 +433,20 @@ class Scheduler:
                 running.embedded = self._encoders.embed(running.request, start, stop, partial(self._inbox.put, NUDGE))
 
     def _batches(self, *, with_prompts: bool) -> list[Batch]:
-        """The decodes of a step. Where cells are short, the last that came leaves for a while.
-
-        Without prompts only where something is being answered.
-        """
+        """The decodes of a step, of those whose turn it is. Without prompts only where something is being answered."""
         ready = [running for running in self._running if running.is_ready]
+        answering = sum(running.is_decoding for running in ready)
+        for group in self._turns.order(ready):
+            others = answering - sum(running.is_decoding for running in group)
+            if found := self._batches_of(group, others, with_prompts=with_prompts):
+                return found
+        return []
+
+    def _batches_of(self, ready: list[Running], others: int, *, with_prompts: bool) -> list[Batch]:
+        """Those of requests with the same adapters, while so many ``others`` are being answered.
+
+        Where cells are short, the last that came leaves for a while.
+        """
         n_batch = self.tower.n_batch
         while ready:
             wanted = sum(min(len(running.todo), n_batch) for running in ready)
@@ -443,7 +455,7 @@ class Scheduler:
                 self.cache.make_cells(wanted)
             answering = sum(running.is_decoding for running in ready)
             is_short = answering and not with_prompts
-            budget = 0 if is_short else self._budget.tokens(answering, len(ready) - answering)
+            budget = 0 if is_short else self._budget.tokens(answering + others, len(ready) - answering)
             free, self._has_pictures_turn = self.cache.free_cells, not self._has_pictures_turn
             if found := batches(ready, n_batch, free, budget, with_pictures=self._has_pictures_turn):
                 return found
@@ -464,6 +476,7 @@ class Scheduler:
             self._deliver()
         watch = Stopwatch()
         try:
+            self._turns.begin(batch)
             logits = self.tower.decode([rows for _, rows in batch])
         except BaseException as error:
             for running, _ in batch:

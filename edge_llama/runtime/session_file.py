@@ -3,7 +3,7 @@
     8 bytes   "edgelses"
     u32       version of the format, little-endian as all numbers
     u32       bytes of the header
-    header    JSON: the model, what the engine's bytes depend on, tokens, messages
+    header    JSON: the model, what the engine's bytes depend on, tokens, messages, in version 2 adapters
     logits    float32 of the last position, or nothing
     kv        the engine's bytes
     32 bytes  SHA-256 of all before
@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet, set_from_json, set_to_json
 from edge_llama.errors import OptionError, OutputError, SessionError
 from edge_llama.host.atomic import PARTIAL, new_file
 from edge_llama.host.regular_files import opened
 from edge_llama.prompts.messages import Message
 
 MAGIC = b"edgelses"
-VERSION = 1
+VERSION, ADAPTED = 1, 2
+"""The second is that of files whose cache was computed with adapters: who does not know of these must not use it."""
 _PREFIX = struct.Struct("<8sII")
 _HASH_BYTES = 32
 _ABANDONED = 3600  # seconds
@@ -52,6 +54,8 @@ class State:
     """See :attr:`edge_llama.runtime.prompt_cache.Held.fixed`."""
     tag: str = ""
     """Of which conversation it is; "" if of none."""
+    adapters: AdapterSet = ()
+    """What it was computed with."""
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +86,8 @@ class Peek:
     identity: str
     settings: Mapping[str, Any]
     tokens: NDArray[np.int32]
+    adapters: AdapterSet = ()
+    """What the cache was computed with."""
 
 
 def checked_path(path: object) -> Path:
@@ -131,7 +137,8 @@ def peek(path: Path) -> Peek:
         with opened(path) as file:
             header_bytes = _check_prefix(path, file.read(_PREFIX.size), os.fstat(file.fileno()).st_size)
             fields = json.loads(file.read(header_bytes))
-        return Peek(str(fields["identity"]), dict(fields["settings"]), _ids(fields["tokens"] or []))
+        adapters = set_from_json(fields.get("adapters", ()))
+        return Peek(str(fields["identity"]), dict(fields["settings"]), _ids(fields["tokens"] or []), adapters)
     except OSError as error:
         raise SessionError(f"{path}: the session can't be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -142,9 +149,10 @@ def _check_prefix(path: Path, prefix: bytes, size: int) -> int:
     if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
         raise SessionError(f"{path}: this is no session of edge-llama", remedy="give a file that Chat.save wrote")
     _, version, header_bytes = _PREFIX.unpack(prefix)
-    if version != VERSION:
+    if version not in (VERSION, ADAPTED):
         raise SessionError(
-            f"{path}: session format {version}, this edge-llama reads {VERSION}", remedy="use a newer edge-llama"
+            f"{path}: session format {version}, this edge-llama reads {VERSION} and {ADAPTED}",
+            remedy="use a newer edge-llama",
         )
     if _PREFIX.size + header_bytes + _HASH_BYTES > size:
         raise SessionError(f"{path}: it is cut short: {size:,} bytes", remedy=_DAMAGED)
@@ -163,8 +171,11 @@ def _encode(saved: SavedChat) -> list[bytes | memoryview]:
         "tokens": None if state is None else state.tokens.tolist(),
         "n_logits": len(logits),
     }
+    adapters = () if state is None else state.adapters
+    if adapters:
+        header["adapters"] = set_to_json(adapters)
     text = json.dumps(header, ensure_ascii=False).encode()
-    parts: list[bytes | memoryview] = [_PREFIX.pack(MAGIC, VERSION, len(text)), text]
+    parts: list[bytes | memoryview] = [_PREFIX.pack(MAGIC, ADAPTED if adapters else VERSION, len(text)), text]
     parts.append(logits.astype("<f4", copy=False).tobytes())
     if state is not None:
         parts.append(state.kv.data)
@@ -182,7 +193,8 @@ def _decode(path: Path, header: bytes, body: NDArray[np.uint8]) -> SavedChat:
         logits = body[: 4 * n_logits].view("<f4") if n_logits else None
         if n_logits < 0 or 4 * n_logits > len(body):
             raise ValueError(f"{n_logits} logits")
-        state = None if tokens is None else State(_ids(tokens), body[4 * n_logits :], logits)
+        adapters = set_from_json(fields.get("adapters", ()))
+        state = None if tokens is None else State(_ids(tokens), body[4 * n_logits :], logits, adapters=adapters)
         return SavedChat(
             str(fields["model"]),
             str(fields["identity"]),

@@ -10,7 +10,7 @@ import checkpoints
 import numpy as np
 import pytest
 import torch
-from adapters import LINEAR, WEIGHTS, assert_equal, merged_by_peft, merged_by_us, numbers, state_of, trained
+from adapters import KINDS, WEIGHTS, assert_equal, merged_by_peft, merged_by_us, numbers, state_of, trained
 from engines import last_logits
 from ggufs import all_in
 from ggufs import weights as gguf_weights
@@ -30,37 +30,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.llama3(tmp_path_factory.mktemp("base") / "Base", dtype="F32", tied=False)
 
 
-ADAPTERS: dict[str, dict[str, Any]] = {
-    "queries and values": {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]},
-    "every linear layer": {"r": 4, "lora_alpha": 3, "target_modules": LINEAR},
-    "all-linear": {"r": 4, "lora_alpha": 3, "target_modules": "all-linear"},
-    "rsLoRA": {"r": 16, "lora_alpha": 8, "use_rslora": True, "target_modules": LINEAR},
-    "ranks and alphas by pattern": {
-        "r": 8,
-        "lora_alpha": 16,
-        "target_modules": LINEAR,
-        "rank_pattern": {"layers.1.self_attn.q_proj": 3, "down_proj": 12},
-        "alpha_pattern": {r"layers\.[02]\.mlp\.up_proj": 5},
-    },
-    "some layers": {"r": 4, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 2]},
-    "one layer, by its pattern": {
-        "r": 4,
-        "target_modules": ["q_proj"],
-        "layers_to_transform": 1,
-        "layers_pattern": "layers",
-    },
-    "all but some": {"r": 4, "target_modules": LINEAR, "exclude_modules": ["layers.0.mlp.up_proj", "k_proj"]},
-    "a regular expression": {"r": 4, "target_modules": r".*\.[12]\.self_attn\.(q|o)_proj"},
-    "head and embedding": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "lm_head", "k_proj"]},
-    "whole modules": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
-    "a whole network inside": {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
-}
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", KINDS)
 def test_an_f32_merge_equals_pefts(name: str, base: Path, seed: int, tmp_path: Path) -> None:
     """Also which tensors change."""
-    adapter = trained(base, tmp_path / "adapter", seed=seed, **ADAPTERS[name])
+    adapter = trained(base, tmp_path / "adapter", seed=seed, **KINDS[name])
     expected = state_of(merged_by_peft(base, adapter))
     ours, original = numbers(merged_by_us(base, adapter)), load_file(base / "model.safetensors")
     assert_equal(ours, expected)
@@ -72,7 +45,7 @@ def test_an_f32_merge_equals_pefts(name: str, base: Path, seed: int, tmp_path: P
 def test_a_bf16_merge_is_within_one_bf16_step_of_pefts(seed: int, tmp_path: Path) -> None:
     """Of the largest among base, product and sum: peft rounds the product too, we round once."""
     base = checkpoints.llama3(tmp_path / "Base", dtype="BF16", tied=False)
-    adapter = trained(base, tmp_path / "adapter", torch.bfloat16, seed, **ADAPTERS["every linear layer"])
+    adapter = trained(base, tmp_path / "adapter", torch.bfloat16, seed, **KINDS["every linear layer"])
     converters.convert(base, tmp_path / "merged", to="safetensors", quant="bf16", lora=adapter)
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16).state_dict()
     before = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).state_dict()
@@ -85,7 +58,7 @@ def test_a_bf16_merge_is_within_one_bf16_step_of_pefts(seed: int, tmp_path: Path
 
 def test_the_gguf_of_a_merge_answers_as_pefts_merge_does(base: Path, tmp_path: Path) -> None:
     """Q and K rows are merged before they are reordered."""
-    adapter = trained(base, tmp_path / "adapter", **ADAPTERS["every linear layer"])
+    adapter = trained(base, tmp_path / "adapter", **KINDS["every linear layer"])
     plan = converters.convert(base, tmp_path / "merged.gguf", quant="f32", lora=adapter).plan
     assert plan.warnings == ()
     tokens = [int(token) for token in np.random.default_rng(0).integers(3, 500, 40)]
@@ -96,7 +69,7 @@ def test_the_gguf_of_a_merge_answers_as_pefts_merge_does(base: Path, tmp_path: P
 
 def test_merging_on_the_way_is_merging_first(base: Path, tmp_path: Path) -> None:
     """One step gives the bytes of two: our merge in f32, then its quantization."""
-    adapter = trained(base, tmp_path / "adapter", **ADAPTERS["every linear layer"])
+    adapter = trained(base, tmp_path / "adapter", **KINDS["every linear layer"])
     converters.convert(base, tmp_path / "ours.gguf", quant="q8_0", lora=adapter)
     converters.convert(base, tmp_path / "merged", to="safetensors", quant="f32", lora=adapter)
     converters.convert(tmp_path / "merged", tmp_path / "two-steps.gguf", quant="q8_0")
@@ -106,7 +79,7 @@ def test_merging_on_the_way_is_merging_first(base: Path, tmp_path: Path) -> None
 
 
 def test_chunks_and_threads_do_not_change_the_bytes(base: Path, tmp_path: Path, rng: np.random.Generator) -> None:
-    adapter = trained(base, tmp_path / "adapter", **ADAPTERS["head and embedding"])
+    adapter = trained(base, tmp_path / "adapter", **KINDS["head and embedding"])
     for name, tensor in merge(open_checkpoint(base), adapter).tensors.items():
         whole = tensor.read(0, tensor.rows)
         cuts = sorted({0, tensor.rows, *(int(cut) for cut in rng.integers(0, tensor.rows + 1, 5))})
@@ -120,7 +93,7 @@ def test_chunks_and_threads_do_not_change_the_bytes(base: Path, tmp_path: Path, 
 def test_a_quantized_gguf_is_a_base_too_and_that_is_said(base: Path, tmp_path: Path) -> None:
     converters.convert(base, tmp_path / "f32.gguf", quant="f32")
     quantized = all_in(tmp_path / "f32.gguf", tmp_path / "q8_0.gguf", "q8_0")
-    adapter = trained(base, tmp_path / "adapter", **ADAPTERS["queries and values"])
+    adapter = trained(base, tmp_path / "adapter", **KINDS["queries and values"])
     plan = converters.convert(quantized, tmp_path / "merged.gguf", quant="f32", lora=adapter).plan
     assert "merged into 6 quantized tensors" in plan.warnings[0]
     before, after = gguf_weights(quantized), gguf_weights(tmp_path / "merged.gguf")
@@ -132,7 +105,7 @@ def test_a_quantized_gguf_is_a_base_too_and_that_is_said(base: Path, tmp_path: P
 
 
 def test_output_and_adapter_may_not_be_the_same(base: Path, tmp_path: Path) -> None:
-    adapter = trained(base, tmp_path / "adapter", **ADAPTERS["queries and values"])
+    adapter = trained(base, tmp_path / "adapter", **KINDS["queries and values"])
     with pytest.raises(OutputError, match="same"):
         converters.convert(base, adapter, to="safetensors", lora=adapter, force=True)
     assert (adapter / WEIGHTS).is_file()
@@ -231,7 +204,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.fixture(scope="module")
 def good(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(base, tmp_path_factory.mktemp("adapter") / "good", **ADAPTERS["queries and values"])
+    return trained(base, tmp_path_factory.mktemp("adapter") / "good", **KINDS["queries and values"])
 
 
 @pytest.mark.parametrize("name", BAD)

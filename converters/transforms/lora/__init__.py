@@ -53,7 +53,7 @@ def merge(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         talking,
         files=(*checkpoint.files, *files),
         warnings=checkpoint.warnings + _warnings(base, Base(ended), config, held),
-        notes={**talking.notes, **_notes(config, held), **_unused(folder, files)},
+        notes={**talking.notes, **_notes(config, held), **unused_files(folder, files)},
     )
 
 
@@ -100,12 +100,15 @@ def _warnings(base: Base, ended: Base, config: Config, held: Contents) -> tuple[
             f"embedding and head of this base are one matrix, and the adapter changes it for {' and '.join(apart)}: "
             "merged as peft's merge_and_unload does it, which answers otherwise than the adapter beside its base"
         )
-    if config.has_biases and not any(name.endswith(".bias") for name in held.wholes) and _has_biases(base):
-        found.append(
-            f"{configs.FILE} says that biases were trained ({config.content['bias']}), and the adapter holds none: the "
-            "base's stay"
-        )
-    return tuple(found)
+    return (*found, *missing_biases(base, config, held))
+
+
+def missing_biases(base: Base, config: Config, held: Contents) -> tuple[str, ...]:
+    """A warning where biases were trained and not saved."""
+    if not config.has_biases or any(name.endswith(".bias") for name in held.wholes) or not _has_biases(base):
+        return ()
+    told = f"{configs.FILE} says that biases were trained ({config.content['bias']}), and the adapter holds none"
+    return (f"{told}: the base's stay",)
 
 
 def _trained_apart(base: Base, config: Config, held: Contents) -> list[str]:
@@ -136,8 +139,8 @@ def _notes(config: Config, held: Contents) -> dict[str, str]:
     return {_NOTE: f"{len(others)} tensors that {configs.FILE} doesn't name stand in place of the base's: {named}"}
 
 
-def _unused(folder: Path, used: Collection[Path]) -> dict[str, str]:
-    """What else lies there that could be meant for the model."""
+def unused_files(folder: Path, used: Collection[Path]) -> dict[str, str]:
+    """A note on what else lies there that could be meant for the model."""
     others = sorted(
         path.name
         for path in folder.iterdir()

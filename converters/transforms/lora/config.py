@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = {
     # For initialisations, which are told by init_lora_weights.
     *("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
 }
+_DEFAULT = 8  # peft's, for ranks and alphas
 _PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Others (pissa, olora, corda, loftq, lora_ga) change the base's weights before training."""
 
@@ -120,11 +121,20 @@ class Config:
             raise self.fields.fail("r", f"is {value!r:.100} for {module!r}, expected a positive integer")
         return int(value)
 
+    @property
+    def alpha(self) -> float:
+        """That of modules for which no pattern gives another."""
+        return self._alpha(self.content.get("lora_alpha", _DEFAULT), "all modules")
+
+    def _alpha(self, alpha: Any, whose: str) -> float:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -1e30 < alpha < 1e30:
+            raise self.fields.fail("lora_alpha", f"is {alpha!r:.100} for {whose}, expected a number")
+        return alpha
+
     def scale(self, module: str) -> float:
         """What the product is multiplied by: alpha / r, or alpha / sqrt(r) (https://arxiv.org/abs/2312.03732)."""
-        alpha, rank = self._by_pattern("lora_alpha", "alpha_pattern", module), self.rank(module)
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -1e30 < alpha < 1e30:
-            raise self.fields.fail("lora_alpha", f"is {alpha!r:.100} for {module!r}, expected a number")
+        alpha = self._alpha(self._by_pattern("lora_alpha", "alpha_pattern", module), repr(module))
+        rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
     def _by_pattern(self, key: str, pattern_key: str, module: str) -> Any:
@@ -132,7 +142,7 @@ class Config:
         for pattern, value in self._pattern(pattern_key).items():
             if self._matches(pattern_key, rf"(.*\.)?({pattern})", module):
                 return value
-        return self.content.get(key, 8)  # peft's default for both
+        return self.content.get(key, _DEFAULT)
 
     def _pattern(self, key: str) -> Mapping[str, Any]:
         patterns = self.content.get(key) or {}

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_llama.backends.adapters import AdapterSet
 from edge_llama.backends.base import ON_CPU, AbortedError, CacheSize, Placement, Rows, checked_embeddings
 from edge_llama.backends.llama_cpp import build_probe, offload
+from edge_llama.backends.llama_cpp.adapters import NativeAdapters
 from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
 from edge_llama.backends.llama_cpp.embeddings import LlamaCppEmbedder
@@ -27,6 +29,7 @@ from edge_llama.backends.llama_cpp.loading import Loading
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
 from edge_llama.errors import ArtifactError, EngineError
+from edge_llama.files.gguf_adapter import AdapterFile
 from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.host.devices import Device
 from edge_llama.sampling.numpy_sampler import NumpySampler
@@ -185,6 +188,7 @@ class LlamaCppTower:
                 remedy="use a smaller n_ctx",
             )
         self._memory: Any = lib.llama_get_memory(self._context)
+        self._adapters = NativeAdapters(lib, self._model)
         self._cache = cache
         self._lengths = [0] * cache.n_sequences
         self._logits: dict[tuple[int, int], NDArray[np.float32]] = {}
@@ -329,6 +333,14 @@ class LlamaCppTower:
             self.cut(sequence, 0)
             raise EngineError(f"llama.cpp read {read:,} of {kv.nbytes:,} bytes of a cache{_why()}")
         self._lengths[sequence] = length
+
+    def add_adapters(self, adapters: Iterable[AdapterFile]) -> None:
+        """See :meth:`edge_llama.backends.adapters.AdaptedTower.add_adapters`."""
+        self._adapters.add(adapters)
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        """See :meth:`edge_llama.backends.adapters.AdaptedTower.use_adapters`. Texts are embedded without any."""
+        self._adapters.use(self._context, adapters)
 
     def embedder(self, longest: int) -> LlamaCppEmbedder:
         """See :meth:`edge_llama.backends.base.TextTower.embedder`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_llama.cli.chat_session import settings
+from edge_llama.cli.chat_session.adapter_texts import weighted
 from edge_llama.cli.chat_session.conversation import Conversation
 from edge_llama.cli.chat_session.documents import attach
 from edge_llama.cli.chat_session.pictures import CLIPS, unquoted
@@ -233,6 +234,20 @@ def _export(conversation: Conversation, argument: str) -> None:
     messages = conversation.all_said
     export(messages, path, force=name != argument)
     note(f"exported: {path}, {len(messages):,} messages, {path.stat().st_size:,} bytes")
+
+
+@_command("/adapter [NAME[@WEIGHT] ...]", "answer with these adapters, show them, or answer without (/adapter -)")
+def _adapter(conversation: Conversation, argument: str) -> None:
+    if argument:
+        given = [] if argument == "-" else argument.split()
+        conversation.adapters = dict(map(weighted, given))
+    used = conversation.adapters
+    note(f"adapters: {', '.join(f'{name} {weight:g}' for name, weight in used.items()) or 'none'}")
+    if others := [name for name in conversation.model.adapters if name not in used]:
+        note(f"open and not used: {', '.join(others)}")
+    if argument and conversation.chat.messages:
+        count = conversation.tokens_to_prefill(used)
+        note(f"{count:,} tokens are prefilled again with the next message: what other adapters computed is of no use")
 
 
 def _models(before: str) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """A chat in the terminal: the model, the conversation, and the settings of its answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import locate
-from edge_llama.chat import Chat
+from edge_llama.chat import Chat, ChatOptions
 from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.documents import Retrieval, tell_passages
 from edge_llama.cli.chat_session.pictures import Shown
@@ -42,11 +42,13 @@ class Conversation:
         when_full: WhenFull = "error",
         plain: bool = False,
         hide_thinking: bool = False,
+        adapters: Mapping[str, float] | None = None,
     ) -> None:
         """``open_model(name, options)`` opens a model by ``opening``, the first one also as it was ``saved`` with.
 
         ``params`` are :meth:`Model.answer`'s; ``kept`` remembers what is said, and may give what was; ``retrieval``
-        finds passages of documents, and is closed with the conversation.
+        finds passages of documents, and is closed with the conversation. ``adapters`` are those of the
+        first answers, by weight.
         Raises what opening a model raises, OptionError, or TemplateError.
         """
         self.params = params
@@ -61,6 +63,7 @@ class Conversation:
         """How passages of documents are found that don't fit."""
         self._opening = opening
         self._when_full = when_full
+        self._adapters = dict(adapters or {})
         self.is_plain = plain
         """Whether answers are shown as they are written, and nothing is drawn."""
         self._hides_thinking = hide_thinking
@@ -72,7 +75,7 @@ class Conversation:
         self.model = self._reopen()
         try:
             _check(self.model, params)
-            led = kept.chat(self.model, system=system, when_full=when_full, on_shortened=_tell)
+            led = kept.chat(self.model, system=system, **self._chat_options)
             self.chat = self._leaving.enter_context(led)
         except BaseException:
             self.model.close()
@@ -81,7 +84,28 @@ class Conversation:
     def _new_chat(self, model: Model) -> Chat:
         """An empty conversation of ``model``. TemplateError if it can't chat, OptionError if it can't by the params."""
         _check(model, self.params)
-        return model.chat(when_full=self._when_full, on_shortened=_tell)
+        return model.chat(**self._chat_options)
+
+    @property
+    def _chat_options(self) -> ChatOptions:
+        options: ChatOptions = {"when_full": self._when_full, "on_shortened": _tell}
+        return {**options, "adapters": dict(self._adapters)} if self._adapters else options
+
+    @property
+    def adapters(self) -> Mapping[str, float]:
+        """Those that the next answer is computed with, by weight."""
+        return self._adapters
+
+    @adapters.setter
+    def adapters(self, weights: Mapping[str, float]) -> None:
+        """OptionError for one that the model was not opened with."""
+        self.model.adapter_set(dict(weights))
+        self._adapters = dict(weights)
+        self.chat.options["adapters"] = dict(weights)
+
+    def tokens_to_prefill(self, weights: Mapping[str, float]) -> int:
+        """How many tokens of what was said would be prefilled with these adapters."""
+        return self.model.tokens_to_prefill(self.chat.messages, adapters=dict(weights))
 
     def keep(self) -> None:
         """Have what is new in the conversation remembered."""
@@ -154,7 +178,7 @@ class Conversation:
 
     def load(self, path: Path) -> None:
         """Go on with a saved conversation in place of this one. SessionError leaves this one as it is."""
-        self.chat = self.model.load_chat(path, when_full=self._when_full, on_shortened=_tell)
+        self.chat = self.model.load_chat(path, **self._chat_options)
         self.last, self.used = None, 0
 
     def change_model(self, name: str) -> None:
@@ -164,7 +188,7 @@ class Conversation:
         closed before and opened again after an error.
         """
         artifact = open_artifact(locate(name))
-        reopen, old = self._reopen, self.model
+        reopen, old, adapters = self._reopen, self.model, self._adapters
         is_beside = self._fits_beside(artifact)
         if not is_beside:
             note("the memory does not hold both models: this one is closed first")
@@ -172,9 +196,10 @@ class Conversation:
         try:
             options = _for_another(self._opening, artifact)
             self._reopen = lambda: self._open(name, options)
+            self._adapters = {}  # they are the old model's
             self._move(self._reopen())
         except BaseException:
-            self._reopen = reopen
+            self._reopen, self._adapters = reopen, adapters
             if not is_beside:
                 self._move(reopen())
             raise
@@ -213,12 +238,13 @@ def _check(model: Model, params: dict[str, Any]) -> None:
 
 
 def _for_another(opening: OpenOptions, artifact: Artifact) -> OpenOptions:
-    """The options for another model: a vision tower or a template beside the first one was meant for that.
+    """The options for another model: a vision tower, adapters or a template beside the first were meant for that.
 
     A model without a template of its own gets the one that was given.
     """
     options = options_here(opening)
     options.pop("vision", None)
+    options.pop("adapters", None)
     if artifact.chat_template:
         options.pop("chat_template", None)
     return options
