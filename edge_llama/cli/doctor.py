@@ -27,6 +27,8 @@ from edge_llama.planning.engine_report import engines
 
 _OURS = "edge-llama"
 _MOST_NAMED = 3
+_LEAST_SECONDS = 0.1
+"""What took less is not told: it was found before, or at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def _outcome(check: Check) -> str:
         return f"left out, {check.found}"
     if check.problem:
         return f"FAILED: {check.problem}"
-    return f"ok{f', {check.found}' if check.found else ''} ({check.seconds:.1f} s)"
+    parts = ["ok", check.found, f"{check.seconds:.1f} s" if check.seconds >= _LEAST_SECONDS else ""]
+    return ", ".join(filter(None, parts))
 
 
 def _software() -> _Part:

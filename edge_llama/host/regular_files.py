@@ -6,10 +6,11 @@ says which file it was and what to do.
 """
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Literal, overload
 
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO, not a file"),
@@ -21,8 +22,12 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Without waiting: a path may become another thing between the look at it and its opening."""
 
 
-def opened(path: Path, buffering: int = -1) -> BinaryIO:
-    """The regular file at ``path`` for reading bytes, ``buffering`` as of :func:`open`.
+@overload
+def opened(path: Path) -> io.BufferedReader: ...
+@overload
+def opened(path: Path, buffering: Literal[0]) -> io.FileIO: ...
+def opened(path: Path, buffering: Literal[-1, 0] = -1) -> io.BufferedReader | io.FileIO:
+    """The regular file at ``path`` for reading bytes; ``buffering`` 0 is none, as of :func:`open`.
 
     OSError if there is none or it can't be read, at once also for what would be waited for; IsADirectoryError for a
     folder.
@@ -31,10 +36,11 @@ def opened(path: Path, buffering: int = -1) -> BinaryIO:
     descriptor = os.open(path, _FLAGS)
     try:
         _check(path, os.fstat(descriptor))
-        return cast("BinaryIO", os.fdopen(descriptor, "rb", buffering))
+        raw = io.FileIO(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return io.BufferedReader(raw) if buffering else raw
 
 
 def content_of(path: Path) -> bytes:

@@ -64,7 +64,7 @@ def test_it_says_what_a_report_needs(report: subprocess.CompletedProcess[str]) -
         "models   1 of folder",
         "engine   llama.cpp 0.3.",
         "device   cpu",
-        "check    the cache folder can be written: ok (",
+        "check    the cache folder can be written: ok\n",
         "check    llama.cpp works here: ok, ",
         "check    ONNX Runtime works here: ok, ",
         "check    the built-in model answers a token: ok, 'The capital of Japan is' -> ",
