@@ -124,9 +124,7 @@ def test_vim_edits_in_the_same_terminal(start: Start) -> None:
     assert "Tokyo" not in chat.ask("/retry")
 
 
-def test_what_is_being_typed_goes_to_the_editor_by_its_key_and_is_sent(
-    start: Start, editor: Callable[[str], str]
-) -> None:
+def test_what_is_being_typed_is_edited_and_sent_by_a_key(start: Start, editor: Callable[[str], str]) -> None:
     chat = start(editor("path.write_text(path.read_text().replace('Spain', 'Egypt'))"))
     chat.type("What is the capital of Spain?\x18\x05")
     assert "Cairo" in chat.see(r"(?m)^The capital of .*\n>\Z")
