@@ -15,7 +15,7 @@ from edge_llama.cli.chat_session.conversations import Kept
 from edge_llama.cli.chat_session.documents import Retrieval
 from edge_llama.cli.chat_session.local_choice import picked
 from edge_llama.cli.chat_session.pictures import dropped
-from edge_llama.cli.terminal.console import messages_of_stdin, note, speak_plainly, speed
+from edge_llama.cli.terminal.console import messages_of_stdin, note, speak, speed
 from edge_llama.errors import EdgeLlamaError
 from edge_llama.planning.options import OpenOptions
 
@@ -80,8 +80,7 @@ def chat(
 
     With a model on a server: edge-llama chat http://127.0.0.1:8000/v1 --tokenizer llama-3.2-1b/
     """
-    if plain:
-        speak_plainly(tell_speakers=sys.stdin.isatty())
+    speak(plainly=plain, tell_speakers=plain and sys.stdin.isatty())
     files, weights = adapter_texts.parse(adapter)
     if files:
         opening = {**opening, "adapters": files}

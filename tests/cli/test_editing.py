@@ -114,7 +114,7 @@ def test_the_terminal_is_as_it_was_after_an_editor_that_left_it_raw(start: Start
 def test_vim_edits_in_the_same_terminal(start: Start) -> None:
     if shutil.which("vim") is None:
         pytest.skip("vim is not installed")
-    chat = start("vim -u NONE -N -i NONE")
+    chat = start("env TERM=vt100 vim -u NONE -N -i NONE")  # the emulated screen knows no newer one
     chat.enter("/edit")
     chat.see("message.md")
     chat.type(":s/Japan/France/\r")
@@ -124,8 +124,7 @@ def test_vim_edits_in_the_same_terminal(start: Start) -> None:
     assert "Tokyo" not in chat.ask("/retry")
 
 
-def test_what_is_being_typed_goes_to_the_editor_by_its_key(start: Start, editor: Callable[[str], str]) -> None:
+def test_what_is_being_typed_is_edited_and_sent_by_a_key(start: Start, editor: Callable[[str], str]) -> None:
     chat = start(editor("path.write_text(path.read_text().replace('Spain', 'Egypt'))"))
     chat.type("What is the capital of Spain?\x18\x05")
-    chat.see("of Egypt")
-    assert "Cairo" in chat.ask("")
+    assert "Cairo" in chat.see(r"(?m)^The capital of .*\n>\Z")

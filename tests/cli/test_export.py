@@ -122,4 +122,4 @@ def test_full_width_letters_and_joined_emoji_are_shown_as_they_are(called: Cli, 
     assert called("history", "show", first.id, env=env).stdout.endswith("\n> 全角　空白 👨‍👩‍👧\n")
     lines = called("history", "list", env=env).stdout.splitlines()
     assert lines[0].endswith("  tiny    1 message  Hello!"), "as wide as three letters of two cells"
-    assert lines[1].endswith("  モデル  1 message  全角　空白 👨‍👩‍👧")
+    assert lines[1].endswith("  モデル  1 message  全角 空白 👨‍👩‍👧"), "a title has one kind of space"

@@ -69,7 +69,7 @@ def test_thoughts_are_announced(start: Callable[..., Terminal], tmp_path: Path) 
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
         "{% endfor %}<|im_start|>assistant\n<think>\n"
     )
-    chat = start("--chat-template", template, "--thinking-budget", 3, "--max-tokens", 8)
+    chat = start("--chat-template", template, "--thinking-budget", 3, "--max-tokens", 40)
     assert re.match(r"Thinking: (.|\n)*\n\nAssistant: .", ask(chat, CAPITAL))
 
 
@@ -110,8 +110,11 @@ def test_quotes_go_over_several_lines(start: Callable[..., Terminal]) -> None:
 
 
 def test_how_full_the_context_is_comes_in_words(start: Callable[..., Terminal]) -> None:
-    chat = start("--n-ctx", 64, "--max-tokens", 4)
-    assert re.search(r"(?m)^context: \d\d%, \d\d of 64 tokens\nYou:\Z", ask(chat, "Hello! " * 6))
+    chat = start("--n-ctx", 128, "--max-tokens", 4)
+    shown = ""
+    while "context" not in shown:
+        shown = ask(chat, "Hello!")
+    assert re.search(r"(?m)^context: [789]\d%, \d+ of 128 tokens\nYou:\Z", shown)
     assert gauge(32, 64) == "context: [#####.....] 50%, 32 of 64 tokens"
 
 

@@ -42,9 +42,9 @@ class _Look:
 _LOOK = _Look()
 
 
-def speak_plainly(*, tell_speakers: bool) -> None:
-    """From here on nothing has styles or is drawn again; ``tell_speakers``: who speaks is said, for screen readers."""
-    _LOOK.is_plain, _LOOK.tells_speakers = True, tell_speakers
+def speak(*, plainly: bool, tell_speakers: bool) -> None:
+    """From here on: ``plainly`` has no styles and draws nothing again, ``tell_speakers`` says in words who speaks."""
+    _LOOK.is_plain, _LOOK.tells_speakers = plainly, tell_speakers
 
 
 def tell_speaker(name: str) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from rich.cells import cell_len, get_character_cell_size, split_graphemes
 from rich.text import Text
 
-_STYLE = re.compile(r"(\x1b\[[\d;]*m)")
 _UNSURE = re.compile("[\u200d\ufe0f\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 """Joiner, emoji variant, letters of flags, skin tones: what decides on the width of what stands before or after."""
 _TONES = range(0x1F3FB, 0x1F400)
 _ROOM = "\ufdd0"
 """Stands for a cell that some terminals need; it is never shown: a noncharacter, which no text has."""
+_APART = re.compile(rf"(\x1b\[[\d;]*m|{_ROOM})")
+"""What is no letter: a style, or room."""
 
 
 def with_room(text: Text) -> Text:
@@ -54,9 +55,9 @@ def _pinned(line: str, width: int) -> str:
 
 
 def _parts(line: str) -> Iterator[tuple[str, int]]:
-    """Styles, which take no cells, and letters as they are seen."""
-    for at, text in enumerate(_STYLE.split(line)):
+    """Styles, which take no cells, room, which takes one, and letters as they are seen."""
+    for at, text in enumerate(_APART.split(line)):
         if at % 2:
-            yield text, 0
+            yield text, int(text == _ROOM)
         else:
             yield from ((text[start:end], cell_len(text[start:end])) for start, end, _ in split_graphemes(text)[0])
