@@ -139,7 +139,8 @@ def sees(window: Any, picture: str, grabbed: str) -> Scenario:
     found.update(
         said=window.chat.messages[-1].content, images=html.count("<img"), parts=len(window.chat.messages[0].parts)
     )
-    window.grab().save(grabbed)
+    is_on_screen = QtGui.QGuiApplication.platformName() == "xcb"
+    (window.screen().grabWindow(window.winId()) if is_on_screen else window.grab()).save(grabbed)
     window.close()
 
 
