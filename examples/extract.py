@@ -157,6 +157,8 @@ def main() -> None:
             sys.exit(1 if extract(arguments) else 0)
     except Timeout:
         sys.exit(f"{arguments.output}: another run is writing it; wait for its end")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (edge_llama.EdgeLlamaError, OSError, ValueError) as error:
         sys.exit(f"extract: {error}")
 
