@@ -1,6 +1,6 @@
 """Recall of retrieval: is a passage that answers a question among the five nearest to it.
 
-    .venv/bin/python benchmarks/retrieval.py [--embedding-model MODEL.gguf] [--k 5] [--misses]
+    .venv/bin/python benchmarks/retrieval.py [--embedding-model MODEL.gguf] [--k 5] [--misses] [--keep FOLDER]
 
 A hundred questions about the pages in docs/, each with a few words of the place that answers it
 (benchmarks/data/retrieval_questions.json), asked in other words than the page has. All pages are one corpus, cut into
@@ -10,6 +10,7 @@ built-in model's mean pooled states unless another model is named.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import edge_llama
 from edge_llama.retrieval.passages import Passage, split
 from edge_llama.retrieval.ranking import by_vectors, by_words, joined, nearest_first
 
 ROOT = Path(__file__).resolve().parent.parent
+_AT_ONCE = 16
 QUESTIONS = ROOT / "benchmarks" / "data" / "retrieval_questions.json"
 
 
@@ -52,14 +55,33 @@ def corpus(model: edge_llama.Model) -> list[Passage]:
     return [passage for document in documents for passage in split(document, count)]
 
 
+def embedded(texts: Sequence[str], model: edge_llama.Model, keep: Path | None) -> NDArray[np.float32]:
+    """The texts' vectors; each is kept in a folder by its text and the model, for a run that goes on from here."""
+    started, new = time.perf_counter(), 0
+    found = []
+    for at in range(0, len(texts), _AT_ONCE):
+        some = texts[at : at + _AT_ONCE]
+        digest = hashlib.sha256("\0".join([model.identity, *some]).encode()).hexdigest()
+        kept = keep and keep / f"{digest}.npy"
+        if kept and kept.exists():
+            found.append(np.load(kept))
+            continue
+        found.append(model.embed(some))
+        new += len(some)
+        if kept:
+            np.save(kept, found[-1])
+    print(
+        f"{model.artifact.name}: {new:,} of {len(texts):,} passages embedded in {time.perf_counter() - started:,.0f} s"
+    )
+    return np.concatenate(found)
+
+
 def rankings(
-    asked: Sequence[Question], passages: Sequence[Passage], model: edge_llama.Model
+    asked: Sequence[Question], passages: Sequence[Passage], model: edge_llama.Model, keep: Path | None
 ) -> dict[str, list[list[int]]]:
     """For each way of ranking and each question the places of the passages, the nearest first."""
     texts = [passage.searched for passage in passages]
-    started = time.perf_counter()
-    vectors = model.embed(texts)
-    print(f"{model.artifact.name}: {len(texts):,} passages embedded in {time.perf_counter() - started:,.0f} s")
+    vectors = embedded(texts, model, keep)
     wanted = model.embed([each.question for each in asked])
     found: dict[str, list[list[int]]] = {"words": [], "vectors": [], "both": []}
     for each, vector in zip(asked, wanted, strict=True):
@@ -83,13 +105,15 @@ def main() -> None:
     parser.add_argument("--embedding-model", default="smollm2", help="a model that embeds (default: the built-in one)")
     parser.add_argument("--k", type=int, default=5, help="so many passages are looked at")
     parser.add_argument("--misses", action="store_true", help="name the questions that are not answered")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep vectors there, and use those that are there")
+    parser.add_argument("--threads", type=int, help="as many for the model (default: as many as are free)")
     options = parser.parse_args()
     asked = questions()
-    with edge_llama.open(options.embedding_model, n_ctx=512) as model:
+    with edge_llama.open(options.embedding_model, n_ctx=512, threads=options.threads) as model:
         passages = corpus(model)
         missing = [each for each in asked if not any(map(each.is_answered_by, passages))]
         assert not missing, f"no passage holds the answer: {missing}"
-        found = rankings(asked, passages, model)
+        found = rankings(asked, passages, model, options.keep)
     sizes = np.array([passage.tokens for passage in passages])
     print(
         f"{len(passages):,} passages of {np.median(sizes):.0f} tokens (at most {sizes.max()}), {len(asked)} questions"

@@ -473,13 +473,14 @@ class Chat:
         """The question with the documents before it, or with the passages that are given with it."""
         if not documents:
             return question, ()
+        count, max_tokens = self._counter(options), options.get("max_tokens", self.options.get("max_tokens"))
 
         def attached(before: Sequence[Message]) -> tuple[Message, tuple[Passage, ...]]:
             attaching = Attaching(
                 self._model.n_ctx,
-                lambda asked: self._counter(options)([*before, asked], n_ctx=self._model.n_ctx),
+                lambda asked: count([*before, asked], n_ctx=self._model.n_ctx),
                 lambda text: len(self._model.tokenizer.encode(text)),
-                SamplingParams(max_tokens={**self.options, **options}.get("max_tokens")).max_tokens,
+                SamplingParams(max_tokens=max_tokens).max_tokens,
             )
             if is_searched:
                 return attaching.retrieved(question, documents, self._passage_search, by)

@@ -329,6 +329,7 @@ class ContextFullError(InputError):
         )
         self.needed = needed
         self.n_ctx = n_ctx
+        self.room = room
         self.maximum = room if room is not None else n_ctx if text else n_ctx - 1
         self.is_bound = is_bound
 

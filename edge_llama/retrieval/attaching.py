@@ -5,7 +5,7 @@ It decides; what it needs of the model it is given as functions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from edge_llama.errors import ContextFullError
 from edge_llama.media.documents.document import Document
@@ -19,8 +19,6 @@ from edge_llama.retrieval.search import PassageSearch, fitting
 MOST = 16
 """Passages that a question gets at most, though more would fit: they are read before the first word of the answer."""
 _GAP = "\n[...]\n"
-_BESIDE = "x"
-"""A text that follows a document, to count what the document takes: its last token may take in the line's end."""
 _RETRIEVE = (
     "have the passages found that belong to the question: retrieve=True (--retrieve, /retrieve on); or a larger n_ctx "
     "(--n-ctx)"
@@ -43,15 +41,12 @@ class Attaching:
         self._count = count
         self._answer_room = min(max_tokens or n_ctx, n_ctx // 4)
 
-    def tokens(self, document: FramedDocument) -> int:
-        """What it takes of the context."""
-        return self._count(document.text + _BESIDE) - self._count(_BESIDE)
-
     def whole(self, question: Message, documents: Sequence[Document]) -> Message:
         """The question with all of the documents before it. ContextFullError if they don't fit, with both numbers."""
-        if (excess := self._excess(self._uncounted(question, documents), 1)) is not None:
+        parts = [framed(document) for document in documents]
+        if (excess := self._excess(_with(question, parts), 1)) is not None:
             raise self._refusal(question, documents, excess)
-        return _with(question, [self._counted(framed(document)) for document in documents])
+        return self._counted(question, parts)
 
     def retrieved(
         self, question: Message, documents: Sequence[Document], search: PassageSearch, embedder: Embedder | None
@@ -61,7 +56,7 @@ class Attaching:
         Those in the documents' order. ContextFullError if not even the nearest one fits.
         """
         documents = list({document.sha256: document for document in documents}.values())
-        if self._excess(self._uncounted(question, documents), self._answer_room) is None:
+        if self._excess(_with(question, [framed(each) for each in documents]), self._answer_room) is None:
             return self.whole(question, documents), ()
         ranked = search.nearest(question.own_text, documents, self._count, embedder)
 
@@ -71,20 +66,22 @@ class Attaching:
 
         used = fitting(ranked, fits, MOST)
         if not used:
-            room = max(0, self.n_ctx - self._answer_room - self._prompt_tokens(question))
-            least = self.tokens(_parts(ranked[:1], documents)[0])
-            raise ContextFullError(
-                least, self.n_ctx, room=room, text=f"the nearest passage ({ranked[0]})", remedy=_NO_ROOM
-            )
-        parts = [self._counted(part) for part in _parts(used, documents)]
+            raise self._no_room(question, _parts(ranked[:1], documents), ranked[0])
         order = {document.sha256: at for at, document in enumerate(documents)}
-        return _with(question, parts), tuple(sorted(used, key=lambda each: (order[each.sha256], each.number)))
+        in_order = sorted(used, key=lambda each: (order[each.sha256], each.number))
+        return self._counted(question, _parts(used, documents)), tuple(in_order)
 
-    def _uncounted(self, question: Message, documents: Sequence[Document]) -> Message:
-        return _with(question, [framed(document) for document in documents])
+    def _counted(self, question: Message, parts: Sequence[FramedDocument]) -> Message:
+        """The question with these before it, each with what it adds to the prompt."""
+        totals = [self._prompt_tokens(_with(question, parts[:count])) for count in range(len(parts) + 1)]
+        each = zip(parts, pairwise(totals), strict=True)
+        return _with(question, [replace(part, tokens=after - before) for part, (before, after) in each])
 
-    def _counted(self, document: FramedDocument) -> FramedDocument:
-        return replace(document, tokens=self.tokens(document))
+    def _no_room(self, question: Message, parts: Sequence[FramedDocument], passage: Passage) -> ContextFullError:
+        before = self._prompt_tokens(question)
+        needed = self._count(parts[0].text)
+        room = max(0, self.n_ctx - self._answer_room - before)
+        return ContextFullError(needed, self.n_ctx, room=room, text=f"the nearest passage ({passage})", remedy=_NO_ROOM)
 
     def _excess(self, question: Message, kept: int) -> "ContextFullError | int | None":
         """None if the question leaves ``kept`` tokens; else how many it takes, or what was raised without counting."""

@@ -66,12 +66,12 @@ def by_vectors(question: NDArray[np.float32], passages: NDArray[np.float32]) -> 
 
 
 def joined(*scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One score of several for the same passages, by the ranks that they give: ``(n,)``."""
+    """One score of several for the same passages, by the ranks that they give: ``(n,)``. A score of 0 gives none."""
     total = np.zeros(len(scores[0]))
     for each in scores:
         ranks = np.empty(len(each))
         ranks[nearest_first(each)] = np.arange(1, len(each) + 1)
-        total += 1 / (_RANK_OFFSET + ranks)
+        total += np.where(each > 0, 1 / (_RANK_OFFSET + ranks), 0)
     return total
 
 

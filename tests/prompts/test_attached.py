@@ -20,7 +20,7 @@ def test_a_document_stands_in_its_frame_before_the_question() -> None:
     assert (attached.place, attached.name, attached.sha256) == (0, "notes.txt", NOTES.sha256)
     assert message.content[: attached.end].endswith("```\n\n")
     assert message.own_text == "What is it?"
-    assert message.shown == "[file notes.txt, 32 characters] What is it?"
+    assert message.shown == "[file notes.txt, 33 characters] What is it?"
 
 
 def test_nothing_in_a_document_closes_its_frame() -> None:

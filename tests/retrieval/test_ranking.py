@@ -45,7 +45,8 @@ def test_vectors_rank_by_their_cosine() -> None:
 
 
 def test_ranks_are_joined() -> None:
-    one, other = np.array([3.0, 2.0, 1.0]), np.array([0.0, 9.0, 8.0])
+    one, other = np.array([3.0, 2.0, 1.0]), np.array([0.5, 9.0, 8.0])
     assert nearest_first(joined(one, other)) == [1, 0, 2]
     assert nearest_first(joined(one)) == [0, 1, 2]
+    assert nearest_first(joined(np.zeros(3), other)) == [1, 2, 0], "what has no score has no rank"
     assert nearest_first(np.array([1.0, 1.0, 2.0])) == [2, 0, 1], "of equals the first"

@@ -1,8 +1,9 @@
 """Bytes to text, honestly: a mark, else UTF-8, else UTF-16 by its zeros, else a guess that is told.
 
 What no 8-bit encoding can prove is assumed from how the bytes above 127 stand: few among ASCII letters, as in Western
-European texts, are windows-1252 (the web's reading of Latin-1, https://encoding.spec.whatwg.org). More of them are
-asked of charset-normalizer, if it is installed. Else it is an error: a text of wrong letters helps nobody.
+European texts, are windows-1252 (the web's reading of Latin-1, https://encoding.spec.whatwg.org), unless that has signs
+within words. All others are asked of charset-normalizer, if it is installed, which takes Western texts for Central
+European ones now and then. Else it is an error: a text of wrong letters helps nobody.
 """
 
 import codecs
@@ -21,11 +22,12 @@ _MARKS = (  # UTF-32's begins as UTF-16's does
 )
 _SAMPLE = 64 << 10
 """Bytes by which a guess is made."""
-_FEW = 0.25
-"""Of a Western text's letters at most so many are above 127: French has 4 %, German 2 %, Icelandic 13 %."""
+_FEW = 3
+"""Of a Western text's letters one in so many is above 127 at most: French has 4 %, German 2 %, Icelandic 13 %."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 """What texts have next to none of. The escape character, backspace and form feeds are in logs and old files."""
 _UNDEFINED_IN_1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+_SIGN_IN_WORD = re.compile(r"[a-z][\xa1-\xa9\xac-\xb4\xb6\xb8\xb9\xbb-\xbf\xd7\xf7][a-z]", re.IGNORECASE)
 _HIGH = bytes(range(128, 256))
 _LETTERS = string.ascii_letters.encode()
 _AS_TEXT = "save it as UTF-8"
@@ -87,7 +89,8 @@ def _without_mark(data: bytes, name: str) -> tuple[str, str]:
         except UnicodeDecodeError:
             pass
         else:
-            return text, f"encoding: {encoding}, by its bytes: it has no mark"
+            if not _CONTROL.search(text.encode()):
+                return text, f"encoding: {encoding}, by its bytes: it has no mark"
     place = data.index(0)
     raise DocumentError(f"{name}: is no text: byte {place:,} is zero", remedy="give a document")
 
@@ -103,13 +106,15 @@ def _guessed(data: bytes, name: str, place: int) -> tuple[str, str]:
     if _is_mostly_utf8(data):
         raise DocumentError(f"{name}: it is UTF-8, but {byte} is not", remedy="get it again, or save it as UTF-8")
     high, letters = _count(data, _HIGH), _count(data, _LETTERS)
-    few = high < _FEW * (high + letters) and not _UNDEFINED_IN_1252.search(data)
-    encoding = _likeliest(data) if not few or high > 100 else None
-    if encoding is None and few:
-        encoding = "cp1252"
-    if encoding is None:
+    is_western = high * _FEW <= high + letters and _reads_as_1252(data)
+    if (encoding := "cp1252" if is_western else _likeliest(data)) is None:
         raise DocumentError(f"{name}: {byte} is not UTF-8, and which encoding it has can't be told", remedy=_AS_TEXT)
     return data.decode(encoding), f"encoding: {_called(encoding)}, assumed by its bytes"
+
+
+def _reads_as_1252(data: bytes) -> bool:
+    """Whether it has no signs amid words, where other encodings have their letters."""
+    return not _UNDEFINED_IN_1252.search(data) and not _SIGN_IN_WORD.search(data[:_SAMPLE].decode("cp1252"))
 
 
 def _count(data: bytes, bytes_: bytes) -> int:

@@ -14,6 +14,7 @@ from edge_llama.media.documents.document import open_documents
 from edge_llama.media.documents.limits import MAX_BYTES, MAX_CHARACTERS
 
 FRENCH = "Où est passée l'île ? « Là-bas », répondit-il, gêné.\n"
+POLISH = "Zażółć gęślą jaźń. Wieś była pełna światła, a dzieci śpiewały żółte piosenki o łące.\n"
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. Это предложение знают все.\n"
 JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"
 
@@ -59,12 +60,13 @@ def test_utf_16_without_a_mark_is_known_by_its_zeros_and_told(encoding: str, tmp
 
 
 def test_a_western_text_is_assumed_to_be_windows_1252(tmp_path: Path) -> None:
-    found = opened(tmp_path / "a.txt", FRENCH.encode("cp1252"))
-    assert found.text == FRENCH
+    assert opened(tmp_path / "a.txt", "café".encode("cp1252")).text == "café"
+    found = opened(tmp_path / "a.txt", (FRENCH * 30).encode("cp1252"))
+    assert found.text == FRENCH * 30
     assert found.notes == ("encoding: windows-1252, assumed by its bytes",)
 
 
-@pytest.mark.parametrize(("text", "encoding"), [(RUSSIAN, "cp1251"), (JAPANESE, "shift_jis")])
+@pytest.mark.parametrize(("text", "encoding"), [(RUSSIAN, "cp1251"), (POLISH, "cp1250"), (JAPANESE, "shift_jis")])
 def test_others_are_asked_of_charset_normalizer(text: str, encoding: str, tmp_path: Path) -> None:
     pytest.importorskip("charset_normalizer")
     found = opened(tmp_path / "a.txt", (text * 20).encode(encoding))
@@ -93,12 +95,13 @@ def test_ends_of_lines_are_line_feeds(tmp_path: Path) -> None:
         (b"\x7fELF" + bytes(200), "is no text: byte 4 is zero"),
         (b"abc\0def", "is no text: byte 3 is zero"),
         (b"a\0b\0c", "is no text"),
+        (b"\0\1\2\3", "is no text"),
         (random.Random(1).randbytes(5000).replace(b"\0", b"\1"), "full of control codes"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), "it is a picture, no document whose text is read; show it: --image"),
         (b"PK\x05\x06" + bytes(18), "a zip archive, and no docx"),
         (b"\xd0\xcf\x11\xe0" + bytes(99), "an old Office, or one with a password"),
         (b"{\\rtf1 Hello}", "it is RTF"),
-        (b"\x1f\x8b\x08rest", "a packed file; unpack it"),
+        (b"\x1f\x8b\x08rest", "a packed file, no document whose text is read; unpack it"),
         (b"GGUF\3\0\0\0", "it is a model"),
         (codecs.BOM_UTF16_LE + b"a\0\0\xd8", "its mark says utf-16-le, but byte 2"),
         (codecs.BOM_UTF8 + b"a\xff", "its mark says utf-8, but byte 1"),
