@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 def opened(folder: Path, **options: Any) -> Model:
     """The base with two adapters, in settings where parity is tight."""
-    given = {"n_ctx": 512, "kv_format": "f32", "adapters": files(folder), **options}
+    given: dict[str, Any] = {"n_ctx": 512, "kv_format": "f32", "adapters": files(folder), **options}
     return edge_llama.open(folder / "base.gguf", **given)
 
 
@@ -71,7 +71,7 @@ def logits(model: Model, asked: Asked) -> NDArray[np.float32]:
 
 
 def answered(model: Model, asked: Asked, prompt: str = "Once upon a time", **options: Any) -> tuple[int, ...]:
-    given = {"temperature": 0, "max_tokens": 24, "adapters": asked, **options}
+    given: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "adapters": asked, **options}
     return model.generate(prompt, **given).result().tokens
 
 
@@ -212,8 +212,8 @@ def test_a_session_goes_on_with_the_adapters_that_made_it(folder: Path, tmp_path
         answer = say(chat, "And of Italy?")
         assert answer.tokens == expected
         assert answer.timings.cached_tokens >= first.timings.prompt_tokens
-        for options in ({}, {"adapters": ["renamed"]}):
-            chat = model.load_chat(tmp_path / "a.session", **options)
+        for asked in (None, ["renamed"]):
+            chat = model.load_chat(tmp_path / "a.session", adapters=asked)
             assert chat.reread_reason
             assert "its KV cache was computed with adapters" in chat.reread_reason
 
