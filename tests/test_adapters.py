@@ -26,6 +26,8 @@ from edge_llama import Chat, Message, Model, OptionError
 
 WHOLE = ("whole modules", "a whole network inside")
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, 500, 40)]
+BOS = 1
+"""The token that all prompts begin with, whatever adapters they are for."""
 QUESTION = "What is the capital of Japan?"
 Asked = Mapping[str, float] | list[str] | None
 
@@ -54,7 +56,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 def opened(folder: Path, **options: Any) -> Model:
     """The base with two adapters, in settings where parity is tight."""
-    given = {"n_ctx": 512, "kv_format": "f32", "adapters": files(folder), **options}
+    given: dict[str, Any] = {"n_ctx": 512, "kv_format": "f32", "adapters": files(folder), **options}
     return edge_llama.open(folder / "base.gguf", **given)
 
 
@@ -69,7 +71,7 @@ def logits(model: Model, asked: Asked) -> NDArray[np.float32]:
 
 
 def answered(model: Model, asked: Asked, prompt: str = "Once upon a time", **options: Any) -> tuple[int, ...]:
-    given = {"temperature": 0, "max_tokens": 24, "adapters": asked, **options}
+    given: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "adapters": asked, **options}
     return model.generate(prompt, **given).result().tokens
 
 
@@ -187,14 +189,14 @@ def test_a_chat_has_its_adapters_and_a_message_may_have_others(model: Model) -> 
     first, base = say(chat, QUESTION), say(other, QUESTION)
     assert first.tokens != base.tokens
     again = say(chat, "And of Italy?")
-    assert again.timings.cached_tokens > first.timings.prompt_tokens
+    assert again.timings.cached_tokens >= first.timings.prompt_tokens
     fork = chat.fork()
-    assert say(fork, "And of Egypt?").timings.cached_tokens > again.timings.prompt_tokens
+    assert say(fork, "And of Egypt?").timings.cached_tokens >= again.timings.prompt_tokens
     messages = chat.messages
-    assert model.tokens_to_prefill(messages, adapters=["legal"]) < 10
-    assert model.tokens_to_prefill(messages, adapters=["medical"]) > 50
-    switched = say(chat, "And of Spain?", adapters=["medical"])
-    assert switched.timings.cached_tokens < 5
+    kept, switched = (model.tokens_to_prefill(messages, adapters=[name]) for name in ("legal", "medical"))
+    assert kept <= model.count_tokens(messages) - again.timings.prompt_tokens
+    assert switched > again.timings.prompt_tokens
+    assert say(chat, "And of Spain?", adapters=["medical"]).timings.cached_tokens <= BOS
     assert say(other, QUESTION, adapters=[]).timings.cached_tokens > 0
 
 
@@ -209,9 +211,9 @@ def test_a_session_goes_on_with_the_adapters_that_made_it(folder: Path, tmp_path
         assert chat.reread_reason is None
         answer = say(chat, "And of Italy?")
         assert answer.tokens == expected
-        assert answer.timings.cached_tokens > first.timings.prompt_tokens
-        for options in ({}, {"adapters": ["renamed"]}):
-            chat = model.load_chat(tmp_path / "a.session", **options)
+        assert answer.timings.cached_tokens >= first.timings.prompt_tokens
+        for asked in (None, ["renamed"]):
+            chat = model.load_chat(tmp_path / "a.session", adapters=asked)
             assert chat.reread_reason
             assert "its KV cache was computed with adapters" in chat.reread_reason
 
@@ -237,9 +239,10 @@ def test_in_a_process_of_its_own(name: str, model: Model, folder: Path, tmp_path
         assert answered(isolated, {name: 0.5}) == expected
         assert answered(isolated, None) == answered(model, None)
         chat = isolated.chat(adapters=[name])
-        say(chat, QUESTION)
-        assert isolated.tokens_to_prefill(chat.messages, adapters=[name]) < 10
-        assert isolated.tokens_to_prefill(chat.messages) > 20
+        said = say(chat, QUESTION).timings.prompt_tokens
+        total = isolated.count_tokens(chat.messages)
+        assert isolated.tokens_to_prefill(chat.messages, adapters=[name]) <= total - said
+        assert isolated.tokens_to_prefill(chat.messages) >= total - BOS
         chat.save(tmp_path / "a.session")
         assert isolated.load_chat(tmp_path / "a.session", adapters=[name]).reread_reason is None
         assert isolated.load_chat(tmp_path / "a.session").reread_reason
@@ -280,5 +283,5 @@ def test_what_takes_none_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="adapters is for models that run here"):
         edge_llama.open("http://127.0.0.1:9/v1", tokenizer=folder / "Base", adapters=files(folder))
     expected = "'legal' is none of this model's; it was opened without any"
-    with edge_llama.open(folder / "base.gguf", n_ctx=64) as model, pytest.raises(OptionError, match=expected):
+    with edge_llama.open(folder / "base.gguf", n_ctx=256) as model, pytest.raises(OptionError, match=expected):
         model.answer([Message("user", "Hello")], adapters=["legal"])

@@ -87,7 +87,7 @@ def base_of(folder: Path, options: Options) -> Path:
 
 
 def opened(folder: Path, base: Checkpoint) -> Adapter:
-    """The adapter in ``folder``, checked against ``base``; no weight is read.
+    """The adapter in ``folder``, checked against ``base``; no weight is read but those of which it has a copy.
 
     CheckpointError for what isn't understood, is missing, left over or doesn't fit, and for what a GGUF adapter can't
     express.

@@ -1,6 +1,6 @@
 """Adapters for other families: llama.cpp's bytes, and beside the base the answers of the merged model.
 
-Tolerance as in ``tests/test_adapters.py``.
+Tolerance as in ``tests/test_adapters.py``; 1e-2 for Gemma 3, whose GELU llama.cpp looks up in a table of float16.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_the_file_is_llama_cpps_and_answers_as_the_merged_model(name: str, tmp_p
         tmp_path / "base.gguf", n_ctx=512, kv_format="f32", adapters=[tmp_path / "ours.gguf"]
     ) as opened:
         beside, alone = logits_with(opened, tokens, ["ours"]), logits_with(opened, tokens, None)
-    assert np.abs(beside - merged).max() < 1e-3
+    assert np.abs(beside - merged).max() < (1e-2 if name == "Gemma 3" else 1e-3)
     assert np.abs(beside - alone).max() > 1e-2
 
 
