@@ -184,6 +184,8 @@ class Chat:
         (['system', 'user', 'assistant'], 5)
         >>> other.retry(seed=1).result().text == chat.messages[2].content
         True
+        >>> other.edit("What is the capital of France?").result().text  # in place of the last question
+        'The capital of France is Paris.'
         >>> chat.save("capitals.session")
         >>> model.load_chat("capitals.session").messages == chat.messages
         True

@@ -196,7 +196,13 @@ class OptionError(InputError):
 
 
 class UnknownOptionError(OptionError, TypeError):
-    """There is no such option: ``name``; the message names the nearest that there is. Also Python's TypeError."""
+    """There is no such option: ``name``; the message names the nearest that there is. Also Python's TypeError.
+
+    Examples:
+        >>> model.generate("Once", temprature=0)
+        Traceback (most recent call last):
+        edge_llama.errors.UnknownOptionError: generate has no option 'temprature'; did you mean temperature?
+    """
 
     def __init__(self, name: str, where: str, known: Iterable[str]) -> None:
         from difflib import get_close_matches  # noqa: PLC0415 - for those who mistype
@@ -223,6 +229,12 @@ class CopyError(InputError, TypeError):
     """A Model, Chat or Generation was pickled or copied, which hold a process's memory and threads.
 
     Also the TypeError that Python raises for what can't be pickled.
+
+    Examples:
+        >>> import copy
+        >>> copy.deepcopy(model)
+        Traceback (most recent call last):
+        edge_llama.errors.CopyError: ... a Model can't be pickled or copied; ...
     """
 
 
@@ -268,7 +280,13 @@ class SessionError(InputError):
 
 
 class DocumentError(InputError):
-    """A document's text can't be had: it is damaged, encrypted, too large, of another kind, or has no text."""
+    """A document's text can't be had: it is damaged, encrypted, too large, of another kind, or has no text.
+
+    Examples:
+        >>> edge_llama.Document.open("docs/digits.png")
+        Traceback (most recent call last):
+        edge_llama.errors.DocumentError: docs/digits.png: ...
+    """
 
 
 class HistoryError(InputError):

@@ -45,11 +45,14 @@ ALLOWED = {
     "edge_llama.cli.chat_session.plain_lines": ({"readline"}, "lines are read without it where there is none"),
     "edge_llama.cli.serve": ({"resource"}, "POSIX's limit of open files, which Windows has none of"),
     "edge_llama.cli.terminal.modes": ({"termios"}, "POSIX's modes of a terminal, which Windows has none of"),
+    "edge_llama.host.anonymous": ({"C:\\"}, "how paths begin that are taken out of reports"),
     "edge_llama.host.atomic": ({"O_DIRECTORY"}, "a folder is synced where it can be"),
+    "edge_llama.host.child": ({"killpg"}, "a child's own children, where there are groups"),
     "edge_llama.host.devices": (
         {"/proc", "/sys", "/usr", "sched_getaffinity"},
         "where Linux and macOS tell of processors, load and limits; psutil elsewhere",
     ),
+    "edge_llama.host.regular_files": ({"/proc", "/dev"}, "how shells name a pipe that is open already"),
     "edge_llama.host.windows": ({"winreg", "Path.replace"}, "the one place where a file takes another's place"),
     "edge_llama.isolation.child": (
         {"resource", "msvcrt", "getpgrp", "killpg", "SIGKILL"},
@@ -64,6 +67,12 @@ ALLOWED = {
         {"memfd_create", "MFD_CLOEXEC", "posix_fallocate", "pwrite"},
         "each is asked for by hasattr, and a mapping does it else",
     ),
+    "edge_llama.media.documents.child": (
+        {"resource", "sysconf", "/proc"},
+        "a bound of memory and processor time, where the system has one for a process",
+    ),
+    "edge_llama.media.documents.reading": ({"creationflags"}, "a child that opens no window on Windows"),
+    "quant.loading": ({"creationflags"}, "likewise"),
 }
 """Which modules use what, and why they may: by a branch for each system."""
 

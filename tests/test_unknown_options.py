@@ -31,7 +31,7 @@ CALLS: list[tuple[Callable[[Any], object], str]] = [
     (lambda model: model.chat().send("Hi", tool_choise="none"), "did you mean tool_choice?"),
     (lambda model: model.chat(sytem="x"), "chat has no option 'sytem'; did you mean system?"),
     (lambda model: model.chat(maxtokens=3), "chat has no option 'maxtokens'; did you mean max_tokens?"),
-    (lambda model: model.chat(zzzzzz=3), "chat has no option 'zzzzzz'; known: deadline, "),
+    (lambda model: model.chat(zzzzzz=3), "chat has no option 'zzzzzz'; known: adapters, deadline, "),
     (lambda model: model.chat().run_tools("Hi", max_round=3), "did you mean max_rounds?"),
     (lambda model: model.answer([], topk=3), "answer has no option 'topk'; did you mean top_k?"),
 ]

@@ -34,8 +34,9 @@ _HELPER = "edge-llama-helper"
 _GENERATION = "EDGE_LLAMA_CHILD_GENERATION"
 _MOST_GENERATIONS = 8
 """Ours are three at most. A helper that is no helper, but the whole program again, would go on for ever."""
-Watch = Literal["pipe", "parent"]
-"""How a child notices the end of its parent: by its stdin, a pipe that nobody writes to, or by looking who it is."""
+Watch = Literal["pipe", "parent", "none"]
+"""How a child notices the end of its parent: by its stdin, a pipe that nobody writes to, by looking who it is, or not,
+where it has bounded its own time."""
 
 
 def is_available() -> bool:
@@ -148,7 +149,7 @@ def _watch_parent() -> None:
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
-_WATCHES: Mapping[str, Callable[[], None]] = {"pipe": _watch_pipe, "parent": _watch_parent}
+_WATCHES: Mapping[str, Callable[[], None]] = {"pipe": _watch_pipe, "parent": _watch_parent, "none": lambda: None}
 
 if __name__ == "__main__":
     main()

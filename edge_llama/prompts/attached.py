@@ -23,6 +23,14 @@ class AttachedDocument:
 
     ``name`` and ``sha256`` are the document's; ``tokens`` is what it takes of the context, None where no model counted
     it; ``part`` says which part of it stands there, nothing for the whole.
+
+    Examples:
+        >>> note = edge_llama.Document.from_text("Cairo is hot.", "notes.txt")
+        >>> chat = model.chat(temperature=0, max_tokens=8)
+        >>> answer = chat.send("What is the capital of Egypt?", files=[note]).result()
+        >>> attached = chat.messages[0].documents[0]
+        >>> attached.name, attached.tokens == chat.file_tokens([note])[0]
+        ('notes.txt', True)
     """
 
     place: int

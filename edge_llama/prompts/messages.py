@@ -94,6 +94,8 @@ class Message:
         ('Look: Which digits are these?', 6, 3)
         >>> edge_llama.Message.from_json({"role": "user", "content": "Hello!"})
         Message(role='user', content='Hello!', ...)
+        >>> message.with_last_text("And these?").content
+        'Look: And these?'
         >>> edge_llama.Message("assistant", "Hi.").to_json()
         {'role': 'assistant', 'content': 'Hi.'}
     """

@@ -24,6 +24,7 @@ REFERENCE = ROOT / "docs" / "reference"
 ROW = re.compile(r"^\| \[`([\w.]+)`\]\((\S+)\) \| .+ \|$", re.MULTILINE)
 FOR_FRONT_ENDS = {
     *("Model.prefetch", "Model.require_vision", "Model.resume_chat", "Chat.prefetch"),
+    *("Model.adapter_set", "Model.tokens_to_prefill"),
     *("Generation.close", "Generation.watch"),
 }
 """Methods that programs like ours call, or that a `with` does."""

@@ -27,6 +27,13 @@ class Document:
     ``name`` is the file's without its folder, ``sha256`` that of the file's bytes in hex, ``kind`` what it was taken
     for (``text``, ``Markdown``, ``CSV``, ``HTML``, ``PDF``, ``docx``). ``notes`` say what people should know: which
     encoding was assumed, which pages have no text. Lines of ``text`` end with a line feed.
+
+    Examples:
+        >>> with open("notes.txt", "w") as file:
+        ...     print("Cairo is hot.", file=file)
+        >>> note = edge_llama.Document.open("notes.txt")
+        >>> note.name, note.kind, len(note.text)
+        ('notes.txt', 'text', 14)
     """
 
     name: str

@@ -1,27 +1,19 @@
 """A document's bytes to text, where need be in a process of its own: with a deadline, and a bound of memory.
 
 The bytes go through its stdin, so that what is read is what was hashed, and JSON comes back. Where no process can be
-had (a frozen program without an interpreter) a thread does it: the caller waits no longer than the deadline then
+had (:mod:`edge_llama.host.child`) a thread does it: the caller waits no longer than the deadline then
 either, but what the thread takes is bounded by the readers' own limits alone.
 """
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
 from edge_llama.errors import DocumentError, EdgeLlamaError, error_from_json
+from edge_llama.host import child
 from edge_llama.media.documents.kinds import Kind
 from edge_llama.media.documents.limits import MAX_MEMORY, MAX_SECONDS, Extracted
-
-_CODE = """
-import json, sys
-sys.path[:] = json.loads(sys.argv.pop(1))
-from edge_llama.media.documents.child import main
-main(*sys.argv[1:])
-"""
 
 
 def text_of(kind: Kind, data: bytes, name: str) -> Extracted:
@@ -31,22 +23,21 @@ def text_of(kind: Kind, data: bytes, name: str) -> Extracted:
     """
     if len(data) < kind.apart_from:
         return kind.read(data, name)
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not child.is_available():
         return _in_thread(lambda: kind.read(data, name), name)
     return _in_child(kind, data, name)
 
 
 def _in_child(kind: Kind, data: bytes, name: str) -> Extracted:
-    # -P: nothing of the working directory is imported before the path is the host's own.
-    command = [sys.executable, "-P", "-c", _CODE, json.dumps(sys.path), kind.name, name, str(MAX_SECONDS)]
+    module = "edge_llama.media.documents.child"
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, our module
-            [*command, str(MAX_MEMORY)],
+        done = subprocess.run(  # noqa: S603 - our own code
+            child.command(module, kind.name, name, str(MAX_SECONDS), str(MAX_MEMORY), watch="none"),
             input=data,
             capture_output=True,
             check=False,
             timeout=MAX_SECONDS,
-            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            env=child.environment(PYTHONIOENCODING="utf-8"),
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except subprocess.TimeoutExpired as error:

@@ -8,6 +8,7 @@ import pytest
 from documents import encrypted, pdf
 
 from edge_llama import Document, DocumentError, InputError
+from edge_llama.host.child import HELPER_VARIABLE
 from edge_llama.media.documents import reading
 from edge_llama.media.documents.pdf import read_pdf, runs
 
@@ -96,7 +97,10 @@ def test_one_that_takes_too_much_memory_ends(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_process_that_dies_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_CODE", "import os, sys\nsys.stdin.buffer.read()\nos.abort()")
+    helper = tmp_path / "helper"
+    helper.write_text("#!/bin/sh\ncat > /dev/null\nkill -ABRT $$\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv(HELPER_VARIABLE, str(helper))
     with pytest.raises(DocumentError, match="the process that parsed it ended with signal 6"):
         opened(tmp_path / "a.pdf", pdf(["one"]))
 

@@ -138,9 +138,9 @@ def test_a_file_that_is_too_large_is_refused_with_both_numbers(tmp_path: Path) -
 def test_what_is_no_file_is_an_error_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     for wrong, said in {
-        tmp_path: "a folder or a device",
+        tmp_path: "a folder, not a file",
         tmp_path / "nowhere.txt": "No such file",
-        tmp_path / "pipe.txt": "a folder or a device",
+        tmp_path / "pipe.txt": "a FIFO, not a file",
         "https://example.org/a.txt": "a URL where a file is expected",
         "a\0b": "null",
     }.items():
