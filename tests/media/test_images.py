@@ -344,7 +344,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (tmp_path / "missing.png", tmp_path, pipe, Path("/dev/zero"), tmp_path / ("x" * 300)):
-        with refusal(InputError, "No such file|folder|device|too long", path):
+        with refusal(InputError, "No such file|folder|FIFO|device|too long", path):
             Image.open(path)
     for text in ("", "a\0b.png"):
         with refusal(InputError, "folder|null"):

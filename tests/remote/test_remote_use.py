@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from serving import Served
 from talk import ANSWER, QUESTION, STORY, TEMPLATE, talking
 
 import edge_llama
-from edge_llama import InputError, Model, OptionError, RemoteError, SessionError
+from edge_llama import CopyError, InputError, Model, OptionError, RemoteError, SessionError
 from edge_llama.backends.remote import address, client
 from edge_llama.backends.remote.address import KEY_VARIABLE, key_of, parsed
 from edge_llama.media.images import Image
@@ -379,3 +380,9 @@ def test_an_error_crosses_as_itself() -> None:
 
 def test_the_usual_variable_is_the_documented_one() -> None:
     assert address.KEY_VARIABLE == "EDGE_LLAMA_REMOTE_API_KEY"
+
+
+def test_it_can_be_pickled_no_more_than_any_other_model(remote: Model) -> None:
+    for thing in (remote, remote.chat(), remote.generate("x", max_tokens=1)):
+        with pytest.raises(CopyError, match="can't be pickled or copied"):
+            pickle.dumps(thing)
