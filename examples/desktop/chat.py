@@ -131,6 +131,7 @@ class Window(QtWidgets.QMainWindow):
         self._write("You: ", "steelblue")
         for _, image in self._pictures:
             self._end().insertImage(image)
+            self._write("\n")
         self._write(f"{text}\n")
         shown, self._pictures = [path for path, _ in self._pictures], []
         self._begin(partial(self.chat.send, text, images=shown))
