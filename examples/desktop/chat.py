@@ -2,7 +2,7 @@
 
 The model works in a process of its own (``isolate=True``): this one loads no engine, so nothing native holds up the
 window, and a model that kills its process is a line of text here. What may take more than a few milliseconds is done in
-a thread, which hands its result to the window by a signal; pieces of an answer wait in a queue that a timer empties.
+a thread; what it wants to be done in the window (a piece of an answer, too) waits in a queue that a timer empties.
 """
 
 import argparse
@@ -32,9 +32,6 @@ def thumbnail(path: str) -> QtGui.QImage:
 class Window(QtWidgets.QMainWindow):
     """A conversation with a model."""
 
-    finished = QtCore.Signal(object)  # what a thread wants to have called in this one
-    loaded = QtCore.Signal(float)  # how much of a model
-
     def __init__(self, ask: str = "") -> None:
         super().__init__(acceptDrops=True, windowTitle="edge-llama")
         self.model: edge_llama.Model | None = None
@@ -42,11 +39,9 @@ class Window(QtWidgets.QMainWindow):
         self.thread_at_work: threading.Thread | None = None
         self.exit_code, self._ask, self._is_stopped, self._answer_at = 0, ask, False, 0
         self._pictures: list[tuple[str, QtGui.QImage]] = []
-        self._pieces: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()  # what threads want to have done here
         self._build()
-        self.finished.connect(self._call)
-        self.loaded.connect(self._show_loaded)
-        self._timer = QtCore.QTimer(self, interval=30, timeout=self._show_pieces)
+        self._timer = QtCore.QTimer(self, interval=30, timeout=self._do_calls)
         self._timer.start()
         self._update()
 
@@ -72,13 +67,13 @@ class Window(QtWidgets.QMainWindow):
         work()
 
     def _in_thread(self, work: Callable[[], object], then: Callable[..., None]) -> threading.Thread:
-        """Have ``then`` called here with what ``work`` gives in a thread."""
+        """Have ``then`` called in the window with what ``work`` gives in a thread."""
 
         def run() -> None:
             try:
-                self.finished.emit(partial(then, work()))
+                self._calls.put(partial(then, work()))
             except edge_llama.EdgeLlamaError as error:
-                self.finished.emit(partial(self._failed, error))
+                self._calls.put(partial(self._failed, error))
 
         thread = threading.Thread(target=run, daemon=True)  # one that loads is not waited for when the window closes
         thread.start()
@@ -104,7 +99,7 @@ class Window(QtWidgets.QMainWindow):
     def _tell_loaded(self, part: float) -> None:
         if self._is_stopped:
             raise edge_llama.EdgeLlamaError("stopped")  # it ends the loading
-        self.loaded.emit(part)
+        self._calls.put(partial(self._show_loaded, part))
 
     def _show_loaded(self, part: float) -> None:
         self.bar.setMaximum(100)
@@ -136,6 +131,7 @@ class Window(QtWidgets.QMainWindow):
         self._write("You: ", "steelblue")
         for _, image in self._pictures:
             self._end().insertImage(image)
+            self._write("\n")
         self._write(f"{text}\n")
         shown, self._pictures = [path for path, _ in self._pictures], []
         self._begin(partial(self.chat.send, text, images=shown))
@@ -156,8 +152,8 @@ class Window(QtWidgets.QMainWindow):
             if self._is_stopped:
                 generation.cancel()
             for piece in generation:
-                self._pieces.put((piece.thinking, "gray"))
-                self._pieces.put((piece.text, ""))
+                self._calls.put(partial(self._write, piece.thinking, "gray"))
+                self._calls.put(partial(self._write, piece.text))
             return generation.result()
 
         self.thread_at_work = self._in_thread(work, self._answered)
@@ -180,7 +176,6 @@ class Window(QtWidgets.QMainWindow):
 
     def _end_work(self, text: str, color: str = "") -> None:
         self.thread_at_work = None
-        self._show_pieces()
         self._write(text, color)
 
     def stop(self) -> None:
@@ -188,9 +183,9 @@ class Window(QtWidgets.QMainWindow):
         if self.chat:
             self.chat.cancel()
 
-    def _show_pieces(self) -> None:
-        while not self._pieces.empty():
-            self._write(*self._pieces.get())
+    def _do_calls(self) -> None:
+        while not self._calls.empty():
+            self._calls.get()()
 
     def _end(self) -> QtGui.QTextCursor:
         cursor = self.page.textCursor()

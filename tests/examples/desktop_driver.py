@@ -121,19 +121,27 @@ def refuses(window: Any, *_: str) -> Scenario:
     window.close()
 
 
+def drop(window: Any, file: str) -> bool:
+    """Let go of a file over the window; whether it takes it."""
+    data = QtCore.QMimeData()
+    data.setUrls([QtCore.QUrl.fromLocalFile(file)])
+    given = QtCore.QPointF(9, 9), QtCore.Qt.DropAction.CopyAction, data
+    held = QtCore.Qt.MouseButton.LeftButton, QtCore.Qt.KeyboardModifier.NoModifier
+    enter = QtGui.QDragEnterEvent(*given, *held)
+    QtWidgets.QApplication.sendEvent(window, enter)
+    QtWidgets.QApplication.sendEvent(window, QtGui.QDropEvent(*given, *held))
+    return enter.isAccepted()
+
+
 def sees(window: Any, picture: str, grabbed: str) -> Scenario:
-    """A picture is dropped on the window, and another file."""
+    """A file that is no picture is dropped on the window, and one that is."""
+    window.resize(560, 320)
     yield lambda: window.chat
     window.chat.options["temperature"] = 0
-    data = QtCore.QMimeData()
-    data.setUrls([QtCore.QUrl.fromLocalFile(picture), QtCore.QUrl.fromLocalFile(__file__)])
-    where, nothing = QtCore.QPoint(9, 9), QtCore.Qt.KeyboardModifier.NoModifier
-    copy, left = QtCore.Qt.DropAction.CopyAction, QtCore.Qt.MouseButton.LeftButton
-    enter = QtGui.QDragEnterEvent(where, copy, data, left, nothing)
-    QtWidgets.QApplication.sendEvent(window, enter)
-    found["is_accepted"] = enter.isAccepted()
-    QtWidgets.QApplication.sendEvent(window, QtGui.QDropEvent(where, copy, data, left, nothing))
-    yield lambda: window._pictures and "no picture" in window.statusBar().currentMessage()
+    found["is_accepted"] = drop(window, __file__)
+    yield lambda: window.statusBar().currentMessage().endswith("desktop_driver.py: no picture")
+    drop(window, picture)
+    yield lambda: window._pictures
     yield from ask(window, "Which digits are these?")
     html = window.page.toHtml()
     found.update(
