@@ -57,23 +57,23 @@ def corpus(model: edge_llama.Model) -> list[Passage]:
 
 def embedded(texts: Sequence[str], model: edge_llama.Model, keep: Path | None) -> NDArray[np.float32]:
     """The texts' vectors; each is kept in a folder by its text and the model, for a run that goes on from here."""
-    started, new = time.perf_counter(), 0
-    found = []
-    for at in range(0, len(texts), _AT_ONCE):
-        some = texts[at : at + _AT_ONCE]
-        digest = hashlib.sha256("\0".join([model.identity, *some]).encode()).hexdigest()
-        kept = keep and keep / f"{digest}.npy"
-        if kept and kept.exists():
-            found.append(np.load(kept))
-            continue
-        found.append(model.embed(some))
-        new += len(some)
-        if kept:
-            np.save(kept, found[-1])
-    print(
-        f"{model.artifact.name}: {new:,} of {len(texts):,} passages embedded in {time.perf_counter() - started:,.0f} s"
-    )
-    return np.concatenate(found)
+    started = time.perf_counter()
+    places = {text: keep and keep / f"{_digest(text, model)}.npy" for text in texts}
+    found = {text: np.load(place) for text, place in places.items() if place and place.exists()}
+    missing = [text for text in places if text not in found]
+    for at in range(0, len(missing), _AT_ONCE):
+        some = missing[at : at + _AT_ONCE]
+        for text, vector in zip(some, model.embed(some), strict=True):
+            found[text] = vector
+            if place := places[text]:
+                np.save(place, vector)
+    seconds = time.perf_counter() - started
+    print(f"{model.artifact.name}: {len(missing):,} of {len(texts):,} passages embedded in {seconds:,.0f} s")
+    return np.stack([found[text] for text in texts])
+
+
+def _digest(text: str, model: edge_llama.Model) -> str:
+    return hashlib.sha256(f"{model.identity}\0{text}".encode()).hexdigest()
 
 
 def rankings(
