@@ -200,7 +200,7 @@ def test_a_chat_has_its_adapters_and_a_message_may_have_others(model: Model) -> 
     assert say(other, QUESTION, adapters=[]).timings.cached_tokens > 0
 
 
-def test_a_session_goes_on_with_its_own_adapters(folder: Path, tmp_path: Path) -> None:
+def test_a_session_goes_on_with_the_adapters_it_was_saved_with(folder: Path, tmp_path: Path) -> None:
     with opened(folder) as model:
         chat = model.chat(adapters={"legal": 0.5})
         first = say(chat, QUESTION)
