@@ -24,14 +24,14 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage: characters ``start`` to ``stop`` of a document's text, of some ``tokens``.
+    r"""A passage: characters ``start`` to ``stop`` of a document's text, of some ``tokens``.
 
     ``number`` counts from 1 to the document's ``count``; lines count from 1, too. ``heading`` is the last one before or
     at its beginning, and says what it is about.
 
     Examples:
-        >>> texts = [f"# {city}\\n" + f"{city} is a city. " * 40 for city in ("Tokyo", "Cairo", "Paris", "Rome")]
-        >>> book = edge_llama.Document.from_text("\\n\\n".join(texts), "cities.md")
+        >>> texts = [f"# {city}\n" + f"{city} is a city. " * 40 for city in ("Tokyo", "Cairo", "Paris", "Rome")]
+        >>> book = edge_llama.Document.from_text("\n\n".join(texts), "cities.md")
         >>> with edge_llama.open(n_ctx=512) as model:
         ...     chat = model.chat(temperature=0, max_tokens=8)
         ...     answer = chat.send("Tell me about Cairo.", files=[book], retrieve=True).result()
