@@ -27,7 +27,7 @@ from edge_llama.host import devices, user_cache
 
 _KIND = "stand-in-speed"
 _VOCABULARY = 256
-_BYTES, _HEAD_BYTES = 192 << 20, 64 << 20
+_BYTES = 192 << 20
 """Of weights in the larger stand-in, and of a head: more than caches hold, little enough to be loaded in a moment."""
 _CHOICE = 0.5e-3
 """Seconds between a token's logits and the next decode: our own part, measured on a Xeon of 2 GHz."""
@@ -93,7 +93,7 @@ def _head_format(shape: TextShape) -> Format:
 
 def _head_rows(shape: TextShape) -> int:
     """Tokens of the stand-in's larger vocabulary."""
-    return max(_VOCABULARY, min(shape.n_vocab, _HEAD_BYTES // _head_format(shape).row_bytes(shape.n_embd)))
+    return max(_VOCABULARY, min(shape.n_vocab, _BYTES // _head_format(shape).row_bytes(shape.n_embd)))
 
 
 def _seconds(shape: TextShape, n_layer: int, setting: Setting, threads: int, n_vocab: int = _VOCABULARY) -> Seconds:
