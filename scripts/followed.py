@@ -21,6 +21,8 @@ _PIP = re.compile(r"\s*((?:Collecting|Downloading|Using cached|Building wheel|In
 _LEAST_SHARE = 0.1
 """From here on what is left can be told by what is done: the first files are small."""
 _LAST_LINES = 40
+_SECONDS_TO_READ = 5.0
+"""What a command has printed is read by then; a server that it left behind may keep the pipe open."""
 
 
 def steps_in(line: str) -> tuple[int, int] | None:
@@ -93,49 +95,54 @@ def follow(
     out = out or sys.stdout
     is_terminal = out.isatty()
     last: deque[str] = deque(maxlen=_LAST_LINES)
-    with subprocess.Popen(
+    # Not as a context: leaving it would close the pipe, and wait for a reader that something left behind keeps there.
+    child = subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as child:
-        reader = Thread(target=_read, args=(child.stdout, progress, last, log), daemon=True)
-        reader.start()
-        try:
-            _tell_until_end(reader, progress, out, 1.0 if is_terminal else pause)
-            code = child.wait()
-        finally:
-            if is_terminal:
-                _write(out, "\r\x1b[K")
+    )
+    assert child.stdout
+    reader = Thread(target=_read, args=(child.stdout, progress, last, log), daemon=True)
+    reader.start()
+    try:
+        _tell_until_end(child, progress, out, 1.0 if is_terminal else pause)
+    except BaseException:  # Ctrl-C
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        reader.join(_SECONDS_TO_READ)
+        if is_terminal:
+            _write(out, "\r\x1b[K")
+    code = child.returncode
     if code:
-        _write(out, "".join(f"{line}\n" for line in last))
+        _write(out, "".join(f"{line}\n" for line in list(last)))
         if log:
             _write(out, f"all that it printed: {log}\n")
     return code
 
 
-def _tell_until_end(reader: Thread, progress: Progress, out: TextIO, pause: float) -> None:
-    while reader.is_alive():
-        reader.join(pause)
-        if not reader.is_alive():
-            return
-        text = progress.text(time.monotonic())
-        if out.isatty():
+def _tell_until_end(child: "subprocess.Popen[bytes]", progress: Progress, out: TextIO, pause: float) -> None:
+    while True:
+        try:
+            child.wait(pause)
+        except subprocess.TimeoutExpired:
+            text = progress.text(time.monotonic())
             columns = shutil.get_terminal_size().columns
-            _write(out, f"\r{text[: columns - 1]}\x1b[K")
+            _write(out, f"\r{text[: columns - 1]}\x1b[K" if out.isatty() else f"{text}\n")
         else:
-            _write(out, f"{text}\n")
+            return
 
 
 def _read(lines: IO[bytes], progress: Progress, last: "deque[str]", log: Path | None) -> None:
     kept = log.open("wb") if log else None
-    try:
+    with lines:
         for raw in lines:
             line = raw.decode("utf-8", "replace").rstrip()
             progress.hear(line)
             last.append(line)
             if kept:
                 kept.write(raw)
-    finally:
-        if kept:
-            kept.close()
+    if kept:
+        kept.close()
 
 
 def _write(out: TextIO, text: str) -> None:

@@ -96,6 +96,14 @@ def test_in_a_log_a_line_comes_now_and_then() -> None:
     assert "\r" not in out.getvalue()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_what_a_command_leaves_behind_is_not_waited_for() -> None:
+    """As a compiler's cache that goes on as a server, with the command's own stdout."""
+    out = io.StringIO()
+    left = "import subprocess; print(subprocess.Popen(['sleep', '7']).pid)"
+    assert follow([sys.executable, "-c", left], Progress("compiling"), out=out, pause=60) == 0
+
+
 def test_a_command_that_fails_shows_its_last_lines_and_its_log(tmp_path: Path) -> None:
     out, code = io.StringIO(), "print('one'); print('error: no such header'); raise SystemExit(3)"
     assert follow([sys.executable, "-c", code], Progress("compiling"), out=out, log=tmp_path / "log") == 3
