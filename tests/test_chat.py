@@ -229,9 +229,9 @@ def test_an_edit_of_a_shortened_conversation_keeps_what_was_left(converted: Path
         chat = small.chat(when_full="drop-oldest", temperature=0, max_tokens=8)
         for number in range(3):
             chat.send(f"{number} " + "word " * 40).result()
-        chat.edit("Hello " * 60).result()
+        chat.edit("Hello " * 120).result()
         assert chat.shortened
-        assert chat.messages[-2].content == "Hello " * 60
+        assert chat.messages[-2].content == "Hello " * 120
         assert [message.role for message in chat.messages[-2:]] == ["user", "assistant"]
         assert not any(message.content.startswith("2 word") for message in chat.messages)
 

@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_what_was_there(
         "from edge_llama.cli import main; main()"
     )
     arguments = [*map(str, ("calibrate", tower, path, *pictures)), "--force", "--max-tiles", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-B", "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "cannot be written: File too large" in done.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["ranges.json"]
@@ -165,6 +165,6 @@ def test_what_is_read_is_never_replaced(called: Cli, chats: list[Path], tmp_path
 def test_a_package_that_is_missing_is_named(chats: list[Path], small_talk: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['onnx_ir'] = None; from edge_llama.cli import main; main()"
     arguments = map(str, ("calibrate", small_talk, *chats, tmp_path / "ranges.json"))
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-B", "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert 'needs the package onnx-ir; pip install "edge-llama[convert]"' in done.stderr

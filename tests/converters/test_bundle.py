@@ -265,7 +265,7 @@ def test_a_write_that_fails_leaves_nothing(llama4_scout: Path, tmp_path: Path, l
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "from edge_llama.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "convert", str(llama4_scout), str(tmp_path / "bundle")]
+    command = [sys.executable, "-B", "-c", code, "convert", str(llama4_scout), str(tmp_path / "bundle")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1

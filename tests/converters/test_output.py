@@ -134,7 +134,7 @@ def test_a_write_that_fails_is_a_typed_error_and_leaves_nothing(
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "from edge_llama.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "convert", str(source), str(tmp_path / GGUF)]
+    command = [sys.executable, "-B", "-c", code, "convert", str(source), str(tmp_path / GGUF)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert f"it needs {len(whole):,} bytes" in done.stderr
