@@ -1,5 +1,6 @@
 """How children are started: by an interpreter, by a helper, by a frozen program itself, or not at all."""
 
+import ast
 import logging
 import os
 import re
@@ -112,6 +113,8 @@ def test_a_program_that_starts_itself_comes_to_an_end(module: Path) -> None:
 
 def test_the_hook_for_pyinstaller_says_what_is_looked_for(module: Path) -> None:
     """It imports nothing where it need not, and so has the words again."""
+    listed = ast.literal_eval((HOOK.parent.parent / "rthooks.dat").read_text("utf-8"))
+    assert listed == {"edge_llama": [HOOK.name]}
     text = HOOK.read_text("utf-8")
     assert re.findall(r'setattr\(sys, "(\w+)", True\)', text) == [child.ANSWERS]
     assert f'["{child.RESERVED}"]' in text
