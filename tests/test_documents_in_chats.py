@@ -75,7 +75,6 @@ def test_the_cost_is_exact(either: Model, story: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama3"])
-@pytest.mark.parametrize("name", ["llama2", "llama3"])
 def test_the_cost_is_exact_in_other_vocabularies(
     name: str, request: pytest.FixtureRequest, story: Path, tmp_path: Path
 ) -> None:
