@@ -12,8 +12,8 @@ from edge_llama.backends.base import TextTower
 from edge_llama.runtime.batch import Batch, Running
 
 _TURN = 0.04
-"""Seconds that a set keeps its turn while others wait. To change costs llama.cpp 1 to 2 ms, measured on models of 3 and
-30 layers; nobody sees an answer stand still for a few turns of this length."""
+"""Seconds that a set keeps its turn while others wait: long beside what llama.cpp takes to plan its graphs anew, and
+so short that nobody sees an answer stand still for a few turns."""
 
 
 class AdapterTurns:

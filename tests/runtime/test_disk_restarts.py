@@ -146,7 +146,7 @@ def test_a_file_that_is_of_no_use_is_left_alone(tmp_path: Path, kind: str) -> No
     elif kind == "empty":
         data = b""
     elif kind == "version":
-        data = data[:8] + b"\x02" + data[9:]
+        data = data[:8] + b"\x03" + data[9:]
     elif kind == "another":
         here = disk(tmp_path, identity="b")
     elif kind == "settings":
@@ -165,7 +165,7 @@ def test_a_file_that_is_of_no_use_is_left_alone(tmp_path: Path, kind: str) -> No
     expected = {
         "cut": "cut short",
         "empty": "no session",
-        "version": "session format 2",
+        "version": "session format 3",
         "folder": "can't be read",
         "another": "another model's",
         "settings": "kv_format was f16 and is q8_0",

@@ -253,10 +253,10 @@ def test_a_file_cut_at_any_length_or_with_more_is_an_error(
 
 def test_a_newer_version_is_an_error_that_says_so(model: edge_llama.Model, saved: Path, tmp_path: Path) -> None:
     data = bytearray(saved.read_bytes())
-    struct.pack_into("<I", data, 8, 2)
+    struct.pack_into("<I", data, 8, 3)
     data[-32:] = hashlib.sha256(data[:-32]).digest()
     (tmp_path / "new.session").write_bytes(data)
-    with pytest.raises(edge_llama.SessionError, match=r"format 2.*newer edge-llama"):
+    with pytest.raises(edge_llama.SessionError, match=r"format 3.*newer edge-llama"):
         model.load_chat(tmp_path / "new.session")
     assert (tmp_path / "new.session").read_bytes() == data
 
