@@ -31,6 +31,8 @@ _BYTES = 192 << 20
 """Of weights in the larger stand-in, and of a head: more than caches hold, little enough to be loaded in a moment."""
 _CHOICE = 0.5e-3
 """Seconds between a token's logits and the next decode: our own part, measured on a Xeon of 2 GHz."""
+_ROUTING, _ROUTER = 0.1e-3, "ffn_gate_inp"
+"""Seconds that a layer takes to choose a token's experts, which no stand-in has; by the tensor that does so."""
 _PROMPT, _DEPTH, _DECODES, _PREFILLS = 512, 512, 9, 3
 _ROLES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _CLOSEST = FORMATS["q8_0"]
@@ -64,7 +66,8 @@ def pace(shape: TextShape, setting: Setting, threads: int) -> Pace:
     decode, prefill = whole("decode"), whole("prefill")
     head = max(0.0, with_head.decode - found[0].decode) * shape.n_vocab / rows
     deeper = max(0.0, whole("decode_deep") - decode) / _DEPTH
-    return Pace(decode + head + _CHOICE, deeper, prefill)  # of a prompt only the last token's logits are computed
+    decode += _CHOICE + _ROUTING * sum(_ROUTER in tensor.name for tensor in shape.tensors)
+    return Pace(decode + head, deeper, prefill)  # of a prompt only the last token's logits are computed
 
 
 def _counts(shape: TextShape) -> tuple[int, int]:
@@ -226,7 +229,7 @@ def _n_ff(shape: TextShape) -> int:
     """As wide as makes a layer's feed-forward bytes those that a token is multiplied by; whole blocks of 256."""
     active = 0.0
     for tensor in shape.tensors:
-        if ".ffn_" in tensor.name and len(tensor.shape) > 1 and "ffn_gate_inp" not in tensor.name:
+        if ".ffn_" in tensor.name and len(tensor.shape) > 1 and _ROUTER not in tensor.name:
             weights = tensor.nbytes * tensor.format.block_size // tensor.format.block_bytes
             active += weights * shape.n_expert_used / shape.n_expert if "_exps." in tensor.name else weights
     width = round(active / max(3 * shape.n_layer * shape.n_embd, 1)) or shape.n_ff
