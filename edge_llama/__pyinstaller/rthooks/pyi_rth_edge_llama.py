@@ -2,7 +2,7 @@
 
 import sys
 
-setattr(sys, "edge_llama_answers_reserved_argument", True)  # noqa: B010 - mypy; edge_llama.host.child looks for it
+sys.edge_llama_answers_reserved_argument = True  # type: ignore[attr-defined]  # host.child looks for it
 if sys.argv[1:2] == ["--edge-llama-child"]:
     from edge_llama.host.child import main
 
