@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edge_llama.cli.terminal.modes import leave_full_screen, restored
 from edge_llama.errors import OptionError
+from edge_llama.host.child import environment_of_others
 
 VARIABLES = ("VISUAL", "EDITOR")
 _BY_DEFAULT = "notepad" if sys.platform == "win32" else ""
@@ -47,7 +48,8 @@ def _command() -> list[str]:
 def _run(command: list[str]) -> None:
     try:
         with restored(), _without_ctrl_c():
-            code = subprocess.run(command, check=False).returncode  # noqa: S603 - what the user chose
+            done = subprocess.run(command, check=False, env=environment_of_others())  # noqa: S603 - what the user chose
+            code = done.returncode
     except OSError as error:
         raise OptionError(
             f"the editor {command[0]} can't be started: {error.strerror or error}", remedy=f"see {VARIABLES[0]}"
