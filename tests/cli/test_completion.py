@@ -26,7 +26,7 @@ def completed(line: str) -> list[str]:
 
 
 def test_commands_by_all_their_names() -> None:
-    assert completed("/re") == ["/retry", "/regenerate"]
+    assert completed("/re") == ["/retry", "/regenerate", "/retrieve"]
     assert completed("/set repe") == ["/set repetition_penalty"]
     assert completed("/nonsense ") == completed("What is /re") == []
 

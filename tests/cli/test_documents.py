@@ -83,7 +83,7 @@ def test_an_embedding_model_finds_passages_too(called: Cli, small_talk: Path, lo
     ("arguments", "said"),
     [
         (["--file", "nix.txt"], "nix.txt"),
-        (["--file", "."], "a folder or a device"),
+        (["--file", "."], "a folder, not a file"),
         (["--file", "NOTES", "--raw"], "--file has no place in a --raw prompt"),
         (["--file", "NOTES", "--embedding-model", "smollm2"], "add --retrieve"),
         (["--file", "LONG", "--n-ctx", "512", "--retrieve", "--embedding-model", "nix.gguf"], "nix.gguf"),

@@ -40,8 +40,9 @@ def test_a_terminal_shows_thoughts_unless_they_are_hidden(
 ) -> None:
     answer = json.loads(called("run", QUESTION, *thinking, "--json").stdout)
     chat = terminal("chat", *thinking, *hidden, "--plain", env={"NO_COLOR": ""})
-    chat.see(r"(?m)^>\Z")
-    shown = chat.ask(QUESTION)
+    chat.see(r"(?m)^You:\Z")
+    chat.enter(QUESTION)
+    shown = chat.see(r"(?m)^You:\Z").removeprefix("Assistant:")
     words = answer["thinking"].split()
     assert all(word in shown for word in answer["text"].split())
     assert (" ".join(shown.split()).startswith(" ".join(words))) == (not hidden)

@@ -1,6 +1,7 @@
 """What pages and docstrings find where their code is run: a folder with the files that they name, and the commands."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from page_code import ROOT
 
 import edge_llama
 
-EDGE_LLAMA = f"#!{sys.executable}\nfrom edge_llama.cli import main\n\nmain()\n"
+EDGE_LLAMA = f"""#!/bin/sh
+exec {shlex.quote(sys.executable)} -m edge_llama "$@"
+"""
 """The command of this working tree, whichever one the environment has installed."""
 
 

@@ -20,6 +20,7 @@ from edge_llama.server.pool import Pool
 FILES = {
     "docs/python.md": {"smollm2-q4_k_m.gguf": "converted"},
     "docs/run.md": {"smollm2-q4_k_m.gguf": "converted"},
+    "docs/documents.md": {"story.md": "story"},
     "docs/fit.md": {"config.json": "config"},
     "docs/embeddings.md": {"bge-small-en-v1.5-f16.gguf": "bert", "sentences.txt": "sentences"},
     "docs/tools.md": {"model.gguf": "tool_llama", "tools.json": "described_tools"},
@@ -96,6 +97,12 @@ def config() -> Path:
 
 
 @pytest.fixture
+def story(tmp_path: Path) -> Path:
+    """What the page shows of the file by its own ``cat``."""
+    return as_shown("documents.md", tmp_path / "story.md")
+
+
+@pytest.fixture
 def sentences(tmp_path: Path) -> Path:
     path = tmp_path / "sentences.txt"
     path.write_text("How tall is Everest?\nEverest rises 8,849 m.\n")
@@ -105,14 +112,13 @@ def sentences(tmp_path: Path) -> Path:
 @pytest.fixture
 def person(tmp_path: Path) -> Path:
     """What the page shows of the file by its own ``cat``."""
-    shown = next(
-        command.printed
-        for block in blocks(ROOT / "docs" / "structured.md")
-        for command in block.commands()
-        if command.text == "cat person.json"
-    )
-    path = tmp_path / "person.json"
-    path.write_text(shown + "\n")
+    return as_shown("structured.md", tmp_path / "person.json")
+
+
+def as_shown(page: str, path: Path) -> Path:
+    """The file that a page shows by ``cat``."""
+    commands = (command for block in blocks(ROOT / "docs" / page) for command in block.commands())
+    path.write_text(next(command.printed for command in commands if command.text == f"cat {path.name}") + "\n")
     return path
 
 

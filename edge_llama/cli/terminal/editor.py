@@ -13,6 +13,7 @@ from pathlib import Path
 from edge_llama.cli.terminal.modes import leave_full_screen, restored
 from edge_llama.errors import OptionError
 from edge_llama.host.child import environment_of_others
+from edge_llama.host.regular_files import text_of
 
 VARIABLES = ("VISUAL", "EDITOR")
 _BY_DEFAULT = "notepad" if sys.platform == "win32" else ""
@@ -79,7 +80,7 @@ def _without_ctrl_c() -> Iterator[None]:
 
 def _read(path: Path, editor: str) -> str:
     try:
-        text = path.read_text("utf-8-sig")  # with any line breaks; notepad may put a mark before it
+        text = text_of(path, "utf-8-sig")  # with any line breaks; notepad may put a mark before it
     except OSError as error:
         raise OptionError(f"the editor {editor} left no file: {error.strerror}: nothing is sent") from error
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_llama.errors import EdgeLlamaError, error_to_json
+from edge_llama.host.regular_files import content_of
 from edge_llama.media.documents.kinds import kind_named
 
 
@@ -45,7 +46,7 @@ def _bound(seconds: int, memory: int) -> None:
 def _address_space() -> int:
     """Bytes that this process has by now, where the system says so."""
     try:
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        pages = int(content_of(Path("/proc/self/statm")).split()[0])
     except (OSError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edge_llama.errors import DocumentError, OptionError
+from edge_llama.host.regular_files import opened
 from edge_llama.media.documents import reading
 from edge_llama.media.documents.kinds import kind_of
 from edge_llama.media.documents.limits import MAX_BYTES, check_text_size
@@ -73,7 +74,7 @@ def open_documents(sources: Iterable[DocumentSource]) -> list[Document]:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             data = file.read(MAX_BYTES + 1)
             size = max(len(data), os.fstat(file.fileno()).st_size)
     except OSError as error:
