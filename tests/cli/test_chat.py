@@ -94,8 +94,8 @@ def test_a_line_can_be_edited(chat: Terminal) -> None:
 
 
 def test_commands_are_completed(chat: Terminal) -> None:
-    chat.type("/retry"[:5] + "\t")
-    chat.see(r"> /retry")
+    chat.type("/und\t")
+    chat.see(r"> /undo")
 
 
 def test_typed_control_tokens_are_counted_as_plain_text(chat: Terminal) -> None:

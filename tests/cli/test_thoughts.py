@@ -45,4 +45,5 @@ def test_a_terminal_shows_thoughts_unless_they_are_hidden(
     shown = chat.see(r"(?m)^You:\Z").removeprefix("Assistant:")
     words = answer["thinking"].split()
     assert all(word in shown for word in answer["text"].split())
-    assert (" ".join(shown.split()).startswith(" ".join(words))) == (not hidden)
+    said = " ".join(shown.split()).removeprefix("Thinking: ")
+    assert said.startswith(" ".join(words)) == (not hidden)
