@@ -118,8 +118,7 @@ def test_vim_edits_in_the_same_terminal(start: Start) -> None:
     chat.enter("/edit")
     chat.see("message.md")
     chat.type(":s/Japan/France/\r:wq\r")
-    assert "Paris" in chat.see(r"The capital of France is Paris\.\n>\Z")
-    assert "Tokyo" not in chat.ask("/retry")
+    chat.see(r"The capital of France is Paris\.\n>\Z")
 
 
 def test_what_is_being_typed_is_edited_and_sent_by_a_key(start: Start, editor: Callable[[str], str]) -> None:
