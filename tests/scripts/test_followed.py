@@ -115,7 +115,7 @@ def test_a_command_that_fails_shows_its_last_lines_and_its_log(tmp_path: Path) -
 def test_on_a_terminal_it_is_one_line_that_is_cleared() -> None:
     call = f"follow([sys.executable, '-c', {BUILD!r}], Progress('building'))"
     program = f"import sys; from followed import Progress, follow; sys.exit({call})"
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "COLUMNS": "30"}  # pytest-xdist sets it for its workers
     running = pexpect.spawn(sys.executable, ["-c", program], env=env, encoding="utf-8", dimensions=(20, 30))
     written = running.read()
     running.close()
