@@ -7,7 +7,7 @@ from functools import cache
 
 import pyte
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -206,12 +206,12 @@ def test_columns_stand_below_each_other_whatever_a_terminal_takes_an_emoji_for(w
     assert (len(notes), len(prices)) == (1, 1)
     for emoji in ("🍣", "👨", "👍", "🏽"):  # it draws nothing of a run of letters after a joiner
         assert emoji in "".join(map("".join, rows)), "nothing is overwritten"
+    assert "👨‍👩‍👧" in rendered([WIDE])
 
 
 @given(st.text(st.sampled_from("ab 猫🦙\u200d\ufe0f❤👍🏽🇯🇵|*"), max_size=20))
 @settings(max_examples=300, deadline=None)
 def test_no_letter_of_a_table_is_lost_for_the_sake_of_its_columns(cell: str) -> None:
-    assume(not re.search(r"(^|[ |*\ufe0f\u200d])\u200d", cell))  # joins nothing: rich loses a letter
     shown = rendered([f"| x | y |\n|---|---|\n| {cell} | end |\n"])
     for char in "ab猫🦙\u200d❤👍🏽🇯🇵":
         assert shown.count(char) == cell.count(char)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from rich.cells import cell_len, get_character_cell_size, split_graphemes
-from rich.text import Text
+from rich.text import Span, Text
 
 _UNSURE = re.compile("[\u200d\ufe0f\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]")
 """Joiner, emoji variant, letters of flags, skin tones: what decides on the width of what stands before or after."""
@@ -25,10 +25,16 @@ def with_room(text: Text) -> Text:
     """``text`` with as many cells after each letter as any terminal might take for it; for :func:`pinned`."""
     if not _UNSURE.search(text.plain):
         return text
-    roomy = Text(style=text.style)
+    roomy, needed = Text(style=text.style), 0
     for start, end, cells in split_graphemes(text.plain)[0]:
-        roomy.append_text(text[start:end])
-        roomy.append(_ROOM * (sum(map(_cells, text.plain[start:end])) - cells))
+        most = max(cells, sum(map(_cells, text.plain[start:end])))
+        letter = text[start:end]
+        # One style for all of it: parts of what is joined would be measured each by itself.
+        letter.spans = [Span(0, end - start, span.style) for span in letter.spans if span.start == 0]
+        roomy.append_text(letter)
+        roomy.append(_ROOM * (most - cells))
+        needed += most
+    roomy.append(_ROOM * (needed - cell_len(roomy.plain)))  # rich counts no letter after a joiner that joins nothing
     return roomy
 
 
