@@ -306,6 +306,7 @@ class Chat:
         Images and whatever else that message holds stay. Until the answer joins, the conversation is as it was; so it
         remains after an error. OptionError if there is no user message.
         """
+        _check_options(options, "edit", Chat.edit)
         self._end_last()
         with self._lock:
             at = max((at for at, message in enumerate(self.messages) if message.role == "user"), default=None)

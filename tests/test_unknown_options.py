@@ -33,6 +33,7 @@ CALLS: list[tuple[Callable[[Any], object], str]] = [
     (lambda model: model.chat(maxtokens=3), "chat has no option 'maxtokens'; did you mean max_tokens?"),
     (lambda model: model.chat(zzzzzz=3), "chat has no option 'zzzzzz'; known: adapters, deadline, "),
     (lambda model: model.chat().run_tools("Hi", max_round=3), "did you mean max_rounds?"),
+    (lambda model: model.chat().edit("Hi", temprature=1), "edit has no option 'temprature'; did you mean temperature?"),
     (lambda model: model.answer([], topk=3), "answer has no option 'topk'; did you mean top_k?"),
 ]
 
