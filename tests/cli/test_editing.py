@@ -111,7 +111,7 @@ def test_the_terminal_is_as_it_was_after_an_editor_that_left_it_raw(start: Start
     assert chat.is_cooked()
 
 
-def test_vim_edits_in_the_same_terminal(start: Start) -> None:
+def test_vim_edits_in_the_same_terminal(start: Start, tmp_path: Path) -> None:
     if shutil.which("vim") is None:
         pytest.skip("vim is not installed")
     chat = start("env TERM=vt100 vim -u NONE -N -i NONE")  # the emulated screen knows no newer one
@@ -119,6 +119,11 @@ def test_vim_edits_in_the_same_terminal(start: Start) -> None:
     chat.see("message.md")
     chat.type(":s/Japan/France/\r:wq\r")
     chat.see(r"The capital of France is Paris\.\n>\Z")
+    said = tmp_path / "said.md"
+    chat.enter(f"/export {said}")  # the emulated screen is full: nothing typed now is seen on it
+    while not said.exists():
+        chat.wait()
+    assert "Tokyo" not in said.read_text("utf-8")
 
 
 def test_what_is_being_typed_is_edited_and_sent_by_a_key(start: Start, editor: Callable[[str], str]) -> None:
