@@ -36,8 +36,8 @@ def _stand_back() -> None:
 class EncoderThread:
     """Embeds one tile after the other, each for one request.
 
-    The thread ends when none is left: while it lives, the threads that llama.cpp's OpenMP started from it count as busy,
-    and with more of these than cores those of the engine sleep at each barrier, where they would have spun.
+    The thread ends when none is left. While it lives, OpenMP's threads that llama.cpp started from it count, and with
+    more of them than cores those of the engine sleep at each barrier, where they would have spun.
     """
 
     def __init__(self, encoder: ImageEncoder) -> None:
