@@ -17,6 +17,7 @@ LAYERS = """
 edge_llama.errors
 edge_llama.host
 edge_llama.files
+edge_llama.fidelity
 | quant.reference
 | quant.compiled
 | quant
