@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.evidence.stages import Floats, Stage, read_all
 from converters.evidence.tower import OnInput, Tower
@@ -55,10 +54,10 @@ class OpenLayer:
         shown = list(dict.fromkeys(self._inputs.values())) if on_input else []
         for start in range(0, n, size):
             stop = min(start + size, n)
-            inputs: dict[str, NDArray[np.generic]] = {_BEFORE: before[None, start:stop]}
-            inputs |= {_MASK: np.ones((1, stop), np.int64)} | dict(zip(self._pasts, caches, strict=True))
+            inputs = {**self._weights, _BEFORE: before[None, start:stop], _MASK: np.ones((1, stop), np.int64)}
+            inputs |= dict(zip(self._pasts, caches, strict=True))
             kept = self._presents if stop < n else []
-            found = self._stage.run(self._weights | inputs, [*self._outputs, *shown, *kept])
+            found = self._stage.run(inputs, [*self._outputs, *shown, *kept])
             if on_input:
                 values = dict(zip(shown, found[len(self._outputs) :], strict=False))
                 for tensor, value in self._inputs.items():

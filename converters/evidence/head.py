@@ -14,7 +14,7 @@ _BLOCK = 32 << 20
 """Bytes of a block of the head, in float32."""
 _KEPT = 256 << 20
 """A head of no more is read once."""
-AHEAD = 128 << 20
+AHEAD = 256 << 20
 """Bytes of logits that are computed ahead, so that the head is read as seldom."""
 _STATES, _LOGITS = "states", "logits"
 
@@ -33,11 +33,17 @@ class Embedding:
         another number of features.
         """
         if len(ids) and ids.max() >= self._table.rows:
-            raise InputError(f"token {ids.max()} is past the vocabulary of {self._table.rows:,} tokens")
+            raise InputError(
+                f"token {ids.max()} is past the vocabulary of {self._table.rows:,} tokens",
+                remedy="encode texts by this checkpoint's own tokenizer",
+            )
         is_given = ids < 0
         given = 0 if features is None else len(features)
         if is_given.sum() != given:
-            raise InputError(f"{is_given.sum()} ids stand for images' embeddings, but {given} embeddings are given")
+            raise InputError(
+                f"{is_given.sum()} ids stand for images' embeddings, but {given} embeddings are given",
+                remedy="give a row for each negative id",
+            )
         states = np.empty((len(ids), self._table.columns), np.float32)
         known, places = np.unique(ids[~is_given], return_inverse=True)
         rows = [floats(self._table, token, token + 1)[0] * self._scale for token in known.tolist()]

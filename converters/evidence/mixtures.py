@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
 from converters.evidence.attention import OpenLayer
@@ -75,7 +74,8 @@ class Experts:
         names = {part: self._tower.names[f"{name}.{part}_proj.weight"] for part in _PARTS}
         weights = read_all(expert.weights_of(tensors))
         for start, stop in bounds:
-            for numbers in _some(np.arange(start, stop)):
+            for at in range(start, stop, _AT_ONCE):
+                numbers = np.arange(at, min(at + _AT_ONCE, stop))
                 result = expert.run(weights, normed.gather(numbers), names, None, on_input)
                 states.add(numbers, result)
 
@@ -90,7 +90,8 @@ class Experts:
                 tensors = {part: matrix(stack, number) for part, stack in stacks.items()}
                 form = form or _Expert(self._tower, self._layer, tensors)
                 weights = read_all(form.weights_of(tensors))
-                for some, factor in zip(_some(tokens), _some(factors), strict=True):
+                for at in range(0, len(tokens), _AT_ONCE):
+                    some, factor = tokens[at : at + _AT_ONCE], factors[at : at + _AT_ONCE]
                     rows = normed.gather(some)
                     rows = rows * factor if self._mixture.weighs_input else rows
                     result = form.run(weights, rows, names, number, on_input)
@@ -138,8 +139,5 @@ class _Expert:
             for part in ("gate", "up"):
                 on_input(names[part], rows, expert)
             on_input(names["down"], gated[0][0], expert)
-        return result[0]
-
-
-def _some(rows: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+        outputs: Floats = result[0]
+        return outputs

@@ -1,7 +1,7 @@
 """Graphs whose weights are given anew with each run, in float32: a session knows a form, not a model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -53,7 +53,7 @@ class GivenWeights(Graph):
 class Operators(MicrosoftOps):
     """The fast ones, that tell what each matrix multiplies: queries, keys and values are products of their own."""
 
-    joins_qkv: ClassVar[bool] = False
+    joins_qkv = False
 
     def product(self, x: ir.Value, matrix: Tensor, form: Form, name: str, output: str, accuracy: int = 0) -> ir.Value:
         """``x`` times the transposed ``matrix``."""

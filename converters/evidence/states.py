@@ -92,7 +92,7 @@ class StoredStates:
             self.write(number, self.read(number, number + 1) + rows[at : at + 1])
 
     def _transfer(self, start: int, rows: Floats, act: Callable[[memoryview], int | None]) -> None:
-        left = memoryview(rows.view(np.uint8).reshape(-1))
+        left = rows.view(np.uint8).reshape(-1).data
         with self._errors():
             self._file.seek(start * self._row)
             while left:

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from edge_llama.backends.scoring import scored
 from edge_llama.errors import ContextFullError, OptionError
+from edge_llama.fidelity.source import Chunk
 from edge_llama.model import Model
+from edge_llama.prompts.messages import Message
 from edge_llama.prompts.tokenizer import Tokenizer
 
 _SEQUENCE = 0
@@ -95,3 +97,23 @@ def check_same_vocabulary(
 
 def _shown(piece: bytes) -> str:
     return repr(piece.decode("utf-8", "backslashreplace"))[:60]
+
+
+def continuations(
+    model: Model, questions: Sequence[str], n_ctx: int, on_progress: Callable[[int, int], None] | None = None
+) -> list[Chunk]:
+    """What ``model`` answers to each question, choosing the likeliest token always, its answers to be scored.
+
+    TemplateError for a model that has no chat template; ContextFullError for a question that leaves no room.
+    """
+    found = []
+    for number, question in enumerate(questions):
+        messages = [Message("user", question)]
+        ids = model.template.tokens(messages, n_ctx=n_ctx)
+        answer = model.answer(messages, temperature=0, max_tokens=n_ctx - len(ids)).result()
+        if answer.tokens:
+            whole = np.array([*ids, *answer.tokens], np.int64)
+            found.append(Chunk(whole, f"answer {number + 1}", "answers", begin=len(ids)))
+        if on_progress:
+            on_progress(number + 1, len(questions))
+    return found

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from logit_arrays import Arrays
+from numpy.typing import NDArray
 
 from edge_llama.errors import EngineError, InputError, OptionError
 from edge_llama.fidelity import comparison
@@ -51,9 +51,7 @@ def by_torch(both: tuple[list[NDArray[np.float32]], ...], which: range) -> tuple
     return torch.cat(nll).numpy(), torch.cat(kl).numpy()
 
 
-def test_the_summary_is_what_torch_computes(
-    compared: Comparison, both: tuple[list[NDArray[np.float32]], ...]
-) -> None:
+def test_the_summary_is_what_torch_computes(compared: Comparison, both: tuple[list[NDArray[np.float32]], ...]) -> None:
     nll, kl = by_torch(both, range(4))
     found = compared.summary()
     assert found.n_tokens == len(nll) == 129 + 65 + 199 + 1
@@ -68,9 +66,7 @@ def test_the_summary_is_what_torch_computes(
     assert found.ratio.half < found.perplexity.half / found.perplexity.value  # the same tokens on both sides
 
 
-def test_texts_and_domains_are_parts_of_all(
-    compared: Comparison, both: tuple[list[NDArray[np.float32]], ...]
-) -> None:
+def test_texts_and_domains_are_parts_of_all(compared: Comparison, both: tuple[list[NDArray[np.float32]], ...]) -> None:
     texts, domains = compared.by_text(), compared.by_domain()
     assert {name: each.n_tokens for name, each in texts.items()} == {"one": 194, "two": 199, "three": 1}
     assert {name: each.n_tokens for name, each in domains.items()} == {"prose": 195, "code": 199}
