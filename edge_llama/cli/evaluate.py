@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from converters.checkpoint import Checkpoint
 
 _SHORTEST = 16
+_DATASET = "quantize.imatrix.dataset"
+"""The key by which llama-quantize names what an importance matrix was measured on."""
 
 
 @options.with_opening("n_batch", "flash_attention", "kv_format", "device", *options.SHARES)
@@ -77,9 +79,11 @@ def evaluate(
     setting: OpenOptions = {"tune": False, "n_ctx": n_ctx, "threads": threads or cpu_threads()}
     with ExitStack() as opened:
         own = opened.enter_context(options.open_model(model, {**setting, **opening}))
-        own_logits = opened.enter_context(closing(ModelLogits(own, own.artifact.path.name)))
-        place: OpenOptions = {name: opening[name] for name in ("device", *options.SHARES) if name in opening}  # type: ignore[literal-required,misc] # names of fields
-        base = opened.enter_context(_reference(reference, own, {**setting, **place})) if reference else None
+        own_logits = opened.enter_context(_logits_of(own, is_whole=compatible))
+        base = None
+        if reference is not None:
+            base = opened.enter_context(_reference(reference, own, setting | _place(opening), is_whole=compatible))
+        _warn_of_calibration(own, texts)
         cut = asked.chunks(own, texts, base.model if base else None, quiet=quiet)
         collector = Collector() if compatible else None
         with _shown(quiet=quiet) as show:
@@ -93,6 +97,21 @@ def evaluate(
     if plot:
         evaluate_picture.draw(plot, compared)
         note(f"{plot}: written", quiet=quiet)
+
+
+def _place(opening: OpenOptions) -> OpenOptions:
+    """What of the options is about devices: the reference goes where the model goes."""
+    names = ("device", *options.SHARES)
+    return cast("OpenOptions", {name: value for name, value in opening.items() if name in names})
+
+
+def _warn_of_calibration(model: Model, texts: Sequence[Text]) -> None:
+    """Tell of texts by whose name the file was calibrated: on those it is better than on others."""
+    file, dataset = model.artifact.path.name, model.artifact.metadata().get(_DATASET)
+    names = {Path(part.strip()).name for part in str(dataset or "").split(",")}
+    for text in texts:
+        if text.name in names:
+            note(f"warning: {file} was calibrated on {text.name}: it does better there than elsewhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +173,20 @@ class _Reference:
 
 
 @contextmanager
-def _reference(name: str, own: Model, setting: OpenOptions) -> Iterator[_Reference]:
+def _reference(name: str, own: Model, setting: OpenOptions, *, is_whole: bool) -> Iterator[_Reference]:
     """A model or a checkpoint; OptionError if its vocabulary is another than ``own``'s."""
     path = found(name)
     if checkpoint_at(path) == "checkpoint":
         with _streamed(path, own, setting["threads"] or 1) as logits:
             yield _Reference(logits, None)
         return
-    with options.open_model(name, setting) as model, closing(ModelLogits(model, model.artifact.path.name)) as logits:
+    with options.open_model(name, setting) as model, _logits_of(model, is_whole=is_whole) as logits:
         _check_vocabulary(own, name, pieces_of(model.tokenizer))
         yield _Reference(logits, model)
+
+
+def _logits_of(model: Model, *, is_whole: bool) -> "closing[ModelLogits]":
+    return closing(ModelLogits(model, model.artifact.path.name, is_whole=is_whole))
 
 
 @contextmanager

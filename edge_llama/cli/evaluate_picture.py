@@ -5,6 +5,7 @@ A page of HTML stands alone, its drawings are SVG within it; PNG files are drawn
 
 import html
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,8 @@ def _top(chart: Chart) -> float:
 def _page(title: str, charts: list[Chart]) -> str:
     drawn = "\n".join(f"<h2>{html.escape(chart.title)}</h2>\n{_svg(chart)}" for chart in charts)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n<h1>{html.escape(title)}</h1>\n{drawn}\n</body></html>\n'
+    body = f"<h1>{html.escape(title)}</h1>\n{drawn}"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
 
 
 def _svg(chart: Chart) -> str:
@@ -130,16 +132,9 @@ def _svg(chart: Chart) -> str:
         for v in np.linspace(0, top / 1.05, 5)
     ]
     for at, height in enumerate(chart.heights):
-        left, right = x(chart.edges[at]), x(chart.edges[at + 1])
-        parts.append(
-            f'<rect x="{left + 0.5:.1f}" y="{y(height):.1f}" width="{max(right - left - 1, 0.5):.1f}" '
-            f'height="{y(0) - y(height):.1f}" fill="{_COLOUR}"><title>{height:.4g}</title></rect>'
-        )
-        if chart.bounds is not None and not np.isnan(chart.bounds[at]).any():
-            middle, (least, most) = (left + right) / 2, chart.bounds[at]
-            parts.append(
-                f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{y(least):.1f}" y2="{y(most):.1f}" stroke="#000"/>'
-            )
+        sides = x(chart.edges[at]), x(chart.edges[at + 1])
+        bounds = None if chart.bounds is None else [y(bound) for bound in chart.bounds[at]]
+        parts.append(_bar(*sides, y(0), y(height), bounds, f"{height:.4g}"))
     parts += [
         f'<text x="{x(at):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{label}</text>'
         for at, label in _ticks(chart)
@@ -149,6 +144,18 @@ def _svg(chart: Chart) -> str:
     )
     up = f'<text x="{_LEFT}" y="{_TOP - 16}">{html.escape(chart.up)}</text>'
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="13" role="img">{"".join(parts)}{across}{up}</svg>'
+
+
+def _bar(left: float, right: float, foot: float, top: float, bounds: list[float] | None, told: str) -> str:
+    """A bar, which tells its height to who points at it, and between which bounds it is."""
+    drawn = (
+        f'<rect x="{left + 0.5:.1f}" y="{top:.1f}" width="{max(right - left - 1, 0.5):.1f}" '
+        f'height="{foot - top:.1f}" fill="{_COLOUR}"><title>{told}</title></rect>'
+    )
+    if bounds is None or any(map(math.isnan, bounds)):
+        return drawn
+    middle, (least, most) = (left + right) / 2, bounds
+    return f'{drawn}<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{least:.1f}" y2="{most:.1f}" stroke="#000"/>'
 
 
 def _matplotlib() -> Any:

@@ -21,8 +21,15 @@ class ModelLogits:
     Nobody else may use the model meanwhile: the logits are the engine's own memory, good until the next call.
     """
 
-    def __init__(self, model: Model, name: str) -> None:
+    def __init__(self, model: Model, name: str, *, is_whole: bool = False) -> None:
+        """``is_whole``: all rows of a chunk are computed together, the last too, of which no logits are asked for.
+
+        Where several rows pass through a kernel together, their number decides how each is rounded; so llama-perplexity
+        computes chunks. It takes more memory.
+        """
         self.name = name
+        self._is_whole = is_whole
+        self._ahead: tuple[int, NDArray[np.float32]] | None = None
         self._model, self._engine = model, model._engine
         self._chunks: Sequence[NDArray[np.int64]] = ()
         self._at = -1
@@ -41,7 +48,7 @@ class ModelLogits:
         longest = max((len(ids) for ids in chunks), default=0)
         if longest > self._model.n_ctx:
             raise ContextFullError(longest, self._model.n_ctx, text=f"a chunk for {self.name}")
-        self._chunks, self._at = chunks, -1
+        self._chunks, self._at, self._ahead = chunks, -1, None
         self._engine.call(self._begin, is_alone=True)
 
     def logits(self, number: int, start: int, stop: int) -> NDArray[np.float32]:
@@ -53,11 +60,20 @@ class ModelLogits:
         self._engine.call(self._begin, is_alone=True)
 
     def _begin(self) -> None:
+        self._ahead = None
         self._engine.cache.clear()
         self._engine.tower.cut(_SEQUENCE, 0)
 
     def _logits(self, number: int, start: int, stop: int) -> NDArray[np.float32]:
         """The same, in the engine's thread."""
+        if not self._is_whole:
+            return self._decoded(number, start, stop)
+        if number != self._at or self._ahead is None or start < self._ahead[0]:
+            self._ahead = start, self._decoded(number, start, len(self._chunks[number]))
+        first, rows = self._ahead
+        return rows[start - first : stop - first]
+
+    def _decoded(self, number: int, start: int, stop: int) -> NDArray[np.float32]:
         tower = self._engine.tower
         if number != self._at or tower.length(_SEQUENCE) > start:
             tower.cut(_SEQUENCE, 0)

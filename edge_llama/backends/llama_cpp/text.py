@@ -136,7 +136,7 @@ class LlamaCppTower:
         is_mapped: bool = False,
         embeds: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Load the weights, or map them, and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
+        """Load the weights, or map them, and allocate the KV cache in ``kv_format``: f16, f32, q8_0 or q4_0.
 
         ``embeds`` is asked whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp
         refuses the file, EngineError if the cache can't be allocated, and for a strict ``placement`` that is not kept.
