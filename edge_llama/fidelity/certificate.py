@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edge_llama.errors import ArtifactError, OutputError
+from edge_llama.errors import OutputError
 from edge_llama.fidelity.comparison import Summary
 from edge_llama.files.json_fields import Fields, parse_object
 
