@@ -67,9 +67,16 @@ _COSTS = {
     "q6_k": _Cost(30e6, 10.0),
 }
 _IMPORTANCE_RATES = {
-    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1"), 10e6),
-    "iq4_nl": 4.5e6, "iq4_xs": 4.5e6, "q8_0": 240e6,
-    "q2_k": 10e6, "q3_k": 20e6, "q4_k": 9e6, "q5_k": 10e6, "q6_k": 30e6,
+    "q8_0": 240e6,
+    "q4_0": 45e6,
+    "q5_0": 36e6,
+    **dict.fromkeys(("q4_1", "q5_1"), 7.5e6),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), 4.5e6),
+    "q2_k": 5e6,
+    "q3_k": 34e6,
+    "q4_k": 9e6,
+    "q5_k": 7e6,
+    "q6_k": 28e6,
 }
 """The same of ggml's kernels with importance, which search where some don't without it."""
 _COMPILING_WITH_IMPORTANCE = 8.0
