@@ -136,9 +136,15 @@ def _fault_of_ggml() -> str:
     return "are refused: they give other bytes here than elsewhere, as builds do that fuse products and sums"
 
 
-def check_kernels(needs: Collection[Need]) -> None:
-    """EngineError unless there are kernels here for all ``needs``; none is loaded yet."""
-    needed = _quantized(needs)
+def check_kernels(needs: Collection[Need], *, may_take_long: bool = False) -> None:
+    """EngineError unless there are kernels here for all ``needs``; none is loaded yet.
+
+    Unless it ``may_take_long``, the bytes of those that search codebooks are not looked at: ggml is seconds in setting
+    up a codebook's tables.
+    """
+    needed = [need for need in _quantized(needs) if may_take_long or need.format.name not in ggml.CODEBOOKS]
+    if len(needed) < len(_quantized(needs)):
+        ggml.require("quantizing to formats below four bits takes ggml's own kernels")
     if not needed:
         return
     if choice() != "ggml" and compiled.is_available():
@@ -179,7 +185,7 @@ def loading_kernels(work: Mapping[Need, int], threads: int) -> Iterator[None]:
     and with ``compiled``, all kernels are ready at once. Raises EngineError for a format that nothing here quantizes.
     """
     chosen, needed = choice(), _quantized(work)
-    check_kernels(work)
+    check_kernels(work, may_take_long=True)
     if chosen == "compiled" or (chosen == "auto" and not _ggml_will_do(needed)):
         has_groups = any(_kernel_of(need).name == compiled.GROUPS for need in work)
         _load_all(needed, with_groups=chosen == "compiled" and has_groups)

@@ -8,7 +8,7 @@ from pathlib import Path
 import checkpoints
 import numpy as np
 import pytest
-from quantizer import WITHOUT_IMPORTANCE, FORMATS_WITHOUT_IMPORTANCE, differences, quantized_by_llama_cpp
+from quantizer import FORMATS_WITHOUT_IMPORTANCE, WITHOUT_IMPORTANCE, differences, quantized_by_llama_cpp
 
 import converters
 from edge_llama.files.gguf import read_header

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantizer import WITHOUT_IMPORTANCE, FORMATS_WITHOUT_IMPORTANCE, drawn_importance, quantized_by_llama_cpp
+from quantizer import FORMATS_WITHOUT_IMPORTANCE, WITHOUT_IMPORTANCE, drawn_importance, quantized_by_llama_cpp
 
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import F32, FORMATS, Format
