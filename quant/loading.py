@@ -67,9 +67,16 @@ _COSTS = {
     "q6_k": _Cost(30e6, 10.0),
 }
 _IMPORTANCE_RATES = {
-    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1"), 10e6),
-    "iq4_nl": 4.5e6, "iq4_xs": 4.5e6, "q8_0": 240e6,
-    "q2_k": 10e6, "q3_k": 20e6, "q4_k": 9e6, "q5_k": 10e6, "q6_k": 30e6,
+    "q8_0": 240e6,
+    "q4_0": 45e6,
+    "q5_0": 36e6,
+    **dict.fromkeys(("q4_1", "q5_1"), 7.5e6),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), 4.5e6),
+    "q2_k": 5e6,
+    "q3_k": 34e6,
+    "q4_k": 9e6,
+    "q5_k": 7e6,
+    "q6_k": 28e6,
 }
 """The same of ggml's kernels with importance, which search where some don't without it."""
 _COMPILING_WITH_IMPORTANCE = 8.0
@@ -129,9 +136,15 @@ def _fault_of_ggml() -> str:
     return "are refused: they give other bytes here than elsewhere, as builds do that fuse products and sums"
 
 
-def check_kernels(needs: Collection[Need]) -> None:
-    """EngineError unless there are kernels here for all ``needs``; none is loaded yet."""
-    needed = _quantized(needs)
+def check_kernels(needs: Collection[Need], *, may_take_long: bool = False) -> None:
+    """EngineError unless there are kernels here for all ``needs``; none is loaded yet.
+
+    Unless it ``may_take_long``, the bytes of those that search codebooks are not looked at: ggml is seconds in setting
+    up a codebook's tables.
+    """
+    needed = [need for need in _quantized(needs) if may_take_long or need.format.name not in ggml.CODEBOOKS]
+    if len(needed) < len(_quantized(needs)):
+        ggml.require("quantizing to formats below four bits takes ggml's own kernels")
     if not needed:
         return
     if choice() != "ggml" and compiled.is_available():
@@ -172,7 +185,7 @@ def loading_kernels(work: Mapping[Need, int], threads: int) -> Iterator[None]:
     and with ``compiled``, all kernels are ready at once. Raises EngineError for a format that nothing here quantizes.
     """
     chosen, needed = choice(), _quantized(work)
-    check_kernels(work)
+    check_kernels(work, may_take_long=True)
     if chosen == "compiled" or (chosen == "auto" and not _ggml_will_do(needed)):
         has_groups = any(_kernel_of(need).name == compiled.GROUPS for need in work)
         _load_all(needed, with_groups=chosen == "compiled" and has_groups)
