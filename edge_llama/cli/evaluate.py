@@ -49,7 +49,10 @@ def evaluate(
         bool, typer.Option("--compatible", help="Score and tell what llama-perplexity --kl-divergence does, too.")
     ] = False,
     n_ctx: Annotated[int, typer.Option(help="Tokens of a chunk, each read from an empty context.")] = 512,
-    max_chunks: Annotated[int | None, typer.Option(metavar="N", help="Score the first N chunks alone.")] = None,
+    max_chunks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Score N chunks alone, from all of the texts; with --compatible the first."),
+    ] = None,
     answers: Annotated[
         int, typer.Option("--continuations", metavar="N", help="Score N answers that the reference gives, too.")
     ] = 0,
@@ -154,7 +157,7 @@ class _Asked:
             note(f"{left:,} tokens at the texts' ends fill no chunk and are left out", quiet=quiet or not left)
         if self.max_chunks is not None and len(found) > self.max_chunks:
             note(f"{self.max_chunks:,} of {len(found):,} chunks are scored", quiet=quiet)
-            found = found[: self.max_chunks]
+            found = found[: self.max_chunks] if self.is_compatible else _spread(found, self.max_chunks)
         if self.answers:
             if reference is None:
                 raise InputError(
@@ -163,6 +166,11 @@ class _Asked:
             with progress("answering", quiet=quiet, unit="answers") as show:
                 found += continuations(reference, prompts()[: self.answers], self.n_ctx, show)
         return found
+
+
+def _spread(found: Sequence[Chunk], count: int) -> list[Chunk]:
+    """So many, at even distances."""
+    return [found[number * len(found) // count] for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +200,6 @@ def _logits_of(model: Model, *, is_whole: bool) -> "closing[ModelLogits]":
 @contextmanager
 def _streamed(path: Path, own: Model, threads: int) -> Iterator[LogitSource]:
     from converters.evidence.streamed import StreamedTower  # noqa: PLC0415 - the runtime's verbs must not need this half
-
     from converters.sources import open_checkpoint  # noqa: PLC0415
 
     checkpoint = open_checkpoint(path)

@@ -49,7 +49,7 @@ def means(values: NDArray[np.float64], blocks: NDArray[np.int64], seed: int = 0)
     _, index = np.unique(blocks, return_inverse=True)
     n_blocks = int(index.max()) + 1
     counts = np.bincount(index).astype(np.float64)
-    sums = np.stack([np.bincount(index, column) for column in values.T], axis=1)
+    sums = np.stack([np.bincount(index, column) for column in values.T], axis=1).astype(np.float64)
     whole = values.mean(axis=0)
     if n_blocks < 2:
         return [Estimate(float(value), np.nan, np.nan) for value in whole]

@@ -81,7 +81,8 @@ class Collector:
         """Take the logits before ``targets``; a reference there must be."""
         assert reference is not None  # noqa: S101 - the caller's check
         base = reference
-        self._parts += by_blocks(lambda rows: _tokens(targets[rows], model[rows], base[rows]), *model.shape, pool)
+        n_rows, n_vocab = model.shape
+        self._parts += by_blocks(lambda rows: _tokens(targets[rows], model[rows], base[rows]), n_rows, n_vocab, pool)
 
     def statistics(self) -> "Statistics":
         """Of all that came. InputError for fewer tokens than the program tells statistics of."""

@@ -32,10 +32,9 @@ class Scores:
 
     def part(self, which: NDArray[np.bool_]) -> "Scores":
         """Those of the tokens that ``which`` names, ``(n,)``."""
-        own = (self.nll, self.nll_reference, self.kl, self.is_same_top)
-        nll, *others = (None if values is None else values[which] for values in own)
-        assert nll is not None  # noqa: S101 - the only one that is always there
-        return Scores(nll, *others)
+        if self.nll_reference is None or self.kl is None or self.is_same_top is None:
+            return Scores(self.nll[which])
+        return Scores(self.nll[which], self.nll_reference[which], self.kl[which], self.is_same_top[which])
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
@@ -64,7 +63,8 @@ def score(
     def block(rows: slice) -> Scores:
         return _score(targets[rows], model[rows], None if reference is None else reference[rows])
 
-    found = joined(by_blocks(block, *model.shape, pool))
+    n_rows, n_vocab = model.shape
+    found = joined(by_blocks(block, n_rows, n_vocab, pool))
     for name, values in (("model", found.nll), ("reference", found.nll_reference), ("model", found.kl)):
         if values is not None and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])

@@ -14,6 +14,7 @@ from terminals import Terminal
 from edge_llama.files.gguf import string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+SMALL_TALK = Path(__file__).parent.parent / "data" / "small_talk.gguf"
 SHORT = ("--n-ctx", 64, "--threads", 1)
 
 
@@ -42,8 +43,8 @@ def test_the_table_has_a_row_for_all_domains_and_texts(cli: Cli, small: Path, fu
     done = cli("evaluate", small, text, other, "--reference", full, *SHORT)
     assert done.returncode == 0, done.stderr
     assert "small.gguf against full.gguf" in done.stdout
-    rows = [line.split()[0] for line in done.stdout.splitlines() if "±" in line]
-    assert rows[:3] == ["all", "known.txt", "other.txt"]
+    rows = [line.split()[0] for line in done.stdout.splitlines() if re.search(r"\d ± \d", line)]
+    assert rows == 2 * ["all", "known.txt", "other.txt"]
     assert re.search(r"[\d,]+ tokens at the texts' ends fill no chunk and are left out", done.stderr)
 
 
@@ -69,13 +70,23 @@ def test_a_model_beside_itself_differs_in_nothing_but_its_caches_format(called: 
     assert found["f16"] < found["q8_0"] < found["q4_0"]
 
 
+def test_a_checkpoint_is_a_reference_run_layer_by_layer(called: Cli, llama3: Path, text: Path, tmp_path: Path) -> None:
+    """Its f32 file in llama.cpp agrees with it, a quantized one less so."""
+    found = {}
+    for quant in ("f32", "q4_0"):
+        model = tmp_path / f"{quant}.gguf"
+        assert called("convert", llama3, model, "--quant", quant, "-q").returncode == 0
+        done = called("evaluate", model, text, "--reference", llama3, *SHORT, "--max-chunks", 6, "--json", "-q")
+        assert done.returncode == 0, done.stderr
+        found[quant] = json.loads(done.stdout)
+    assert found["f32"]["reference"] == llama3.name
+    assert found["f32"]["all"]["kl"]["value"] < 1e-5 < found["q4_0"]["all"]["kl"]["value"]
+
+
 def test_without_a_reference_it_tells_perplexity(called: Cli, text: Path) -> None:
-    done = called("evaluate", "small_talk.gguf", text, *SHORT, env={"EDGE_LLAMA_MODEL": ""})
-    assert done.returncode == 2
-    found = json.loads(called("evaluate", Path(__file__).parent.parent / "data/small_talk.gguf", text, *SHORT,
-                              "--json").stdout)  # fmt: skip
+    found = json.loads(called("evaluate", SMALL_TALK, text, *SHORT, "--json").stdout)
     assert set(found["all"]) == {"n_tokens", "perplexity"}
-    assert found["all"]["perplexity"]["value"] < 572  # better than guessing
+    assert found["all"]["perplexity"]["low"] > 1
 
 
 def test_compatible_tells_what_llama_perplexity_prints_and_the_exact_value_beside_it(
@@ -147,7 +158,7 @@ def test_texts_that_are_none_are_one_line_and_exit_code_2(
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    done = called("evaluate", *SHORT, Path(__file__).parent.parent / "data" / "small_talk.gguf", path)
+    done = called("evaluate", *SHORT, SMALL_TALK, path)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
@@ -183,8 +194,7 @@ def test_a_reference_of_another_vocabulary_is_refused(called: Cli, onnx_folder: 
 
 def test_ctrl_c_ends_it(terminal: Callable[..., Terminal], text: Path) -> None:
     text.with_name("long.txt").write_text(perplexity_numbers.text() * 200, "utf-8")
-    default = Path(__file__).parent.parent / "data" / "small_talk.gguf"
-    running = terminal("evaluate", default, text.with_name("long.txt"), *SHORT)
+    running = terminal("evaluate", SMALL_TALK, text.with_name("long.txt"), *SHORT)
     running.see("scoring")
     running.see("tokens")
     running.interrupt()
