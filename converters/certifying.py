@@ -5,6 +5,7 @@ Whoever has an engine hands in the file's logits, and how a GGUF vocabulary is o
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from converters.evidence.faults import Fault
 from converters.evidence.locating import LayerError, Recorder
 from converters.evidence.matrices import MatrixError
 from converters.evidence.streamed import StreamedTower
+from converters.evidence.tower import Tower
 from converters.proof import prove_gguf
 from converters.sources.gguf import open_file, stored_tensors
 from converters.tokenizers.proof import GGUFEncoder
@@ -30,6 +32,7 @@ from edge_llama.fidelity.texts import fingerprint
 from edge_llama.files.gguf import is_gguf
 from edge_llama.files.gguf_text import read_gguf_text
 from edge_llama.host.regular_files import opened
+from quant.recipe import RECIPES
 
 N_TOKENS, N_CTX = 4_096, 512
 """Tokens that a certificate is of, and those of a chunk."""
@@ -213,6 +216,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def context_for(reference: Checkpoint) -> int:
+    """Tokens of a chunk, of which its context may hold fewer. CheckpointError if its layers can't be run one by one."""
+    n_ctx = min(N_CTX, for_config(reference).hyperparameters(reference).n_ctx)
+    Tower(reference, threads=1, longest=n_ctx)
+    return n_ctx
+
+
 def spread(
     texts: Sequence[Text],
     encode: Callable[[str], Sequence[int]],
@@ -238,3 +248,14 @@ def spread(
 def _in_turn(queues: Sequence[Sequence[Chunk]]) -> list[Chunk]:
     longest = max(map(len, queues))
     return [queue[at] for at in range(longest) for queue in queues if at < len(queue)]
+
+
+def recipe_of(text: Path) -> str:
+    """How the text tower's file says that it is quantized, with how many tensors of each format."""
+    if not is_gguf(text):
+        return "onnx"
+    artifact = read_gguf_text(text)
+    number = artifact.header.get("general.file_type", int, -1)
+    name = next((name for name, known in RECIPES.items() if known.ftype == number), f"file type {number}")
+    counts = Counter(tensor.format.name for tensor in artifact.tensors)
+    return f"{name}: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}"

@@ -13,15 +13,15 @@ import typer
 from edge_llama.backends.local_models import found
 from edge_llama.backends.towers import checkpoint_at
 from edge_llama.cli import evaluate_picture, evaluate_table, options
-from edge_llama.cli.model_logits import ModelLogits, check_same_vocabulary, continuations, pieces_of
-from edge_llama.cli.terminal.console import note, progress
+from edge_llama.cli.terminal.console import bars, note, progress
 from edge_llama.errors import InputError, OptionError
-from edge_llama.fidelity.comparison import Comparison, Progress, compare
+from edge_llama.fidelity.comparison import Comparison, compare
 from edge_llama.fidelity.compatible import Collector, Statistics, compatible_chunks
 from edge_llama.fidelity.source import Chunk, LogitSource
 from edge_llama.fidelity.texts import Text, chunks, default_texts, fingerprint, prompts, read_text
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
+from edge_llama.model_logits import ModelLogits, check_same_vocabulary, continuations, pieces_of
 from edge_llama.planning.options import OpenOptions
 from edge_llama.prompts.hf_tokenizer import pieces
 from edge_llama.sampling.params import check_whole
@@ -89,7 +89,7 @@ def evaluate(
         _warn_of_calibration(own, texts)
         cut = asked.chunks(own, texts, base.model if base else None, quiet=quiet)
         collector = Collector() if compatible else None
-        with _shown(quiet=quiet) as show:
+        with bars(quiet=quiet) as show:
             compared = compare(base.logits if base else None, own_logits, cut, show, collector)
         statistics = collector.statistics() if collector else None
         setup = f"chunks of {n_ctx:,} tokens, {own.choice.setting}, {own.placement.where}"
@@ -215,23 +215,6 @@ def _pieces_of(checkpoint: "Checkpoint") -> list[bytes]:
 
 def _check_vocabulary(own: Model, name: str, others: Sequence[bytes]) -> None:
     check_same_vocabulary(own.artifact.path.name, pieces_of(own.tokenizer), name, others)
-
-
-@contextmanager
-def _shown(*, quiet: bool) -> Iterator[Progress]:
-    """A bar for each thing that is done, one after the other."""
-    with ExitStack() as bars:
-        label, update = "", None
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal label, update
-            if what != label:
-                bars.close()
-                label, update = what, bars.enter_context(progress(what, quiet=quiet, unit="tokens"))
-            if update:
-                update(done, total)
-
-        yield show
 
 
 def _described(
