@@ -1,0 +1,127 @@
+"""Is a wrong conversion caught, and is what is wrong named? Faults drawn at random, and files without one.
+
+    .venv/bin/python benchmarks/sabotage.py              # prints the tables; exit 1 if a goal is missed
+    .venv/bin/python benchmarks/sabotage.py --draws 3    # fewer of each
+
+Small Llama 2, 3 and 4 checkpoints at F16 and Q4_K_M; each fault is drawn so many times for each of them. Caught: any
+fault is told. Located: all that is told is the layer or the component that is wrong. "By layers alone": what running
+each of the file's layers on the checkpoint's input tells, without a look at its matrices; of a fault within a layer.
+False alarms: files of every recipe, by importance too, in which anything is told.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from peers import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+import checkpoints
+import llama4
+import sabotages
+from checkpoints import Shape
+from quantizer import importance_of
+
+import converters
+from converters import certifying
+from converters.checkpoint import Checkpoint
+from converters.evidence import locating
+from converters.evidence.streamed import StreamedTower
+from converters.sources import open_checkpoint
+from converters.sources.gguf import stored_tensors
+from edge_llama.files.gguf_text import read_gguf_text
+from edge_llama.host.devices import cpu_threads
+from quant.recipe import RECIPES
+
+WIDE = Shape(hidden=256, ffn=512, layers=4, heads=4, kv_heads=4)
+QUANTS = ("f16", "q4_k_m")
+TOKENS = 96
+
+
+@dataclass
+class Tally:
+    """Of a fault."""
+
+    drawn: int = 0
+    caught: int = 0
+    located: int = 0
+    by_layers: int = 0
+    in_layers: int = 0
+    missed: list[str] = field(default_factory=list)
+
+
+def made(folder: Path) -> dict[str, Path]:
+    """The checkpoints; all have heads of their own and scaled rotary frequencies."""
+    llama2 = checkpoints.llama2(folder / "llama2", shape=WIDE)
+    config = json.loads((llama2 / "config.json").read_text("utf-8"))
+    checkpoints.write_json(llama2 / "config.json", **config | {"rope_scaling": {"type": "linear", "factor": 4.0}})
+    return {
+        "Llama 2": llama2,
+        "Llama 3": checkpoints.llama3(folder / "llama3", shape=WIDE, tied=False),
+        "Llama 4": llama4.text_only(folder / "llama4", **llama4.K_QUANTS),
+    }
+
+
+class Layers:
+    """What each of a checkpoint's layers is given and gives, and files' layers on it."""
+
+    def __init__(self, reference: Checkpoint, folder: Path) -> None:
+        self.reference = reference
+        rng = np.random.default_rng(0)
+        chunks: list[NDArray[np.int64]] = [rng.integers(0, 200, TOKENS) for _ in range(2)]
+        folder.mkdir()
+        self.recorder = locating.Recorder(folder, [TOKENS] * 2, WIDE.hidden)
+        with StreamedTower(reference, threads=cpu_threads(), folder=folder, on_layer=self.recorder) as tower:
+            tower.prepare(chunks)
+
+    def told(self, examined: certifying.Examined) -> set[str]:
+        """The layers that are further off than rounding explains."""
+        if examined.own is None:
+            return set()
+        stored = stored_tensors(read_gguf_text(examined.own.path))
+        formats = {name: tensor.format for name, tensor in stored.items()}
+        found = locating.measure(self.reference, examined.own, formats, self.recorder, threads=cpu_threads())
+        return {fault.part for fault in locating.of_layers(found)}
+
+
+def sabotaged(
+    clean: Path, layers: Layers, draws: int, rng: np.random.Generator, tallies: dict[str, Tally]
+) -> None:
+    """Each fault that the file can have, so many times."""
+    for name, sabotage in sabotages.of_file(clean):
+        tally = tallies.setdefault(name, Tally())
+        for _ in range(draws):
+            wrong = clean.with_name("wrong.gguf")
+            done = sabotage(rng, clean, wrong)
+            examined = certifying.examine(layers.reference, wrong, threads=cpu_threads())
+            parts = {fault.part for fault in examined.faults}
+            tally.drawn += 1
+            tally.caught += bool(parts)
+            tally.located += parts == {done.part}
+            if "layer" in done.part:
+                tally.in_layers += 1
+                tally.by_layers += layers.told(examined) == {done.part.removeprefix("router of ")}
+            if parts != {done.part}:
+                tally.missed.append(f"{clean.name}: {done}: told {sorted(parts)}")
+
+
+def clean_files(name: str, source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """A file of every recipe, and of those that take importance one by importance."""
+    matrix = importance_of(source, folder / f"{name}.imatrix.gguf")
+    for quant, recipe in RECIPES.items():
+        for calibration in ((), (matrix,)):
+            is_needed = converters_need(recipe)
+            if is_needed and not calibration:
+                continue
+            if calibration and not recipe.default.is_quantized:
+                continue
+            output = folder / "clean.gguf"
+            converters.convert(source, output, quant=quant, calibration=calibration, force=True)
+            yield f"{name} {quant}{' by importance' if calibration else ''}", output
