@@ -27,17 +27,18 @@ import checkpoints
 import llama4
 import sabotages
 from checkpoints import Shape
-from quantizer import importance_of
 
 import converters
 from converters import certifying
 from converters.checkpoint import Checkpoint
 from converters.evidence import locating
+from converters.evidence.importance import of_checkpoint
 from converters.evidence.streamed import StreamedTower
 from converters.sources import open_checkpoint
 from converters.sources.gguf import stored_tensors
 from edge_llama.files.gguf_text import read_gguf_text
 from edge_llama.host.devices import cpu_threads
+from quant.importance import write_importance
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=512, layers=4, heads=4, kv_heads=4)
@@ -91,9 +92,7 @@ class Layers:
         return {fault.part for fault in locating.of_layers(found)}
 
 
-def sabotaged(
-    clean: Path, layers: Layers, draws: int, rng: np.random.Generator, tallies: dict[str, Tally]
-) -> None:
+def sabotaged(clean: Path, layers: Layers, draws: int, rng: np.random.Generator, tallies: dict[str, Tally]) -> None:
     """Each fault that the file can have, so many times."""
     for name, sabotage in sabotages.of_file(clean):
         tally = tallies.setdefault(name, Tally())
@@ -112,16 +111,78 @@ def sabotaged(
                 tally.missed.append(f"{clean.name}: {done}: told {sorted(parts)}")
 
 
+def importance_of(name: str, source: Path, folder: Path) -> Path:
+    """What a matrix multiplies, measured on the checkpoint itself."""
+    rng = np.random.default_rng(1)
+    chunks: list[NDArray[np.int64]] = [rng.integers(0, 200, TOKENS) for _ in range(4)]
+    found = of_checkpoint(open_checkpoint(source), chunks, threads=cpu_threads(), folder=folder)
+    path = folder / f"{name}-imatrix.gguf"
+    write_importance(path, found)
+    return path
+
+
 def clean_files(name: str, source: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """A file of every recipe, and of those that take importance one by importance."""
-    matrix = importance_of(source, folder / f"{name}.imatrix.gguf")
+    """A file of every recipe; of those that quantize one by importance, too."""
+    matrix = importance_of(name, source, folder)
+    output = folder / "clean.gguf"
     for quant, recipe in RECIPES.items():
-        for calibration in ((), (matrix,)):
-            is_needed = converters_need(recipe)
-            if is_needed and not calibration:
-                continue
-            if calibration and not recipe.default.is_quantized:
-                continue
-            output = folder / "clean.gguf"
-            converters.convert(source, output, quant=quant, calibration=calibration, force=True)
-            yield f"{name} {quant}{' by importance' if calibration else ''}", output
+        if not recipe.needs_importance:
+            converters.convert(source, output, quant=quant, force=True)
+            yield f"{name} {quant}", output
+        if recipe.default.is_quantized:
+            converters.convert(source, output, quant=quant, calibration=matrix, force=True)
+            yield f"{name} {quant} by importance", output
+
+
+def false_alarms(name: str, source: Path, layers: Layers, folder: Path) -> tuple[int, list[str]]:
+    """How many files there were, and of which something is told."""
+    count, alarms = 0, []
+    for called, path in clean_files(name, source, folder):
+        examined = certifying.examine(layers.reference, path, threads=cpu_threads())
+        told = [*map(str, examined.faults), *sorted(layers.told(examined))]
+        count += 1
+        if told:
+            alarms.append(f"{called}: {told[0]}")
+    return count, alarms
+
+
+def run(draws: int, folder: Path, rng: np.random.Generator) -> bool:
+    """Print the tables; whether the goals are met."""
+    tallies: dict[str, Tally] = {}
+    n_clean, alarms = 0, list[str]()
+    for name, source in made(folder).items():
+        layers = Layers(open_checkpoint(source), folder / f"{name}-layers")
+        for quant in QUANTS:
+            clean = folder / f"{name}-{quant}.gguf"
+            converters.convert(source, clean, quant=quant)
+            sabotaged(clean, layers, draws, rng, tallies)
+        count, told = false_alarms(name, source, layers, folder)
+        n_clean, alarms = n_clean + count, alarms + told
+    drawn, caught, located = (sum(getattr(tally, of) for tally in tallies.values()) for of in _SUMS)
+    print("| fault | drawn | caught | located | by layers alone |\n|---|---|---|---|---|")
+    for name, tally in tallies.items():
+        alone = f"{tally.by_layers} of {tally.in_layers}" if tally.in_layers else ""
+        print(f"| {name} | {tally.drawn} | {tally.caught} | {tally.located} | {alone} |")
+    print(f"| all | {drawn} | {100 * caught / drawn:.1f} % | {100 * located / drawn:.1f} % | |")
+    print(f"\nfalse alarms: {len(alarms)} of {n_clean} files")
+    for line in [*alarms, *(line for tally in tallies.values() for line in tally.missed)]:
+        print(f"- {line}")
+    return caught == drawn and located >= 0.95 * drawn and not alarms
+
+
+_SUMS = ("drawn", "caught", "located")
+
+
+def main() -> None:
+    """As the module says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=20, help="of each fault, for each checkpoint and recipe")
+    parser.add_argument("--seed", type=int, default=24)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        is_met = run(asked.draws, Path(folder), np.random.default_rng(asked.seed))
+    sys.exit(not is_met)
+
+
+if __name__ == "__main__":
+    main()

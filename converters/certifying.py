@@ -37,6 +37,8 @@ from quant.recipe import RECIPES
 N_TOKENS, N_CTX = 4_096, 512
 """Tokens that a certificate is of, and those of a chunk."""
 _PACKAGES = ("edge-llama", "llama-cpp-python", "onnxruntime", "numpy")
+_WEIGHTED = "quantize.imatrix.entries_count"
+"""A key of files that were quantized by importance."""
 _ONNX = "matrices of an ONNX model are not read back: its logits alone were compared"
 
 
@@ -88,7 +90,11 @@ def examine(
         return Examined(found.source_sha256, not_located=_ONNX)
     artifact = read_gguf_text(text)
     found = matrices.compare(
-        architecture.weights(reference), stored_tensors(artifact), threads=threads, on_progress=tell
+        architecture.weights(reference),
+        stored_tensors(artifact),
+        is_weighted=_WEIGHTED in artifact.header.fields,
+        threads=threads,
+        on_progress=tell,
     )
     wrong = list(faults.of_matrices(found.matrices))
     try:

@@ -25,9 +25,12 @@ from quant.reference import ggml
 _AT_ONCE = 1 << 20
 """Weights of a tensor that are compared at once, by each thread: 4 MB in float32, of which there are three."""
 _TIMES, _MORE = 2.5, 2e-3
-"""A row may be so many times as far off as its rounding, and so much more: importance moves errors between columns."""
+"""A row may be so many times as far off as its rounding, and so much more."""
 _UNLIKE, _UNLIKE_TIMES = 1.0, 1.5
-"""So far off, a row is nearer to zeros than to its own: below this many times its rounding that is a format's doing."""
+"""So far off, zeros would be as near to a row: below this many times its rounding that is a format's doing.
+
+Rows that were rounded by importance may be as far off as that, too: it moves errors to columns that count for little.
+"""
 _FAINT = 1e-3
 """Rows that are fainter than this part of the others are measured by the others' size."""
 
@@ -68,12 +71,13 @@ def compare(
     weights: Sequence[Weight],
     stored: Mapping[str, Tensor],
     *,
+    is_weighted: bool = False,
     threads: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Compared:
     """Compare ``weights``, the checkpoint's in GGUF's terms, with ``stored``, those of the file.
 
-    ``on_progress`` is told weights. CheckpointError for one that is NaN or infinite, or can't be read.
+    ``is_weighted``: they were quantized by importance. ``on_progress`` is told weights. CheckpointError for one that is NaN or infinite, or can't be read.
     """
     work = Counter[Need]()
     for weight in weights:
@@ -82,7 +86,7 @@ def compare(
     total, done = sum(weight.tensor.rows * weight.tensor.columns for weight in weights), 0
     found, hashes = [], []
     with loading_kernels(work, threads), ThreadPoolExecutor(threads, "edge-llama-matrices") as pool:
-        for error, digest in _in_order(pool, weights, stored, 2 * threads):
+        for error, digest in _in_order(pool, weights, stored, is_weighted, 2 * threads):
             found.append(error)
             hashes.append(digest)
             tensor = weights[len(found) - 1].tensor
@@ -93,22 +97,22 @@ def compare(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, weights: Sequence[Weight], stored: Mapping[str, Tensor], ahead: int
+    pool: ThreadPoolExecutor, weights: Sequence[Weight], stored: Mapping[str, Tensor], is_weighted: bool, ahead: int
 ) -> Iterator[tuple[MatrixError, bytes]]:
     waiting = []
     for weight in weights:
-        waiting.append(pool.submit(_compared, weight, stored.get(weight.tensor.name)))
+        waiting.append(pool.submit(_compared, weight, stored.get(weight.tensor.name), is_weighted))
         if len(waiting) > ahead:
             yield waiting.pop(0).result()
     for future in waiting:
         yield future.result()
 
 
-def _compared(weight: Weight, own: Tensor | None) -> tuple[MatrixError, bytes]:
+def _compared(weight: Weight, own: Tensor | None, is_weighted: bool) -> tuple[MatrixError, bytes]:
     tensor = weight.tensor
     digest = hashlib.sha256(f"{tensor.name} {tensor.shape} {tensor.format.name}\n".encode())
     problem = _problem(tensor, own)
-    sums = _Sums()
+    sums = _Sums(is_weighted and own is not None and own.format.is_quantized)
     for start, stop in _chunks(tensor):
         raw = tensor.read(start, stop)
         digest.update(raw.tobytes())
@@ -161,7 +165,8 @@ def _need(format_: Format) -> Need:
 class _Sums:
     """Squares of differences, rows at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_weighted: bool) -> None:
+        self._is_weighted = is_weighted
         self._size = self._error = self._expected = 0.0
         self._off, self._worst, self._excess = 0, 0, 0.0
 
@@ -175,7 +180,9 @@ class _Sums:
         floor = np.maximum(size, _FAINT**2 * size.mean())
         floor[floor == 0] = 1.0
         off, usual = np.sqrt(error / floor), np.sqrt(expected / floor)
-        most = np.minimum(_TIMES * usual + _MORE, np.maximum(_UNLIKE, _UNLIKE_TIMES * usual))
+        most = np.maximum(_UNLIKE, _UNLIKE_TIMES * usual)
+        if not self._is_weighted:
+            most = np.minimum(most, _TIMES * usual + _MORE)
         excess = off - most
         self._off += int((excess > 0).sum())
         if (largest := float(excess.max())) > self._excess:
