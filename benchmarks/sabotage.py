@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from peers import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -40,6 +40,9 @@ from edge_llama.files.gguf_text import read_gguf_text
 from edge_llama.host.devices import cpu_threads
 from quant.importance import write_importance
 from quant.recipe import RECIPES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WIDE = Shape(hidden=256, ffn=512, layers=4, heads=4, kv_heads=4)
 QUANTS = ("f16", "q4_k_m")

@@ -77,7 +77,8 @@ def compare(
 ) -> Compared:
     """Compare ``weights``, the checkpoint's in GGUF's terms, with ``stored``, those of the file.
 
-    ``is_weighted``: they were quantized by importance. ``on_progress`` is told weights. CheckpointError for one that is NaN or infinite, or can't be read.
+    ``is_weighted``: they were quantized by importance. ``on_progress`` is told weights. CheckpointError for one that is
+    NaN or infinite, or can't be read.
     """
     work = Counter[Need]()
     for weight in weights:
