@@ -39,6 +39,8 @@ N_TOKENS, N_CTX = 4_096, 512
 _PACKAGES = ("edge-llama", "llama-cpp-python", "onnxruntime", "numpy")
 _WEIGHTED = "quantize.imatrix.entries_count"
 """A key of files that were quantized by importance."""
+_ENGINE, _ENGINE_SHARE = 0.1, 0.25
+"""Nats, and of the divergence from the checkpoint: a file that is read back as it was written, wrongly both times."""
 _ONNX = "matrices of an ONNX model are not read back: its logits alone were compared"
 
 
@@ -128,11 +130,16 @@ class Run:
 
     numbers: Numbers
     layers: tuple[LayerError, ...] = ()
+    engine_kl: float | None = None
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """Layers that are further off than rounding explains."""
-        return tuple(locating.of_layers(self.layers))
+        """Layers that are further off than rounding explains; the engine, if it makes another model of the weights."""
+        found = list(locating.of_layers(self.layers))
+        if self.engine_kl is not None and self.engine_kl > max(_ENGINE, _ENGINE_SHARE * self.numbers.kl):
+            told = f"its logits are {self.engine_kl:.3g} nats from what the file's weights give in float32"
+            found.append(Fault(faults.ENGINE, told))
+        return tuple(found)
 
 
 def run(
@@ -157,10 +164,27 @@ def run(
             with StreamedTower(reference, threads=threads, folder=folder, on_layer=recorder) as tower:
                 compared = compare(tower, model, chunks, on_progress)
             layers = _layers(reference, examined, recorder, threads, on_progress)
+            own = _of_engine(examined, model, chunks[:1], threads, folder, on_progress)
         finally:
             recorder.close()
     longest = max(len(chunk.ids) for chunk in chunks)
-    return Run(Numbers.of(compared.summary(), longest), tuple(layers))
+    return Run(Numbers.of(compared.summary(), longest), tuple(layers), own)
+
+
+def _of_engine(
+    examined: Examined,
+    model: LogitSource,
+    chunks: Sequence[Chunk],
+    threads: int,
+    folder: Path,
+    on_progress: Progress | None,
+) -> float | None:
+    """How far ``model`` is from the file's own weights, run layer by layer in float32."""
+    if examined.own is None:
+        return None
+    with StreamedTower(examined.own, threads=threads, folder=folder) as tower:
+        summary = compare(tower, model, chunks, on_progress).summary()
+    return None if summary.kl is None else summary.kl.value
 
 
 def _layers(
@@ -197,6 +221,7 @@ def certificate(
         evaluation=fingerprint(evaluation),
         engine=engine,
         numbers=found.numbers,
+        engine_kl=found.engine_kl,
         layers=tuple(Part(f"layer {each.layer}", each.error, each.expected) for each in found.layers),
         components=examined.components,
         not_located=examined.not_located,

@@ -18,6 +18,7 @@ from converters.metadata.vocabulary import Vocabulary
 from converters.targets.onnx.llama import rope_factors
 
 EMBEDDING, FINAL_NORM, HEAD, ROPE, TOKENIZER = "embedding", "final norm", "head", "RoPE", "tokenizer"
+ENGINE = "engine"
 STRUCTURE = "hyperparameters"
 _OUTSIDE = {
     "token_embd.weight": EMBEDDING,
@@ -37,7 +38,7 @@ class Fault:
 
     part: str
     """``layer 3``, ``router of layer 3``, ``embedding``, ``final norm``, ``head``, ``RoPE``, ``tokenizer``,
-    ``hyperparameters``."""
+    ``hyperparameters``, ``engine``."""
     told: str
 
     def __str__(self) -> str:

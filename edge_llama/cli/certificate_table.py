@@ -23,6 +23,8 @@ def lines(certificate: Certificate) -> Iterator[str]:
         f"  perplexity {numbers.perplexity:.4g}, of the checkpoint {numbers.perplexity_reference:.4g}, "
         f"ratio {numbers.ratio:.4f}; {numbers.n_tokens:,} tokens in chunks of {numbers.n_ctx:,}"
     )
+    if certificate.engine_kl is not None:
+        yield (f"  {certificate.engine} is {certificate.engine_kl:.3g} nats from what the same weights give in float32")
     if certificate.not_located:
         yield printable(f"  {certificate.not_located}")
     if certificate.layers:
@@ -30,7 +32,7 @@ def lines(certificate: Certificate) -> Iterator[str]:
     if certificate.components:
         yield f"  outside them: {_furthest(certificate.components)}"
     versions = ", ".join(f"{name} {number}" for name, number in certificate.versions.items())
-    yield printable(f"  measured by {versions}, with {certificate.engine}; it does not say by whom")
+    yield printable(f"  measured by {versions}; it does not say by whom")
 
 
 def _furthest(parts: Sequence[Part]) -> str:

@@ -83,6 +83,11 @@ class Certificate:
     engine: str
     """What computed the model's logits."""
     numbers: Numbers
+    engine_kl: float | None = None
+    """How far the engine's logits are, in nats, from those that the file's own weights give in float32.
+
+    On the first chunk. None where the weights can't be read back.
+    """
     layers: tuple[Part, ...] = ()
     """Of each layer, on the input that the checkpoint's has."""
     components: tuple[Part, ...] = ()
@@ -104,6 +109,7 @@ class Certificate:
             "evaluation": self.evaluation,
             "engine": self.engine,
             "numbers": {each.name: getattr(self.numbers, each.name) for each in fields(Numbers)},
+            "engine_kl": self.engine_kl,
             "layers": [_described(part) for part in self.layers],
             "components": [_described(part) for part in self.components],
             "not_located": self.not_located,
@@ -154,6 +160,7 @@ def from_json(where: Path | str, content: Mapping[str, Any]) -> Certificate:
         evaluation=_sha256(reader, "evaluation"),
         engine=reader.get("engine", str),
         numbers=_numbers(_only(reader, "numbers", tuple(each.name for each in fields(Numbers)))),
+        engine_kl=None if content.get("engine_kl") is None else _real(reader, "engine_kl"),
         layers=_parts(reader, "layers"),
         components=_parts(reader, "components"),
         not_located=reader.get("not_located", str),

@@ -20,6 +20,8 @@ _ABSOLUTE = {"kl": 2e-4, "kl_median": 2e-4, "kl_99": 2e-3, "kl_max": 2e-2}
 _TOP1, _TOP1_TOKENS = 0.01, 2.5
 """Of the part of tokens where both agree; in a short text so many tokens may be otherwise."""
 _PART, _PART_MORE = 0.05, 1e-4
+_ENGINE = 0.02
+"""Nats: the engine's own rounding of activations, the processor's more than the file's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ def differences(claimed: Certificate, measured: Certificate) -> Iterator[Differe
         if left != right:
             yield Difference(name, repr(left)[:80], repr(right)[:80])
     yield from _of_numbers(claimed.numbers, measured.numbers)
+    one, two = claimed.engine_kl, measured.engine_kl
+    if (one is None) != (two is None) or abs((one or 0.0) - (two or 0.0)) > _ENGINE:
+        yield Difference("engine_kl", str(one), str(two))
     yield from _of_parts("layers", claimed.layers, measured.layers)
     yield from _of_parts("components", claimed.components, measured.components)
 

@@ -29,6 +29,7 @@ CERTIFICATE = Certificate(
     evaluation=SHA,
     engine="llama.cpp",
     numbers=NUMBERS,
+    engine_kl=0.001,
     layers=(Part("layer 0", 0.05, 0.05), Part("layer 1", 0.06, 0.0599)),
     components=(Part("embedding", 0.02, 0.02), Part("RoPE", 0.0, 0.0)),
     versions={"edge-llama": "1.0", "numpy": "2"},
@@ -187,6 +188,7 @@ def test_parts_and_texts_are_compared_too() -> None:
         "layers: layer 0: error"
     ]
     assert [each.field for each in differences(replace(CERTIFICATE, layers=()), CERTIFICATE)] == ["layers"]
+    assert [each.field for each in differences(replace(CERTIFICATE, engine_kl=None), CERTIFICATE)] == ["engine_kl"]
     for name in ("recipe", "evaluation"):
         changed = replace(CERTIFICATE, **{name: "1" * 64})
         assert [each.field for each in differences(changed, CERTIFICATE)] == [name]
