@@ -210,8 +210,12 @@ def certificate(
     evaluation: Sequence[Text],
     engine: str,
     calibration: Sequence[Path] = (),
+    features: Sequence[float] = (),
 ) -> Certificate:
-    """The certificate of what was found. ArtifactError if a file of ``calibration`` can't be read."""
+    """The certificate of what was found; ``features`` are the errors of a vision tower's.
+
+    ArtifactError if a file of ``calibration`` can't be read.
+    """
     return Certificate(
         subject=subject,
         source=reference.path.name,
@@ -224,6 +228,7 @@ def certificate(
         engine_kl=found.engine_kl,
         layers=tuple(Part(f"layer {each.layer}", each.error, each.expected) for each in found.layers),
         components=examined.components,
+        vision=tuple(features),
         not_located=examined.not_located,
         versions=_versions(),
     )

@@ -27,6 +27,8 @@ def lines(certificate: Certificate) -> Iterator[str]:
         yield (f"  {certificate.engine} is {certificate.engine_kl:.3g} nats from what the same weights give in float32")
     if certificate.not_located:
         yield printable(f"  {certificate.not_located}")
+    if certificate.vision:
+        yield f"  vision: features of {len(certificate.vision)} tiles, at most {max(certificate.vision):.3g} off"
     if certificate.layers:
         yield f"  layers: {_furthest(certificate.layers)}"
     if certificate.components:

@@ -92,6 +92,8 @@ class Certificate:
     """Of each layer, on the input that the checkpoint's has."""
     components: tuple[Part, ...] = ()
     """What is outside the layers."""
+    vision: tuple[float, ...] = ()
+    """The relative error of the vision tower's features for each of some tiles; empty where there is no such tower."""
     not_located: str = ""
     """Why there are neither; empty where there are."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class Certificate:
             "engine_kl": self.engine_kl,
             "layers": [_described(part) for part in self.layers],
             "components": [_described(part) for part in self.components],
+            "vision": list(self.vision),
             "not_located": self.not_located,
             "versions": dict(self.versions),
         }
@@ -163,6 +166,7 @@ def from_json(where: Path | str, content: Mapping[str, Any]) -> Certificate:
         engine_kl=None if content.get("engine_kl") is None else _real(reader, "engine_kl"),
         layers=_parts(reader, "layers"),
         components=_parts(reader, "components"),
+        vision=_errors(reader, "vision"),
         not_located=reader.get("not_located", str),
         versions=_versions(reader),
     )
@@ -195,6 +199,12 @@ def _texts(reader: Fields, key: str) -> list[str]:
     if wrong := next((value for value in values if not isinstance(value, str)), None):
         raise reader.fail(key, f"has {wrong!r:.100}, expected texts")
     return values
+
+
+def _errors(reader: Fields, key: str) -> tuple[float, ...]:
+    values = enumerate(reader.get(key, list))
+    inner = replace(reader, content={str(number): value for number, value in values}, called=f"{reader.called}{key}.")
+    return tuple(_real(inner, number) for number in inner.content)
 
 
 def _versions(reader: Fields) -> dict[str, str]:

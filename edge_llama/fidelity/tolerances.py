@@ -20,6 +20,7 @@ _ABSOLUTE = {"kl": 2e-4, "kl_median": 2e-4, "kl_99": 2e-3, "kl_max": 2e-2}
 _TOP1, _TOP1_TOKENS = 0.01, 2.5
 """Of the part of tokens where both agree; in a short text so many tokens may be otherwise."""
 _PART, _PART_MORE = 0.05, 1e-4
+_VISION, _VISION_MORE = 0.2, 2e-3
 _ENGINE = 0.02
 """Nats: the engine's own rounding of activations, the processor's more than the file's."""
 
@@ -43,11 +44,20 @@ def differences(claimed: Certificate, measured: Certificate) -> Iterator[Differe
         if left != right:
             yield Difference(name, repr(left)[:80], repr(right)[:80])
     yield from _of_numbers(claimed.numbers, measured.numbers)
+    if not _is_near(claimed.vision, measured.vision):
+        yield Difference("vision", *(str([float(f"{each:.3g}") for each in of.vision]) for of in (claimed, measured)))
     one, two = claimed.engine_kl, measured.engine_kl
     if (one is None) != (two is None) or abs((one or 0.0) - (two or 0.0)) > _ENGINE:
         yield Difference("engine_kl", str(one), str(two))
     yield from _of_parts("layers", claimed.layers, measured.layers)
     yield from _of_parts("components", claimed.components, measured.components)
+
+
+def _is_near(claimed: tuple[float, ...], measured: tuple[float, ...]) -> bool:
+    if len(claimed) != len(measured):
+        return False
+    pairs = zip(claimed, measured, strict=True)
+    return all(abs(one - two) <= _VISION * max(one, two) + _VISION_MORE for one, two in pairs)
 
 
 def _of_numbers(claimed: Numbers, measured: Numbers) -> Iterator[Difference]:

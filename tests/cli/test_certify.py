@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import sabotages
 from ggufs import rewritten
+from numpy.typing import NDArray
 
 from edge_llama.fidelity.certified import put_at, read_certificate
-from edge_llama.files.gguf import read_header
+from edge_llama.files.gguf import TensorInfo, read_header
 from edge_llama.files.manifest import NAME
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -71,8 +72,7 @@ def test_another_checkpoint_fails(called: Cli, file: Path, tmp_path: Path) -> No
 def test_a_file_without_a_certificate_is_measured_all_the_same(
     called: Cli, source: Path, file: Path, tmp_path: Path
 ) -> None:
-    hashes = {key: None for key in read_header(file).fields if key.startswith("edge_llama.")}
-    plain = rewritten(file, tmp_path / "plain.gguf", fields=hashes)
+    plain = rewritten(file, tmp_path / "plain.gguf", fields=_hashes(file))
     done = called("verify", plain, "--reference", source)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "carries no hashes" in done.stderr
@@ -120,3 +120,28 @@ def test_what_cannot_be_certified_is_refused_before_it_begins(
     assert done.returncode == 2
     assert told in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_vision_tower_fails_by_its_features(called: Cli, llama4_scout: Path, tmp_path: Path) -> None:
+    done = called("convert", llama4_scout, tmp_path / "two", "--vision-to", "gguf", "--certify")
+    assert done.returncode == 0, done.stderr
+    found = read_certificate(tmp_path / "two")
+    assert found is not None
+    assert len(found.vision) == 4
+    assert max(found.vision) < 0.02
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    (mmproj,) = (path for path in (tmp_path / "two").rglob("*.gguf") if "mmproj" in path.name)
+    rewritten(tmp_path / "two" / "text.gguf", pair / "text.gguf", fields=_hashes(tmp_path / "two" / "text.gguf"))
+
+    def permuted(info: TensorInfo, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return raw[::-1] if info.name == "v.blk.1.attn_v.weight" else raw
+
+    rewritten(mmproj, pair / "mmproj.gguf", fields=_hashes(mmproj), data=permuted)
+    done = called("verify", pair, "--reference", llama4_scout)
+    assert done.returncode == 1, done.stderr
+    assert "vision tower: features of tile 0 are off by" in done.stdout
+
+
+def _hashes(path: Path) -> dict[str, None]:
+    return {key: None for key in read_header(path).fields if key.startswith("edge_llama.")}

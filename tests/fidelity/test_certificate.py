@@ -32,6 +32,7 @@ CERTIFICATE = Certificate(
     engine_kl=0.001,
     layers=(Part("layer 0", 0.05, 0.05), Part("layer 1", 0.06, 0.0599)),
     components=(Part("embedding", 0.02, 0.02), Part("RoPE", 0.0, 0.0)),
+    vision=(0.001, 0.002),
     versions={"edge-llama": "1.0", "numpy": "2"},
 )
 MOST = integrity.CERTIFICATE_BYTES
@@ -73,6 +74,7 @@ def test_what_is_encoded_is_decoded() -> None:
         (lambda content: content["layers"][0].update(error=None), r"layers\[0\].error is None"),
         (lambda content: content["versions"].update(numpy=2), "versions.numpy is 2"),
         (lambda content: content.update(calibration=[1]), "calibration has 1"),
+        (lambda content: content.update(vision=[0.1, "x"]), "vision.1 is 'x'"),
     ],
 )
 def test_what_is_none_is_refused_by_its_field(change: Callable[[dict[str, Any]], object], match: str) -> None:
@@ -189,6 +191,7 @@ def test_parts_and_texts_are_compared_too() -> None:
     ]
     assert [each.field for each in differences(replace(CERTIFICATE, layers=()), CERTIFICATE)] == ["layers"]
     assert [each.field for each in differences(replace(CERTIFICATE, engine_kl=None), CERTIFICATE)] == ["engine_kl"]
+    assert [each.field for each in differences(replace(CERTIFICATE, vision=(0.001, 0.009)), CERTIFICATE)] == ["vision"]
     for name in ("recipe", "evaluation"):
         changed = replace(CERTIFICATE, **{name: "1" * 64})
         assert [each.field for each in differences(changed, CERTIFICATE)] == [name]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_llama.backends.towers import read_towers
+from edge_llama.certifying import vision
 from edge_llama.errors import ArtifactError, FidelityError, InputError, OptionError
 from edge_llama.fidelity.certificate import Certificate
 from edge_llama.fidelity.certified import put_at, subject_at
@@ -117,10 +118,20 @@ def measure(reference: "Checkpoint", path: Path, how: Measuring, claimed: Certif
                  f"{examined.source_sha256[:16]}…", *found)  # fmt: skip
     if found:
         return Measured(None, found)
-    return _run(reference, path, towers.text, examined, how)
+    features = vision.errors(reference, towers.vision, how.threads) if towers.vision else ()
+    measured = _run(reference, path, towers.text, examined, features, how)
+    wrong = vision.faults(features, towers.vision) if towers.vision else ()
+    return Measured(measured.certificate, (*measured.faults, *wrong))
 
 
-def _run(reference: "Checkpoint", path: Path, text: Path, examined: "Examined", how: Measuring) -> Measured:
+def _run(
+    reference: "Checkpoint",
+    path: Path,
+    text: Path,
+    examined: "Examined",
+    features: Sequence[float],
+    how: Measuring,
+) -> Measured:
     from converters import certifying  # noqa: PLC0415 - likewise
 
     with ExitStack() as stack:
@@ -151,6 +162,7 @@ def _run(reference: "Checkpoint", path: Path, text: Path, examined: "Examined", 
         evaluation=how.texts,
         engine=engine,
         calibration=how.calibration,
+        features=features,
     )
     return Measured(certificate, tuple(map(str, found.faults)))
 
