@@ -81,7 +81,7 @@ class Layers:
         rng = np.random.default_rng(0)
         chunks: list[NDArray[np.int64]] = [rng.integers(0, 200, TOKENS) for _ in range(2)]
         folder.mkdir()
-        self.recorder = locating.Recorder(folder, [TOKENS] * 2, WIDE.hidden)
+        self.recorder = locating.Recorder(folder, [TOKENS] * 2, WIDE.hidden, WIDE.layers)
         with StreamedTower(reference, threads=cpu_threads(), folder=folder, on_layer=self.recorder) as tower:
             tower.prepare(chunks)
 

@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,12 +18,13 @@ from converters.evidence import faults, locating, matrices
 from converters.evidence.faults import Fault
 from converters.evidence.locating import LayerError, Recorder
 from converters.evidence.matrices import MatrixError
+from converters.evidence.states import ELSEWHERE
 from converters.evidence.streamed import StreamedTower
 from converters.evidence.tower import Tower
 from converters.proof import prove_gguf
 from converters.sources.gguf import open_file, stored_tensors
 from converters.tokenizers.proof import GGUFEncoder
-from edge_llama.errors import ArtifactError, CheckpointError
+from edge_llama.errors import ArtifactError, CheckpointError, OutputError
 from edge_llama.fidelity.certificate import Certificate, Numbers, Part
 from edge_llama.fidelity.comparison import Progress, compare
 from edge_llama.fidelity.source import Chunk, LogitSource
@@ -157,9 +159,9 @@ def run(
     What must lie somewhere meanwhile lies in ``folder``. Errors are those of
     :class:`~converters.evidence.streamed.StreamedTower` and :func:`~edge_llama.fidelity.comparison.compare`.
     """
-    n_embd = for_config(reference).hyperparameters(reference).n_embd
-    with tempfile.TemporaryDirectory(prefix="edge-llama-layers-", dir=folder) as place:
-        recorder = Recorder(Path(place), [len(chunk.ids) for chunk in chunks], n_embd)
+    hp = for_config(reference).hyperparameters(reference)
+    with _scratch(folder) as place:
+        recorder = Recorder(place, [len(chunk.ids) for chunk in chunks], hp.n_embd, hp.n_layer)
         try:
             with StreamedTower(reference, threads=threads, folder=folder, on_layer=recorder) as tower:
                 compared = compare(tower, model, chunks, on_progress)
@@ -169,6 +171,17 @@ def run(
             recorder.close()
     longest = max(len(chunk.ids) for chunk in chunks)
     return Run(Numbers.of(compared.summary(), longest), tuple(layers), own)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder in ``folder`` that is gone afterwards. OutputError if there can be none."""
+    try:
+        place = tempfile.TemporaryDirectory(prefix="edge-llama-layers-", dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=ELSEWHERE) from error
+    with place as name:
+        yield Path(name)
 
 
 def _of_engine(
@@ -218,7 +231,7 @@ def certificate(
     """
     return Certificate(
         subject=subject,
-        source=reference.path.name,
+        source=reference.path.absolute().name,
         source_sha256=examined.source_sha256,
         recipe=recipe,
         calibration=tuple(map(_sha256, calibration)),

@@ -19,8 +19,10 @@ from converters.evidence.states import Floats, HeldStates, StoredStates
 from converters.evidence.tower import Tower
 from edge_llama.files.formats import F32, Format
 
-MOST_TOKENS = 1_024
+MOST_TOKENS, _LEAST_TOKENS = 1_024, 64
 """Layers run on so many tokens of those that are scored."""
+_MOST_BYTES = 1 << 30
+"""Of the states of all layers, which lie in a folder: of the largest models fewer tokens are kept."""
 _TIMES, _MORE = 2.0, 2e-3
 """A layer may be so many times as far off as rounding alone, and so much more."""
 _FAINT = 1e-3
@@ -52,14 +54,18 @@ def of_layers(errors: Sequence[LayerError]) -> Iterator[Fault]:
 
 
 class Recorder:
-    """Keeps, in ``folder``, what each layer of the checkpoint is given and gives, of the first chunks alone."""
+    """Keeps, in ``folder``, what each layer of the checkpoint is given and gives, of the first chunks alone.
 
-    def __init__(self, folder: Path, lengths: Sequence[int], n_embd: int) -> None:
+    OutputError where there is no room.
+    """
+
+    def __init__(self, folder: Path, lengths: Sequence[int], n_embd: int, n_layer: int) -> None:
+        most = min(MOST_TOKENS, max(_LEAST_TOKENS, _MOST_BYTES // (4 * n_embd * (n_layer + 1))))
         kept, total = [], 0
         for length in lengths:
-            if kept and total + length > MOST_TOKENS:
+            if kept and total + length > most:
                 break
-            kept.append(min(length, MOST_TOKENS))
+            kept.append(min(length, most))
             total += kept[-1]
         self.bounds = bounds_of(kept)
         self._folder, self._n_embd = folder, n_embd

@@ -217,6 +217,8 @@ def convert(
     )
     if dry_run:
         plan = make_plan(source, output, encode_gguf=encode, **asked)
+        if certify:
+            Certifier(strict, threads).check(plan)
         if write_tensor_types:
             _write_tensor_types(plan, write_tensor_types, force=force)
         _print_plan(plan, as_json)

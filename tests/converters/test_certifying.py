@@ -60,7 +60,7 @@ def recorded(reference: Checkpoint, at: Path) -> Iterator[Recorder]:
     """What the checkpoint's layers are given and give."""
     rng = np.random.default_rng(3)
     at.mkdir()
-    recorder = Recorder(at, [TOKENS, TOKENS], 256)
+    recorder = Recorder(at, [TOKENS, TOKENS], 256, 2)
     with StreamedTower(reference, threads=2, folder=at, on_layer=recorder) as tower:
         tower.prepare([rng.integers(0, 200, TOKENS) for _ in range(2)])
         yield recorder
