@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_llama.backends.towers import read_towers
 from edge_llama.certifying import vision
-from edge_llama.errors import ArtifactError, FidelityError, InputError, OptionError
+from edge_llama.errors import ArtifactError, FidelityError, InputError, NotVerifiableError, OptionError
 from edge_llama.fidelity.certificate import Certificate
 from edge_llama.fidelity.certified import put_at, subject_at
 from edge_llama.fidelity.comparison import Progress
@@ -157,7 +157,7 @@ def _run(
         reference,
         examined,
         found,
-        subject=subject_at(path),
+        subject=_subject(path),
         recipe=certifying.recipe_of(text),
         evaluation=how.texts,
         engine=engine,
@@ -165,6 +165,14 @@ def _run(
         features=features,
     )
     return Measured(certificate, tuple(map(str, found.faults)))
+
+
+def _subject(path: Path) -> str:
+    """Of what has no room for a certificate there is no hash, and none is needed."""
+    try:
+        return subject_at(path)
+    except NotVerifiableError:
+        return "0" * 64
 
 
 class Certifier:

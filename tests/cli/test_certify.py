@@ -13,12 +13,20 @@ import sabotages
 from ggufs import rewritten
 from numpy.typing import NDArray
 
+from converters import certifying
 from edge_llama.fidelity.certified import put_at, read_certificate
 from edge_llama.files.gguf import TensorInfo, read_header
 from edge_llama.files.manifest import NAME
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 WIDE = checkpoints.Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of what certificates are of, in shorter chunks."""
+    monkeypatch.setattr(certifying, "N_TOKENS", 1024)
+    monkeypatch.setattr(certifying, "N_CTX", 128)
 
 
 @pytest.fixture

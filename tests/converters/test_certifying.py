@@ -32,7 +32,7 @@ from edge_llama.files.gguf_text import read_gguf_text
 from quant.recipe import RECIPES
 
 WIDE = Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=4)
-SMALL_LLAMA4 = llama4.K_QUANTS | {"num_hidden_layers": 2, "num_local_experts": 3}
+SMALL_LLAMA4 = llama4.K_QUANTS | {"num_local_experts": 3}
 TOKENS = 48
 
 
@@ -60,7 +60,7 @@ def recorded(reference: Checkpoint, at: Path) -> Iterator[Recorder]:
     """What the checkpoint's layers are given and give."""
     rng = np.random.default_rng(3)
     at.mkdir()
-    recorder = Recorder(at, [TOKENS, TOKENS], 256, 2)
+    recorder = Recorder(at, [TOKENS, TOKENS], 256, 4)
     with StreamedTower(reference, threads=2, folder=at, on_layer=recorder) as tower:
         tower.prepare([rng.integers(0, 200, TOKENS) for _ in range(2)])
         yield recorder
