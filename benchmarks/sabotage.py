@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,8 +160,10 @@ def run(draws: int, folder: Path, rng: np.random.Generator) -> bool:
             clean = folder / f"{name}-{quant}.gguf"
             converters.convert(source, clean, quant=quant)
             sabotaged(clean, layers, draws, rng, tallies)
+            _tell(f"{name} {quant}")
         count, told = false_alarms(name, source, layers, folder)
         n_clean, alarms = n_clean + count, alarms + told
+        _tell(f"{name}: {count} files without a fault")
     drawn, caught, located = (sum(getattr(tally, of) for tally in tallies.values()) for of in _SUMS)
     print("| fault | drawn | caught | located | by layers alone |\n|---|---|---|---|---|")
     for name, tally in tallies.items():
@@ -171,6 +174,10 @@ def run(draws: int, folder: Path, rng: np.random.Generator) -> bool:
     for line in [*alarms, *(line for tally in tallies.values() for line in tally.missed)]:
         print(f"- {line}")
     return caught == drawn and located >= 0.95 * drawn and not alarms
+
+
+def _tell(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 _SUMS = ("drawn", "caught", "located")

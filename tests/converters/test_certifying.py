@@ -27,6 +27,7 @@ from converters.sources import open_checkpoint
 from converters.sources.gguf import stored_tensors
 from edge_llama.backends.llama_cpp.vocabulary_probe import encode
 from edge_llama.errors import DocumentError
+from edge_llama.fidelity.source import Chunk
 from edge_llama.fidelity.text import Text
 from edge_llama.files.gguf_text import read_gguf_text
 from quant.recipe import RECIPES
@@ -142,3 +143,20 @@ def test_chunks_are_spread_over_domains() -> None:
     assert [chunk.text for chunk in found] == ["a", "c", "b", "c", "a"]
     with pytest.raises(DocumentError, match="too short"):
         certifying.spread(texts, lambda text: list(map(ord, text)), n_ctx=100, n_tokens=50, bos=None)
+
+
+def test_an_engine_that_makes_another_model_of_the_weights_is_a_fault(folder: Path, tmp_path: Path) -> None:
+    """As where a file is read back as wrongly as it was written: matrices and layers are right."""
+    checkpoints.llama3(tmp_path / "other", shape=WIDE, tied=False, seed=1)
+    reference, path = open_checkpoint(folder / "llama3"), folder / "llama3-q4_k_m.gguf"
+    found = examined(folder / "llama3", path)
+    rng = np.random.default_rng(0)
+    chunks = [Chunk(rng.integers(0, 200, TOKENS), "a text") for _ in range(2)]
+    for engine, faults in ((open_checkpoint(path), []), (open_checkpoint(tmp_path / "other"), ["engine"])):
+        with StreamedTower(engine, threads=2, folder=tmp_path) as model:
+            run = certifying.run(reference, found, model, chunks, threads=2, folder=tmp_path)
+        assert [fault.part for fault in run.faults] == faults
+        assert run.engine_kl is not None
+        assert (run.engine_kl < 1e-6) is (not faults)
+        assert len(run.layers) == WIDE.layers
+    assert {each.name for each in tmp_path.iterdir()} == {"other"}
