@@ -76,7 +76,8 @@ def test_a_checkpoint_is_a_reference_run_layer_by_layer(called: Cli, llama3: Pat
     for quant in ("f32", "q4_0"):
         model = tmp_path / f"{quant}.gguf"
         assert called("convert", llama3, model, "--quant", quant, "-q").returncode == 0
-        done = called("evaluate", model, text, "--reference", llama3, *SHORT, "--max-chunks", 6, "--json", "-q")
+        options = (*SHORT, "--max-chunks", 6, "--kv", "f32", "--json", "-q")
+        done = called("evaluate", model, text, "--reference", llama3, *options)
         assert done.returncode == 0, done.stderr
         found[quant] = json.loads(done.stdout)
     assert found["f32"]["reference"] == llama3.name
