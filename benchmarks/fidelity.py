@@ -158,7 +158,8 @@ def kv_formats(files: Files, text: Path, options: argparse.Namespace) -> list[Re
         told = json.loads(done.out[done.out.index("{") :])
         every, last = told["all"], told["positions"][-1]
         text_of = (
-            f"KL {every['kl']['value']:.6f}, 99 % {every['kl_99']:.5f}, top-1 {100 * every['top1']['value']:.2f} %"
+            f"KL {every['kl']['value']:.6f}, 99 % {every['kl_99']:.5f}, top-1 {100 * every['top1']['value']:.2f} %, "
+            f"ratio of perplexities {every['ratio']['value']:.5f}"
         )
         at_end = f"KL {last['kl']['value']:.6f} from token {last['from']:,} on"
         found.append(Result(f"KV {name}, flash attention", "KV f16 without", text_of, at_end))
