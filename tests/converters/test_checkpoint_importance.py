@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, Llama4ForCausalLM
 
 from converters.architectures import for_config
-from converters.evidence.importance import of_checkpoint
+from converters.evidence.importance import Squares, add_chunks, of_checkpoint
 from converters.evidence.streamed import StreamedTower
 from converters.sources import open_checkpoint
+from edge_llama.errors import InputError
 from quant.importance import read_importance, write_importance
 
 Ids = NDArray[np.int64]
@@ -131,6 +132,21 @@ def test_each_expert_is_summed_over_the_tokens_that_chose_it(tmp_path: Path, rng
         assert_equal(entry.sums, sums)
         if "gate" in name:
             assert np.array_equal(found.entries[name.replace("gate", "up")].sums, entry.sums)
+
+
+def test_chunks_may_come_some_at_a_time_and_an_error_leaves_the_sums_as_they_were(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    checkpoint = open_checkpoint(llama4.text_only(tmp_path / "checkpoint"))
+    chunks = [rng.integers(3, 250, length) for length in (40, 17, 25)]
+    whole, squares = of_checkpoint(checkpoint, chunks, threads=1, folder=tmp_path), Squares(checkpoint)
+    add_chunks(squares, checkpoint, chunks[:1], threads=1, folder=tmp_path)
+    with pytest.raises(InputError, match="past the vocabulary"):
+        add_chunks(squares, checkpoint, [np.array([3, 10**6])], threads=1, folder=tmp_path)
+    add_chunks(squares, checkpoint, chunks[1:], threads=1, folder=tmp_path)
+    for name, (sums, counts) in squares.entries().items():
+        assert np.array_equal(counts, whole.entries[name].counts)
+        assert np.allclose(sums, whole.entries[name].sums, rtol=1e-6)
 
 
 def test_what_is_found_is_written_and_read(tmp_path: Path, rng: np.random.Generator) -> None:
