@@ -305,13 +305,20 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text  # noqa: PLC0415
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
     of_bytes = (DownloadColumn(), TransferSpeedColumn())
-    done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
     columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
