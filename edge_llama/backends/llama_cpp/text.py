@@ -25,6 +25,7 @@ from edge_llama.backends.llama_cpp.adapters import NativeAdapters
 from edge_llama.backends.llama_cpp.batch import Batch, ContextOptions
 from edge_llama.backends.llama_cpp.devices import engine_devices
 from edge_llama.backends.llama_cpp.embeddings import LlamaCppEmbedder
+from edge_llama.backends.llama_cpp.importance import Collector
 from edge_llama.backends.llama_cpp.loading import Loading
 from edge_llama.backends.llama_cpp.sampler import NativeSampler
 from edge_llama.backends.llama_cpp.tokenizer import GGUFTokenizer, overrides
@@ -357,6 +358,10 @@ class LlamaCppTower:
                 self._lib, self._model, self._artifact, longest, self._threads, self._options
             )
         return self._embedder
+
+    def importance(self, n_ctx: int) -> Collector:
+        """See there. To be closed before this."""
+        return Collector(self._lib, self._model, self._artifact, n_ctx, self._threads, self._options)
 
     def sampler(self, params: SamplingParams, history: Sequence[int]) -> Sampler:
         """llama.cpp's own sampler chain, in the order of :class:`SamplingParams`.
