@@ -43,9 +43,7 @@ class GGUFWriter:
 
     label, engine = "GGUF", "llama.cpp"
     quants, default_quant = tuple(recipe.RECIPES), "q4_k_m"
-    options = (
-        *("quant", "tensor_types", "tensor_type_file", "calibration", "max_shard_bytes", "chat_template", "lora"),
-    )
+    options = ("quant", "tensor_types", "tensor_type_file", "calibration", "max_shard_bytes", "chat_template", "lora")
 
     def check(self, options: Options) -> None:
         """They all go together."""
@@ -76,7 +74,7 @@ class _Asked:
     ``is_planned``: for sizes alone, as if there were importance where the recipe needs it.
     """
 
-    recipe: recipe.Recipe
+    mixture: recipe.Recipe
     by_role: Mapping[str, str] | None = None
     by_name: Sequence[tensor_types.TensorType] = ()
     importance: Importance | None = None
@@ -99,7 +97,7 @@ class _Asked:
     @property
     def has_importance(self) -> bool:
         """Whether the recipe's rules go by importance."""
-        return self.importance is not None or (self.is_planned and self.recipe.needs_importance)
+        return self.importance is not None or (self.is_planned and self.mixture.needs_importance)
 
 
 def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ...]:
@@ -115,7 +113,7 @@ def parts(checkpoint: Checkpoint, name: str, options: Options) -> tuple[Part, ..
         **text_rules.to_gguf(checkpoint.vocabulary.rules),
         **generation_config.ends_to_gguf(checkpoint.generation),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-        "general.file_type": u32(asked.recipe.ftype),
+        "general.file_type": u32(asked.mixture.ftype),
     }
     if asked.importance is not None:
         fields = _weighed_by(fields, asked.importance, options.evidence)
@@ -139,9 +137,9 @@ def tensor_type_lines(checkpoint: Checkpoint, options: Options) -> str:
     OptionError for a recipe of floats, in which llama-quantize ignores such a file.
     """
     architecture, asked = for_config(checkpoint), _Asked.of(options)
-    if not asked.recipe.default.is_quantized:
+    if not asked.mixture.default.is_quantized:
         raise OptionError(
-            f"--write-tensor-types: not with --quant {asked.recipe.name}, where llama-quantize ignores such a file",
+            f"--write-tensor-types: not with --quant {asked.mixture.name}, where llama-quantize ignores such a file",
             remedy="name a recipe that quantizes",
         )
     weights = architecture.weights(checkpoint)
@@ -162,7 +160,7 @@ def _entries(
         for weight in weights
     ]
     model = replace(architecture.recipe_model(checkpoint), has_importance=asked.has_importance)
-    choices = recipe.assign(asked.recipe, slots, model, asked.by_role)
+    choices = recipe.assign(asked.mixture, slots, model, asked.by_role)
     entries = [Entry(weight.tensor, *choice) for weight, choice in zip(weights, choices, strict=True)]
     if asked.is_planned:
         return tuple(entries)
@@ -184,7 +182,7 @@ def _weighed(weight: Weight, entry: Entry, asked: _Asked) -> Entry:
                 remedy="calibrate again: edge-llama calibrate --for importance",
             )
         return replace(entry, importance=partial(_weights, asked.importance, name, shape))
-    if recipe.needs_importance(asked.recipe, weight.role, entry.format):
+    if recipe.needs_importance(asked.mixture, weight.role, entry.format):
         raise _missing(name, entry.format, asked)
     return entry
 
@@ -198,7 +196,7 @@ def _weights(importance: Importance, name: str, shape: tuple[int, ...]) -> NDArr
 
 def _missing(name: str, format_: Format, asked: _Asked) -> OptionError:
     """Of a tensor that can't be quantized to ``format_`` without importance."""
-    said = f"--quant {asked.recipe.name}: {name} would be {format_}, which takes an importance matrix"
+    said = f"--quant {asked.mixture.name}: {name} would be {format_}, which takes an importance matrix"
     if asked.importance is None:
         again = "edge-llama calibrate --for importance CHECKPOINT TEXT.txt importance.gguf"
         return OptionError(said, remedy=f"{again}, then add --calibration importance.gguf")

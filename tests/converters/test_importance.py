@@ -109,8 +109,8 @@ def test_the_matrix_of_another_name_and_of_old_is_replaced(folder: Path, tmp_pat
 def test_a_bundle_s_text_tower_is_weighed_too(folder: Path, tmp_path: Path) -> None:
     source = llama4.scout(tmp_path / "scout", **SCOUT)
     evidence = folder / "llama 4, 16 experts-imatrix.gguf"
-    converters.convert(source, tmp_path / "bundle", quant="iq2_xs", calibration=evidence)
-    converters.convert(source, tmp_path / "text.gguf", quant="iq2_xs", tower="text", calibration=evidence)
+    converters.convert(source, tmp_path / "bundle", quant="q2_k_s", calibration=evidence)
+    converters.convert(source, tmp_path / "text.gguf", quant="q2_k_s", tower="text", calibration=evidence)
     ours = [read_header(tmp_path / name) for name in ("bundle/text.gguf", "text.gguf")]
     assert not list(differences(*ours))
 
@@ -120,7 +120,7 @@ def test_the_engine_runs_what_needs_importance(folder: Path, tmp_path: Path) -> 
         output = tmp_path / f"{quant}.gguf"
         converters.convert(folder / "dense", output, quant=quant, calibration=folder / "dense-imatrix.gguf")
         with edge_llama.open(output, n_ctx=128) as opened:
-            assert opened.generate("a", max_tokens=3, temperature=0).result().usage.output_tokens > 0
+            assert opened.generate("a", max_tokens=3, temperature=0).result().tokens
 
 
 def test_interrupted_work_goes_on_only_by_the_same_matrix(folder: Path, tmp_path: Path) -> None:
