@@ -9,7 +9,8 @@ Options: --chunks 8, --pairs 3 (A B, B A, ...), --threads.
 Numbers: every statistic that the program prints, at the digits that it prints. Time: of the program's two passes (the
 reference's logits to a file, then the model), and of ours, which is one command that also gives the exact divergence.
 Memory: the most resident memory of a process, mapped pages included (of the program's two passes the larger).
-The text is the project's own for evaluation, joined (for the cache a text of each domain by turns). Without flash attention, batches of a chunk.
+The text is the project's own for evaluation, joined (for the cache a text of each domain by turns). Without flash
+attention, batches of a chunk.
 """
 
 import argparse
