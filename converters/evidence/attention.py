@@ -39,7 +39,7 @@ class OpenLayer:
         self._pasts, self._presents = [str(value.name) for value in past], [str(value.name) for value in writer.caches]
         self._inputs = {tower.names[name]: graph.show(value) for name, value in graph.inputs_of.items()}
         self._stage = Stage(graph, tower.threads)
-        self._weights = read_all(graph.weights)
+        self._weights = read_all(graph.weights, tower.path)
 
     def run(self, before: Floats, on_input: OnInput | None) -> Iterator[tuple[int, list[Floats]]]:
         """Slice by slice of a chunk's states ``(n, n_embd)``: where it begins, and its outputs, ``(rows, ...)`` each.
@@ -59,9 +59,9 @@ class OpenLayer:
             kept = self._presents if stop < n else []
             found = self._stage.run(inputs, [*self._outputs, *shown, *kept])
             if on_input:
-                values = dict(zip(shown, found[len(self._outputs) :], strict=False))
+                values = dict(zip(shown, map(_rows, found[len(self._outputs) :]), strict=False))
                 for tensor, value in self._inputs.items():
-                    on_input(tensor, _rows(values[value]), None)
+                    on_input(tensor, values[value], None)
             caches = found[len(found) - len(kept) :]
             yield start, [_rows(value) for value in found[: len(self._outputs)]]
 

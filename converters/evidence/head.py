@@ -4,9 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Tensor
-from converters.evidence.stages import Floats, Stage, read
+from converters.evidence.stages import Floats, Stage, read, read_rows
 from converters.evidence.tower import Tower
-from converters.tensors.integers import floats
 from converters.tensors.split import rows as rows_of
 from edge_llama.errors import InputError
 
@@ -24,6 +23,7 @@ class Embedding:
 
     def __init__(self, tower: Tower) -> None:
         self._table = tower.tensors["model.embed_tokens.weight"]
+        self._path = tower.path
         self._scale = np.float32(tower.hp.embedding_scale)
 
     def states(self, ids: NDArray[np.int64], features: Floats | None = None) -> Floats:
@@ -46,7 +46,7 @@ class Embedding:
             )
         states = np.empty((len(ids), self._table.columns), np.float32)
         known, places = np.unique(ids[~is_given], return_inverse=True)
-        rows = [floats(self._table, token, token + 1)[0] * self._scale for token in known.tolist()]
+        rows = [read_rows(self._table, token, token + 1, self._path)[0] * self._scale for token in known.tolist()]
         if rows:
             states[~is_given] = np.stack(rows)[places]
         if features is not None:
@@ -82,7 +82,10 @@ class Head:
         self._stages[stop - start] = stage
         if start in self._kept:
             return stage, self._kept[start]
-        weights = {name: read(block if tensor.name == self._name else tensor) for name, tensor in stage.weights.items()}
+        weights = {
+            name: read(block if tensor.name == self._name else tensor, self._tower.path)
+            for name, tensor in stage.weights.items()
+        }
         if self._is_kept:
             self._kept[start] = weights
         return stage, weights

@@ -72,7 +72,7 @@ class Experts:
         tensors = {part: self._tower.tensors[f"{name}.{part}_proj.weight"] for part in _PARTS}
         expert = _Expert(self._tower, self._layer, tensors)
         names = {part: self._tower.names[f"{name}.{part}_proj.weight"] for part in _PARTS}
-        weights = read_all(expert.weights_of(tensors))
+        weights = read_all(expert.weights_of(tensors), self._tower.path)
         for start, stop in bounds:
             for at in range(start, stop, _AT_ONCE):
                 numbers = np.arange(at, min(at + _AT_ONCE, stop))
@@ -89,7 +89,7 @@ class Experts:
             if len(tokens):
                 tensors = {part: matrix(stack, number) for part, stack in stacks.items()}
                 form = form or _Expert(self._tower, self._layer, tensors)
-                weights = read_all(form.weights_of(tensors))
+                weights = read_all(form.weights_of(tensors), self._tower.path)
                 for at in range(0, len(tokens), _AT_ONCE):
                     some, factor = tokens[at : at + _AT_ONCE], factors[at : at + _AT_ONCE]
                     rows = normed.gather(some)

@@ -1,6 +1,7 @@
 """Graphs whose weights are given anew with each run, in float32: a session knows a form, not a model."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import MODEL, DataFile, Graph
 from converters.targets.onnx.microsoft import MicrosoftOps
-from converters.tensors.integers import floats
-from edge_llama.errors import EngineError
-from edge_llama.files.formats import Format
+from edge_llama.errors import CheckpointError, EngineError
+from edge_llama.files.formats import F32, Format
+from quant.kernels import NonFiniteError, recode
 from quant.onnx_recipe import Form
 
 Floats = NDArray[np.float32]
@@ -100,17 +101,27 @@ def _failed(error: Exception) -> EngineError:
     return EngineError(f"ONNX Runtime failed at a layer: {told}", remedy="if memory ran out, close what else has it")
 
 
-def read(tensor: Tensor, out: Floats | None = None) -> Floats:
-    """All of ``tensor`` in float32, in ``out`` if that is given. CheckpointError for NaN or infinity."""
-    found = np.empty(tensor.shape, np.float32) if out is None else out
+def read(tensor: Tensor, path: Path) -> Floats:
+    """All of ``tensor`` in float32. CheckpointError for NaN or infinity, which names ``path``."""
+    found = np.empty(tensor.shape, np.float32)
     rows = found.reshape(-1, tensor.columns)
     step = max(_AT_ONCE // tensor.columns // tensor.step, 1) * tensor.step
     for start in range(0, tensor.rows, step):
         stop = min(start + step, tensor.rows)
-        rows[start:stop] = floats(tensor, start, stop)
+        rows[start:stop] = read_rows(tensor, start, stop, path)
     return found
 
 
-def read_all(tensors: Mapping[str, Tensor]) -> dict[str, Floats]:
-    """Each of ``tensors`` in float32."""
-    return {name: read(tensor) for name, tensor in tensors.items()}
+def read_rows(tensor: Tensor, start: int, stop: int, path: Path) -> Floats:
+    """Rows ``start`` to ``stop`` in float32, ``(stop - start, columns)``; as :func:`read`."""
+    try:
+        return recode(tensor.read(start, stop), tensor.format, F32).view(np.float32)
+    except NonFiniteError as error:
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name!r}: {error}", remedy="it is damaged: download or convert it again"
+        ) from error
+
+
+def read_all(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Floats]:
+    """Each of ``tensors`` in float32; as :func:`read`."""
+    return {name: read(tensor, path) for name, tensor in tensors.items()}

@@ -12,7 +12,7 @@ import typer
 
 from edge_llama.backends.local_models import found
 from edge_llama.backends.towers import checkpoint_at
-from edge_llama.cli import evaluate_picture, evaluate_table, options
+from edge_llama.cli import evaluate_overlap, evaluate_picture, evaluate_table, options
 from edge_llama.cli.model_logits import ModelLogits, check_same_vocabulary, continuations, pieces_of
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import InputError, OptionError
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from converters.checkpoint import Checkpoint
 
 _SHORTEST = 16
-_DATASET = "quantize.imatrix.dataset"
-"""The key by which llama-quantize names what an importance matrix was measured on."""
 
 
 @options.with_opening("n_batch", "flash_attention", "kv_format", "device", *options.SHARES)
@@ -80,41 +78,37 @@ def evaluate(
         if reference is None:
             raise OptionError("--plot draws the divergence from a reference", remedy="name it: --reference MODEL")
     setting: OpenOptions = {"tune": False, "n_ctx": n_ctx, "threads": threads or cpu_threads()}
-    with ExitStack() as opened:
-        own = opened.enter_context(options.open_model(model, {**setting, **opening}))
-        own_logits = opened.enter_context(_logits_of(own, is_whole=compatible))
-        base = None
-        if reference is not None:
-            base = opened.enter_context(_reference(reference, own, setting | _place(opening), is_whole=compatible))
-        _warn_of_calibration(own, texts)
-        cut = asked.chunks(own, texts, base.model if base else None, quiet=quiet)
-        collector = Collector() if compatible else None
-        with _shown(quiet=quiet) as show:
-            compared = compare(base.logits if base else None, own_logits, cut, show, collector)
-        statistics = collector.statistics() if collector else None
-        setup = f"chunks of {n_ctx:,} tokens, {own.choice.setting}, {own.placement.where}"
+    with options.open_model(model, {**setting, **opening}) as own:
+        with _reference(reference, own, setting | _place(opening), is_whole=compatible) as base:
+            compared, statistics = _measured(asked, own, base, texts, quiet=quiet)
         if as_json:
             print(json.dumps(_described(compared, statistics, texts, own, n_ctx), ensure_ascii=False))  # noqa: T201
         else:
+            setup = f"chunks of {n_ctx:,} tokens, {own.choice.setting}, {own.placement.where}"
             evaluate_table.show(compared, statistics, setup)
     if plot:
         evaluate_picture.draw(plot, compared)
         note(f"{plot}: written", quiet=quiet)
 
 
+def _measured(
+    asked: "_Asked", own: Model, base: "_Reference", texts: Sequence[Text], *, quiet: bool
+) -> tuple[Comparison, Statistics | None]:
+    """The scores, and llama-perplexity's statistics if they are asked for."""
+    file = own.artifact.path.name
+    for warning in evaluate_overlap.warnings(file, own.artifact.metadata(), texts):
+        note(warning)
+    cut = asked.chunks(own, texts, base.model, quiet=quiet)
+    collector = Collector() if asked.is_compatible else None
+    with _shown(quiet=quiet) as show, _logits_of(own, is_whole=asked.is_compatible) as logits:
+        compared = compare(base.logits, logits, cut, show, collector)
+    return compared, collector.statistics() if collector else None
+
+
 def _place(opening: OpenOptions) -> OpenOptions:
     """What of the options is about devices: the reference goes where the model goes."""
     names = ("device", *options.SHARES)
     return cast("OpenOptions", {name: value for name, value in opening.items() if name in names})
-
-
-def _warn_of_calibration(model: Model, texts: Sequence[Text]) -> None:
-    """Tell of texts by whose name the file was calibrated: on those it is better than on others."""
-    file, dataset = model.artifact.path.name, model.artifact.metadata().get(_DATASET)
-    names = {Path(part.strip()).name for part in str(dataset or "").split(",")}
-    for text in texts:
-        if text.name in names:
-            note(f"warning: {file} was calibrated on {text.name}: it does better there than elsewhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +169,18 @@ def _spread(found: Sequence[Chunk], count: int) -> list[Chunk]:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    logits: LogitSource
-    model: Model | None
+    logits: LogitSource | None = None
+    """None: there is none."""
+    model: Model | None = None
     """None: it is a checkpoint."""
 
 
 @contextmanager
-def _reference(name: str, own: Model, setting: OpenOptions, *, is_whole: bool) -> Iterator[_Reference]:
-    """A model or a checkpoint; OptionError if its vocabulary is another than ``own``'s."""
+def _reference(name: str | None, own: Model, setting: OpenOptions, *, is_whole: bool) -> Iterator[_Reference]:
+    """A model, a checkpoint or none; OptionError if its vocabulary is another than ``own``'s."""
+    if name is None:
+        yield _Reference()
+        return
     path = found(name)
     if checkpoint_at(path) == "checkpoint":
         with _streamed(path, own, setting["threads"] or 1) as logits:

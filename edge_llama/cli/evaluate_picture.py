@@ -121,7 +121,7 @@ def _svg(chart: Chart) -> str:
     low, high = chart.edges[0], chart.edges[-1]
 
     def x(at: float) -> float:
-        return _LEFT + (at - low) / (high - low) * (_WIDTH - _LEFT - 20)
+        return float(_LEFT + (at - low) / (high - low) * (_WIDTH - _LEFT - 20))
 
     def y(value: float) -> float:
         return _HEIGHT - _BOTTOM - value / top * (_HEIGHT - _BOTTOM - _TOP)

@@ -52,13 +52,15 @@ def _print(console: "Console", found: Mapping[str, Summary], columns: Sequence[_
 
 
 def rows(compared: Comparison) -> dict[str, Summary]:
-    """All, then domains if there are several, then texts if they are not the domains."""
+    """All, then each domain, below it its texts if there are several; names of texts alone if all are of one domain."""
     domains, texts = compared.by_domain(), compared.by_text()
     found = {"all": compared.summary()}
-    if len(domains) > 1:
-        found |= domains
-    if len(texts) > 1 and len(texts) != len(domains):
-        found |= {f"  {name}": each for name, each in texts.items()}
+    for domain, whole in domains.items():
+        of_domain = [text for text, own in zip(compared.texts, compared.domains, strict=True) if own == domain]
+        if len(domains) > 1:
+            found[domain] = whole
+        if len(of_domain) > 1:
+            found |= {f"  {text}": texts[text] for text in of_domain}
     return found
 
 

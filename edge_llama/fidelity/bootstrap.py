@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 BLOCK = 64
 """Tokens of a stretch."""
 RESAMPLES = 2_000
+_FEWEST = 8
+"""Stretches of which bounds are told: fewer that happen to be alike would promise too much."""
 _LEVEL = 0.95
 _AT_ONCE = 1 << 22  # numbers of a matrix of draws
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and the bounds between which it lies with 95 % confidence; NaN where there was one stretch alone."""
+    """A value and the bounds between which it lies with 95 % confidence; NaN where stretches are too few."""
 
     value: float
     low: float
@@ -51,7 +53,7 @@ def means(values: NDArray[np.float64], blocks: NDArray[np.int64], seed: int = 0)
     counts = np.bincount(index).astype(np.float64)
     sums = np.stack([np.bincount(index, column) for column in values.T], axis=1).astype(np.float64)
     whole = values.mean(axis=0)
-    if n_blocks < 2:
+    if n_blocks < _FEWEST:
         return [Estimate(float(value), np.nan, np.nan) for value in whole]
     drawn = _drawn_means(sums, counts, np.random.default_rng(seed))
     low, high = np.quantile(drawn, ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2), axis=0)

@@ -6,6 +6,7 @@ Logits are had a few rows at a time and never kept; of each token four numbers a
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def compare(
     _check(sources, chunks)
     tell = on_progress or (lambda *_: None)
     for source in sources:
-        source.prepare([chunk.ids for chunk in chunks], lambda done, total, name=source.name: tell(name, done, total))
+        source.prepare([chunk.ids for chunk in chunks], partial(tell, source.name))
     total, done = sum(len(chunk.ids) for chunk in chunks), 0
     parts = []
     with ThreadPoolExecutor(cpu_threads(), "edge-llama-scores") as pool:

@@ -55,7 +55,8 @@ def coded(logits: Float) -> Coded:
 def _log_sum(logits: Float, largest: Float) -> Float:
     """The logarithm of the sum of float32 exponentials, summed in float64: ``(n,)``."""
     exponentials = np.exp((logits - largest[:, None]).astype(np.float64)).astype(np.float32)
-    return np.log(exponentials.sum(axis=1, dtype=np.float64)).astype(np.float32)
+    logarithms: NDArray[np.float64] = np.log(exponentials.sum(axis=1, dtype=np.float64))
+    return logarithms.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,8 @@ import perplexity_numbers
 import pytest
 from terminals import Terminal
 
+from edge_llama.cli.evaluate_overlap import DATASET, HASHES, OWN, warnings
+from edge_llama.fidelity.texts import Text, default_texts, hashes
 from edge_llama.files.gguf import string
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -76,7 +78,8 @@ def test_a_checkpoint_is_a_reference_run_layer_by_layer(called: Cli, llama3: Pat
     for quant in ("f32", "q4_0"):
         model = tmp_path / f"{quant}.gguf"
         assert called("convert", llama3, model, "--quant", quant, "-q").returncode == 0
-        done = called("evaluate", model, text, "--reference", llama3, *SHORT, "--max-chunks", 6, "--json", "-q")
+        options = (*SHORT, "--max-chunks", 6, "--kv", "f32", "--json", "-q")
+        done = called("evaluate", model, text, "--reference", llama3, *options)
         assert done.returncode == 0, done.stderr
         found[quant] = json.loads(done.stdout)
     assert found["f32"]["reference"] == llama3.name
@@ -133,14 +136,32 @@ def test_a_plot_is_written_whole_and_not_over_another(
     assert sorted(path.name for path in tmp_path.iterdir()) == [picture.name]
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({DATASET: "/somewhere/known.txt"}, "known.txt: it does better"),
+        ({HASHES: hashes([Text("any", "", perplexity_numbers.text())])}, "known.txt: it does better"),
+        ({DATASET: OWN}, ""),
+        ({DATASET: "another.txt", HASHES: "no hashes"}, ""),
+    ],
+    ids=["by name", "by content", "another", "damaged"],
+)
 def test_a_text_that_the_file_was_calibrated_on_is_warned_of(
-    called: Cli, small_talk: Path, text: Path, tmp_path: Path
+    called: Cli, small_talk: Path, text: Path, tmp_path: Path, fields: dict[str, str], said: str
 ) -> None:
-    fields = {"quantize.imatrix.dataset": string(f"/somewhere/{text.name}")}
-    file = ggufs.rewritten(small_talk, tmp_path / "calibrated.gguf", fields=fields)
-    done = called("evaluate", file, text, *SHORT, "--max-chunks", 1)
+    values = {key: string(value) for key, value in fields.items()}
+    file = ggufs.rewritten(small_talk, tmp_path / "calibrated.gguf", fields=values)
+    done = called("evaluate", file, text, *SHORT, "--max-chunks", 1, "-q")
     assert done.returncode == 0, done.stderr
-    assert f"warning: calibrated.gguf was calibrated on {text.name}" in done.stderr
+    assert done.stderr == (f"warning: calibrated.gguf was calibrated on {said} there than elsewhere\n" if said else "")
+
+
+def test_a_part_of_a_calibration_text_is_warned_of(small_talk: Path) -> None:
+    own = default_texts("calibration")[0]
+    mixed = Text("mine", "", own.content[: len(own.content) // 2] + default_texts("evaluation")[0].content)
+    (told,) = warnings("a.gguf", {DATASET: OWN}, [mixed])
+    assert re.search(r"mine \(\d+ % of it\)", told)
+    assert not list(warnings("a.gguf", {DATASET: OWN}, default_texts("evaluation")))
 
 
 @pytest.mark.parametrize(
