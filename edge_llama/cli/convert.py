@@ -1,12 +1,9 @@
 """``edge-llama convert``: a checkpoint into a small file."""
 
 import json
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +12,7 @@ import typer
 from edge_llama.backends import local_models
 from edge_llama.cli import options
 from edge_llama.cli.fit import fitting_quant, told
+from edge_llama.cli.resuming import resumable
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError
 from edge_llama.files.gguf import SUFFIX
@@ -155,6 +153,7 @@ def convert(
     An adapter: edge-llama convert ~/adapters/legal legal.gguf --base ~/models/Llama-3.2-1B-Instruct
     """
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
+    from converters import partial_folder  # noqa: PLC0415
     from converters import plan as make_plan  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
@@ -191,7 +190,7 @@ def convert(
         _tell(plan, quiet or as_json)
         return
     started = time.perf_counter()
-    with _resumable(output), progress(output.name, quiet=quiet) as show:
+    with resumable(partial_folder(output)), progress(output.name, quiet=quiet) as show:
         done = run_conversion(
             source, output, force=force, threads=threads, on_progress=show, encode_gguf=encode, **asked
         )
@@ -221,26 +220,6 @@ def _tensor_types(options: list[str]) -> dict[str, str]:
             raise OptionError(f"--tensor-type {option}: {role} is {types[role]} already", remedy="give each role once")
         types[role] = name
     return types
-
-
-@contextmanager
-def _resumable(output: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM both stop the work where it is, and say how it goes on."""
-    from converters import partial_folder  # noqa: PLC0415
-
-    def terminated(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        partial = partial_folder(output)
-        if partial.is_dir():
-            note(f"stopped: the same command goes on from here; to give it up, remove the folder {partial}")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
