@@ -6,14 +6,14 @@ Whoever has an engine hands in the file's logits, and how a GGUF vocabulary is o
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from converters.architectures import Weight, for_config
-from converters.checkpoint import Checkpoint
+from converters.checkpoint import Checkpoint, Tensor
 from converters.evidence import faults, locating, matrices
 from converters.evidence.faults import Fault
 from converters.evidence.locating import LayerError, Recorder
@@ -39,6 +39,7 @@ from quant.recipe import RECIPES
 N_TOKENS, N_CTX = 4_096, 512
 """Tokens that a certificate is of, and those of a chunk."""
 _PACKAGES = ("edge-llama", "llama-cpp-python", "onnxruntime", "numpy")
+_HEAD, _EMBEDDING = "output.weight", "token_embd.weight"
 _WEIGHTED = "quantize.imatrix.entries_count"
 """A key of files that were quantized by importance."""
 _ENGINE, _ENGINE_SHARE = 0.1, 0.25
@@ -93,9 +94,10 @@ def examine(
         found = matrices.compare(weights, {}, threads=threads, on_progress=tell)
         return Examined(found.source_sha256, not_located=_ONNX)
     artifact = read_gguf_text(text)
+    stored = stored_tensors(artifact)
     found = matrices.compare(
-        architecture.weights(reference),
-        stored_tensors(artifact),
+        _with_head(architecture.weights(reference), stored),
+        stored,
         is_weighted=_WEIGHTED in artifact.header.fields,
         threads=threads,
         on_progress=tell,
@@ -110,6 +112,14 @@ def examine(
         return Examined(found.source_sha256, found.matrices, (*wrong, told))
     wrong += _vocabulary(reference, own, artifact.header.data_offset, encode_gguf)
     return Examined(found.source_sha256, found.matrices, tuple(dict.fromkeys(wrong)), error, own)
+
+
+def _with_head(weights: Sequence[Weight], stored: Mapping[str, Tensor]) -> Sequence[Weight]:
+    """Some programs write the embedding a second time, for a head that is none of its own."""
+    by_name = {weight.tensor.name: weight for weight in weights}
+    if _HEAD in by_name or _HEAD not in stored:
+        return weights
+    return (*weights, Weight(by_name[_EMBEDDING].tensor.renamed(_HEAD), "output", -1))
 
 
 def _vocabulary(

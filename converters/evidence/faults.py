@@ -107,7 +107,7 @@ def _all_frequencies(checkpoint: Checkpoint) -> list[NDArray[np.float64]]:
         ropes.append((hp.window_rope, None))
     found = []
     for rope, own in ropes:
-        rates = frequencies(hp.head_dim, rope.theta, rope.scaling, own)
+        rates = frequencies(hp.head_dim, rope.theta, {} if _is_told(rope) else rope.scaling, own)
         strength = 1.0 if _is_told(rope) else attention_factor(rope)
         found.append(np.append(rates.astype(np.float64), strength))
     return found

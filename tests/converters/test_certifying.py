@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import sabotages
 from checkpoints import Shape
+from ggufs import read_tensor
 from quantizer import WITHOUT_IMPORTANCE, quantized_by_llama_cpp
 from suite import shared
 
@@ -29,6 +30,7 @@ from edge_llama.backends.llama_cpp.vocabulary_probe import encode
 from edge_llama.errors import DocumentError
 from edge_llama.fidelity.source import Chunk
 from edge_llama.fidelity.text import Text
+from edge_llama.files.gguf import encode_header, read_header
 from edge_llama.files.gguf_text import read_gguf_text
 from quant.recipe import RECIPES
 
@@ -160,3 +162,18 @@ def test_an_engine_that_makes_another_model_of_the_weights_is_a_fault(folder: Pa
         assert (run.engine_kl < 1e-6) is (not faults)
         assert len(run.layers) == WIDE.layers
     assert {each.name for each in tmp_path.iterdir()} == {"other"}
+
+
+def test_an_embedding_that_is_written_twice_is_looked_at_twice(tmp_path: Path) -> None:
+    checkpoints.llama3(tmp_path / "tied", shape=WIDE)
+    converters.convert(tmp_path / "tied", tmp_path / "tied.gguf", quant="f16")
+    header = read_header(tmp_path / "tied.gguf")
+    (table,) = (info for info in header.tensors if info.name == "token_embd.weight")
+    for order, parts in ((1, []), (-1, ["head"])):
+        infos = [(info.name, info.shape, info.format) for info in header.tensors]
+        raw = read_tensor(header.path, table)[::order]
+        data = [*(read_tensor(header.path, info) for info in header.tensors), raw]
+        head, _ = encode_header(dict(header.fields), [*infos, ("output.weight", table.shape, table.format)])
+        twice = tmp_path / "twice.gguf"
+        twice.write_bytes(head + b"".join(each.tobytes() + bytes(-each.nbytes % 32) for each in data))
+        assert [fault.part for fault in examined(tmp_path / "tied", twice).faults] == parts
