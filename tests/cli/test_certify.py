@@ -1,7 +1,9 @@
 """``convert --certify``, ``verify --reference`` and ``inspect`` on small models, as a user calls them."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,3 +155,20 @@ def test_a_wrong_vision_tower_fails_by_its_features(called: Cli, llama4_scout: P
 
 def _hashes(path: Path) -> dict[str, None]:
     return {key: None for key in read_header(path).fields if key.startswith("edge_llama.")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_a_disk_that_is_full_while_it_is_measured_leaves_no_output(source: Path, tmp_path: Path) -> None:
+    output, scratch = tmp_path / "tiny.gguf", tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000));"
+        "from edge_llama.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "convert", str(source), str(output), "--certify"]
+    around = {**os.environ, "TMPDIR": str(scratch)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=around)
+    assert done.returncode == 2, done.stderr
+    assert "hidden states: File too large" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"Llama-tiny", "scratch"}
+    assert not list(scratch.glob("edge-llama-*"))

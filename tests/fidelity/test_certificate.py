@@ -1,6 +1,9 @@
 """The certificate: its JSON, where it stands in files, what is refused, and which numbers pass for the same."""
 
 import hashlib
+import json
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +81,6 @@ def test_what_is_encoded_is_decoded() -> None:
     ],
 )
 def test_what_is_none_is_refused_by_its_field(change: Callable[[dict[str, Any]], object], match: str) -> None:
-    import json  # noqa: PLC0415
-
     content = CERTIFICATE.to_json()
     change(content)
     with refusal(ArtifactError, match, "here: certificate"):
@@ -195,3 +196,20 @@ def test_parts_and_texts_are_compared_too() -> None:
     for name in ("recipe", "evaluation"):
         changed = replace(CERTIFICATE, **{name: "1" * 64})
         assert [each.field for each in differences(changed, CERTIFICATE)] == [name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no such limit")
+def test_a_disk_that_refuses_the_write_is_an_error(tmp_path: Path) -> None:
+    import resource  # noqa: PLC0415
+
+    path = gguf(tmp_path / "model.gguf")
+    found = replace(CERTIFICATE, subject=subject_at(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with refusal(OutputError, "cannot be written: File too large", path):
+            put_at(path, found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
