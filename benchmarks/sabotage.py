@@ -62,7 +62,7 @@ class Tally:
     missed: list[str] = field(default_factory=list)
 
 
-def made(folder: Path) -> dict[str, Path]:
+def checkpoints_in(folder: Path) -> dict[str, Path]:
     """The checkpoints; all have heads of their own and scaled rotary frequencies."""
     llama2 = checkpoints.llama2(folder / "llama2", shape=WIDE)
     config = json.loads((llama2 / "config.json").read_text("utf-8"))
@@ -93,7 +93,8 @@ class Layers:
         stored = stored_tensors(read_gguf_text(examined.own.path))
         formats = {name: tensor.format for name, tensor in stored.items()}
         found = locating.measure(self.reference, examined.own, formats, self.recorder, threads=cpu_threads())
-        return {fault.part for fault in locating.of_layers(found)}
+        weighted = certifying.is_weighted(read_gguf_text(examined.own.path).header)
+        return {fault.part for fault in locating.of_layers(found, is_weighted=weighted)}
 
 
 def sabotaged(clean: Path, layers: Layers, draws: int, rng: np.random.Generator, tallies: dict[str, Tally]) -> None:
@@ -154,7 +155,7 @@ def run(draws: int, folder: Path, rng: np.random.Generator) -> bool:
     """Print the tables; whether the goals are met."""
     tallies: dict[str, Tally] = {}
     n_clean, alarms = 0, list[str]()
-    for name, source in made(folder).items():
+    for name, source in checkpoints_in(folder).items():
         layers = Layers(open_checkpoint(source), folder / f"{name}-layers")
         for quant in QUANTS:
             clean = folder / f"{name}-{quant}.gguf"

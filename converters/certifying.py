@@ -31,7 +31,7 @@ from edge_llama.fidelity.source import Chunk, LogitSource
 from edge_llama.fidelity.text import Text
 from edge_llama.fidelity.texts import chunks as chunks_of
 from edge_llama.fidelity.texts import fingerprint
-from edge_llama.files.gguf import is_gguf
+from edge_llama.files.gguf import Header, is_gguf
 from edge_llama.files.gguf_text import read_gguf_text
 from edge_llama.host.regular_files import opened
 from quant.recipe import RECIPES
@@ -98,7 +98,7 @@ def examine(
     found = matrices.compare(
         _with_head(architecture.weights(reference), stored),
         stored,
-        is_weighted=_WEIGHTED in artifact.header.fields,
+        is_weighted=is_weighted(artifact.header),
         threads=threads,
         on_progress=tell,
     )
@@ -112,6 +112,11 @@ def examine(
         return Examined(found.source_sha256, found.matrices, (*wrong, told))
     wrong += _vocabulary(reference, own, artifact.header.data_offset, encode_gguf)
     return Examined(found.source_sha256, found.matrices, tuple(dict.fromkeys(wrong)), error, own)
+
+
+def is_weighted(header: Header) -> bool:
+    """Whether the file says that it was quantized by importance."""
+    return _WEIGHTED in header.fields
 
 
 def _with_head(weights: Sequence[Weight], stored: Mapping[str, Tensor]) -> Sequence[Weight]:
@@ -143,11 +148,13 @@ class Run:
     numbers: Numbers
     layers: tuple[LayerError, ...] = ()
     engine_kl: float | None = None
+    is_weighted: bool = False
+    """Whether the file was quantized by importance."""
 
     @property
     def faults(self) -> tuple[Fault, ...]:
         """Layers that are further off than rounding explains; the engine, if it makes another model of the weights."""
-        found = list(locating.of_layers(self.layers))
+        found = list(locating.of_layers(self.layers, is_weighted=self.is_weighted))
         if self.engine_kl is not None and self.engine_kl > max(_ENGINE, _ENGINE_SHARE * self.numbers.kl):
             told = f"its logits are {self.engine_kl:.3g} nats from what the file's weights give in float32"
             found.append(Fault(faults.ENGINE, told))
@@ -180,7 +187,9 @@ def run(
         finally:
             recorder.close()
     longest = max(len(chunk.ids) for chunk in chunks)
-    return Run(Numbers.of(compared.summary(), longest), tuple(layers), own)
+    numbers = Numbers.of(compared.summary(), longest)
+    weighted = examined.own is not None and _WEIGHTED in examined.own.metadata
+    return Run(numbers, tuple(layers), own, is_weighted=weighted)
 
 
 @contextmanager

@@ -23,8 +23,11 @@ MOST_TOKENS, _LEAST_TOKENS = 1_024, 64
 """Layers run on so many tokens of those that are scored."""
 _MOST_BYTES = 1 << 30
 """Of the states of all layers, which lie in a folder: of the largest models fewer tokens are kept."""
-_TIMES, _MORE = 2.0, 2e-3
-"""A layer may be so many times as far off as rounding alone, and so much more."""
+_TIMES, _TIMES_WEIGHTED, _MORE = 1.25, 2.0, 1e-3
+"""A layer may be so many times as far off as rounding alone, by importance also, and so much more.
+
+Without importance, files have the very numbers to which the checkpoint's are recoded here.
+"""
 _FAINT = 1e-3
 
 
@@ -35,18 +38,17 @@ class LayerError:
     layer: int
     error: float
     expected: float
-    """Of the checkpoint's layer, recoded to the file's formats."""
+    """Of the checkpoint's layer, recoded to the file's formats without importance."""
 
-    @property
-    def is_off(self) -> bool:
-        """Whether that is more than rounding."""
-        return self.error > _TIMES * self.expected + _MORE
+    def is_off(self, *, is_weighted: bool) -> bool:
+        """Whether that is more than rounding; ``is_weighted``: by importance."""
+        return self.error > (_TIMES_WEIGHTED if is_weighted else _TIMES) * self.expected + _MORE
 
 
-def of_layers(errors: Sequence[LayerError]) -> Iterator[Fault]:
-    """Layers that are further off than rounding explains."""
+def of_layers(errors: Sequence[LayerError], *, is_weighted: bool = False) -> Iterator[Fault]:
+    """Layers that are further off than rounding explains; ``is_weighted``: the file was quantized by importance."""
     for found in errors:
-        if found.is_off:
+        if found.is_off(is_weighted=is_weighted):
             told = (
                 f"on the checkpoint's input it is off by {found.error:.3g}, rounding alone gives {found.expected:.3g}"
             )

@@ -4,7 +4,7 @@ One draw of each fault; ``benchmarks/sabotage.py`` draws each twenty times.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import checkpoints
@@ -37,6 +37,8 @@ from quant.recipe import RECIPES
 WIDE = Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=4)
 SMALL_LLAMA4 = llama4.K_QUANTS | {"num_local_experts": 3}
 TOKENS = 48
+SOME = ("f16", "q8_0", "q4_k_m", "q2_k")
+"""Recipes that mixtures are tried by: experts take their time."""
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +66,9 @@ def recorded(reference: Checkpoint, at: Path) -> Iterator[Recorder]:
     rng = np.random.default_rng(3)
     at.mkdir()
     recorder = Recorder(at, [TOKENS, TOKENS], 256, 4)
-    with StreamedTower(reference, threads=2, folder=at, on_layer=recorder) as tower:
+    with closing(recorder), StreamedTower(reference, threads=2, folder=at, on_layer=recorder) as tower:
         tower.prepare([rng.integers(0, 200, TOKENS) for _ in range(2)])
         yield recorder
-    recorder.close()
 
 
 def layer_errors(reference: Checkpoint, found: Examined, recorder: Recorder) -> list[LayerError]:
@@ -95,7 +96,7 @@ def test_each_fault_is_caught_and_named(name: str, quant: str, folder: Path, tmp
 def test_no_recipe_is_taken_for_a_fault(name: str, folder: Path, tmp_path: Path) -> None:
     reference = open_checkpoint(folder / name)
     with recorded(reference, tmp_path / "states") as recorder:
-        for quant in WITHOUT_IMPORTANCE:
+        for quant in WITHOUT_IMPORTANCE if name == "llama3" else SOME:
             path = tmp_path / f"{quant}.gguf"
             converters.convert(folder / name, path, quant=quant)
             found = examined(folder / name, path)
