@@ -60,12 +60,11 @@ def of_matrices(matrices: Sequence[MatrixError]) -> Iterator[Fault]:
 
 
 def _off(matrix: MatrixError) -> str:
-    rows = f"{matrix.rows_off:,} of {matrix.rows:,} rows are" if matrix.rows > 1 else "is"
-    at = f", row {matrix.worst:,} most of all" if matrix.rows_off < matrix.rows and matrix.rows > 1 else ""
-    return (
-        f"{'has a relative error of ' if matrix.rows > 1 else 'is off by '}{matrix.error:.3g}, "
-        f"its rounding gives {matrix.expected:.3g}" + (f": {rows} not the checkpoint's{at}" if matrix.rows > 1 else "")
-    )
+    told = f"is off by {matrix.error:.3g}, its rounding gives {matrix.expected:.3g}"
+    if matrix.rows == 1:
+        return told
+    most = "" if matrix.rows_off == matrix.rows else f", row {matrix.worst:,} most of all"
+    return f"{told}: {matrix.rows_off:,} of {matrix.rows:,} rows are not the checkpoint's{most}"
 
 
 def of_structure(reference: Checkpoint, own: Checkpoint) -> Iterator[Fault]:
