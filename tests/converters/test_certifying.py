@@ -3,15 +3,18 @@
 One draw of each fault; ``benchmarks/sabotage.py`` draws each twenty times.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import checkpoints
+import families
 import llama4
+import meta_folders
 import numpy as np
 import pytest
 import sabotages
+import variants
 from checkpoints import Shape
 from ggufs import read_tensor
 from quantizer import WITHOUT_IMPORTANCE, quantized_by_llama_cpp
@@ -178,3 +181,31 @@ def test_an_embedding_that_is_written_twice_is_looked_at_twice(tmp_path: Path) -
         twice = tmp_path / "twice.gguf"
         twice.write_bytes(head + b"".join(each.tobytes() + bytes(-each.nbytes % 32) for each in data))
         assert [fault.part for fault in examined(tmp_path / "tied", twice).faults] == parts
+
+
+FORMS: dict[str, Callable[[Path], object]] = {
+    **families.FAMILIES,
+    "scout": llama4.scout,
+    "maverick": lambda folder: llama4.maverick(folder, num_local_experts=8, use_qk_norm=True),
+    **{
+        make.__name__: make
+        for make in (
+            *(checkpoints.llama2, checkpoints.smollm, variants.linear, variants.yarn, variants.biased),
+            *(variants.code_llama, variants.like_70b, variants.fine_tuned, variants.without_model_file),
+        )
+    },
+    "meta llama2": meta_folders.llama2,
+    "meta llama3": meta_folders.llama3,
+    "padded": lambda folder: checkpoints.llama3(folder, padding=5),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_right_conversion_of_every_family_passes(form: str, tmp_path: Path) -> None:
+    source, path = tmp_path / "source", tmp_path / "out.gguf"
+    FORMS[form](source)
+    converters.convert(source, path, quant="q8_0", tower="text" if form == "scout" else None)
+    found = examined(source, path)
+    assert [str(fault) for fault in found.faults] == []
+    converters.convert(path, tmp_path / "again.gguf", quant="q4_0")
+    assert [str(fault) for fault in examined(path, tmp_path / "again.gguf").faults] == []
