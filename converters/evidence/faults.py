@@ -26,7 +26,7 @@ _OUTSIDE = {
     "output.weight": HEAD,
     **dict.fromkeys(KEPT, ROPE),
 }
-_APART = {"rope", "window_rope", "tied", "n_vocab", "layer_types", "moe_step"}
+_APART = {"rope", "window_rope", "tied", "n_vocab", "layer_types", "moe_step", "rope_layers", "window_layers"}
 """Fields that are compared by what they lead to, or by other fields that say the same."""
 _SAME = 1e-5
 """Frequencies may differ by this part: numbers of config.json and of GGUF are float64 and float32."""
@@ -76,6 +76,12 @@ def of_structure(reference: Checkpoint, own: Checkpoint) -> Iterator[Fault]:
         left, right = getattr(true, each.name), getattr(found, each.name)
         if each.name not in _APART and not _is_same(left, right):
             yield Fault(STRUCTURE, f"{each.name} is {right!r:.60} instead of {left!r:.60}")
+    for layer in range(min(true.n_layer, found.n_layer)):
+        if true.has_rope(layer) != found.has_rope(layer):
+            yield Fault(ROPE, f"layer {layer} has {'none' if true.has_rope(layer) else 'one, the checkpoint none'}")
+        if true.has_window(layer) != found.has_window(layer):
+            told = "no sliding window" if true.has_window(layer) else "a sliding window, the checkpoint none"
+            yield Fault(STRUCTURE, f"layer {layer} has {told}")
     if (error := rope_error(reference, own)) > _SAME:
         yield Fault(ROPE, f"its frequencies are off by a factor of up to {1 + error:.6g}")
 

@@ -26,8 +26,8 @@ WIDE = checkpoints.Shape(hidden=256, ffn=512, layers=2, heads=4, kv_heads=2)
 
 @pytest.fixture(autouse=True)
 def fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of what certificates are of, in shorter chunks."""
-    monkeypatch.setattr(certifying, "N_TOKENS", 1024)
+    """An eighth of what certificates are of, in shorter chunks."""
+    monkeypatch.setattr(certifying, "N_TOKENS", 512)
     monkeypatch.setattr(certifying, "N_CTX", 128)
 
 
