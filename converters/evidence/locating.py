@@ -63,7 +63,7 @@ class Recorder:
 
     def __init__(self, folder: Path, lengths: Sequence[int], n_embd: int, n_layer: int) -> None:
         most = min(MOST_TOKENS, max(_LEAST_TOKENS, _MOST_BYTES // (4 * n_embd * (n_layer + 1))))
-        kept, total = [], 0
+        kept, total = list[int](), 0
         for length in lengths:
             if kept and total + length > most:
                 break

@@ -196,4 +196,5 @@ class _Sums:
 
 
 def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    found: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return found
