@@ -12,9 +12,12 @@ from edge_llama.files.gguf import MAGIC
 from edge_llama.host.atomic import new_file
 from edge_llama.host.regular_files import opened
 from quant.importance import dat_form, gguf_form
-from quant.importance.values import AGAIN, MODEL, OWN_KEYS, TEXTS, Importance, Sums, check_values
+from quant.importance.values import AGAIN, FEW, HASHES, MODEL, OWN_KEYS, TEXTS, Importance, Sums, check_values
 
-__all__ = ["AGAIN", "MODEL", "OWN_KEYS", "TEXTS", "Importance", "Sums", "read_importance", "write_importance"]
+__all__ = [
+    "AGAIN", "FEW", "HASHES", "MODEL", "OWN_KEYS", "SUFFIXES", "TEXTS", "Importance", "Sums", "read_importance",
+    "write_importance",
+]  # fmt: skip
 
 SUFFIXES = (".gguf", ".dat")
 """Of the files that can be written: the form follows from them."""

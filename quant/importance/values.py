@@ -13,11 +13,14 @@ from edge_llama.errors import ArtifactError, OptionError
 
 OWN_KEYS = "edge_llama."
 """How keys begin that llama.cpp does not know: what the values are of."""
-MODEL, TEXTS = f"{OWN_KEYS}importance.model", f"{OWN_KEYS}importance.texts"
-"""Keys of the identity of the model and of the SHA-256 of the texts that were measured with."""
+MODEL, TEXTS, HASHES = (f"{OWN_KEYS}importance.{name}" for name in ("model", "texts", "text_hashes"))
+"""Keys of the identity of the model, and of the texts that were measured with: their SHA-256, and what tells an overlap
+with others (:func:`edge_llama.fidelity.texts.hashes`)."""
 AGAIN = "calibrate again: edge-llama calibrate --for importance"
 MOST_COUNT = 1 << 53
 """More tokens than anybody measures with; float64 counts them exactly up to here."""
+FEW = 100
+"""Tokens: a mean of squares over so many is good to a tenth or so."""
 _EMBEDDING = "token_embd.weight"
 
 
@@ -42,7 +45,7 @@ class Importance:
     datasets: tuple[str, ...] = ()
     """Names of the texts that were measured with."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """What else the file says, in keys that begin with ``edge_llama.``: :data:`MODEL` and :data:`TEXTS`."""
+    """What else the file says, in keys of our own: :data:`MODEL`, :data:`TEXTS`, :data:`HASHES`."""
     path: Path | None = None
     """The file that it was read from."""
 
@@ -89,6 +92,11 @@ class Importance:
             raise OptionError(
                 f"{self.label}: has none of the model's tensors", remedy=f"it is of another model; {AGAIN}"
             )
+
+    def with_few_tokens(self, few: int = FEW) -> dict[str, list[int]]:
+        """Experts that fewer than ``few`` tokens were given to, by the tensors' names; only tensors with such."""
+        found = {name: np.flatnonzero(counts < few).tolist() for name, (_, counts) in self.entries.items()}
+        return {name: experts for name, experts in found.items() if experts and len(self.entries[name].counts) > 1}
 
     @property
     def label(self) -> str:

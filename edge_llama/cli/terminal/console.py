@@ -295,7 +295,7 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 
 @contextmanager
 def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with how much is done and the time left on stderr, if that is a terminal; ``unit`` says of what."""
+    """A bar with how much is done, how fast, and the time left on stderr, if that is a terminal; ``unit``: of what."""
     if quiet or _LOOK.is_plain or not sys.stderr.isatty():
         yield None
         return
@@ -316,6 +316,12 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+
+    from rich.text import Text  # noqa: PLC0415
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
     of_bytes = (DownloadColumn(), TransferSpeedColumn())
     done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
