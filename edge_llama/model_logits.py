@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from edge_llama.backends.scoring import scored
 from edge_llama.errors import ContextFullError, OptionError
 from edge_llama.fidelity.source import Chunk
+from edge_llama.files.artifact import Artifact
+from edge_llama.host.memory import give_back
 from edge_llama.model import Model
 from edge_llama.prompts.messages import Message
 from edge_llama.prompts.tokenizer import Tokenizer
@@ -80,6 +82,37 @@ class ModelLogits:
             self._at = number
         begin = tower.length(_SEQUENCE)
         return scored(tower, _SEQUENCE, self._chunks[number][begin:stop].tolist(), stop - start)
+
+
+class LaterLogits:
+    """The same of a model that is opened when all else is ready: a reference may need the memory until then."""
+
+    def __init__(self, artifact: Artifact, opened: Callable[[], Model], *, is_whole: bool = False) -> None:
+        self.name, self.n_vocab = artifact.path.name, artifact.n_vocab
+        self.model: Model | None = None
+        """The model, once it is open."""
+        self._opened, self._is_whole = opened, is_whole
+        self._logits: ModelLogits | None = None
+
+    def prepare(
+        self, chunks: Sequence[NDArray[np.int64]], on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Open the model, whose errors this raises, and remember the chunks."""
+        give_back()
+        if self.model is None:
+            self.model = self._opened()
+        self._logits = ModelLogits(self.model, self.name, is_whole=self._is_whole)
+        self._logits.prepare(chunks, on_progress)
+
+    def logits(self, number: int, start: int, stop: int) -> NDArray[np.float32]:
+        """See :meth:`ModelLogits.logits`."""
+        assert self._logits is not None  # noqa: S101 - prepared
+        return self._logits.logits(number, start, stop)
+
+    def close(self) -> None:
+        """Close the model, if it was opened."""
+        if self.model is not None:
+            self.model.close()
 
 
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:

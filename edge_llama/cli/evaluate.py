@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edge_llama.backends.base import Setting
 from edge_llama.backends.local_models import found
-from edge_llama.backends.towers import checkpoint_at
+from edge_llama.backends.registry import engine_of, open_artifact
+from edge_llama.backends.towers import checkpoint_at, locate
 from edge_llama.cli import evaluate_overlap, evaluate_picture, evaluate_table, options
 from edge_llama.cli.terminal.console import bars, note, progress
 from edge_llama.errors import InputError, OptionError
@@ -19,11 +21,14 @@ from edge_llama.fidelity.comparison import Comparison, compare
 from edge_llama.fidelity.compatible import Collector, Statistics, compatible_chunks
 from edge_llama.fidelity.source import Chunk, LogitSource
 from edge_llama.fidelity.texts import Text, chunks, default_texts, fingerprint, prompts, read_text
+from edge_llama.files.artifact import Artifact
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
-from edge_llama.model_logits import ModelLogits, check_same_vocabulary, continuations, pieces_of
-from edge_llama.planning.options import OpenOptions
+from edge_llama.model_logits import LaterLogits, ModelLogits, check_same_vocabulary, continuations, pieces_of
+from edge_llama.planning.options import OpenOptions, checked
+from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.hf_tokenizer import pieces
+from edge_llama.prompts.tokenizer import Tokenizer
 from edge_llama.sampling.params import check_whole
 
 if TYPE_CHECKING:
@@ -78,31 +83,71 @@ def evaluate(
         if reference is None:
             raise OptionError("--plot draws the divergence from a reference", remedy="name it: --reference MODEL")
     setting: OpenOptions = {"tune": False, "n_ctx": n_ctx, "threads": threads or cpu_threads()}
-    with options.open_model(model, {**setting, **opening}) as own:
-        with _reference(reference, own, setting | _place(opening), is_whole=compatible) as base:
-            compared, statistics = _measured(asked, own, base, texts, quiet=quiet)
-        if as_json:
-            print(json.dumps(_described(compared, statistics, texts, own, n_ctx), ensure_ascii=False))  # noqa: T201
-        else:
-            setup = f"chunks of {n_ctx:,} tokens, {own.choice.setting}, {own.placement.where}"
-            evaluate_table.show(compared, statistics, setup)
+    own = _Own.at(model, {**setting, **opening})
+    with _reference(reference, own, setting | _place(opening), is_whole=compatible) as base:
+        measured = _measured(asked, own, base, texts, quiet=quiet)
+    if as_json:
+        print(json.dumps(_described(measured, texts, n_ctx), ensure_ascii=False))  # noqa: T201
+    else:
+        setup = f"chunks of {n_ctx:,} tokens, {measured.setting}, {measured.where}"
+        evaluate_table.show(measured.compared, measured.statistics, setup)
     if plot:
-        evaluate_picture.draw(plot, compared)
+        evaluate_picture.draw(plot, measured.compared)
         note(f"{plot}: written", quiet=quiet)
 
 
-def _measured(
-    asked: "_Asked", own: Model, base: "_Reference", texts: Sequence[Text], *, quiet: bool
-) -> tuple[Comparison, Statistics | None]:
-    """The scores, and llama-perplexity's statistics if they are asked for."""
-    file = own.artifact.path.name
-    for warning in evaluate_overlap.warnings(file, own.artifact.metadata(), texts):
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What is measured, as far as its file tells: its weights are loaded when the reference is ready."""
+
+    artifact: Artifact
+    tokenizer: Tokenizer
+    opened: Callable[[], Model]
+
+    @classmethod
+    def at(cls, model: str | None, opening: OpenOptions) -> "_Own":
+        """The model that was named. OptionError for options that it can't be opened with, InputError for an encoder."""
+        artifact = open_artifact(locate(model))
+        _check_writes(artifact)
+        plan_engine(artifact, checked({**opening, "max_running": 1}))
+        tokenizer = engine_of(artifact).vocabulary(artifact)
+        return cls(artifact, tokenizer, lambda: options.open_model(model, opening))
+
+    @property
+    def name(self) -> str:
+        """The file's."""
+        return self.artifact.path.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    compared: Comparison
+    statistics: Statistics | None
+    """llama-perplexity's, if they were asked for."""
+    setting: Setting
+    where: str
+
+
+def _measured(asked: "_Asked", own: _Own, base: "_Reference", texts: Sequence[Text], *, quiet: bool) -> _Measured:
+    """The scores, after what is to be said of the texts."""
+    for warning in evaluate_overlap.warnings(own.name, own.artifact.metadata(), texts):
         note(warning)
-    cut = asked.chunks(own, texts, base.model, quiet=quiet)
+    cut = asked.chunks(own.tokenizer, texts, base.model, quiet=quiet)
     collector = Collector() if asked.is_compatible else None
-    with bars(quiet=quiet) as show, _logits_of(own, is_whole=asked.is_compatible) as logits:
-        compared = compare(base.logits, logits, cut, show, collector)
-    return compared, collector.statistics() if collector else None
+    with closing(LaterLogits(own.artifact, own.opened, is_whole=asked.is_compatible)) as logits:
+        with bars(quiet=quiet) as show:
+            compared = compare(base.logits, logits, cut, show, collector)
+        assert logits.model is not None  # noqa: S101 - it gave logits
+        setting, where = logits.model.choice.setting, logits.model.placement.where
+    return _Measured(compared, collector.statistics() if collector else None, setting, where)
+
+
+def _check_writes(artifact: Artifact) -> None:
+    if artifact.is_encoder:
+        raise InputError(
+            f"{artifact.path}: the model ({artifact.architecture}) embeds text and has no next token",
+            remedy="evaluate a model that writes text",
+        )
 
 
 def _place(opening: OpenOptions) -> OpenOptions:
@@ -133,9 +178,10 @@ class _Asked:
                 "--compatible scores texts alone, as llama-perplexity does", remedy="leave --continuations out"
             )
 
-    def chunks(self, model: Model, texts: Sequence[Text], reference: Model | None, *, quiet: bool) -> list[Chunk]:
+    def chunks(
+        self, tokenizer: Tokenizer, texts: Sequence[Text], reference: Model | None, *, quiet: bool
+    ) -> list[Chunk]:
         """What becomes of the texts; what of them is left out is told."""
-        tokenizer = model.tokenizer
         found: list[Chunk]
         if self.is_compatible:
             bos = tokenizer.bos
@@ -176,7 +222,7 @@ class _Reference:
 
 
 @contextmanager
-def _reference(name: str | None, own: Model, setting: OpenOptions, *, is_whole: bool) -> Iterator[_Reference]:
+def _reference(name: str | None, own: _Own, setting: OpenOptions, *, is_whole: bool) -> Iterator[_Reference]:
     """A model, a checkpoint or none; OptionError if its vocabulary is another than ``own``'s."""
     if name is None:
         yield _Reference()
@@ -186,17 +232,16 @@ def _reference(name: str | None, own: Model, setting: OpenOptions, *, is_whole: 
         with _streamed(path, own, setting["threads"] or 1) as logits:
             yield _Reference(logits, None)
         return
-    with options.open_model(name, setting) as model, _logits_of(model, is_whole=is_whole) as logits:
-        _check_vocabulary(own, name, pieces_of(model.tokenizer))
-        yield _Reference(logits, model)
-
-
-def _logits_of(model: Model, *, is_whole: bool) -> "closing[ModelLogits]":
-    return closing(ModelLogits(model, model.artifact.path.name, is_whole=is_whole))
+    with options.open_model(name, setting) as model:
+        file = model.artifact.path.name
+        _check_writes(model.artifact)
+        _check_vocabulary(own, file, pieces_of(model.tokenizer))
+        with closing(ModelLogits(model, file, is_whole=is_whole)) as logits:
+            yield _Reference(logits, model)
 
 
 @contextmanager
-def _streamed(path: Path, own: Model, threads: int) -> Iterator[LogitSource]:
+def _streamed(path: Path, own: _Own, threads: int) -> Iterator[LogitSource]:
     from converters.evidence.streamed import StreamedTower  # noqa: PLC0415 - the runtime's verbs must not need this half
     from converters.sources import open_checkpoint  # noqa: PLC0415
 
@@ -211,13 +256,11 @@ def _pieces_of(checkpoint: "Checkpoint") -> list[bytes]:
     return pieces(vocabulary.model, vocabulary.tokens, vocabulary.types)
 
 
-def _check_vocabulary(own: Model, name: str, others: Sequence[bytes]) -> None:
-    check_same_vocabulary(own.artifact.path.name, pieces_of(own.tokenizer), name, others)
+def _check_vocabulary(own: _Own, name: str, others: Sequence[bytes]) -> None:
+    check_same_vocabulary(own.name, pieces_of(own.tokenizer), name, others)
 
 
-def _described(
-    compared: Comparison, statistics: Statistics | None, texts: Sequence[Text], model: Model, n_ctx: int
-) -> dict[str, Any]:
-    found = compared.to_json()
-    found |= {"n_ctx": n_ctx, "kv_format": model.choice.setting.kv_format, "texts_sha256": fingerprint(texts)}
-    return found | ({"llama_perplexity": statistics.to_json()} if statistics else {})
+def _described(measured: _Measured, texts: Sequence[Text], n_ctx: int) -> dict[str, Any]:
+    found = measured.compared.to_json()
+    found |= {"n_ctx": n_ctx, "kv_format": measured.setting.kv_format, "texts_sha256": fingerprint(texts)}
+    return found | ({"llama_perplexity": measured.statistics.to_json()} if measured.statistics else {})

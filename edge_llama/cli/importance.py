@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_llama.backends import local_models
 from edge_llama.backends.registry import open_artifact
-from edge_llama.backends.towers import checkpoint_at, locate
+from edge_llama.backends.towers import locate
 from edge_llama.cli.resuming import resumable
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError, OutputError

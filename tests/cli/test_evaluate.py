@@ -213,6 +213,12 @@ def test_a_reference_of_another_vocabulary_is_refused(called: Cli, onnx_folder: 
     assert "vocabular" in done.stderr
 
 
+def test_an_embedding_model_is_refused(called: Cli, bert: Path, text: Path) -> None:
+    done = called("evaluate", bert, text, *SHORT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "embeds text and has no next token" in done.stderr
+
+
 def test_ctrl_c_ends_it(terminal: Callable[..., Terminal], text: Path) -> None:
     text.with_name("long.txt").write_text(perplexity_numbers.text() * 200, "utf-8")
     running = terminal("evaluate", SMALL_TALK, text.with_name("long.txt"), *SHORT)

@@ -339,7 +339,7 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+            return Text(f"{task.speed:,.{int(task.speed < 100)}f}/s" if task.speed else "")
 
     of_bytes = (DownloadColumn(), TransferSpeedColumn())
     done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
