@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from suite import shared
 
 import converters
 import edge_llama
+from edge_llama.cli import fit
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError
 from edge_llama.files.gguf import read_header
 from quant.importance import Importance, Sums, read_importance, write_importance
@@ -245,6 +248,26 @@ def test_weights_that_ggml_would_end_the_process_on_are_an_error(folder: Path, t
                 allow_nonfinite=True,
             )
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_the_command_line_knows_it_as_imatrix_too(folder: Path, tmp_path: Path) -> None:
+    program, matrix = Path(sys.executable).with_name("edge-llama"), folder / "dense-imatrix.gguf"
+    for flag in ("--imatrix", "--calibration"):
+        command = [program, "convert", folder / "dense", tmp_path / f"{flag}.gguf", "--quant", "fit", flag, matrix]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "importance: 8 of 9 matrices are quantized by it; nothing is known of token_embd.weight" in done.stderr
+    assert (tmp_path / "--imatrix.gguf").read_bytes() == (tmp_path / "--calibration.gguf").read_bytes()
+    shown = subprocess.run([program, "inspect", folder / "dense"], capture_output=True, text=True, check=True).stdout
+    needing = {line.split()[0] for line in shown.splitlines() if "by an importance matrix" in line}
+    assert needing == {name for name, recipe in RECIPES.items() if recipe.needs_importance}
+
+
+def test_a_machine_of_little_memory_gets_a_smaller_recipe_by_importance(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "best", lambda found: list(found)[-1])
+    assert fit.fitting_quant(folder / "dense") == "q2_k"
+    assert fit.fitting_quant(folder / "dense", [folder / "dense.dat"]) == "iq1_s"
 
 
 def test_the_report_says_what_was_weighed(folder: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def patterns_of(path: Path) -> dict[str, str]:
     """As llama-quantize hands a file's lines over."""
     pairs = [line.partition("=") for line in path.read_text().split()]
-    return {pattern.lower(): name for pattern, _, name in pairs}
+    return {pattern.lower(): name.lower() for pattern, _, name in pairs}
 
 
 def equal(ours: Path, theirs: Path) -> bool:
