@@ -23,6 +23,7 @@ import edge_llama
 from edge_llama.cli import fit
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError
 from edge_llama.files.gguf import read_header
+from quant import kernels
 from quant.importance import Importance, Sums, read_importance, write_importance
 from quant.recipe import RECIPES
 
@@ -50,8 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(at: Path) -> None:
         at.mkdir()
         rng = np.random.default_rng(24)
-        for name, made in MODELS.items():
-            made(at / name)
+        for name, maker in MODELS.items():
+            maker(at / name)
             converters.convert(at / name, at / f"{name}.gguf", quant="f32")
             shapes = {info.name: info.shape for info in read_header(at / f"{name}.gguf").tensors}
             importance = drawn_importance(shapes, rng)
@@ -124,6 +125,16 @@ def test_the_engine_runs_what_needs_importance(folder: Path, tmp_path: Path) -> 
         converters.convert(folder / "dense", output, quant=quant, calibration=folder / "dense-imatrix.gguf")
         with edge_llama.open(output, n_ctx=128) as opened:
             assert opened.generate("a", max_tokens=3, temperature=0).result().tokens
+
+
+def test_compiled_kernels_weigh_as_ggmls_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for which in ("ggml", "compiled"):
+        monkeypatch.setenv("EDGE_LLAMA_KERNELS", which)
+        monkeypatch.setattr(kernels, "_loaded", {})
+        output, matrix = tmp_path / f"{which}.gguf", folder / "8 experts-imatrix.gguf"
+        converters.convert(folder / "8 experts", output, quant="q4_k_s", calibration=matrix)
+        assert (("q4_k", True) in kernels._loaded) == (which == "compiled")
+    assert (tmp_path / "ggml.gguf").read_bytes() == (tmp_path / "compiled.gguf").read_bytes()
 
 
 def test_interrupted_work_goes_on_only_by_the_same_matrix(folder: Path, tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def check_against_llama_cpp(
         for tensor, choice in zip(tensors, choices, strict=True)
     }
     source = write(folder / "floats.gguf", model, tensors)
-    made = quantized_by_llama_cpp(source, folder / "theirs.gguf", RECIPES[quant].ftype, tensor_types, importance)
-    theirs = contents(made)
+    quantized = quantized_by_llama_cpp(source, folder / "theirs.gguf", RECIPES[quant].ftype, tensor_types, importance)
+    theirs = contents(quantized)
     assert {name: format_ for name, (format_, _) in ours.items()} == {
         name: format_ for name, (format_, _) in theirs.items()
     }
