@@ -171,7 +171,7 @@ _HASHES = {
     ("iq2_s", False): "d5c8a04be8bd8aade5d5a5a58341fe47c28fe02127f0c0ef9e6a10a6ba0e4e12",
     ("iq2_s", True): "0e63894610eecc183dacaca751bd34f8253287be771b3fa78ec5581567b477f7",
     ("iq2_xs", True): "6aa18b76fbfae8ce64733a9a1d3a10f602403d25c02f6dc915a317f357cbf0b7",
-    ("iq2_xxs", True): "17824ce705b30dca9cc1f85a2973c30d9c0ff3b51caf491e582a8877578ffcc7",
+    ("iq2_xxs", True): "05d09d3d2d517381feb0c629d495c7c99bf0af164737a8f9df36ea5dae0b961c",
     ("iq1_m", False): "644321247baa4b46aa6f1ef1cea21d7932e784538e1412792ace013396d913b9",
     ("iq1_m", True): "44c8812e6a94297dc6b9353909068f386b01419e84e0ff1ae5d066d4739e4706",
     ("iq1_s", True): "dd8103b1c015836e8d316ecca1cea66cd76fa8c64dffab34cbda002afc454871",
