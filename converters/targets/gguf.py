@@ -27,7 +27,7 @@ from edge_llama.files.formats import Format
 from edge_llama.files.gguf import ALIGNMENT, SUFFIX, Value, ValueType, is_named_gguf, string, u32
 from edge_llama.files.integrity import header_with_room, seal
 from quant import recipe, tensor_types
-from quant.importance import Importance
+from quant.importance import HASHES, TEXTS, Importance
 from quant.reference.ggml import LARGEST_IMPORTANCE
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -207,7 +207,10 @@ def _missing(name: str, format_: Format, asked: _Asked) -> OptionError:
 
 
 def _weighed_by(fields: Mapping[str, Value], importance: Importance, evidence: Sequence[Path]) -> dict[str, Value]:
-    """``fields`` and what llama-quantize says of an importance matrix, in place of what was said of another."""
+    """``fields`` and what llama-quantize says of an importance matrix, in place of what was said of another.
+
+    What tells the texts that were calibrated on goes along: ``evaluate`` warns of them.
+    """
     path = importance.path or evidence[0]
     said = {
         "file": _cut(os.fsencode(path)),
@@ -216,6 +219,7 @@ def _weighed_by(fields: Mapping[str, Value], importance: Importance, evidence: S
         **({"chunks_count": u32(importance.n_chunks)} if importance.n_chunks else {}),
     }
     kept = {key: value for key, value in fields.items() if not key.startswith(_IMATRIX)}
+    kept |= {key: string(importance.notes[key]) for key in (TEXTS, HASHES) if key in importance.notes}
     return kept | {_IMATRIX + key: value for key, value in said.items()}
 
 

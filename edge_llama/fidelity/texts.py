@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TURN = 1_200
-"""Letters of a text that a user says at once, at most: some 300 tokens, so that a chunk of 512 holds whole turns."""
+"""Letters of a text that a user says at once, at most: some 300 tokens of English, so that a chunk holds whole turns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ def default_texts(half: Literal["calibration", "evaluation"]) -> list[Text]:
     Examples:
         >>> from edge_llama.fidelity.texts import default_texts
         >>> sorted({text.domain for text in default_texts("evaluation")})
-        ['code', 'dialogue', 'encyclopaedic', 'formal', 'languages', 'mathematics', 'prose']
+        ['code', 'dialogue', 'encyclopaedic', 'formal', 'languages', 'mathematics', 'prose', 'scripts']
     """
     folder = files("edge_llama.fidelity") / "data" / half
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".txt")), key=lambda entry: entry.name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,11 +21,12 @@ from suite import shared
 
 import converters
 import edge_llama
-from edge_llama.cli import fit
+from edge_llama.cli import evaluate_overlap, fit
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError
+from edge_llama.fidelity.texts import Text, default_texts, fingerprint, hashes
 from edge_llama.files.gguf import read_header
 from quant import kernels
-from quant.importance import Importance, Sums, read_importance, write_importance
+from quant.importance import HASHES, TEXTS, Importance, Sums, read_importance, write_importance
 from quant.recipe import RECIPES
 
 EXPERTS = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}
@@ -108,6 +110,19 @@ def test_the_matrix_of_another_name_and_of_old_is_replaced(folder: Path, tmp_pat
     plain = tmp_path / "plain.gguf"
     converters.convert(once, plain, quant="q4_0")  # as llama-quantize keeps them
     assert read_header(plain).fields["quantize.imatrix.file"].data == str(folder / "dense-imatrix.gguf")[:127]
+
+
+def test_the_file_tells_which_texts_were_calibrated_on_and_evaluate_warns_of_them(folder: Path, tmp_path: Path) -> None:
+    calibration, others = default_texts("calibration"), default_texts("evaluation")
+    notes = {TEXTS: fingerprint(calibration), HASHES: hashes(calibration)}
+    write_importance(tmp_path / "noted.gguf", replace(importance_of(folder, "dense"), notes=notes))
+    converters.convert(folder / "dense", tmp_path / "model.gguf", quant="q2_k", calibration=tmp_path / "noted.gguf")
+    fields = {key: value.data for key, value in read_header(tmp_path / "model.gguf").fields.items()}
+    assert {key: fields[key] for key in notes} == notes
+    assert not list(evaluate_overlap.warnings("model.gguf", fields, others))
+    mixed = Text("mine.txt", "own", others[0].content + calibration[0].content)
+    (told,) = evaluate_overlap.warnings("model.gguf", fields, [*others, mixed])
+    assert re.fullmatch(r"warning: model.gguf was calibrated on mine.txt \(\d\d % of it\): it does better .*", told)
 
 
 def test_a_bundle_s_text_tower_is_weighed_too(folder: Path, tmp_path: Path) -> None:
