@@ -13,12 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
+from converters.evidence.notes import notes_on
 from converters.layout import Entry, Layout
 from converters.options import Options
 from converters.output import partial_folder, partial_output
@@ -33,13 +34,12 @@ from converters.tokenizers.proof import GGUFEncoder
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError, EngineError, OptionError
-from edge_llama.files.formats import Format
 from edge_llama.host.devices import logical_cores
 from quant.kernels import NonFiniteError, recode, recode_arrays
-from quant.loading import check_kernels, loading_kernels
+from quant.loading import Need, check_kernels, loading_kernels
 from quant.nbits import ArrayFormat
 
-__all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
+__all__ = ["Conversion", "Examiner", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of :attr:`Layout.source_bytes` finished so far, and how many there are."""
@@ -81,6 +81,19 @@ class Plan:
         return digest.hexdigest()
 
 
+class Examiner(Protocol):
+    """Looks at an output that is complete, and has not taken its place yet."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise what speaks against it before any work begins."""
+
+    def examine(self, plan: Plan, output: Path) -> None:
+        """Look at ``output``, the file that is opened or the folder, and put into it what was found.
+
+        An EdgeLlamaError ends the conversion: no output is left.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """What was done: the plan, the file to open (or the folder), and what it took."""
@@ -113,12 +126,13 @@ def plan(
     if asked.base is not None:
         raise OptionError("--base: is for adapters alone", remedy="leave it out")
     target, chosen = choose(Path(output), checkpoint, asked)
-    inputs = [checkpoint.path, *chosen.evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
+    inputs = [checkpoint.path, *chosen.files, *([] if chosen.lora is None else [Path(chosen.lora)])]
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
     checkpoint = with_template(checkpoint, chosen.chat_template)
-    files = (*checkpoint.files, *chosen.evidence)
+    files = (*checkpoint.files, *chosen.files)
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
+    checkpoint = replace(checkpoint, notes={**checkpoint.notes, **notes_on(chosen, layout)})
     check_kernels(_quantized(layout.entries))
     if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):
         checkpoint = replace(checkpoint, notes={**checkpoint.notes, TOKENIZER_NOTE: proof})
@@ -146,16 +160,19 @@ def convert(
     threads: int | None = None,
     on_progress: Progress | None = None,
     encode_gguf: GGUFEncoder | None = None,
+    examiner: Examiner | None = None,
     **options: Any,
 ) -> Conversion:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; the rest: see :func:`plan`.
 
-    An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
-    output exists and nothing is left behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the
-    same call goes on from there.
+    An existing output is replaced only with ``force``. ``examiner`` sees the output before it takes its place. Raises
+    CheckpointError, OptionError or OutputError, and what ``examiner`` does; then no output exists and nothing is left
+    behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the same call goes on from there.
     """
     work = plan(source, output, encode_gguf=encode_gguf, **options)
     output = Path(output)
+    if examiner:
+        examiner.check(work)
     with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
         counts = work.layout.bytes_read
         total, begun = sum(counts), len(counts) - len(partial.remaining)
@@ -174,16 +191,20 @@ def convert(
                     done += shares.popleft()
         if fingerprint(work.files) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
+        if examiner:
+            first = "" if work.layout.is_folder else work.layout.parts[0].name
+            partial.examine = lambda folder: examiner.examine(work, folder / first)
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
     return Conversion(work, opened, partial.resumed_bytes, partial.sync_seconds, times)
 
 
-def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
-    """How many weights are to be quantized in each format."""
-    counts: Counter[Format] = Counter()
+def _quantized(entries: Sequence[Entry]) -> Counter[Need]:
+    """How many weights are to be quantized in each format, by importance and without."""
+    counts: Counter[Need] = Counter()
     for entry in entries:
         if entry.format.is_quantized and not entry.is_exact:
-            counts[entry.format] += entry.tensor.rows * entry.tensor.columns
+            need = Need(entry.format, entry.importance is not None)
+            counts[need] += entry.tensor.rows * entry.tensor.columns
     return counts
 
 
@@ -192,12 +213,13 @@ def _recoded(
 ) -> Iterator[tuple[Entry, NDArray[np.uint8], int]]:
     """Each entry's rows in its format, in order, and up to which row; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
-    pending = PendingScales((entry.tensor, entry.format) for entry in entries)
+    work = _Recoding(check, times, PendingScales((entry.tensor, entry.format) for entry in entries))
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], int]] = deque()
     try:
         for entry in entries:
+            weights = entry.importance() if entry.importance else None
             for start, stop in _chunks(entry):
-                rows = pool.submit(_recode, entry, (start, stop), check, times, pending)
+                rows = pool.submit(work.recode, entry, start, stop, weights)
                 ahead.append((entry, rows, stop))
                 if len(ahead) > 2 * threads:
                     entry_, future, end = ahead.popleft()
@@ -215,30 +237,56 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(
-    entry: Entry, rows: tuple[int, int], check: bool, times: Times, pending: PendingScales
+@dataclass(frozen=True, slots=True)
+class _Recoding:
+    """How rows become those of the output, whichever tensor's."""
+
+    check: bool
+    times: Times
+    pending: PendingScales
+
+    def recode(self, entry: Entry, start: int, stop: int, weights: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop`` of an entry, whose columns ``weights`` (n_experts, columns) are the importance of.
+
+        CheckpointError and EngineError name the tensor.
+        """
+        tensor = entry.tensor
+        if (waiting := self.pending.take(tensor, entry.format, start)) is not None:
+            return waiting
+        try:
+            with self.times.measured("read"):
+                raw = tensor.read(start, stop)
+            with self.times.measured("compute"):
+                if weights is not None:
+                    return _weighed(raw, entry, start, weights, check=self.check)
+                if not isinstance(entry.format, ArrayFormat):
+                    return recode(raw, tensor.format, entry.format, check=self.check)
+                arrays = recode_arrays(raw, tensor.format, entry.format, check=self.check)
+            if entry.is_first:
+                self.pending.keep(tensor, entry.format, start, arrays)
+            return arrays[entry.format.part]
+        except NonFiniteError as error:
+            raise CheckpointError(
+                f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
+                remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
+            ) from error
+        except EngineError as error:
+            raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
+
+
+def _weighed(
+    raw: NDArray[np.uint8], entry: Entry, first: int, weights: NDArray[np.float32], *, check: bool
 ) -> NDArray[np.uint8]:
-    tensor, (start, stop) = entry.tensor, rows
-    if (waiting := pending.take(tensor, entry.format, start)) is not None:
-        return waiting
-    try:
-        with times.measured("read"):
-            raw = tensor.read(start, stop)
-        with times.measured("compute"):
-            if not isinstance(entry.format, ArrayFormat):
-                return recode(raw, tensor.format, entry.format, check=check)
-            arrays = recode_arrays(raw, tensor.format, entry.format, check=check)
-        if entry.is_first:
-            pending.keep(tensor, entry.format, start, arrays)
-        return arrays[entry.format.part]
-    except NonFiniteError as error:
-        raise CheckpointError(
-            f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
-            remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
-        ) from error
-    except EngineError as error:
-        raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
+    """Rows from ``first`` on, each expert's by its own importance."""
+    own = entry.tensor.rows // len(weights)
+    pieces, at = [], first
+    while at < first + len(raw):
+        stop = min((at // own + 1) * own, first + len(raw))
+        rows = raw[at - first : stop - first]
+        pieces.append(recode(rows, entry.tensor.format, entry.format, check=check, importance=weights[at // own]))
+        at = stop
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -17,17 +17,19 @@ LAYERS = """
 edge_llama.errors
 edge_llama.host
 edge_llama.files
+edge_llama.fidelity
 | quant.reference
 | quant.compiled
 | quant
 | converters.facts   converters.options   converters.times
-| converters.metadata   converters.evidence
+| converters.metadata   converters.evidence.given
 | converters.checkpoint
 | converters.layout   converters.folder_files   converters.tokenizers
+| converters.evidence.notes
 | converters.tensors   converters.output   converters.target
 | converters.architectures
 | converters.sources   converters.targets.onnx
-| converters.transforms
+| converters.transforms   converters.evidence
 | converters.targets
 | converters
 edge_llama.media
@@ -44,6 +46,7 @@ edge_llama.model
 edge_llama.isolation   edge_llama.remote
 edge_llama.opening
 edge_llama
+edge_llama.certifying
 edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.fit
 edge_llama.server   edge_llama.llm_plugin
 edge_llama.cli.terminal
@@ -56,7 +59,7 @@ and what is marked | is known to no room below it but those marked so, ``convert
 LINES = [line for line in LAYERS.splitlines() if line]
 LEVELS = {room: at for at, line in enumerate(LINES) for room in line.strip("| ").split()}
 CONVERSION = {room for line in LINES if line.startswith("|") for room in line.strip("| ").split()}
-BOTH_HALVES = {"edge_llama.convert", "edge_llama.cli"}
+BOTH_HALVES = {"edge_llama.certifying", "edge_llama.convert", "edge_llama.cli"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -1,62 +1,45 @@
 """``edge-llama calibrate``: what is measured of a model before it is converted, by data such as it will see."""
 
-import itertools
-import tempfile
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import numpy as np
 import typer
 
-from edge_llama.backends import local_models
-from edge_llama.backends.base import AskedDevice
-from edge_llama.backends.registry import vision_engine_of
-from edge_llama.backends.towers import read_vision
-from edge_llama.cli import options
-from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import ArtifactError, InputError, OptionError, OutputError
-from edge_llama.files.artifact import VisionArtifact
-from edge_llama.files.manifest import NAME as MANIFEST
-from edge_llama.files.manifest import bundle_of
-from edge_llama.files.onnx_vision import VISION_INPUT
-from edge_llama.host.atomic import new_file
+from edge_llama.cli import importance, options, ranges
+from edge_llama.errors import OptionError, OutputError
 from edge_llama.host.devices import cpu_threads
-from edge_llama.host.regular_files import text_of
 from edge_llama.host.windows import why_impossible
-from edge_llama.media.images import Image
-from edge_llama.media.llama4_tiles import grid, tiles, token_plan
+from edge_llama.planning.options import OpenOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from converters.checkpoint import Checkpoint
-    from quant.ranges import Ranges
-
-_TEXTS = (".txt", ".md", ".rst", ".text")
-"""Files that are read as text; others are pictures."""
-_NEITHER = (".json", ".jsonl")
-_PURPOSES = ("ranges",)
+_PURPOSES = ("ranges", "importance")
 
 
+@options.with_opening("device")
 def calibrate(
+    *,
     model: Annotated[
         str,
         typer.Argument(
-            help="For texts, a checkpoint as convert takes it; for pictures, a bundle whose vision tower is f32 or f16."
+            help="For texts, a checkpoint as convert takes it; for pictures, a bundle whose vision tower is f32 or "
+            "f16; for importance, a checkpoint or a .gguf file."
         ),
     ],
     data: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DATA... OUTPUT", help=f"Texts ({', '.join(_TEXTS)}) or pictures, and the file to write."
+            metavar="[DATA...] OUTPUT",
+            help=f"Texts ({', '.join(ranges.TEXTS)}) or pictures, and the file to write. For importance any file of "
+            "text; without one, texts that come with edge-llama.",
         ),
     ],
     purpose: Annotated[
         str,
-        typer.Option("--for", metavar="|".join(_PURPOSES), help="What is measured: between which bounds values lie."),
+        typer.Option(
+            "--for",
+            metavar="|".join(_PURPOSES),
+            help="What is measured: between which bounds values lie, or how much each column of each matrix counts.",
+        ),
     ] = "ranges",
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture, as in DATA. May be repeated.")
@@ -65,56 +48,51 @@ def calibrate(
         int | None,
         typer.Option(help="See each picture in so many tiles at most."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Importance: texts as what users say, by the model's chat template.")
+    ] = False,
+    n_ctx: Annotated[int | None, typer.Option(help="Importance: tokens that are read together. Default: 512.")] = None,
+    opening: OpenOptions,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure between which bounds a tower's values lie on data such as it will see: a hundred samples beat ten.
+    """Measure a model on data such as it will see, for convert: a hundred samples beat ten.
+
+    Ranges say between which bounds a tower's values lie, for towers in integers; importance weighs errors of rounding,
+    in llama.cpp's own format (.gguf, or the older .dat).
 
     Example: edge-llama calibrate Llama-3.2-1B-Instruct/ book.txt ranges.json
 
     Then: edge-llama convert Llama-3.2-1B-Instruct/ llama-npu/ --to onnx --quant a16w8 --calibration ranges.json
-    """
-    from converters.targets.onnx import check_library  # noqa: PLC0415 - the runtime's verbs must not need this half
 
-    if purpose not in _PURPOSES:
-        raise OptionError(f"--for {purpose}: unknown", remedy=f"known: {', '.join(_PURPOSES)}")
+    Or: edge-llama calibrate Llama-3.2-1B-Instruct/ importance.gguf --for importance
+    """
     *samples, output = data
     samples += image or []
-    _check_samples(samples)
-    _check_output(output, [Path(model), *samples], force=force)
-    check_library()
-    texts = [path for path in samples if path.suffix.lower() in _TEXTS]
-    pictures = [path for path in samples if path not in texts]
     threads = threads or cpu_threads()
-    if texts:
-        checkpoint = _checkpoint(model, output)
-        found, what = _of_texts(checkpoint, texts, pictures, max_tiles, threads, quiet=quiet), "tokens"
+    if purpose == "ranges":
+        _check_left_out("importance", {"--chat": chat, "--n-ctx": n_ctx, "--device": opening})
+        ranges.check_samples(samples)
+        _check_output(output, [Path(model), *samples], force=force)
+        ranges.measure_ranges(model, samples, output, max_tiles=max_tiles, threads=threads, quiet=quiet)
+    elif purpose == "importance":
+        _check_left_out("ranges", {"--image": image, "--max-tiles": max_tiles})
+        importance.check_names(samples, output)
+        _check_output(output, [Path(model), *samples], force=force)
+        asked = importance.Asked(512 if n_ctx is None else n_ctx, threads, opening, is_chat=chat, quiet=quiet)
+        importance.measure_importance(model, samples, output, asked)
     else:
-        found, what = _of_pictures(_float_tower(model, output), pictures, max_tiles, threads), "tiles"
-    try:
-        with new_file(output) as file:
-            file.write(found.encode())
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror}", remedy="give another name") from error
-    note(f"{output}: ranges of {len(found.values):,} values over {found.count:,} {what}", quiet=quiet)
+        raise OptionError(f"--for {purpose}: unknown", remedy=f"known: {', '.join(_PURPOSES)}")
 
 
-def _check_samples(samples: "Sequence[Path]") -> None:
-    """OptionError for what is neither text nor picture: found before minutes of work."""
-    if not samples:
-        raise OptionError("nothing to measure with", remedy="name texts or pictures before the output")
-    taken = f"texts ({', '.join(_TEXTS)}) and pictures are taken"
-    for path in samples:
-        if path.is_dir():
-            raise OptionError(f"{path}: is a folder; {taken}", remedy=f"name the files in it: {path / '*'}")
-        if path.suffix.lower() in _NEITHER:
-            raise OptionError(
-                f"{path}: {taken}, no JSON", remedy="write what chats say to a .txt file, as the chat template does"
-            )
+def _check_left_out(purpose: str, given: dict[str, object]) -> None:
+    """OptionError for an option that is for another ``purpose``."""
+    if wrong := next((name for name, value in given.items() if value), None):
+        raise OptionError(f"{wrong} is for another purpose", remedy=f"leave it out, or add --for {purpose}")
 
 
-def _check_output(output: Path, inputs: "Sequence[Path]", *, force: bool) -> None:
+def _check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """OutputError if it can't be written, or is one of ``inputs``."""
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
@@ -126,99 +104,3 @@ def _check_output(output: Path, inputs: "Sequence[Path]", *, force: bool) -> Non
     if output.is_dir() or not output.absolute().parent.is_dir():
         what = "it is a folder" if output.is_dir() else f"{output.parent} is no folder"
         raise OutputError(f"{output}: cannot be written: {what}", remedy="give another name")
-
-
-def _checkpoint(model: str, output: Path) -> "Checkpoint":
-    """The checkpoint; OutputError if ``output`` is one of its files."""
-    from converters.output import check_inputs  # noqa: PLC0415 - likewise
-    from converters.sources import open_checkpoint  # noqa: PLC0415
-
-    path = Path(model)
-    checkpoint = open_checkpoint(path if path.exists() else local_models.named(path) or path)
-    check_inputs(output, [checkpoint.path], checkpoint.files)
-    return checkpoint
-
-
-def _of_texts(
-    checkpoint: "Checkpoint",
-    texts: "Sequence[Path]",
-    pictures: "Sequence[Path]",
-    max_tiles: int | None,
-    threads: int,
-    *,
-    quiet: bool,
-) -> "Ranges":
-    """Of the text tower; pictures are seen by the vision tower, in float, and each is followed by one of the texts."""
-    from converters.targets.onnx.static_ranges import Sample, encoder_of, measure_text  # noqa: PLC0415 - likewise
-
-    contents: list[Sample] = [_text(text) for text in texts]
-    if pictures:
-        encode = encoder_of(checkpoint)
-        ids = [encode(str(text)) for text in contents]
-        seen = _embedded(checkpoint, pictures, max_tiles, threads)
-        contents += [[*rows, *ids[number % len(ids)]] for number, rows in enumerate(seen)]
-    with progress("measuring", quiet=quiet, unit="tokens") as show:
-        tell = partial(note, quiet=quiet)
-        return measure_text(checkpoint, contents, threads=threads, on_progress=show, tell=tell)
-
-
-def _embedded(
-    checkpoint: "Checkpoint", pictures: "Sequence[Path]", max_tiles: int | None, threads: int
-) -> "Iterator[list[int | NDArray[np.float32]]]":
-    """The rows that stand for each picture: tokens around its tiles, and their embeddings."""
-    from converters import convert  # noqa: PLC0415
-
-    ids = {text: number for number, text in enumerate(checkpoint.vocabulary.tokens)}
-    with tempfile.TemporaryDirectory(prefix="edge-llama-calibration-") as scratch:
-        folder = Path(scratch) / "vision"
-        convert(checkpoint.path, folder, tower="vision", vision_quant="f32")
-        artifact = read_vision(folder)
-        engine = vision_engine_of(artifact)
-        tower = engine.open(artifact, engine.place(artifact, AskedDevice("cpu")), threads=threads)
-        try:
-            for path in pictures:
-                image = Image.open(path)
-                embeddings = iter(np.concatenate(tower.encode(tiles(image, artifact.spec, max_tiles))))
-                rows: list[int | NDArray[np.float32]] = []
-                for step in token_plan(grid(image.width, image.height, artifact.spec, max_tiles), artifact.spec):
-                    rows += [ids[step]] if isinstance(step, str) else itertools.islice(embeddings, step)
-                yield rows
-        finally:
-            tower.close()
-
-
-def _text(path: Path) -> str:
-    try:
-        return text_of(path, "utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}", remedy="name a file of text") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is no UTF-8: {error}", remedy="save it as UTF-8") from error
-
-
-def _of_pictures(tower: VisionArtifact, images: "Sequence[Path]", max_tiles: int | None, threads: int) -> "Ranges":
-    from quant.calibration import measured  # noqa: PLC0415 - likewise
-
-    return measured(tower.path, _samples(tower, images, max_tiles), threads=threads)
-
-
-def _float_tower(model: str, output: Path) -> VisionArtifact:
-    """The tower; OutputError if ``output`` is one of its files."""
-    from converters.output import check_inputs  # noqa: PLC0415 - likewise
-
-    tower = read_vision(local_models.found(model))
-    if tower.engine != "onnxruntime" or tower.format not in ("f32", "f16"):
-        raise ArtifactError(
-            f"{tower.path}: a vision tower in {tower.format} for {tower.engine}",
-            remedy="calibrate one in float: edge-llama convert CHECKPOINT FOLDER --tower vision --vision-quant f32",
-        )
-    check_inputs(output, [tower.path], [*tower.files, bundle_of(tower.path) / MANIFEST])
-    return tower
-
-
-def _samples(
-    tower: VisionArtifact, images: "Sequence[Path]", max_tiles: int | None
-) -> "Iterator[dict[str, NDArray[np.float32]]]":
-    for path in images:
-        for tile in tiles(Image.open(path), tower.spec, max_tiles):
-            yield {VISION_INPUT: tile[None]}

@@ -1,26 +1,29 @@
 """``edge-llama convert``: a checkpoint into a small file."""
 
 import json
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_llama.backends import local_models
-from edge_llama.cli import options
+from edge_llama.certifying import Certifier
+from edge_llama.cli import certificate_table, options
 from edge_llama.cli.fit import fitting_quant, told
-from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import OptionError
+from edge_llama.cli.resuming import resumable
+from edge_llama.cli.terminal.console import bars, note
+from edge_llama.errors import OptionError, OutputError
+from edge_llama.fidelity.certificate import Certificate
 from edge_llama.files.gguf import SUFFIX
+from edge_llama.host.atomic import new_file
 
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
-    "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
+    "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s "
+    "iq3_m iq3_s iq3_xs iq3_xxs q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s"
 )
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help=f"fit (the most bits that this machine holds), or {_RECIPES}. Default: q4_k_m. "
+            help=f"fit (the most bits that this machine holds), or {_RECIPES} (iq3_xs, iq3_xxs and all from q2_k_s on "
+            "need an importance matrix: --calibration). Default: q4_k_m. "
             "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32, "
             "w4a16.",
         ),
@@ -45,6 +49,16 @@ def convert(
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="ROLE=FORMAT", help="All tensors of a role in another format: attn_v=q8_0. Repeatable."),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Formats of tensors by patterns in their names, PATTERN=FORMAT, as llama-quantize's."
+        ),
+    ] = None,
+    write_tensor_types: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --dry-run: the formats that were chosen, as such a file."),
     ] = None,
     to: Annotated[
         str | None, typer.Option(metavar="gguf|safetensors|onnx", help="Default: by the output's name.")
@@ -66,9 +80,10 @@ def convert(
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
-            *("--calibration", "--ranges"),
+            *("--calibration", "--ranges", "--imatrix"),
             metavar="FILE",
-            help="For a16w8 and a16w4: what edge-llama calibrate measured. Repeatable.",
+            help="What edge-llama calibrate measured: ranges for a16w8 and a16w4, for GGUF an importance matrix "
+            "(llama-imatrix's too). Repeatable.",
         ),
     ] = None,
     vision_to: Annotated[
@@ -141,6 +156,14 @@ def convert(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where weights are NaN, infinite or too large.")
     ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Measure what is written beside the source, and write the certificate into it."),
+    ] = False,
+    strict: Annotated[
+        float | None,
+        typer.Option(metavar="KL", help="For --certify: fail above this mean KL divergence, in nats."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -155,12 +178,17 @@ def convert(
     An adapter: edge-llama convert ~/adapters/legal legal.gguf --base ~/models/Llama-3.2-1B-Instruct
     """
     from converters import convert as run_conversion  # noqa: PLC0415 - the runtime's verbs must not need this half
+    from converters import partial_folder  # noqa: PLC0415
     from converters import plan as make_plan  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
     source = source if source.exists() else local_models.named(source) or source
+    if write_tensor_types and not dry_run:
+        raise OptionError("--write-tensor-types: is for --dry-run alone", remedy="add --dry-run")
+    if strict is not None and not certify:
+        raise OptionError(f"--strict {strict:g}: is for --certify", remedy="add --certify, or leave it out")
     if quant == "fit":
-        quant = fitting_quant(source)
+        quant = fitting_quant(source, calibration or ())
         note(f"quant: {quant}, the recipe of the most bits that fits the memory that is free here", quiet=quiet)
     asked = options.given(
         quant=quant,
@@ -170,6 +198,7 @@ def convert(
         calibration=tuple(calibration or ()),
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
+        tensor_type_file=tensor_type_file,
         block=block,
         group=group,
         scale_dtype=scale_dtype,
@@ -187,15 +216,27 @@ def convert(
     )
     if dry_run:
         plan = make_plan(source, output, encode_gguf=encode, **asked)
+        if certify:
+            Certifier(strict, threads).check(plan)
+        if write_tensor_types:
+            _write_tensor_types(plan, write_tensor_types, force=force)
         _print_plan(plan, as_json)
         _tell(plan, quiet or as_json)
         return
     started = time.perf_counter()
-    with _resumable(output), progress(output.name, quiet=quiet) as show:
+    with resumable(partial_folder(output)), bars(quiet=quiet) as tell:
+        certifier = Certifier(strict, threads, partial(tell, unit="done")) if certify else None
         done = run_conversion(
-            source, output, force=force, threads=threads, on_progress=show, encode_gguf=encode, **asked
+            *(source, output),
+            force=force,
+            threads=threads,
+            on_progress=partial(tell, output.name, unit="bytes"),
+            encode_gguf=encode,
+            examiner=certifier,
+            **asked,
         )
-    _report(done, time.perf_counter() - started, as_json, quiet)
+    certificate = certifier.certificate if certifier else None
+    _report(done, time.perf_counter() - started, certificate, as_json, quiet)
     if profile:
         note(f"profile: {done.times}")
 
@@ -210,6 +251,24 @@ def _unfit(plan: "Plan") -> str:
     return told(Sketch(plan.checkpoint).text(plan.options.quant), None)
 
 
+def _write_tensor_types(plan: "Plan", path: Path, *, force: bool) -> None:
+    """The formats of the plan's GGUF text tower by name, for ``--tensor-type-file`` and llama-quantize's."""
+    from converters.output import check_inputs  # noqa: PLC0415
+    from converters.targets.gguf import tensor_type_lines  # noqa: PLC0415
+
+    if plan.is_adapter or plan.options.quant is None or plan.options.to not in (None, "gguf"):
+        raise OptionError("--write-tensor-types: is for a text tower in GGUF alone", remedy="leave it out")
+    lines = tensor_type_lines(plan.checkpoint, plan.options)
+    check_inputs(path, plan.inputs, plan.files)
+    if path.exists() and not force:
+        raise OutputError(f"{path}: already exists", remedy="give another name, or --force to replace it")
+    try:
+        with new_file(path) as file:
+            file.write(lines.encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}", remedy="give another name") from error
+
+
 def _tensor_types(options: list[str]) -> dict[str, str]:
     """``ROLE=FORMAT`` options as a mapping; what the names mean is the recipe's to say."""
     types: dict[str, str] = {}
@@ -221,26 +280,6 @@ def _tensor_types(options: list[str]) -> dict[str, str]:
             raise OptionError(f"--tensor-type {option}: {role} is {types[role]} already", remedy="give each role once")
         types[role] = name
     return types
-
-
-@contextmanager
-def _resumable(output: Path) -> Iterator[None]:
-    """Ctrl-C and SIGTERM both stop the work where it is, and say how it goes on."""
-    from converters import partial_folder  # noqa: PLC0415
-
-    def terminated(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        partial = partial_folder(output)
-        if partial.is_dir():
-            note(f"stopped: the same command goes on from here; to give it up, remove the folder {partial}")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
@@ -301,6 +340,7 @@ def _summary(plan: "Plan") -> str:
         [
             *([asked.quant] if asked.quant else []),
             *(f"{role}={name}" for role, name in asked.tensor_types.items()),
+            *([f"formats of {asked.tensor_type_file}"] if asked.tensor_type_file else []),
             *([f"vision {asked.vision_quant}"] if asked.vision_quant else []),
         ]
     )
@@ -315,16 +355,19 @@ def _summary(plan: "Plan") -> str:
     return text
 
 
-def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> None:
+def _report(done: "Conversion", seconds: float, certificate: Certificate | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         took = {"output": str(done.output), "seconds": round(seconds, 3), "sync_seconds": round(done.sync_seconds, 3)}
         took |= {"profile": {part: round(spent, 3) for part, spent in done.times.seconds.items()}}
+        took |= {"certificate": certificate.to_json()} if certificate else {}
         print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
     note(_summary(done.plan), quiet=quiet)
     _tell(done.plan, quiet)
     rate = done.plan.layout.source_bytes / seconds / 1e6
     resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
+    for line in certificate_table.lines(certificate) if certificate else ():
+        note(line, quiet=quiet)
     note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)
 
 

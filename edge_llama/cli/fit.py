@@ -25,6 +25,20 @@ from edge_llama.sampling.option_text import parse_on_or_off
 
 RECIPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 """What a checkpoint is tried in, if nothing is asked: the usual ones, the most bits first."""
+BY_IMPORTANCE = (
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q4_k_m",
+    "iq4_xs",
+    "iq3_m",
+    "iq3_xxs",
+    "iq2_m",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq1_s",
+)
+"""The same where there is an importance matrix."""
 
 
 def fit(
@@ -37,7 +51,7 @@ def fit(
     ] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Tokens of context. Default: what is useful and fits.")] = None,
     kv: Annotated[
-        str | None, typer.Option(metavar="f16|f32|q8_0", help="Format of the KV cache. Default: f16.")
+        str | None, typer.Option(metavar="f16|f32|q8_0|q4_0", help="Format of the KV cache. Default: f16.")
     ] = None,
     flash_attn: Annotated[
         str | None, typer.Option(metavar="on|off", help="Flash attention. Default: as opened.")
@@ -87,7 +101,8 @@ def fit(
         return
     flash = None if flash_attn is None else parse_on_or_off(flash_attn, "--flash-attn")
     setting = Setting(
-        flash_attention=where.device != "cpu" or kv == "q8_0" if flash is None else flash, kv_format=kv or "f16"
+        flash_attention=where.device != "cpu" or kv in ("q8_0", "q4_0") if flash is None else flash,
+        kv_format=kv or "f16",
     )
     asked = Asked(n_ctx, max_running, setting, isolate)
     found = _fits(model, quant, where, asked, kv, flash)
@@ -127,11 +142,15 @@ def _fits(
     return {name: fit_shape(shape, planned.vision, where, asked) for name, shape in planned.texts.items()}
 
 
-def fitting_quant(source: Path) -> str:
-    """The recipe of the most bits by which the checkpoint fits here. OptionError if none does, with the least need."""
+def fitting_quant(source: Path, calibration: Sequence[Path] = ()) -> str:
+    """The recipe of the most bits by which the checkpoint fits here. OptionError if none does, with the least need.
+
+    With an importance matrix among ``calibration`` it may be one that needs it.
+    """
+    from converters.evidence.given import is_importance  # noqa: PLC0415
     from edge_llama.convert import shapes  # noqa: PLC0415
 
-    planned = shapes(source, RECIPES)
+    planned = shapes(source, BY_IMPORTANCE if any(map(is_importance, calibration)) else RECIPES)
     found = {name: need_of(shape, planned.vision, this(), Asked()) for name, shape in planned.texts.items()}
     if (chosen := best(found)) is None:
         least = min(each.needed for each in found.values())

@@ -12,8 +12,9 @@ import typer
 from edge_llama.backends import local_models
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
-from edge_llama.cli import checkpoints, options
-from edge_llama.errors import printable
+from edge_llama.cli import certificate_table, checkpoints, options
+from edge_llama.errors import InputError, printable
+from edge_llama.fidelity.certified import read_certificate
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
 from edge_llama.files.gguf import TensorInfo
@@ -89,6 +90,8 @@ def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> No
     console.print(printable(str(found.path)), soft_wrap=True)
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
+    for line in _certificate_lines(found.path):
+        console.print(line, soft_wrap=True)
     if text:
         title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {text.form}"
         _show(console, title, text.rows(), text.tensors, _size(text))
@@ -97,6 +100,23 @@ def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> No
     if vision := found.vision:
         rows = gguf_metadata.as_rows(vision.header) if vision.header else []
         _show(console, f"{printable(vision.name)}: {_kind(vision)}", rows, vision.tensors, _weights(vision.tensors))
+
+
+def _certificate_lines(path: Path) -> Iterable[str]:
+    """A certificate that can't be believed is no reason to hide the rest."""
+    try:
+        certificate = read_certificate(path)
+    except InputError as error:
+        return [f"certificate: {error}"]
+    return certificate_table.lines(certificate) if certificate else ()
+
+
+def _certificate_json(path: Path) -> dict[str, Any]:
+    try:
+        certificate = read_certificate(path)
+    except InputError as error:
+        return {"certificate": {"error": str(error)}}
+    return {"certificate": certificate.to_json()} if certificate else {}
 
 
 def _size(text: Artifact) -> str:
@@ -161,6 +181,7 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         "name": manifest.name if manifest else text.name if text else vision.name if vision else "",
         "towers": towers,
         **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
+        **_certificate_json(found.path),
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
         "metadata": dict(text.metadata()) if text else {},

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Protocol
@@ -294,8 +294,32 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
 
 
 @contextmanager
+def bars(*, quiet: bool) -> Iterator["Tell"]:
+    """A bar as of :func:`progress` for each thing that is done, one after the other."""
+    with ExitStack() as shown:
+        label, update = "", None
+
+        def tell(what: str, done: int, total: int, unit: str = "tokens") -> None:
+            nonlocal label, update
+            if what != label:
+                shown.close()
+                label, update = what, shown.enter_context(progress(what, quiet=quiet, unit=unit))
+            if update:
+                update(done, total)
+
+        yield tell
+
+
+class Tell(Protocol):
+    """Is told what is done, how much of it, and of how much; ``unit`` says of what."""
+
+    def __call__(self, what: str, done: int, total: int, unit: str = ...) -> None:
+        """Show it."""
+
+
+@contextmanager
 def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with how much is done and the time left on stderr, if that is a terminal; ``unit`` says of what."""
+    """A bar with how much is done, how fast, and the time left on stderr, if that is a terminal; ``unit``: of what."""
     if quiet or _LOOK.is_plain or not sys.stderr.isatty():
         yield None
         return
@@ -305,13 +329,20 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text  # noqa: PLC0415
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.{int(task.speed < 100)}f}/s" if task.speed else "")
 
     of_bytes = (DownloadColumn(), TransferSpeedColumn())
-    done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
     columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=None)
