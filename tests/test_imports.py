@@ -22,13 +22,13 @@ edge_llama.fidelity
 | quant.compiled
 | quant
 | converters.facts   converters.options   converters.times
-| converters.metadata   converters.evidence
+| converters.metadata   converters.evidence.given
 | converters.checkpoint
 | converters.layout   converters.folder_files   converters.tokenizers
 | converters.tensors   converters.output   converters.target
 | converters.architectures
 | converters.sources   converters.targets.onnx
-| converters.transforms
+| converters.transforms   converters.evidence
 | converters.targets
 | converters
 edge_llama.media

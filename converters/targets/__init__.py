@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from converters.checkpoint import Checkpoint
-from converters.evidence import check_needed
+from converters.evidence.given import check_needed
 from converters.options import Options, flag
 from converters.target import FolderTarget, Target
 from converters.targets.bundle import BUNDLE

@@ -32,6 +32,7 @@ _ORDER = (
         "inspect",
         "fit",
         "verify",
+        "evaluate",
         "models",
         "bench",
         "devices",

@@ -36,7 +36,7 @@ def fit(
         list[str] | None, typer.Option(help="Of a checkpoint: this recipe. May be repeated. Default: the usual ones.")
     ] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Tokens of context. Default: what is useful and fits.")] = None,
-    kv: Annotated[str, typer.Option(metavar="f16|f32|q8_0", help="Format of the KV cache.")] = "f16",
+    kv: Annotated[str, typer.Option(metavar="f16|f32|q8_0|q4_0", help="Format of the KV cache.")] = "f16",
     flash_attn: Annotated[
         str | None, typer.Option(metavar="on|off", help="Flash attention. Default: as opened.")
     ] = None,
@@ -84,7 +84,9 @@ def fit(
         print(json.dumps(planned.to_json()) if as_json else fit_picture.fleet(planned))  # noqa: T201
         return
     flash = None if flash_attn is None else parse_on_or_off(flash_attn, "--flash-attn")
-    setting = Setting(flash_attention=where.device != "cpu" or kv == "q8_0" if flash is None else flash, kv_format=kv)
+    setting = Setting(
+        flash_attention=where.device != "cpu" or kv in ("q8_0", "q4_0") if flash is None else flash, kv_format=kv
+    )
     asked = Asked(n_ctx, max_running, setting, isolate)
     found = _fits(model, quant, where, asked, flash)
     if as_json:

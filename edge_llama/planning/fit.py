@@ -238,7 +238,7 @@ def bound(shape: TextShape, setting: Setting, machine: Machine, n_ctx: int) -> S
 
 
 def _kv_width(setting: Setting) -> float:
-    return {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}.get(setting.kv_format, 2.0)
+    return {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}.get(setting.kv_format, 2.0)
 
 
 def best(found: Mapping[str, Fit]) -> str | None:

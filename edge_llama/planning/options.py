@@ -205,14 +205,15 @@ class OpenOptions(TypedDict, total=False):
         str | None,
         Option(
             text=OptionText(
-                help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half.",
-                metavar="f16|f32|q8_0",
+                help="Format of the KV cache. Default: f16, or f32 where that was measured faster; q8_0 takes half of "
+                "f16, q4_0 a quarter.",
+                metavar="f16|f32|q8_0|q4_0",
             ),
             flag="kv",
             is_saved=True,
         ),
     ]
-    """The KV cache's format: f16 (None), f32 or q8_0. An error for an ONNX model, as flash attention is."""
+    """The KV cache's format: f16 (None), f32, q8_0 or q4_0. An error for an ONNX model, as flash attention is."""
     device: Annotated[
         str,
         Option(

@@ -93,18 +93,7 @@ class HFTokenizer(Vocabulary):
 
     @cached_property
     def _pieces(self) -> list[bytes]:
-        return [self._bytes(text, kind) for text, kind in zip(self._texts, self._types, strict=True)]
-
-    def _bytes(self, text: str, kind: int) -> bytes:
-        if kind in (CONTROL, UNKNOWN, UNUSED):
-            return b""
-        if kind == BYTE:
-            return bytes((int(text[1:-1], 16),))
-        if kind == USER_DEFINED:
-            return text.encode()
-        if self._kind == SENTENCEPIECE:
-            return text.replace(SPACE, " ").encode()
-        return b"".join(_BYTES.get(letter) or letter.encode() for letter in text)
+        return pieces(self._kind, self._texts, self._types)
 
     def _tokenize(self, text: str) -> list[int]:
         return self._encode(text)
@@ -118,6 +107,23 @@ class HFTokenizer(Vocabulary):
 
 
 _BYTES = {letter: bytes((byte,)) for byte, letter in enumerate(byte_letters())}
+
+
+def pieces(vocabulary: str, texts: Sequence[str], types: Sequence[int]) -> list[bytes]:
+    """The bytes that each token stands for, by its text and type in a ``vocabulary`` of one of the two kinds."""
+    return [_piece(vocabulary, text, kind) for text, kind in zip(texts, types, strict=True)]
+
+
+def _piece(vocabulary: str, text: str, kind: int) -> bytes:
+    if kind in (CONTROL, UNKNOWN, UNUSED):
+        return b""
+    if kind == BYTE:
+        return bytes((int(text[1:-1], 16),))
+    if kind == USER_DEFINED:
+        return text.encode()
+    if vocabulary == SENTENCEPIECE:
+        return text.replace(SPACE, " ").encode()
+    return b"".join(_BYTES.get(letter) or letter.encode() for letter in text)
 
 
 def _from_json(path: Path, n_vocab: int | None) -> _Loaded:

@@ -38,7 +38,7 @@ def test_json_has_llama_benchs_names(cli: Cli, converted: Path) -> None:
         (("-d", -1), "n_depth is -1"),
         (("-p", 99_999), "n_ctx is"),
         (("--threads", -1), "threads is -1"),
-        (("--kv", "q4_0"), "known: f16, f32, q8_0"),
+        (("--kv", "q5_0"), "known: f16, f32, q8_0, q4_0"),
         (("--device", "npu"), "take one of: auto, gpu, cpu"),
         (("--device", "tpu"), "known: auto, gpu, npu, cpu"),
         (("--cpu-moe",), "has no experts"),

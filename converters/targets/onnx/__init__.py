@@ -6,7 +6,7 @@ What writes them takes a third of a second to load, so it is imported only where
 from collections.abc import Mapping
 
 from converters.checkpoint import Checkpoint
-from converters.evidence import needs_ranges, ranges_for
+from converters.evidence.given import needs_ranges, ranges_for
 from converters.options import Options, flag
 from converters.target import TowerFiles
 from converters.targets.onnx.forms import VISION_FORMS

@@ -15,6 +15,7 @@ from converters.architectures.rope import ROPE_FREQS, attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Tensor
 from converters.targets.onnx.graph import DATA, FLOAT, INT64, DataFile, Graph, ValueInfo
+from converters.targets.onnx.operator_set import OperatorSet
 from converters.targets.onnx.operators import OPERATOR_SETS
 from converters.targets.onnx.ops import sizes
 from converters.tensors.joined import joined
@@ -28,6 +29,8 @@ class LlamaGraph:
     """The text tower with the hyperparameters ``hp``, of which ``tensors`` has Hugging Face's names, by ``recipe``.
 
     ``is_portable``: in standard operators alone. ``gives_states``: the hidden states of all positions are given, too.
+    ``ops``: what writes it, in place of either set of operators. :meth:`write` is the whole graph; what it is made of
+    stands alone too (:mod:`converters.evidence.layers`).
     """
 
     def __init__(
@@ -36,14 +39,16 @@ class LlamaGraph:
         tensors: Mapping[str, Tensor],
         recipe: OnnxRecipe,
         *,
-        is_portable: bool,
+        is_portable: bool = False,
         gives_states: bool = False,
+        ops: OperatorSet | None = None,
     ) -> None:
         self.hp = hp
         self._gives_states = gives_states
-        operators = OPERATOR_SETS[is_portable]
-        self.graph = Graph("text", DataFile(DATA), operators.opset)
-        self.ops = operators(self.graph, self.hp.norm_eps)
+        if ops is None:
+            operators = OPERATOR_SETS[is_portable]
+            ops = operators(Graph("text", DataFile(DATA), operators.opset), hp.norm_eps)
+        self.ops, self.graph = ops, ops.graph
         self._tensors = tensors
         self._recipe = recipe
         self._caches: list[ir.Value] = []
@@ -55,27 +60,49 @@ class LlamaGraph:
         hp, graph = self.hp, self.graph
         ids = graph.input("input_ids", ("batch", "sequence"), INT64)
         mask = graph.input("attention_mask", ("batch", "total"), INT64)
-        pasts = [self._past(layer) for layer in range(hp.n_layer)]
-        self.ops.begin(ids, mask)
-        self._begin()
+        pasts = [self.past(layer) for layer in range(hp.n_layer)]
+        self.begin(ids, mask)
         x, more = self._embedded(ids), None
         for layer, past in enumerate(pasts):
-            name, source = f"layers.{layer}", f"model.layers.{layer}"
-            h, x = self._normed(x, more, f"{source}.input_layernorm", f"{name}.norm1")
-            attended = self._attention(h, layer, past)
-            attended = self._after(attended, f"{source}.post_attention_layernorm", f"{name}.attention.norm")
-            x = self._needed(x, layer)
-            before = "pre_feedforward_layernorm" if hp.post_norms else "post_attention_layernorm"
-            h, x = self._normed(x, attended, f"{source}.{before}", f"{name}.norm2")
-            more = self._feed_forward(h, layer)
-            more = self._after(more, f"{source}.post_feedforward_layernorm", f"{name}.mlp.norm")
+            x, more = self.layer(x, more, layer, past)
         h = self._last_norm(x, more)
-        graph.output(self._logits(h), ("batch", 1, hp.n_vocab))
+        graph.output(self.logits(h), ("batch", 1, hp.n_vocab))
         for cache in self._caches:
             graph.output(cache, ("batch", hp.n_head_kv, "total", hp.head_dim))
         return graph
 
-    def _past(self, layer: int) -> tuple[ir.Value, ir.Value]:
+    def begin(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Write what all layers share; both are ``(batch, sequence, ...)`` and ``(batch, total)``."""
+        self.ops.begin(ids, mask)
+        self._begin()
+
+    def layer(
+        self, x: ir.Value, more: ir.Value | None, layer: int, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value]:
+        """What goes on through a layer, and what its feed-forward part adds to that: the next layer takes both."""
+        h, x = self.attended(x, more, layer, past)
+        more = self._feed_forward(h, layer)
+        return x, self._after(more, f"model.layers.{layer}.post_feedforward_layernorm", f"layers.{layer}.mlp.norm")
+
+    def attended(
+        self, x: ir.Value, more: ir.Value | None, layer: int, past: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, ir.Value]:
+        """A layer up to its feed-forward part: what that takes, and what goes on beside it."""
+        name, source = f"layers.{layer}", f"model.layers.{layer}"
+        h, x = self._normed(x, more, f"{source}.input_layernorm", f"{name}.norm1")
+        attended = self._attention(h, layer, past)
+        attended = self._after(attended, f"{source}.post_attention_layernorm", f"{name}.attention.norm")
+        x = self._needed(x, layer)
+        before = "pre_feedforward_layernorm" if self.hp.post_norms else "post_attention_layernorm"
+        return self._normed(x, attended, f"{source}.{before}", f"{name}.norm2")
+
+    @property
+    def caches(self) -> Sequence[ir.Value]:
+        """Keys and values of the layers so far, with the new positions."""
+        return self._caches
+
+    def past(self, layer: int) -> tuple[ir.Value, ir.Value]:
+        """Keys and values of a layer's earlier positions, as inputs."""
         shape = ("batch", self.hp.n_head_kv, "past", self.hp.head_dim)
         key, value = (self.graph.input(f"past_key_values.{layer}.{part}", shape) for part in ("key", "value"))
         return key, value
@@ -131,7 +158,7 @@ class LlamaGraph:
         rows = self.ops.embedding(ids, table, self._form(table, "token_embd"), "embedding")
         return rows if scale == 1.0 else self.ops.scaled(rows, scale, "embedding.enlarged")
 
-    def _logits(self, x: ir.Value) -> ir.Value:
+    def logits(self, x: ir.Value) -> ir.Value:
         """Of ``x``, with the embedding's table or a head of its own; bent where no logit may be too large."""
         hp, ops = self.hp, self.ops
         name, role = ("model.embed_tokens", "token_embd") if hp.tied else ("lm_head", "output")
@@ -181,7 +208,7 @@ class LlamaGraph:
         )
         self._caches += cache
         mixed = self._needed(mixed, layer)
-        return self._linear(mixed, f"model.layers.{layer}.self_attn.o_proj", "attn_output", f"{name}.o", layer)
+        return self.linear(mixed, f"model.layers.{layer}.self_attn.o_proj", "attn_output", f"{name}.o", layer)
 
     def _qkv(self, x: ir.Value, layer: int) -> list[ir.Value | None]:
         """Queries, keys and values: all in the first where the three matrices can be stored as one."""
@@ -190,9 +217,9 @@ class LlamaGraph:
         matrices = [self._tensors[f"{source}.{part}_proj.weight"] for part in roles]
         forms = {self._form(matrix, role) for matrix, role in zip(matrices, roles.values(), strict=True)}
         is_one = len(forms) == 1 and len({matrix.format for matrix in matrices}) == 1
-        if not is_one or self.hp.qk_norm or self.hp.window_rope is not None:
+        if not (is_one and self.ops.joins_qkv) or self.hp.qk_norm or self.hp.window_rope is not None:
             q, k, v = (
-                self._linear(x, f"{source}.{part}_proj", role, f"{name}.{part}", layer) for part, role in roles.items()
+                self.linear(x, f"{source}.{part}_proj", role, f"{name}.{part}", layer) for part, role in roles.items()
             )
             return [self._prepared(q, self.hp.n_head, layer, "q"), self._prepared(k, self.hp.n_head_kv, layer, "k"), v]
         biases = [self._tensors.get(f"{source}.{part}_proj.bias") for part in roles]
@@ -213,16 +240,18 @@ class LlamaGraph:
         return self.ops.rope(x, turns, heads, hp.head_dim, f"{name}.turned", by_halves=True)
 
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
-        return self._mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp", layer)
+        return self.mlp(x, f"model.layers.{layer}.mlp", f"layers.{layer}.mlp", layer)
 
-    def _mlp(self, x: ir.Value, source: str, name: str, layer: int) -> ir.Value:
-        gate = self._linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate", layer)
-        up = self._linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up", layer)
+    def mlp(self, x: ir.Value, source: str, name: str, layer: int) -> ir.Value:
+        """A gated feed-forward part whose matrices have names that begin with ``source``."""
+        gate = self.linear(x, f"{source}.gate_proj", "ffn_gate", f"{name}.gate", layer)
+        up = self.linear(x, f"{source}.up_proj", "ffn_up", f"{name}.up", layer)
         gated_by = self.ops.swiglu if self.hp.activation in ("silu", "swish") else self.ops.geglu
         gated = gated_by(gate, up, f"{name}.gated")
-        return self._linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down", layer)
+        return self.linear(gated, f"{source}.down_proj", "ffn_down", f"{name}.down", layer)
 
-    def _linear(self, x: ir.Value, source: str, role: str, name: str, layer: int) -> ir.Value:
+    def linear(self, x: ir.Value, source: str, role: str, name: str, layer: int) -> ir.Value:
+        """A matrix and its bias, if there is one, whose names begin with ``source``."""
         matrix, bias = self._tensors[f"{source}.weight"], self._tensors.get(f"{source}.bias")
         is_precise = self._is_precise(role, layer)
         return self.ops.linear(x, matrix, self._form(matrix, role), name, bias, is_precise=is_precise)

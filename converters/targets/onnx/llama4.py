@@ -64,7 +64,7 @@ class Llama4Graph(LlamaGraph):
     def _attention(self, x: ir.Value, layer: int, past: tuple[ir.Value, ir.Value]) -> ir.Value:
         hp = self.hp
         name, source = f"layers.{layer}.attention", f"model.layers.{layer}.self_attn"
-        q, k, v = (self._linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
+        q, k, v = (self.linear(x, f"{source}.{part}_proj", f"attn_{part}", f"{name}.{part}", layer) for part in "qkv")
         has_positions = hp.rope_layers[layer]
         if has_positions:
             q = self._placed(q, hp.n_head, f"{name}.q")
@@ -83,8 +83,8 @@ class Llama4Graph(LlamaGraph):
     def _feed_forward(self, x: ir.Value, layer: int) -> ir.Value:
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         if not self.hp.has_experts(layer):
-            return self._mlp(x, source, name, layer)
-        shared = self._mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
+            return self.mlp(x, source, name, layer)
+        shared = self.mlp(x, f"{source}.shared_expert", f"{name}.shared_expert", layer)
         info = ValueInfo(sizes(x))
         return self.graph.op("Add", self._routed(x, layer), shared, name=name, info=info)
 
@@ -93,7 +93,7 @@ class Llama4Graph(LlamaGraph):
         name, source = f"layers.{layer}.feed_forward", f"model.layers.{layer}.feed_forward"
         hp, ops = self.hp, self.ops
         rows = ops.reshape(x, f"{name}.rows", -1, hp.n_embd, info=ValueInfo((f"{name}.count", hp.n_embd)))
-        logits = self._linear(rows, f"{source}.router", "router", f"{name}.router", layer)
+        logits = self.linear(rows, f"{source}.router", "router", f"{name}.router", layer)
         used = self.graph.constant(f"{name}.router.used", [self.hp.n_expert_used])
         best, chosen = self.graph.ops(
             "TopK", logits, used, names=(f"{name}.router.best", f"{name}.router.chosen"), axis=-1

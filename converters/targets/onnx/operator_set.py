@@ -46,6 +46,10 @@ class OperatorSet(Protocol):
         """Whether past and present may be one buffer, as long as the context."""
 
     @property
+    def joins_qkv(self) -> bool:
+        """Whether queries, keys and values are one product where they can be."""
+
+    @property
     def mixture(self) -> Mixture | None:
         """A mixture of experts in one operator, if there is one."""
 

@@ -27,6 +27,7 @@ class Ops(ABC):
 
     opset: ClassVar[int] = 21
     shares_cache = False
+    joins_qkv = True
     mixture: Mixture | None = None
 
     def __init__(self, graph: Graph, eps: float) -> None:

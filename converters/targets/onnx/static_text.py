@@ -19,7 +19,7 @@ from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.rope import attention_factor
 from converters.architectures.rotary import frequencies
 from converters.checkpoint import Checkpoint, Tensor
-from converters.evidence import ranges_for
+from converters.evidence.given import ranges_for
 from converters.folder_files import encoded, end_ids, generation
 from converters.metadata import generation_config
 from converters.metadata.vocabulary import Vocabulary

@@ -18,8 +18,9 @@ from edge_llama.host import devices, user_cache
 
 _log = logging.getLogger(__name__)
 _KIND = "engine-choices"
-KV_FORMATS = ("f16", "f32", "q8_0")
-"""Formats of the KV cache. q8_0 loses a little quality: it is taken only when asked for."""
+KV_FORMATS = ("f16", "f32", "q8_0", "q4_0")
+"""Formats of the KV cache. Those in blocks lose quality (see docs/fidelity.md): they are taken only when asked for."""
+_IN_BLOCKS = ("q8_0", "q4_0")
 _FASTER = 0.9  # what isn't faster by a tenth isn't worth leaving the default for
 _PREFILLS_FASTER = 0.75  # of attention, which is a small part of reading a prompt
 
@@ -39,12 +40,13 @@ def choose(
     """
     if kv_format is not None and kv_format not in KV_FORMATS:
         raise OptionError(f"kv_format is {kv_format!r}", remedy=f"known: {', '.join(KV_FORMATS)}")
-    if kv_format == "q8_0":
+    if kv_format in _IN_BLOCKS:
         if flash_attention is False:
-            raise OptionError("a KV cache in q8_0 needs flash attention", remedy="turn it on (--flash-attn on)")
+            raise OptionError(f"a KV cache in {kv_format} needs flash attention", remedy="turn it on (--flash-attn on)")
         if artifact.shape.head_dim % FORMATS[kv_format].block_size:
             raise OptionError(
-                f"a KV cache in q8_0 has blocks of 32 values, {artifact.path} has heads of {artifact.shape.head_dim}",
+                f"a KV cache in {kv_format} has blocks of 32 values, {artifact.path} has heads of "
+                f"{artifact.shape.head_dim}",
                 remedy="take f16 (--kv f16)",
             )
         flash_attention = True
@@ -54,7 +56,9 @@ def choose(
         return Choice(_with(Setting(), given), "as asked")
     if on_gpu:
         return Choice(_with(Setting(flash_attention=True), given), "the default on a GPU")
-    is_measured = tune and kv_format != "q8_0" and not artifact.is_encoder  # what is measured is how fast it writes
+    is_measured = (
+        tune and kv_format not in _IN_BLOCKS and not artifact.is_encoder
+    )  # what is measured is how fast it writes
     figures = _figures(artifact) if is_measured else ()
     candidates = [figure for figure in figures if _allows(figure.setting, given)]
     if not candidates:

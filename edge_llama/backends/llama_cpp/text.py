@@ -136,7 +136,7 @@ class LlamaCppTower:
         is_mapped: bool = False,
         embeds: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Load the weights, or map them, and allocate the KV cache in ``kv_format``: f16, f32 or q8_0.
+        """Load the weights, or map them, and allocate the KV cache in ``kv_format``: f16, f32, q8_0 or q4_0.
 
         ``embeds`` is asked whether llama.cpp survives it when the model embeds texts. Raises ArtifactError if llama.cpp
         refuses the file, EngineError if the cache can't be allocated, and for a strict ``placement`` that is not kept.
@@ -259,13 +259,28 @@ class LlamaCppTower:
         for rows in batch:
             if rows.embeddings is not None:
                 checked_embeddings(rows.embeddings, self)
+        self._decode(batch, self._filled(batch))
+        return self._rows_of_logits(batch)
+
+    def decode_scored(self, sequence: int, tokens: Sequence[int], count: int) -> NDArray[np.float32]:
+        """See :meth:`edge_llama.backends.scoring.ScoringTower.decode_scored`."""
+        self._batch.clear()
+        self._batch.add(sequence, self._lengths[sequence], tokens, n_outputs=count)
+        self._decode([Rows(sequence, tokens)], self._batch.filled())
+        if not count:
+            return np.empty((0, self.tokenizer.n_vocab), np.float32)
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(count, self.tokenizer.n_vocab))
+
+    def _decode(self, batch: Sequence[Rows], filled: Any) -> None:
+        """Compute the rows of ``batch``, which ``filled`` is made of; where that fails nothing was appended."""
         if self._abort_flag.value:
             raise AbortedError
-        status = self._lib.llama_decode(self._context, self._filled(batch))
+        status = self._lib.llama_decode(self._context, filled)
         if status == 0:
             for rows in batch:
                 self._lengths[rows.sequence] += len(rows.tokens)
-            return self._rows_of_logits(batch)
+            return
         for rows in batch:
             self.cut(rows.sequence, self._lengths[rows.sequence])
         if status == _ABORTED:

@@ -93,6 +93,22 @@ class OnnxTower(OneSequenceTower):
         """Rows that one ``decode`` takes at most."""
         return len(self._ids)
 
+    def decode_scored(self, sequence: int, tokens: Sequence[int], count: int) -> NDArray[np.float32]:
+        """See :meth:`edge_llama.backends.scoring.ScoringTower.decode_scored`.
+
+        A graph that gives the last row's logits alone computes the rows that are wanted one by one.
+        """
+        if not self._is_last_only:
+            self.decode([Rows(sequence, tokens)])
+            return self._logits[len(tokens) - count : len(tokens)]
+        before, after = tokens[: len(tokens) - count], tokens[len(tokens) - count :]
+        if before:
+            self.decode([Rows(sequence, before, needs_logits=False)])
+        logits = np.empty((count, self._artifact.n_vocab), np.float32)
+        for values, token in zip(logits, after, strict=True):
+            values[:] = self.decode([Rows(sequence, [token])])[0].values
+        return logits
+
     def decode(self, batch: Sequence[Rows]) -> Sequence[LogitsRow]:
         """Append the rows of the one sequence, at most ``n_batch``; the last one's logits, if they are wanted."""
         (rows,) = batch

@@ -311,6 +311,11 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text  # noqa: PLC0415
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
     from rich.text import Text  # noqa: PLC0415
 

@@ -77,19 +77,27 @@ def test_what_is_given_is_taken_and_the_rest_is_measured(artifact: Artifact) -> 
 
 
 def test_a_quantized_cache_turns_flash_attention_on_which_it_needs(artifact: Artifact) -> None:
-    assert choose(artifact, kv_format="q8_0", tune=True).setting == Setting(flash_attention=True, kv_format="q8_0")
-    with pytest.raises(OptionError, match="needs flash attention"):
-        choose(artifact, kv_format="q8_0", flash_attention=False)
+    for name in ("q8_0", "q4_0"):
+        assert choose(artifact, kv_format=name, tune=True).setting == Setting(flash_attention=True, kv_format=name)
+        with pytest.raises(OptionError, match="needs flash attention"):
+            choose(artifact, kv_format=name, flash_attention=False)
 
 
 def test_an_unknown_format_lists_the_known(artifact: Artifact) -> None:
-    with pytest.raises(OptionError, match="f16, f32, q8_0"):
-        choose(artifact, kv_format="q4_0")
+    with pytest.raises(OptionError, match="f16, f32, q8_0, q4_0"):
+        choose(artifact, kv_format="q5_0")
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kv_format": "q8_0"}, {"kv_format": "f32"}, {"flash_attention": True}, {"n_batch": 32}, {"tune": True}],
+    [
+        {"kv_format": "q8_0"},
+        {"kv_format": "q4_0"},
+        {"kv_format": "f32"},
+        {"flash_attention": True},
+        {"n_batch": 32},
+        {"tune": True},
+    ],
 )
 def test_a_model_opened_with_any_setting_answers(converted: Path, settings: dict[str, object]) -> None:
     with edge_llama.open(converted, n_ctx=256, **settings) as model:  # type: ignore[arg-type]
