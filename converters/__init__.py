@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.checkpoint import Checkpoint
+from converters.evidence.notes import notes_on
 from converters.layout import Entry, Layout
 from converters.options import Options
 from converters.output import partial_folder, partial_output
@@ -33,10 +34,9 @@ from converters.tokenizers.proof import GGUFEncoder
 from converters.transforms import lora
 from converters.transforms.chat_templates import with_template
 from edge_llama.errors import CheckpointError, EngineError, OptionError
-from edge_llama.files.formats import Format
 from edge_llama.host.devices import logical_cores
 from quant.kernels import NonFiniteError, recode, recode_arrays
-from quant.loading import check_kernels, loading_kernels
+from quant.loading import Need, check_kernels, loading_kernels
 from quant.nbits import ArrayFormat
 
 __all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
@@ -113,12 +113,13 @@ def plan(
     if asked.base is not None:
         raise OptionError("--base: is for adapters alone", remedy="leave it out")
     target, chosen = choose(Path(output), checkpoint, asked)
-    inputs = [checkpoint.path, *chosen.evidence, *([] if chosen.lora is None else [Path(chosen.lora)])]
+    inputs = [checkpoint.path, *chosen.files, *([] if chosen.lora is None else [Path(chosen.lora)])]
     if chosen.lora is not None:
         checkpoint = lora.merge(checkpoint, Path(chosen.lora))
     checkpoint = with_template(checkpoint, chosen.chat_template)
-    files = (*checkpoint.files, *chosen.evidence)
+    files = (*checkpoint.files, *chosen.files)
     layout = target.lay_out(checkpoint, Path(output).name, chosen)
+    checkpoint = replace(checkpoint, notes={**checkpoint.notes, **notes_on(chosen, layout)})
     check_kernels(_quantized(layout.entries))
     if encode_gguf is not None and (proof := prove(checkpoint, layout, encode_gguf)):
         checkpoint = replace(checkpoint, notes={**checkpoint.notes, TOKENIZER_NOTE: proof})
@@ -178,12 +179,13 @@ def convert(
     return Conversion(work, opened, partial.resumed_bytes, partial.sync_seconds, times)
 
 
-def _quantized(entries: Sequence[Entry]) -> Counter[Format]:
-    """How many weights are to be quantized in each format."""
-    counts: Counter[Format] = Counter()
+def _quantized(entries: Sequence[Entry]) -> Counter[Need]:
+    """How many weights are to be quantized in each format, by importance and without."""
+    counts: Counter[Need] = Counter()
     for entry in entries:
         if entry.format.is_quantized and not entry.is_exact:
-            counts[entry.format] += entry.tensor.rows * entry.tensor.columns
+            need = Need(entry.format, entry.importance is not None)
+            counts[need] += entry.tensor.rows * entry.tensor.columns
     return counts
 
 
@@ -192,12 +194,13 @@ def _recoded(
 ) -> Iterator[tuple[Entry, NDArray[np.uint8], int]]:
     """Each entry's rows in its format, in order, and up to which row; a few chunks are worked on ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="convert")
-    pending = PendingScales((entry.tensor, entry.format) for entry in entries)
+    work = _Recoding(check, times, PendingScales((entry.tensor, entry.format) for entry in entries))
     ahead: deque[tuple[Entry, Future[NDArray[np.uint8]], int]] = deque()
     try:
         for entry in entries:
+            weights = entry.importance() if entry.importance else None
             for start, stop in _chunks(entry):
-                rows = pool.submit(_recode, entry, (start, stop), check, times, pending)
+                rows = pool.submit(work.recode, entry, start, stop, weights)
                 ahead.append((entry, rows, stop))
                 if len(ahead) > 2 * threads:
                     entry_, future, end = ahead.popleft()
@@ -215,30 +218,56 @@ def _chunks(entry: Entry) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, tensor.rows)
 
 
-def _recode(
-    entry: Entry, rows: tuple[int, int], check: bool, times: Times, pending: PendingScales
+@dataclass(frozen=True, slots=True)
+class _Recoding:
+    """How rows become those of the output, whichever tensor's."""
+
+    check: bool
+    times: Times
+    pending: PendingScales
+
+    def recode(self, entry: Entry, start: int, stop: int, weights: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+        """Rows ``start`` to ``stop`` of an entry, whose columns ``weights`` (n_experts, columns) are the importance of.
+
+        CheckpointError and EngineError name the tensor.
+        """
+        tensor = entry.tensor
+        if (waiting := self.pending.take(tensor, entry.format, start)) is not None:
+            return waiting
+        try:
+            with self.times.measured("read"):
+                raw = tensor.read(start, stop)
+            with self.times.measured("compute"):
+                if weights is not None:
+                    return _weighed(raw, entry, start, weights, check=self.check)
+                if not isinstance(entry.format, ArrayFormat):
+                    return recode(raw, tensor.format, entry.format, check=self.check)
+                arrays = recode_arrays(raw, tensor.format, entry.format, check=self.check)
+            if entry.is_first:
+                self.pending.keep(tensor, entry.format, start, arrays)
+            return arrays[entry.format.part]
+        except NonFiniteError as error:
+            raise CheckpointError(
+                f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
+                remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
+            ) from error
+        except EngineError as error:
+            raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
+
+
+def _weighed(
+    raw: NDArray[np.uint8], entry: Entry, first: int, weights: NDArray[np.float32], *, check: bool
 ) -> NDArray[np.uint8]:
-    tensor, (start, stop) = entry.tensor, rows
-    if (waiting := pending.take(tensor, entry.format, start)) is not None:
-        return waiting
-    try:
-        with times.measured("read"):
-            raw = tensor.read(start, stop)
-        with times.measured("compute"):
-            if not isinstance(entry.format, ArrayFormat):
-                return recode(raw, tensor.format, entry.format, check=check)
-            arrays = recode_arrays(raw, tensor.format, entry.format, check=check)
-        if entry.is_first:
-            pending.keep(tensor, entry.format, start, arrays)
-        return arrays[entry.format.part]
-    except NonFiniteError as error:
-        raise CheckpointError(
-            f"tensor {tensor.name!r}: {error} (in rows {start:,} to {stop - 1:,})",
-            remedy="the checkpoint is damaged; --allow-nonfinite goes on with it as it is",
-        ) from error
-    except EngineError as error:
-        raise EngineError(f"tensor {tensor.name!r}: {error.message}", remedy=error.remedy) from error
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"tensor {tensor.name!r}: {error}", remedy="convert to bf16 or f32") from error
+    """Rows from ``first`` on, each expert's by its own importance."""
+    own = entry.tensor.rows // len(weights)
+    pieces, at = [], first
+    while at < first + len(raw):
+        stop = min((at // own + 1) * own, first + len(raw))
+        rows = raw[at - first : stop - first]
+        pieces.append(recode(rows, entry.tensor.format, entry.format, check=check, importance=weights[at // own]))
+        at = stop
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+from numpy.typing import NDArray
+
 from converters.checkpoint import Stored, Tensor
 from edge_llama.files.formats import FORMATS, Format
 from edge_llama.files.manifest import StoredFile
@@ -22,6 +25,8 @@ class Entry:
     format: Format
     wanted: Format | None = None
     """What the recipe would have chosen if the rows were whole blocks of it."""
+    importance: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False, compare=False)
+    """Gives what its columns are weighed by, float32 (n_experts, columns), a row for as many of its rows each."""
 
     def stored_bytes(self, alignment: int) -> int:
         """Bytes of its data and the zeros after it."""

@@ -19,9 +19,12 @@ class Options:
     or a bundle, or ``all`` (None), to a bundle. The vision tower is written for ``vision_to``, ``onnx`` (None) or
     ``gguf``, with weights in ``vision_quant``, ``f16`` (None), ``f32``, for ``gguf`` ``bf16`` or ``q8_0``, for ONNX
     ``int8``, ``int4`` or, for NPUs, ``a16w8``. What is made by ranges of values takes them from the file or files
-    of ``calibration``, which tell by themselves of which tower they are.
+    of ``calibration``, which tell by themselves of which tower they are; a GGUF file's text tower is quantized by an
+    importance matrix there, which recipes below three bits need.
     ``tensor_types`` gives all tensors of a role another format than the recipe's: ``{"attn_v": "q8_0"}``; roles:
-    ``quant.recipe.ROLES``. A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
+    ``quant.recipe.ROLES``. ``tensor_type_file`` is a file that llama-quantize takes by this name too: each tensor gets
+    the format of the first line whose pattern is in its name; ``tensor_types`` have the last word.
+    A GGUF file with more than ``max_shard_bytes`` of data becomes several, named as llama.cpp
     names them. ``chat_template`` is a family (``llama3.1``), a Jinja file or ``none``; None: the source's own stays, or
     what its name suggests. ``lora`` is the folder of an adapter that peft saved, to merge on the way; ``base`` is for a
     source that is such a folder itself: the model that it was trained beside, or its config.json alone.
@@ -45,6 +48,7 @@ class Options:
     vision_quant: str | None = None
     calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = ()
     tensor_types: Mapping[str, str] = field(default_factory=dict)
+    tensor_type_file: str | os.PathLike[str] | None = None
     block: int | None = None
     group: int | None = None
     scale_dtype: str | None = None
@@ -66,6 +70,11 @@ class Options:
         if isinstance(self.calibration, str | os.PathLike):
             return (Path(self.calibration),)
         return tuple(map(Path, self.calibration))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that decide how weights are quantized: ``evidence``, and what ``tensor_type_file`` is."""
+        return (*self.evidence, *([] if self.tensor_type_file is None else [Path(self.tensor_type_file)]))
 
 
 def flag(name: str) -> str:

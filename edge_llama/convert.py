@@ -43,9 +43,12 @@ class ConvertOptions(TypedDict, total=False):
     vision_quant: str | None
     """The vision tower's format: ``f16`` (None), ``int8``, ..."""
     calibration: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-    """What ``edge-llama calibrate`` measured, in a file or several: ``a16w8`` and ``a16w4`` need it."""
+    """What ``edge-llama calibrate`` measured, in a file or several: ``a16w8`` and ``a16w4`` need it, and recipes below
+    three bits; others are better by it."""
     tensor_types: Mapping[str, str]
     """Another format for all tensors of a role: ``{"attn_v": "q8_0"}``."""
+    tensor_type_file: str | os.PathLike[str] | None
+    """Another format for tensors by patterns in their names, ``pattern=format``, as llama-quantize takes them."""
     block: int | None
     """ONNX: so many weights share a scale: 32 (None), 64 or 128."""
     group: int | None

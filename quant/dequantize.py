@@ -26,6 +26,7 @@ _BY_GGML = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 _SCALES = {
     **dict.fromkeys(("q4_0", "q5_0", "q8_0", "iq4_nl", "iq4_xs", "q1_0", "q2_0"), (0, 1)),
     **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2)),
+    **dict.fromkeys(("iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"), (0, 1)),
     "q2_k": (80, 2),
     "q3_k": (108, 1),
     "q6_k": (208, 1),
@@ -92,8 +93,11 @@ def is_finite(raw: Bytes, format_: Format) -> bool:
     """
     if format_ in FLOATS:
         return floats_are_finite(raw, format_)
+    blocks = raw.reshape(-1, format_.block_bytes)
+    if format_.name == "iq1_m":
+        return bool(np.isfinite(_scattered_halves(blocks)).all())
     at, count = _SCALES[format_.name]
-    return bool(np.isfinite(_halves(raw.reshape(-1, format_.block_bytes), at, count)).all())
+    return bool(np.isfinite(_halves(blocks, at, count)).all())
 
 
 def _decodes(*names: str) -> Callable[[Decoder], Decoder]:
@@ -107,6 +111,13 @@ def _decodes(*names: str) -> Callable[[Decoder], Decoder]:
 def _halves(blocks: Bytes, at: int, count: int = 1) -> Floats:
     """``count`` float16 from byte ``at`` on: ``(n, count)`` float32."""
     return blocks[:, at : at + 2 * count].copy().view("<f2").astype(np.float32)
+
+
+def _scattered_halves(blocks: Bytes) -> Floats:
+    """The scales of iq1_m, a nibble of which ends each of the last four words: ``(n,)`` float32."""
+    words = blocks[:, -8:].copy().view("<u2") & np.uint16(0xF000)
+    bits: NDArray[np.uint16] = (words >> np.array([12, 8, 4, 0], np.uint16)).sum(axis=1, dtype=np.uint16)
+    return bits.view(np.float16).astype(np.float32)
 
 
 def _nibbles(octets: Bytes, out: Bytes) -> None:

@@ -84,7 +84,7 @@ def recode(
             continue
         kernel = quantize if np.isfinite(largest) else _quantize_nonfinite
         recoded = kernel(rows, target, importance)
-        if check and largest > _HALF_MAX and not is_finite(recoded, target):
+        if check and (largest > _HALF_MAX or importance is not None) and not is_finite(recoded, target):
             raise _too_large(largest, target)
         out[start : start + len(rows)] = recoded
     return out
@@ -189,9 +189,9 @@ def fit_is_loaded() -> bool:
     return bool(_fits)
 
 
-def is_loaded(format_: Format) -> bool:
+def is_loaded(format_: Format, *, has_importance: bool = False) -> bool:
     """Whether :func:`load` was called for ``format_``, whatever came of it."""
-    return (format_.name, False) in _loaded
+    return (format_.name, has_importance) in _loaded
 
 
 def _dequantize(raw: NDArray[np.uint8], source: Format) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import logging
 import os
 import subprocess
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import NamedTuple
@@ -32,8 +32,22 @@ CHOICES = ("auto", "ggml", "compiled")
 _NUMBA, _LLAMA_CPP = "pip install numba", "pip install llama-cpp-python"
 
 
+class Need(NamedTuple):
+    """What weights are to be quantized to, and whether by their columns' importance: that takes another kernel."""
+
+    format: Format
+    has_importance: bool = False
+
+
+class _Kernel(NamedTuple):
+    """A compiled kernel: a format's, or :data:`quant.compiled.GROUPS`."""
+
+    name: str
+    has_importance: bool = False
+
+
 class _Cost(NamedTuple):
-    """Of a format whose compiled kernel is faster than ggml's without importance; both figures are about right."""
+    """Of a format whose compiled kernel is faster than ggml's; both figures are about right."""
 
     ggml_rate: float
     """Weights a second and core that ggml's kernel makes."""
@@ -52,6 +66,20 @@ _COSTS = {
     "q2_k": _Cost(16e6, 8.0),
     "q6_k": _Cost(30e6, 10.0),
 }
+_IMPORTANCE_RATES = {
+    "q8_0": 240e6,
+    "q4_0": 45e6,
+    "q5_0": 36e6,
+    **dict.fromkeys(("q4_1", "q5_1"), 7.5e6),
+    **dict.fromkeys(("iq4_nl", "iq4_xs"), 4.5e6),
+    "q2_k": 5e6,
+    "q3_k": 34e6,
+    "q4_k": 9e6,
+    "q5_k": 7e6,
+    "q6_k": 28e6,
+}
+"""The same of ggml's kernels with importance, which search where some don't without it."""
+_COMPILING_WITH_IMPORTANCE = 8.0
 _LOADING = 2.0
 """Seconds of ggml's work from which on loading numba is worth its while."""
 
@@ -108,87 +136,120 @@ def _fault_of_ggml() -> str:
     return "are refused: they give other bytes here than elsewhere, as builds do that fuse products and sums"
 
 
-def check_kernels(formats: Collection[Format]) -> None:
-    """EngineError unless there are kernels here that quantize to all ``formats``; none is loaded yet."""
-    needed = _quantized(formats)
+def check_kernels(needs: Collection[Need], *, may_take_long: bool = False) -> None:
+    """EngineError unless there are kernels here for all ``needs``; none is loaded yet.
+
+    Unless it ``may_take_long``, the bytes of those that search codebooks are not looked at: ggml is seconds in setting
+    up a codebook's tables.
+    """
+    needed = [need for need in _quantized(needs) if may_take_long or need.format.name not in ggml.CODEBOOKS]
+    if len(needed) < len(_quantized(needs)):
+        ggml.require("quantizing to formats below four bits takes ggml's own kernels")
     if not needed:
         return
     if choice() != "ggml" and compiled.is_available():
-        if missing := [format_ for format_ in needed if format_.name not in compiled.NAMES]:
-            require_ggml(f"quantizing to {missing[0]} takes ggml's own kernel", missing[0])
+        for format_, has_importance in _without_compiled(needed):
+            need = f"quantizing to {format_} takes ggml's own kernel"
+            require_ggml(need, format_, has_importance=has_importance)
         return
     if not ggml.is_installed():
         raise EngineError(
-            f"quantizing to {needed[0]} takes llama-cpp-python or numba, and neither is installed",
+            f"quantizing to {needed[0].format} takes llama-cpp-python or numba, and neither is installed",
             remedy=f"{_LLAMA_CPP}, or {_NUMBA}",
         )
-    for format_ in needed:
-        require_ggml(f"quantizing to {format_} without compiled kernels takes ggml's own", format_)
+    for format_, has_importance in needed:
+        need = f"quantizing to {format_} without compiled kernels takes ggml's own"
+        require_ggml(need, format_, has_importance=has_importance)
 
 
-def _quantized(formats: Collection[Format]) -> list[Format]:
-    """Ggml's formats whose kernels ``formats`` take; floats and some of ONNX Runtime's grids take none."""
-    found = [nbits.kernel_format(each.grid) if isinstance(each, nbits.ArrayFormat) else each for each in formats]
-    return list(dict.fromkeys(each for each in found if each is not None and each.is_quantized))
+def _quantized(needs: Iterable[Need]) -> list[Need]:
+    """Ggml's formats whose kernels are needed; floats and some of ONNX Runtime's grids take none."""
+    found = [
+        Need(kernel, has_importance)
+        for format_, has_importance in needs
+        if (kernel := nbits.kernel_format(format_.grid) if isinstance(format_, nbits.ArrayFormat) else format_)
+    ]
+    return list(dict.fromkeys(need for need in found if need.format.is_quantized))
+
+
+def _without_compiled(needed: Iterable[Need]) -> list[Need]:
+    """Those that ggml's kernels alone quantize to."""
+    return [need for need in needed if need.format.name not in compiled.NAMES]
 
 
 @contextmanager
-def loading_kernels(work: Mapping[Format, int], threads: int) -> Iterator[None]:
-    """While within, load the kernels that ``work`` (weights to quantize in each format) is worth.
+def loading_kernels(work: Mapping[Need, int], threads: int) -> Iterator[None]:
+    """While within, load the kernels that ``work`` (so many weights of each kind) is worth.
 
     ``threads`` share the work. With ``auto`` nobody waits where ggml's kernels give the bytes of every machine; else,
     and with ``compiled``, all kernels are ready at once. Raises EngineError for a format that nothing here quantizes.
     """
     chosen, needed = choice(), _quantized(work)
-    check_kernels(work)
+    check_kernels(work, may_take_long=True)
     if chosen == "compiled" or (chosen == "auto" and not _ggml_will_do(needed)):
-        has_groups = any(_kernel_of(format_) == compiled.GROUPS for format_ in work)
+        has_groups = any(_kernel_of(need).name == compiled.GROUPS for need in work)
         _load_all(needed, with_groups=chosen == "compiled" and has_groups)
     seconds = {
-        name: weights / _COSTS[name].ggml_rate / threads
-        for format_, weights in work.items()
-        if (name := _kernel_of(format_)) in _COSTS and not _is_loaded(name)
+        kernel: weights / cost.ggml_rate / threads
+        for need, weights in work.items()
+        if (cost := _cost(kernel := _kernel_of(need))) and not _is_loaded(kernel)
     }
     if chosen != "auto" or not compiled.is_available() or sum(seconds.values()) < _LOADING:
         yield
         return
-    loader = _Loader(sorted(seconds, key=lambda name: -seconds[name]), sum(seconds.values()))
+    loader = _Loader(sorted(seconds, key=lambda kernel: -seconds[kernel]), sum(seconds.values()))
     try:
         yield
     finally:
         loader.close()
 
 
-def _kernel_of(format_: Format) -> str:
-    """The name of the compiled kernel that makes ``format_`` faster, if it is one of ``_COSTS``."""
+def _kernel_of(need: Need) -> _Kernel:
+    """The compiled kernel that makes it faster, if :func:`_cost` knows one."""
+    format_ = need.format
     if isinstance(format_, nbits.ArrayFormat) and format_.grid.is_fitted and format_.part == "numbers":
-        return compiled.GROUPS
-    return format_.name
+        return _Kernel(compiled.GROUPS)
+    return _Kernel(format_.name, need.has_importance)
 
 
-def _is_loaded(name: str) -> bool:
-    return kernels.fit_is_loaded() if name == compiled.GROUPS else kernels.is_loaded(FORMATS[name])
+def _cost(kernel: _Kernel) -> _Cost | None:
+    """None where there is no compiled kernel, or none that is faster."""
+    if not kernel.has_importance:
+        return _COSTS.get(kernel.name)
+    rate = _IMPORTANCE_RATES.get(kernel.name)
+    return None if rate is None else _Cost(rate, _COMPILING_WITH_IMPORTANCE)
 
 
-def _load(name: str) -> bool:
+def _is_loaded(kernel: _Kernel) -> bool:
+    if kernel.name == compiled.GROUPS:
+        return kernels.fit_is_loaded()
+    return kernels.is_loaded(FORMATS[kernel.name], has_importance=kernel.has_importance)
+
+
+def _load(kernel: _Kernel) -> bool:
     """Whether the kernel gives the bytes that it should."""
-    return kernels.load_fit() if name == compiled.GROUPS else kernels.load(FORMATS[name])
+    if kernel.name == compiled.GROUPS:
+        return kernels.load_fit()
+    return kernels.load(FORMATS[kernel.name], has_importance=kernel.has_importance)
 
 
-def _ggml_will_do(needed: Collection[Format]) -> bool:
+def _ggml_will_do(needed: Collection[Need]) -> bool:
     """Whether ggml's kernels can begin: they give the expected bytes, or there are no others (which was checked)."""
     if not compiled.is_available():
         return True
-    return all(ggml_is_canonical(format_) for format_ in needed)
+    return all(ggml_is_canonical(format_, has_importance=has_importance) for format_, has_importance in needed)
 
 
-def _load_all(needed: Collection[Format], *, with_groups: bool) -> None:
+def _load_all(needed: Collection[Need], *, with_groups: bool) -> None:
     try:
         if with_groups:
             kernels.load_fit()
-        for format_ in needed:
-            if not kernels.load(format_):
-                require_ggml(f"the compiled kernel of {format_} gives other bytes than it should here", format_)
+        for format_, has_importance in needed:
+            if not kernels.load(format_, has_importance=has_importance):
+                need = f"the compiled kernel of {format_} gives other bytes than it should here"
+                if format_.name not in compiled.NAMES:
+                    need = f"quantizing to {format_} takes ggml's own kernel"
+                require_ggml(need, format_, has_importance=has_importance)
     except OSError as error:
         raise EngineError(
             f"compiled kernels have no place: {error}", remedy=f"set {CACHE_VARIABLE} to a folder that can be written"
@@ -201,9 +262,9 @@ class _Loader:
     There the compiler takes neither this process's lock nor its memory, and can be left unfinished.
     """
 
-    def __init__(self, names: list[str], seconds: float) -> None:
-        self._names = names
-        is_worth_it = seconds >= sum(_COSTS[name].compiling for name in names)
+    def __init__(self, needed: list[_Kernel], seconds: float) -> None:
+        self._needed = needed
+        is_worth_it = seconds >= sum(cost.compiling for kernel in needed if (cost := _cost(kernel)))
         self._may_compile = is_worth_it and child.is_available()
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kernels", daemon=True)
@@ -217,17 +278,19 @@ class _Loader:
 
     def _load_all(self) -> None:
         import_module("quant.compiled.jit")  # numba loads while the first kernel is compiled elsewhere
-        from quant.compiled.cache import verdict  # noqa: PLC0415 - raises OSError where there is no place for it
+        from quant.compiled.cache import key, verdict  # noqa: PLC0415 - raises OSError where there is no place for it
 
-        for name in self._names:
-            if verdict(name) is not None or (self._may_compile and self._compile(name)):
-                _load(name)
+        for kernel in self._needed:
+            noted = verdict(key(kernel.name, has_importance=kernel.has_importance))
+            if noted is not None or (self._may_compile and self._compile(kernel)):
+                _load(kernel)
             if self._is_closed.is_set():
                 return
 
-    def _compile(self, name: str) -> bool:
+    def _compile(self, kernel: _Kernel) -> bool:
         """Whether the compiler came to its end before the work did."""
-        command = child.command("quant.compiled.__main__", name, watch="pipe")
+        arguments = (*(("--importance",) if kernel.has_importance else ()), kernel.name)
+        command = child.command("quant.compiled.__main__", *arguments, watch="pipe")
         null = subprocess.DEVNULL
         with subprocess.Popen(  # noqa: S603 - our own code
             command,
@@ -244,7 +307,10 @@ class _Loader:
             finally:
                 process.kill()
         if process.returncode:
-            _log.warning("the kernel of %s could not be compiled: python -m quant.compiled %s says why", name, name)
+            said = " ".join(arguments)
+            _log.warning(
+                "the kernel of %s could not be compiled: python -m quant.compiled %s says why", kernel.name, said
+            )
         return process.returncode == 0
 
     def close(self) -> None:

@@ -247,7 +247,8 @@ def small_checkpoints(checks: Checks) -> list[Conversion]:
     for name, make in makers.items():
         if not (checks.emulated.work / name).is_dir():
             make(checks.emulated.work / name)
-    files = [(name, f"{name}-{quant}.gguf", {"quant": quant}) for name in makers for quant in GGUF_RECIPES]
+    quants = [quant for quant, recipe in GGUF_RECIPES.items() if not recipe.needs_importance]
+    files = [(name, f"{name}-{quant}.gguf", {"quant": quant}) for name in makers for quant in quants]
     folders = [
         (name, f"{name}-{quant}{'-portable' * portable}", {"quant": quant, "to": "onnx", "portable": portable})
         for name in makers

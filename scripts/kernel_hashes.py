@@ -7,14 +7,18 @@ a format that is new, or another algorithm of llama.cpp's.
 """
 
 from edge_llama.files.formats import FORMATS
-from quant import compiled
+from quant.recipe import WRITTEN
 from quant.reference import ggml
 from quant.reference.vectors import hashed
 
 if __name__ == "__main__":
     print("_HASHES = {")
-    for name in compiled.NAMES:
-        for has_importance in (False, True):
-            found = hashed(lambda rows, importance: ggml.quantize(rows, FORMATS[name], importance), has_importance)  # noqa: B023
-            print(f'    ("{name}", {has_importance}): "{found}",')
+    for format_ in (FORMATS[name] for name in WRITTEN if FORMATS[name].is_quantized):
+        for has_importance in (True,) if ggml.requires_importance(format_) else (False, True):
+            found = hashed(
+                lambda rows, importance: ggml.quantize(rows, format_, importance),  # noqa: B023 - called at once
+                has_importance,
+                is_slow=format_.name in ggml.CODEBOOKS,
+            )
+            print(f'    ("{format_}", {has_importance}): "{found}",')
     print("}")

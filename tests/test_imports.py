@@ -25,6 +25,7 @@ edge_llama.fidelity
 | converters.metadata   converters.evidence.given
 | converters.checkpoint
 | converters.layout   converters.folder_files   converters.tokenizers
+| converters.evidence.notes
 | converters.tensors   converters.output   converters.target
 | converters.architectures
 | converters.sources   converters.targets.onnx

@@ -3,6 +3,6 @@
 ``given`` finds what a conversion needs among the files it was given.
 """
 
-from converters.evidence.given import check_needed, needs_ranges, ranges_for
+from converters.evidence.given import check_needed, importance_for, needs_ranges, ranges_for
 
-__all__ = ["check_needed", "needs_ranges", "ranges_for"]
+__all__ = ["check_needed", "importance_for", "needs_ranges", "ranges_for"]

@@ -32,8 +32,8 @@ def check_heeded(options: Options, text: Collection[str] | None, *, has_vision: 
             )
     for name in _given(options, TEXT):
         if text is not None and name not in text and not (has_vision and name in _heeded(VISION)):
-            owner = next(writer.label for writer in TEXT.values() if name in writer.options)
-            raise OptionError(f"{flag(name)}: is for {owner} alone", remedy="leave it out")
+            owners = " and ".join(writer.label for writer in TEXT.values() if name in writer.options)
+            raise OptionError(f"{flag(name)}: is for {owners} alone", remedy="leave it out")
 
 
 def _heeded(writers: Mapping[str, TowerWriter]) -> set[str]:

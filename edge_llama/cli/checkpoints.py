@@ -81,10 +81,13 @@ def show(found: "Inspection", console: "Console", encode_gguf: "GGUFEncoder | No
 def _show_offer(offer: "Offer", console: "Console") -> None:
     from rich.table import Table  # noqa: PLC0415
 
+    from quant.recipe import RECIPES  # noqa: PLC0415
+
     if offer.refused:
         console.print(printable(f"{offer.target}: refused: {offer.refused}"), soft_wrap=True)
         return
-    table = Table(offer.target, "bytes", box=None)
+    table = Table(offer.target, "bytes", "", box=None)
     for quant, nbytes in offer.sizes.items():
-        table.add_row(quant, f"{nbytes:>15,}")
+        needs_importance = quant in RECIPES and RECIPES[quant].needs_importance
+        table.add_row(quant, f"{nbytes:>15,}", "by an importance matrix" if needs_importance else "")
     console.print(table)

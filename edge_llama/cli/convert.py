@@ -14,11 +14,13 @@ from edge_llama.cli import options
 from edge_llama.cli.fit import fitting_quant, told
 from edge_llama.cli.resuming import resumable
 from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import OptionError
+from edge_llama.errors import OptionError, OutputError
 from edge_llama.files.gguf import SUFFIX
+from edge_llama.host.atomic import new_file
 
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
-    "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s q2_k"
+    "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s "
+    "iq3_m iq3_s iq3_xs iq3_xxs q2_k q2_k_s iq2_m iq2_s iq2_xs iq2_xxs iq1_m iq1_s"
 )
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help=f"fit (the most bits that this machine holds), or {_RECIPES}. Default: q4_k_m. "
+            help=f"fit (the most bits that this machine holds), or {_RECIPES} (iq3_xs, iq3_xxs and all from q2_k_s on "
+            "need an importance matrix: --calibration). Default: q4_k_m. "
             "With --to onnx: int4, int8, f16, f32, and a16w8, a16w4 for NPUs; with --to safetensors: bf16, f16, f32, "
             "w4a16.",
         ),
@@ -43,6 +46,16 @@ def convert(
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(metavar="ROLE=FORMAT", help="All tensors of a role in another format: attn_v=q8_0. Repeatable."),
+    ] = None,
+    tensor_type_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Formats of tensors by patterns in their names, PATTERN=FORMAT, as llama-quantize's."
+        ),
+    ] = None,
+    write_tensor_types: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --dry-run: the formats that were chosen, as such a file."),
     ] = None,
     to: Annotated[
         str | None, typer.Option(metavar="gguf|safetensors|onnx", help="Default: by the output's name.")
@@ -64,9 +77,10 @@ def convert(
     calibration: Annotated[
         list[Path] | None,
         typer.Option(
-            *("--calibration", "--ranges"),
+            *("--calibration", "--ranges", "--imatrix"),
             metavar="FILE",
-            help="For a16w8 and a16w4: what edge-llama calibrate measured. Repeatable.",
+            help="What edge-llama calibrate measured: ranges for a16w8 and a16w4, for GGUF an importance matrix "
+            "(llama-imatrix's too). Repeatable.",
         ),
     ] = None,
     vision_to: Annotated[
@@ -158,8 +172,10 @@ def convert(
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415
 
     source = source if source.exists() else local_models.named(source) or source
+    if write_tensor_types and not dry_run:
+        raise OptionError("--write-tensor-types: is for --dry-run alone", remedy="add --dry-run")
     if quant == "fit":
-        quant = fitting_quant(source)
+        quant = fitting_quant(source, calibration or ())
         note(f"quant: {quant}, the recipe of the most bits that fits the memory that is free here", quiet=quiet)
     asked = options.given(
         quant=quant,
@@ -169,6 +185,7 @@ def convert(
         calibration=tuple(calibration or ()),
         vision_to=vision_to,
         tensor_types=_tensor_types(tensor_type or []),
+        tensor_type_file=tensor_type_file,
         block=block,
         group=group,
         scale_dtype=scale_dtype,
@@ -186,6 +203,8 @@ def convert(
     )
     if dry_run:
         plan = make_plan(source, output, encode_gguf=encode, **asked)
+        if write_tensor_types:
+            _write_tensor_types(plan, write_tensor_types, force=force)
         _print_plan(plan, as_json)
         _tell(plan, quiet or as_json)
         return
@@ -207,6 +226,24 @@ def _unfit(plan: "Plan") -> str:
     if not is_text or plan.options.quant is None:
         return ""
     return told(Sketch(plan.checkpoint).text(plan.options.quant), None)
+
+
+def _write_tensor_types(plan: "Plan", path: Path, *, force: bool) -> None:
+    """The formats of the plan's GGUF text tower by name, for ``--tensor-type-file`` and llama-quantize's."""
+    from converters.output import check_inputs  # noqa: PLC0415
+    from converters.targets.gguf import tensor_type_lines  # noqa: PLC0415
+
+    if plan.is_adapter or plan.options.quant is None or plan.options.to not in (None, "gguf"):
+        raise OptionError("--write-tensor-types: is for a text tower in GGUF alone", remedy="leave it out")
+    lines = tensor_type_lines(plan.checkpoint, plan.options)
+    check_inputs(path, plan.inputs, plan.files)
+    if path.exists() and not force:
+        raise OutputError(f"{path}: already exists", remedy="give another name, or --force to replace it")
+    try:
+        with new_file(path) as file:
+            file.write(lines.encode())
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}", remedy="give another name") from error
 
 
 def _tensor_types(options: list[str]) -> dict[str, str]:
@@ -280,6 +317,7 @@ def _summary(plan: "Plan") -> str:
         [
             *([asked.quant] if asked.quant else []),
             *(f"{role}={name}" for role, name in asked.tensor_types.items()),
+            *([f"formats of {asked.tensor_type_file}"] if asked.tensor_type_file else []),
             *([f"vision {asked.vision_quant}"] if asked.vision_quant else []),
         ]
     )

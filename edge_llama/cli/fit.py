@@ -25,6 +25,20 @@ from edge_llama.sampling.option_text import parse_on_or_off
 
 RECIPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 """What a checkpoint is tried in, if nothing is asked: the usual ones, the most bits first."""
+BY_IMPORTANCE = (
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q4_k_m",
+    "iq4_xs",
+    "iq3_m",
+    "iq3_xxs",
+    "iq2_m",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq1_s",
+)
+"""The same where there is an importance matrix."""
 
 
 def fit(
@@ -125,11 +139,15 @@ def _fits(
     return {name: fit_shape(shape, planned.vision, where, asked) for name, shape in planned.texts.items()}
 
 
-def fitting_quant(source: Path) -> str:
-    """The recipe of the most bits by which the checkpoint fits here. OptionError if none does, with the least need."""
+def fitting_quant(source: Path, calibration: Sequence[Path] = ()) -> str:
+    """The recipe of the most bits by which the checkpoint fits here. OptionError if none does, with the least need.
+
+    With an importance matrix among ``calibration`` it may be one that needs it.
+    """
+    from converters.evidence.given import is_importance  # noqa: PLC0415
     from edge_llama.convert import shapes  # noqa: PLC0415
 
-    planned = shapes(source, RECIPES)
+    planned = shapes(source, BY_IMPORTANCE if any(map(is_importance, calibration)) else RECIPES)
     found = {name: need_of(shape, planned.vision, this(), Asked()) for name, shape in planned.texts.items()}
     if (chosen := best(found)) is None:
         least = min(each.needed for each in found.values())

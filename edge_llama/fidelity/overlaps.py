@@ -5,7 +5,7 @@ digits (some 13 words, as GPT-3's authors compared texts, https://arxiv.org/abs/
 and case don't count) has a hash, and the 2,048 smallest of all are kept: a bottom-k sketch, whose size doesn't depend
 on the text's (https://doi.org/10.1109/SEQUEN.1997.666900). Which windows it keeps is decided by what stands in them
 and not by where, so that a text is found in another from whatever letter on. Of the default texts that is a window in
-some hundred; of a text of 100 MB one in 50,000, which still finds a copied document.
+sixty; of a text of 100 MB one in 50,000, which still finds a copied document of some size.
 """
 
 import base64

@@ -57,7 +57,7 @@ def default_texts(half: Literal["calibration", "evaluation"]) -> list[Text]:
     Examples:
         >>> from edge_llama.fidelity.texts import default_texts
         >>> sorted({text.domain for text in default_texts("evaluation")})
-        ['code', 'dialogue', 'encyclopaedic', 'formal', 'languages', 'mathematics', 'prose']
+        ['code', 'dialogue', 'encyclopaedic', 'formal', 'languages', 'mathematics', 'prose', 'scripts']
     """
     folder = files("edge_llama.fidelity") / "data" / half
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".txt")), key=lambda entry: entry.name)

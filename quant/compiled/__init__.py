@@ -71,8 +71,7 @@ def load(name: str, *, has_importance: bool = False) -> Kernel | None:
     kernel = Kernel(FORMATS[name], getattr(functions, name))
     with cache.locked(name):
         is_right = gives_expected_bytes(kernel.format, kernel.quantize, has_importance=has_importance)
-        if not has_importance:
-            cache.note(name, is_right)
+        cache.note(cache.key(name, has_importance=has_importance), is_right)
     return kernel if is_right else None
 
 

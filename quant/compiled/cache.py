@@ -40,8 +40,13 @@ def locked(name: str) -> FileLock:
     return FileLock(FOLDER / f"{name}.lock")
 
 
+def key(name: str, *, has_importance: bool) -> str:
+    """What verdicts call the kernel of a format; with importance it is another one."""
+    return f"{name}-importance" if has_importance else name
+
+
 def verdict(name: str) -> bool | None:
-    """Whether the kernel of a format, without importance, gave the bytes it should; None: it was never loaded here."""
+    """Whether the kernel that :func:`key` calls so gave the bytes it should; None: it was never loaded here."""
     if (FOLDER / f"{name}.accepted").exists():
         return True
     return False if (FOLDER / f"{name}.refused").exists() else None

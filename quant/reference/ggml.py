@@ -33,6 +33,22 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
+CODEBOOKS = frozenset(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"))
+"""Formats whose values are points of a codebook, which ggml searches: that takes long.
+
+Where sums overflow it finds no point, and ends the process (``GGML_ASSERT`` in ``ggml-quants.c``).
+"""
+_REQUIRED = frozenset(("iq1_s", "iq2_xxs", "iq2_xs"))
+"""``ggml_quantize_requires_imatrix``: without importance it ends the process."""
+_LARGEST, LARGEST_IMPORTANCE = 2.0**25, 2.0**60
+"""Up to these no sum of a codebook's search overflows: of 32 products of importance, two weights and a level."""
+
+
+def requires_importance(format_: Format) -> bool:
+    """Whether ggml's kernel of ``format_`` can't do without importance."""
+    return format_.name in _REQUIRED
+
+
 def is_installed() -> bool:
     """Whether llama-cpp-python is here; nothing is loaded."""
     return find_spec("llama_cpp") is not None
@@ -68,12 +84,26 @@ def quantize(
     """Rows of float32, C-contiguous ``(n_rows, columns)``, as ``(n_rows, row_bytes)`` bytes of ``format_``.
 
     ``importance``, ``(columns,)`` float32, weighs the columns' errors in formats that search for their scales.
+    Raises ValueError for what ggml would end the process on.
     """
+    if format_.name in CODEBOOKS:
+        _check_searched(rows, format_, importance)
     n_rows, columns = rows.shape
     out = np.empty((n_rows, format_.row_bytes(columns)), np.uint8)
     weights = None if importance is None else importance.ctypes.data
     _library().ggml_quantize_chunk(format_.ggml_id, rows.ctypes.data, out.ctypes.data, 0, n_rows, columns, weights)
     return out
+
+
+def _check_searched(rows: NDArray[np.float32], format_: Format, importance: NDArray[np.float32] | None) -> None:
+    """ValueError for weights, or importance, by which no point of a codebook would be found."""
+    if importance is None and requires_importance(format_):
+        raise ValueError(f"{format_} can't be quantized to without importance")
+    largest = float(np.abs(rows).max(initial=0.0))
+    if not largest <= _LARGEST:  # or NaN
+        raise ValueError(f"a weight of {largest:g} is too large for {format_}")
+    if importance is not None and not (importance.min() >= 0 and importance.max() <= LARGEST_IMPORTANCE):
+        raise ValueError(f"an importance from {importance.min():g} to {importance.max():g} is none for {format_}")
 
 
 def can_dequantize(format_: Format) -> bool:

@@ -152,7 +152,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "ranges for a GGUF text": (
         "x.gguf",
         {"tower": "text", "calibration": ["r.json"]},
-        "--calibration: is for ONNX alone",
+        "--calibration r.json: cannot be read",
     ),
     "ranges that are not there": (
         "x",

@@ -5,7 +5,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 from ggufs import READABLE, all_in, read_tensor, rewritten
-from quantizer import differences, quantized_by_llama_cpp
+from quantizer import WITHOUT_IMPORTANCE, differences, quantized_by_llama_cpp
 from refusals import refusal
 
 import converters
@@ -54,7 +54,7 @@ def test_every_format_that_ggml_reads_is_a_source(name: str, floats: Path, tmp_p
     assert not list(differences(read_header(tmp_path / "ours.gguf"), read_header(theirs)))
 
 
-@pytest.mark.parametrize("quant", RECIPES)
+@pytest.mark.parametrize("quant", WITHOUT_IMPORTANCE)
 @pytest.mark.parametrize("name", ["q8_0", "q6_k", "q4_1"])
 def test_every_recipe_gives_what_llama_cpps_requantizer_gives(
     name: str, quant: str, floats: Path, tmp_path: Path

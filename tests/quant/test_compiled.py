@@ -222,8 +222,8 @@ LOADING = """
 import sys, time
 from edge_llama.files.formats import FORMATS
 from quant import kernels
-from quant.loading import loading_kernels
-q4_k = FORMATS["q4_k"]
+from quant.loading import Need, loading_kernels
+q4_k = Need(FORMATS["q4_k"])
 with loading_kernels({q4_k: int(sys.argv[1])}, 1):
     deadline = time.monotonic() + float(sys.argv[2])
     while not kernels._loaded and time.monotonic() < deadline:

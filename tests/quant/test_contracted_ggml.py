@@ -87,7 +87,13 @@ for name, has_importance in eval(sys.argv[2]):
     raw = ggml.quantize(rows, FORMATS[name], abs(rows[0]) if has_importance else None)
     print(accepted, hashlib.sha256(raw.tobytes()).hexdigest())
 """
-ASKED = [*((name, False) for name in NAMES), *((name, True) for name in ("q2_k", "q3_k", "q4_1", "q5_1", "q8_0"))]
+CODEBOOKS = [("iq2_xxs", True), ("iq3_xxs", True), ("iq3_s", True), ("iq3_s", False)]
+"""Those whose tables are set up within a second; of the others the same was seen."""
+ASKED = [
+    *((name, False) for name in NAMES),
+    *((name, True) for name in ("q2_k", "q3_k", "q4_1", "q5_1", "q8_0")),
+    *CODEBOOKS,
+]
 UNCHANGED = {("q3_k", False), ("q4_1", False), ("q5_1", False), ("q8_0", False), ("q8_0", True)}
 """Of those what fused sums leave alone here; another compiler may change more, and be refused in more."""
 

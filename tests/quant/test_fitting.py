@@ -150,10 +150,10 @@ def test_a_group_is_fitted_alike_whatever_stands_beside_it(scales: Format, rng: 
 LOADED = """
 import numpy as np
 from quant import kernels
-from quant.loading import loading_kernels
+from quant.loading import Need, loading_kernels
 from quant.nbits import Grid
 from edge_llama.files.formats import BF16
-with loading_kernels({Grid(4, 64, scales=BF16).array("numbers"): COUNT}, 1):
+with loading_kernels({Need(Grid(4, 64, scales=BF16).array("numbers")): COUNT}, 1):
     print(kernels.fit_is_loaded())
 """
 

@@ -3,10 +3,10 @@
 import gguf as reference
 import numpy as np
 import pytest
+from quantizer import FORMATS_WITHOUT_IMPORTANCE
 
 from edge_llama.files.formats import BF16, F16, F32, FORMATS
 from quant.kernels import NonFiniteError, recode
-from quant.recipe import WRITTEN
 from quant.reference import ggml
 
 EXACT = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")  # gguf-py has no K-quant quantizers
@@ -24,7 +24,7 @@ def test_quantized_bytes_equal_gguf_pys(name: str, rng: np.random.Generator) -> 
     assert np.array_equal(ggml.quantize(rows, FORMATS[name]), np.ascontiguousarray(expected).view(np.uint8))
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", FORMATS_WITHOUT_IMPORTANCE)
 def test_dequantized_values_equal_gguf_pys(name: str, rng: np.random.Generator) -> None:
     raw = ggml.quantize(weights(rng), FORMATS[name])
     expected = reference.quants.dequantize(raw, reference.GGMLQuantizationType[name.upper()])
@@ -68,5 +68,5 @@ def test_a_weight_too_large_for_the_format_is_an_error_and_no_silent_infinity() 
 def test_zeros_and_denormals_pass() -> None:
     rows = np.zeros((2, 256), np.float32)
     rows[1] = 1e-42
-    for name in WRITTEN:
+    for name in FORMATS_WITHOUT_IMPORTANCE:
         assert np.isfinite(ggml.dequantize(recode(rows.view(np.uint8), F32, FORMATS[name]), FORMATS[name])).all()

@@ -4,18 +4,19 @@ The GGUF files here have the metadata and names that the quantizer asks for, and
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from quantizer import quantized_by_llama_cpp
+from quantizer import FORMATS_WITHOUT_IMPORTANCE, WITHOUT_IMPORTANCE, drawn_importance, quantized_by_llama_cpp
 
 from edge_llama.errors import OptionError
 from edge_llama.files.formats import F32, FORMATS, Format
 from edge_llama.files.gguf import encode_header, f32, read_header, string, u32
+from quant.importance import Importance
 from quant.kernels import recode
-from quant.recipe import RECIPES, ROLES, WRITTEN, Model, Slot, assign
+from quant.recipe import RECIPES, ROLES, Model, Slot, assign, needs_importance
 from quant.reference import ggml
 
 # Whole super-blocks; rows that fall back to blocks of 32; rows that no block divides.
@@ -116,16 +117,32 @@ def contents(path: Path) -> dict[str, tuple[str, bytes]]:
     }
 
 
+def recoded(tensor: Tensor, format_: Format, importance: Importance | None) -> bytes:
+    """Its bytes, each expert's rows by their own importance."""
+    weights = importance.for_tensor(tensor.name, tensor.shape) if importance and format_.is_quantized else None
+    if weights is None:
+        return recode(tensor.raw, tensor.format, format_).tobytes()
+    slices = zip(np.split(tensor.raw, len(weights)), weights, strict=True)
+    return b"".join(recode(raw, tensor.format, format_, importance=own).tobytes() for raw, own in slices)
+
+
 def check_against_llama_cpp(
-    quant: str, model: Model, tensors: list[Tensor], folder: Path, tensor_types: dict[str, str] | None = None
+    quant: str,
+    model: Model,
+    tensors: list[Tensor],
+    folder: Path,
+    tensor_types: dict[str, str] | None = None,
+    importance: Importance | None = None,
 ) -> None:
+    model = replace(model, has_importance=importance is not None)
     choices = assign(RECIPES[quant], [tensor.slot for tensor in tensors], model, tensor_types)
     ours = {
-        tensor.name: (choice.format.name, recode(tensor.raw, tensor.format, choice.format).tobytes())
+        tensor.name: (choice.format.name, recoded(tensor, choice.format, importance))
         for tensor, choice in zip(tensors, choices, strict=True)
     }
     source = write(folder / "floats.gguf", model, tensors)
-    theirs = contents(quantized_by_llama_cpp(source, folder / "theirs.gguf", RECIPES[quant].ftype, tensor_types))
+    made = quantized_by_llama_cpp(source, folder / "theirs.gguf", RECIPES[quant].ftype, tensor_types, importance)
+    theirs = contents(made)
     assert {name: format_ for name, (format_, _) in ours.items()} == {
         name: format_ for name, (format_, _) in theirs.items()
     }
@@ -135,11 +152,42 @@ def check_against_llama_cpp(
 @pytest.mark.parametrize("quant", RECIPES)
 @pytest.mark.parametrize("kind", ["dense", "8 experts", "16 experts", "80 layers", "80 layers, no groups"])
 def test_formats_and_bytes_equal_llama_cpps(kind: str, quant: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    """With an importance matrix or without, where that can be; the head's and the embedding's are seldom known."""
     model = drawn_model(kind, rng)
-    check_against_llama_cpp(quant, model, drawn_tensors(model, rng), tmp_path)
+    tensors = drawn_tensors(model, rng)
+    importance = None
+    if RECIPES[quant].needs_importance or (quant.startswith(("q", "iq")) and rng.integers(2)):
+        ends = ("token_embd.weight", "output.weight")
+        but = ends if rng.integers(3) else ()
+        importance = drawn_importance({tensor.name: tensor.shape for tensor in tensors}, rng, but=but)
+    print(f"importance={importance is not None}")
+    check_against_llama_cpp(quant, model, tensors, tmp_path, importance=importance)
 
 
+@pytest.mark.parametrize("kind", ["dense", "8 experts", "16 experts"])
 @pytest.mark.parametrize("quant", [name for name, recipe in RECIPES.items() if recipe.default.is_quantized])
+def test_what_llama_cpp_refuses_without_importance_is_what_needs_it(
+    kind: str, quant: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Also where rows fall back: then a recipe may do without that needs it as a rule."""
+    model = replace(drawn_model(kind, rng), n_layer=2)
+    tensors = drawn_tensors(model, rng)
+    choices = assign(RECIPES[quant], [tensor.slot for tensor in tensors], model)
+    chosen = [(tensor, choice.format) for tensor, choice in zip(tensors, choices, strict=True)]
+    needed = any(
+        format_ is not tensor.format and needs_importance(RECIPES[quant], tensor.role, format_)
+        for tensor, format_ in chosen
+    )
+    source = write(tmp_path / "floats.gguf", model, tensors)
+    if needed:
+        assert RECIPES[quant].needs_importance
+        with pytest.raises(AssertionError):
+            quantized_by_llama_cpp(source, tmp_path / "theirs.gguf", RECIPES[quant].ftype)
+    else:
+        check_against_llama_cpp(quant, model, tensors, tmp_path)
+
+
+@pytest.mark.parametrize("quant", [name for name in WITHOUT_IMPORTANCE if RECIPES[name].default.is_quantized])
 def test_overridden_roles_equal_llama_cpps_also_where_rows_fall_back(
     quant: str, rng: np.random.Generator, tmp_path: Path
 ) -> None:
@@ -147,7 +195,7 @@ def test_overridden_roles_equal_llama_cpps_also_where_rows_fall_back(
     tensors = drawn_tensors(model, rng)
     roles = sorted({tensor.role for tensor in tensors} & set(ROLES))
     chosen = [str(role) for role in rng.choice(roles, 3, replace=False)]
-    tensor_types = {role: str(rng.choice(WRITTEN)) for role in chosen}
+    tensor_types = {role: str(rng.choice(FORMATS_WITHOUT_IMPORTANCE)) for role in chosen}
     print(tensor_types)
     check_against_llama_cpp(quant, model, tensors, tmp_path, tensor_types)
 
@@ -181,7 +229,7 @@ def test_vectors_norms_and_routers_are_not_overridden() -> None:
         ("attn", "q8_0", "attn=q8_0: no such role; known: token_embd, output, attn_q"),
         ("norm", "q8_0", "norm=q8_0: no such role"),
         ("attn_v", "q9", "attn_v=q9: no such format; known: f32, f16, bf16, q8_0"),
-        ("attn_v", "iq1_s", "no such format"),
+        ("attn_v", "tq1_0", "no such format"),
         ("ffn_up", "q8_0", "ffn_up=q8_0: the model has no such tensor; there are: token_embd, attn_v"),
         ("output", "q8_0", r"no such tensor \(its head is token_embd\)"),
     ],
