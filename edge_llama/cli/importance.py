@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_llama.backends import local_models
 from edge_llama.backends.towers import checkpoint_at
@@ -29,9 +28,12 @@ from edge_llama.prompts.messages import Message
 from edge_llama.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from quant.importance import Importance
     from quant.importance.partial import Partial
 
+Show = Callable[[int, int], None]
 _LEAST = 16
 """Tokens of a chunk: llama-imatrix sees none of shorter ones."""
 _DEFAULT = "edge-llama calibration"

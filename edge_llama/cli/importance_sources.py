@@ -66,7 +66,7 @@ class GGUFSource:
     """Keeps :class:`Source`: by llama.cpp, a chunk at a time."""
 
     def __init__(self, path: Path, output: Path, n_ctx: int, threads: int, opening: OpenOptions) -> None:
-        """OptionError for a model that llama.cpp does not write text with; OutputError if ``output`` is a file of it."""
+        """OptionError for a model by which llama.cpp writes no text; OutputError if ``output`` is a file of it."""
         from converters.output import check_inputs  # noqa: PLC0415 - the runtime's verbs must not need this half
 
         artifact = open_artifact(locate(path))

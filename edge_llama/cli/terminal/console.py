@@ -317,12 +317,6 @@ def progress(label: str, *, quiet: bool, unit: str = "bytes") -> Iterator[Callab
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.1f}/s" if task.speed else "")
 
-    from rich.text import Text  # noqa: PLC0415
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f}/s" if task.speed else "")
-
     of_bytes = (DownloadColumn(), TransferSpeedColumn())
     done = of_bytes if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit), Rate())
     columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
