@@ -169,7 +169,7 @@ def _is_wanted(node: _Tensor) -> bool:
 
 @cache
 def _operation(number: int) -> str:
-    found = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
+    found: bytes | None = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
     return (found or b"").decode()
 
 
