@@ -175,7 +175,7 @@ def _operation(number: int) -> str:
 
 def _plain_name(tensor: _Tensor) -> str:
     """Without what ggml writes around names of copies: ``CUDA0#blk.0.attn_k.weight#0``."""
-    name = tensor.name.decode("utf-8", "surrogateescape")
+    name: str = tensor.name.decode("utf-8", "surrogateescape")
     return name.split("#")[1] if "#" in name else name
 
 
