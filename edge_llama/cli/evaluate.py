@@ -17,6 +17,7 @@ from edge_llama.backends.towers import checkpoint_at, locate
 from edge_llama.cli import evaluate_overlap, evaluate_picture, evaluate_table, options
 from edge_llama.cli.terminal.console import bars, note, progress
 from edge_llama.errors import InputError, OptionError
+from edge_llama.fidelity.certified import read_certificate
 from edge_llama.fidelity.comparison import Comparison, compare
 from edge_llama.fidelity.compatible import Collector, Statistics, compatible_chunks
 from edge_llama.fidelity.source import Chunk, LogitSource
@@ -84,6 +85,7 @@ def evaluate(
             raise OptionError("--plot draws the divergence from a reference", remedy="name it: --reference MODEL")
     setting: OpenOptions = {"tune": False, "n_ctx": n_ctx, "threads": threads or cpu_threads()}
     own = _Own.at(model, {**setting, **opening})
+    layers = _certified_layers(model) if plot else []
     with _reference(reference, own, setting | _place(opening), is_whole=compatible) as base:
         measured = _measured(asked, own, base, texts, quiet=quiet)
     if as_json:
@@ -92,7 +94,7 @@ def evaluate(
         setup = f"chunks of {n_ctx:,} tokens, {measured.setting}, {measured.where}"
         evaluate_table.show(measured.compared, measured.statistics, setup)
     if plot:
-        evaluate_picture.draw(plot, measured.compared)
+        evaluate_picture.draw(plot, measured.compared, layers)
         note(f"{plot}: written", quiet=quiet)
 
 
@@ -140,6 +142,12 @@ def _measured(asked: "_Asked", own: _Own, base: "_Reference", texts: Sequence[Te
         assert logits.model is not None  # noqa: S101 - it gave logits
         setting, where = logits.model.choice.setting, logits.model.placement.where
     return _Measured(compared, collector.statistics() if collector else None, setting, where)
+
+
+def _certified_layers(model: str | None) -> list[float]:
+    """The error of each layer, if the model carries a certificate. ArtifactError for one that is of another file."""
+    certificate = read_certificate(found(model))
+    return [part.error for part in certificate.layers] if certificate else []
 
 
 def _check_writes(artifact: Artifact) -> None:

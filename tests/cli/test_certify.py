@@ -52,6 +52,9 @@ def test_a_certificate_is_shown_and_measured_again(called: Cli, source: Path, fi
     assert 0 < shown["numbers"]["kl"] < 2
     assert [part["name"] for part in shown["layers"]] == ["layer 0", "layer 1"]
     assert {part["name"] for part in shown["components"]} == {"embedding", "final norm", "head", "RoPE"}
+    asked = ("--n-ctx", 64, "--max-chunks", 2, "--plot", file.with_suffix(".html"))
+    assert called("evaluate", file, "--reference", source, *asked).returncode == 0
+    assert "Error by layer" in file.with_suffix(".html").read_text("utf-8")
     assert called("verify", file).returncode == 0
     done = called("verify", file, "--reference", source)
     assert done.returncode == 0, done.stdout + done.stderr
