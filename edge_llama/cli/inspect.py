@@ -17,19 +17,23 @@ from edge_llama.errors import InputError, printable
 from edge_llama.fidelity.certified import read_certificate
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
-from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.gguf import Header, TensorInfo, read_header
 from edge_llama.files.gguf_adapter import AdapterFile, is_adapter, read_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+IMPORTANCE = "imatrix"
+"""What a GGUF file of importance says that it is."""
 _SHOWN = 72  # characters of a value that a table shows
 
 
 def inspect(
     model: Annotated[
         str | None,
-        typer.Argument(help="A .gguf file, a bundle, a vision tower, an adapter, a checkpoint's folder, or smollm2."),
+        typer.Argument(
+            help="A .gguf file, a bundle, a vision tower, an adapter, an importance matrix, a checkpoint, or smollm2."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -43,6 +47,9 @@ def inspect(
         return
     if is_adapter(path):
         _describe_adapter(read_adapter(path), as_json=as_json)
+        return
+    if gguf_metadata.type_of(path) == IMPORTANCE:
+        _describe_importance(read_header(path), as_json=as_json)
         return
     found = read_towers(path)
     text = open_artifact(found.text) if found.text else None
@@ -70,6 +77,24 @@ def _describe_adapter(adapter: AdapterFile, *, as_json: bool) -> None:
             "adapter": {"architecture": adapter.architecture, "alpha": adapter.alpha},
             "file_bytes": header.file_size,
             "weight_bytes": adapter.nbytes,
+            "metadata": gguf_metadata.as_json(header),
+            "tensors": _tensors("", header.tensors),
+        }
+    )
+
+
+def _describe_importance(header: Header, *, as_json: bool) -> None:
+    """What ``calibrate --for importance`` or llama-imatrix wrote."""
+    chunks, size = (header.get(f"{IMPORTANCE}.{name}", int, 0) for name in ("chunk_count", "chunk_size"))
+    if not as_json:
+        title = f"{printable(header.path.name)}: importance matrix, {chunks:,} chunks of {size:,} tokens"
+        _show(_console(), title, gguf_metadata.as_rows(header), header.tensors, f"{len(header.tensors):,} tensors")
+        return
+    _print(
+        {
+            "path": str(header.path),
+            "importance": {"chunks": chunks, "tokens_per_chunk": size},
+            "file_bytes": header.file_size,
             "metadata": gguf_metadata.as_json(header),
             "tensors": _tensors("", header.tensors),
         }
