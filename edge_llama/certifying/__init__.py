@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from edge_llama.backends.towers import read_towers
 from edge_llama.certifying import vision
+from edge_llama.certifying.model_logits import ModelLogits
 from edge_llama.errors import ArtifactError, FidelityError, InputError, NotVerifiableError, OptionError
 from edge_llama.fidelity.certificate import Certificate
 from edge_llama.fidelity.certified import put_at, subject_at
 from edge_llama.fidelity.comparison import Progress
 from edge_llama.fidelity.texts import Text, default_texts, fingerprint
 from edge_llama.host.devices import cpu_threads
-from edge_llama.model_logits import ModelLogits
 from edge_llama.opening import open  # noqa: A004 - the API's name
 
 if TYPE_CHECKING:

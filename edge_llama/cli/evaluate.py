@@ -14,6 +14,7 @@ from edge_llama.backends.base import Setting
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import engine_of, open_artifact
 from edge_llama.backends.towers import checkpoint_at, locate
+from edge_llama.certifying.model_logits import LaterLogits, ModelLogits, check_same_vocabulary, continuations, pieces_of
 from edge_llama.cli import evaluate_overlap, evaluate_picture, evaluate_table, options
 from edge_llama.cli.terminal.console import bars, note, progress
 from edge_llama.errors import InputError, OptionError
@@ -25,7 +26,6 @@ from edge_llama.fidelity.texts import Text, chunks, default_texts, fingerprint, 
 from edge_llama.files.artifact import Artifact
 from edge_llama.host.devices import cpu_threads
 from edge_llama.model import Model
-from edge_llama.model_logits import LaterLogits, ModelLogits, check_same_vocabulary, continuations, pieces_of
 from edge_llama.planning.options import OpenOptions, checked
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.hf_tokenizer import pieces

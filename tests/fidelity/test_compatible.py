@@ -11,11 +11,11 @@ from logit_arrays import Arrays
 from numpy.typing import NDArray
 
 import edge_llama
+from edge_llama.certifying.model_logits import ModelLogits
 from edge_llama.errors import InputError
 from edge_llama.fidelity.comparison import compare
 from edge_llama.fidelity.compatible import Collector, coded, compatible_chunks
 from edge_llama.fidelity.source import Chunk
-from edge_llama.model_logits import ModelLogits
 
 F = np.float32
 
