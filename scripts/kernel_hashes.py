@@ -9,7 +9,7 @@ a format that is new, or another algorithm of llama.cpp's.
 from edge_llama.files.formats import FORMATS
 from quant.recipe import WRITTEN
 from quant.reference import ggml
-from quant.reference.vectors import hashed
+from quant.reference.vectors import by_every_third, hashed
 
 if __name__ == "__main__":
     print("_HASHES = {")
@@ -18,7 +18,7 @@ if __name__ == "__main__":
             found = hashed(
                 lambda rows, importance: ggml.quantize(rows, format_, importance),  # noqa: B023 - called at once
                 has_importance,
-                is_slow=format_.name in ggml.CODEBOOKS,
+                every_third=by_every_third(format_),
             )
             print(f'    ("{format_}", {has_importance}): "{found}",')
     print("}")

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,11 @@ from suite import shared
 
 import converters
 import edge_llama
-from edge_llama.cli import evaluate_overlap
+from edge_llama.cli import evaluate_overlap, fit
 from edge_llama.errors import ArtifactError, CheckpointError, OptionError
 from edge_llama.fidelity.texts import Text, default_texts, fingerprint, hashes
 from edge_llama.files.gguf import read_header
+from quant import kernels
 from quant.importance import HASHES, TEXTS, Importance, Sums, read_importance, write_importance
 from quant.recipe import RECIPES
 
@@ -50,8 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(at: Path) -> None:
         at.mkdir()
         rng = np.random.default_rng(24)
-        for name, made in MODELS.items():
-            made(at / name)
+        for name, maker in MODELS.items():
+            maker(at / name)
             converters.convert(at / name, at / f"{name}.gguf", quant="f32")
             shapes = {info.name: info.shape for info in read_header(at / f"{name}.gguf").tensors}
             importance = drawn_importance(shapes, rng)
@@ -137,6 +140,16 @@ def test_the_engine_runs_what_needs_importance(folder: Path, tmp_path: Path) -> 
         converters.convert(folder / "dense", output, quant=quant, calibration=folder / "dense-imatrix.gguf")
         with edge_llama.open(output, n_ctx=128) as opened:
             assert opened.generate("a", max_tokens=3, temperature=0).result().tokens
+
+
+def test_compiled_kernels_weigh_as_ggmls_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for which in ("ggml", "compiled"):
+        monkeypatch.setenv("EDGE_LLAMA_KERNELS", which)
+        monkeypatch.setattr(kernels, "_loaded", {})
+        output, matrix = tmp_path / f"{which}.gguf", folder / "8 experts-imatrix.gguf"
+        converters.convert(folder / "8 experts", output, quant="q4_k_s", calibration=matrix)
+        assert (("q4_k", True) in kernels._loaded) == (which == "compiled")
+    assert (tmp_path / "ggml.gguf").read_bytes() == (tmp_path / "compiled.gguf").read_bytes()
 
 
 def test_interrupted_work_goes_on_only_by_the_same_matrix(folder: Path, tmp_path: Path) -> None:
@@ -261,6 +274,26 @@ def test_weights_that_ggml_would_end_the_process_on_are_an_error(folder: Path, t
                 allow_nonfinite=True,
             )
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_the_command_line_knows_it_as_imatrix_too(folder: Path, tmp_path: Path) -> None:
+    program, matrix = Path(sys.executable).with_name("edge-llama"), folder / "dense-imatrix.gguf"
+    for flag in ("--imatrix", "--calibration"):
+        command = [program, "convert", folder / "dense", tmp_path / f"{flag}.gguf", "--quant", "fit", flag, matrix]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "importance: 8 of 9 matrices are quantized by it; nothing is known of token_embd.weight" in done.stderr
+    assert (tmp_path / "--imatrix.gguf").read_bytes() == (tmp_path / "--calibration.gguf").read_bytes()
+    shown = subprocess.run([program, "inspect", folder / "dense"], capture_output=True, text=True, check=True).stdout
+    needing = {line.split()[0] for line in shown.splitlines() if "by an importance matrix" in line}
+    assert needing == {name for name, recipe in RECIPES.items() if recipe.needs_importance}
+
+
+def test_a_machine_of_little_memory_gets_a_smaller_recipe_by_importance(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "best", lambda found: list(found)[-1])
+    assert fit.fitting_quant(folder / "dense") == "q2_k"
+    assert fit.fitting_quant(folder / "dense", [folder / "dense.dat"]) == "iq1_s"
 
 
 def test_the_report_says_what_was_weighed(folder: Path, tmp_path: Path) -> None:
