@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from quant.kernels import NonFiniteError, recode, recode_arrays
 from quant.loading import Need, check_kernels, loading_kernels
 from quant.nbits import ArrayFormat
 
-__all__ = ["Conversion", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
+__all__ = ["Conversion", "Examiner", "Options", "Plan", "Progress", "convert", "partial_folder", "plan"]
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of :attr:`Layout.source_bytes` finished so far, and how many there are."""
@@ -79,6 +79,19 @@ class Plan:
         for name, content in self.layout.small_files.items():
             digest.update(name.encode() + content)
         return digest.hexdigest()
+
+
+class Examiner(Protocol):
+    """Looks at an output that is complete, and has not taken its place yet."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise what speaks against it before any work begins."""
+
+    def examine(self, plan: Plan, output: Path) -> None:
+        """Look at ``output``, the file that is opened or the folder, and put into it what was found.
+
+        An EdgeLlamaError ends the conversion: no output is left.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +160,19 @@ def convert(
     threads: int | None = None,
     on_progress: Progress | None = None,
     encode_gguf: GGUFEncoder | None = None,
+    examiner: Examiner | None = None,
     **options: Any,
 ) -> Conversion:
     """Convert the checkpoint at ``source`` into ``output`` in one streaming pass; the rest: see :func:`plan`.
 
-    An existing output is replaced only with ``force``. Raises CheckpointError, OptionError or OutputError; then no
-    output exists and nothing is left behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the
-    same call goes on from there.
+    An existing output is replaced only with ``force``. ``examiner`` sees the output before it takes its place. Raises
+    CheckpointError, OptionError or OutputError, and what ``examiner`` does; then no output exists and nothing is left
+    behind. Stopped in another way (Ctrl-C), it leaves :func:`partial_folder`, and the same call goes on from there.
     """
     work = plan(source, output, encode_gguf=encode_gguf, **options)
     output = Path(output)
+    if examiner:
+        examiner.check(work)
     with partial_output(output, work.layout, work.key, work.inputs, work.files, force=force) as partial:
         counts = work.layout.bytes_read
         total, begun = sum(counts), len(counts) - len(partial.remaining)
@@ -175,6 +191,9 @@ def convert(
                     done += shares.popleft()
         if fingerprint(work.files) != work.source_state:
             raise CheckpointError(f"{work.checkpoint.path}: changed while it was read", remedy="start again")
+        if examiner:
+            first = "" if work.layout.is_folder else work.layout.parts[0].name
+            partial.examine = lambda folder: examiner.examine(work, folder / first)
     opened = output if work.layout.is_folder else output.parent / work.layout.parts[0].name
     return Conversion(work, opened, partial.resumed_bytes, partial.sync_seconds, times)
 

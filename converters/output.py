@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -67,6 +67,8 @@ def partial_output(
             _check_space(output, layout.output_bytes - partial.resumed_bytes)
             yield partial
             partial.seal()
+            if partial.examine:
+                partial.examine(partial.folder)
         _check_names(output, layout, inputs, files, force)  # once more: somebody may have put a file there meanwhile
         _publish(folder, output, layout)
         _remove(folder, lock)
@@ -108,7 +110,10 @@ class PartialOutput:
 
     def __init__(self, folder: Path, layout: Layout, key: str) -> None:
         self._layout = layout
-        self._folder = folder / "output"
+        self.folder = folder / "output"
+        """Where the output's files are until it is complete."""
+        self.examine: Callable[[Path], None] | None = None
+        """Is given that folder when all is written, before it takes its place; what it raises, the conversion does."""
         self._journal_path = folder / "journal"
         self._whole = {part.name: hashlib.sha256(part.header) for part in layout.parts if part.seal is None}
         """Of files whose header is final: their digests so far."""
@@ -118,7 +123,7 @@ class PartialOutput:
         """Bytes of the output that an earlier run left."""
         self.sync_seconds = 0.0
         """Time that the file system took to make the data safe."""
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         self._journal = self._journal_path.open("w", encoding="ascii")
         self._journal.write("".join(f"{line}\n" for line in (key, *map(bytes.hex, self._hashes))))
         self._journal.flush()
@@ -170,7 +175,7 @@ class PartialOutput:
         return file
 
     def _opened(self, part: Part, buffering: int = -1) -> IO[bytes]:
-        path = self._folder / part.name
+        path = self.folder / part.name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("r+b" if path.exists() else "w+b", buffering)
 
@@ -188,18 +193,18 @@ class PartialOutput:
 
     def _put(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
-            with (self._folder / name).open("wb") as file:
+            with (self.folder / name).open("wb") as file:
                 file.write(content)
                 self._sync(file)
 
     def _stored(self) -> dict[str, StoredFile]:
         """What was written; files whose headers came last are read again for their hashes."""
         names = [*(part.name for part in self._layout.parts), *self._layout.files]
-        return {name: StoredFile((self._folder / name).stat().st_size, self._sha256(name)) for name in names}
+        return {name: StoredFile((self.folder / name).stat().st_size, self._sha256(name)) for name in names}
 
     def _sha256(self, name: str) -> str:
         whole = self._whole.get(name)
-        return sha256_of(self._folder / name) if whole is None else str(whole.hexdigest())
+        return sha256_of(self.folder / name) if whole is None else str(whole.hexdigest())
 
     def close(self) -> None:
         """Close the files; what was written stays."""
@@ -223,7 +228,7 @@ class PartialOutput:
         except (OSError, ValueError):
             first, lines = "", []
         if first != key:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
             return []
         hashes: list[bytes] = []
         found = iter(lines)
@@ -233,7 +238,7 @@ class PartialOutput:
                 whole = self._whole.get(part.name)
                 digest = hashlib.sha256() if whole is None else whole.copy()
                 size = entry.nbytes if whole is None else part.stored_bytes(entry)
-                is_there = _add(digest, self._folder / part.name, offset, size)
+                is_there = _add(digest, self.folder / part.name, offset, size)
                 if not is_there or next(found, None) != digest.hexdigest():
                     return hashes
                 if whole is not None:

@@ -42,8 +42,16 @@ def prove(checkpoint: Checkpoint, layout: Layout, encode_gguf: GGUFEncoder) -> s
         return _proved(_of_json(json, source, checkpoint, name, texts, encode_gguf), texts, vocabulary.unknown)
     if header is None:
         return ""
+    return prove_gguf(checkpoint, header, encode_gguf)
+
+
+def prove_gguf(checkpoint: Checkpoint, header: bytes, encode_gguf: GGUFEncoder) -> str:
+    """The same of a GGUF file's ``header``. CheckpointError likewise."""
+    vocabulary = checkpoint.vocabulary
+    source = source_encoder(vocabulary)
     if source is None:
         return "the source's own, kept as it is"
+    name, texts = str(vocabulary.origin or checkpoint.path), texts_for(vocabulary)
     encoded = _by_engine(encode_gguf, _without_tensors(header), texts, name)
     compared = _Comparison(source, encoded, (name, "the GGUF vocabulary that is written"))
     own = text_rules.to_gguf(vocabulary.rules)

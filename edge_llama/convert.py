@@ -166,17 +166,22 @@ def convert(
     force: bool = False,
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    certify: bool = False,
+    strict: float | None = None,
     **options: Unpack[ConvertOptions],
 ) -> Conversion:
     """Convert the checkpoint at ``source`` (a folder, a .gguf file, ``smollm2``) into ``output`` in one streaming pass.
 
     A source that is an adapter's folder becomes a GGUF adapter, to be opened beside its ``base``.
     ``options`` are those of ``edge-llama convert``, such as ``quant="q4_k_m"`` and ``to="onnx"``. An existing output is
-    replaced only with ``force``. ``threads``: None for all cores. ``on_progress`` is told, on the caller's thread, the
+    replaced only with ``force``. With ``certify`` it is measured beside the source before it takes its place, and a
+    parity certificate written into it; ``strict`` is the largest mean KL divergence, in nats, with which it may.
+    ``threads``: None for all cores. ``on_progress`` is told, on the caller's thread, the
     source bytes finished so far and how many there are.
 
-    Raises CheckpointError, OptionError or OutputError; then no output exists and nothing is left behind. An OptionError
-    also where a package of the extra ``convert`` is missing and needed. Stopped in another way (Ctrl-C, an exception of
+    Raises CheckpointError, OptionError or OutputError, with ``certify`` FidelityError and EngineError, too; then no
+    output exists and nothing is left behind. An OptionError also where a package of the extra ``convert`` is missing
+    and needed. Stopped in another way (Ctrl-C, an exception of
     ``on_progress``), it leaves a folder ``.OUTPUT.partial``, and the same call goes on from there.
 
     Examples:
@@ -186,13 +191,23 @@ def convert(
         ...     print(small.chat(temperature=0).send("What is the capital of Japan?").result().text)
         The capital of Japan is Tokyo.
     """
-    check_known(options, ConvertOptions.__optional_keys__, "convert", besides=("force", "threads", "on_progress"))
+    own = ("force", "threads", "on_progress", "certify", "strict")
+    check_known(options, ConvertOptions.__optional_keys__, "convert", besides=own)
+    if strict is not None and not certify:
+        raise OptionError(f"strict={strict}: is for certify", remedy="add certify=True, or leave it out")
     with _installed():
         from converters import convert as converted  # noqa: PLC0415
     from edge_llama.backends.llama_cpp.vocabulary_probe import encode  # noqa: PLC0415 - for those who convert
+    from edge_llama.certifying import Certifier  # noqa: PLC0415 - opens models
 
     done = converted(
-        source, output, force=force, threads=threads, on_progress=on_progress, encode_gguf=encode, **options
+        *(source, output),
+        force=force,
+        threads=threads,
+        on_progress=on_progress,
+        encode_gguf=encode,
+        examiner=Certifier(strict, threads) if certify else None,
+        **options,
     )
     return Conversion(done.output, _described(done.plan), done.resumed_bytes)
 

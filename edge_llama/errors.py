@@ -6,6 +6,7 @@
     │   ├── DeadlineError             a request was not done by its deadline
     │   ├── EngineDiedError           the model's own process ended: how, and its last words
     │   └── RemoteError               a server that runs the model can't be reached, broke off, or answered wrongly
+    ├── FidelityError                 a converted model is not what its checkpoint is; carries the faults
     ├── NotVerifiableError            a model file that carries no hashes
     └── InputError (ValueError)       what the caller gave can't be used (exit 2)
         ├── CopyError (TypeError)     a Model, Chat or Generation was pickled or copied
@@ -160,6 +161,25 @@ class RemoteError(EngineError):
         super().__init__(f"{url}: {problem}", remedy=remedy)
         self.url = url
         self.status = status
+
+
+class FidelityError(EdgeLlamaError):
+    """A converted model is not what its checkpoint is, or further from it than was allowed.
+
+    ``faults`` says of each thing that is wrong where it is and what was found: ``layer 3: ...``, ``tokenizer: ...``.
+
+    Examples:
+        >>> error = edge_llama.FidelityError("small.gguf", ["RoPE: its frequencies are off", "head: is missing"])
+        >>> print(error)
+        small.gguf: is not what its checkpoint is: RoPE: its frequencies are off; and 1 more
+        >>> error.exit_code
+        1
+    """
+
+    def __init__(self, where: str, faults: Iterable[str], *, remedy: str = "") -> None:
+        self.faults = tuple(faults)
+        more = f"; and {len(self.faults) - 1:,} more" if len(self.faults) > 1 else ""
+        super().__init__(f"{where}: is not what its checkpoint is: {self.faults[0]}{more}", remedy=remedy)
 
 
 class NotVerifiableError(EdgeLlamaError):

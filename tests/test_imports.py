@@ -46,6 +46,7 @@ edge_llama.model
 edge_llama.isolation   edge_llama.remote
 edge_llama.opening
 edge_llama
+edge_llama.certifying
 edge_llama.history   edge_llama.convert   edge_llama.compile   edge_llama.fit
 edge_llama.server   edge_llama.llm_plugin
 edge_llama.cli.terminal
@@ -58,7 +59,7 @@ and what is marked | is known to no room below it but those marked so, ``convert
 LINES = [line for line in LAYERS.splitlines() if line]
 LEVELS = {room: at for at, line in enumerate(LINES) for room in line.strip("| ").split()}
 CONVERSION = {room for line in LINES if line.startswith("|") for room in line.strip("| ").split()}
-BOTH_HALVES = {"edge_llama.convert", "edge_llama.cli"}
+BOTH_HALVES = {"edge_llama.certifying", "edge_llama.convert", "edge_llama.cli"}
 SOURCES = [path for package in ("edge_llama", "converters", "quant") for path in sorted((ROOT / package).rglob("*.py"))]
 
 

@@ -1,12 +1,16 @@
 """A layer with its weights in memory: all of it, or of a mixture what comes before the experts."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from converters.evidence.stages import Floats, Stage, read_all
 from converters.evidence.tower import OnInput, Tower
 from converters.targets.onnx.graph import INT64, ValueInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _BEFORE, _MASK = "before", "attention_mask"
 _SLICE = 512
@@ -54,7 +58,11 @@ class OpenLayer:
         shown = list(dict.fromkeys(self._inputs.values())) if on_input else []
         for start in range(0, n, size):
             stop = min(start + size, n)
-            inputs = {**self._weights, _BEFORE: before[None, start:stop], _MASK: np.ones((1, stop), np.int64)}
+            inputs: dict[str, NDArray[Any]] = {
+                **self._weights,
+                _BEFORE: before[None, start:stop],
+                _MASK: np.ones((1, stop), np.int64),
+            }
             inputs |= dict(zip(self._pasts, caches, strict=True))
             kept = self._presents if stop < n else []
             found = self._stage.run(inputs, [*self._outputs, *shown, *kept])

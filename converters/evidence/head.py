@@ -38,13 +38,14 @@ class Embedding:
                 remedy="encode texts by this checkpoint's own tokenizer",
             )
         is_given = ids < 0
-        given = 0 if features is None else len(features)
-        if is_given.sum() != given:
+        columns = self._table.columns
+        given = (0, columns) if features is None else features.shape
+        if given != (is_given.sum(), columns):
             raise InputError(
-                f"{is_given.sum()} ids stand for images' embeddings, but {given} embeddings are given",
+                f"{is_given.sum()} ids stand for images' embeddings of {columns:,} values, but {list(given)} are given",
                 remedy="give a row for each negative id",
             )
-        states = np.empty((len(ids), self._table.columns), np.float32)
+        states = np.empty((len(ids), columns), np.float32)
         known, places = np.unique(ids[~is_given], return_inverse=True)
         rows = [read_rows(self._table, token, token + 1, self._path)[0] * self._scale for token in known.tolist()]
         if rows:

@@ -8,8 +8,8 @@ from converters.evidence.attention import slice_of
 from converters.evidence.head import AHEAD, block_bytes
 from converters.evidence.tower import Tower
 
-_PROCESS = 160 << 20
-"""Python with numpy and ONNX Runtime, and rows on their way from a file."""
+_PROCESS = 240 << 20
+"""Python with numpy and ONNX Runtime, rows on their way from a file, and what observers are told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from edge_llama.errors import OptionError, OutputError
 
 Ids = NDArray[np.int64]
 OnProgress = Callable[[int, int], None]
+_NOTHING = np.empty((0, 0), np.float32)
 
 
 class StreamedTower:
@@ -51,7 +52,7 @@ class StreamedTower:
         self._files: list[StoredStates] = []
         self._bounds: list[tuple[int, int]] = []
         self._head: Head | None = None
-        self._ahead: tuple[int, Floats] = 0, np.empty((0, 0), np.float32)
+        self._ahead: tuple[int, Floats] = 0, _NOTHING
 
     def __enter__(self) -> "StreamedTower":
         return self
@@ -69,6 +70,7 @@ class StreamedTower:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = self._head = None
+        self._ahead = 0, _NOTHING
 
     def prepare(
         self,
@@ -142,7 +144,9 @@ class StreamedTower:
         first, last = begin + start, begin + stop
         known, rows = self._ahead
         if not known <= first <= last <= known + len(rows):
+            del rows
+            self._ahead = 0, _NOTHING  # before there are others
             more = max(stop - start, AHEAD // (4 * self.n_vocab))
-            rows = self._head.logits(self._files[0].read(first, min(first + more, end)))
-            known, self._ahead = first, (first, rows)
-        return rows[first - known : last - known]
+            states = self._files[0].read(first, min(first + more, end))
+            known, rows = self._ahead = first, self._head.logits(states)
+        return rows[first - known : last - known].copy()  # who keeps a part doesn't keep the whole

@@ -9,7 +9,7 @@ from converters.metadata.vocabulary import from_gguf
 from converters.sources.file_rows import tensor_in
 from edge_llama.errors import CheckpointError
 from edge_llama.files.gguf import Header, TensorInfo
-from edge_llama.files.gguf_text import read_gguf_text
+from edge_llama.files.gguf_text import GGUFArtifact, read_gguf_text
 from quant.dequantize import can_dequantize, takes_ggml
 from quant.reference import ggml
 
@@ -19,7 +19,7 @@ def open_file(path: Path) -> Checkpoint:
     artifact = read_gguf_text(path)
     header = artifact.header
     architecture = for_gguf(header)
-    tensors = {info.name: _tensor(part, info) for part in artifact.headers for info in part.tensors}
+    tensors = stored_tensors(artifact)
     config = architecture.config_from_gguf(header, tensors)
     return Checkpoint(
         path=path,
@@ -32,6 +32,11 @@ def open_file(path: Path) -> Checkpoint:
         metadata=header.fields,
         warnings=tuple(f"{path}: {text}" for text in artifact.warnings),
     )
+
+
+def stored_tensors(artifact: GGUFArtifact) -> dict[str, Tensor]:
+    """All tensors under GGUF's names, as they lie in the files. CheckpointError for a format without a way back."""
+    return {info.name: _tensor(part, info) for part in artifact.headers for info in part.tensors}
 
 
 def _tensor(part: Header, info: TensorInfo) -> Tensor:

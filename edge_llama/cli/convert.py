@@ -4,17 +4,20 @@ import json
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_llama.backends import local_models
-from edge_llama.cli import options
+from edge_llama.certifying import Certifier
+from edge_llama.cli import certificate_table, options
 from edge_llama.cli.fit import fitting_quant, told
 from edge_llama.cli.resuming import resumable
-from edge_llama.cli.terminal.console import note, progress
+from edge_llama.cli.terminal.console import bars, note
 from edge_llama.errors import OptionError, OutputError
+from edge_llama.fidelity.certificate import Certificate
 from edge_llama.files.gguf import SUFFIX
 from edge_llama.host.atomic import new_file
 
@@ -153,6 +156,14 @@ def convert(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Go on where weights are NaN, infinite or too large.")
     ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Measure what is written beside the source, and write the certificate into it."),
+    ] = False,
+    strict: Annotated[
+        float | None,
+        typer.Option(metavar="KL", help="For --certify: fail above this mean KL divergence, in nats."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")] = None,
@@ -174,6 +185,8 @@ def convert(
     source = source if source.exists() else local_models.named(source) or source
     if write_tensor_types and not dry_run:
         raise OptionError("--write-tensor-types: is for --dry-run alone", remedy="add --dry-run")
+    if strict is not None and not certify:
+        raise OptionError(f"--strict {strict:g}: is for --certify", remedy="add --certify, or leave it out")
     if quant == "fit":
         quant = fitting_quant(source, calibration or ())
         note(f"quant: {quant}, the recipe of the most bits that fits the memory that is free here", quiet=quiet)
@@ -203,17 +216,27 @@ def convert(
     )
     if dry_run:
         plan = make_plan(source, output, encode_gguf=encode, **asked)
+        if certify:
+            Certifier(strict, threads).check(plan)
         if write_tensor_types:
             _write_tensor_types(plan, write_tensor_types, force=force)
         _print_plan(plan, as_json)
         _tell(plan, quiet or as_json)
         return
     started = time.perf_counter()
-    with resumable(partial_folder(output)), progress(output.name, quiet=quiet) as show:
+    with resumable(partial_folder(output)), bars(quiet=quiet) as tell:
+        certifier = Certifier(strict, threads, partial(tell, unit="done")) if certify else None
         done = run_conversion(
-            source, output, force=force, threads=threads, on_progress=show, encode_gguf=encode, **asked
+            *(source, output),
+            force=force,
+            threads=threads,
+            on_progress=partial(tell, output.name, unit="bytes"),
+            encode_gguf=encode,
+            examiner=certifier,
+            **asked,
         )
-    _report(done, time.perf_counter() - started, as_json, quiet)
+    certificate = certifier.certificate if certifier else None
+    _report(done, time.perf_counter() - started, certificate, as_json, quiet)
     if profile:
         note(f"profile: {done.times}")
 
@@ -332,16 +355,19 @@ def _summary(plan: "Plan") -> str:
     return text
 
 
-def _report(done: "Conversion", seconds: float, as_json: bool, quiet: bool) -> None:
+def _report(done: "Conversion", seconds: float, certificate: Certificate | None, as_json: bool, quiet: bool) -> None:
     if as_json:
         took = {"output": str(done.output), "seconds": round(seconds, 3), "sync_seconds": round(done.sync_seconds, 3)}
         took |= {"profile": {part: round(spent, 3) for part, spent in done.times.seconds.items()}}
+        took |= {"certificate": certificate.to_json()} if certificate else {}
         print(json.dumps(_described(done.plan) | took | {"resumed_bytes": done.resumed_bytes}))  # noqa: T201
         return
     note(_summary(done.plan), quiet=quiet)
     _tell(done.plan, quiet)
     rate = done.plan.layout.source_bytes / seconds / 1e6
     resumed = f"; {done.resumed_bytes:,} bytes were there from an earlier run" if done.resumed_bytes else ""
+    for line in certificate_table.lines(certificate) if certificate else ():
+        note(line, quiet=quiet)
     note(f"{done.output}: written in {seconds:.1f} s ({rate:,.0f} MB/s{resumed})", quiet=quiet)
 
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,11 +14,12 @@ from edge_llama.backends.base import Setting
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import engine_of, open_artifact
 from edge_llama.backends.towers import checkpoint_at, locate
+from edge_llama.certifying.model_logits import LaterLogits, ModelLogits, check_same_vocabulary, continuations, pieces_of
 from edge_llama.cli import evaluate_overlap, evaluate_picture, evaluate_table, options
-from edge_llama.cli.model_logits import LaterLogits, ModelLogits, check_same_vocabulary, continuations, pieces_of
-from edge_llama.cli.terminal.console import note, progress
+from edge_llama.cli.terminal.console import bars, note, progress
 from edge_llama.errors import InputError, OptionError
-from edge_llama.fidelity.comparison import Comparison, Progress, compare
+from edge_llama.fidelity.certified import read_certificate
+from edge_llama.fidelity.comparison import Comparison, compare
 from edge_llama.fidelity.compatible import Collector, Statistics, compatible_chunks
 from edge_llama.fidelity.source import Chunk, LogitSource
 from edge_llama.fidelity.texts import Text, chunks, default_texts, fingerprint, prompts, read_text
@@ -84,6 +85,7 @@ def evaluate(
             raise OptionError("--plot draws the divergence from a reference", remedy="name it: --reference MODEL")
     setting: OpenOptions = {"tune": False, "n_ctx": n_ctx, "threads": threads or cpu_threads()}
     own = _Own.at(model, {**setting, **opening})
+    layers = _certified_layers(model) if plot else []
     with _reference(reference, own, setting | _place(opening), is_whole=compatible) as base:
         measured = _measured(asked, own, base, texts, quiet=quiet)
     if as_json:
@@ -92,7 +94,7 @@ def evaluate(
         setup = f"chunks of {n_ctx:,} tokens, {measured.setting}, {measured.where}"
         evaluate_table.show(measured.compared, measured.statistics, setup)
     if plot:
-        evaluate_picture.draw(plot, measured.compared)
+        evaluate_picture.draw(plot, measured.compared, layers)
         note(f"{plot}: written", quiet=quiet)
 
 
@@ -135,11 +137,17 @@ def _measured(asked: "_Asked", own: _Own, base: "_Reference", texts: Sequence[Te
     cut = asked.chunks(own.tokenizer, texts, base.model, quiet=quiet)
     collector = Collector() if asked.is_compatible else None
     with closing(LaterLogits(own.artifact, own.opened, is_whole=asked.is_compatible)) as logits:
-        with _shown(quiet=quiet) as show:
+        with bars(quiet=quiet) as show:
             compared = compare(base.logits, logits, cut, show, collector)
         assert logits.model is not None  # noqa: S101 - it gave logits
         setting, where = logits.model.choice.setting, logits.model.placement.where
     return _Measured(compared, collector.statistics() if collector else None, setting, where)
+
+
+def _certified_layers(model: str | None) -> list[float]:
+    """The error of each layer, if the model carries a certificate. ArtifactError for one that is of another file."""
+    certificate = read_certificate(found(model))
+    return [part.error for part in certificate.layers] if certificate else []
 
 
 def _check_writes(artifact: Artifact) -> None:
@@ -258,23 +266,6 @@ def _pieces_of(checkpoint: "Checkpoint") -> list[bytes]:
 
 def _check_vocabulary(own: _Own, name: str, others: Sequence[bytes]) -> None:
     check_same_vocabulary(own.name, pieces_of(own.tokenizer), name, others)
-
-
-@contextmanager
-def _shown(*, quiet: bool) -> Iterator[Progress]:
-    """A bar for each thing that is done, one after the other."""
-    with ExitStack() as bars:
-        label, update = "", None
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal label, update
-            if what != label:
-                bars.close()
-                label, update = what, bars.enter_context(progress(what, quiet=quiet, unit="tokens"))
-            if update:
-                update(done, total)
-
-        yield show
 
 
 def _described(measured: _Measured, texts: Sequence[Text], n_ctx: int) -> dict[str, Any]:

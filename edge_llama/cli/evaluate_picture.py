@@ -6,7 +6,7 @@ A page of HTML stands alone, its drawings are SVG within it; PNG files are drawn
 import html
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def check(path: Path, *, force: bool) -> None:
         _matplotlib()
 
 
-def draw(path: Path, compared: Comparison, layers: Mapping[int, float] | None = None) -> None:
+def draw(path: Path, compared: Comparison, layers: Sequence[float] = ()) -> None:
     """Write the picture, complete or not at all; ``layers`` are errors of each. OutputError if it can't be written."""
     charts = [_spread(compared), _by_position(compared), *([_by_layer(layers)] if layers else [])]
     title = f"{compared.model} against {compared.reference}"
@@ -91,9 +91,9 @@ def _by_position(compared: Comparison) -> Chart:
     return Chart("KL divergence by position", "tokens before, in the chunk", "mean KL, nats", edges, heights, bounds)
 
 
-def _by_layer(layers: Mapping[int, float]) -> Chart:
+def _by_layer(layers: Sequence[float]) -> Chart:
     edges = np.arange(len(layers) + 1, dtype=np.float64)
-    return Chart("Error by layer", "layer", "error", edges, np.array([layers[layer] for layer in sorted(layers)]))
+    return Chart("Error by layer, as its certificate says", "layer", "error", edges, np.array(layers))
 
 
 def _ticks(chart: Chart) -> list[tuple[float, str]]:

@@ -50,7 +50,9 @@ def fit(
         list[str] | None, typer.Option(help="Of a checkpoint: this recipe. May be repeated. Default: the usual ones.")
     ] = None,
     n_ctx: Annotated[int | None, typer.Option(help="Tokens of context. Default: what is useful and fits.")] = None,
-    kv: Annotated[str, typer.Option(metavar="f16|f32|q8_0|q4_0", help="Format of the KV cache.")] = "f16",
+    kv: Annotated[
+        str | None, typer.Option(metavar="f16|f32|q8_0|q4_0", help="Format of the KV cache. Default: f16.")
+    ] = None,
     flash_attn: Annotated[
         str | None, typer.Option(metavar="on|off", help="Flash attention. Default: as opened.")
     ] = None,
@@ -99,10 +101,11 @@ def fit(
         return
     flash = None if flash_attn is None else parse_on_or_off(flash_attn, "--flash-attn")
     setting = Setting(
-        flash_attention=where.device != "cpu" or kv in ("q8_0", "q4_0") if flash is None else flash, kv_format=kv
+        flash_attention=where.device != "cpu" or kv in ("q8_0", "q4_0") if flash is None else flash,
+        kv_format=kv or "f16",
     )
     asked = Asked(n_ctx, max_running, setting, isolate)
-    found = _fits(model, quant, where, asked, flash)
+    found = _fits(model, quant, where, asked, kv, flash)
     if as_json:
         print(json.dumps({"plans": {name: each.to_json() for name, each in found.items()}, "best": best(found)}))  # noqa: T201
     else:
@@ -121,9 +124,9 @@ def _machine(name: str, memory: str | None, bandwidth: float | None, device: str
 
 
 def _fits(
-    model: str | None, quants: Sequence[str] | None, where: Machine, asked: Asked, flash: bool | None
+    model: str | None, quants: Sequence[str] | None, where: Machine, asked: Asked, kv: str | None, flash: bool | None
 ) -> dict[str, Fit]:
-    """By recipe; of a model that is there it is one."""
+    """By recipe; of a model that is there it is one, whose engine refuses a cache (``kv``) that it doesn't have."""
     path = _source(model)
     if path is None:
         if quants:
@@ -131,7 +134,7 @@ def _fits(
                 f"--quant {quants[0]}: {model or 'the model'} is converted already",
                 remedy="leave it out, or give the checkpoint",
             )
-        found = fit_model(model, where, asked, kv_format=asked.setting.kv_format, flash_attention=flash)
+        found = fit_model(model, where, asked, kv_format=kv, flash_attention=flash)
         return {main_format(found.shape.tensors): found}
     from edge_llama.convert import shapes  # noqa: PLC0415 - only a checkpoint needs the converter
 

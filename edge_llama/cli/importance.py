@@ -6,37 +6,34 @@ cuts them; what fills no chunk is told.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_llama.backends import local_models
-from edge_llama.backends.registry import open_artifact
-from edge_llama.backends.towers import checkpoint_at, locate
+from edge_llama.backends.towers import checkpoint_at
+from edge_llama.cli.importance_sources import CheckpointSource, Chunks, GGUFSource, Source
 from edge_llama.cli.resuming import resumable
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import OptionError, OutputError
 from edge_llama.fidelity.packed import Packed, packed
 from edge_llama.fidelity.texts import Text, as_chats, default_texts, fingerprint, hashes, read_text
-from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.planning.options import OpenOptions
-from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
 from edge_llama.prompts.messages import Message
-from edge_llama.prompts.model_template import template_of
 from edge_llama.prompts.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from edge_llama.backends.llama_cpp.importance import Collector
-    from edge_llama.backends.llama_cpp.text import LlamaCppTower
+    from numpy.typing import NDArray
+
     from quant.importance import Importance
     from quant.importance.partial import Partial
 
+Show = Callable[[int, int], None]
 _LEAST = 16
 """Tokens of a chunk: llama-imatrix sees none of shorter ones."""
 _DEFAULT = "edge-llama calibration"
@@ -76,82 +73,81 @@ def measure_importance(model: str, samples: Sequence[Path], output: Path, asked:
     OptionError, DocumentError, ArtifactError or EngineError for what can't be measured, or not with these texts;
     OutputError if ``output`` can't be written.
     """
-    from quant.importance import HASHES, TEXTS, write_importance  # noqa: PLC0415 - likewise
+    from quant.importance import HASHES, MODEL, TEXTS, write_importance  # noqa: PLC0415 - likewise
 
     if asked.n_ctx < _LEAST:
         raise OptionError(f"--n-ctx {asked.n_ctx}: expected at least {_LEAST}", remedy="512 is usual")
     texts = [read_text(path) for path in samples] or default_texts("calibration")
     path = local_models.found(model)
-    measured = _of_gguf
-    found, partial = measured(path, texts, output, asked)
+    if checkpoint_at(path):
+        if asked.opening:
+            raise OptionError("--device is for .gguf files; a checkpoint runs on the CPU", remedy="leave it out")
+        source: Source = CheckpointSource(path, output, asked.n_ctx, asked.threads)
+    else:
+        source = GGUFSource(path, output, asked.n_ctx, asked.threads, asked.opening)
+    try:
+        found, partial = _measured(source, texts, output, asked)
+    finally:
+        source.close()
     names = [text.name for text in texts] if samples else [_DEFAULT]
-    notes = {TEXTS: fingerprint(texts), HASHES: hashes(texts)}
-    found = replace(found, datasets=tuple(names), notes={**found.notes, **notes})
+    notes = {MODEL: source.identity, TEXTS: fingerprint(texts), HASHES: hashes(texts)}
+    found = replace(found, datasets=tuple(names), notes=notes)
     write_importance(output, found)
     partial.remove()
     for line in _few(found):
         note(line, quiet=asked.quiet)
     n_tokens = found.n_chunks * found.chunk_size
-    note(
-        f"{output}: importance of {len(found.entries):,} matrices' columns over {n_tokens:,} tokens", quiet=asked.quiet
-    )
+    note(f"{output}: importance for {len(found.entries):,} matrices over {n_tokens:,} tokens", quiet=asked.quiet)
 
 
-def _of_gguf(path: Path, texts: Sequence[Text], output: Path, asked: Asked) -> "tuple[Importance, Partial]":
-    """By llama.cpp, from its evaluation callback."""
-    from converters.output import check_inputs  # noqa: PLC0415 - likewise
-    from quant.importance import MODEL, Importance, Sums  # noqa: PLC0415
+def _measured(source: Source, texts: Sequence[Text], output: Path, asked: Asked) -> "tuple[Importance, Partial]":
+    """All of the texts, and the file of what was kept meanwhile."""
+    from quant.importance import Importance, Sums  # noqa: PLC0415 - likewise
     from quant.importance.partial import Partial  # noqa: PLC0415
 
-    artifact = open_artifact(locate(path))
-    if not isinstance(artifact, GGUFArtifact) or artifact.is_encoder:
-        what = "an embedding model" if artifact.engine == "llama.cpp" else f"a model for {artifact.engine}"
-        raise OptionError(
-            f"{artifact.path}: is {what}; importance is measured of a .gguf that writes text, or of a checkpoint",
-            remedy="give one of these",
-        )
-    check_inputs(output, [], artifact.files)
-    opening: OpenOptions = {"n_ctx": asked.n_ctx, "max_running": 1, "n_batch": _LEAST, "tune": False}
-    tower = plan_engine(artifact, {**opening, **asked.opening}).open(asked.threads)
-    try:
-        template = template_of(artifact, None).compiled(tower.tokenizer) if asked.is_chat else None
-        cut = _cut(texts, tower.tokenizer, template, asked)
-        partial = Partial(output, _key(artifact.identity(), texts, asked))
-        collector = cast("LlamaCppTower", tower).importance(asked.n_ctx)
-        try:
-            with resumable(partial.path):
-                _collect(collector, cut.chunks, partial, quiet=asked.quiet)
-        finally:
-            collector.close()
-    finally:
-        tower.close()
-    entries = {name: Sums(sums.astype(np.float32), counts) for name, (sums, counts) in collector.sums.items()}
-    return Importance(entries, len(cut.chunks), asked.n_ctx, notes={MODEL: artifact.identity()}), partial
+    cut = _cut(texts, source.tokenizer, source.template() if asked.is_chat else None, asked)
+    partial = Partial(output, _key(source.identity, texts, asked))
+    with resumable(partial.path):
+        _collect(source, cut.chunks, partial, quiet=asked.quiet)
+    entries = {name: Sums(sums.astype(np.float32), counts) for name, (sums, counts) in source.sums().items()}
+    return Importance(entries, len(cut.chunks), asked.n_ctx), partial
 
 
-def _collect(collector: "Collector", chunks: Sequence[NDArray[np.int64]], partial: "Partial", *, quiet: bool) -> None:
+def _collect(source: Source, chunks: Chunks, partial: "Partial", *, quiet: bool) -> None:
     """Read what an earlier run did not, and keep what is known so far: also where this one is stopped."""
     done, sums = partial.read()
     if done:
         note(f"goes on after {done:,} of {len(chunks):,} chunks, which an earlier run read", quiet=quiet)
-    collector.sums = dict(sums)
-    size, wait, kept = len(chunks[0]), 0.0, time.monotonic()
+    source.begin(sums)
+    wait, kept = 0.0, time.monotonic()
     with progress("measuring", quiet=quiet, unit="tokens") as show:
         try:
-            for number in range(done, len(chunks)):
-                collector.read(chunks[number].tolist())
-                done = number + 1
-                if show:
-                    show(done * size, len(chunks) * size)
+            while done < len(chunks):
+                some = chunks[done : done + source.together]
+                source.read(some, _telling(show, done, some, chunks))
+                done += len(some)
                 if (began := time.monotonic()) - kept >= wait:
-                    partial.write(done, collector.sums)
+                    partial.write(done, source.sums())
                     kept = time.monotonic()
                     wait = _SHARE * (kept - began)
         except BaseException:
             if done:
                 with suppress(OutputError):  # what stopped it is what is told
-                    partial.write(done, collector.sums)
+                    partial.write(done, source.sums())
             raise
+
+
+def _telling(
+    show: Callable[[int, int], None] | None, done: int, some: Chunks, chunks: Chunks
+) -> Callable[[float], None]:
+    """What is told how much of ``some`` chunks after ``done`` ones was read; it shows tokens."""
+    size = len(chunks[0])
+
+    def tell(share: float) -> None:
+        if show:
+            show(round((done + share * len(some)) * size), len(chunks) * size)
+
+    return tell
 
 
 def _cut(texts: Sequence[Text], tokenizer: Tokenizer, template: ChatTemplate | None, asked: Asked) -> Packed:

@@ -12,23 +12,28 @@ import typer
 from edge_llama.backends import local_models
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
-from edge_llama.cli import checkpoints, options
-from edge_llama.errors import printable
+from edge_llama.cli import certificate_table, checkpoints, options
+from edge_llama.errors import InputError, printable
+from edge_llama.fidelity.certified import read_certificate
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
-from edge_llama.files.gguf import TensorInfo
+from edge_llama.files.gguf import Header, TensorInfo, read_header
 from edge_llama.files.gguf_adapter import AdapterFile, is_adapter, read_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+IMPORTANCE = "imatrix"
+"""What a GGUF file of importance says that it is."""
 _SHOWN = 72  # characters of a value that a table shows
 
 
 def inspect(
     model: Annotated[
         str | None,
-        typer.Argument(help="A .gguf file, a bundle, a vision tower, an adapter, a checkpoint's folder, or smollm2."),
+        typer.Argument(
+            help="A .gguf file, a bundle, a vision tower, an adapter, an importance matrix, a checkpoint, or smollm2."
+        ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -42,6 +47,9 @@ def inspect(
         return
     if is_adapter(path):
         _describe_adapter(read_adapter(path), as_json=as_json)
+        return
+    if gguf_metadata.type_of(path) == IMPORTANCE:
+        _describe_importance(read_header(path), as_json=as_json)
         return
     found = read_towers(path)
     text = open_artifact(found.text) if found.text else None
@@ -75,6 +83,24 @@ def _describe_adapter(adapter: AdapterFile, *, as_json: bool) -> None:
     )
 
 
+def _describe_importance(header: Header, *, as_json: bool) -> None:
+    """What ``calibrate --for importance`` or llama-imatrix wrote."""
+    chunks, size = (header.get(f"{IMPORTANCE}.{name}", int, 0) for name in ("chunk_count", "chunk_size"))
+    if not as_json:
+        title = f"{printable(header.path.name)}: importance matrix, {chunks:,} chunks of {size:,} tokens"
+        _show(_console(), title, gguf_metadata.as_rows(header), header.tensors, f"{len(header.tensors):,} tensors")
+        return
+    _print(
+        {
+            "path": str(header.path),
+            "importance": {"chunks": chunks, "tokens_per_chunk": size},
+            "file_bytes": header.file_size,
+            "metadata": gguf_metadata.as_json(header),
+            "tensors": _tensors("", header.tensors),
+        }
+    )
+
+
 def _print(described: Mapping[str, Any]) -> None:
     print(json.dumps(described, ensure_ascii=False))  # noqa: T201
 
@@ -89,6 +115,8 @@ def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> No
     console.print(printable(str(found.path)), soft_wrap=True)
     for name, file in (found.manifest.files if found.manifest else {}).items():
         console.print(f"  {printable(name)}: {file.nbytes:,} bytes", soft_wrap=True)
+    for line in _certificate_lines(found.path):
+        console.print(line, soft_wrap=True)
     if text:
         title = f"{printable(text.name)}: text tower ({printable(text.architecture)}), {text.form}"
         _show(console, title, text.rows(), text.tensors, _size(text))
@@ -97,6 +125,23 @@ def _show_towers(found: Bundle, text: Artifact | None, console: "Console") -> No
     if vision := found.vision:
         rows = gguf_metadata.as_rows(vision.header) if vision.header else []
         _show(console, f"{printable(vision.name)}: {_kind(vision)}", rows, vision.tensors, _weights(vision.tensors))
+
+
+def _certificate_lines(path: Path) -> Iterable[str]:
+    """A certificate that can't be believed is no reason to hide the rest."""
+    try:
+        certificate = read_certificate(path)
+    except InputError as error:
+        return [f"certificate: {error}"]
+    return certificate_table.lines(certificate) if certificate else ()
+
+
+def _certificate_json(path: Path) -> dict[str, Any]:
+    try:
+        certificate = read_certificate(path)
+    except InputError as error:
+        return {"certificate": {"error": str(error)}}
+    return {"certificate": certificate.to_json()} if certificate else {}
 
 
 def _size(text: Artifact) -> str:
@@ -161,6 +206,7 @@ def _described(found: Bundle, text: Artifact | None) -> dict[str, Any]:
         "name": manifest.name if manifest else text.name if text else vision.name if vision else "",
         "towers": towers,
         **({"writer": manifest.writer, "generation": dict(manifest.generation)} if manifest else {}),
+        **_certificate_json(found.path),
         "file_bytes": sum(files.values()),
         "weight_bytes": sum(tensor["bytes"] for tensor in tensors),
         "metadata": dict(text.metadata()) if text else {},

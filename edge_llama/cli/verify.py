@@ -12,7 +12,7 @@ import edge_llama
 from edge_llama.backends.local_models import found
 from edge_llama.backends.registry import open_artifact
 from edge_llama.backends.towers import checkpoint_at, read_towers
-from edge_llama.cli import options, template_check
+from edge_llama.cli import options, template_check, verify_reference
 from edge_llama.cli.terminal.console import note, progress
 from edge_llama.errors import NotVerifiableError, OptionError, printable
 from edge_llama.files import checksums, manifest
@@ -37,7 +37,14 @@ def verify(
     ] = False,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="CHECKPOINT", help="For --template: compare with transformers on this folder."),
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="Measure the model beside the checkpoint that it was converted from, and what its certificate says "
+            "with it. For --template: compare with transformers on this folder.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="For --reference: CPU threads. Default: all cores.")
     ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -45,15 +52,32 @@ def verify(
     """Check a model's structure and every bit of its contents. Exit code 0: intact; 2: damaged; 1: it has no hashes.
 
     With --template: 0, conversations are rendered, as transformers does it; 1, some differ; 2, it can't be found out.
+    With --reference: 0, it is what that checkpoint is, and what its certificate says was measured again; 1, it is not.
 
     Example: edge-llama verify llama-3.2-1b-q4_k_m.gguf
     """
     if template:
         _verify_template(model, reference, as_json=as_json, quiet=quiet)
         return
-    if reference is not None:
-        raise OptionError(f"--reference {reference}: is for --template", remedy="add --template, or leave it out")
+    if threads is not None and reference is None:
+        raise OptionError(f"--threads {threads}: is for --reference", remedy="leave it out")
     path = found(model)
+    if reference is not None:
+        try:
+            _checked(path, quiet=quiet)
+        except NotVerifiableError as error:
+            note(f"{error.message}; it is measured all the same", quiet=quiet or as_json)
+        verify_reference.verify(path, reference, threads, as_json=as_json, quiet=quiet)
+        return
+    counts, work = _checked(path, quiet=quiet)
+    if as_json:
+        print(json.dumps({"path": str(work.path), "intact": True, **counts}))  # noqa: T201
+    told = " in ".join(f"{number:,} {name}" for name, number in counts.items())
+    note(f"{work.path}: intact, {told}", quiet=quiet or as_json)
+
+
+def _checked(path: Path, *, quiet: bool) -> "tuple[dict[str, int], _Work]":
+    """Check every bit; how many tensors and files that were."""
     if is_adapter(path):
         work = _of_adapter(path)
     else:
@@ -69,11 +93,7 @@ def verify(
 
         work.check(count)
     counts = {"tensors": work.n_tensors, "files": work.n_files}
-    counts = {name: number for name, number in counts.items() if number is not None}
-    if as_json:
-        print(json.dumps({"path": str(work.path), "intact": True, **counts}))  # noqa: T201
-    told = " in ".join(f"{number:,} {name}" for name, number in counts.items())
-    note(f"{work.path}: intact, {told}", quiet=quiet or as_json)
+    return {name: number for name, number in counts.items() if number is not None}, work
 
 
 def _verify_template(model: str | None, reference: Path | None, *, as_json: bool, quiet: bool) -> None:

@@ -96,4 +96,5 @@ def _windows(letters: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed = (sums[_WINDOW:] - sums[:count]) * inverses
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's end
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(64 - 8 * _BYTES)
+    hashed: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(64 - 8 * _BYTES)
+    return hashed

@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TURN = 1_200
-"""Letters of a text that a user says at once, at most: some 300 tokens of English, so that a chunk holds whole turns."""
+"""Letters of a text that a user says at once, at most: some 300 tokens of English, so a chunk holds whole turns."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

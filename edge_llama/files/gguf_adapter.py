@@ -18,8 +18,9 @@ from edge_llama.errors import ArtifactError
 from edge_llama.files.artifact import Artifact
 from edge_llama.files.checkpoint_folder import ADAPTER
 from edge_llama.files.formats import FORMATS
-from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, is_gguf, read_header
+from edge_llama.files.gguf import DAMAGED, Header, TensorInfo, ValueType, read_header
 from edge_llama.files.gguf_limits import GRAPHS
+from edge_llama.files.gguf_metadata import type_of
 from edge_llama.files.identity import identity_of
 
 KIND = "adapter"
@@ -73,10 +74,7 @@ class AdapterFile:
 
 def is_adapter(path: Path) -> bool:
     """Whether the file at ``path`` is GGUF and says that it is an adapter. ArtifactError if its header is damaged."""
-    if not path.is_file() or not is_gguf(path):
-        return False
-    kind = read_header(path).fields.get("general.type")
-    return kind is not None and kind.item is None and bool(kind.data == KIND)
+    return type_of(path) == KIND
 
 
 def read_adapter(path: Path) -> AdapterFile:

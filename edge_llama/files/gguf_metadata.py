@@ -2,12 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from edge_llama.files.artifact import Row
-from edge_llama.files.gguf import Header, Value, ValueType
+from edge_llama.files.gguf import Header, Value, ValueType, is_gguf, read_header
 
 _SHOWN_ITEMS = 6
+
+
+def type_of(path: Path) -> str:
+    """What a GGUF file says that it is (``general.type``), "" if it is no GGUF file or doesn't say so.
+
+    ArtifactError if its header is damaged.
+    """
+    if not path.is_file() or not is_gguf(path):
+        return ""
+    kind = read_header(path).fields.get("general.type")
+    return str(kind.data) if kind is not None and kind.type is ValueType.STRING else ""
 
 
 def as_json(header: Header) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Tower:
 class Manifest:
     """A bundle's contents; ``files`` by their POSIX paths in its folder, ``images`` where there is a vision tower.
 
-    ``generation`` is the content of the checkpoint's generation_config.json.
+    ``generation`` is the content of the checkpoint's generation_config.json, ``certificate`` that of a parity
+    certificate, empty where there is none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Manifest:
     vision: Tower | None = None
     images: VisionSpec | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The file's bytes, sealed. Their number does not depend on the files' hashes.
@@ -74,6 +76,7 @@ class Manifest:
             **{key: _described(tower) for key, tower in towers.items() if tower},
             **({"images": self.images.to_json()} if self.images else {}),
             "generation": dict(self.generation),
+            **({"certificate": dict(self.certificate)} if self.certificate else {}),
             "files": {name: {"bytes": file.nbytes, "sha256": file.sha256} for name, file in self.files.items()},
             "seal": _ZEROS,
         }
@@ -181,6 +184,7 @@ class _Reader:
             vision=vision,
             images=self._images() if vision else None,
             generation=_given(fields, "generation", {}),
+            certificate=_given(fields, "certificate", {}),
         )
 
     def _files(self) -> dict[str, StoredFile]:

@@ -4,10 +4,10 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +34,15 @@ def _stand_back() -> None:
 
 
 class EncoderThread:
-    """Embeds one tile after the other, each for one request. The thread begins with the first."""
+    """Embeds one tile after the other, each for one request.
+
+    The thread ends when none is left. While it lives, OpenMP's threads that llama.cpp started from it count, and with
+    more of them than cores those of the engine sleep at each barrier, where they would have spun.
+    """
 
     def __init__(self, encoder: ImageEncoder) -> None:
         self._encoder = encoder
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # the garbage collector may cancel while this thread is within
         self._current: Request | None = None
@@ -55,10 +59,11 @@ class EncoderThread:
                 future.set_exception(error)
             on_done()
 
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="edge-llama-images", daemon=True)
-            self._thread.start()
-        self._jobs.put(run)
+        with self._lock:
+            self._jobs.append(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="edge-llama-images", daemon=True)
+                self._thread.start()
         return future
 
     def cancel(self, request: Request) -> None:
@@ -72,15 +77,22 @@ class EncoderThread:
         with self._lock:
             self._is_closed = True
             self._encoder.abort()
-        if self._thread:
-            self._jobs.put(None)
-            self._thread.join()
+            thread = self._thread
+        if thread:
+            thread.join()
         self._encoder.close()
 
     def _serve(self) -> None:
         _stand_back()
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            self._thread = None
+            return None
 
     def _embedded(self, request: Request, start: int, stop: int) -> NDArray[np.float32]:
         with self._lock:

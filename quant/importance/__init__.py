@@ -32,7 +32,7 @@ def read_importance(path: Path) -> Importance:
     try:
         with opened(path) as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
-        found = (gguf_form if is_gguf else dat_form).read(path)
+        found = gguf_form.read(path) if is_gguf else dat_form.read(path)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror}", remedy=UNREADABLE) from error
     check_values(path, found.entries)

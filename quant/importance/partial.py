@@ -52,7 +52,7 @@ class Partial:
                 file.write(header)
                 for (_, values), offset in zip(tensors, offsets, strict=True):
                     file.seek(offset)
-                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
         except OSError as error:
             told = f"{self.path}: what was measured until now can't be kept: {error.strerror}"
             raise OutputError(told, remedy="make room there, or give another name") from error

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import edge_llama
 from edge_llama.backends.base import OneSequence
-from edge_llama.cli.model_logits import ModelLogits, check_same_vocabulary, pieces_of
+from edge_llama.certifying.model_logits import ModelLogits, check_same_vocabulary, pieces_of
 from edge_llama.convert import convert
 from edge_llama.errors import ContextFullError, OptionError
 from edge_llama.model import Model

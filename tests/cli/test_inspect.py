@@ -54,6 +54,16 @@ def test_a_bundle_shows_both_towers_and_its_files(called: Cli, bundle: Path) -> 
     assert data["generation"]["temperature"] == 0.6
 
 
+def test_an_importance_matrix_is_shown_as_one(called: Cli) -> None:
+    path = Path(__file__).parents[1] / "data" / "imatrix" / "mixture.gguf"
+    shown = called("inspect", path).stdout
+    assert "importance matrix, 5 chunks of 128 tokens" in shown
+    assert "blk.0.ffn_down_exps.weight.counts" in shown
+    data = json.loads(called("inspect", path, "--json").stdout)
+    assert data["importance"] == {"chunks": 5, "tokens_per_chunk": 128}
+    assert data["metadata"]["imatrix.datasets"] == ["text.txt"]
+
+
 def test_a_vision_tower_alone_is_shown(called: Cli, bundle: Path, llama4_scout: Path, tmp_path: Path) -> None:
     data = json.loads(called("inspect", bundle / "vision/model.onnx", "--json").stdout)
     assert list(data["towers"]) == ["vision"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, Llama4ForCausalLM
 
+import converters
 from converters.architectures import for_config
-from converters.evidence.importance import of_checkpoint
+from converters.evidence.importance import Squares, add_chunks, of_checkpoint
 from converters.evidence.streamed import StreamedTower
 from converters.sources import open_checkpoint
+from edge_llama.backends.llama_cpp.text import LlamaCppTower
+from edge_llama.backends.registry import open_artifact
+from edge_llama.backends.towers import locate
+from edge_llama.errors import InputError
+from edge_llama.planning.plan import plan_engine
 from quant.importance import read_importance, write_importance
 
 Ids = NDArray[np.int64]
@@ -131,6 +138,45 @@ def test_each_expert_is_summed_over_the_tokens_that_chose_it(tmp_path: Path, rng
         assert_equal(entry.sums, sums)
         if "gate" in name:
             assert np.array_equal(found.entries[name.replace("gate", "up")].sums, entry.sums)
+
+
+@pytest.mark.parametrize("make", [checkpoints.llama3, llama4.text_only, families.mixtral, families.gemma3])
+def test_llama_cpp_finds_the_same_in_the_converted_file(
+    make: Callable[[Path], Path], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Experts by their counts too; its cache is in f16, so that sums are equal to some thousandths."""
+    folder, file = make(tmp_path / "checkpoint"), tmp_path / "model.gguf"
+    converters.convert(folder, file, quant="f32")
+    chunks = [rng.integers(3, 250, 64) for _ in range(3)]
+    ours = of_checkpoint(open_checkpoint(folder), chunks, threads=1, folder=tmp_path)
+    tower = plan_engine(open_artifact(locate(file)), {"n_ctx": 64, "max_running": 1, "tune": False}).open(1)
+    assert isinstance(tower, LlamaCppTower)
+    try:
+        with closing(tower.importance(64)) as collector:
+            for ids in chunks:
+                collector.read(ids.tolist())
+    finally:
+        tower.close()
+    assert set(collector.sums) == set(ours.entries)
+    for name, (sums, counts) in collector.sums.items():
+        assert np.abs(counts - ours.entries[name].counts).sum() <= 2  # a token between two experts
+        found = ours.entries[name].sums
+        assert np.abs(found - sums).sum() < (0.005 if "exps" not in name else 0.03) * sums.sum()
+
+
+def test_chunks_may_come_some_at_a_time_and_an_error_leaves_the_sums_as_they_were(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    checkpoint = open_checkpoint(llama4.text_only(tmp_path / "checkpoint"))
+    chunks = [rng.integers(3, 250, length) for length in (40, 17, 25)]
+    whole, squares = of_checkpoint(checkpoint, chunks, threads=1, folder=tmp_path), Squares(checkpoint)
+    add_chunks(squares, checkpoint, chunks[:1], threads=1, folder=tmp_path)
+    with pytest.raises(InputError, match="past the vocabulary"):
+        add_chunks(squares, checkpoint, [np.array([3, 10**6])], threads=1, folder=tmp_path)
+    add_chunks(squares, checkpoint, chunks[1:], threads=1, folder=tmp_path)
+    for name, (sums, counts) in squares.entries().items():
+        assert np.array_equal(counts, whole.entries[name].counts)
+        assert np.allclose(sums, whole.entries[name].sums, rtol=1e-6)
 
 
 def test_what_is_found_is_written_and_read(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -125,8 +125,22 @@ def test_a_picture_takes_the_place_of_negative_ids(tmp_path: Path, rng: np.rando
             [tower.logits(0, 0, len(plain)), tower.logits(1, 0, len(ids))],
             [model.logits(ids[:5]), model.logits(ids, pixels)],
         )
-        with refusal(InputError, f"{len(features)} ids stand for images' embeddings, but 0 embeddings are given"):
+        with refusal(InputError, rf"{len(features)} ids stand for images' embeddings of 64 values, but \[0, 64\] are"):
             tower.prepare([given])
+        with refusal(InputError, r"of 64 values, but \[\d+, 40\] are"):
+            tower.prepare([given], features=[features[:, :40]])
+
+
+def test_other_chunks_may_follow(tmp_path: Path, chunks: list[NDArray[np.int64]]) -> None:
+    folder = checkpoints.llama3(tmp_path / "checkpoint")
+    with StreamedTower(open_checkpoint(folder), threads=1, folder=tmp_path) as tower:
+        streamed(tower, chunks[:1])
+        others = [chunks[0][::-1].copy(), chunks[1]]
+        assert_equal(streamed(tower, others), reference(folder, others))
+        with refusal(OptionError, "no token"):
+            tower.prepare([])
+        with refusal(OptionError, "before chunks were given"):
+            tower.logits(0, 0, 1)
 
 
 @pytest.mark.parametrize("make", [checkpoints.llama3, llama4.text_only, families.gemma3])

@@ -11,7 +11,7 @@ from logit_arrays import Arrays
 from numpy.typing import NDArray
 
 import edge_llama
-from edge_llama.cli.model_logits import ModelLogits
+from edge_llama.certifying.model_logits import ModelLogits
 from edge_llama.errors import InputError
 from edge_llama.fidelity.comparison import compare
 from edge_llama.fidelity.compatible import Collector, coded, compatible_chunks

@@ -271,6 +271,16 @@ def test_a_device_that_is_not_here_is_planned_for_by_its_name(packaged: Path) ->
     assert plan["memory"] == 24 * 10**9
 
 
+def test_an_onnx_model_is_planned_for_with_the_cache_of_its_graph(onnx_folder: Path) -> None:
+    (plan,) = json.loads(run(str(onnx_folder), "--json").stdout)["plans"].values()
+    assert (plan["engine"], plan["kv_format"]) == ("onnxruntime", "f32")
+    assert plan["terms"]["weights"] > 0
+    assert plan["speed"] is None
+    asked = run(str(onnx_folder), "--kv", "f16")
+    assert (asked.returncode, asked.stderr.count("\n")) == (2, 1)
+    assert "its graph decides that" in asked.stderr
+
+
 def test_half_the_file_is_no_model(packaged: Path, tmp_path: Path) -> None:
     """A model that says of itself that it was trained for more is planned for more."""
     long = rewritten(packaged, tmp_path / "long.gguf", fields={"llama.context_length": u32(1 << 20)})

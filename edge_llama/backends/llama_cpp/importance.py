@@ -169,13 +169,13 @@ def _is_wanted(node: _Tensor) -> bool:
 
 @cache
 def _operation(number: int) -> str:
-    found = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
+    found: bytes | None = ggml_function("ggml_op_name", ctypes.c_char_p, ctypes.c_int)(number)
     return (found or b"").decode()
 
 
 def _plain_name(tensor: _Tensor) -> str:
     """Without what ggml writes around names of copies: ``CUDA0#blk.0.attn_k.weight#0``."""
-    name = tensor.name.decode("utf-8", "surrogateescape")
+    name: str = tensor.name.decode("utf-8", "surrogateescape")
     return name.split("#")[1] if "#" in name else name
 
 

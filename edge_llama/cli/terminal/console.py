@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Protocol
@@ -291,6 +291,30 @@ def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
             ) from error
         yield text if at else text.removeprefix("\ufeff")
         at += len(line)
+
+
+@contextmanager
+def bars(*, quiet: bool) -> Iterator["Tell"]:
+    """A bar as of :func:`progress` for each thing that is done, one after the other."""
+    with ExitStack() as shown:
+        label, update = "", None
+
+        def tell(what: str, done: int, total: int, unit: str = "tokens") -> None:
+            nonlocal label, update
+            if what != label:
+                shown.close()
+                label, update = what, shown.enter_context(progress(what, quiet=quiet, unit=unit))
+            if update:
+                update(done, total)
+
+        yield tell
+
+
+class Tell(Protocol):
+    """Is told what is done, how much of it, and of how much; ``unit`` says of what."""
+
+    def __call__(self, what: str, done: int, total: int, unit: str = ...) -> None:
+        """Show it."""
 
 
 @contextmanager
