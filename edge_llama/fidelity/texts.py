@@ -7,7 +7,7 @@ The default texts lie beside this file in ``data/calibration`` and ``data/evalua
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,12 +17,14 @@ from edge_llama.errors import DocumentError, OptionError
 from edge_llama.fidelity.overlaps import hashes, overlap
 from edge_llama.fidelity.source import Chunk
 from edge_llama.fidelity.text import Text, read_text
+from edge_llama.host.regular_files import content_of
 
 __all__ = [
     "Cut", "Encoded", "Text", "as_chats", "chunks", "cut", "default_texts", "fingerprint", "hashes", "overlap",
     "prompts", "read_text",
 ]  # fmt: skip
 
+_DATA = Path(__file__).with_name("data")
 _TURN = 1_200
 """Letters of a text that a user says at once, at most: some 300 tokens of English, so a chunk holds whole turns."""
 
@@ -59,19 +61,19 @@ def default_texts(half: Literal["calibration", "evaluation"]) -> list[Text]:
         >>> sorted({text.domain for text in default_texts("evaluation")})
         ['code', 'dialogue', 'encyclopaedic', 'formal', 'languages', 'mathematics', 'prose', 'scripts']
     """
-    folder = files("edge_llama.fidelity") / "data" / half
+    folder = _DATA / half
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".txt")), key=lambda entry: entry.name)
     texts = []
     for entry in found:
         domain, name = entry.name.removesuffix(".txt").split(".", 1)
-        content = entry.read_bytes().decode().replace("\r\n", "\n")
+        content = content_of(entry).decode().replace("\r\n", "\n")
         texts.append(Text(name, domain, content))
     return texts
 
 
 def prompts() -> list[str]:
     """Questions of several domains, to which a model's own answers are measured."""
-    lines = (files("edge_llama.fidelity") / "data" / "prompts.txt").read_bytes().decode().splitlines()
+    lines = content_of(_DATA / "prompts.txt").decode().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -118,8 +118,6 @@ def test_the_verb_prints_and_exits_with_what_it_found(
     assert app(["verify", model, *options], standalone_mode=False) == 1
     found = json.loads(capsys.readouterr().out)["conversations"]
     assert {finding["outcome"] for finding in found} >= {"differs"}
-    with refusal(OptionError, "is for --template", llama3):
-        app(["verify", model, "--reference", str(llama3)], standalone_mode=False)
 
 
 def test_what_is_no_reference_is_refused_by_name(

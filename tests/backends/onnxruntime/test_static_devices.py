@@ -75,7 +75,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small Llama 4 that reads digits: both towers in integers."""
     import numpy as np  # noqa: PLC0415
 
-    from edge_llama.cli.calibrate import calibrate  # noqa: PLC0415
+    from edge_llama.cli.ranges import measure_ranges  # noqa: PLC0415
     from edge_llama.files.manifest import read_manifest  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("seeing")
@@ -93,7 +93,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for picture in turn.pictures:
             edge_llama.Image.open(picture).to_pillow().save(folder / f"{number}.png")
             data.append(folder / f"{number}.png")
-    calibrate(str(DIGITS), [*data, folder / "text.json"], quiet=True)
+    measure_ranges(str(DIGITS), data, folder / "text.json", max_tiles=None, threads=2, quiet=True)
     options: dict[str, Any] = {"to": "onnx", "quant": "a16w8", "vision_quant": "a16w8", "n_ctx": 256, "window": 32}
     converters.convert(DIGITS, folder / "both", calibration=[folder / "text.json", vision], **options)
     return folder / "both"
