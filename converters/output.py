@@ -94,7 +94,7 @@ def _remove(folder: Path, lock: FileLock) -> None:
     """Remove what is unfinished, and the lock last: on Windows it can't be while it is held, elsewhere it must be."""
     for entry in folder.iterdir():
         with suppress(OSError):
-            if entry.is_dir():
+            if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             elif entry != Path(lock.lock_file):
                 entry.unlink()

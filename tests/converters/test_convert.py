@@ -86,6 +86,19 @@ def test_an_existing_folder_is_replaced_only_by_force(packaged: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_link_to_a_folder_is_replaced_and_the_folder_left_alone(packaged: Path, tmp_path: Path) -> None:
+    there, output = tmp_path / "there", tmp_path / "out"
+    converters.convert(packaged, there, to="safetensors")
+    before = {path.name: path.stat().st_mtime_ns for path in there.iterdir()}
+    output.symlink_to(there)
+    for _ in range(2):
+        converters.convert(packaged, output, to="safetensors", force=True)
+        assert not converters.partial_folder(output).exists()
+        assert (output / "config.json").is_file()
+        assert not output.is_symlink()
+    assert {path.name: path.stat().st_mtime_ns for path in there.iterdir()} == before
+
+
 def test_output_and_source_may_not_be_the_same(packaged: Path, tmp_path: Path) -> None:
     copy = tmp_path / GGUF
     shutil.copy(packaged, copy)
