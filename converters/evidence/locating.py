@@ -80,7 +80,7 @@ class Recorder:
         start, stop = self.bounds[chunk]
         for number, rows in ((layer, before), (layer + 1, after)):
             if number == len(self._files):
-                self._files.append(StoredStates(self._folder / f"layer-{number}", self._n_embd))
+                self._files.append(StoredStates(self._folder, self._n_embd))
             if number == layer + 1 or layer == 0:
                 self._files[number].write(start, rows[: stop - start])
 
@@ -92,7 +92,6 @@ class Recorder:
         """Remove the files."""
         for file in self._files:
             file.close()
-            file.path.unlink(missing_ok=True)
         self._files = []
 
 

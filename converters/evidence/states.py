@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,16 +58,19 @@ class HeldStates:
 
 
 class StoredStates:
-    """Rows in a file at ``path``, which is new. OutputError if it can't be written."""
+    """Rows in a file of ``folder`` that has no name: it ends with the process, however that ends.
 
-    def __init__(self, path: Path, columns: int) -> None:
-        self.path, self._columns = path, columns
+    OutputError if it can't be written.
+    """
+
+    def __init__(self, folder: Path, columns: int) -> None:
+        self._folder, self._columns = folder, columns
         self._row = 4 * columns
         with self._errors():
-            self._file = path.open("x+b", buffering=0)
+            self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 - closed by close()
 
     def close(self) -> None:
-        """Close the file, which stays."""
+        """Give the file's room back."""
         self._file.close()
 
     def read(self, start: int, stop: int) -> Floats:
@@ -105,4 +109,4 @@ class StoredStates:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"{self.path.parent}: hidden states: {error.strerror}", remedy=ELSEWHERE) from error
+            raise OutputError(f"{self._folder}: hidden states: {error.strerror}", remedy=ELSEWHERE) from error

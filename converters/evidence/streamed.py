@@ -5,7 +5,6 @@ folder.
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +28,10 @@ _NOTHING = np.empty((0, 0), np.float32)
 class StreamedTower:
     """The text tower of ``checkpoint``; a source of logits as :mod:`edge_llama.fidelity.source` has it.
 
-    ``folder`` is where hidden states lie, ``on_input`` is told what every matrix multiplies, ``on_layer`` what every
-    layer does. To be closed: then nothing is left in ``folder``. Raises CheckpointError for a checkpoint that is not
-    whole or sound, OptionError for chunks that don't fit it, OutputError if ``folder`` has no room, EngineError if ONNX
-    Runtime fails.
+    ``folder`` is where hidden states lie, in files without a name; ``on_input`` is told what every matrix multiplies,
+    ``on_layer`` what every layer does. To be closed. Raises CheckpointError for a checkpoint that is not whole or
+    sound, OptionError for chunks that don't fit it, OutputError if ``folder`` has no room, EngineError if ONNX Runtime
+    fails.
     """
 
     def __init__(
@@ -44,11 +43,10 @@ class StreamedTower:
         on_input: OnInput | None = None,
         on_layer: OnLayer | None = None,
     ) -> None:
-        self._checkpoint, self._threads, self._parent = checkpoint, threads, folder
+        self._checkpoint, self._threads, self._folder = checkpoint, threads, folder
         self._on_input, self._on_layer = on_input, on_layer
         self.name = checkpoint.path.name
         self.n_vocab = Tower(checkpoint, threads=threads, longest=1).hp.n_vocab
-        self._folder: Path | None = None
         self._files: list[StoredStates] = []
         self._bounds: list[tuple[int, int]] = []
         self._head: Head | None = None
@@ -63,13 +61,10 @@ class StreamedTower:
         self.close()
 
     def close(self) -> None:
-        """Remove what lies in the folder."""
+        """Give the room in the folder back."""
         for file in self._files:
             file.close()
-        self._files = []
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = self._head = None
+        self._files, self._head = [], None
         self._ahead = 0, _NOTHING
 
     def prepare(
@@ -114,26 +109,23 @@ class StreamedTower:
         """The place for states, once there is room for all."""
         nbytes = needed_bytes(tower, lengths, is_watched=self._on_layer is not None).disk
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="edge-llama-states-", dir=self._parent))
-            free = shutil.disk_usage(self._parent).free
+            free = shutil.disk_usage(self._folder).free
         except OSError as error:
-            raise OutputError(f"{self._parent}: cannot be written: {error.strerror}", remedy=ELSEWHERE) from error
+            raise OutputError(f"{self._folder}: cannot be written: {error.strerror}", remedy=ELSEWHERE) from error
         if free < nbytes:
             raise OutputError(
-                f"{self._parent}: {free:,} bytes are free, but hidden states need {nbytes:,}", remedy=ELSEWHERE
+                f"{self._folder}: {free:,} bytes are free, but hidden states need {nbytes:,}", remedy=ELSEWHERE
             )
         return self._states(tower.hp.n_embd)
 
     def _states(self, columns: int) -> StoredStates:
-        assert self._folder is not None  # noqa: S101 - while layers run
-        file = StoredStates(self._folder / f"states-{len(self._files)}", columns)
+        file = StoredStates(self._folder, columns)
         self._files.append(file)
         return file
 
     def _drop_scratch(self) -> None:
         for file in self._files[1:]:
             file.close()
-            file.path.unlink()
         del self._files[1:]
 
     def logits(self, number: int, start: int, stop: int) -> Floats:

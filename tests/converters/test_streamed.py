@@ -103,8 +103,7 @@ def test_logits_equal_transformers_and_nothing_stays(
         assert told == sorted(told)
         assert told[-1][0] == told[-1][1]
         assert_equal(streamed(tower, chunks), reference(folder, chunks))
-        assert list(states.iterdir())
-    assert not list(states.iterdir())
+        assert not list(states.iterdir()), "a kill leaves nothing"
 
 
 def test_a_picture_takes_the_place_of_negative_ids(tmp_path: Path, rng: np.random.Generator) -> None:
