@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from edge_llama.cli import importance, options, ranges
-from edge_llama.errors import OptionError, OutputError
+from edge_llama.cli import importance, options, output_file, ranges
+from edge_llama.errors import OptionError
 from edge_llama.host.devices import cpu_threads
-from edge_llama.host.windows import why_impossible
 from edge_llama.planning.options import OpenOptions
 
 _PURPOSES = ("ranges", "importance")
@@ -97,10 +96,4 @@ def _check_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
     from converters.output import check_inputs  # noqa: PLC0415 - likewise
 
     check_inputs(output, inputs, ())
-    if why := why_impossible(output):
-        raise OutputError(f"{output}: {why}", remedy="give another name")
-    if output.exists() and not force:
-        raise OutputError(f"{output}: already exists", remedy="give another name, or --force to replace it")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        what = "it is a folder" if output.is_dir() else f"{output.parent} is no folder"
-        raise OutputError(f"{output}: cannot be written: {what}", remedy="give another name")
+    output_file.check(output, force=force)

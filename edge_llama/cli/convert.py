@@ -12,14 +12,13 @@ import typer
 
 from edge_llama.backends import local_models
 from edge_llama.certifying import Certifier
-from edge_llama.cli import certificate_table, options
+from edge_llama.cli import certificate_table, options, output_file
 from edge_llama.cli.fit import fitting_quant, told
 from edge_llama.cli.resuming import resumable
 from edge_llama.cli.terminal.console import bars, note
-from edge_llama.errors import OptionError, OutputError
+from edge_llama.errors import OptionError
 from edge_llama.fidelity.certificate import Certificate
 from edge_llama.files.gguf import SUFFIX
-from edge_llama.host.atomic import new_file
 
 _RECIPES = (  # quant.recipe's, which only the verb itself may import; a test holds them equal
     "f32 f16 bf16 q8_0 q6_k q5_k_m q5_k_s q5_1 q5_0 q4_k_m q4_k_s q4_1 q4_0 iq4_nl iq4_xs q3_k_l q3_k_m q3_k_s "
@@ -260,13 +259,8 @@ def _write_tensor_types(plan: "Plan", path: Path, *, force: bool) -> None:
         raise OptionError("--write-tensor-types: is for a text tower in GGUF alone", remedy="leave it out")
     lines = tensor_type_lines(plan.checkpoint, plan.options)
     check_inputs(path, plan.inputs, plan.files)
-    if path.exists() and not force:
-        raise OutputError(f"{path}: already exists", remedy="give another name, or --force to replace it")
-    try:
-        with new_file(path) as file:
-            file.write(lines.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}", remedy="give another name") from error
+    output_file.check(path, force=force)
+    output_file.write(path, lines.encode())
 
 
 def _tensor_types(options: list[str]) -> dict[str, str]:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_llama.errors import InputError, OptionError, OutputError
+from edge_llama.cli import output_file
+from edge_llama.errors import InputError, OptionError
 from edge_llama.fidelity.comparison import Comparison
-from edge_llama.host.atomic import new_file
-from edge_llama.host.windows import why_impossible
 
 _KINDS = (".html", ".png")
 _LEAST = 1e-8
@@ -47,13 +46,7 @@ def check(path: Path, *, force: bool) -> None:
     """OptionError for another kind of file, OutputError if it can't be written, InputError without matplotlib."""
     if path.suffix.lower() not in _KINDS:
         raise OptionError(f"--plot {path}: unknown kind of file", remedy=f"end its name by {' or '.join(_KINDS)}")
-    if why := why_impossible(path):
-        raise OutputError(f"{path}: {why}", remedy="give another name")
-    if path.exists() and not force:
-        raise OutputError(f"{path}: already exists", remedy="give another name, or --force to replace it")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = "it is a folder" if path.is_dir() else f"{path.parent} is no folder"
-        raise OutputError(f"{path}: cannot be written: {what}", remedy="give another name")
+    output_file.check(path, force=force)
     if path.suffix.lower() == ".png":
         _matplotlib()
 
@@ -63,11 +56,7 @@ def draw(path: Path, compared: Comparison, layers: Sequence[float] = ()) -> None
     charts = [_spread(compared), _by_position(compared), *([_by_layer(layers)] if layers else [])]
     title = f"{compared.model} against {compared.reference}"
     content = _page(title, charts).encode() if path.suffix.lower() == ".html" else _png(title, charts)
-    try:
-        with new_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}", remedy="give another name") from error
+    output_file.write(path, content)
 
 
 def _spread(compared: Comparison) -> Chart:

@@ -12,13 +12,13 @@ from edge_llama.backends import local_models
 from edge_llama.backends.base import AskedDevice
 from edge_llama.backends.registry import vision_engine_of
 from edge_llama.backends.towers import read_vision
+from edge_llama.cli import output_file
 from edge_llama.cli.terminal.console import note, progress
-from edge_llama.errors import ArtifactError, InputError, OptionError, OutputError
+from edge_llama.errors import ArtifactError, InputError, OptionError
 from edge_llama.files.artifact import VisionArtifact
 from edge_llama.files.manifest import NAME as MANIFEST
 from edge_llama.files.manifest import bundle_of
 from edge_llama.files.onnx_vision import VISION_INPUT
-from edge_llama.host.atomic import new_file
 from edge_llama.host.regular_files import text_of
 from edge_llama.media.images import Image
 from edge_llama.media.llama4_tiles import grid, tiles, token_plan
@@ -53,11 +53,7 @@ def measure_ranges(
         found, what = _of_texts(checkpoint, texts, pictures, max_tiles, threads, quiet=quiet), "tokens"
     else:
         found, what = _of_pictures(_float_tower(model, output), pictures, max_tiles, threads), "tiles"
-    try:
-        with new_file(output) as file:
-            file.write(found.encode())
-    except OSError as error:
-        raise OutputError(f"{output}: cannot be written: {error.strerror}", remedy="give another name") from error
+    output_file.write(output, found.encode())
     note(f"{output}: ranges of {len(found.values):,} values over {found.count:,} {what}", quiet=quiet)
 
 
