@@ -4,10 +4,8 @@ Whoever has an engine hands in the file's logits, and how a GGUF vocabulary is o
 """
 
 import hashlib
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,13 +16,12 @@ from converters.evidence import faults, locating, matrices
 from converters.evidence.faults import Fault
 from converters.evidence.locating import LayerError, Recorder
 from converters.evidence.matrices import MatrixError
-from converters.evidence.states import ELSEWHERE
 from converters.evidence.streamed import StreamedTower
 from converters.evidence.tower import Tower
 from converters.proof import prove_gguf
 from converters.sources.gguf import open_file, stored_tensors
 from converters.tokenizers.proof import GGUFEncoder
-from edge_llama.errors import ArtifactError, CheckpointError, OutputError
+from edge_llama.errors import ArtifactError, CheckpointError
 from edge_llama.fidelity.certificate import Certificate, Numbers, Part
 from edge_llama.fidelity.comparison import Progress, compare
 from edge_llama.fidelity.source import Chunk, LogitSource
@@ -177,30 +174,18 @@ def run(
     :class:`~converters.evidence.streamed.StreamedTower` and :func:`~edge_llama.fidelity.comparison.compare`.
     """
     hp = for_config(reference).hyperparameters(reference)
-    with _scratch(folder) as place:
-        recorder = Recorder(place, [len(chunk.ids) for chunk in chunks], hp.n_embd, hp.n_layer)
-        try:
-            with StreamedTower(reference, threads=threads, folder=folder, on_layer=recorder) as tower:
-                compared = compare(tower, model, chunks, on_progress)
-            layers = _layers(reference, examined, recorder, threads, on_progress)
-            own = _of_engine(examined, model, chunks[:1], threads, folder, on_progress)
-        finally:
-            recorder.close()
+    recorder = Recorder(folder, [len(chunk.ids) for chunk in chunks], hp.n_embd, hp.n_layer)
+    try:
+        with StreamedTower(reference, threads=threads, folder=folder, on_layer=recorder) as tower:
+            compared = compare(tower, model, chunks, on_progress)
+        layers = _layers(reference, examined, recorder, threads, on_progress)
+        own = _of_engine(examined, model, chunks[:1], threads, folder, on_progress)
+    finally:
+        recorder.close()
     longest = max(len(chunk.ids) for chunk in chunks)
     numbers = Numbers.of(compared.summary(), longest)
     weighted = examined.own is not None and _WEIGHTED in examined.own.metadata
     return Run(numbers, tuple(layers), own, is_weighted=weighted)
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder in ``folder`` that is gone afterwards. OutputError if there can be none."""
-    try:
-        place = tempfile.TemporaryDirectory(prefix="edge-llama-layers-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}", remedy=ELSEWHERE) from error
-    with place as name:
-        yield Path(name)
 
 
 def _of_engine(

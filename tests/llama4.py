@@ -20,6 +20,23 @@ Weights = dict[str, NDArray[np.float32]]
 
 K_QUANTS: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 256, "intermediate_size_mlp": 512, "head_dim": 64}
 """Changes to a width at which K-quants occur; small otherwise."""
+SMALL_MAVERICK = {
+    "num_local_experts": 8,
+    "interleave_moe_layer_step": 2,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 64,
+    "use_qk_norm": False,
+    "rope_scaling": None,
+}
+"""Changes to a text tower of Maverick's form."""
+ODD = {
+    "attention_chunk_size": 16,
+    "floor_scale": 8,
+    "attn_scale": 0.3,
+    "no_rope_layers": [1, 0, 1, 1],
+    "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "chunked_attention"],
+}
+"""Changes to what GGUF refuses: short chunks, another temperature, other layers without positions."""
 
 _TEXT: dict[str, Any] = {
     "model_type": "llama4_text",

@@ -96,7 +96,8 @@ class Head:
         writer, graph = self._tower.writer({**self._tower.tensors, self._name: block})
         states = graph.input(_STATES, ("batch", "sequence", self._tower.hp.n_embd))
         normed = writer.ops.norm(states, self._tower.tensors["model.norm.weight"], "norm")
-        assert graph.show(writer.logits(normed)) == _LOGITS  # noqa: S101 - its writer calls it so
+        shown = graph.show(writer.logits(normed))
+        assert shown == _LOGITS  # noqa: S101 - its writer calls it so
         return Stage(graph, self._tower.threads)
 
 

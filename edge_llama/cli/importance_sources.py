@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from edge_llama.errors import OptionError
 from edge_llama.files.gguf_text import GGUFArtifact
 from edge_llama.files.identity import sampled_sha256
 from edge_llama.files.tokenizer_folder import read_tokenizer_folder
-from edge_llama.host.atomic import PARTIAL
 from edge_llama.planning.options import OpenOptions
 from edge_llama.planning.plan import plan_engine
 from edge_llama.prompts.chat_template import ChatTemplate
@@ -123,7 +121,7 @@ class CheckpointSource:
         self.together = max(1, _TOGETHER // n_ctx)
         self.tokenizer: Tokenizer = self._tokenizer()
         self._squares, self._threads = Squares(self._checkpoint), threads
-        self._states = output.with_name(f".{output.name}.states{PARTIAL}")
+        self._folder = output.absolute().parent
 
     def _tokenizer(self) -> HFTokenizer:
         """The one that is written for it, which a conversion's proof holds equal to its own."""
@@ -150,14 +148,12 @@ class CheckpointSource:
         """See the Protocol. Hidden states lie beside the output meanwhile."""
         from converters.evidence.importance import add_chunks  # noqa: PLC0415 - likewise
 
-        shutil.rmtree(self._states, ignore_errors=True)  # of a run that was killed
-        self._states.mkdir()
         add_chunks(
             self._squares,
             self._checkpoint,
             chunks,
             threads=self._threads,
-            folder=self._states,
+            folder=self._folder,
             on_progress=lambda done, total: on_share(done / total),
         )
 
@@ -166,8 +162,7 @@ class CheckpointSource:
         return self._squares.sums
 
     def close(self) -> None:
-        """Remove the hidden states."""
-        shutil.rmtree(self._states, ignore_errors=True)
+        """Nothing is left open between two reads."""
 
 
 def _identity(files: Sequence[Path]) -> str:

@@ -18,13 +18,12 @@ from edge_llama.fidelity.certified import read_certificate
 from edge_llama.files import gguf_metadata
 from edge_llama.files.artifact import Artifact, Bundle, Row, VisionArtifact
 from edge_llama.files.gguf import Header, TensorInfo, read_header
-from edge_llama.files.gguf_adapter import AdapterFile, is_adapter, read_adapter
+from edge_llama.files.gguf_adapter import KIND as ADAPTER
+from edge_llama.files.gguf_adapter import AdapterFile, read_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-IMPORTANCE = "imatrix"
-"""What a GGUF file of importance says that it is."""
 _SHOWN = 72  # characters of a value that a table shows
 
 
@@ -45,10 +44,11 @@ def inspect(
     if checkpoint_at(path):
         _describe(path, as_json=as_json)
         return
-    if is_adapter(path):
+    kind = gguf_metadata.type_of(path)
+    if kind == ADAPTER:
         _describe_adapter(read_adapter(path), as_json=as_json)
         return
-    if gguf_metadata.type_of(path) == IMPORTANCE:
+    if kind == gguf_metadata.IMPORTANCE:
         _describe_importance(read_header(path), as_json=as_json)
         return
     found = read_towers(path)
@@ -85,7 +85,7 @@ def _describe_adapter(adapter: AdapterFile, *, as_json: bool) -> None:
 
 def _describe_importance(header: Header, *, as_json: bool) -> None:
     """What ``calibrate --for importance`` or llama-imatrix wrote."""
-    chunks, size = (header.get(f"{IMPORTANCE}.{name}", int, 0) for name in ("chunk_count", "chunk_size"))
+    chunks, size = (header.get(f"{gguf_metadata.IMPORTANCE}.{name}", int, 0) for name in ("chunk_count", "chunk_size"))
     if not as_json:
         title = f"{printable(header.path.name)}: importance matrix, {chunks:,} chunks of {size:,} tokens"
         _show(_console(), title, gguf_metadata.as_rows(header), header.tensors, f"{len(header.tensors):,} tensors")

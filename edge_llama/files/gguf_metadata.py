@@ -8,6 +8,8 @@ from typing import Any
 from edge_llama.files.artifact import Row
 from edge_llama.files.gguf import Header, Value, ValueType, is_gguf, read_header
 
+IMPORTANCE = "imatrix"
+"""What an importance matrix says that it is, and how its keys begin."""
 _SHOWN_ITEMS = 6
 
 

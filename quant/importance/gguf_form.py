@@ -21,13 +21,12 @@ from edge_llama.files.gguf import (
     string,
     u32,
 )
+from edge_llama.files.gguf_metadata import IMPORTANCE
 from edge_llama.host.regular_files import opened
 from quant.importance.values import AGAIN, MOST_COUNT, OWN_KEYS, Importance, Sums
 
-TYPE = "imatrix"
-"""What such a file says under ``general.type``."""
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_DATASETS, _N_CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+_DATASETS, _N_CHUNKS, _CHUNK_SIZE = (f"{IMPORTANCE}.{name}" for name in ("datasets", "chunk_count", "chunk_size"))
 
 
 def read(path: Path) -> Importance:
@@ -39,7 +38,7 @@ def read(path: Path) -> Importance:
 def encoded(importance: Importance) -> Iterable[bytes]:
     """The bytes of the GGUF: keys and tensors in the order of ``llama-imatrix``, then our own keys."""
     fields: dict[str, Value] = {
-        "general.type": string(TYPE),
+        "general.type": string(IMPORTANCE),
         _DATASETS: array(ValueType.STRING, list(importance.datasets)),
         _N_CHUNKS: u32(importance.n_chunks),
         _CHUNK_SIZE: u32(max(1, importance.chunk_size)),
@@ -66,7 +65,7 @@ def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _of_header(file: IO[bytes], header: Header) -> Importance:
     kind = header.get("general.type", str, "model")
-    if kind != TYPE:
+    if kind != IMPORTANCE:
         raise ArtifactError(f"{header.path}: is a {kind}, no importance matrix", remedy=AGAIN)
     for key in (_DATASETS, _N_CHUNKS, _CHUNK_SIZE):
         if key not in header.fields:

@@ -27,25 +27,10 @@ DENSE: dict[str, Make] = {
 }
 SPARSE: dict[str, Make] = {
     "scout": llama4.text_only,
-    "maverick": lambda folder: llama4.text_only(folder, **MAVERICK),
+    "maverick": lambda folder: llama4.text_only(folder, **llama4.SMALL_MAVERICK),
     # What GGUF refuses: short chunks, another temperature, other layers without positions.
-    "odd": lambda folder: llama4.text_only(folder, **ODD),
+    "odd": lambda folder: llama4.text_only(folder, **llama4.ODD),
     "two experts": lambda folder: llama4.text_only(folder, num_experts_per_tok=2),
-}
-MAVERICK = {
-    "num_local_experts": 8,
-    "interleave_moe_layer_step": 2,
-    "intermediate_size": 32,
-    "intermediate_size_mlp": 64,
-    "use_qk_norm": False,
-    "rope_scaling": None,
-}
-ODD = {
-    "attention_chunk_size": 16,
-    "floor_scale": 8,
-    "attn_scale": 0.3,
-    "no_rope_layers": [1, 0, 1, 1],
-    "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "chunked_attention"],
 }
 
 

@@ -32,29 +32,14 @@ Floats = NDArray[np.float32]
 Make = Callable[[Path], Path]
 TOLERANCE = 2e-4
 """Of logits, as a part of how far they spread (their standard deviation): sums in float32, in another order."""
-_MAVERICK = {
-    "num_local_experts": 8,
-    "interleave_moe_layer_step": 2,
-    "intermediate_size": 32,
-    "intermediate_size_mlp": 64,
-    "use_qk_norm": False,
-    "rope_scaling": None,
-}
-_ODD = {
-    "attention_chunk_size": 16,
-    "floor_scale": 8,
-    "attn_scale": 0.3,
-    "no_rope_layers": [1, 0, 1, 1],
-    "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "chunked_attention"],
-}
 CHECKPOINTS: dict[str, Make] = {
     "llama 2": checkpoints.llama2,
     "llama 3": checkpoints.llama3,
     "smollm2": checkpoints.smollm,
     **families.FAMILIES,
     "scout": llama4.text_only,
-    "maverick": lambda folder: llama4.text_only(folder, **_MAVERICK),
-    "odd": lambda folder: llama4.text_only(folder, **_ODD),
+    "maverick": lambda folder: llama4.text_only(folder, **llama4.SMALL_MAVERICK),
+    "odd": lambda folder: llama4.text_only(folder, **llama4.ODD),
     "two experts": lambda folder: llama4.text_only(folder, num_experts_per_tok=2),
 }
 FORMS: dict[str, Make] = {"dense": checkpoints.llama3, "scout": llama4.text_only, "mixtral": families.mixtral}
